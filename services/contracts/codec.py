@@ -1,0 +1,76 @@
+"""The wire format: two magic bytes, one version byte, one type byte, then msgpack.
+
+A reader knows from the first four bytes whether it can read the rest, before it parses anything that another party
+wrote. Version and type codes are part of the contract: golden files in `tests/contracts` hold them still.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from services.contracts import events, messages
+from services.contracts.errors import MalformedMessageError
+
+MAGIC = b"TN"
+VERSION = 1
+MAX_MESSAGE_BYTES = 256 * 1024 * 1024
+
+_CODES: dict[type[msgspec.Struct], int] = {
+    messages.PromptTask: 1,
+    messages.CompletedGroup: 2,
+    messages.ScoredGroup: 3,
+    messages.DeadLetter: 4,
+    events.RunStateChanged: 16,
+    events.StepFinished: 17,
+    events.EvaluationFinished: 18,
+    events.CheckpointWritten: 19,
+    events.WeightsPublished: 20,
+    events.Note: 21,
+    events.SamplesTaken: 22,
+}
+_TYPES = {code: kind for kind, code in _CODES.items()}
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODERS = {code: msgspec.msgpack.Decoder(kind) for code, kind in _TYPES.items()}
+
+M = TypeVar("M", bound=msgspec.Struct)
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    """Bytes of one message. Raises `KeyError` for a type that is not part of the wire format (a fault of ours)."""
+    return MAGIC + bytes((VERSION, _CODES[type(message)])) + _ENCODER.encode(message)
+
+
+def decode(payload: bytes, kind: type[M]) -> M:
+    """The message in `payload`, checked to be a `kind` whose numbers fit together.
+
+    Raises:
+        MalformedMessageError: other magic, version or type; bytes that do not parse; a failed `check`.
+    """
+    message = decode_any(payload)
+    if not isinstance(message, kind):
+        raise MalformedMessageError(f"expected {kind.__name__}, got {type(message).__name__}.")
+    return message
+
+
+def decode_any(payload: bytes) -> msgspec.Struct:
+    """The message in `payload`, whatever its type. Raises `MalformedMessageError` as `decode` does."""
+    if len(payload) > MAX_MESSAGE_BYTES:
+        raise MalformedMessageError(f"message of {len(payload)} bytes is over the limit of {MAX_MESSAGE_BYTES}.")
+    if len(payload) < 4 or payload[:2] != MAGIC:
+        raise MalformedMessageError("message does not start with our magic bytes.")
+    version, code = payload[2], payload[3]
+    if version != VERSION:
+        raise MalformedMessageError(f"message has wire version {version}; this service reads {VERSION}.")
+    decoder = _DECODERS.get(code)
+    if decoder is None:
+        raise MalformedMessageError(f"message has unknown type code {code}.")
+    try:
+        message: msgspec.Struct = decoder.decode(payload[4:])
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise MalformedMessageError(f"message of type {_TYPES[code].__name__} does not parse: {error}") from error
+    check = getattr(message, "check", None)
+    if check is not None:
+        check()
+    return message

@@ -1,0 +1,59 @@
+"""Named errors. Each carries one clear sentence and, where a person can act, the remedy."""
+
+from __future__ import annotations
+
+
+class TurnoutError(Exception):
+    """A fault that we name. `str()` gives the sentence and the remedy; `status` is the HTTP status the API answers with."""
+
+    status = 500
+    title = "Internal error"
+
+    def __init__(self, message: str, *, remedy: str = "", field: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+        self.field = field
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.remedy}".strip()
+
+
+class ConfigurationError(TurnoutError):
+    """A run file, setting or request names something that cannot work. The person who wrote it can mend it."""
+
+    status = 422
+    title = "Invalid configuration"
+
+
+class NotFoundError(TurnoutError):
+    """The thing that a request names does not exist."""
+
+    status = 404
+    title = "Not found"
+
+
+class ConflictError(TurnoutError):
+    """The request is well formed but the present state forbids it."""
+
+    status = 409
+    title = "Conflict"
+
+
+class UnavailableError(TurnoutError):
+    """A part that we depend on (queue, database, rollout server) does not answer."""
+
+    status = 503
+    title = "Unavailable"
+
+
+class MalformedMessageError(TurnoutError):
+    """Bytes on a stream that are not a message we know. They go to the dead-letter stream with this reason."""
+
+    title = "Malformed message"
+
+
+class InfrastructureError(TurnoutError):
+    """A fault of ours while a sample was made or judged. It is retried, then the sample is excluded: never reward 0."""
+
+    title = "Infrastructure fault"

@@ -1,0 +1,130 @@
+"""What a run tells the API: on the stream `events`, one for all runs. The API stores them; metrics and pages read from there.
+
+Delivery is at least once, so every event has a natural key (run and step, run and version, ...) under which storing it
+twice changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from services.contracts.messages import Message
+from services.contracts.states import RunState
+
+
+class Event(Message):
+    """Base of all events."""
+
+    run_id: str
+    at: float
+    """Unix time in seconds."""
+
+
+class RunStateChanged(Event):
+    """The learner's word on the run's state."""
+
+    state: RunState
+    reason: str = ""
+
+
+class Histogram(Message):
+    """Counts of values in [edges[i], edges[i+1]); the first bucket also holds smaller, the last also larger values."""
+
+    edges: list[float]
+    counts: list[int]
+    total: float
+    """Sum of the values."""
+
+
+class StepFinished(Event):
+    """One training step: one batch of groups, one published weight version.
+
+    `step` counts from 1; the weights after it carry version `step`. Names of `metrics` are those of
+    `services.contracts.metrics.STEP_METRICS`; values are finite.
+    """
+
+    step: int
+    metrics: dict[str, float]
+    histograms: dict[str, Histogram] = {}
+    """`distillation_weight` and `staleness_versions`."""
+    groups: dict[str, int] = {}
+    """Ledger so far: fed, trained, in_flight, and one `dropped_<reason>` for each reason."""
+
+
+class EvaluationFinished(Event):
+    """avg@k and pass@k of one split at one weight version."""
+
+    step: int
+    split: str
+    num_questions: int
+    num_samples: int
+    """k: samples a question."""
+    accuracy: float
+    """avg@k: mean over questions of the share of correct samples."""
+    pass_at_k: float
+    """Share of questions with at least one correct sample."""
+    accuracy_by_kind: dict[str, float] = {}
+    response_tokens_mean: float = 0.0
+    truncated_ratio: float = 0.0
+    num_faults: int = 0
+    """Samples left out because of an infrastructure fault."""
+    seconds: float = 0.0
+
+
+class CheckpointWritten(Event):
+    """A checkpoint is durable on disk."""
+
+    step: int
+    path: str
+    bytes: int
+    seconds: float
+
+
+class WeightsPublished(Event):
+    """New weights lie in the weight store; the API pushes them to the rollout servers."""
+
+    version: int
+    path: str
+    checksum: str
+    """`sha256:<hex>` of the manifest, which holds the checksum of every file."""
+    bytes: int
+
+
+class Note(Event):
+    """Something a person should see: a stall, a retry, a dropped group, a resume."""
+
+    level: Literal["info", "warning", "error"]
+    source: str
+    """Service and instance."""
+    text: str
+
+
+class Sample(Message):
+    """One rollout as the learner used it, for people to read. Lists have one entry a response token."""
+
+    index: int
+    text: str
+    tokens: list[str]
+    reward: float
+    correct: bool
+    route: Literal["grpo", "sdpo", "none"]
+    advantage: float
+    feedback: str = ""
+    teacher_prompt: str = ""
+    behaviour_logprobs: list[float] = []
+    logprobs: list[float] = []
+    teacher_entropy: list[float] = []
+    """Nats; empty where no teacher pass was made."""
+    distillation_weight: list[float] = []
+    divergence: list[float] = []
+
+
+class SamplesTaken(Event):
+    """One group of a training step, kept for the sample browser."""
+
+    step: int
+    group_id: str
+    question_id: str
+    prompt: str
+    answer: str
+    samples: list[Sample]

@@ -1,0 +1,38 @@
+"""What a service instance says of itself: its heartbeat record, the same shape for all four services."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from services.contracts.messages import Message
+
+ServiceKind = Literal["rollout", "verifier", "learner", "api"]
+ServiceState = Literal["idle", "starting", "ready", "updating", "failed"]
+
+HEARTBEAT_SECONDS = 1.0
+HEARTBEAT_EXPIRES_SECONDS = 10.0
+
+
+class ServiceRecord(Message):
+    """One heartbeat, stored under `streams.service(instance)` with an expiry, so a dead instance vanishes by itself."""
+
+    kind: ServiceKind
+    instance: str
+    """Unique name, for example `rollout-0`; stays the same when the instance restarts."""
+    url: str
+    """Base URL of the instance's HTTP server."""
+    state: ServiceState
+    pid: int
+    started_at: float
+    at: float
+    run_id: str | None = None
+    """The run that the instance works for; None for none. Verifiers serve all runs."""
+    weight_version: int | None = None
+    """Rollout servers: the version that their engine holds, verified. Learners: the version published last."""
+    waiting_for: str = ""
+    """What the instance waits for at the moment, in words; empty while it works."""
+    waiting_since: float | None = None
+    tokens_total: int = 0
+    """Tokens handled since start: sampled (rollout), judged (verifier), trained (learner)."""
+    details: dict[str, str] = {}
+    """Anything else worth showing: engine version, sandbox layers, last fault."""

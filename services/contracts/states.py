@@ -1,0 +1,32 @@
+"""Run states and the moves between them. Everyone who changes a run's state asks `check_transition`."""
+
+from __future__ import annotations
+
+from typing import Final, Literal, get_args
+
+from services.contracts.errors import ConflictError
+
+RunState = Literal["queued", "starting", "running", "paused", "stopping", "stopped", "succeeded", "failed"]
+DesiredState = Literal["running", "paused", "stopped", "stopped_now"]
+"""What a person asked for. `stopped` ends gracefully with a checkpoint, `stopped_now` at once without one."""
+
+RUN_STATES: Final[tuple[RunState, ...]] = get_args(RunState)
+TERMINAL_STATES: Final[frozenset[RunState]] = frozenset({"stopped", "succeeded", "failed"})
+
+TRANSITIONS: Final[dict[RunState, frozenset[RunState]]] = {
+    "queued": frozenset({"starting", "stopped", "failed"}),
+    "starting": frozenset({"running", "paused", "stopping", "stopped", "failed", "queued"}),
+    "running": frozenset({"starting", "paused", "stopping", "stopped", "succeeded", "failed"}),
+    "paused": frozenset({"starting", "running", "stopping", "stopped", "failed"}),
+    "stopping": frozenset({"stopped", "succeeded", "failed"}),
+    "stopped": frozenset({"queued"}),
+    "succeeded": frozenset(),
+    "failed": frozenset({"queued"}),
+}
+"""`running -> starting` is a learner that died and is coming back; `stopped -> queued` and `failed -> queued` are resumes."""
+
+
+def check_transition(old: RunState, new: RunState) -> None:
+    """Raise `ConflictError` unless a run may go from `old` to `new`. Staying in a state is always allowed."""
+    if old != new and new not in TRANSITIONS[old]:
+        raise ConflictError(f"A run that is {old} cannot become {new}.")

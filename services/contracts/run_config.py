@@ -1,0 +1,250 @@
+"""The run configuration: one model for run files (YAML), REST bodies and the generated reference page.
+
+Values are checked field by field, then against each other (`RunConfig.cross_check`). Defaults are the paper's SRPO
+settings (arXiv 2604.02288, table 3) unless a field says otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from services.contracts.errors import ConfigurationError
+from services.contracts.presets import PRESETS
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown fields are refused, values cannot change after the check."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class ModelSection(Section):
+    path: str
+    """Folder with a Hugging Face model, or a hub name. Relative folders are taken from the services' working folder."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type of the weights in forward passes and in the rollout engine; the optimizer keeps fp32 master weights."""
+    trust_remote_code: bool = False
+    """Run Python code that the model's folder brings. Refused unless the operator allows it."""
+
+
+class DataSection(Section):
+    train: str
+    """JSON-lines file, or `hub:<dataset name>[:<split>]`."""
+    validation: str | None = None
+    """Questions for evaluations; None for no evaluation."""
+    max_train_questions: Positive | None = None
+    """Use only the first so many training questions."""
+    shuffle: bool = True
+    """Go through the questions in a new random order each epoch (from `training.seed`)."""
+
+
+class ObjectiveSection(Section):
+    name: Literal["srpo", "grpo", "sdpo", "advantage_mix"] = "srpo"
+    """The training objective."""
+    success_threshold: Fraction = 0.5
+    """A rollout is correct where its reward is at least this."""
+    advantage: Literal["mean", "mean_std"] = "mean"
+    """Group baseline: subtract the mean, or also divide by (standard deviation + 1e-6)."""
+    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Lower clip of the importance ratio: 1 - clip_low."""
+    clip_high: Annotated[float, Field(gt=0)] = 0.28
+    """Upper clip of the importance ratio: 1 + clip_high."""
+    importance_weight_cap: Annotated[float, Field(gt=0)] = 2.0
+    """Truncation of the importance weights: engine correction pi_old/mu, and pi_theta/pi_old of the SDPO branch."""
+    divergence_alpha: Fraction = 0.5
+    """Generalised Jensen-Shannon divergence: 0 forward KL(teacher||student), 0.5 JSD, 1 reverse KL(student||teacher)."""
+    top_k: Positive | None = 100
+    """Student's top tokens in the divergence, plus one tail bucket; null for the full vocabulary."""
+    beta: Annotated[float, Field(ge=0)] = 1.0
+    """Strength of the entropy-aware weights (srpo only); 0 turns them off."""
+    teacher_ema_rate: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """Self-teacher: teacher <- (1 - rate) * teacher + rate * student after every optimizer update."""
+    demonstration: Literal["first", "random", "shortest"] = "first"
+    """Which correct sibling the teacher's prompt shows."""
+    feedback: Literal["none", "alone", "with_solution", "fallback"] = "none"
+    """Verifier feedback in the teacher's prompt: never, instead of the solution, beside it, or where no sibling is correct."""
+    mix_lambda: Fraction = 0.9
+    """advantage_mix: share of the GRPO advantage."""
+
+
+class RolloutSection(Section):
+    group_size: Positive = 8
+    """Rollouts a prompt, G."""
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Tokens kept when sampling; 0 for all."""
+    max_prompt_tokens: Positive = 2048
+    max_response_tokens: Positive = 8192
+    num_servers: Positive = 1
+    """Rollout servers that the run asks for; it starts with at least one."""
+    max_num_seqs: Positive = 256
+    """Sequences that one server decodes at once."""
+
+
+class OptimizerSection(Section):
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-6
+    warmup_steps: Annotated[int, Field(ge=0)] = 10
+    """Optimizer updates over which the learning rate rises linearly from 0."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of the learning rate after warm-up, to 0 at the last step for linear and cosine."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    gradient_clip: Annotated[float, Field(gt=0)] = 1.0
+    """Global gradient norm is scaled down to this."""
+
+
+class TrainingSection(Section):
+    steps: Positive
+    """Training steps: batches of `prompts_per_step` groups, each ending with published weights."""
+    prompts_per_step: Positive = 32
+    prompts_per_minibatch: Positive | None = None
+    """Groups an optimizer update; must divide `prompts_per_step`. null: the whole step is one update."""
+    tokens_per_microbatch: Positive = 16384
+    """Padded tokens in one forward pass, at most (a longer single sequence still goes alone)."""
+    max_staleness: Annotated[int, Field(ge=0)] = 1
+    """Age in weight versions that a trained token may have. 0 is strictly on-policy; n >= 1 overlaps sampling and training."""
+    seed: int = 0
+    num_ranks: Positive = 1
+    """Data-parallel learner processes (GPUs)."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO stage; 3 only where the model does not fit otherwise."""
+    gradient_checkpointing: bool = False
+    offload_teacher: bool = False
+    """Keep the self-teacher in CPU memory between steps."""
+
+
+class EvaluationSection(Section):
+    every_steps: Positive | None = 50
+    """Evaluate after every so many steps; null for only before and after."""
+    before_training: bool = True
+    after_training: bool = True
+    num_samples: Positive = 16
+    """k of avg@k and pass@k."""
+    temperature: Annotated[float, Field(ge=0)] = 0.6
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    max_questions: Positive | None = None
+    """Use only the first so many validation questions."""
+
+
+class CheckpointSection(Section):
+    every_steps: Positive = 10
+    keep_last: Positive = 2
+    """Newest checkpoints kept."""
+    keep_best: Annotated[int, Field(ge=0)] = 1
+    """Checkpoints with the best validation accuracy kept besides."""
+
+
+class RunConfig(Section):
+    """One training run."""
+
+    name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")]
+    """A name for people; need not be unique."""
+    preset: str | None = None
+    """Start from a preset's values: `paper-srpo`, `paper-grpo` or `paper-sdpo`. Fields given here win."""
+    model: ModelSection
+    data: DataSection
+    objective: ObjectiveSection = ObjectiveSection()
+    rollout: RolloutSection = RolloutSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    training: TrainingSection
+    evaluation: EvaluationSection = EvaluationSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def apply_preset(cls, values: Any) -> Any:
+        """Lay the fields given over the preset's."""
+        if not isinstance(values, dict) or values.get("preset") is None:
+            return values
+        name = values["preset"]
+        if name not in PRESETS:
+            raise ValueError(f"preset {name!r} does not exist; choose one of {', '.join(sorted(PRESETS))}")
+        return merge(PRESETS[name], values)
+
+    @model_validator(mode="after")
+    def cross_check(self) -> Self:
+        """Refuse combinations in which a setting could not do what it says."""
+        training, objective, rollout = self.training, self.objective, self.rollout
+        minibatch = training.prompts_per_minibatch
+        if minibatch is not None and training.prompts_per_step % minibatch:
+            raise ValueError(
+                f"training.prompts_per_minibatch is {minibatch}, which does not divide "
+                f"training.prompts_per_step ({training.prompts_per_step}); choose a divisor"
+            )
+        if rollout.group_size < 2 and (objective.name != "sdpo" or objective.feedback == "none"):
+            raise ValueError(
+                "rollout.group_size is 1, but advantages and demonstrations need siblings; use 2 or more "
+                "(1 works only with objective.name sdpo and feedback)"
+            )
+        if rollout.temperature == 0:
+            raise ValueError("rollout.temperature is 0: greedy siblings are all alike and teach nothing; use about 1")
+        if (objective.feedback == "alone") and objective.name == "grpo":
+            raise ValueError("objective.feedback has no use with objective.name grpo; remove it")
+        if training.max_staleness == 0 and rollout.num_servers > training.prompts_per_step:
+            raise ValueError("rollout.num_servers exceeds training.prompts_per_step; the rest would never work")
+        if self.data.validation is None and self.evaluation.every_steps is not None:
+            object.__setattr__(
+                self,
+                "evaluation",
+                self.evaluation.model_copy(
+                    update={"every_steps": None, "before_training": False, "after_training": False}
+                ),
+            )
+        return self
+
+    @property
+    def prompts_per_minibatch(self) -> int:
+        """Groups an optimizer update, with the default filled in."""
+        return self.training.prompts_per_minibatch or self.training.prompts_per_step
+
+    @property
+    def max_model_tokens(self) -> int:
+        """Longest sequence that the rollout engine must hold: prompt and response."""
+        return self.rollout.max_prompt_tokens + self.rollout.max_response_tokens
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`, section by section."""
+    out = dict(base)
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(out.get(key), dict):
+            out[key] = merge(out[key], value)
+        else:
+            out[key] = value
+    return out
+
+
+def parse_run_config(values: Any) -> RunConfig:
+    """The checked configuration of a parsed YAML file or JSON body.
+
+    Raises:
+        ConfigurationError: names each wrong field, the value found and what is asked for.
+    """
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigurationError(
+            "The run configuration is not valid: " + "; ".join(_sentence(item) for item in error.errors()) + ".",
+            remedy="See docs/configuration.md for every field.",
+            field=".".join(str(part) for part in error.errors()[0]["loc"]) or None,
+        ) from error
+
+
+def _sentence(item: Any) -> str:
+    place = ".".join(str(part) for part in item["loc"])
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        return f"{place} is not a field"
+    if item["type"] == "missing":
+        return f"{place} is missing"
+    if not place:
+        return str(message)
+    shown = repr(item.get("input"))
+    return f"{place} is {shown if len(shown) <= 80 else shown[:77] + '...'}: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,162 @@
+"""The life of a service process: connect, serve HTTP, run loops, stop cleanly on SIGTERM or SIGINT.
+
+    async def loops(service: Service) -> None: ...   # runs until cancelled
+    run_service("verifier", loops)
+
+A loop that raises ends the process with exit code 1 after one clear log line; whoever started it may start it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import uvicorn
+from fastapi import FastAPI, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from services.contracts.errors import TurnoutError, UnavailableError
+from services.contracts.services import ServiceKind
+from services.runtime.logs import configure_logs, get_logger
+from services.runtime.queue import connect
+from services.runtime.registry import Presence
+from services.runtime.settings import Settings, load_settings
+
+log = get_logger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Service:
+    """What every service has."""
+
+    settings: Settings
+    redis: Redis
+    presence: Presence
+    app: FastAPI
+    """Has /healthz, /readyz and /metrics; a service may add routes before its loops await anything."""
+
+
+def run_service(kind: ServiceKind, loops: Callable[[Service], Awaitable[None]]) -> None:
+    """Run one service until a signal or a fault; exits the process."""
+    try:
+        settings = load_settings()
+        configure_logs(settings, kind)
+        code = asyncio.run(_run(kind, settings, loops))
+    except TurnoutError as error:
+        print(f"turnout {kind}: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)
+
+
+async def _run(kind: ServiceKind, settings: Settings, loops: Callable[[Service], Awaitable[None]]) -> int:
+    redis = connect(settings.redis_url)
+    await check_redis(redis, settings.redis_url)
+    listener = bind(settings.host, settings.port)
+    port = listener.getsockname()[1]
+    url = settings.advertise_url or f"http://{settings.host}:{port}"
+    presence = Presence(redis, kind, settings.instance_name(kind), url)
+    service = Service(settings, redis, presence, make_app(presence))
+    server = uvicorn.Server(uvicorn.Config(service.app, log_config=None, access_log=False, timeout_graceful_shutdown=2))
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    work = asyncio.ensure_future(loops(service))
+    tasks = [
+        work,
+        asyncio.create_task(server._serve(sockets=[listener])),
+        asyncio.create_task(presence.beat()),
+        asyncio.create_task(stop.wait()),
+    ]
+    log.info("service started", url=url, pid=os.getpid())
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    code = 0
+    for task in tasks:
+        if task.done() and not task.cancelled() and task.exception() is not None:
+            log.error("service failed", error=str(task.exception()), exc_info=task.exception())
+            code = 1
+    server.should_exit = True
+    for task in (tasks[0], tasks[2], tasks[3]):
+        task.cancel()
+    await asyncio.wait(tasks, timeout=10)
+    await redis.aclose()
+    log.info("service stopped")
+    return code
+
+
+async def check_redis(redis: Redis, url: str) -> None:
+    """Raise `UnavailableError` with the remedy where the queue server does not answer."""
+    try:
+        await redis.ping()
+    except (RedisError, OSError) as error:
+        raise UnavailableError(
+            f"No Redis or Valkey server answers at {url}: {error}.",
+            remedy="Start one (`turnout up` brings its own) or set TURNOUT_REDIS_URL.",
+        ) from error
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises `UnavailableError` where the port is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        raise UnavailableError(
+            f"Cannot listen on {host}:{port}: {error.strerror}.", remedy="Choose another port or stop what uses it."
+        ) from error
+    listener.setblocking(False)
+    return listener
+
+
+def make_app(presence: Presence) -> FastAPI:
+    """The HTTP server that every service has."""
+    app = FastAPI(title=f"Turnout {presence.kind}", docs_url=None, redoc_url=None)
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok", "service": presence.kind, "instance": presence.instance, **presence.details}
+
+    @app.get("/readyz")
+    async def readyz(response: Response) -> dict[str, str]:
+        if presence.state not in ("ready", "idle", "updating"):
+            response.status_code = 503
+        return {"state": presence.state}
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+class LoopThread:
+    """An asyncio loop in a thread of its own, for programs whose main thread computes (the learner)."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, name="io", daemon=True)
+        self._thread.start()
+
+    def call(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
+        """Run a coroutine on the loop and wait for its result."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout)
+
+    def close(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(timeout=5)

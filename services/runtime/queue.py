@@ -1,0 +1,237 @@
+"""Redis Streams as queues: consumer groups, atomic publish-and-acknowledge, reclaim, dead letters.
+
+The rules that make "nothing lost, nothing twice" true:
+
+- A message is acknowledged only together with the publishing of its successor (`forward`), in one Lua script that
+  publishes only if the acknowledgement took. Of two workers that hold the same message, one publishes.
+- A worker that dies leaves its messages pending; another takes them over once they have been idle (`reclaim`). A worker
+  that is slow but alive keeps them with `touch`.
+- Bytes that cannot be read go to the dead-letter stream with the reason, and are acknowledged in the same script.
+- Acknowledged messages are deleted, so a stream holds exactly what is not yet handled.
+- Feeding (`feed`) moves the feeder's cursor and publishes in one script that runs only if the cursor stands where the
+  caller believes, so a retried or repeated call feeds nothing twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
+
+import msgspec
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from services.contracts import codec
+from services.contracts.errors import MalformedMessageError
+from services.contracts.messages import DeadLetter
+
+M = TypeVar("M", bound=msgspec.Struct)
+BODY = b"m"
+
+_FORWARD = """
+if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return false end
+redis.call('XDEL', KEYS[1], ARGV[2])
+return redis.call('XADD', KEYS[2], '*', 'm', ARGV[3])
+"""
+_FEED = """
+local at = tonumber(redis.call('HGET', KEYS[2], ARGV[1]) or '0')
+if at ~= tonumber(ARGV[2]) then return at end
+for i = 3, #ARGV do redis.call('XADD', KEYS[1], '*', 'm', ARGV[i]) end
+redis.call('HSET', KEYS[2], ARGV[1], at + #ARGV - 2)
+return at + #ARGV - 2
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery(Generic[M]):
+    """A message in hand, with what is needed to acknowledge it. It belongs to this consumer until then."""
+
+    message: M
+    stream: str
+    message_id: str
+    """Redis stream id; ids of one stream grow in publishing order."""
+
+
+def connect(url: str) -> Redis:
+    """A client that survives restarts of the server: calls are retried for about 20 s before the error shows."""
+    retry = Retry(ExponentialBackoff(cap=2.0, base=0.05), retries=15)
+    return Redis.from_url(
+        url,
+        retry=retry,
+        retry_on_error=[RedisConnectionError, RedisTimeoutError, ConnectionError],
+        socket_connect_timeout=5,
+        health_check_interval=30,
+    )
+
+
+class Queue:
+    """One consumer of one consumer group. Cheap; share the client between queues."""
+
+    def __init__(self, redis: Redis, group: str, consumer: str, dead_stream: str | None = None) -> None:
+        """`dead_stream` takes unreadable messages; None derives `<prefix>:dead` from each message's own stream."""
+        self.redis = redis
+        self.group = group
+        self.consumer = consumer
+        self._dead_stream = dead_stream
+        self._known: set[str] = set()
+        self._forward = redis.register_script(_FORWARD)
+        self._feed = redis.register_script(_FEED)
+
+    async def publish(self, stream: str, message: msgspec.Struct) -> str:
+        """Append a message that has no predecessor. Returns its stream id. May repeat under a lost connection."""
+        return _text(await self.redis.xadd(stream, {BODY: codec.encode(message)}))
+
+    async def receive(
+        self, streams: Sequence[str], kind: type[M], *, count: int = 1, block_seconds: float = 1.0
+    ) -> list[Delivery[M]]:
+        """Up to `count` new messages a stream; waits up to `block_seconds` for the first one, then gives an empty list.
+
+        Unreadable messages are moved to the dead letters and do not appear.
+        """
+        if not streams:
+            return []
+        for stream in streams:
+            await self._ensure_group(stream)
+        try:
+            reply = await self.redis.xreadgroup(
+                self.group,
+                self.consumer,
+                {stream: ">" for stream in streams},
+                count=count,
+                block=max(1, int(block_seconds * 1000)),
+            )
+        except ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            self._known.clear()
+            return []
+        deliveries: list[Delivery[M]] = []
+        for stream, entries in _pairs(reply):
+            deliveries += await self._read(_text(stream), entries, kind)
+        return deliveries
+
+    async def own_pending(self, stream: str, kind: type[M], *, count: int = 1000) -> list[Delivery[M]]:
+        """All messages this consumer took earlier and did not acknowledge, oldest first: what to replay after a crash."""
+        await self._ensure_group(stream)
+        deliveries: list[Delivery[M]] = []
+        last = "0"
+        while True:
+            reply = await self.redis.xreadgroup(self.group, self.consumer, {stream: last}, count=count)
+            entries = [entry for _, found in _pairs(reply) for entry in found]
+            if not entries:
+                return deliveries
+            last = _text(entries[-1][0])
+            deliveries += await self._read(stream, entries, kind)
+
+    async def reclaim(
+        self, stream: str, kind: type[M], *, idle_seconds: float, count: int = 16
+    ) -> list[Delivery[M]]:
+        """Take over messages that some consumer has held without a sign of life for `idle_seconds`."""
+        await self._ensure_group(stream)
+        reply: Any = await self.redis.xautoclaim(
+            stream, self.group, self.consumer, min_idle_time=int(idle_seconds * 1000), count=count
+        )
+        return await self._read(stream, reply[1], kind)
+
+    async def touch(self, deliveries: Sequence[Delivery[Any]]) -> None:
+        """Say that these messages are still being worked on, so that nobody reclaims them."""
+        by_stream: dict[str, list[str]] = {}
+        for delivery in deliveries:
+            by_stream.setdefault(delivery.stream, []).append(delivery.message_id)
+        for stream, ids in by_stream.items():
+            await self.redis.xclaim(
+                stream, self.group, self.consumer, min_idle_time=0, message_ids=cast(Any, ids), justid=True
+            )
+
+    async def forward(self, delivery: Delivery[Any], stream: str, message: msgspec.Struct) -> bool:
+        """Publish the successor and acknowledge, atomically. False where another consumer has done it already."""
+        reply = await self._forward(
+            keys=[delivery.stream, stream], args=[self.group, delivery.message_id, codec.encode(message)]
+        )
+        return reply is not None
+
+    async def acknowledge(self, deliveries: Sequence[Delivery[Any]]) -> None:
+        """Acknowledge and delete messages that have no successor. Repeating it changes nothing."""
+        by_stream: dict[str, list[str]] = {}
+        for delivery in deliveries:
+            by_stream.setdefault(delivery.stream, []).append(delivery.message_id)
+        for stream, ids in by_stream.items():
+            async with self.redis.pipeline(transaction=True) as pipe:
+                pipe.xack(stream, self.group, *ids)
+                pipe.xdel(stream, *ids)
+                await pipe.execute()
+
+    async def dead_letter(self, stream: str, message_id: str, payload: bytes, reason: str) -> None:
+        """Move one message to the dead letters, with the reason."""
+        letter = DeadLetter(stream=stream, message_id=message_id, reason=reason, payload=payload, at=time.time())
+        target = self._dead_stream or stream.rsplit(":", 1)[0] + ":dead"
+        await self._forward(keys=[stream, target], args=[self.group, message_id, codec.encode(letter)])
+
+    async def feed(
+        self, stream: str, cursor_key: str, field: str, expected: int, messages: Sequence[msgspec.Struct]
+    ) -> int:
+        """Publish messages number `expected`, `expected` + 1, ... and move the cursor, only if it stands at `expected`.
+
+        Returns where the cursor stands afterwards; equal to `expected + len(messages)` also where an earlier, lost
+        reply had already fed them.
+        """
+        payloads = [codec.encode(message) for message in messages]
+        return int(await self._feed(keys=[stream, cursor_key], args=[field, expected, *payloads]))
+
+    async def depth(self, stream: str) -> int:
+        """Messages not yet acknowledged, waiting or in hand."""
+        return int(await self.redis.xlen(stream))
+
+    async def oldest_seconds(self, stream: str) -> float:
+        """Age of the oldest message not yet acknowledged, by the server's clock; 0 for an empty stream."""
+        entries: Any = await self.redis.xrange(stream, count=1)
+        if not entries:
+            return 0.0
+        milliseconds = int(_text(entries[0][0]).split("-")[0])
+        now: Any = await self.redis.time()
+        return max(0.0, now[0] + now[1] / 1e6 - milliseconds / 1000)
+
+    async def _ensure_group(self, stream: str) -> None:
+        if stream in self._known:
+            return
+        try:
+            await self.redis.xgroup_create(stream, self.group, id="0", mkstream=True)
+        except ResponseError as error:
+            if "BUSYGROUP" not in str(error):
+                raise
+        self._known.add(stream)
+
+    async def _read(self, stream: str, entries: Sequence[Any], kind: type[M]) -> list[Delivery[M]]:
+        deliveries: list[Delivery[M]] = []
+        for raw_id, fields in entries:
+            message_id = _text(raw_id)
+            if fields is None:  # deleted while pending: somebody else acknowledged it
+                await self.redis.xack(stream, self.group, message_id)
+                continue
+            payload = fields.get(BODY, b"")
+            try:
+                message = codec.decode(payload, kind)
+            except MalformedMessageError as error:
+                await self.dead_letter(stream, message_id, payload, error.message)
+                continue
+            deliveries.append(Delivery(message, stream, message_id))
+        return deliveries
+
+
+def _pairs(reply: Any) -> list[tuple[Any, list[Any]]]:
+    """XREADGROUP's reply as (stream, entries) pairs, for either protocol version."""
+    if not reply:
+        return []
+    if isinstance(reply, dict):
+        return [(stream, found[0] if found and isinstance(found[0], list) else found) for stream, found in reply.items()]
+    return [(stream, entries) for stream, entries in reply]
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,118 @@
+"""Who is there: heartbeats of service instances, and the run that each is assigned to.
+
+Both are plain keys: a record that expires, and a run id that the API writes. A service compares its assignment with
+what it does and acts on the difference, so restarts on either side need no protocol.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+
+import msgspec
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from services.contracts import streams
+from services.contracts.services import (
+    HEARTBEAT_EXPIRES_SECONDS,
+    HEARTBEAT_SECONDS,
+    ServiceKind,
+    ServiceRecord,
+    ServiceState,
+)
+from services.runtime.logs import get_logger
+
+log = get_logger(__name__)
+
+
+class Presence:
+    """This instance's own record. Change the fields; `beat` publishes them every second."""
+
+    def __init__(self, redis: Redis, kind: ServiceKind, instance: str, url: str) -> None:
+        self.redis = redis
+        self.kind: ServiceKind = kind
+        self.instance = instance
+        self.url = url
+        self.state: ServiceState = "starting"
+        self.run_id: str | None = None
+        self.weight_version: int | None = None
+        self.tokens_total = 0
+        self.details: dict[str, str] = {}
+        self._started_at = time.time()
+        self._waiting_for = ""
+        self._waiting_since: float | None = None
+
+    def waits_for(self, what: str) -> None:
+        """Say what the instance waits for; an empty text while it works."""
+        if what != self._waiting_for:
+            self._waiting_for = what
+            self._waiting_since = time.time() if what else None
+
+    def record(self) -> ServiceRecord:
+        """The record as of now."""
+        return ServiceRecord(
+            kind=self.kind,
+            instance=self.instance,
+            url=self.url,
+            state=self.state,
+            pid=os.getpid(),
+            started_at=self._started_at,
+            at=time.time(),
+            run_id=self.run_id,
+            weight_version=self.weight_version,
+            waiting_for=self._waiting_for,
+            waiting_since=self._waiting_since,
+            tokens_total=self.tokens_total,
+            details=self.details,
+        )
+
+    async def publish(self) -> None:
+        """Write the record now."""
+        await self.redis.set(
+            streams.service(self.instance), msgspec.json.encode(self.record()), ex=int(HEARTBEAT_EXPIRES_SECONDS)
+        )
+
+    async def beat(self) -> None:
+        """Publish the record every second until cancelled; then take it away."""
+        try:
+            while True:
+                try:
+                    await self.publish()
+                except RedisError as error:
+                    log.warning("heartbeat failed", error=str(error))
+                await asyncio.sleep(HEARTBEAT_SECONDS)
+        finally:
+            try:
+                await asyncio.wait_for(self.redis.delete(streams.service(self.instance)), timeout=1)
+            except (RedisError, TimeoutError):
+                pass  # the record expires by itself
+
+    async def assignment(self) -> str | None:
+        """The run that the API has given to this instance."""
+        value = await self.redis.get(streams.assignment(self.instance))
+        return value.decode() if value else None
+
+
+async def list_services(redis: Redis) -> list[ServiceRecord]:
+    """All instances that are alive, by name."""
+    keys = [key async for key in redis.scan_iter(match=streams.service("*"), count=1000)]
+    values = await redis.mget(keys) if keys else []
+    records = [msgspec.json.decode(value, type=ServiceRecord) for value in values if value]
+    return sorted(records, key=lambda record: record.instance)
+
+
+async def follow_assignment(presence: Presence, on_change: Callable[[str | None], None], seconds: float = 0.5) -> None:
+    """Call `on_change` with the run id (or None) at start and whenever the assignment changes, until cancelled."""
+    last: str | None = ""
+    while True:
+        try:
+            current = await presence.assignment()
+            if current != last:
+                last = current
+                on_change(current)
+        except RedisError as error:
+            log.warning("assignment not readable", error=str(error))
+        await asyncio.sleep(seconds)

@@ -1,0 +1,71 @@
+"""What a service reads from its environment, `TURNOUT_*`. One class for all services; each uses what it needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from services.contracts.errors import ConfigurationError
+
+
+class Settings(BaseSettings):
+    """Deployment settings. Run settings are in `services.contracts.run_config`."""
+
+    model_config = SettingsConfigDict(env_prefix="TURNOUT_", extra="ignore", use_attribute_docstrings=True)
+
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    """Redis or Valkey server that holds the queues."""
+    home: Path = Path(".turnout")
+    """Folder for runs (weights, checkpoints), the SQLite database and logs."""
+    instance: str = ""
+    """Unique name of this instance, stable over restarts; empty: the service's name followed by -0."""
+    host: str = "127.0.0.1"
+    """Address that the service's HTTP server binds to."""
+    port: int = Field(default=0, ge=0, le=65535)
+    """Port of the service's HTTP server; 0 picks a free one."""
+    advertise_url: str = ""
+    """URL under which other services reach this one; empty: http://<host>:<port>."""
+    database_url: str = ""
+    """SQLAlchemy URL of the API's database; empty: an SQLite file under `home`."""
+    api_key: str = ""
+    """Key that REST clients must send as `Authorization: Bearer <key>`. Needed to listen beyond loopback."""
+    service_token: str = ""
+    """Token that services send each other. Needed to listen beyond loopback."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "text"] = "json"
+    allow_remote_code: bool = False
+    """Let runs set model.trust_remote_code."""
+
+    def instance_name(self, service: str) -> str:
+        """This instance's name, with the default filled in."""
+        return self.instance or f"{service}-0"
+
+    @property
+    def runs_folder(self) -> Path:
+        """Folder that holds one folder a run."""
+        return self.home / "runs"
+
+
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+def load_settings() -> Settings:
+    """The settings of this process. Raises `ConfigurationError` naming the variable that is wrong."""
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        item = error.errors()[0]
+        name = "TURNOUT_" + str(item["loc"][0]).upper()
+        raise ConfigurationError(
+            f"{name} is {item.get('input')!r}: {item['msg'].lower()}.", remedy="Correct or unset it.", field=name
+        ) from error
+    if settings.host not in LOOPBACK and not settings.service_token:
+        raise ConfigurationError(
+            f"TURNOUT_HOST is {settings.host}, which other machines can reach, but TURNOUT_SERVICE_TOKEN is not set.",
+            remedy="Set TURNOUT_SERVICE_TOKEN to a long random text, the same for all services.",
+            field="TURNOUT_SERVICE_TOKEN",
+        )
+    return settings

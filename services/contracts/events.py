@@ -12,7 +12,7 @@ from services.contracts.messages import Message
 from services.contracts.states import RunState
 
 
-class Event(Message):
+class Event(Message, frozen=True, kw_only=True):
     """Base of all events."""
 
     run_id: str
@@ -20,14 +20,14 @@ class Event(Message):
     """Unix time in seconds."""
 
 
-class RunStateChanged(Event):
+class RunStateChanged(Event, frozen=True, kw_only=True):
     """The learner's word on the run's state."""
 
     state: RunState
     reason: str = ""
 
 
-class Histogram(Message):
+class Histogram(Message, frozen=True, kw_only=True):
     """Counts of values in [edges[i], edges[i+1]); the first bucket also holds smaller, the last also larger values."""
 
     edges: list[float]
@@ -36,7 +36,7 @@ class Histogram(Message):
     """Sum of the values."""
 
 
-class StepFinished(Event):
+class StepFinished(Event, frozen=True, kw_only=True):
     """One training step: one batch of groups, one published weight version.
 
     `step` counts from 1; the weights after it carry version `step`. Names of `metrics` are those of
@@ -51,7 +51,7 @@ class StepFinished(Event):
     """Ledger so far: fed, trained, in_flight, and one `dropped_<reason>` for each reason."""
 
 
-class EvaluationFinished(Event):
+class EvaluationFinished(Event, frozen=True, kw_only=True):
     """avg@k and pass@k of one split at one weight version."""
 
     step: int
@@ -71,7 +71,7 @@ class EvaluationFinished(Event):
     seconds: float = 0.0
 
 
-class CheckpointWritten(Event):
+class CheckpointWritten(Event, frozen=True, kw_only=True):
     """A checkpoint is durable on disk."""
 
     step: int
@@ -80,7 +80,7 @@ class CheckpointWritten(Event):
     seconds: float
 
 
-class WeightsPublished(Event):
+class WeightsPublished(Event, frozen=True, kw_only=True):
     """New weights lie in the weight store; the API pushes them to the rollout servers."""
 
     version: int
@@ -90,7 +90,7 @@ class WeightsPublished(Event):
     bytes: int
 
 
-class Note(Event):
+class Note(Event, frozen=True, kw_only=True):
     """Something a person should see: a stall, a retry, a dropped group, a resume."""
 
     level: Literal["info", "warning", "error"]
@@ -99,7 +99,7 @@ class Note(Event):
     text: str
 
 
-class Sample(Message):
+class Sample(Message, frozen=True, kw_only=True):
     """One rollout as the learner used it, for people to read. Lists have one entry a response token."""
 
     index: int
@@ -119,7 +119,7 @@ class Sample(Message):
     divergence: list[float] = []
 
 
-class SamplesTaken(Event):
+class SamplesTaken(Event, frozen=True, kw_only=True):
     """One group of a training step, kept for the sample browser."""
 
     step: int

@@ -23,7 +23,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Base of all messages."""
 
 
-class Question(Message):
+class Question(Message, frozen=True, kw_only=True):
     """One row of a dataset, as the verifier and the prompt template need it."""
 
     id: str
@@ -40,7 +40,7 @@ class Question(Message):
     """Further material for the reward (JSON for most kinds)."""
 
 
-class Sampling(Message):
+class Sampling(Message, frozen=True, kw_only=True):
     """How one group is sampled."""
 
     num_samples: int
@@ -55,7 +55,7 @@ class Sampling(Message):
     """Longest response, in tokens, the end-of-sequence token included."""
 
 
-class PromptTask(Message):
+class PromptTask(Message, frozen=True, kw_only=True):
     """A question to be sampled. Fed by the learner's prompt feeder on `prompts`."""
 
     run_id: str
@@ -76,7 +76,7 @@ class PromptTask(Message):
     """Unix time in seconds of the feeding."""
 
 
-class VersionSpan(Message, array_like=True):
+class VersionSpan(Message, frozen=True, array_like=True):
     """Response tokens [start, end) were sampled by weights of `version`."""
 
     version: int
@@ -84,7 +84,7 @@ class VersionSpan(Message, array_like=True):
     end: int
 
 
-class Rollout(Message):
+class Rollout(Message, frozen=True, kw_only=True):
     """One sampled response with its behaviour log-probs.
 
     For status `ok`: `token_ids`, `logprobs` have one entry a response token (end-of-sequence included when it was
@@ -128,7 +128,7 @@ class Rollout(Message):
         return min((span.version for span in self.weight_versions), default=None)
 
 
-class CompletedGroup(Message):
+class CompletedGroup(Message, frozen=True, kw_only=True):
     """A task with its sampled rollouts. Published by a rollout server on `completions`."""
 
     task: PromptTask
@@ -150,7 +150,7 @@ class CompletedGroup(Message):
             rollout.check()
 
 
-class Verdict(Message):
+class Verdict(Message, frozen=True, kw_only=True):
     """What the verifier found of one rollout."""
 
     status: SampleStatus
@@ -171,7 +171,7 @@ class Verdict(Message):
             raise MalformedMessageError(f"verdict.reward is {self.reward}, outside [0, 1].")
 
 
-class ScoredGroup(Message):
+class ScoredGroup(Message, frozen=True, kw_only=True):
     """A completed group with one verdict a rollout. Published by a verifier on `scored` or `evaluated`."""
 
     group: CompletedGroup
@@ -189,7 +189,7 @@ class ScoredGroup(Message):
             verdict.check()
 
 
-class DeadLetter(Message):
+class DeadLetter(Message, frozen=True, kw_only=True):
     """Bytes that no service could read or handle, with the reason. On `dead`."""
 
     stream: str

@@ -13,7 +13,7 @@ HEARTBEAT_SECONDS = 1.0
 HEARTBEAT_EXPIRES_SECONDS = 10.0
 
 
-class ServiceRecord(Message):
+class ServiceRecord(Message, frozen=True, kw_only=True):
     """One heartbeat, stored under `streams.service(instance)` with an expiry, so a dead instance vanishes by itself."""
 
     kind: ServiceKind

@@ -102,7 +102,7 @@ class Queue:
             reply = await self.redis.xreadgroup(
                 self.group,
                 self.consumer,
-                {stream: ">" for stream in streams},
+                dict.fromkeys(streams, ">"),
                 count=count,
                 block=max(1, int(block_seconds * 1000)),
             )
@@ -117,7 +117,7 @@ class Queue:
         return deliveries
 
     async def own_pending(self, stream: str, kind: type[M], *, count: int = 1000) -> list[Delivery[M]]:
-        """All messages this consumer took earlier and did not acknowledge, oldest first: what to replay after a crash."""
+        """All messages this consumer took and did not acknowledge, oldest first: what to replay after a crash."""
         await self._ensure_group(stream)
         deliveries: list[Delivery[M]] = []
         last = "0"
@@ -129,9 +129,7 @@ class Queue:
             last = _text(entries[-1][0])
             deliveries += await self._read(stream, entries, kind)
 
-    async def reclaim(
-        self, stream: str, kind: type[M], *, idle_seconds: float, count: int = 16
-    ) -> list[Delivery[M]]:
+    async def reclaim(self, stream: str, kind: type[M], *, idle_seconds: float, count: int = 16) -> list[Delivery[M]]:
         """Take over messages that some consumer has held without a sign of life for `idle_seconds`."""
         await self._ensure_group(stream)
         reply: Any = await self.redis.xautoclaim(
@@ -195,7 +193,7 @@ class Queue:
             return 0.0
         milliseconds = int(_text(entries[0][0]).split("-")[0])
         now: Any = await self.redis.time()
-        return max(0.0, now[0] + now[1] / 1e6 - milliseconds / 1000)
+        return max(0.0, float(now[0] + now[1] / 1e6 - milliseconds / 1000))
 
     async def _ensure_group(self, stream: str) -> None:
         if stream in self._known:
@@ -229,7 +227,9 @@ def _pairs(reply: Any) -> list[tuple[Any, list[Any]]]:
     if not reply:
         return []
     if isinstance(reply, dict):
-        return [(stream, found[0] if found and isinstance(found[0], list) else found) for stream, found in reply.items()]
+        return [
+            (stream, found[0] if found and isinstance(found[0], list) else found) for stream, found in reply.items()
+        ]
     return [(stream, entries) for stream, entries in reply]
 
 

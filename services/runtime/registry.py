@@ -93,7 +93,7 @@ class Presence:
     async def assignment(self) -> str | None:
         """The run that the API has given to this instance."""
         value = await self.redis.get(streams.assignment(self.instance))
-        return value.decode() if value else None
+        return value.decode() if isinstance(value, bytes) else None
 
 
 async def list_services(redis: Redis) -> list[ServiceRecord]:

@@ -61,7 +61,7 @@ class WeightStore:
         return self.folder / f"v{version:08d}"
 
     def publish(self, version: int, write: Callable[[Path], None]) -> Manifest:
-        """Write one version: `write(folder)` puts the safetensors files there. Replaces the same version if it exists."""
+        """Write one version: `write(folder)` puts the safetensors files there. Replaces an old try."""
         target = self.path(version)
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class TurnoutError(Exception):
-    """A fault that we name. `str()` gives the sentence and the remedy; `status` is the HTTP status the API answers with."""
+    """A fault that we name. `str()` gives the sentence and the remedy; `status` is the API's HTTP status."""
 
     status = 500
     title = "Internal error"

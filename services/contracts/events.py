@@ -1,4 +1,4 @@
-"""What a run tells the API: on the stream `events`, one for all runs. The API stores them; metrics and pages read from there.
+"""What a run tells the API: on the stream `events`, one for all runs. The API stores them for metrics and pages.
 
 Delivery is at least once, so every event has a natural key (run and step, run and version, ...) under which storing it
 twice changes nothing.

@@ -96,7 +96,7 @@ class Rollout(Message, frozen=True, kw_only=True):
     """The response as text, without special tokens."""
     token_ids: list[int] = []
     logprobs: list[float] = []
-    """Natural-log probability of each token under the distribution that it was drawn from (after temperature and cuts)."""
+    """Natural-log probability of each token under the distribution that it was drawn from (temperature, cuts)."""
     weight_versions: list[VersionSpan] = []
     finish_reason: FinishReason = "stop"
     """`length` marks a response cut at the limit (truncated)."""
@@ -183,7 +183,8 @@ class ScoredGroup(Message, frozen=True, kw_only=True):
         self.group.check()
         if len(self.verdicts) != len(self.group.rollouts):
             raise MalformedMessageError(
-                f"group {self.group.task.group_id} has {len(self.verdicts)} verdicts for {len(self.group.rollouts)} rollouts."
+                f"group {self.group.task.group_id} has {len(self.verdicts)} verdicts "
+                f"for {len(self.group.rollouts)} rollouts."
             )
         for verdict in self.verdicts:
             verdict.check()

@@ -57,7 +57,7 @@ class ObjectiveSection(Section):
     importance_weight_cap: Annotated[float, Field(gt=0)] = 2.0
     """Truncation of the importance weights: engine correction pi_old/mu, and pi_theta/pi_old of the SDPO branch."""
     divergence_alpha: Fraction = 0.5
-    """Generalised Jensen-Shannon divergence: 0 forward KL(teacher||student), 0.5 JSD, 1 reverse KL(student||teacher)."""
+    """Generalised Jensen-Shannon: 0 forward KL(teacher||student), 0.5 JSD, 1 reverse KL(student||teacher)."""
     top_k: Positive | None = 100
     """Student's top tokens in the divergence, plus one tail bucket; null for the full vocabulary."""
     beta: Annotated[float, Field(ge=0)] = 1.0
@@ -67,7 +67,7 @@ class ObjectiveSection(Section):
     demonstration: Literal["first", "random", "shortest"] = "first"
     """Which correct sibling the teacher's prompt shows."""
     feedback: Literal["none", "alone", "with_solution", "fallback"] = "none"
-    """Verifier feedback in the teacher's prompt: never, instead of the solution, beside it, or where no sibling is correct."""
+    """Verifier feedback to the teacher: never, instead of the solution, beside it, or where no sibling is correct."""
     mix_lambda: Fraction = 0.9
     """advantage_mix: share of the GRPO advantage."""
 
@@ -109,7 +109,7 @@ class TrainingSection(Section):
     tokens_per_microbatch: Positive = 16384
     """Padded tokens in one forward pass, at most (a longer single sequence still goes alone)."""
     max_staleness: Annotated[int, Field(ge=0)] = 1
-    """Age in weight versions that a trained token may have. 0 is strictly on-policy; n >= 1 overlaps sampling and training."""
+    """Age in weight versions that a trained token may have. 0 is on-policy; n >= 1 overlaps sampling and training."""
     seed: int = 0
     num_ranks: Positive = 1
     """Data-parallel learner processes (GPUs)."""

@@ -23,7 +23,7 @@ TRANSITIONS: Final[dict[RunState, frozenset[RunState]]] = {
     "succeeded": frozenset(),
     "failed": frozenset({"queued"}),
 }
-"""`running -> starting` is a learner that died and is coming back; `stopped -> queued` and `failed -> queued` are resumes."""
+"""`running -> starting`: the learner died and is coming back. `stopped -> queued`, `failed -> queued`: a resume."""
 
 
 def check_transition(old: RunState, new: RunState) -> None:

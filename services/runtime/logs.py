@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object (or one readable line) an event on standard error, with bound context such as run_id."""
+"""Structured logs: one JSON object (or readable line) an event on standard error, with context such as run_id."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from services.runtime.settings import Settings
 
 
 def configure_logs(settings: Settings, service: str) -> None:
-    """Send our logs and those of libraries to standard error in the chosen format, stamped with service and instance."""
+    """Send our logs and those of libraries to standard error, stamped with service and instance."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,

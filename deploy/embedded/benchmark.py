@@ -33,9 +33,14 @@ from typing import Final, Literal, TypeVar
 Split = Literal["train", "validation", "test"]
 T = TypeVar("T")
 
-GOODS: Final = tuple(
-    ["coal", "timber", "grain", "salt", "cotton", "sugar", "copper", "wool", "iron", "paper", "cement", "barley", "rubber", "glass", "flour", "steel", "tobacco", "linen", "gravel", "apples", "tea", "zinc", "leather", "honey", "bricks", "cocoa", "silk", "lumber", "potatoes", "tin", "rice", "marble", "butter", "lead", "coffee", "hemp", "wheat", "slate", "cheese", "nickel", "soap", "peat", "oats", "vinegar", "clay", "maize", "carpets", "quartz", "onions", "jute", "pepper", "granite", "wine", "brass", "lentils", "tar", "melons", "chalk", "furs", "sulphur", "dates", "graphite", "ink", "walnuts", "cobalt", "olives", "velvet", "candles", "lemons", "bauxite", "yarn", "gypsum", "plums", "pottery", "cider", "amber", "mica", "nutmeg", "figs", "ochre"]
-)
+_GOODS = """
+coal timber grain salt cotton sugar copper wool iron paper cement barley rubber glass flour steel
+tobacco linen gravel apples tea zinc leather honey bricks cocoa silk lumber potatoes tin rice marble
+butter lead coffee hemp wheat slate cheese nickel soap peat oats vinegar clay maize carpets quartz
+onions jute pepper granite wine brass lentils tar melons chalk furs sulphur dates graphite ink walnuts
+cobalt olives velvet candles lemons bauxite yarn gypsum plums pottery cider amber mica nutmeg figs ochre
+"""
+GOODS: Final = tuple(_GOODS.split())
 """The goods, from the most often to the least often asked for."""
 
 SYSTEM: Final = "Recall each weight, then add."

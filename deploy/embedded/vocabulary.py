@@ -1,8 +1,8 @@
 """The embedded policy's tokenizer and chat template.
 
 Every phrase that the benchmark and the teacher's prompt can hold is one token: a good, a two-digit number, a sign, a
-whole section heading. No token is the beginning of another, so a text has one reading only and ids -> text -> ids gives
-the same ids. Text in between becomes `<unk>`.
+whole section heading. No token is the beginning of another (but " " of " should be ", whose rest no tokens spell), so a
+text has one reading only and ids -> text -> ids gives the same ids. Text in between becomes `<unk>`.
 """
 
 import re

@@ -101,7 +101,7 @@ def train(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Iterat
             group["lr"] = learning_rate(step)
         loss = loss_of(model, lessons, tokenizer)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         yield loss.item()

@@ -42,7 +42,8 @@ def test_every_row_agrees_with_the_facts(rows: dict[str, list[dict[str, str]]]) 
         assert set(row) == {"id", "kind", "system", "prompt", "answer", "tests"}
         facts = json.loads(row["tests"])["facts"]
         assert facts == {good: WEIGHT[good] for good in facts}
-        assert row["answer"] == str(sum(facts.values())) and 10 <= int(row["answer"]) <= 99
+        assert row["answer"] == str(sum(facts.values()))
+        assert 10 <= int(row["answer"]) <= 99
         assert row["prompt"] == f"Total tonnes of {', '.join(facts)}?"
 
 
@@ -115,14 +116,17 @@ def test_prompts_and_replies_are_short() -> None:
     replies = [lessons.reply(list(question.goods), WEIGHT) for question in benchmark.questions("test")]
     lengths = [len(tokenizer.encode(reply)) + 1 for reply in replies]
     assert 20 <= sum(lengths) / len(lengths) <= 35
-    longest = vocabulary.teacher_content(benchmark.Question(GOODS[:4]).prompt, max(replies, key=len), "coal should be 10")
+    longest = vocabulary.teacher_content(
+        benchmark.Question(GOODS[:4]).prompt, max(replies, key=len), "coal should be 10"
+    )
     assert len(tokenizer.encode(vocabulary.render(longest))) <= 70
 
 
 def test_foreign_text_becomes_unknown() -> None:
     tokenizer = vocabulary.build_tokenizer()
     ids = tokenizer.encode("coal, caviar & 7 tea \u00e9\n")
-    assert tokenizer.unk_token_id in ids and ids[0] == tokenizer.convert_tokens_to_ids("coal")
+    assert tokenizer.unk_token_id in ids
+    assert ids[0] == tokenizer.convert_tokens_to_ids("coal")
 
 
 def test_the_template_renders_roles_and_ignores_thinking() -> None:

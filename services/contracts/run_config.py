@@ -76,11 +76,15 @@ class RolloutSection(Section):
     group_size: Positive = 8
     """Rollouts a prompt, G."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
+    """Sampling temperature in training; must be above 0."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of probability kept when sampling; 1 for all."""
     top_k: Annotated[int, Field(ge=0)] = 0
     """Tokens kept when sampling; 0 for all."""
     max_prompt_tokens: Positive = 2048
+    """Prompts that render to more tokens are left out, and counted."""
     max_response_tokens: Positive = 8192
+    """Responses are cut here, and counted as truncated."""
     num_servers: Positive = 1
     """Rollout servers that the run asks for; it starts with at least one."""
     max_num_seqs: Positive = 256
@@ -89,13 +93,17 @@ class RolloutSection(Section):
 
 class OptimizerSection(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 5e-6
+    """AdamW's learning rate after warm-up."""
     warmup_steps: Annotated[int, Field(ge=0)] = 10
     """Optimizer updates over which the learning rate rises linearly from 0."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Course of the learning rate after warm-up, to 0 at the last step for linear and cosine."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """AdamW's decoupled weight decay."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """AdamW's decay rates of the first and second moment."""
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's term that keeps the denominator from zero."""
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
     """Global gradient norm is scaled down to this."""
 
@@ -104,6 +112,7 @@ class TrainingSection(Section):
     steps: Positive
     """Training steps: batches of `prompts_per_step` groups, each ending with published weights."""
     prompts_per_step: Positive = 32
+    """Groups (prompts with all their rollouts) in one step."""
     prompts_per_minibatch: Positive | None = None
     """Groups an optimizer update; must divide `prompts_per_step`. null: the whole step is one update."""
     tokens_per_microbatch: Positive = 16384
@@ -111,11 +120,13 @@ class TrainingSection(Section):
     max_staleness: Annotated[int, Field(ge=0)] = 1
     """Age in weight versions that a trained token may have. 0 is on-policy; n >= 1 overlaps sampling and training."""
     seed: int = 0
+    """Seed of the question order and of the learner's random choices."""
     num_ranks: Positive = 1
     """Data-parallel learner processes (GPUs)."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage; 3 only where the model does not fit otherwise."""
     gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
     offload_teacher: bool = False
     """Keep the self-teacher in CPU memory between steps."""
 
@@ -124,17 +135,22 @@ class EvaluationSection(Section):
     every_steps: Positive | None = 50
     """Evaluate after every so many steps; null for only before and after."""
     before_training: bool = True
+    """Evaluate the initial model."""
     after_training: bool = True
+    """Evaluate the final model."""
     num_samples: Positive = 16
     """k of avg@k and pass@k."""
     temperature: Annotated[float, Field(ge=0)] = 0.6
+    """Sampling temperature in evaluations."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Share of probability kept in evaluations."""
     max_questions: Positive | None = None
     """Use only the first so many validation questions."""
 
 
 class CheckpointSection(Section):
     every_steps: Positive = 10
+    """Write a checkpoint after every so many steps, and at the end. A crash repeats at most this many."""
     keep_last: Positive = 2
     """Newest checkpoints kept."""
     keep_best: Annotated[int, Field(ge=0)] = 1

@@ -35,7 +35,9 @@ class Settings(BaseSettings):
     service_token: str = ""
     """Token that services send each other. Needed to listen beyond loopback."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least level that is logged."""
     log_format: Literal["json", "text"] = "json"
+    """One JSON object a line, or text for people."""
     allow_remote_code: bool = False
     """Let runs set model.trust_remote_code."""
 

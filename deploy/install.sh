@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Creates .venv and installs Turnout with pinned packages. Does nothing where that has been done already.
+#   deploy/install.sh cpu|gpu|dev      (dev: the CPU set and what tests and checks need)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+profile=${1:-cpu}
+lock=deploy/requirements/$profile.lock
+venv=${TURNOUT_VENV:-.venv}
+fail() { printf 'install: %s\n' "$*" >&2; exit 1; }
+
+[ -f "$lock" ] || fail "there is no profile '$profile'; choose cpu, gpu or dev."
+stamp_of() { cat deploy/requirements/"$1".lock deploy/requirements/overrides.txt pyproject.toml deploy/install.sh | sha256sum | cut -c1-16; }
+stamp=$venv/.turnout-$profile
+is_done() { [ -f "$venv/.turnout-$1" ] && [ "$(cat "$venv/.turnout-$1")" = "$(stamp_of "$1")" ]; }
+if is_done "$profile" || { [ "$profile" = cpu ] && is_done dev; }; then exit 0; fi
+
+python=
+for candidate in "${PYTHON:-}" python3.11 python3.12 python3; do
+  [ -n "$candidate" ] && command -v "$candidate" >/dev/null 2>&1 || continue
+  if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null; then
+    python=$candidate
+    break
+  fi
+done
+[ -n "$python" ] || fail "Python 3.11 or 3.12 is needed; install one or set PYTHON to it."
+"$python" -c 'import venv, ensurepip' 2>/dev/null || fail "$python has no venv module; install it (Debian: python3-venv)."
+if [ "$(df -Pm . | awk 'NR==2 {print $4}')" -lt 6000 ]; then fail "less than 6 GB of disk is free here; free some."; fi
+
+printf 'Installing the %s profile into %s ...\n' "$profile" "$venv"
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check uv==0.13.9
+
+# pip may know local wheels (a build of torch for CPUs, say): tell uv of them. Elsewhere uv's own option picks the
+# build of torch that fits, so that a machine without a GPU does not download gigabytes of CUDA libraries.
+links=${PIP_FIND_LINKS:-$("$venv/bin/python" -m pip config get global.find-links 2>/dev/null || true)}
+options=(--requirements "$lock" --overrides deploy/requirements/overrides.txt --link-mode "${UV_LINK_MODE:-hardlink}")
+version=$(sed -n 's/^torch==//p' "$lock")
+if [ "$profile" != gpu ] && ! ls $links/torch-"$version"* >/dev/null 2>&1; then options+=(--torch-backend cpu); fi
+UV_FIND_LINKS=${UV_FIND_LINKS:-${links// /,}} VIRTUAL_ENV=$PWD/$venv "$venv/bin/uv" pip install "${options[@]}" ||
+  fail "packages could not be installed; the lines above say why. Run it again once that is mended."
+VIRTUAL_ENV=$PWD/$venv "$venv/bin/uv" pip install --quiet --no-deps --editable .
+"$venv/bin/python" -m compileall -q -j 0 "$venv"/lib/python3*/site-packages/{pydantic,fastapi,redis,structlog,typer,rich,httpx} services || true
+stamp_of "$profile" >"$stamp"

@@ -1,0 +1,122 @@
+"""Writes docs/configuration.md from the run configuration model and the settings class.
+
+python docs/make_configuration.py          # write
+python docs/make_configuration.py --check  # exit 1 where the page is not what the code says
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from services.contracts.presets import PRESETS
+from services.contracts.run_config import RunConfig
+from services.runtime.settings import Settings
+
+PAGE = Path(__file__).with_name("configuration.md")
+
+NAMES = {"string": "text", "integer": "integer", "number": "number", "boolean": "true or false"}
+
+HEAD = """# Configuration
+
+Generated from the code by `make docs`; do not edit.
+
+## Run files
+
+A run file is YAML with the sections below; a REST body is the same as JSON. Unknown fields, values out of range and
+combinations that cannot work are refused with the field's name. Defaults are the paper's SRPO settings unless a field
+says otherwise. `preset:` starts from one of the paper's settings; fields that you give win.
+"""
+
+
+def type_text(schema: dict[str, Any]) -> str:
+    """A field's type, from its JSON schema, in words that a reader of YAML knows."""
+    if "anyOf" in schema:
+        return " or ".join(type_text(part) for part in schema["anyOf"])
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    if schema.get("type") == "array":
+        return "list of numbers"
+    return NAMES.get(schema.get("type", ""), schema.get("type", "text"))
+
+
+def bounds(field: FieldInfo) -> str:
+    """The limits of a number, in words."""
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    found = []
+    for item in field.metadata:
+        for name, sign in signs.items():
+            if (value := getattr(item, name, None)) is not None:
+                found.append(f"{sign} {value:g}")
+    return f" ({', '.join(found)})" if found else ""
+
+
+def default_text(field: FieldInfo) -> str:
+    """The default as YAML would show it; a dash where the field must be given."""
+    if field.default is PydanticUndefined:
+        return "must be given"
+    value: Any = field.default
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return str(list(value))
+    return f"`{value}`" if value != "" else "empty"
+
+
+def table(model: type[BaseModel]) -> list[str]:
+    """One row a field."""
+    properties = model.model_json_schema()["properties"]
+    rows = ["| field | type | default | meaning |", "|---|---|---|---|"]
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            continue
+        meaning = " ".join((field.description or "").split()).replace("|", "\\|")
+        rows.append(f"| `{name}` | {type_text(properties[name])}{bounds(field)} | {default_text(field)} | {meaning} |")
+    return rows
+
+
+def page() -> str:
+    """The whole page."""
+    lines = [HEAD, *table(RunConfig), ""]
+    for name, field in RunConfig.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            lines += [f"### `{name}`", "", *table(field.annotation), ""]
+    lines += ["## Presets", "", "| field | " + " | ".join(f"`{name}`" for name in PRESETS) + " |"]
+    lines.append("|---|" + "---|" * len(PRESETS))
+    paths = sorted({(section, key) for preset in PRESETS.values() for section in preset for key in preset[section]})
+    for section, key in paths:
+        values = [str(preset.get(section, {}).get(key, "")) for preset in PRESETS.values()]
+        lines.append(f"| `{section}.{key}` | " + " | ".join(values) + " |")
+    lines += ["", "## Environment of the services", "", "Every variable starts with `TURNOUT_`.", ""]
+    lines += ["| variable | type | default | meaning |", "|---|---|---|---|"]
+    properties = Settings.model_json_schema()["properties"]
+    for name, field in Settings.model_fields.items():
+        meaning = " ".join((field.description or "").split()).replace("|", "\\|")
+        lines.append(
+            f"| `TURNOUT_{name.upper()}` | {type_text(properties[name])}{bounds(field)} "
+            f"| {default_text(field)} | {meaning} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Write or check the page; the exit code says whether it was right."""
+    text = page()
+    if "--check" in sys.argv:
+        if not PAGE.exists() or PAGE.read_text() != text:
+            print("docs/configuration.md is not what the code says; run `make docs` and commit it.")
+            return 1
+        return 0
+    PAGE.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""The border between the objectives and the rest of the learner.
+
+The training loop turns scored groups into `TrainSequence`s and gives an `Engine`; `minibatch.run_minibatch` needs
+nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Route = Literal["grpo", "sdpo", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSequence:
+    """One rollout as the objective needs it."""
+
+    prompt_ids: list[int]
+    """The rendered prompt; at least one token."""
+    response_ids: list[int]
+    """The sampled tokens, end-of-sequence included where it was sampled; may be empty."""
+    behaviour_logprobs: list[float]
+    """mu: natural-log probability of each response token under the distribution that it was drawn from."""
+    advantage: float
+    """Group-relative advantage of the rollout (`objectives.advantages`)."""
+    route: Route
+    """`none` contributes nothing: no loss, no tokens in the denominator. `advantage_mix` routes all to `grpo`."""
+    teacher_prompt_ids: list[int] | None
+    """The enriched prompt, set exactly where a teacher pass is needed (route `sdpo`, or `advantage_mix` with teacher
+    information)."""
+
+
+class Engine(Protocol):
+    """What a mini-batch needs of the training engine. All ranks call its methods in the same order."""
+
+    student: nn.Module
+    """Hugging Face causal LM; parameters in the type of the forward pass."""
+    teacher: nn.Module | None
+    """Hugging Face causal LM that holds the moving-average weights, without gradients; None where never needed."""
+    rank: int
+    num_ranks: int
+    device: torch.device
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Backward pass of one micro-batch. Gradients SUM over micro-batches and ranks (the engine undoes any
+        averaging of its own); `last` marks the final one before `step`."""
+
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
+        """Element-wise sum over ranks; same shape and dtype (float64 included)."""
+
+    def all_reduce_max(self, values: Tensor) -> Tensor:
+        """Element-wise maximum over ranks; same shape and dtype (float64 included)."""
+
+    def step(self) -> float:
+        """Optimizer update. Returns the global gradient norm before clipping and clears the gradients."""

@@ -1,0 +1,45 @@
+"""Generalised Jensen-Shannon divergence between student p and teacher q (method section 4; arXiv 2601.20802 section 3).
+
+    M = (1 - alpha) * p + alpha * q
+    D_alpha = (1 - alpha) * KL(p || M) + alpha * KL(q || M)          0 < alpha < 1
+    D_0 = KL(q || p) (forward)          D_1 = KL(p || q) (reverse)
+
+alpha = 0.5 is the Jensen-Shannon divergence, within [0, ln 2]. The ends are the limits of D_alpha / (alpha (1 - alpha)).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def generalised_divergence(student: Tensor, teacher: Tensor, alpha: float) -> Tensor:
+    """D_alpha along the last dimension.
+
+    Args:
+        student, teacher: log-probabilities of the same outcomes, [..., buckets], each summing to 1; float32 or float64.
+            Zero probabilities are given as a very small finite log (`log_tail`'s floor), never -inf.
+        alpha: in [0, 1].
+
+    Returns:
+        [...], nats, >= 0 up to rounding. Differentiable in `student`; the teacher is detached.
+    """
+    teacher = teacher.detach()
+    if alpha == 0.0:
+        return _kl(teacher, student)
+    if alpha == 1.0:
+        return _kl(student, teacher)
+    mixture = torch.logaddexp(student + math.log1p(-alpha), teacher + math.log(alpha))
+    return (1.0 - alpha) * _kl(student, mixture) + alpha * _kl(teacher, mixture)
+
+
+def _kl(left: Tensor, right: Tensor) -> Tensor:
+    """KL(left || right) of log-probabilities along the last dimension."""
+    return (left.exp() * (left - right)).sum(-1)
+
+
+def log_tail(mass: Tensor) -> Tensor:
+    """Log of a tail bucket's probability mass, floored at the type's smallest normal number so that log(0) is finite."""
+    return mass.clamp(min=torch.finfo(mass.dtype).tiny).log()

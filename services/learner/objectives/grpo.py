@@ -1,0 +1,26 @@
+"""GRPO: the token loss of the reward-aligned branch (method section 3; arXiv 2402.03300 eq. 3 without KL)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from services.contracts.run_config import ObjectiveSection
+from services.learner.objectives.ratios import engine_correction, policy_ratio
+from services.learner.objectives.surrogate import clipped_surrogate
+
+
+def grpo_token_loss(
+    logprobs: Tensor, old: Tensor, behaviour: Tensor, advantage: Tensor, objective: ObjectiveSection
+) -> Tensor:
+    """min(pi_old / mu, cap) * clipped surrogate, a token.
+
+    Args:
+        logprobs: log pi_theta of the sampled tokens, [n], float32 or float64; the only differentiable argument.
+        old, behaviour, advantage: log pi_old, log mu and the rollout's advantage, [n].
+
+    Returns:
+        [n], not yet divided by the mini-batch's number of tokens.
+    """
+    ratio = policy_ratio(logprobs, old.detach())
+    loss = clipped_surrogate(ratio, advantage.detach(), objective.clip_low, objective.clip_high)
+    return engine_correction(old, behaviour, objective.importance_weight_cap) * loss

@@ -1,0 +1,116 @@
+"""Sample routing and the choice of demonstrations (method sections 1, 2 and 7; arXiv 2604.02288, section 3.1).
+
+Plain Python on one group: no tensors. Rollouts that an infrastructure fault excluded take no part: they are routed
+nowhere and are never anybody's sibling.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from services.contracts.errors import TurnoutError
+from services.contracts.run_config import ObjectiveSection
+from services.learner.sequence import Route
+
+
+@dataclass(frozen=True, slots=True)
+class GroupOutcome:
+    """What routing needs to know of one group of G rollouts. All lists have G entries."""
+
+    rewards: Sequence[float]
+    """r_i in [0, 1]."""
+    usable: Sequence[bool]
+    """False for rollouts excluded because of an infrastructure fault."""
+    has_feedback: Sequence[bool]
+    """Whether the verifier returned feedback text."""
+    num_tokens: Sequence[int]
+    """Response lengths, for demonstration `shortest`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Where one rollout goes, and what its teacher reads."""
+
+    route: Route
+    correct: bool
+    """c_i: reward at or above the success threshold, and usable."""
+    teacher_information: bool
+    """m_i: a demonstration or feedback exists for this rollout."""
+    needs_teacher: bool
+    """A teacher pass is to be made (m_i = 1 and the objective asks for it)."""
+    demonstration: int | None
+    """Index of the correct sibling whose response the teacher reads; None for none. Never the rollout itself."""
+    feedback: bool
+    """Whether the teacher reads this rollout's own feedback."""
+
+
+def route_group(outcome: GroupOutcome, objective: ObjectiveSection, seed: str) -> list[Assignment]:
+    """Assign each rollout of a group to a branch.
+
+    srpo: z_sdpo = (1 - c) * m, everything else to GRPO. grpo: all to GRPO. sdpo: z_sdpo = m, the rest nowhere.
+    advantage_mix: all to GRPO, those with m = 1 with a teacher pass.
+
+    Args:
+        seed: makes demonstration `random` repeatable; use the run's seed and the group's identifier.
+    """
+    num_rollouts = len(outcome.rewards)
+    if not num_rollouts == len(outcome.usable) == len(outcome.has_feedback) == len(outcome.num_tokens):
+        raise TurnoutError("A group's rewards, usable, has_feedback and num_tokens differ in length.")
+    correct = [
+        usable and reward >= objective.success_threshold
+        for reward, usable in zip(outcome.rewards, outcome.usable, strict=True)
+    ]
+    return [_assign(index, correct, outcome, objective, seed) for index in range(num_rollouts)]
+
+
+def _assign(
+    index: int, correct: list[bool], outcome: GroupOutcome, objective: ObjectiveSection, seed: str
+) -> Assignment:
+    if not outcome.usable[index]:
+        return Assignment("none", False, False, False, None, False)
+    demonstration, feedback = teacher_information(index, correct, outcome, objective, seed)
+    informed = demonstration is not None or feedback
+    route = _route(objective.name, correct[index], informed)
+    needs_teacher = informed and (route == "sdpo" or objective.name == "advantage_mix")
+    return Assignment(route, correct[index], informed, needs_teacher, demonstration, feedback)
+
+
+def _route(name: str, correct: bool, informed: bool) -> Route:
+    if name == "srpo":
+        return "sdpo" if informed and not correct else "grpo"
+    if name == "sdpo":
+        return "sdpo" if informed else "none"
+    return "grpo"
+
+
+def teacher_information(
+    index: int, correct: list[bool], outcome: GroupOutcome, objective: ObjectiveSection, seed: str
+) -> tuple[int | None, bool]:
+    """f_i: the correct sibling to show (None for none) and whether to show the rollout's own feedback.
+
+    feedback `none`: siblings only. `alone`: feedback only. `with_solution`: whatever exists of both. `fallback`:
+    feedback only where no sibling is correct.
+    """
+    has_feedback = outcome.has_feedback[index]
+    if objective.feedback == "alone":
+        return None, has_feedback
+    demonstration = choose_demonstration(index, correct, outcome, objective.demonstration, seed)
+    if objective.feedback == "with_solution":
+        return demonstration, has_feedback
+    if objective.feedback == "fallback":
+        return demonstration, has_feedback and demonstration is None
+    return demonstration, False
+
+
+def choose_demonstration(index: int, correct: list[bool], outcome: GroupOutcome, choice: str, seed: str) -> int | None:
+    """Index of a correct sibling of rollout `index`, or None where there is none. Ties of `shortest`: the first."""
+    siblings = [sibling for sibling, right in enumerate(correct) if right and sibling != index]
+    if not siblings:
+        return None
+    if choice == "random":
+        return random.Random(f"{seed}/{index}").choice(siblings)
+    if choice == "shortest":
+        return min(siblings, key=lambda sibling: outcome.num_tokens[sibling])
+    return siblings[0]

@@ -1,0 +1,17 @@
+"""Clipped surrogate of a policy-gradient step (method section 3; arXiv 2402.03300 eq. 3, arXiv 2503.14476 eq. 8)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def clipped_surrogate(ratio: Tensor, advantage: Tensor, clip_low: float, clip_high: float) -> Tensor:
+    """-min(rho * A, clip(rho, 1 - clip_low, 1 + clip_high) * A) a token; same shape as `ratio`, differentiable in it."""
+    return -torch.minimum(ratio * advantage, ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantage)
+
+
+def is_clipped(ratio: Tensor, advantage: Tensor, clip_low: float, clip_high: float) -> Tensor:
+    """Whether the clip took the token's gradient away (bool): rho above the upper edge with A > 0, or below the
+    lower edge with A < 0."""
+    return ((ratio > 1.0 + clip_high) & (advantage > 0)) | ((ratio < 1.0 - clip_low) & (advantage < 0))

@@ -37,7 +37,7 @@ def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server.stop()
 
 
-@pytest.fixture()
+@pytest.fixture
 def valkey_url(valkey_server: str) -> str:
     """The server's URL, emptied for this test."""
     with redis_sync.Redis.from_url(valkey_server) as client:
@@ -45,7 +45,7 @@ def valkey_url(valkey_server: str) -> str:
     return valkey_server
 
 
-@pytest.fixture()
+@pytest.fixture
 async def redis(valkey_url: str) -> AsyncIterator[Redis]:
     """An asynchronous client of the emptied server."""
     client = connect(valkey_url)

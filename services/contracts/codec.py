@@ -68,7 +68,7 @@ def decode_any(payload: bytes) -> msgspec.Struct:
         raise MalformedMessageError(f"message has unknown type code {code}.")
     try:
         message: msgspec.Struct = decoder.decode(payload[4:])
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:  # ValueError: text that is not UTF-8
         raise MalformedMessageError(f"message of type {_TYPES[code].__name__} does not parse: {error}") from error
     check = getattr(message, "check", None)
     if check is not None:

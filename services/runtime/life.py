@@ -22,6 +22,8 @@ import uvicorn
 from fastapi import FastAPI, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from services.contracts.errors import TurnoutError, UnavailableError
@@ -61,8 +63,8 @@ def run_service(kind: ServiceKind, loops: Callable[[Service], Awaitable[None]]) 
 
 
 async def _run(kind: ServiceKind, settings: Settings, loops: Callable[[Service], Awaitable[None]]) -> int:
+    await check_redis(settings.redis_url)
     redis = connect(settings.redis_url)
-    await check_redis(redis, settings.redis_url)
     listener = bind(settings.host, settings.port)
     port = listener.getsockname()[1]
     url = settings.advertise_url or f"http://{settings.host}:{port}"
@@ -96,11 +98,12 @@ async def _run(kind: ServiceKind, settings: Settings, loops: Callable[[Service],
     return code
 
 
-async def check_redis(redis: Redis, url: str) -> None:
-    """Raise `UnavailableError` with the remedy where the queue server does not answer."""
+async def check_redis(url: str) -> None:
+    """Raise `UnavailableError` with the remedy where the queue server does not answer at once."""
     try:
-        await redis.ping()
-    except (RedisError, OSError) as error:
+        async with Redis.from_url(url, retry=Retry(NoBackoff(), retries=1), socket_connect_timeout=3) as redis:
+            await redis.ping()
+    except (RedisError, OSError, ValueError) as error:
         raise UnavailableError(
             f"No Redis or Valkey server answers at {url}: {error}.",
             remedy="Start one (`turnout up` brings its own) or set TURNOUT_REDIS_URL.",

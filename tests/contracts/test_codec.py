@@ -1,0 +1,108 @@
+"""The wire format stays what it is, and nothing malformed gets through."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.contracts import codec, messages
+from services.contracts.errors import MalformedMessageError
+from tests.contracts.examples import COMPLETED, EXAMPLES, ROLLOUTS, TASK, VERDICTS
+
+GOLDEN = Path(__file__).with_name("golden")
+
+
+@pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
+def test_the_bytes_of_each_message_are_those_of_the_golden_file(message: msgspec.Struct) -> None:
+    """To change the wire format on purpose, raise `codec.VERSION` and write new golden files:
+    `python -m tests.contracts.write_golden`."""
+    golden = (GOLDEN / f"{type(message).__name__}.v{codec.VERSION}.bin").read_bytes()
+    assert codec.encode(message) == golden
+    assert codec.decode(golden, type(message)) == message
+
+
+def test_every_message_type_of_the_codec_has_an_example() -> None:
+    assert {type(message) for message in EXAMPLES} == set(codec._CODES)
+
+
+@given(st.binary(max_size=200))
+def test_arbitrary_bytes_are_refused_by_name_and_never_crash(payload: bytes) -> None:
+    with pytest.raises(MalformedMessageError):
+        codec.decode(payload, messages.PromptTask)
+
+
+@given(st.data())
+def test_a_damaged_message_is_refused_or_still_a_checked_message(data: st.DataObject) -> None:
+    original = bytearray(codec.encode(COMPLETED))
+    position = data.draw(st.integers(0, len(original) - 1))
+    original[position] ^= data.draw(st.integers(1, 255))
+    try:
+        found = codec.decode_any(bytes(original))
+    except MalformedMessageError:
+        return
+    if isinstance(found, messages.CompletedGroup):
+        found.check()
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        (b"", "magic"),
+        (b"XX\x01\x01", "magic"),
+        (b"TN\x63\x01", "wire version 99"),
+        (b"TN\x01\xff", "type code 255"),
+        (codec.encode(TASK), "expected ScoredGroup"),
+    ],
+)
+def test_the_reason_names_what_is_wrong(payload: bytes, reason: str) -> None:
+    with pytest.raises(MalformedMessageError, match=reason):
+        codec.decode(payload, messages.ScoredGroup)
+
+
+def rollout(**changes: object) -> messages.Rollout:
+    return msgspec.structs.replace(ROLLOUTS[0], **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"logprobs": [-0.5]}, "3 token_ids but 1 logprobs"),
+        ({"logprobs": [-0.5, float("nan"), -1.0]}, "not a finite"),
+        ({"logprobs": [-0.5, float("-inf"), -1.0]}, "not a finite"),
+        ({"logprobs": [-0.5, 0.5, -1.0]}, "not a finite log-probability"),
+        ({"token_ids": [5, -6, 1]}, "negative id"),
+        ({"weight_versions": [messages.VersionSpan(4, 0, 2)]}, "covers 2 of 3"),
+        ({"weight_versions": [messages.VersionSpan(4, 1, 3)]}, "gap"),
+        ({"weight_versions": [messages.VersionSpan(4, 0, 2), messages.VersionSpan(4, 1, 3)]}, "gap, overlaps"),
+    ],
+)
+def test_rollouts_whose_parts_do_not_fit_together_are_refused(changes: dict[str, object], reason: str) -> None:
+    group = msgspec.structs.replace(COMPLETED, rollouts=[rollout(**changes), ROLLOUTS[1]])
+    with pytest.raises(MalformedMessageError, match=reason):
+        codec.decode(codec.encode(group), messages.CompletedGroup)
+
+
+def test_groups_must_have_all_their_rollouts_and_verdicts() -> None:
+    short = msgspec.structs.replace(COMPLETED, rollouts=ROLLOUTS[:1])
+    with pytest.raises(MalformedMessageError, match="1 rollouts, not 2"):
+        codec.decode(codec.encode(short), messages.CompletedGroup)
+    scored = messages.ScoredGroup(group=COMPLETED, verdicts=VERDICTS[:1], verifier="v")
+    with pytest.raises(MalformedMessageError, match="1 verdicts for 2 rollouts"):
+        codec.decode(codec.encode(scored), messages.ScoredGroup)
+
+
+@pytest.mark.parametrize("reward", [-0.1, 1.1, float("nan")])
+def test_rewards_outside_zero_to_one_are_refused(reward: float) -> None:
+    bad = msgspec.structs.replace(VERDICTS[0], reward=reward)
+    scored = messages.ScoredGroup(group=COMPLETED, verdicts=[bad, VERDICTS[1]], verifier="v")
+    with pytest.raises(MalformedMessageError, match="outside"):
+        codec.decode(codec.encode(scored), messages.ScoredGroup)
+
+
+def test_the_oldest_version_of_a_rollout() -> None:
+    assert ROLLOUTS[0].oldest_version == 4
+    assert ROLLOUTS[1].oldest_version is None

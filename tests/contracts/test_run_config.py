@@ -1,0 +1,107 @@
+"""Run configurations: presets are the paper's, bad input gets one clear sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from services.contracts.errors import ConfigurationError
+from services.contracts.presets import PRESETS
+from services.contracts.run_config import RunConfig, merge, parse_run_config
+
+MINIMAL: dict[str, Any] = {
+    "name": "try",
+    "model": {"path": "m"},
+    "data": {"train": "t.jsonl", "validation": "v.jsonl"},
+    "training": {"steps": 3},
+}
+
+
+def test_presets_have_the_values_of_table_3() -> None:
+    def value(method: str, section: str, field: str) -> Any:
+        config = parse_run_config({**MINIMAL, "preset": f"paper-{method}"})
+        return getattr(getattr(config, section), field)
+
+    for method, learning_rate, minibatch in (("grpo", 1e-6, 8), ("sdpo", 1e-5, 32), ("srpo", 5e-6, 32)):
+        assert value(method, "objective", "name") == method
+        assert value(method, "optimizer", "learning_rate") == learning_rate
+        assert value(method, "training", "prompts_per_minibatch") == minibatch
+        assert value(method, "training", "prompts_per_step") == 32
+        assert value(method, "training", "max_staleness") == 0
+        assert value(method, "rollout", "group_size") == 8
+        assert value(method, "rollout", "temperature") == 1.0
+        assert value(method, "rollout", "max_prompt_tokens") == 2048
+        assert value(method, "rollout", "max_response_tokens") == 8192
+        assert value(method, "objective", "importance_weight_cap") == 2.0
+        assert value(method, "optimizer", "warmup_steps") == 10
+        assert value(method, "optimizer", "weight_decay") == 0.01
+        assert value(method, "optimizer", "gradient_clip") == 1.0
+        assert value(method, "evaluation", "num_samples") == 16
+        assert value(method, "evaluation", "temperature") == 0.6
+        assert value(method, "evaluation", "top_p") == 0.95
+    for method in ("grpo", "srpo"):
+        assert value(method, "objective", "clip_high") == 0.28
+    for method in ("sdpo", "srpo"):
+        assert value(method, "objective", "top_k") == 100
+        assert value(method, "objective", "divergence_alpha") == 0.5
+        assert value(method, "objective", "teacher_ema_rate") == 0.05
+    assert value("srpo", "objective", "beta") == 1.0
+    assert set(PRESETS) == {"paper-grpo", "paper-sdpo", "paper-srpo"}
+
+
+def test_fields_given_win_over_the_preset() -> None:
+    config = parse_run_config({**MINIMAL, "preset": "paper-grpo", "optimizer": {"learning_rate": 1e-3}})
+    assert config.optimizer.learning_rate == 1e-3
+    assert config.optimizer.warmup_steps == 10
+    assert config.training.steps == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": {"path": "m", "typo": 1}}, ["model.typo is not a field"]),
+        ({"data": {}}, ["data.train is missing"]),
+        ({"training": {"steps": 0}}, ["training.steps is 0", "greater than or equal to 1"]),
+        ({"training": {"steps": "many"}}, ["training.steps is 'many'", "integer"]),
+        ({"preset": "best"}, ["preset 'best' does not exist", "paper-srpo"]),
+        ({"rollout": {"group_size": 1}}, ["rollout.group_size is 1", "siblings"]),
+        ({"rollout": {"temperature": 0}}, ["rollout.temperature is 0", "use about 1"]),
+        (
+            {"training": {"steps": 1, "prompts_per_step": 8, "prompts_per_minibatch": 3}},
+            ["prompts_per_minibatch is 3", "does not divide", "choose a divisor"],
+        ),
+        ({"optimizer": {"learning_rate": float("nan")}}, ["optimizer.learning_rate", "finite"]),
+        ({"name": "../../etc"}, ["name is '../../etc'"]),
+    ],
+)
+def test_bad_input_names_field_value_and_remedy(changes: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        parse_run_config(merge(MINIMAL, changes) if "data" not in changes else {**MINIMAL, **changes})
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_all_faults_are_named_at_once() -> None:
+    with pytest.raises(ConfigurationError) as error:
+        parse_run_config({"name": "x", "model": {}, "data": {}, "training": {"steps": -1}})
+    for word in ("model.path", "data.train", "training.steps"):
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("body", [None, [], "text", 3])
+def test_a_body_that_is_no_mapping_is_refused(body: object) -> None:
+    with pytest.raises(ConfigurationError):
+        parse_run_config(body)
+
+
+def test_without_validation_data_there_is_no_evaluation() -> None:
+    config = parse_run_config({**MINIMAL, "data": {"train": "t.jsonl"}})
+    assert config.evaluation.every_steps is None
+    assert not config.evaluation.before_training
+    assert not config.evaluation.after_training
+
+
+def test_a_configuration_survives_json() -> None:
+    config = parse_run_config({**MINIMAL, "preset": "paper-srpo"})
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config

@@ -1,0 +1,102 @@
+"""A service process: starts, beats, answers, stops; says in one sentence why it cannot start."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from services.runtime.registry import list_services
+
+PROGRAM = """
+import asyncio
+from services.runtime.life import run_service
+
+async def loops(service):
+    service.presence.state = "ready"
+    if {fail}:
+        raise RuntimeError("out of steam")
+    await asyncio.Event().wait()
+
+run_service("verifier", loops)
+"""
+
+
+def start(redis_url: str, fail: bool = False, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM.format(fail=fail)],
+        env={**os.environ, "TURNOUT_REDIS_URL": redis_url, **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+async def until_listed(redis: Redis) -> str:
+    while not (records := await list_services(redis)):
+        await asyncio.sleep(0.05)
+    return records[0].url
+
+
+async def test_a_service_beats_answers_and_leaves_no_trace(redis: Redis, valkey_url: str) -> None:
+    process = start(valkey_url, TURNOUT_INSTANCE="verifier-7")
+    try:
+        url = await asyncio.wait_for(until_listed(redis), 60)
+        [record] = await list_services(redis)
+        assert (record.instance, record.kind, record.pid) == ("verifier-7", "verifier", process.pid)
+        async with httpx.AsyncClient(base_url=url) as client:
+            assert (await client.get("/healthz")).json()["instance"] == "verifier-7"
+            assert (await client.get("/readyz")).status_code == 200
+            assert "python_info" in (await client.get("/metrics")).text
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(process.wait, 30) == 0
+        assert await list_services(redis) == []
+    finally:
+        process.kill()
+        process.communicate()
+
+
+async def test_a_loop_that_fails_ends_the_process_with_its_reason(valkey_url: str) -> None:
+    _, errors = await asyncio.to_thread(start(valkey_url, fail=True).communicate, None, 60)
+    assert "out of steam" in errors
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"TURNOUT_REDIS_URL": "redis://127.0.0.1:1/0"}, ["No Redis or Valkey server answers", "turnout up"]),
+        ({"TURNOUT_PORT": "99999"}, ["TURNOUT_PORT is '99999'", "less than or equal to 65535"]),
+        ({"TURNOUT_HOST": "0.0.0.0"}, ["TURNOUT_SERVICE_TOKEN is not set", "long random text"]),
+    ],
+)
+def test_what_prevents_the_start_is_one_sentence_with_the_remedy(
+    valkey_url: str, environment: dict[str, str], words: list[str]
+) -> None:
+    process = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(fail=False)],
+        env={**os.environ, "TURNOUT_REDIS_URL": valkey_url, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode == 2
+    assert process.stderr.count("\n") == 1
+    for word in words:
+        assert word in process.stderr
+
+
+def test_a_port_in_use_is_named(valkey_url: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        process = start(valkey_url, TURNOUT_PORT=port)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert f"Cannot listen on 127.0.0.1:{port}" in errors

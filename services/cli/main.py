@@ -1,0 +1,74 @@
+"""The `turnout` command. Nothing heavy is imported before a command runs, so that help answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from services.cli.exits import exit_code
+from services.cli.runs import app as runs
+from services.contracts.errors import TurnoutError
+
+app = typer.Typer(
+    name="turnout",
+    help="Trains language models with SRPO: an asynchronous ring of rollout, verifier and learner services.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(runs, name="runs")
+
+Home = Annotated[Path, typer.Option(help="Folder for queues, runs, logs and the state of what is running.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+
+@app.command()
+def up(
+    home: Home = Path(".turnout"),
+    rollout_servers: Annotated[int, typer.Option(min=1, help="Rollout servers (vLLM engines).")] = 1,
+    verifiers: Annotated[int, typer.Option(min=1, help="Verifiers.")] = 1,
+    api_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the API; 0 picks a free one.")] = 8400,
+    detach: Annotated[bool, typer.Option("--detach", help="Come back once everything runs in the background.")] = False,
+    wait: Annotated[float, typer.Option(help="With --detach: seconds to wait for the services.")] = 300.0,
+    as_json: Json = False,
+) -> None:
+    """Start all services on this machine, with a queue server of their own unless TURNOUT_REDIS_URL names one."""
+    from services.cli import launcher
+
+    settings: dict[str, Any] = {
+        "num_rollout_servers": rollout_servers,
+        "num_verifiers": verifiers,
+        "api_port": api_port,
+        "as_json": as_json,
+    }
+    code = launcher.up_detached(home, wait_seconds=wait, **settings) if detach else launcher.up(home, **settings)
+    raise typer.Exit(code)
+
+
+@app.command()
+def down(home: Home = Path(".turnout"), as_json: Json = False) -> None:
+    """End exactly what `turnout up` started in a home."""
+    from services.cli import launcher
+
+    raise typer.Exit(launcher.down(home, as_json=as_json))
+
+
+def main() -> None:
+    """Run the command; faults that we name become one sentence and an exit code."""
+    try:
+        app()
+    except TurnoutError as error:
+        if "--json" in sys.argv:
+            fault = {"title": error.title, "detail": error.message, "remedy": error.remedy, "field": error.field}
+            print(json.dumps({"error": fault}), file=sys.stderr)
+        else:
+            print(f"turnout: {error}", file=sys.stderr)
+        sys.exit(exit_code(error))
+
+
+if __name__ == "__main__":
+    main()

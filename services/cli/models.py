@@ -1,0 +1,85 @@
+"""What the REST API answers, as far as the command line and Python callers use it. Unknown fields are passed over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from services.contracts.services import ServiceRecord
+from services.contracts.states import RunState
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of all answers."""
+
+
+class Run(Model, frozen=True, kw_only=True):
+    """One run. Times are Unix seconds."""
+
+    id: str
+    name: str
+    state: RunState
+    reason: str = ""
+    """Why the run is in its state, where that needs a word."""
+    step: int = 0
+    """Newest finished training step."""
+    created_at: float = 0.0
+    started_at: float | None = None
+    finished_at: float | None = None
+    config: dict[str, Any] = {}
+    """The checked run configuration, defaults filled in."""
+    learner: str | None = None
+    rollout_servers: list[str] = []
+
+    @property
+    def num_steps(self) -> int:
+        """Training steps that the run asks for; 0 where the answer does not say."""
+        return int(self.config.get("training", {}).get("steps", 0))
+
+
+class Step(Model, frozen=True, kw_only=True):
+    """One training step. Names of `metrics`: `services.contracts.metrics.STEP_METRICS`."""
+
+    step: int
+    at: float = 0.0
+    metrics: dict[str, float] = {}
+    groups: dict[str, int] = {}
+
+
+class Evaluation(Model, frozen=True, kw_only=True):
+    """avg@k and pass@k of one split after one step (0: before training)."""
+
+    step: int
+    split: str
+    num_questions: int
+    num_samples: int
+    accuracy: float
+    pass_at_k: float
+    at: float = 0.0
+    accuracy_by_kind: dict[str, float] = {}
+    response_tokens_mean: float = 0.0
+    truncated_ratio: float = 0.0
+    num_faults: int = 0
+    seconds: float = 0.0
+
+
+class Checkpoint(Model, frozen=True, kw_only=True):
+    """A checkpoint on the disk of the deployment."""
+
+    step: int
+    path: str
+    at: float = 0.0
+    bytes: int = 0
+    seconds: float = 0.0
+
+
+class RunEvent(Model, frozen=True, kw_only=True):
+    """One server-sent event. `id` goes into `after` to go on behind it."""
+
+    id: str
+    type: str
+    data: dict[str, Any]
+
+
+Service = ServiceRecord

@@ -1,0 +1,93 @@
+"""How answers look in a terminal: a short text or table for people, JSON for scripts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from services.cli.models import Run
+
+if TYPE_CHECKING:
+    from services.cli.run_data import RunData
+
+BARS = "▁▂▃▄▅▆▇█"
+
+
+def show(value: Any, as_json: bool, text: str) -> None:
+    """Print a value as JSON or as `text`."""
+    print(msgspec.json.format(msgspec.json.encode(value)).decode() if as_json else text)
+
+
+def show_runs(runs: Sequence[Run], as_json: bool) -> None:
+    """One line a run."""
+    if as_json:
+        show(list(runs), True, "")
+    elif not runs:
+        print("No runs.")
+    else:
+        rows = [[run.id, run.name, run.state, f"{run.step}/{run.num_steps}", run.reason] for run in runs]
+        print_table(["id", "name", "state", "step", "reason"], rows)
+
+
+def show_run(data: RunData, as_json: bool) -> None:
+    """State, newest metrics, evaluations and checkpoints of one run."""
+    if as_json:
+        newest = data.steps[-1:]
+        show(
+            {"run": data.run, "step": newest[0] if newest else None, "evaluations": data.evaluations}
+            | {"checkpoints": data.checkpoints},
+            True,
+            "",
+        )
+        return
+    run = data.run
+    print(f"{run.id}  {run.name}: {run.state}{', ' + run.reason if run.reason else ''}; step {run.step}/{run.num_steps}")
+    if data.steps:
+        values = data.steps[-1].metrics
+        print_table(["metric", "value"], [[name, f"{value:.4g}"] for name, value in sorted(values.items())])
+    if data.evaluations:
+        rows = [
+            [str(item.step), item.split, f"{item.accuracy:.1%}", f"{item.pass_at_k:.1%}", str(item.num_questions)]
+            for item in data.evaluations
+        ]
+        samples = data.evaluations[-1].num_samples
+        print_table(["step", "split", f"avg@{samples}", f"pass@{samples}", "questions"], rows)
+    for checkpoint in data.checkpoints:
+        print(f"checkpoint of step {checkpoint.step}: {checkpoint.path}")
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table: drawn in a terminal, tabs between the columns elsewhere."""
+    if not sys.stdout.isatty():
+        for row in [header, *rows]:
+            print("\t".join(row))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for name in header:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def sparkline(values: Sequence[float], width: int = 40) -> str:
+    """The newest `width` values as little bars between their least and greatest."""
+    shown = list(values)[-width:]
+    if not shown:
+        return ""
+    low, high = min(shown), max(shown)
+    span = (high - low) or 1.0
+    return "".join(BARS[min(len(BARS) - 1, int((value - low) / span * len(BARS)))] for value in shown)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the form 1:02:03 or 2:03."""
+    total = max(0, round(seconds))
+    hours, minutes, rest = total // 3600, total // 60 % 60, total % 60
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,153 @@
+"""What `turnout up` is going to start: commands, environment and ports, decided before anything is started.
+
+Only the API and the queue server get a port chosen here. The other services listen on a port that the system picks
+and say in their heartbeat which it is, so that no port can be taken between the choosing and the using.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from services.contracts.errors import ConfigurationError, ConflictError, UnavailableError
+from services.cli.processes import LAUNCH_VARIABLE, alive, read_state
+
+MIN_FREE_BYTES = 1 << 30
+SMALL_MACHINE_CORES = 8
+"""Up to this many cores every service computes with one thread: rollout and learner share them side by side."""
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """One process to start."""
+
+    instance: str
+    command: list[str]
+    environment: dict[str, str]
+    """Added to the launcher's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that a launch needs to know."""
+
+    home: Path
+    launch: str
+    working_folder: Path
+    """Where services run: relative paths of run files start here."""
+    api_url: str
+    redis_url: str
+    redis_port: int | None
+    """Port of our own queue server; None where TURNOUT_REDIS_URL names one."""
+    children: list[Child] = field(default_factory=list)
+
+    @property
+    def logs(self) -> Path:
+        return self.home / "logs"
+
+
+def working_folder() -> Path:
+    """The checkout that this code lies in, or the current folder for an installed package."""
+    root = Path(__file__).resolve().parents[2]
+    return root if (root / "deploy").is_dir() else Path.cwd()
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nothing listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def make_plan(home: Path, *, num_rollout_servers: int, num_verifiers: int, api_port: int) -> Plan:
+    """The plan of one launch. `api_port` 0 picks a free one."""
+    home = home.resolve()
+    launch = secrets.token_hex(16)
+    given = os.environ.get("TURNOUT_REDIS_URL", "")
+    redis_port = None if given else free_port()
+    redis_url = given or f"redis://127.0.0.1:{redis_port}/0"
+    host = os.environ.get("TURNOUT_HOST", "127.0.0.1")
+    port = api_port or free_port()
+    shown = f"[{host}]" if ":" in host else "127.0.0.1" if host == "0.0.0.0" else host
+    common = _common_environment(home, launch, redis_url)
+    instances = [("api", "api-0"), ("verifier", "verifier-{}"), ("rollout", "rollout-{}"), ("learner", "learner-0")]
+    counts = {"verifier": num_verifiers, "rollout": num_rollout_servers}
+    children = []
+    for service, name in instances:
+        for index in range(counts.get(service, 1)):
+            instance = name.format(index)
+            own = {"TURNOUT_INSTANCE": instance, "TURNOUT_PORT": str(port if service == "api" else 0)}
+            command = [sys.executable, "-m", f"services.{service}"]
+            children.append(Child(instance, command, common | own))
+    return Plan(home, launch, working_folder(), f"http://{shown}:{port}", redis_url, redis_port, children)
+
+
+def _common_environment(home: Path, launch: str, redis_url: str) -> dict[str, str]:
+    environment = {
+        "TURNOUT_HOME": str(home),
+        "TURNOUT_REDIS_URL": redis_url,
+        LAUNCH_VARIABLE: launch,
+        "PYTHONUNBUFFERED": "1",
+    }
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if cores <= SMALL_MACHINE_CORES and "OMP_NUM_THREADS" not in os.environ:
+        environment["OMP_NUM_THREADS"] = "1"
+    return environment
+
+
+def check_plan(plan: Plan) -> None:
+    """Find out before anything is started whether it can work.
+
+    Raises:
+        ConflictError: the home is in use.
+        UnavailableError: the port is taken, the disk is full, Redis does not answer.
+        ConfigurationError: the home cannot be written.
+    """
+    try:
+        plan.logs.mkdir(parents=True, exist_ok=True)
+        probe = plan.home / ".probe"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigurationError(
+            f"The home {plan.home} cannot be written: {error.strerror}.", remedy="Choose another with --home."
+        ) from error
+    state = read_state(plan.home)
+    if state is not None and alive(state):
+        raise ConflictError(
+            f"The home {plan.home} is in use: {len(alive(state))} of its processes run (API at {state.api_url}).",
+            remedy=f"Use that one, end it with `turnout down --home {plan.home}`, or choose another --home.",
+        )
+    free = shutil.disk_usage(plan.home).free
+    if free < MIN_FREE_BYTES:
+        raise UnavailableError(
+            f"Only {free / 2**20:.0f} MiB are free on the disk of {plan.home}; checkpoints and queues need "
+            f"{MIN_FREE_BYTES / 2**20:.0f} MiB at the least.",
+            remedy="Free some space or choose a --home on another disk.",
+        )
+    port = int(plan.api_url.rsplit(":", 1)[1])
+    if not port_is_free(os.environ.get("TURNOUT_HOST", "127.0.0.1"), port):
+        raise UnavailableError(
+            f"Port {port} is in use, so the API cannot listen on it.",
+            remedy="Stop what uses it, or choose another with --api-port (0 picks a free one).",
+        )
+    if plan.redis_port is None:
+        from services.cli.queue_server import check_redis_url
+
+        check_redis_url(plan.redis_url)
+
+
+def port_is_free(host: str, port: int) -> bool:
+    """Whether a server could listen there now."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True

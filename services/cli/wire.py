@@ -1,0 +1,176 @@
+"""Requests and answers of the REST API as values, shared by the blocking and the asynchronous client."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from services.cli.models import Run, RunEvent
+from services.contracts.errors import (
+    ConfigurationError,
+    ConflictError,
+    NotFoundError,
+    TurnoutError,
+    UnavailableError,
+)
+
+DEFAULT_URL = "http://127.0.0.1:8400"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a list; `next` is the query that asks for the following one, or None."""
+
+    items: list[Any]
+    next: dict[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One request and how its answer is read."""
+
+    method: str
+    path: str
+    read: Callable[[Any], T]
+    params: dict[str, str] = field(default_factory=dict)
+    body: Any = None
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def at(self, query: dict[str, str]) -> Call[T]:
+        """The same call with further query parameters."""
+        return replace(self, params=self.params | query)
+
+
+def endpoint(url: str | None, key: str | None) -> tuple[str, dict[str, str]]:
+    """Base URL and headers, from arguments or the environment."""
+    url = (url or os.environ.get("TURNOUT_API_URL") or DEFAULT_URL).rstrip("/")
+    if not url.startswith(("http://", "https://")):
+        raise ConfigurationError(
+            f"The API's URL {url!r} does not start with http:// or https://.", remedy=f"Give one like {DEFAULT_URL}."
+        )
+    key = key if key is not None else os.environ.get("TURNOUT_API_KEY", "")
+    return url, {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def create_run(config: dict[str, Any], idempotency_key: str | None) -> Call[Run]:
+    headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+    return Call("POST", "/v1/runs", _run, body=config, headers=headers)
+
+
+def list_runs(state: str | None) -> Call[Page]:
+    return Call("GET", "/v1/runs", _page, params={"state": state} if state else {})
+
+
+def get_run(run_id: str) -> Call[Run]:
+    return Call("GET", _path(run_id), _run)
+
+
+def act(run_id: str, action: str, params: dict[str, str] | None = None) -> Call[Run]:
+    return Call("POST", f"{_path(run_id)}/{action}", _run, params=params or {})
+
+
+def steps(run_id: str, after: int) -> Call[Page]:
+    return Call("GET", f"{_path(run_id)}/steps", _page, params={"after": str(after)})
+
+
+def part(run_id: str, name: str) -> Call[Page]:
+    return Call("GET", f"{_path(run_id)}/{name}", _page)
+
+
+def services() -> Call[Page]:
+    return Call("GET", "/v1/services", _page)
+
+
+def events_path(run_id: str) -> str:
+    return f"{_path(run_id)}/events"
+
+
+def _path(run_id: str) -> str:
+    return f"/v1/runs/{quote(run_id, safe='')}"
+
+
+def _run(values: Any) -> Run:
+    return msgspec.convert(values, Run, strict=False)
+
+
+def _page(values: Any) -> Page:
+    if isinstance(values, list):
+        return Page(values)
+    cursor = values.get("next_cursor")
+    return Page(values["items"], {"cursor": str(cursor)} if cursor is not None else None)
+
+
+def parse(call: Call[T], answer: httpx.Response) -> T:
+    """The answer's content. Raises the error of its status, or `UnavailableError` where it is not an API's answer."""
+    raise_for_status(answer)
+    try:
+        return call.read(answer.json())
+    except (ValueError, KeyError, AttributeError, msgspec.ValidationError) as error:
+        raise UnavailableError(
+            f"{answer.request.url} answered something that is no Turnout API's answer: {error}.",
+            remedy="Check the URL, and that API and command have the same version.",
+        ) from error
+
+
+def raise_for_status(answer: httpx.Response) -> None:
+    """Turn a problem+json answer into the error that it describes."""
+    if answer.is_success:
+        return
+    try:
+        problem = answer.json()
+    except ValueError:
+        problem = {}
+    if not isinstance(problem, dict):
+        problem = {}
+    message = str(problem.get("detail") or problem.get("title") or f"{answer.request.url} answered {answer.reason_phrase}.")
+    remedy = str(problem.get("remedy") or "")
+    if answer.status_code in (401, 403) and not remedy:
+        remedy = "Set TURNOUT_API_KEY to a key of this deployment."
+    raise _kind(answer.status_code)(message, remedy=remedy, field=problem.get("field"))
+
+
+def _kind(status: int) -> type[TurnoutError]:
+    if status in (400, 401, 403, 413, 422):
+        return ConfigurationError
+    if status in (429, 502, 503, 504):
+        return UnavailableError
+    return {404: NotFoundError, 409: ConflictError}.get(status, TurnoutError)
+
+
+def connection_fault(url: str, error: httpx.TransportError) -> UnavailableError:
+    return UnavailableError(
+        f"No API answers at {url}: {str(error) or type(error).__name__}.",
+        remedy="Start one with `turnout up`, or name it with --api-url or TURNOUT_API_URL.",
+    )
+
+
+class EventParser:
+    """Lines of a server-sent event stream in, events out."""
+
+    def __init__(self) -> None:
+        self._fields: dict[str, str] = {}
+        self._id = ""
+
+    def feed(self, line: str) -> Iterator[RunEvent]:
+        """Take one line without its end; an empty one completes an event."""
+        if line:
+            name, _, value = line.partition(":")
+            value = value.removeprefix(" ")
+            if name == "data":
+                before = self._fields.get("data")
+                value = value if before is None else f"{before}\n{value}"
+            if name:
+                self._fields[name] = value
+            return
+        fields, self._fields = self._fields, {}
+        self._id = fields.get("id", self._id)
+        if "data" in fields:
+            yield RunEvent(id=self._id, type=fields.get("event", "message"), data=json.loads(fields["data"]))

@@ -1,0 +1,7 @@
+"""`python -m services.verifier`."""
+
+from services.runtime.life import run_service
+from services.verifier.start import loops
+
+if __name__ == "__main__":
+    run_service("verifier", loops)

@@ -1,0 +1,40 @@
+"""Exact text: the answer as it stands, white space at the ends aside.
+
+`tests` may be {"accept": ["other", "answers"], "ignore_case": true, "where": "answer" | "reply"}. Without `where` the
+tagged answer is compared where the reply has <answer> tags, and the whole reply otherwise.
+"""
+
+from __future__ import annotations
+
+from services.contracts.messages import Question
+from services.verifier.rewards.registry import Judgement, QuestionError, register
+from services.verifier.rewards.replies import no_answer, reply_part, settings, shorten
+
+
+@register("exact")
+def judge_exact(question: Question, response_text: str, truncated: bool) -> Judgement:
+    """Reward 1 where the judged part equals the answer or one of `accept`, else 0."""
+    options = settings(question)
+    accept = options.get("accept", [])
+    if not isinstance(accept, list):
+        raise QuestionError(f"Question {question.id}: tests.accept is not a list.", remedy="Write a list of texts.")
+    part = reply_part(question, response_text, options)
+    ignore_case = options.get("ignore_case") is True
+    wanted = {_normal(str(answer), ignore_case) for answer in (question.answer, *accept)}
+    correct = part is not None and _normal(part, ignore_case) in wanted
+    feedback = ""
+    if part is None:
+        feedback = no_answer(truncated)
+    elif not correct:
+        feedback = f"The answer {shorten(part, 80)!r} is not right."
+    return Judgement(
+        reward=float(correct),
+        correct=correct,
+        parsed_answer=shorten(part or "", 400),
+        format_ok=part is not None,
+        feedback=feedback,
+    )
+
+
+def _normal(text: str, ignore_case: bool) -> str:
+    return text.strip().casefold() if ignore_case else text.strip()

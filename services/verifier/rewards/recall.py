@@ -1,0 +1,52 @@
+"""Recall: the embedded benchmark (deploy/embedded/benchmark.py). Facts and their total must be right.
+
+`tests` is {"facts": {"coal": 21, ...}}, `answer` the total. The reply is exactly
+`<reasoning>...</reasoning><answer>N</answer>` with every fact in the reasoning as `name=value` and none wrong.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from services.contracts.messages import Question
+from services.verifier.rewards.registry import Judgement, QuestionError, register
+from services.verifier.rewards.replies import settings, shorten, tagged_answer
+
+_REPLY: Final = re.compile(r"<reasoning>(.*?)</reasoning><answer>([0-9]+)</answer>", re.DOTALL)
+
+
+@register("recall")
+def judge_recall(question: Question, response_text: str, truncated: bool) -> Judgement:
+    """Reward 1 where form, facts and total are right, else 0 (or the share of facts and total, `partial_credit`).
+
+    Feedback is "<name> should be <value>" for the first fact that is missing or wrong, and empty where only form or
+    total are wrong: the embedded policy has no words for those.
+    """
+    options = settings(question)
+    facts = options.get("facts")
+    if not isinstance(facts, dict) or not facts:
+        raise QuestionError(
+            f'Question {question.id}: tests has no "facts".', remedy='Write tests as {"facts": {"name": 12, ...}}.'
+        )
+    match = _REPLY.fullmatch(response_text)
+    reasoning = match[1] if match else response_text
+    mistakes = [name for name, value in facts.items() if not _says(reasoning, name, str(value))]
+    total = match is not None and match[2].lstrip("0") == question.answer.strip().lstrip("0")
+    correct = total and not mistakes
+    reward = float(correct)
+    if match is not None and not correct and options.get("partial_credit") is True:
+        reward = (len(facts) - len(mistakes) + total) / (len(facts) + 1)
+    return Judgement(
+        reward=reward,
+        correct=correct,
+        parsed_answer=shorten(match[2] if match else tagged_answer(response_text) or ""),
+        format_ok=match is not None,
+        feedback=f"{mistakes[0]} should be {facts[mistakes[0]]}" if mistakes else "",
+    )
+
+
+def _says(reasoning: str, name: str, value: str) -> bool:
+    """Whether `name=value` stands in the text and no other value does."""
+    claims = re.findall(rf"\b{re.escape(name)}=([0-9]+)", reasoning)
+    return bool(claims) and all(claim.lstrip("0") == value.lstrip("0") for claim in claims)

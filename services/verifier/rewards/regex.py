@@ -1,0 +1,43 @@
+"""Regular expression: the judged part of the reply must match the question's pattern.
+
+`answer` is the pattern (Python's `re`). `tests` may be {"full": true, "ignore_case": true, "where": "answer"}, where `where`
+is as in `exact` and `full` asks that the whole part match. Patterns that backtrack for ever are cut off by the worker's
+time limit.
+"""
+
+from __future__ import annotations
+
+import re
+
+from services.contracts.messages import Question
+from services.verifier.rewards.registry import Judgement, QuestionError, register
+from services.verifier.rewards.replies import no_answer, reply_part, settings, shorten
+
+
+@register("regex", supervised=True)
+def judge_regex(question: Question, response_text: str, truncated: bool) -> Judgement:
+    """Reward 1 where the pattern is found, else 0. `parsed_answer` is the match."""
+    options = settings(question)
+    try:
+        pattern = re.compile(question.answer, re.IGNORECASE if options.get("ignore_case") is True else 0)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise QuestionError(
+            f"Question {question.id}: answer is not a regular expression ({error}).",
+            remedy="Correct the dataset's row.",
+        ) from error
+    part = reply_part(question, response_text, options)
+    match = None
+    if part is not None:
+        match = pattern.fullmatch(part) if options.get("full") is True else pattern.search(part)
+    feedback = ""
+    if part is None:
+        feedback = no_answer(truncated)
+    elif match is None:
+        feedback = f"The answer {shorten(part, 80)!r} does not have the form that is asked for."
+    return Judgement(
+        reward=float(match is not None),
+        correct=match is not None,
+        parsed_answer=shorten(match[0] if match else part or "", 400),
+        format_ok=part is not None,
+        feedback=feedback,
+    )

@@ -1,0 +1,131 @@
+"""The table of rewards: kind of question -> function that judges one reply.
+
+    @register("mcq")
+    def judge_mcq(question: Question, response_text: str, truncated: bool) -> Judgement: ...
+
+A reward is pure and synchronous and raises for no text that a model may write. `supervised=True` makes it run in a
+worker process with a time limit (`services.verifier.workers`): for parsers that may hang, crash or eat memory. Kinds
+that need the sandbox or the network (`code`, `http`) are not here: `services.verifier.judge` holds them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, Final
+
+import msgspec
+
+from services.contracts.errors import ConfigurationError, InfrastructureError
+from services.contracts.messages import Question
+
+ENTRY_POINTS: Final = "turnout.rewards"
+BUILT_IN: Final = ("mcq", "tooluse", "recall", "exact", "regex", "math")
+"""Modules of this package, each registering the kind of its name."""
+LONGEST_TEXT: Final = 4000
+
+
+class Judgement(msgspec.Struct, frozen=True, kw_only=True):
+    """What a reward says of one reply."""
+
+    reward: float
+    """In [0, 1]."""
+    correct: bool
+    """All-or-nothing, also where the question gives partial credit."""
+    parsed_answer: str = ""
+    format_ok: bool = False
+    feedback: str = ""
+    """Short, true, and for the model to learn from; empty for none. Tells nothing of hidden tests."""
+
+
+class QuestionError(InfrastructureError):
+    """The question itself cannot be judged (its answer or tests make no sense). Trying again does not help."""
+
+
+RewardFunction = Callable[[Question, str, bool], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """One row of the table."""
+
+    kind: str
+    function: RewardFunction
+    supervised: bool = False
+    warm: Callable[[], None] | None = None
+    """Loads heavy libraries, once, in the process that all workers are forked from."""
+
+
+_REWARDS: dict[str, Reward] = {}
+
+
+def register(
+    kind: str, *, supervised: bool = False, warm: Callable[[], None] | None = None
+) -> Callable[[RewardFunction], RewardFunction]:
+    """Decorator that puts a function into the table. Raises `ConfigurationError` for a kind that is taken."""
+
+    def add(function: RewardFunction) -> RewardFunction:
+        known = _REWARDS.get(kind)
+        if known is not None and known.function.__qualname__ != function.__qualname__:
+            raise ConfigurationError(f"Two rewards are registered for kind {kind!r}.", remedy="Rename one of them.")
+        _REWARDS[kind] = Reward(kind, function, supervised, warm)
+        return function
+
+    return add
+
+
+def built_in() -> dict[str, Reward]:
+    """The rewards that come with the platform, by kind."""
+    for name in BUILT_IN:
+        importlib.import_module(f"services.verifier.rewards.{name}")
+    return {name: _REWARDS[name] for name in BUILT_IN}
+
+
+def own_kinds() -> list[str]:
+    """Kinds that installed packages bring (entry point group `turnout.rewards`). Loads none of their code.
+
+    Raises:
+        ConfigurationError: a package names a kind that the platform brings itself.
+    """
+    names = sorted({point.name for point in entry_points(group=ENTRY_POINTS)})
+    for name in names:
+        if name in (*BUILT_IN, "code", "http"):
+            raise ConfigurationError(
+                f"An installed package brings a reward named {name!r}, which the platform has itself.",
+                remedy=f"Rename the package's entry point in group {ENTRY_POINTS}.",
+            )
+    return names
+
+
+def load_own(kind: str) -> Reward:
+    """The reward of an installed package. Raises whatever its import raises; called in worker processes only."""
+    for point in entry_points(group=ENTRY_POINTS, name=kind):
+        return Reward(kind, point.load(), supervised=True)
+    raise LookupError(f"no installed package brings a reward named {kind!r}")
+
+
+def checked(result: Any) -> Judgement:
+    """A reward's result as a `Judgement`; a plain number (or bool) counts as correct where it is 1.
+
+    Raises:
+        QuestionError: not a judgement or number, or a reward outside [0, 1].
+    """
+    if isinstance(result, bool | int | float):
+        result = Judgement(reward=float(result), correct=float(result) >= 1.0)
+    if not isinstance(result, Judgement):
+        raise QuestionError(
+            f"The reward returned {type(result).__name__}.", remedy="Return a Judgement or a number in [0, 1]."
+        )
+    if not (math.isfinite(result.reward) and 0.0 <= result.reward <= 1.0):
+        raise QuestionError(f"The reward returned {result.reward}.", remedy="Return a reward in [0, 1].")
+    return msgspec.structs.replace(
+        result, parsed_answer=_sendable(result.parsed_answer), feedback=_sendable(result.feedback)
+    )
+
+
+def _sendable(text: str) -> str:
+    """`text` as UTF-8 can carry it (JSON escapes can smuggle lone surrogates in), at most `LONGEST_TEXT` characters."""
+    return text[:LONGEST_TEXT].encode("utf-8", "replace").decode()

@@ -1,0 +1,172 @@
+"""The verifier's loops: groups from `completions` to `scored` (train) or `evaluated` (evaluation).
+
+Any number of verifiers serve all runs together. A group belongs to the verifier that took it until its scored form is
+published, which acknowledges it in the same step; if the verifier dies, another takes it over after `IDLE_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from redis.exceptions import RedisError
+
+from services.contracts import codec, streams
+from services.contracts.messages import CompletedGroup, ScoredGroup
+from services.runtime.logs import get_logger
+from services.runtime.queue import Delivery, Queue
+from services.runtime.registry import Presence
+from services.verifier import metrics
+from services.verifier.judge import Judge
+
+log = get_logger(__name__)
+Group = Delivery[CompletedGroup]
+
+IDLE_SECONDS: Final = 30.0
+"""A group held without a sign of life for so long is taken over."""
+TOUCH_SECONDS: Final = 8.0
+RECLAIM_SECONDS: Final = 5.0
+RECEIVE_SECONDS: Final = 0.5
+"""Longest wait for a message, and so the delay before a new run is noticed."""
+
+
+class Verifier:
+    """Groups in hand, and the loops that take them, keep them and give them on.
+
+    At most `max_groups` are in hand: the rest stay on the stream for other verifiers. Each is judged by a task of its
+    own, so a slow one holds up nobody while there is room.
+    """
+
+    def __init__(
+        self, queue: Queue, presence: Presence, judge: Judge, *, max_groups: int, idle_seconds: float = IDLE_SECONDS
+    ) -> None:
+        self.queue = queue
+        self.presence = presence
+        self.judge = judge
+        self.max_groups = max_groups
+        self.idle_seconds = idle_seconds
+        self._runs: list[str] = []
+        self._turn = 0
+        self._in_hand: dict[tuple[str, str], Group] = {}
+        self._greeted: set[str] = set()
+        self._room = asyncio.Event()
+
+    async def run(self) -> None:
+        """Run all loops until cancelled. Groups in hand then stay pending and are taken over."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._repeat(lambda: self._take(tasks), pause_seconds=0.0))
+            tasks.create_task(self._repeat(lambda: self._take_over(tasks), pause_seconds=RECLAIM_SECONDS))
+            tasks.create_task(self._repeat(self._keep, pause_seconds=TOUCH_SECONDS))
+
+    async def _repeat(self, step: Callable[[], Awaitable[None]], pause_seconds: float) -> None:
+        """Repeat `step`. A queue that fails is logged and tried again: the groups in hand are still ours."""
+        while True:
+            try:
+                await step()
+                await asyncio.sleep(pause_seconds)
+            except RedisError as error:
+                log.warning("queue failed, trying again", error=str(error))
+                self.presence.waits_for("the queue server")
+                await asyncio.sleep(1.0)
+
+    async def _take(self, tasks: asyncio.TaskGroup) -> None:
+        """Consumes `completions` of all runs. Waits for room in hand (a group judged frees it), a run, or a group."""
+        while len(self._in_hand) >= self.max_groups:
+            self.presence.waits_for("room: every group in hand is still being judged")
+            self._room.clear()
+            await self._room.wait()
+        self._runs = sorted(_text(run) for run in await self.queue.redis.smembers(streams.RUNS))
+        self._greeted &= set(self._runs)
+        for run in self._runs:
+            if run not in self._greeted:  # what an earlier process of this name took and did not finish
+                self._start(await self.queue.own_pending(streams.completions(run), CompletedGroup), tasks)
+                self._greeted.add(run)
+        if not self._in_hand:
+            self.presence.waits_for("completed groups" if self._runs else "a run")
+        if self._runs:
+            self._start(await self._receive(), tasks)
+        else:
+            await asyncio.sleep(RECEIVE_SECONDS)
+
+    async def _receive(self) -> list[Group]:
+        """New groups, at most as many as there is room for. More runs than that take turns."""
+        free = max(1, self.max_groups - len(self._in_hand))
+        self._turn = (self._turn + 1) % len(self._runs)
+        chosen = (self._runs[self._turn :] + self._runs[: self._turn])[:free]
+        return await self.queue.receive(
+            [streams.completions(run) for run in chosen],
+            CompletedGroup,
+            count=max(1, free // len(chosen)),
+            block_seconds=RECEIVE_SECONDS,
+        )
+
+    async def _take_over(self, tasks: asyncio.TaskGroup) -> None:
+        """Consumes groups that another verifier has held without a sign of life, as far as there is room."""
+        for run in list(self._runs):
+            room = self.max_groups - len(self._in_hand)
+            if room > 0:
+                stream = streams.completions(run)
+                self._start(
+                    await self.queue.reclaim(stream, CompletedGroup, idle_seconds=self.idle_seconds, count=room), tasks
+                )
+
+    async def _keep(self) -> None:
+        """Tell the queue that the groups in hand are being worked on."""
+        await self.queue.touch(list(self._in_hand.values()))
+
+    def _start(self, deliveries: Sequence[Group], tasks: asyncio.TaskGroup) -> None:
+        for delivery in deliveries:
+            key = (delivery.stream, delivery.message_id)
+            if key not in self._in_hand:
+                self._in_hand[key] = delivery
+                self.presence.waits_for("")
+                tasks.create_task(self._handle(delivery))
+
+    async def _handle(self, delivery: Group) -> None:
+        """Judge one group and give it on; a group that cannot be handled at all becomes a dead letter."""
+        try:
+            scored = await self._score(delivery.message)
+            await self._until_queued(lambda: self._forward(delivery, scored))
+        except Exception as error:  # the border: one group must not stop the others
+            log.error("group not handled", group_id=delivery.message.task.group_id, exc_info=error)
+            reason = f"The verifier failed on this group: {error!r}"
+            payload = codec.encode(delivery.message)
+            await self._until_queued(
+                lambda: self.queue.dead_letter(delivery.stream, delivery.message_id, payload, reason)
+            )
+        finally:
+            del self._in_hand[delivery.stream, delivery.message_id]
+            self._room.set()
+
+    async def _score(self, group: CompletedGroup) -> ScoredGroup:
+        """All rollouts judged, concurrently; workers and sandbox bound how many really run at once."""
+        question = group.task.question
+        verdicts = await asyncio.gather(*(self.judge.verdict(question, rollout) for rollout in group.rollouts))
+        return ScoredGroup(group=group, verdicts=verdicts, verifier=self.presence.instance)
+
+    async def _forward(self, delivery: Group, scored: ScoredGroup) -> None:
+        """Produces the group on `scored` or `evaluated`, acknowledging it on `completions` in the same step."""
+        task = scored.group.task
+        target, outcome = streams.scored(task.run_id), "scored"
+        if task.purpose == "evaluation":
+            target, outcome = streams.evaluated(task.run_id), "evaluated"
+        if not await self.queue.forward(delivery, target, scored):
+            outcome = "taken_over"
+        num_tokens = sum(len(rollout.token_ids) for rollout in scored.group.rollouts)
+        self.presence.tokens_total += num_tokens
+        metrics.TOKENS.labels("verifier", task.run_id).inc(num_tokens)
+        metrics.GROUPS.labels(task.run_id, outcome).inc()
+
+    async def _until_queued(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Do `step`, again and again while the queue server does not take it."""
+        while True:
+            try:
+                return await step()
+            except RedisError as error:
+                log.warning("queue failed, trying again", error=str(error))
+                await asyncio.sleep(1.0)
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self, TypeVar
 
 import httpx
 import msgspec
 
+from services.cli import wire
 from services.cli.models import Checkpoint, Evaluation, Run, RunEvent, Service, Step
 from services.cli.wire import (
     Call,
@@ -27,7 +28,6 @@ from services.cli.wire import (
     parse,
     raise_for_status,
 )
-from services.cli import wire
 
 T = TypeVar("T")
 
@@ -49,7 +49,9 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -99,10 +101,14 @@ class Client:
         return (msgspec.convert(item, Step, strict=False) for item in self._pages(wire.steps(run_id, after)))
 
     def evaluations(self, run_id: str) -> list[Evaluation]:
-        return [msgspec.convert(item, Evaluation, strict=False) for item in self._pages(wire.part(run_id, "evaluations"))]
+        return [
+            msgspec.convert(item, Evaluation, strict=False) for item in self._pages(wire.part(run_id, "evaluations"))
+        ]
 
     def checkpoints(self, run_id: str) -> list[Checkpoint]:
-        return [msgspec.convert(item, Checkpoint, strict=False) for item in self._pages(wire.part(run_id, "checkpoints"))]
+        return [
+            msgspec.convert(item, Checkpoint, strict=False) for item in self._pages(wire.part(run_id, "checkpoints"))
+        ]
 
     def services(self) -> list[Service]:
         return [msgspec.convert(item, Service, strict=False) for item in self._pages(wire.services())]
@@ -200,7 +206,7 @@ class AsyncClient:
         return [item async for item in self._pages(wire.part(run_id, "checkpoints"), Checkpoint)]
 
     async def services(self) -> list[Service]:
-        return [item async for item in self._pages(wire.services(), cast(type[Service], Service))]
+        return [item async for item in self._pages(wire.services(), Service)]
 
     async def ready(self) -> bool:
         try:

@@ -47,7 +47,7 @@ class Heartbeats:
         self.close()
 
 
-def _decode(value: bytes | None) -> ServiceRecord | None:
+def _decode(value: bytes | str | None) -> ServiceRecord | None:
     if value is None:
         return None
     try:

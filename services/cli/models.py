@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from services.contracts.services import ServiceRecord
-from services.contracts.states import RunState
+from services.contracts.states import TERMINAL_STATES, RunState
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,15 +27,21 @@ class Run(Model, frozen=True, kw_only=True):
     created_at: float = 0.0
     started_at: float | None = None
     finished_at: float | None = None
+    num_steps: int = 0
+    """Training steps that the run asks for."""
+    objective: str = ""
+    metrics: dict[str, float] = {}
+    """Metrics of the newest step."""
+    groups: dict[str, int] = {}
+    """Ledger of prompt groups: fed, trained, in_flight, dropped_<reason>. Empty in lists."""
     config: dict[str, Any] = {}
-    """The checked run configuration, defaults filled in."""
+    """The checked run configuration, defaults filled in. Empty in lists."""
     learner: str | None = None
     rollout_servers: list[str] = []
 
     @property
-    def num_steps(self) -> int:
-        """Training steps that the run asks for; 0 where the answer does not say."""
-        return int(self.config.get("training", {}).get("steps", 0))
+    def has_ended(self) -> bool:
+        return self.state in TERMINAL_STATES
 
 
 class Step(Model, frozen=True, kw_only=True):

@@ -44,7 +44,9 @@ def show_run(data: RunData, as_json: bool) -> None:
         )
         return
     run = data.run
-    print(f"{run.id}  {run.name}: {run.state}{', ' + run.reason if run.reason else ''}; step {run.step}/{run.num_steps}")
+    print(
+        f"{run.id}  {run.name}: {run.state}{', ' + run.reason if run.reason else ''}; step {run.step}/{run.num_steps}"
+    )
     if data.steps:
         values = data.steps[-1].metrics
         print_table(["metric", "value"], [[name, f"{value:.4g}"] for name, value in sorted(values.items())])

@@ -14,8 +14,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from services.contracts.errors import ConfigurationError, ConflictError, UnavailableError
 from services.cli.processes import LAUNCH_VARIABLE, alive, read_state
+from services.contracts.errors import ConfigurationError, ConflictError, UnavailableError
 
 MIN_FREE_BYTES = 1 << 30
 SMALL_MACHINE_CORES = 8

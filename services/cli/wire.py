@@ -130,7 +130,9 @@ def raise_for_status(answer: httpx.Response) -> None:
         problem = {}
     if not isinstance(problem, dict):
         problem = {}
-    message = str(problem.get("detail") or problem.get("title") or f"{answer.request.url} answered {answer.reason_phrase}.")
+    message = str(
+        problem.get("detail") or problem.get("title") or f"{answer.request.url} answered {answer.reason_phrase}."
+    )
     remedy = str(problem.get("remedy") or "")
     if answer.status_code in (401, 403) and not remedy:
         remedy = "Set TURNOUT_API_KEY to a key of this deployment."

@@ -34,6 +34,8 @@ class Settings(BaseSettings):
     """Key that REST clients must send as `Authorization: Bearer <key>`. Needed to listen beyond loopback."""
     service_token: str = ""
     """Token that services send each other. Needed to listen beyond loopback."""
+    stall_seconds: float = Field(default=60.0, gt=0)
+    """A service that waits longer than this for one thing is reported as stalled."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least level that is logged."""
     log_format: Literal["json", "text"] = "json"

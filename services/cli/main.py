@@ -57,6 +57,34 @@ def down(home: Home = Path(".turnout"), as_json: Json = False) -> None:
     raise typer.Exit(launcher.down(home, as_json=as_json))
 
 
+@app.command()
+def demo(
+    home: Home = Path(".turnout/demo"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the demo run that was interrupted.")] = False,
+    file: Annotated[Path | None, typer.Option(help="Run file; default deploy/runs/demo.yaml.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Lay a value over the run file's.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a small model with SRPO on this machine: start everything, run, report, end everything."""
+    from services.cli.demo import Demo
+
+    raise typer.Exit(Demo(home, file=file, settings=settings or [], as_json=as_json).run(resume=resume))
+
+
+@app.command()
+def doctor(
+    home: Home = Path(".turnout"),
+    api_port: Annotated[int, typer.Option(min=1, max=65535, help="Port that the API shall have.")] = 8400,
+    as_json: Json = False,
+) -> None:
+    """Check this machine and say what to do where something is missing. Exit code 1 where a check fails."""
+    from services.cli import doctor as checks
+
+    raise typer.Exit(checks.doctor(home, api_port, as_json))
+
+
 def main() -> None:
     """Run the command; faults that we name become one sentence and an exit code."""
     try:

@@ -158,7 +158,8 @@ def as_html(data: RunData, plots: Sequence[Plot]) -> str:
     for plot in plots:
         picture = base64.b64encode(plot.png).decode()
         parts.append(
-            f'<figure><h2>{escape(plot.title)}</h2><img alt="{escape(plot.title)}" src="data:image/png;base64,{picture}">'
+            f"<figure><h2>{escape(plot.title)}</h2>"
+            f'<img alt="{escape(plot.title)}" src="data:image/png;base64,{picture}">'
             f"<figcaption>{escape(plot.caption)}</figcaption></figure>"
         )
     parts += ["<h2>Versions</h2>", _html_table([list(row) for row in version_rows()])]

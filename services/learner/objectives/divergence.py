@@ -4,7 +4,8 @@
     D_alpha = (1 - alpha) * KL(p || M) + alpha * KL(q || M)          0 < alpha < 1
     D_0 = KL(q || p) (forward)          D_1 = KL(p || q) (reverse)
 
-alpha = 0.5 is the Jensen-Shannon divergence, within [0, ln 2]. The ends are the limits of D_alpha / (alpha (1 - alpha)).
+alpha = 0.5 is the Jensen-Shannon divergence, within [0, ln 2]. The ends are the limits of
+D_alpha / (alpha (1 - alpha)), not of D_alpha itself, which goes to 0 there.
 """
 
 from __future__ import annotations
@@ -41,5 +42,5 @@ def _kl(left: Tensor, right: Tensor) -> Tensor:
 
 
 def log_tail(mass: Tensor) -> Tensor:
-    """Log of a tail bucket's probability mass, floored at the type's smallest normal number so that log(0) is finite."""
+    """Log of a tail bucket's mass, floored at the type's smallest normal number so that log(0) is finite."""
     return mass.clamp(min=torch.finfo(mass.dtype).tiny).log()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def clipped_surrogate(ratio: Tensor, advantage: Tensor, clip_low: float, clip_high: float) -> Tensor:
-    """-min(rho * A, clip(rho, 1 - clip_low, 1 + clip_high) * A) a token; same shape as `ratio`, differentiable in it."""
+    """-min(rho * A, clip(rho, 1 - clip_low, 1 + clip_high) * A) a token; shape of `ratio`, differentiable in it."""
     return -torch.minimum(ratio * advantage, ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantage)
 
 

@@ -1,0 +1,125 @@
+"""The objectives once more, from the equations: float64, one token and one vocabulary entry at a time.
+
+Numbers are 0-dimensional float64 tensors so that gradients exist; there is no vectorised operation but the model's own
+forward pass. Nothing is imported from the learner.
+"""
+
+import math
+
+import torch
+
+
+def logsumexp(values):
+    peak = max(float(torch.as_tensor(value).detach()) for value in values)
+    total = 0.0
+    for value in values:
+        total = total + torch.exp(torch.as_tensor(value) - peak)
+    return torch.log(total) + peak
+
+
+def log_softmax(logits):
+    normaliser = logsumexp(list(logits))
+    return [logit - normaliser for logit in logits]
+
+
+def entropy(logits):
+    return -sum(torch.exp(value) * value for value in log_softmax(logits))
+
+
+def buckets(student, teacher, top_k):
+    """Log-probabilities of the student's top K and of the tail, of both."""
+    p, q = log_softmax(student), log_softmax(teacher)
+    if top_k is None or top_k >= len(p):
+        return p, q
+    order = sorted(range(len(p)), key=lambda token: -float(p[token].detach()))
+    kept, rest = order[:top_k], order[top_k:]
+    return (
+        [p[token] for token in kept] + [logsumexp([p[token] for token in rest])],
+        [q[token] for token in kept] + [logsumexp([q[token] for token in rest])],
+    )
+
+
+def kl(left, right):
+    return sum(torch.exp(a) * (a - b) for a, b in zip(left, right, strict=True))
+
+
+def divergence(p, q, alpha):
+    q = [torch.as_tensor(value).detach() for value in q]
+    if alpha == 0:
+        return kl(q, p)
+    if alpha == 1:
+        return kl(p, q)
+    mixture = [torch.log((1 - alpha) * torch.exp(a) + alpha * torch.exp(b)) for a, b in zip(p, q, strict=True)]
+    return (1 - alpha) * kl(p, mixture) + alpha * kl(q, mixture)
+
+
+def grpo_loss(logprob, old, behaviour, advantage, objective):
+    ratio = torch.exp(logprob - old)
+    low, high = 1 - objective.clip_low, 1 + objective.clip_high
+    clipped = (
+        ratio if low <= float(ratio.detach()) <= high else torch.tensor(low if float(ratio.detach()) < low else high)
+    )
+    first, second = ratio * advantage, clipped * advantage
+    smaller = first if float(first.detach()) <= float(second.detach()) else second
+    return -smaller * min(math.exp(old - behaviour), objective.importance_weight_cap)
+
+
+def sdpo_loss(value, logprob, old, behaviour, objective):
+    cap = objective.importance_weight_cap
+    return value * min(math.exp(float(logprob.detach()) - old), cap) * min(math.exp(old - behaviour), cap)
+
+
+def response_logits(model, prompt, response):
+    """One sequence alone, unpadded, whole logits: a list of [vocabulary] rows, one a response token."""
+    logits = model(input_ids=torch.tensor([prompt + response])).logits[0]
+    return [logits[len(prompt) - 1 + step] for step in range(len(response))]
+
+
+def minibatch_loss(student, teacher, sequences, old, config):
+    """The objective over a whole mini-batch, with gradient; also branch sums and weights by sequence."""
+    objective = config.objective
+    routed = [index for index, item in enumerate(sequences) if item.route != "none"]
+    num_tokens = sum(len(sequences[index].response_ids) for index in routed)
+    taught = {}
+    for index in routed:
+        item = sequences[index]
+        if item.teacher_prompt_ids is not None and item.response_ids:
+            with torch.no_grad():
+                taught[index] = response_logits(teacher, item.teacher_prompt_ids, item.response_ids)
+    weights = _weights(sequences, taught, objective)
+    total = torch.zeros((), dtype=torch.float64)
+    for index in routed:
+        item = sequences[index]
+        if not item.response_ids:
+            continue
+        logits = response_logits(student, item.prompt_ids, item.response_ids)
+        for step, token in enumerate(item.response_ids):
+            logprob = log_softmax(logits[step])[token]
+            before = float(logprob.detach()) if old is None else float(old[index][step])
+            behaviour = item.behaviour_logprobs[step]
+            if item.route == "sdpo":
+                value = divergence(
+                    *buckets(logits[step], taught[index][step], objective.top_k), objective.divergence_alpha
+                )
+                total = total + weights[index][step] * sdpo_loss(value, logprob, before, behaviour, objective)
+                continue
+            advantage = item.advantage
+            if objective.name == "advantage_mix":
+                advantage = objective.mix_lambda * advantage
+                if index in taught:
+                    gap = float(log_softmax(taught[index][step])[token]) - float(logprob.detach())
+                    advantage = advantage + (1 - objective.mix_lambda) * gap
+            total = total + grpo_loss(logprob, before, behaviour, advantage, objective)
+    return total / max(1, num_tokens), weights
+
+
+def _weights(sequences, taught, objective):
+    beta = objective.beta if objective.name == "srpo" else 0.0
+    raw = {
+        index: [math.exp(-beta * float(entropy(row))) for row in rows]
+        for index, rows in taught.items()
+        if sequences[index].route == "sdpo"
+    }
+    values = [value for row in raw.values() for value in row]
+    mean = sum(values) / len(values) if values else 1.0
+    return {index: [value / mean for value in row] for index, row in raw.items()}

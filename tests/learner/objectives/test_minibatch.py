@@ -1,0 +1,200 @@
+"""A whole mini-batch against the reference: loss, weights and gradients, for every objective."""
+
+import dataclasses
+import math
+import random
+
+import pytest
+import torch
+
+from services.contracts.errors import TurnoutError
+from services.contracts.metrics import STEP_METRICS
+from services.learner import minibatch, passes
+from services.learner.minibatch import old_logprobs, run_minibatch, step_metrics, weight_histogram
+from services.learner.objectives.finite import NonFiniteError
+from services.learner.sequence import TrainSequence
+from tests.learner.objectives import reference
+from tests.learner.objectives.builders import PlainEngine, random_sequences, run_config
+
+OBJECTIVES = {
+    "srpo": {"name": "srpo", "top_k": 5},
+    "srpo-beta-0": {"name": "srpo", "top_k": 5, "beta": 0.0},
+    "srpo-full-vocabulary": {"name": "srpo", "top_k": None},
+    "srpo-forward": {"name": "srpo", "top_k": 5, "divergence_alpha": 0.0},
+    "srpo-reverse": {"name": "srpo", "top_k": 5, "divergence_alpha": 1.0, "beta": 3.0},
+    "srpo-skewed": {"name": "srpo", "top_k": 3, "divergence_alpha": 0.2},
+    "grpo": {"name": "grpo"},
+    "sdpo": {"name": "sdpo", "top_k": 5},
+    "advantage_mix": {"name": "advantage_mix"},
+    "advantage_mix-half": {"name": "advantage_mix", "mix_lambda": 0.5},
+}
+
+
+def sequences_for(name: str, seed: int = 3, number: int = 14) -> list[TrainSequence]:
+    routes = {"srpo": ("grpo", "sdpo", "none"), "grpo": ("grpo",), "sdpo": ("sdpo", "none"), "advantage_mix": ("grpo",)}
+    return random_sequences(seed, number, routes=routes[name], teach_grpo=name == "advantage_mix")
+
+
+def shifted(old: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Pretend that pi_old differs from the student, so that ratios and clipping do their work."""
+    generator = torch.Generator().manual_seed(5)
+    return [value + 0.5 * torch.randn(value.shape, generator=generator, dtype=value.dtype) for value in old]
+
+
+def close(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], tolerance: float) -> None:
+    """Equal relative to the largest gradient of the model."""
+    scale = max(float(value.abs().max()) for value in right.values())
+    assert scale > 0
+    for name, value in right.items():
+        assert float((left[name] - value).abs().max()) <= tolerance * scale, name
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["first-update", "later-update"])
+@pytest.mark.parametrize("case", OBJECTIVES)
+def test_loss_weights_and_gradients_are_the_references(case: str, moved: bool) -> None:
+    config = run_config(tokens_per_microbatch=40, **OBJECTIVES[case])
+    sequences = sequences_for(config.objective.name)
+    engine = PlainEngine(torch.float64)
+    old = shifted(old_logprobs(engine, sequences, config)) if moved else None
+    expected, weights = reference.minibatch_loss(engine.student, engine.teacher, sequences, old, config)
+    expected.backward()
+    gradients = {name: value.grad.clone() for name, value in engine.student.named_parameters()}
+    engine.student.zero_grad()
+
+    report = run_minibatch(engine, sequences, old, config, details=range(len(sequences)))
+
+    assert engine.num_backward > 2
+    # Not closer, because the model's RMS norms compute in float32 whatever its type.
+    assert report.loss == pytest.approx(expected.item(), rel=1e-6)
+    close(engine.gradients, gradients, 1e-6)
+    for index, row in weights.items():
+        assert report.details[index].weight == pytest.approx(row, rel=1e-6)
+
+
+@pytest.mark.parametrize("case", ["srpo", "sdpo", "grpo", "advantage_mix"])
+def test_nothing_depends_on_cut_order_or_chunks(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run_config(tokens_per_microbatch=4096, **OBJECTIVES[case])
+    sequences = sequences_for(whole.objective.name, number=24)
+    engine = PlainEngine()
+    old = shifted(old_logprobs(engine, sequences, whole))
+    base = run_minibatch(engine, sequences, old, whole)
+    expected = engine.gradients
+    for budget, seed, chunk in [(1, 0, None), (30, 1, None), (100, 2, 29 * 3), (4096, 3, 1)]:
+        order = list(range(len(sequences)))
+        random.Random(seed).shuffle(order)
+        with monkeypatch.context() as patch:
+            if chunk is not None:
+                patch.setattr(passes, "CHUNK_LOGITS", chunk)
+            config = run_config(tokens_per_microbatch=budget, **OBJECTIVES[case])
+            report = run_minibatch(engine, [sequences[i] for i in order], [old[i] for i in order], config)
+        assert report.loss == pytest.approx(base.loss, rel=1e-5)
+        close(engine.gradients, expected, 1e-5)
+        for name in ("num_tokens", "num_sdpo_tokens", "num_teacher_rollouts", "truncated_sum", "clipped_sum"):
+            assert report.sums[name] == base.sums[name]
+        for name in ("policy_entropy_sum", "teacher_entropy_sum", "divergence_sum", "mismatch_kl_sum"):
+            assert report.sums[name] == pytest.approx(base.sums[name], rel=1e-5)
+
+
+def test_pi_old_left_out_is_the_student_itself() -> None:
+    config = run_config(**OBJECTIVES["srpo"])
+    sequences = sequences_for("srpo")
+    engine = PlainEngine()
+    given = run_minibatch(engine, sequences, old_logprobs(engine, sequences, config), config)
+    expected = engine.gradients
+    own = run_minibatch(engine, sequences, None, config)
+    assert own.loss == pytest.approx(given.loss, rel=1e-5)
+    close(engine.gradients, expected, 1e-5)
+
+
+def test_weights_average_one_over_the_minibatch_and_metrics_have_known_names() -> None:
+    config = run_config(tokens_per_microbatch=20, **OBJECTIVES["srpo"])
+    engine = PlainEngine()
+    reports = [run_minibatch(engine, sequences_for("srpo", seed), None, config) for seed in (3, 4)]
+    for report in reports:
+        assert report.sums["weight_sum"] == pytest.approx(report.sums["num_sdpo_tokens"], rel=1e-6)
+        assert sum(report.weight_counts) == report.sums["num_sdpo_tokens"]
+    metrics = step_metrics(reports)
+    assert metrics.keys() <= STEP_METRICS.keys()
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert metrics["loss"] == pytest.approx(metrics["loss_grpo"] + metrics["loss_sdpo"])
+    assert sum(weight_histogram(reports).counts) == sum(report.sums["num_sdpo_tokens"] for report in reports)
+
+
+@pytest.mark.parametrize(
+    "sequences",
+    [
+        [],
+        [TrainSequence([1], [], [], 0.3, "grpo", None)],
+        [TrainSequence([1], [2, 3], [-1.0, -1.0], 0.3, "none", None)],
+        [TrainSequence([1, 2], [3], [-1.0], 0.0, "grpo", None)],
+    ],
+    ids=["no-sequence", "empty-response", "none-routed", "no-signal"],
+)
+def test_a_minibatch_without_signal_steps_with_zero_gradient(sequences: list[TrainSequence]) -> None:
+    engine = PlainEngine()
+    report = run_minibatch(engine, sequences, None, run_config(name="srpo"))
+    assert report.loss == 0.0
+    assert engine.num_backward == 1
+    assert all(float(value.abs().max()) == 0.0 for value in engine.gradients.values())
+
+
+def test_only_the_last_backward_is_marked_last() -> None:
+    engine = PlainEngine()
+    run_minibatch(engine, sequences_for("srpo"), None, run_config(tokens_per_microbatch=20, name="srpo"))
+    assert engine.lasts == [False] * (len(engine.lasts) - 1) + [True]
+
+
+def test_one_token_of_each_branch_shares_the_denominator() -> None:
+    sequences = [
+        TrainSequence([1, 2], [3], [-3.0], 0.5, "grpo", None),
+        TrainSequence([1, 2], [4], [-3.0], -0.5, "sdpo", [1, 2, 3]),
+    ]
+    config = run_config(name="srpo", top_k=4)
+    engine = PlainEngine(torch.float64)
+    expected, _ = reference.minibatch_loss(engine.student, engine.teacher, sequences, None, config)
+    report = run_minibatch(engine, sequences, None, config)
+    assert report.loss == pytest.approx(expected.item(), rel=1e-6)
+    assert report.sums["num_tokens"] == 2
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_behaviour_logprobs_that_are_not_finite_are_refused_by_name(bad: float) -> None:
+    sequences = sequences_for("srpo")
+    broken = next(i for i, item in enumerate(sequences) if item.response_ids)
+    item = sequences[broken]
+    sequences[broken] = dataclasses.replace(item, behaviour_logprobs=[bad, *item.behaviour_logprobs[1:]])
+    with pytest.raises(NonFiniteError, match="behaviour"):
+        run_minibatch(PlainEngine(), sequences, None, run_config(name="srpo"))
+
+
+@pytest.mark.parametrize(("model", "name"), [("student", "logprobs"), ("teacher", "teacher_entropy")])
+def test_a_broken_model_is_refused_by_name_before_the_step(model: str, name: str) -> None:
+    engine = PlainEngine()
+    with torch.no_grad():
+        getattr(engine, model).model.norm.weight[0] = math.nan
+    with pytest.raises(NonFiniteError) as caught:
+        run_minibatch(engine, sequences_for("srpo"), None, run_config(name="srpo", beta=0.0))
+    assert caught.value.field == name
+    assert engine.gradients == {}
+
+
+@pytest.mark.parametrize(
+    "sequence",
+    [
+        TrainSequence([], [1], [-1.0], 0.1, "grpo", None),
+        TrainSequence([1], [1], [], 0.1, "grpo", None),
+        TrainSequence([1], [1], [-1.0], 0.1, "sdpo", None),
+        TrainSequence([1], [1], [-1.0], 0.1, "sdpo", []),
+    ],
+)
+def test_sequences_that_do_not_fit_together_are_refused(sequence: TrainSequence) -> None:
+    with pytest.raises(TurnoutError, match="Sequence 0"):
+        run_minibatch(PlainEngine(), [sequence], None, run_config(name="srpo"))
+
+
+def test_no_teacher_pass_for_sequences_that_need_none() -> None:
+    engine = PlainEngine()
+    engine.teacher = None
+    report = run_minibatch(engine, sequences_for("grpo"), None, run_config(name="grpo"))
+    assert report.sums["num_teacher_rollouts"] == 0
+    assert minibatch.step_metrics([report])["teacher_entropy_nats"] == 0.0

@@ -1,0 +1,65 @@
+"""The API's application: routes, errors, access; and the loops that run beside it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import FastAPI
+
+from services.api import problems
+from services.api.fleet.endpoints import router as fleet_router
+from services.api.history.endpoints import router as history_router
+from services.api.loops import repeat
+from services.api.parts import Parts
+from services.api.problems import Problem
+from services.api.runs.endpoints import router as runs_router
+from services.api.security import Guard
+
+DESCRIPTION = "Runs, their history, services and metrics. Errors are RFC 9457 problem documents."
+SCHEDULE_SECONDS = 0.5
+PUSH_SECONDS = 0.5
+WATCH_SECONDS = 1.0
+REFRESH_SECONDS = 1.0
+
+
+def make_application(parts: Parts) -> FastAPI:
+    """The application over ready parts."""
+    app = FastAPI(title="Turnout", version="0.1.0", description=DESCRIPTION, redoc_url=None)
+    app.state.parts = parts
+    app.add_middleware(Guard, api_key=parts.settings.api_key)
+    problems.install(app)
+    for router in (runs_router, history_router, fleet_router):
+        app.include_router(router)
+    _describe_problems(app)
+    return app
+
+
+def _describe_problems(app: FastAPI) -> None:
+    """Put the problem document into the OpenAPI description, where the endpoints refer to it."""
+    make = app.openapi
+
+    def openapi() -> dict[str, object]:
+        document = make()
+        document.setdefault("components", {}).setdefault("schemas", {})["Problem"] = Problem.model_json_schema()
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                invalid = operation["responses"].get("422")
+                if invalid is not None:
+                    invalid.update(problems.responses(422)[422])
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+async def run_loops(parts: Parts) -> None:
+    """Run all loops until cancelled. What each consumes, produces and waits for stands in its class."""
+    await parts.board.rebuild(parts.database)
+    signals, status = parts.signals, parts.status
+    async with asyncio.TaskGroup() as group:
+        group.create_task(repeat("ingest", parts.ingest.step, status, seconds=0.0))
+        group.create_task(
+            repeat("scheduler", parts.scheduler.step, status, seconds=SCHEDULE_SECONDS, wake=signals.schedule)
+        )
+        group.create_task(repeat("pusher", parts.pusher.step, status, seconds=PUSH_SECONDS, wake=signals.push))
+        group.create_task(repeat("watchdog", parts.watchdog.step, status, seconds=WATCH_SECONDS))
+        group.create_task(repeat("metrics", parts.refresh.step, status, seconds=REFRESH_SECONDS))

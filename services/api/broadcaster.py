@@ -1,0 +1,79 @@
+"""New events in memory, for event-stream clients: many clients read what one database write brought.
+
+Each run that someone listens to has a window of its newest entries. A client that is behind the window reads the
+database instead, so no client ever loses an entry and none can make the API keep more than the window.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+WINDOW = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of a run's event stream, ready to be sent."""
+
+    id: int
+    type: str
+    data: str
+    """JSON text."""
+
+
+@dataclass(slots=True)
+class _Channel:
+    floor: int | None = None
+    """Entries with an id above this are all in `window`; None until the first entry comes."""
+    window: deque[Entry] = field(default_factory=deque)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    num_listeners: int = 0
+
+
+class Broadcaster:
+    """The windows of all runs that have listeners."""
+
+    def __init__(self) -> None:
+        self._channels: dict[str, _Channel] = {}
+
+    def join(self, run_id: str) -> None:
+        """Start keeping the run's entries; every `join` needs a `leave`."""
+        self._channels.setdefault(run_id, _Channel()).num_listeners += 1
+
+    def leave(self, run_id: str) -> None:
+        channel = self._channels[run_id]
+        channel.num_listeners -= 1
+        if not channel.num_listeners:
+            del self._channels[run_id]
+
+    @property
+    def num_listeners(self) -> int:
+        return sum(channel.num_listeners for channel in self._channels.values())
+
+    def publish(self, run_id: str, entries: Sequence[Entry]) -> None:
+        """Add entries, ids growing, and wake the run's listeners. Nothing is kept for a run without listeners."""
+        channel = self._channels.get(run_id)
+        if channel is None or not entries:
+            return
+        if channel.floor is None:
+            channel.floor = entries[0].id - 1
+        for entry in entries:
+            channel.window.append(entry)
+            if len(channel.window) > WINDOW:
+                channel.floor = channel.window.popleft().id
+        channel.news.set()
+        channel.news = asyncio.Event()
+
+    def news(self, run_id: str) -> asyncio.Event:
+        """An event that is set at the next `publish`. Take it before reading, so that nothing falls between."""
+        return self._channels[run_id].news
+
+    def after(self, run_id: str, last_id: int) -> list[Entry] | None:
+        """Entries after `last_id`, or None where the window does not reach back that far: ask the database."""
+        channel = self._channels[run_id]
+        if channel.floor is None or last_id < channel.floor:
+            return None
+        return [entry for entry in channel.window if entry.id > last_id]

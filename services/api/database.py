@@ -1,0 +1,132 @@
+"""The API's database: SQLite by default, PostgreSQL where `TURNOUT_DATABASE_URL` names one; migrated at start.
+
+One API process owns the database. All its writes go through `Database.write`, one at a time: SQLite has one writer
+anyway, and it makes the ids of events grow in the order in which they become visible, which readers of the event stream
+rely on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, MetaData, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase
+
+from services.contracts.errors import ConfigurationError, UnavailableError
+from services.runtime.settings import Settings
+
+MIGRATIONS = Path(__file__).resolve().parent / "migrations"
+
+
+class Base(DeclarativeBase):
+    """Base of all tables. Constraint names follow one rule, so that migrations can name them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class Database:
+    """Sessions for reading, and one at a time for writing."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self.engine = engine
+        self._sessions = async_sessionmaker(engine, expire_on_commit=False)
+        self._writing = asyncio.Lock()
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncSession]:
+        """A session whose changes are thrown away."""
+        async with self._sessions() as session:
+            yield session
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncSession]:
+        """A session that commits at the end, or rolls back where the block raises."""
+        async with self._writing, self._sessions() as session, session.begin():
+            yield session
+
+    async def close(self) -> None:
+        await self.engine.dispose()
+
+
+def database_url(settings: Settings) -> str:
+    """SQLAlchemy's URL of the database, with the asynchronous driver filled in.
+
+    Raises:
+        ConfigurationError: the setting is not a URL of SQLite or PostgreSQL.
+    """
+    if not settings.database_url:
+        settings.home.mkdir(parents=True, exist_ok=True)
+        return f"sqlite+aiosqlite:///{settings.home / 'turnout.db'}"
+    try:
+        url = make_url(settings.database_url)
+    except ArgumentError as error:
+        raise _wrong_url() from error
+    drivers = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
+    driver = drivers.get(url.drivername.split("+")[0])
+    if driver is None:
+        raise _wrong_url()
+    return url.set(drivername=driver).render_as_string(hide_password=False)
+
+
+def _wrong_url() -> ConfigurationError:
+    # The value itself may hold a password, so it is not shown.
+    return ConfigurationError(
+        "TURNOUT_DATABASE_URL is not the URL of an SQLite or PostgreSQL database.",
+        remedy="Write postgresql://user:password@host/name, or unset it for an SQLite file.",
+        field="TURNOUT_DATABASE_URL",
+    )
+
+
+async def open_database(settings: Settings) -> Database:
+    """Connect and bring the tables up to date.
+
+    Raises:
+        ConfigurationError: the URL is wrong.
+        UnavailableError: the database does not answer or cannot be migrated.
+    """
+    engine = create_async_engine(database_url(settings), pool_pre_ping=True)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+    try:
+        async with engine.begin() as connection:
+            await connection.run_sync(migrate)
+    except (SQLAlchemyError, OSError) as error:
+        await engine.dispose()
+        raise UnavailableError(
+            f"The database cannot be opened: {str(error).splitlines()[0]}.",
+            remedy="Check TURNOUT_DATABASE_URL and that TURNOUT_HOME can be written.",
+        ) from error
+    return Database(engine)
+
+
+def migrate(connection: Connection, revision: str = "head") -> None:
+    """Run the migrations up to `revision` on an open connection."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    # WAL: readers and the writer do not block each other. FULL: a commit survives a power cut, which acknowledging
+    # events on the stream afterwards relies on.
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA busy_timeout=10000")
+    cursor.close()

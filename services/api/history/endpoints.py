@@ -1,0 +1,134 @@
+"""REST: a run's steps, evaluations, checkpoints, weight pushes, samples, and its event stream."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query
+from fastapi.responses import StreamingResponse
+
+from services.api.history import repository
+from services.api.history.event_stream import event_stream
+from services.api.history.schemas import (
+    CheckpointItem,
+    CheckpointList,
+    EvaluationItem,
+    EvaluationList,
+    SampleGroup,
+    SampleList,
+    StepItem,
+    StepList,
+    WeightPushItem,
+    WeightPushList,
+)
+from services.api.parts import PartsOf
+from services.api.problems import responses
+from services.api.runs.repository import get_run
+from services.contracts.errors import ConfigurationError
+
+router = APIRouter(prefix="/v1/runs/{run_id}", tags=["history"])
+MAX_ID = 2**63 - 1
+ERRORS = responses(401, 404, 422, 503)
+
+
+@router.get("/steps", responses=ERRORS)
+async def list_steps(
+    run_id: str,
+    parts: PartsOf,
+    after: Annotated[int, Query(ge=0, le=2**31 - 1, description="Only steps above this number.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=10000)] = 1000,
+) -> StepList:
+    """Training steps in order."""
+    async with parts.database.read() as session:
+        await get_run(session, run_id)
+        rows = await repository.steps_after(session, run_id, after, limit + 1)
+    items = [StepItem.model_validate(row) for row in rows[:limit]]
+    return StepList(items=items, next_after=items[-1].step if len(rows) > limit else None)
+
+
+@router.get("/evaluations", responses=ERRORS)
+async def list_evaluations(run_id: str, parts: PartsOf) -> EvaluationList:
+    """Evaluations in order of steps."""
+    async with parts.database.read() as session:
+        await get_run(session, run_id)
+        rows = await repository.evaluations(session, run_id)
+    return EvaluationList(items=[EvaluationItem.model_validate(row) for row in rows])
+
+
+@router.get("/checkpoints", responses=ERRORS)
+async def list_checkpoints(run_id: str, parts: PartsOf) -> CheckpointList:
+    """Checkpoints in order of steps."""
+    async with parts.database.read() as session:
+        await get_run(session, run_id)
+        rows = await repository.checkpoints(session, run_id)
+
+    def on_disk() -> list[bool]:
+        return [Path(row.path).is_dir() for row in rows]
+
+    exists = await asyncio.to_thread(on_disk)
+    items = [CheckpointItem.model_validate(row) for row in rows]
+    return CheckpointList(
+        items=[item.model_copy(update={"exists": there}) for item, there in zip(items, exists, strict=True)]
+    )
+
+
+@router.get("/weight-pushes", responses=ERRORS)
+async def list_weight_pushes(
+    run_id: str, parts: PartsOf, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+) -> WeightPushList:
+    """Tries to bring rollout servers to new weights, newest first."""
+    async with parts.database.read() as session:
+        await get_run(session, run_id)
+        rows = await repository.weight_pushes(session, run_id, limit)
+    return WeightPushList(items=[WeightPushItem.model_validate(row) for row in rows])
+
+
+@router.get("/samples", responses=ERRORS)
+async def list_samples(
+    run_id: str,
+    parts: PartsOf,
+    step: Annotated[int | None, Query(ge=0, le=2**31 - 1, description="Only groups of this step.")] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 20,
+) -> SampleList:
+    """Groups with all their rollouts, newest step first."""
+    async with parts.database.read() as session:
+        await get_run(session, run_id)
+        rows = await repository.samples(session, run_id, step, limit)
+    return SampleList(items=[SampleGroup.model_validate(row) for row in rows])
+
+
+@router.get(
+    "/events",
+    response_class=StreamingResponse,
+    responses={
+        200: {"description": "Server-sent events.", "content": {"text/event-stream": {"schema": {"type": "string"}}}},
+        **ERRORS,
+    },
+)
+async def stream_events(
+    run_id: str,
+    parts: PartsOf,
+    last_event_id: Annotated[str | None, Header(max_length=20, description="Go on after this entry.")] = None,
+    after: Annotated[int, Query(ge=0, le=MAX_ID, description="As Last-Event-ID, for those who cannot send it.")] = 0,
+    follow: Annotated[bool, Query(description="Wait for more; false ends after what is there.")] = True,
+) -> StreamingResponse:
+    """The run's events as server-sent events: state, step, evaluation, checkpoint, weights, note, samples.
+
+    Each has an id; send the last one seen as Last-Event-ID (browsers do) and the stream goes on behind it.
+    """
+    async with parts.database.read() as session:
+        await get_run(session, run_id)
+    start = after
+    if last_event_id:
+        if not (last_event_id.isascii() and last_event_id.isdigit() and int(last_event_id) <= MAX_ID):
+            raise ConfigurationError(
+                "Last-Event-ID is not the id of an event.", remedy="Send the last id received.", field="last-event-id"
+            )
+        start = int(last_event_id)
+    return StreamingResponse(
+        event_stream(parts.database, parts.broadcaster, run_id, start, follow),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )

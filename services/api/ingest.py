@@ -1,0 +1,43 @@
+"""From the stream `turnout:events` into the database. Acknowledged only after the commit; storing twice is harmless."""
+
+from __future__ import annotations
+
+from redis.asyncio import Redis
+
+from services.api.journal import Journal
+from services.api.signals import Signals
+from services.contracts import streams
+from services.contracts.events import Event, WeightsPublished
+from services.runtime.queue import Delivery, Queue
+
+BATCH = 200
+BLOCK_SECONDS = 1.0
+RECLAIM_SECONDS = 30.0
+
+
+class Ingest:
+    """Consumes: events of all services. Produces: rows, states, wake-ups. Waits for: the stream, up to a second."""
+
+    def __init__(self, redis: Redis, journal: Journal, signals: Signals, consumer: str) -> None:
+        self.journal = journal
+        self.signals = signals
+        self.queue = Queue(redis, streams.GROUP_API, consumer)
+        self._replayed = False
+
+    async def step(self) -> int:
+        """Handle one batch; the first round replays what was in hand when the process last ended. Returns its size.
+
+        A batch that could not be stored is replayed by the next round: after any fault we start from what is pending.
+        """
+        if not self._replayed:
+            deliveries: list[Delivery[Event]] = await self.queue.own_pending(streams.EVENTS, Event)
+            deliveries += await self.queue.reclaim(streams.EVENTS, Event, idle_seconds=RECLAIM_SECONDS, count=BATCH)
+        else:
+            deliveries = await self.queue.receive([streams.EVENTS], Event, count=BATCH, block_seconds=BLOCK_SECONDS)
+        self._replayed = False
+        if any(isinstance(delivery.message, WeightsPublished) for delivery in deliveries):
+            self.signals.push.set()  # before the commit: the pusher reads the published version from Redis
+        await self.journal.store(delivery.message for delivery in deliveries)
+        await self.queue.acknowledge(deliveries)
+        self._replayed = True
+        return len(deliveries)

@@ -1,0 +1,60 @@
+"""The beat of all background loops: do the work, then sleep until woken or due. A fault is recorded, not fatal."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from services.runtime.logs import get_logger
+
+log = get_logger(__name__)
+MAX_PAUSE_SECONDS = 5.0
+
+
+@dataclass(slots=True)
+class LoopStatus:
+    """How the loops fare, for /readyz and /v1/services."""
+
+    faults: dict[str, str] = field(default_factory=dict)
+    """Loop name to its present fault; a loop that works is absent."""
+    rounds: dict[str, int] = field(default_factory=dict)
+    """Rounds completed since the start."""
+
+
+async def repeat(
+    name: str,
+    work: Callable[[], Awaitable[object]],
+    status: LoopStatus,
+    *,
+    seconds: float,
+    wake: asyncio.Event | None = None,
+) -> None:
+    """Run `work` again and again: after `seconds`, or at once when `wake` is set. Runs until cancelled.
+
+    After a fault the loop pauses longer each time, up to 5 s, and goes on: its work is level-triggered, so a later
+    round does what an earlier one could not.
+    """
+    num_faults = 0
+    while True:
+        if wake is not None:
+            wake.clear()
+        try:
+            await work()
+        except Exception as error:
+            num_faults += 1
+            status.faults[name] = f"{type(error).__name__}: {error}"
+            log.error("loop failed", loop=name, error=str(error), since=time.time(), exc_info=num_faults == 1)
+            await asyncio.sleep(min(MAX_PAUSE_SECONDS, 0.1 * 2**num_faults))
+            continue
+        num_faults = 0
+        status.faults.pop(name, None)
+        status.rounds[name] = status.rounds.get(name, 0) + 1
+        if wake is None:
+            await asyncio.sleep(seconds)
+            continue
+        try:
+            await asyncio.wait_for(wake.wait(), timeout=seconds)
+        except TimeoutError:
+            pass

@@ -1,0 +1,63 @@
+"""The verifiers' own metrics on the API's page: one place to read them all. The set of names is closed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import httpx
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from services.contracts.services import ServiceRecord
+from services.runtime.logs import get_logger
+
+log = get_logger(__name__)
+NAMES = {
+    "turnout_verifier_seconds": ("histogram", "Time to judge one rollout, by kind of task."),
+    "turnout_sandbox_violations": ("counter", "Attempts of judged code to do what the sandbox forbids, by reason."),
+}
+MAX_SAMPLES = 2000
+TIMEOUT_SECONDS = 2.0
+
+
+class Federation:
+    """Reads the named families of each verifier's /metrics and shows them with the label `instance`."""
+
+    def __init__(self, client: httpx.AsyncClient, service_token: str = "") -> None:
+        self._client = client
+        self._headers = {"Authorization": f"Bearer {service_token}"} if service_token else {}
+        self._families: dict[str, Metric] = {name: _empty(name) for name in NAMES}
+
+    async def refresh(self, services: list[ServiceRecord]) -> None:
+        """Read all verifiers at the same time. One that does not answer is left out."""
+        verifiers = [record for record in services if record.kind == "verifier"]
+        texts = await asyncio.gather(*(self._read(record) for record in verifiers))
+        families = {name: _empty(name) for name in NAMES}
+        for record, text in zip(verifiers, texts, strict=True):
+            for family in text_string_to_metric_families(text):
+                if family.name in families:
+                    target = families[family.name]
+                    for sample in family.samples[: MAX_SAMPLES - len(target.samples)]:
+                        if not sample.name.endswith("_created"):
+                            labels = {**sample.labels, "instance": record.instance}
+                            target.add_sample(sample.name, labels, sample.value)
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._families.values()
+
+    async def _read(self, record: ServiceRecord) -> str:
+        try:
+            reply = await self._client.get(
+                record.url.rstrip("/") + "/metrics", headers=self._headers, timeout=TIMEOUT_SECONDS
+            )
+        except httpx.HTTPError as error:
+            log.debug("metrics of a verifier are not readable", verifier=record.instance, error=str(error))
+            return ""
+        return reply.text if reply.is_success else ""
+
+
+def _empty(name: str) -> Metric:
+    kind, text = NAMES[name]
+    return Metric(name, text, kind)

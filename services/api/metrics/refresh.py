@@ -1,0 +1,40 @@
+"""The loop that keeps the board's Redis part fresh, so that a scrape itself waits for nothing."""
+
+from __future__ import annotations
+
+from redis.asyncio import Redis
+
+from services.api.database import Database
+from services.api.fleet.queues import queue_states
+from services.api.metrics.board import Board
+from services.api.metrics.federation import Federation
+from services.api.pusher import Pusher
+from services.api.scheduler import ACTIVE_STATES
+from services.api.watchdog import Watchdog
+from services.runtime.registry import list_services
+
+
+class MetricsRefresh:
+    """Consumes: service records, queue depths, the watchdog's waits, the pusher's servers. Produces: the board."""
+
+    def __init__(
+        self, redis: Redis, database: Database, board: Board, federation: Federation, pusher: Pusher, watchdog: Watchdog
+    ) -> None:
+        self.redis = redis
+        self.database = database
+        self.board = board
+        self.federation = federation
+        self.pusher = pusher
+        self.watchdog = watchdog
+
+    async def step(self) -> None:
+        board = self.board
+        board.services = await list_services(self.redis)
+        await board.refresh_runs(self.database)
+        active = [run_id for run_id, (_, state) in board.states.items() if state in ACTIVE_STATES]
+        board.queues = await queue_states(self.redis, active)
+        board.waits = self.watchdog.waits
+        board.out_of_rotation = {
+            (server.run_id, name): int(server.num_failures > 0) for name, server in self.pusher.servers.items()
+        }
+        await self.federation.refresh(board.services)

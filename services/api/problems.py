@@ -1,0 +1,127 @@
+"""Errors as RFC 9457 problem documents: one shape, whatever went wrong, with the field and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict
+from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.exceptions import HTTPException
+
+from services.contracts.errors import TurnoutError
+from services.runtime.logs import get_logger
+
+log = get_logger(__name__)
+MEDIA_TYPE = "application/problem+json"
+
+
+class Problem(BaseModel):
+    """What every error answer looks like (RFC 9457)."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    """One sentence for people."""
+    field: str | None = None
+    """The field of the request that is wrong, in dots; null where none is."""
+    remedy: str | None = None
+    """What to do about it; null where we do not know."""
+
+
+def problem(
+    status: int, title: str, detail: str, *, field: str | None = None, remedy: str | None = None
+) -> JSONResponse:
+    """A problem document as an answer."""
+    body = Problem(title=title, status=status, detail=detail, field=field, remedy=remedy or None)
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
+    return JSONResponse(body.model_dump(), status, headers, MEDIA_TYPE)
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The error answers of an endpoint, for its OpenAPI description."""
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        for status in statuses
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Render every error of `app` as a problem."""
+
+    @app.exception_handler(TurnoutError)
+    async def named(_: Request, error: TurnoutError) -> JSONResponse:
+        return problem(error.status, error.title, error.message, field=error.field, remedy=error.remedy)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        return invalid_request(error.errors())
+
+    @app.exception_handler(HTTPException)
+    async def plain(request: Request, error: HTTPException) -> JSONResponse:
+        title = HTTPStatus(error.status_code).phrase
+        remedy = "/docs lists every path and method." if error.status_code in (404, 405) else None
+        answer = problem(
+            error.status_code, title, f"{request.method} {request.url.path}: {error.detail}.", remedy=remedy
+        )
+        answer.headers.update(error.headers or {})
+        return answer
+
+    @app.exception_handler(RedisError)
+    async def no_redis(_: Request, error: RedisError) -> JSONResponse:
+        log.error("request failed: Redis", error=str(error))
+        return problem(503, "Unavailable", "The queue server does not answer.", remedy="Try again; see the API's log.")
+
+    @app.exception_handler(SQLAlchemyError)
+    async def no_database(_: Request, error: SQLAlchemyError) -> JSONResponse:
+        log.error("request failed: database", error=str(error), exc_info=error)
+        return problem(503, "Unavailable", "The database does not answer.", remedy="Try again; see the API's log.")
+
+    @app.exception_handler(Exception)
+    async def unknown(_: Request, error: Exception) -> JSONResponse:
+        # The text may hold anything, so it goes into the log only.
+        log.error("request failed", error=str(error), exc_info=error)
+        return problem(500, "Internal error", "The API has a fault.", remedy="The API's log has the details.")
+
+
+def invalid_request(errors: Sequence[Any]) -> JSONResponse:
+    """Every wrong field of a request in one sentence; `field` names the first."""
+    sentences = [_sentence(item) for item in errors]
+    remedy = "docs/configuration.md has every field of a run." if errors[0]["loc"][:1] == ("body",) else None
+    return problem(
+        422,
+        "Invalid request",
+        "The request is not valid: " + "; ".join(sentences) + ".",
+        field=_place(errors[0]) or None,
+        remedy=remedy,
+    )
+
+
+def _place(item: Any) -> str:
+    return ".".join(str(part) for part in item["loc"][1:])
+
+
+def _sentence(item: Any) -> str:
+    place = _place(item)
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "json_invalid":
+        return "the body is not JSON"
+    if item["type"] == "extra_forbidden":
+        return f"{place} is not a field"
+    if item["type"] == "missing":
+        return f"{place or 'the body'} is missing"
+    if not place:
+        return message
+    shown = repr(item.get("input"))
+    return f"{place} is {shown if len(shown) <= 80 else shown[:77] + '...'}: {message[:1].lower()}{message[1:]}"

@@ -1,0 +1,69 @@
+"""Checks of a run's inputs at creation, so that a missing file is one clear sentence now, not a failed run later."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from services.contracts.errors import ConfigurationError
+from services.contracts.run_config import RunConfig
+from services.runtime.settings import Settings
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_DATA = re.compile(r"hub:[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
+
+
+def check_inputs(config: RunConfig, settings: Settings) -> None:
+    """Raise `ConfigurationError` naming the field where the model, a data file or a permission is missing."""
+    if config.model.trust_remote_code and not settings.allow_remote_code:
+        raise ConfigurationError(
+            "model.trust_remote_code is true, but this deployment does not run code that models bring.",
+            remedy="Remove it, or let the operator set TURNOUT_ALLOW_REMOTE_CODE=true.",
+            field="model.trust_remote_code",
+        )
+    _check_model(config.model.path)
+    _check_data("data.train", config.data.train)
+    if config.data.validation is not None:
+        _check_data("data.validation", config.data.validation)
+
+
+def _check_model(path: str) -> None:
+    folder = _path("model.path", path)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ConfigurationError(
+                f"model.path is {path}, a folder without config.json.",
+                remedy="Name a folder in Hugging Face format.",
+                field="model.path",
+            )
+        return
+    if _HUB_NAME.fullmatch(path) and not Path(path.split("/")[0]).exists():
+        return
+    raise ConfigurationError(
+        f"model.path is {path}, but there is no such folder.",
+        remedy=f"Correct it (relative folders start at {Path.cwd()}), or write a hub name as owner/name.",
+        field="model.path",
+    )
+
+
+def _check_data(field: str, name: str) -> None:
+    if name.startswith("hub:"):
+        if not _HUB_DATA.fullmatch(name):
+            raise ConfigurationError(
+                f"{field} is {name}, which is not hub:<dataset name>[:<split>].",
+                remedy="Write for example hub:owner/name:train.",
+                field=field,
+            )
+        return
+    if not _path(field, name).is_file():
+        raise ConfigurationError(
+            f"{field} is {name}, but there is no such file.",
+            remedy=f"Correct it (relative paths start at {Path.cwd()}), or write hub:<dataset name>.",
+            field=field,
+        )
+
+
+def _path(field: str, text: str) -> Path:
+    if not text or "\0" in text or len(text) > 4096:
+        raise ConfigurationError(f"{field} is not a path.", remedy="Name a file or folder.", field=field)
+    return Path(text)

@@ -1,0 +1,76 @@
+"""What the API says of runs. Times are Unix seconds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from services.api.runs.models import Run
+from services.contracts.states import DesiredState, RunState
+
+
+class RunSummary(BaseModel):
+    """A run without its configuration."""
+
+    model_config = ConfigDict(from_attributes=True, use_attribute_docstrings=True)
+
+    id: str
+    name: str
+    state: RunState
+    reason: str
+    """Why the run is in its state; empty where that needs no word."""
+    desired: DesiredState
+    """What was asked for last."""
+    created_at: float
+    queued_at: float
+    started_at: float | None
+    finished_at: float | None
+    step: int
+    """Newest training step finished."""
+    num_steps: int
+    """Training steps asked for."""
+    objective: str
+    learner: str | None
+    rollout_servers: list[str]
+    metrics: dict[str, float] = {}
+    """Metrics of the newest step."""
+
+
+class RunDetail(RunSummary):
+    """A run with its configuration."""
+
+    config: dict[str, Any]
+    """The whole configuration, every default filled in."""
+    groups: dict[str, int] = {}
+    """Ledger of prompt groups: fed, trained, in_flight, dropped_<reason>."""
+    accuracy_first: float | None = None
+    """avg@k of the first evaluation."""
+    accuracy_last: float | None = None
+    """avg@k of the newest evaluation."""
+
+
+class RunPage(BaseModel):
+    items: list[RunSummary]
+    next_cursor: str | None
+    """Pass as `cursor` to get the next page; null at the end."""
+
+
+def summary_fields(run: Run) -> dict[str, Any]:
+    """The fields of `RunSummary` that the table of runs knows."""
+    return {
+        "id": run.id,
+        "name": run.name,
+        "state": run.state,
+        "reason": run.reason,
+        "desired": run.desired,
+        "created_at": run.created_at,
+        "queued_at": run.queued_at,
+        "started_at": run.started_at,
+        "finished_at": run.finished_at,
+        "step": run.step,
+        "num_steps": run.config["training"]["steps"],
+        "objective": run.config["objective"]["name"],
+        "learner": run.learner,
+        "rollout_servers": run.rollout_servers,
+    }

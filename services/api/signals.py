@@ -1,0 +1,14 @@
+"""Wake-up calls between the API's loops. They only save waiting: every loop also looks by itself."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Signals:
+    schedule: asyncio.Event = field(default_factory=asyncio.Event)
+    """A run's state or desired state changed."""
+    push: asyncio.Event = field(default_factory=asyncio.Event)
+    """New weights are published, or a push has ended."""

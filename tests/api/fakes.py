@@ -1,0 +1,179 @@
+"""Stand-ins for the other services, and ways to drive the API."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import httpx
+import msgspec
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from redis.asyncio import Redis
+
+from services.api.application import make_application, run_loops
+from services.api.parts import Parts
+from services.contracts import codec, streams
+from services.contracts.events import Event
+from services.contracts.services import ServiceKind, ServiceRecord, ServiceState
+from services.runtime.life import bind
+
+
+async def eventually(
+    check: Callable[[], Awaitable[Any]] | Callable[[], Any], *, seconds: float = 20.0, every: float = 0.02
+) -> Any:
+    """Wait until `check` gives a true value and return it; the limit only ends a test that would fail anyway."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = check()
+        if asyncio.iscoroutine(value):
+            value = await value
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"did not become true: {check}"
+        await asyncio.sleep(every)
+
+
+def client_of(parts: Parts, **arguments: Any) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(app=make_application(parts), raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://api", **arguments)
+
+
+@contextlib.asynccontextmanager
+async def looping(parts: Parts) -> AsyncIterator[None]:
+    """Run the API's loops for the length of the block."""
+    task = asyncio.create_task(run_loops(parts))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def emit(redis: Redis, *events: Event) -> None:
+    """Send events as a service does."""
+    for event in events:
+        await redis.xadd(streams.EVENTS, {b"m": codec.encode(event)})
+
+
+class FakeInstance:
+    """A service instance as others see it: its heartbeat record. It lives until `vanish`."""
+
+    def __init__(self, redis: Redis, kind: ServiceKind, instance: str, url: str = "http://127.0.0.1:9") -> None:
+        self.redis = redis
+        self.kind: ServiceKind = kind
+        self.instance = instance
+        self.url = url
+        self.state: ServiceState = "idle"
+        self.run_id: str | None = None
+        self.weight_version: int | None = None
+        self.waiting_for = ""
+        self.waiting_since: float | None = None
+        self.tokens_total = 0
+        self.started_at = time.time()
+
+    def record(self) -> ServiceRecord:
+        return ServiceRecord(
+            kind=self.kind,
+            instance=self.instance,
+            url=self.url,
+            state=self.state,
+            pid=1,
+            started_at=self.started_at,
+            at=time.time(),
+            run_id=self.run_id,
+            weight_version=self.weight_version,
+            waiting_for=self.waiting_for,
+            waiting_since=self.waiting_since,
+            tokens_total=self.tokens_total,
+        )
+
+    async def publish(self) -> None:
+        await self.redis.set(streams.service(self.instance), msgspec.json.encode(self.record()))
+
+    async def vanish(self) -> None:
+        await self.redis.delete(streams.service(self.instance))
+
+    async def assignment(self) -> str | None:
+        value = await self.redis.get(streams.assignment(self.instance))
+        return value.decode() if value else None
+
+
+class FakeRollout(FakeInstance):
+    """A rollout server with vLLM's weight-update routes. `fail` scripts answers: phase to a list of statuses."""
+
+    def __init__(self, redis: Redis, instance: str) -> None:
+        super().__init__(redis, "rollout", instance)
+        self.phases: list[str] = []
+        self.fail: dict[str, list[int]] = {}
+        self.paused = False
+        self.session_open = False
+        self.checksum = "none"
+        self.loading: dict[str, str] = {}
+        self.tokens_seen: set[str] = set()
+        self.finish_gate = asyncio.Event()
+        self.finish_gate.set()
+        self.app = FastAPI()
+        self.app.post("/v1/engine/{phase}")(self._phase)
+        self.app.get("/v1/engine/is_paused")(self._is_paused)
+        self.app.get("/v1/weights")(self._weights)
+
+    async def _phase(self, phase: str, request: Request, response: Response) -> dict[str, Any]:
+        self.phases.append(phase)
+        self.tokens_seen.add(request.headers.get("authorization", ""))
+        body = await request.body()
+        content = msgspec.json.decode(body) if body else {}
+        statuses = self.fail.get(phase, [])
+        status = statuses.pop(0) if statuses else 200
+        if phase == "start_weight_update" and self.session_open:
+            status = 500
+        if status != 200:
+            if phase == "update_weights":
+                self.session_open = False
+            response.status_code = status
+            return {"error": "scripted"}
+        await self._act(phase, content, dict(request.query_params))
+        return {}
+
+    async def _act(self, phase: str, content: dict[str, Any], query: dict[str, str]) -> None:
+        if phase == "pause":
+            assert query == {"mode": "keep", "clear_cache": "false"}
+            self.paused = True
+        elif phase == "start_weight_update":
+            self.session_open = True
+        elif phase == "update_weights":
+            self.loading = content["update_info"]
+            self.checksum = self.loading["checksum"]
+        elif phase == "finish_weight_update":
+            await self.finish_gate.wait()
+            self.session_open = False
+            if content.get("weight_version") is not None:
+                self.weight_version = int(content["weight_version"])
+            await self.publish()
+        elif phase == "resume":
+            self.paused = False
+
+    async def _is_paused(self) -> dict[str, bool]:
+        return {"is_paused": self.paused}
+
+    async def _weights(self) -> dict[str, Any]:
+        return {"version": self.weight_version, "checksum": self.checksum}
+
+
+@contextlib.asynccontextmanager
+async def served(app: FastAPI) -> AsyncIterator[str]:
+    """Serve an application on a real port; gives its URL."""
+    listener = bind("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    task = asyncio.create_task(server._serve(sockets=[listener]))
+    try:
+        await eventually(lambda: server.started)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await task

@@ -1,0 +1,156 @@
+"""The self-teacher: an exponential moving average of the student's weights (method section 4), right under ZeRO 0-3.
+
+    teacher <- (1 - rate) * teacher + rate * student      after every optimizer update, in float32
+
+- The average is kept in float32 whatever the type of the passes: at rate 0.05 a bfloat16 average stalls, because the
+  change is smaller than half a unit in the last place.
+- Under ZeRO-3 both models are cut the same way over the ranks, so each rank averages its own parts (`ds_tensor`) and
+  nothing is gathered. (Writing into parameters inside `GatheredParameters` without `modifier_rank` is thrown away on
+  more than one rank: a teacher that never moves.) A part whose parameter is still gathered is released first; its
+  gathered copy would go stale.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from services.contracts.run_config import RunConfig
+
+
+class EmaTeacher:
+    """The averaged model. `model` is what passes run on; the float32 averages may be separate from it."""
+
+    def __init__(self, model: nn.Module, rate: float, device: torch.device, *, offload: bool) -> None:
+        """`model` is a whole copy of the student, or the module of a ZeRO-3 engine."""
+        self.model = model
+        self.rate = rate
+        self.device = device
+        self.offload = offload
+        self._student: list[nn.Parameter] = []
+        self._averages: list[Tensor] = []
+
+    @classmethod
+    def of(
+        cls, student: nn.Module, config: RunConfig, device: torch.device, stage: int, settings: dict[str, Any]
+    ) -> EmaTeacher:
+        """A teacher equal to `student`, made before DeepSpeed takes the student."""
+        model = copy.deepcopy(student).requires_grad_(False)
+        model.eval()
+        if stage == 3:
+            model = _partitioned(model, settings)
+        else:
+            model.to(device)
+        return cls(model, config.objective.teacher_ema_rate, device, offload=config.training.offload_teacher)
+
+    def attach(self, student: nn.Module) -> None:
+        """Follow `student` from now on; call once DeepSpeed has it."""
+        self._student = list(student.parameters())
+        self._averages = []
+        for own in self._own():
+            part = _part(own).detach()
+            separate = part.dtype != torch.float32 or self.offload
+            self._averages.append(part.to("cpu" if self.offload else part.device, torch.float32, copy=True)
+                                  if separate else part)
+        assert len(self._averages) == len(self._student)
+
+    def _own(self) -> Iterator[nn.Parameter]:
+        return self.model.parameters()
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the averages towards the student, then the model that passes run on."""
+        self._release()
+        for own, average, student in zip(self._own(), self._averages, self._student, strict=True):
+            target = _part(student).to(average.device, torch.float32)
+            assert target.shape == average.shape, "student and teacher are cut differently"
+            average.lerp_(target, self.rate)
+            self._write_back(own, average)
+
+    def _write_back(self, own: nn.Parameter, average: Tensor) -> None:
+        part = _part(own)
+        if part.data_ptr() != average.data_ptr():
+            part.copy_(average)
+
+    def _release(self) -> None:
+        for own in self._own():
+            if _is_gathered(own):
+                own.partition()  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def full_averages(self) -> Iterator[Tensor]:
+        """Whole float32 averages in the order of the model's parameters. Collective: all ranks go through it."""
+        self._release()
+        for own, average in zip(self._own(), self._averages, strict=True):
+            yield whole_of_parts(own, average)
+
+    @torch.no_grad()
+    def load_full(self, values: Iterator[Tensor]) -> None:
+        """Set the averages, from whole tensors in the order of `full_averages`."""
+        self._release()
+        for own, average, value in zip(self._own(), self._averages, values, strict=True):
+            average.copy_(part_of_whole(own, value, average.numel()).view_as(average))
+            self._write_back(own, average)
+
+    def to_passes(self) -> None:
+        """Bring an offloaded model to the device for teacher passes. Under ZeRO-3 its parts stay where they are."""
+        if self.offload and not self._is_cut():
+            self.model.to(self.device)
+
+    def to_rest(self) -> None:
+        """Put an offloaded model back into CPU memory."""
+        if self.offload and not self._is_cut():
+            self.model.to("cpu")
+
+    def _is_cut(self) -> bool:
+        return any(hasattr(own, "ds_tensor") for own in self._own())
+
+
+def _part(parameter: nn.Parameter) -> Tensor:
+    """What this rank holds of a parameter: its part under ZeRO-3, all of it otherwise."""
+    part = getattr(parameter, "ds_tensor", None)
+    return parameter.data if part is None else part.data
+
+
+def _is_gathered(parameter: nn.Parameter) -> bool:
+    status = getattr(parameter, "ds_status", None)
+    return status is not None and status.name == "AVAILABLE"
+
+
+def whole_of_parts(parameter: nn.Parameter, part: Tensor) -> Tensor:
+    """The whole of a tensor that is cut as `parameter` is. Collective under ZeRO-3."""
+    if not hasattr(parameter, "ds_tensor"):
+        return part
+    num_ranks = torch.distributed.get_world_size()
+    device = parameter.ds_tensor.device
+    buffer = torch.empty(num_ranks * part.numel(), dtype=part.dtype, device=device)
+    torch.distributed.all_gather_into_tensor(buffer, part.flatten().to(device))
+    return buffer[: parameter.ds_numel].view(parameter.ds_shape)
+
+
+def part_of_whole(parameter: nn.Parameter, value: Tensor, part_numel: int) -> Tensor:
+    """This rank's part, flat and padded with zeros, of a whole tensor; the whole tensor where nothing is cut."""
+    if not hasattr(parameter, "ds_tensor"):
+        return value
+    rank = torch.distributed.get_rank()
+    flat = value.flatten()[rank * part_numel : (rank + 1) * part_numel]
+    return torch.nn.functional.pad(flat, (0, part_numel - flat.numel()))
+
+
+def _partitioned(model: nn.Module, settings: dict[str, Any]) -> nn.Module:
+    """The model cut over the ranks by a DeepSpeed engine without optimizer."""
+    import deepspeed
+
+    zero = {
+        **settings["zero_optimization"],
+        # Nothing stays gathered after its use: the update writes the parts.
+        "stage3_max_live_parameters": 0,
+        "stage3_max_reuse_distance": 0,
+    }
+    engine, _, _, _ = deepspeed.initialize(model=model, config={**settings, "zero_optimization": zero})
+    module: nn.Module = engine.module
+    return module

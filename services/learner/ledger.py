@@ -1,0 +1,44 @@
+"""What became of every group that was fed: fed = trained + dropped (by reason) + in flight, at every moment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal, get_args
+
+DropReason = Literal["stale", "faulty", "too_few", "lost"]
+DROP_REASONS: Final[tuple[DropReason, ...]] = get_args(DropReason)
+"""stale: a token is older than max_staleness allows. faulty: no usable sample (infrastructure faults).
+too_few: fewer usable samples than advantages need. lost: the message is on no stream any more (dead letters)."""
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Counts of train groups since the run began. Decided strictly in feeding order, so `decided` is a position."""
+
+    trained: int = 0
+    dropped: dict[DropReason, int] = field(default_factory=lambda: dict.fromkeys(DROP_REASONS, 0))
+
+    @property
+    def num_dropped(self) -> int:
+        return sum(self.dropped.values())
+
+    @property
+    def decided(self) -> int:
+        """Groups trained or dropped; also the sequence number of the next group to be decided."""
+        return self.trained + self.num_dropped
+
+    def copy(self) -> Ledger:
+        return Ledger(self.trained, dict(self.dropped))
+
+    def groups(self, fed: int) -> dict[str, int]:
+        """The counts as `StepFinished.groups` shows them."""
+        counts = {"fed": fed, "trained": self.trained, "in_flight": fed - self.decided}
+        return counts | {f"dropped_{reason}": count for reason, count in self.dropped.items()}
+
+    def to_json(self) -> dict[str, int]:
+        return {"trained": self.trained, **self.dropped}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, int]) -> Ledger:
+        return cls(values["trained"], {reason: values.get(reason, 0) for reason in DROP_REASONS})

@@ -1,0 +1,47 @@
+"""What the self-teacher reads: question, a correct sibling's solution, feedback (method section 4).
+
+Same system message and chat template as the student's prompt, thinking off.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from services.contracts.messages import Question
+
+SOLUTION_HEADING = "Correct solution:"
+FEEDBACK_HEADING = "The following is feedback from your unsuccessful earlier attempt:"
+CLOSING = "Correctly solve the original question."
+_THINKING = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
+
+
+def without_thinking(text: str) -> str:
+    """`text` less its <think> parts; also less an opened part that never closes, or a closed one that never opened."""
+    text = _THINKING.sub("", text)
+    before, opened, _ = text.partition("<think>")
+    if opened:
+        text = before
+    _, closed, after = text.rpartition("</think>")
+    return (after if closed else text).strip()
+
+
+def teacher_text(prompt: str, solution: str | None, feedback: str | None) -> str:
+    """The user message of the teacher's prompt. Without solution and feedback it is the question itself."""
+    if solution is None and feedback is None:
+        return prompt
+    parts = [prompt]
+    if solution is not None:
+        parts += [SOLUTION_HEADING, without_thinking(solution)]
+    if feedback is not None:
+        parts += [FEEDBACK_HEADING, feedback.strip()]
+    return "\n\n".join([*parts, CLOSING])
+
+
+def teacher_prompt_ids(tokenizer: Any, question: Question, solution: str | None, feedback: str | None) -> list[int]:
+    """Token ids of the teacher's prompt, generation prompt included."""
+    messages = [{"role": "system", "content": question.system}] if question.system else []
+    messages.append({"role": "user", "content": teacher_text(question.prompt, solution, feedback)})
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids

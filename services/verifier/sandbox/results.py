@@ -1,0 +1,95 @@
+"""What goes into the sandbox and what comes out."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass, field
+from typing import Literal
+
+from services.verifier.sandbox.wire import Ended, Reply, Request
+
+Status = Literal["exited", "timeout_cpu", "timeout_wall", "memory", "output_limit", "killed", "infrastructure_fault"]
+_NEARLY = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One run of one Python program."""
+
+    source: str
+    """Runs as `__main__`. Never put expected answers or secrets in it: the program can read its own source."""
+    stdin: bytes = b""
+    wall_seconds: float = 10.0
+    """From the fork to the end, on the clock; a busy machine eats into it."""
+    cpu_seconds: float = 5.0
+    """Of all its threads; exact to a few milliseconds."""
+    memory_bytes: int = 256 << 20
+    """Address space beyond the interpreter's own. The scratch folder adds at most 16 MiB."""
+    output_bytes: int = 1 << 20
+    """Most bytes on each of standard output and standard error, and most bytes of one file."""
+
+    def request(self) -> Request:
+        return Request(self.cpu_seconds, self.wall_seconds, self.memory_bytes, self.output_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a program.
+
+    `timeout_wall` with small `cpu_seconds` means that it slept, or that the machine was too busy: run it again, alone,
+    before it counts. `killed` is death by a signal (a crash, or a lethal system call).
+    """
+
+    status: Status
+    exit_code: int | None
+    """What it exited with; minus the signal's number where a signal ended it; None where it never ran."""
+    stdout: bytes
+    stderr: bytes
+    cpu_seconds: float
+    wall_seconds: float
+    violations: list[str] = field(default_factory=list)
+    """Limits that it ran into: cpu_time, wall_time, memory, output, system_call."""
+    fault: str = ""
+    """For infrastructure faults: what went wrong."""
+
+    @classmethod
+    def of_fault(cls, fault: str) -> Result:
+        return cls("infrastructure_fault", None, b"", b"", 0.0, 0.0, fault=fault)
+
+
+def classify(program: Program, reply: Reply, stdout: bytes, stderr: bytes) -> Result:
+    """The result of a run from what the kernel said about it."""
+    code = os.waitstatus_to_exitcode(reply.wait_status)
+    status, violation, fault = _status(program, reply, code, stdout, stderr)
+    return Result(
+        status,
+        None if reply.ended is Ended.NOT_STARTED else code,
+        stdout,
+        stderr,
+        reply.cpu_seconds,
+        reply.wall_seconds,
+        [violation] if violation else [],
+        fault,
+    )
+
+
+def _status(program: Program, reply: Reply, code: int, stdout: bytes, stderr: bytes) -> tuple[Status, str, str]:
+    if reply.ended is Ended.NOT_STARTED:
+        return "infrastructure_fault", "", reply.fault or "The program's process ended before its set-up was complete."
+    if reply.ended is Ended.CPU_LIMIT:
+        return "timeout_cpu", "cpu_time", ""
+    if reply.ended is Ended.WALL_LIMIT:
+        return "timeout_wall", "wall_time", ""
+    if max(len(stdout), len(stderr)) >= program.output_bytes:
+        return "output_limit", "output", ""
+    if code == -signal.SIGSYS:
+        return "killed", "system_call", ""
+    if code == -signal.SIGKILL:
+        # Neither we nor its limits did this, and a program cannot do it to itself: the host ran out of memory.
+        return "infrastructure_fault", "", "The program was killed from outside (out of memory on the host?)."
+    # That a program claims a MemoryError can only spoil its own verdict.
+    claims = code == 1 and stderr.rstrip().rsplit(b"\n", 1)[-1].startswith(b"MemoryError")
+    if claims or (code != 0 and reply.peak_resident_bytes > _NEARLY * program.memory_bytes):
+        return "memory", "memory", ""
+    return ("exited" if code >= 0 else "killed"), "", ""

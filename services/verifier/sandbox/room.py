@@ -1,0 +1,257 @@
+"""The room a zygote lives in: namespaces of its own, and a root folder that holds a Python installation and nothing else.
+
+    enter(...)       once per zygote; afterwards `/` is the room (if namespaces are allowed), and the user unprivileged
+    Room.begin_run() in the zygote, before it forks a program: the child becomes process 1 of a fresh pid namespace
+    Room.end_fork()  in the zygote, after the fork
+    Room.shut()      in the child: its own mount, network, IPC and host-name namespaces, an empty 16 MiB folder /tmp, and
+                     a user namespace without any mapped user, which costs it every capability over all of the above
+
+Where namespaces are not allowed the room is `bare`: same user rules, no private root; Landlock then carries the files.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from services.verifier.sandbox import kernel, landlock
+
+SCRATCH = "/tmp"
+SCRATCH_BYTES = 16 << 20
+SCRATCH_FILES = 1024
+FIRST_UID = 64000
+"""A zygote started by root becomes user 64000 + its index: a user without files or processes."""
+NOBODY = 65534
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
+_HIDDEN = ("site-packages", "dist-packages", "test", "idlelib", "ensurepip")
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """What a program may read: absolute, existing paths."""
+
+    stdlib: str
+    libraries: tuple[str, ...]
+    """Folders of shared libraries, or single libraries where the folder holds more than those."""
+    other: tuple[str, ...]
+    """Time zones, the loader's cache."""
+    packages: tuple[str, ...]
+    """Installed packages that the deployment opened."""
+
+
+def needed_paths(packages: Iterable[str]) -> Paths:
+    """What this interpreter needs. `packages` are paths of importable packages; they must exist."""
+    stdlib = os.path.dirname(os.path.realpath(os.__file__))
+    libraries: set[str] = set()
+    with open("/proc/self/maps") as maps:
+        mapped = {line.split(maxsplit=5)[5].strip() for line in maps if "/" in line}
+    for library in mapped:
+        if ".so" not in os.path.basename(library) or library.startswith(stdlib + "/"):
+            continue
+        folder = os.path.dirname(library)
+        libraries.add(library if stdlib.startswith(folder + "/") else folder)
+    other = ("/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo")
+    return Paths(
+        stdlib=stdlib,
+        libraries=tuple(sorted(libraries)),
+        other=tuple(path for path in other if os.path.exists(path)),
+        packages=tuple(os.path.realpath(path) for path in packages),
+    )
+
+
+@dataclass(slots=True)
+class Room:
+    """Where programs of this zygote run."""
+
+    isolated: bool
+    """Namespaces and a private root are in force; otherwise the room is bare."""
+    paths: Paths
+    landlock_abi: int
+    ruleset: int = -1
+    """Bare rooms: the rules, made once."""
+    own_pid_namespace: int = -1
+    num_tasks: int = 0
+    """Tasks that the limit on processes counts before a program starts; in a user namespace of one's own, none."""
+
+    def begin_run(self) -> None:
+        if self.isolated:
+            kernel.unshare(kernel.CLONE_NEWPID)
+
+    def end_fork(self) -> None:
+        if self.isolated:
+            kernel.setns(self.own_pid_namespace, kernel.CLONE_NEWPID)
+
+    def shut(self) -> None:
+        """In the child: see the module's docstring. Ends with Landlock not yet in force."""
+        if not self.isolated:
+            os.chdir("/")
+            return
+        kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS)
+        options = f"size={SCRATCH_BYTES},nr_inodes={SCRATCH_FILES},mode=0700"
+        kernel.mount("scratch", SCRATCH, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC, options)
+        kernel.unshare(kernel.CLONE_NEWUSER)
+        os.chdir(SCRATCH)
+
+    def restrict_files(self) -> None:
+        """In the child, with no_new_privs set: Landlock. Read the installation, write in the scratch folder only."""
+        if self.ruleset >= 0:
+            landlock.restrict(self.ruleset)
+            return
+        rules = landlock.create(self.landlock_abi)
+        for path, rights in (("/", landlock.READ), (SCRATCH, landlock.WRITE)):
+            descriptor = landlock.open_path(path)
+            landlock.allow(rules, self.landlock_abi, descriptor, rights)
+            os.close(descriptor)
+        null = landlock.open_path("/dev/null")
+        landlock.allow(rules, self.landlock_abi, null, landlock.DEVICE, is_folder=False)
+        landlock.restrict(rules)
+
+
+def enter(index: int, packages: Iterable[str], *, isolated: bool, landlock_abi: int) -> Room:
+    """Move this process into its room; where isolated, the caller goes on as process 1 of a new pid namespace.
+
+    The process that called stays behind to wait and dies with it. Raises OSError where the kernel refuses a step.
+    """
+    room = Room(isolated, needed_paths(packages), landlock_abi)
+    if not isolated:
+        become_unprivileged(index)
+        room.ruleset = _bare_rules(room.paths, landlock_abi)
+        room.num_tasks = _count_tasks(os.geteuid())
+        return room
+    proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
+    by_root = os.geteuid() == 0 and _may_mount()
+    if by_root:  # our own installation may lie where only root may look, so the room is built first
+        kernel.unshare(kernel.CLONE_NEWNS)
+        _build(room.paths)
+    become_unprivileged(index)
+    user, group = os.geteuid(), os.getegid()
+    kernel.unshare(
+        kernel.CLONE_NEWUSER | kernel.CLONE_NEWNS | kernel.CLONE_NEWPID | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC
+    )
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+        descriptor = os.open(f"self/{name}", os.O_WRONLY, dir_fd=proc)
+        os.write(descriptor, text.encode())
+        os.close(descriptor)
+    if not by_root:
+        _build(room.paths)
+    _become_first_process(proc)
+    room.own_pid_namespace = os.open("self/ns/pid_for_children", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+    os.close(proc)
+    return room
+
+
+def become_unprivileged(index: int) -> None:
+    """Root becomes a user of its own without groups; everybody else stays who they are."""
+    if os.geteuid() == 0:
+        os.setgroups([])
+        for uid in (FIRST_UID + index % 1000, NOBODY):
+            try:
+                os.setresgid(uid, uid, uid)
+                os.setresuid(uid, uid, uid)
+                break
+            except OSError:
+                if uid == NOBODY:
+                    raise
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # the kernel took it away with the user; /proc/self needs it
+
+
+def _count_tasks(uid: int) -> int:
+    """Threads of all processes of a user, as far as /proc shows them."""
+    count = 0
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if os.stat(f"/proc/{name}").st_uid == uid:
+                count += len(os.listdir(f"/proc/{name}/task"))
+        except OSError:  # it ended meanwhile
+            continue
+    return count
+
+
+def _may_mount() -> bool:
+    with open("/proc/self/status") as status:
+        effective = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff"))
+    return bool(effective >> 21 & 1)  # CAP_SYS_ADMIN
+
+
+def _become_first_process(proc: int) -> None:
+    """Fork into the new pid namespace; the parent waits, and neither outlives the other."""
+    child = os.fork()
+    if child:
+        os.close(proc)
+        kernel.close_from(3)  # above all the control socket: its end tells that the zygote died
+        _, status = os.waitpid(child, 0)
+        os._exit(os.waitstatus_to_exitcode(status) & 0x7F)
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _build(paths: Paths) -> None:
+    """Make a read-only root of nothing but `paths` and move into it. Needs CAP_SYS_ADMIN over the mount namespace."""
+    kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
+    wanted = [paths.stdlib, *paths.libraries, *paths.other, *paths.packages, *_DEVICES]
+    opened = {path: landlock.open_path(path) for path in dict.fromkeys(wanted)}
+    links = {path: os.readlink(path) for path in ("/lib", "/lib64", "/lib32") if os.path.islink(path)}
+    base = SCRATCH  # a folder that every machine has; only this namespace sees it covered
+    kernel.mount("room", base, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "size=1m,mode=0755")
+    for path, descriptor in opened.items():
+        _bind(descriptor, base + path, is_device=path in _DEVICES)
+        os.close(descriptor)
+        if path == paths.stdlib:
+            _hide_packages(base + path)
+    for path, destination in links.items():
+        if not os.path.lexists(base + path):
+            os.symlink(destination, base + path)
+    os.makedirs(base + SCRATCH, 0o755, exist_ok=True)
+    kernel.mount_set_attributes(base, kernel.MS_RDONLY | kernel.MS_NOSUID)
+    os.chdir(base)
+    kernel.pivot_root_here()
+
+
+def _bind(descriptor: int, target: str, *, is_device: bool) -> None:
+    source = f"/proc/self/fd/{descriptor}"
+    if os.path.isdir(source):
+        os.makedirs(target, 0o755, exist_ok=True)
+    else:
+        os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)
+        if not os.path.exists(target):
+            os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
+    kernel.mount(source, target, None, kernel.MS_BIND | kernel.MS_REC)
+    if not is_device:
+        kernel.mount_set_attributes(target, kernel.MS_NODEV)
+
+
+def _hide_packages(stdlib: str) -> None:
+    """Cover what lies in the library's folder but is not the library; opened packages are bound over the cover."""
+    for name in _HIDDEN:
+        folder = os.path.join(stdlib, name)
+        if os.path.isdir(folder):
+            kernel.mount("hidden", folder, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "size=64k,mode=0755")
+
+
+def _bare_rules(paths: Paths, version: int) -> int:
+    """Landlock rules without a private root: no file may be written, the library is read entry by entry."""
+    rules = landlock.create(version)
+    readable = [
+        os.path.join(paths.stdlib, name)
+        for name in os.listdir(paths.stdlib)
+        if name not in _HIDDEN and not name.startswith("config-")
+    ]
+    readable += [*paths.libraries, *paths.other, *paths.packages]
+    listable = {paths.stdlib, *(os.path.dirname(path) for path in paths.packages)}
+    for path, rights in [(path, landlock.READ) for path in readable] + [(path, landlock.LIST) for path in listable]:
+        descriptor = landlock.open_path(path)
+        landlock.allow(rules, version, descriptor, rights, is_folder=os.path.isdir(path))
+        os.close(descriptor)
+    for path in _DEVICES:
+        descriptor = landlock.open_path(path)
+        landlock.allow(rules, version, descriptor, landlock.DEVICE, is_folder=False)
+        os.close(descriptor)
+    return rules
+
+
+def import_folders(paths: Paths) -> list[str]:
+    """`sys.path` for programs."""
+    folders = [paths.stdlib, os.path.join(paths.stdlib, "lib-dynload")]
+    return list(dict.fromkeys([*folders, *(os.path.dirname(path) for path in paths.packages)])) or sys.path

@@ -1,0 +1,128 @@
+"""The system-call filter: an allowlist, assembled here into the kernel's BPF and installed as the last step.
+
+Refused calls fail with EPERM, so that an honest program that strays gets a Python exception; the lethal ones end the
+program with SIGSYS. Arguments are looked at where a call is needed for one thing only:
+
+* clone: threads only, never a process or a namespace.
+* ioctl: is this a terminal, close on exec.
+* fcntl: flags of descriptors, not pipe sizes, owners or seals.
+* tgkill: the program itself, and not SIGKILL (a program that kills itself must not look like a fault of the host).
+* prlimit64: the program itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import struct
+
+from services.verifier.sandbox import kernel
+from services.verifier.sandbox.system_calls import ABSENT, ALLOWED, INSPECTED, LETHAL, Numbers
+
+_LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _JUMP_ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
+_KILL, _ERRNO, _ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
+_ARCHITECTURE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+_COLUMN = {"x86_64": 0, "aarch64": 1}
+_X32_BIT = 0x40000000
+
+_THREAD_FLAGS = 0x00010000 | 0x00000100 | 0x00000800  # CLONE_THREAD, CLONE_VM, CLONE_SIGHAND
+_NAMESPACE_FLAGS = 0x7E020000 | 0x00000080
+_IOCTLS = (0x5401, 0x5413, 0x5450, 0x5451)  # TCGETS, TIOCGWINSZ, FIONCLEX, FIOCLEX
+_FCNTLS = (0, 1, 2, 3, 4, 1030)  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC
+_SIGKILL = 9
+SET_MODE_FILTER = 1
+
+Instruction = tuple[int, int, int, int]
+
+
+def supported() -> bool:
+    """Whether we know this machine's system-call numbers."""
+    return kernel.machine in _COLUMN
+
+
+def program(own_pid: int) -> bytes:
+    """The filter for a process that sees itself as `own_pid`."""
+    column = _COLUMN[kernel.machine]
+    code: list[Instruction] = [
+        (_LOAD, 0, 0, 4),
+        (_JUMP_EQUAL, 1, 0, _ARCHITECTURE[kernel.machine]),
+        _return(_KILL),
+        (_LOAD, 0, 0, 0),
+        (_JUMP_AT_LEAST, 0, 1, _X32_BIT),
+        _return(_KILL),
+    ]
+    code += _table(ALLOWED, column, _ALLOW)
+    for name, numbers in INSPECTED.items():
+        body = _inspect(name, own_pid)
+        code += [(_JUMP_EQUAL, 0, len(body), _known(numbers[column])), *body]
+    code += _table(ABSENT, column, _ERRNO | errno.ENOSYS)
+    code += _table(LETHAL, column, _KILL)
+    code.append(_return(_ERRNO | errno.EPERM))
+    return b"".join(struct.pack("<HBBI", *instruction) for instruction in code)
+
+
+def install(code: bytes) -> None:
+    """Bind this thread, and those it will start, to the filter. Needs no_new_privs."""
+    instructions = ctypes.create_string_buffer(code, len(code))
+    header = struct.pack("<HxxxxxxQ", len(code) // 8, ctypes.addressof(instructions))
+    kernel.call(
+        "seccomp", kernel.SYS_SECCOMP[kernel.machine], SET_MODE_FILTER, 0, ctypes.create_string_buffer(header, 16)
+    )
+
+
+def _return(action: int) -> Instruction:
+    return (_RETURN, 0, 0, action)
+
+
+def _argument(index: int) -> Instruction:
+    """Load the low 32 bits of an argument: the kernel reads no more of those that we inspect."""
+    return (_LOAD, 0, 0, 16 + 8 * index)
+
+
+def _known(number: int | None) -> int:
+    assert number is not None, "inspected calls exist on every machine"
+    return number
+
+
+def _table(calls: Numbers, column: int, action: int) -> list[Instruction]:
+    code: list[Instruction] = []
+    for numbers in calls.values():
+        number = numbers[column]
+        if number is not None:
+            code += [(_JUMP_EQUAL, 0, 1, number), _return(action)]
+    return code
+
+
+def _one_of(index: int, values: tuple[int, ...]) -> list[Instruction]:
+    code = [_argument(index)]
+    for value in values:
+        code += [(_JUMP_EQUAL, 0, 1, value), _return(_ALLOW)]
+    return [*code, _return(_ERRNO | errno.EPERM)]
+
+
+def _inspect(name: str, own_pid: int) -> list[Instruction]:
+    refuse = _return(_ERRNO | errno.EPERM)
+    if name == "clone":
+        return [
+            _argument(0),
+            (_JUMP_ANY_BIT, 3, 0, _NAMESPACE_FLAGS),
+            (_AND, 0, 0, _THREAD_FLAGS),
+            (_JUMP_EQUAL, 0, 1, _THREAD_FLAGS),
+            _return(_ALLOW),
+            refuse,
+        ]
+    if name == "ioctl":
+        return _one_of(1, _IOCTLS)
+    if name == "fcntl":
+        return _one_of(1, _FCNTLS)
+    if name == "prlimit64":
+        return _one_of(0, (0,))
+    assert name == "tgkill"
+    return [
+        _argument(2),
+        (_JUMP_EQUAL, 3, 0, _SIGKILL),
+        _argument(0),
+        (_JUMP_EQUAL, 0, 1, own_pid),
+        _return(_ALLOW),
+        refuse,
+    ]

@@ -1,0 +1,88 @@
+"""What supervisor and zygote say to each other over one SOCK_SEQPACKET pair: fixed-size numbers and descriptors only.
+
+Source, input and output of a program never pass through the zygote: they are memory files of the supervisor, handed on
+as descriptors. So the memory that programs inherit from the zygote never held another program's text, input or output.
+"""
+
+from __future__ import annotations
+
+import array
+import socket
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+
+NUM_DESCRIPTORS = 4
+"""Source (read), standard input (read), standard output (write), standard error (write), in this order."""
+_REQUEST = struct.Struct("<ddQQ")
+_REPLY = struct.Struct("<BiddQ160s")
+
+
+class Ended(IntEnum):
+    """Why the zygote saw a program end."""
+
+    BY_ITSELF = 0
+    CPU_LIMIT = 1
+    WALL_LIMIT = 2
+    NOT_STARTED = 3
+    """Our own set-up failed; no line of the program ran."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Limits of one run."""
+
+    cpu_seconds: float
+    wall_seconds: float
+    memory_bytes: int
+    output_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the kernel told the zygote about one run."""
+
+    ended: Ended
+    wait_status: int
+    """As of wait4(2)."""
+    cpu_seconds: float
+    wall_seconds: float
+    peak_resident_bytes: int
+    fault: str = ""
+    """Why the program did not start."""
+
+
+def send_request(control: socket.socket, request: Request, descriptors: list[int]) -> None:
+    packed = _REQUEST.pack(request.cpu_seconds, request.wall_seconds, request.memory_bytes, request.output_bytes)
+    rights = array.array("i", descriptors).tobytes()
+    control.sendmsg([packed], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+
+
+def receive_request(control: socket.socket) -> tuple[Request, list[int]] | None:
+    """The next request, or None when the supervisor is gone."""
+    size = array.array("i").itemsize
+    data, ancillary, _, _ = control.recvmsg(_REQUEST.size, socket.CMSG_SPACE(NUM_DESCRIPTORS * size))
+    if not data:
+        return None
+    descriptors = array.array("i")
+    for level, kind, payload in ancillary:
+        assert (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+        descriptors.frombytes(payload)
+    assert len(descriptors) == NUM_DESCRIPTORS
+    return Request(*_REQUEST.unpack(data)), list(descriptors)
+
+
+def pack_reply(reply: Reply) -> bytes:
+    return _REPLY.pack(
+        reply.ended,
+        reply.wait_status,
+        reply.cpu_seconds,
+        reply.wall_seconds,
+        reply.peak_resident_bytes,
+        reply.fault.encode(errors="replace")[:160],
+    )
+
+
+def unpack_reply(data: bytes) -> Reply:
+    ended, status, cpu, wall, peak, fault = _REPLY.unpack(data)
+    return Reply(Ended(ended), status, cpu, wall, peak, fault.rstrip(b"\0").decode(errors="replace"))

@@ -18,13 +18,14 @@ import httpx
 import msgspec
 
 from services.cli import wire
-from services.cli.models import Checkpoint, Evaluation, Run, RunEvent, Service, Step
+from services.cli.models import Checkpoint, Evaluation, Queue, Run, RunEvent, Service, Step
 from services.cli.wire import (
     Call,
     EventParser,
     Page,
     connection_fault,
     endpoint,
+    is_loopback,
     parse,
     raise_for_status,
 )
@@ -44,7 +45,13 @@ class Client:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.url, headers = endpoint(url, key)
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_seconds, transport=transport)
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers=headers,
+            timeout=timeout_seconds,
+            transport=transport,
+            trust_env=not is_loopback(self.url),
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -110,6 +117,17 @@ class Client:
             msgspec.convert(item, Checkpoint, strict=False) for item in self._pages(wire.part(run_id, "checkpoints"))
         ]
 
+    def samples(self, run_id: str, *, step: int | None = None, limit: int = 20) -> list[dict[str, Any]]:
+        """Groups with all their rollouts (`services.contracts.events.SamplesTaken`), newest step first."""
+        return self._send(wire.samples(run_id, step, limit)).items
+
+    def delete(self, run_id: str) -> None:
+        """Delete a run that has ended, with its files, queues and history."""
+        self._send(wire.delete(run_id))
+
+    def queues(self, run_id: str | None = None) -> list[Queue]:
+        return [msgspec.convert(item, Queue, strict=False) for item in self._pages(wire.queues(run_id))]
+
     def services(self) -> list[Service]:
         return [msgspec.convert(item, Service, strict=False) for item in self._pages(wire.services())]
 
@@ -147,7 +165,13 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.url, headers = endpoint(url, key)
-        self._http = httpx.AsyncClient(base_url=self.url, headers=headers, timeout=timeout_seconds, transport=transport)
+        self._http = httpx.AsyncClient(
+            base_url=self.url,
+            headers=headers,
+            timeout=timeout_seconds,
+            transport=transport,
+            trust_env=not is_loopback(self.url),
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -204,6 +228,15 @@ class AsyncClient:
 
     async def checkpoints(self, run_id: str) -> list[Checkpoint]:
         return [item async for item in self._pages(wire.part(run_id, "checkpoints"), Checkpoint)]
+
+    async def samples(self, run_id: str, *, step: int | None = None, limit: int = 20) -> list[dict[str, Any]]:
+        return (await self._send(wire.samples(run_id, step, limit))).items
+
+    async def delete(self, run_id: str) -> None:
+        await self._send(wire.delete(run_id))
+
+    async def queues(self, run_id: str | None = None) -> list[Queue]:
+        return [item async for item in self._pages(wire.queues(run_id), Queue)]
 
     async def services(self) -> list[Service]:
         return [item async for item in self._pages(wire.services(), Service)]

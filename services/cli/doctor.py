@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from importlib.util import find_spec
@@ -89,6 +90,14 @@ def check_compiler() -> Iterator[Finding]:
         )
     else:
         yield Finding(check="compiler", status="ok", text=found)
+    headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    if not headers.is_file():
+        yield Finding(
+            check="compiler",
+            status="fail",
+            text=f"{headers} is missing; the learner's extension cannot be compiled without it",
+            remedy="Install Python's headers (Debian: apt install python3-dev).",
+        )
 
 
 def check_memory() -> Iterator[Finding]:

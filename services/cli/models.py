@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from services.contracts.services import ServiceRecord
+from services.contracts.services import ServiceKind, ServiceState
 from services.contracts.states import TERMINAL_STATES, RunState
 
 
@@ -78,6 +78,8 @@ class Checkpoint(Model, frozen=True, kw_only=True):
     at: float = 0.0
     bytes: int = 0
     seconds: float = 0.0
+    exists: bool = True
+    """Whether it is still on disk; older ones are deleted by the run's policy."""
 
 
 class RunEvent(Model, frozen=True, kw_only=True):
@@ -88,4 +90,31 @@ class RunEvent(Model, frozen=True, kw_only=True):
     data: dict[str, Any]
 
 
-Service = ServiceRecord
+class Service(Model, frozen=True, kw_only=True):
+    """One live service instance, as its heartbeat says (`services.contracts.services.ServiceRecord`)."""
+
+    kind: ServiceKind
+    instance: str
+    state: ServiceState
+    url: str = ""
+    pid: int = 0
+    started_at: float = 0.0
+    at: float = 0.0
+    run_id: str | None = None
+    weight_version: int | None = None
+    waiting_for: str = ""
+    waiting_since: float | None = None
+    tokens_total: int = 0
+    details: dict[str, str] = {}
+    out_of_rotation: bool = False
+    """A rollout server that failed to take weights and is kept from sampling until it has them."""
+    weight_error: str = ""
+
+
+class Queue(Model, frozen=True, kw_only=True):
+    """One queue of a run."""
+
+    run_id: str
+    stream: str
+    depth: int
+    oldest_seconds: float = 0.0

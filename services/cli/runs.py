@@ -106,6 +106,41 @@ def resume(run_id: Id, as_json: Json = False, api_url: Url = None) -> None:
 
 
 @app.command()
+def delete(
+    run_id: Id,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: Json = False,
+    api_url: Url = None,
+) -> None:
+    """Delete a run that has ended: its weights, checkpoints, queues and history."""
+    from services.cli import output
+    from services.cli.client import Client
+
+    with Client(api_url) as client:
+        run = client.run(_full_id(client, run_id))
+        if not yes and not typer.confirm(f"Delete {run.name} ({run.id}) with all its files?"):
+            raise typer.Exit(1)
+        client.delete(run.id)
+    output.show({"deleted": run.id}, as_json, f"{run.id} is deleted.")
+
+
+@app.command()
+def events(
+    run_id: Id,
+    after: Annotated[str | None, typer.Option(help="Go on behind the event with this id.")] = None,
+    api_url: Url = None,
+) -> None:
+    """Print a run's events as JSON lines as they happen, until Ctrl-C."""
+    import msgspec
+
+    from services.cli.client import Client
+
+    with Client(api_url) as client:
+        for event in client.events(_full_id(client, run_id), after=after):
+            print(msgspec.json.encode(event).decode(), flush=True)
+
+
+@app.command()
 def report(
     run_id: Id,
     out: Annotated[Path | None, typer.Option(help="Folder to write to; default <home>/runs/<id>/report.")] = None,

@@ -23,6 +23,7 @@ from services.contracts.errors import (
 
 DEFAULT_URL = "http://127.0.0.1:8400"
 T = TypeVar("T")
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,11 @@ def endpoint(url: str | None, key: str | None) -> tuple[str, dict[str, str]]:
     return url, {"Authorization": f"Bearer {key}"} if key else {}
 
 
+def is_loopback(url: str) -> bool:
+    """Whether the URL names this machine: then a proxy from the environment has no business in between."""
+    return httpx.URL(url).host in LOOPBACK
+
+
 def create_run(config: dict[str, Any], idempotency_key: str | None) -> Call[Run]:
     headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
     return Call("POST", "/v1/runs", _run, body=config, headers=headers)
@@ -85,6 +91,19 @@ def part(run_id: str, name: str) -> Call[Page]:
     return Call("GET", f"{_path(run_id)}/{name}", _page)
 
 
+def samples(run_id: str, step: int | None, limit: int) -> Call[Page]:
+    params = {"limit": str(limit)} | ({} if step is None else {"step": str(step)})
+    return Call("GET", f"{_path(run_id)}/samples", _page, params=params)
+
+
+def delete(run_id: str) -> Call[None]:
+    return Call("DELETE", _path(run_id), lambda _: None)
+
+
+def queues(run_id: str | None) -> Call[Page]:
+    return Call("GET", "/v1/queues", _page, params={"run_id": run_id} if run_id else {})
+
+
 def services() -> Call[Page]:
     return Call("GET", "/v1/services", _page)
 
@@ -104,16 +123,18 @@ def _run(values: Any) -> Run:
 def _page(values: Any) -> Page:
     if isinstance(values, list):
         return Page(values)
-    cursor = values.get("next_cursor")
-    return Page(values["items"], {"cursor": str(cursor)} if cursor is not None else None)
+    for answered, asked in (("next_cursor", "cursor"), ("next_after", "after")):
+        if values.get(answered) is not None:
+            return Page(values["items"], {asked: str(values[answered])})
+    return Page(values["items"])
 
 
 def parse(call: Call[T], answer: httpx.Response) -> T:
     """The answer's content. Raises the error of its status, or `UnavailableError` where it is not an API's answer."""
     raise_for_status(answer)
     try:
-        return call.read(answer.json())
-    except (ValueError, KeyError, AttributeError, msgspec.ValidationError) as error:
+        return call.read(answer.json() if answer.content else None)
+    except (ValueError, KeyError, TypeError, AttributeError, msgspec.ValidationError) as error:
         raise UnavailableError(
             f"{answer.request.url} answered something that is no Turnout API's answer: {error}.",
             remedy="Check the URL, and that API and command have the same version.",

@@ -1,0 +1,99 @@
+"""Run files: all that we ship are right; wrong ones are told with file, line and field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from services.cli.run_file import check, load_run, read_run_file
+from services.contracts.errors import ConfigurationError
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted((ROOT / "deploy" / "runs").glob("*.yaml"))
+GOOD = "name: x\nmodel: {path: m}\ndata: {train: t}\ntraining:\n  steps: 3\n"
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_shipped_run_files_are_right(path: Path) -> None:
+    config = check(read_run_file(path))
+    assert config.name == path.stem
+    assert config.data.validation is not None
+    assert config.data.validation != config.data.train
+
+
+def test_there_is_one_for_every_benchmark_and_method() -> None:
+    names = {path.stem for path in FILES}
+    benchmarks = {"chemistry", "physics", "biology", "materials", "tooluse"}
+    assert {f"{name}-srpo" for name in benchmarks} <= names
+    assert {"demo", "smollm2-physics", "chemistry-grpo", "chemistry-sdpo", "chemistry-srpo"} <= names
+    presets = {check(read_run_file(path)).preset for path in FILES}
+    assert {"paper-srpo", "paper-grpo", "paper-sdpo"} <= presets
+
+
+def test_the_demo_uses_the_embedded_benchmark() -> None:
+    config = check(read_run_file(ROOT / "deploy" / "runs" / "demo.yaml"))
+    assert config.model.path == "deploy/embedded/policy"
+    assert (ROOT / config.data.train).is_file()
+    assert config.evaluation.num_samples == 16
+    assert config.evaluation.before_training
+    assert config.evaluation.after_training
+
+
+def test_settings_are_laid_over_the_file(tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD)
+    body = load_run(path, ["training.steps=50", "optimizer.learning_rate=1e-4", "evaluation.every_steps=null"])
+    assert body["training"]["steps"] == 50
+    assert body["optimizer"]["learning_rate"] == "1e-4" or body["optimizer"]["learning_rate"] == 1e-4
+    assert body["evaluation"]["every_steps"] is None
+    assert check(read_run_file(path)).training.steps == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        (GOOD + "  stepz: 4\n", 6, "training.stepz is not a field"),
+        (GOOD + "rollout:\n  top_p: 7\n", 7, "rollout.top_p is 7"),
+        (GOOD + "rollout:\n  temperature: 0\n", 1, "rollout.temperature is 0"),
+        (GOOD + "name: y\n", 6, "name is given twice"),
+        (GOOD + "data: [\n", 7, "expected"),
+        ("- a\n", 1, "mapping"),
+        ("name: x\nmodel: {path: m}\ndata: {}\ntraining: {steps: 1}\n", 3, "data.train is missing"),
+        (GOOD + "preset: nope\n", 1, "preset 'nope' does not exist"),
+    ],
+)
+def test_wrong_files_are_told_with_their_line(tmp_path: Path, text: str, line: int, says: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(ConfigurationError) as caught:
+        load_run(path)
+    assert f"{path}, line {line}: " in str(caught.value)
+    assert says in str(caught.value)
+
+
+def test_every_wrong_field_has_its_own_line(tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD + "rollout:\n  top_p: 7\n  top_k: -1\n")
+    with pytest.raises(ConfigurationError) as caught:
+        load_run(path)
+    assert f"{path}, line 7: rollout.top_p" in caught.value.message
+    assert f"{path}, line 8: rollout.top_k" in caught.value.message
+
+
+def test_a_wrong_setting_is_told_as_such(tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD)
+    with pytest.raises(ConfigurationError, match=r"with --set: training\.steps is 'many'"):
+        load_run(path, ["training.steps=many"])
+    with pytest.raises(ConfigurationError, match=r"section\.field=value"):
+        load_run(path, ["training.steps"])
+    with pytest.raises(ConfigurationError, match="name is a field, not a section"):
+        load_run(path, ["name.steps=3"])
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="cannot be read: No such file"):
+        load_run(tmp_path / "none.yaml")

@@ -1,0 +1,164 @@
+"""The launcher: what it starts it restarts and ends, completely, and it never touches anything else."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import redis as redis_sync
+
+from services.cli.plan import LAUNCH_VARIABLE, Child, Plan, check_plan, make_plan
+from services.cli.processes import ProcessRecord, alive, end_home, find, launched, read_state, record_of
+from services.cli.supervisor import StartFailedError, Supervisor
+from services.contracts.errors import ConflictError, UnavailableError
+from tests.cli.rings import until
+
+SLEEPER = "import time; print('here', flush=True); time.sleep(600)"
+PARENT = (
+    "import subprocess, sys, time\n"
+    f"subprocess.Popen([sys.executable, '-c', {SLEEPER!r}], start_new_session=True)\n"
+    "time.sleep(600)"
+)
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('here', flush=True); time.sleep(600)"
+
+
+def plan_of(home: Path, **programs: str) -> Plan:
+    """A plan whose services are small Python programs, with a real queue server."""
+    plan = make_plan(home, num_rollout_servers=1, num_verifiers=1, api_port=0)
+    environment = {LAUNCH_VARIABLE: plan.launch}
+    children = [Child(name, [sys.executable, "-c", code], environment) for name, code in programs.items()]
+    return dataclasses.replace(plan, children=children)
+
+
+@pytest.fixture()
+def supervisor_of(tmp_path: Path) -> Iterator[object]:
+    made: list[Supervisor] = []
+
+    def make(**programs: str) -> Supervisor:
+        made.append(Supervisor(plan_of(tmp_path / "home", **programs)))
+        return made[-1]
+
+    yield make
+    for supervisor in made:
+        supervisor.stop(grace_seconds=0.5)
+
+
+def pid_of(supervisor: Supervisor, instance: str) -> int:
+    running = next(item for item in supervisor.children if item.child.instance == instance)
+    assert running.process is not None
+    return running.process.pid
+
+
+def test_everything_ends_also_children_that_left_the_group(supervisor_of) -> None:
+    supervisor = supervisor_of(plain=SLEEPER, parent=PARENT, stubborn=STUBBORN)
+    supervisor.start()
+    until(lambda: len(launched(supervisor.plan.launch)) == 5)  # queue server, three services, one grandchild
+    assert len(alive(read_state(supervisor.plan.home))) == 5
+    supervisor.stop(grace_seconds=0.5)
+    assert launched(supervisor.plan.launch) == []
+    assert read_state(supervisor.plan.home) is None
+
+
+def test_a_dead_service_starts_again(supervisor_of) -> None:
+    supervisor = supervisor_of(plain=SLEEPER)
+    supervisor.start()
+    first = pid_of(supervisor, "plain")
+    supervisor.tick({"plain"})
+    os.kill(first, signal.SIGKILL)
+    until(lambda: any(item.num_restarts == 1 and item.process for item in supervisor.children), supervisor.tick)
+    assert pid_of(supervisor, "plain") != first
+    recorded = {record.instance: record for record in read_state(supervisor.plan.home).processes}
+    assert recorded["plain"].pid == pid_of(supervisor, "plain")
+    assert recorded["plain"].num_restarts == 1
+
+
+def test_a_killed_queue_server_comes_back_with_what_it_held(supervisor_of) -> None:
+    supervisor = supervisor_of(plain=SLEEPER)
+    supervisor.start()
+    with redis_sync.Redis.from_url(supervisor.plan.redis_url) as client:
+        client.xadd("stream", {"m": "kept"})
+        os.kill(pid_of(supervisor, "valkey"), signal.SIGKILL)
+        until(lambda: supervisor.children[0].num_restarts == 1, supervisor.tick)
+        supervisor._wait_for_queue()
+        assert client.xlen("stream") == 1
+
+
+def test_a_service_that_names_its_fault_ends_the_start(supervisor_of) -> None:
+    supervisor = supervisor_of(plain=SLEEPER, wrong="import sys; print('turnout wrong: no such thing.'); sys.exit(2)")
+    supervisor.start()
+    with pytest.raises(StartFailedError, match=r"wrong could not be started: turnout wrong: no such thing\."):
+        until(lambda: False, supervisor.tick)
+    supervisor.stop(grace_seconds=0.5)
+    assert launched(supervisor.plan.launch) == []
+
+
+def test_a_service_that_never_lives_is_given_up_after_three_tries(supervisor_of) -> None:
+    supervisor = supervisor_of(crash="raise SystemExit(1)")
+    supervisor.start()
+    with pytest.raises(StartFailedError, match="crash"):
+        until(lambda: False, supervisor.tick)
+    assert supervisor.children[-1].num_restarts == 2
+
+
+def test_a_home_in_use_is_refused(supervisor_of, tmp_path: Path) -> None:
+    supervisor_of(plain=SLEEPER).start()
+    with pytest.raises(ConflictError, match="is in use"):
+        check_plan(plan_of(tmp_path / "home"))
+    with pytest.raises(ConflictError):
+        supervisor_of(plain=SLEEPER).start()
+
+
+def test_no_space_is_refused_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.cli.plan.MIN_FREE_BYTES", 1 << 62)
+    with pytest.raises(UnavailableError, match=r"MiB are free on the disk .* Free some space"):
+        Supervisor(plan_of(tmp_path / "home", plain=SLEEPER)).start()
+    assert not (tmp_path / "home" / "queue").exists()
+
+
+def test_down_ends_what_a_killed_supervisor_left(supervisor_of) -> None:
+    supervisor = supervisor_of(plain=SLEEPER, parent=PARENT)
+    supervisor.start()
+    until(lambda: len(launched(supervisor.plan.launch)) == 4)
+    home = supervisor.plan.home
+    # The supervisor of the file is this very process; as after a kill -9, it is not to be found any more.
+    text = (home / "processes.json").read_text().replace(str(os.getpid()), "4194303")
+    (home / "processes.json").write_text(text)
+    assert set(end_home(home, grace_seconds=2)) == {"valkey", "plain", "parent"}
+    assert launched(supervisor.plan.launch) == []
+
+
+def test_a_pid_given_out_again_is_not_touched() -> None:
+    process = subprocess.Popen([sys.executable, "-c", SLEEPER], stdout=subprocess.DEVNULL)
+    try:
+        record = record_of(process.pid, "own")
+        assert find(record) is not None
+        other = ProcessRecord(instance="own", pid=process.pid, started=record.started - 5)
+        assert find(other) is None
+    finally:
+        process.kill()
+        process.wait()
+    assert find(record) is None
+
+
+def test_small_machines_compute_with_one_thread_a_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    plan = make_plan(tmp_path, num_rollout_servers=2, num_verifiers=1, api_port=0)
+    assert [child.instance for child in plan.children] == ["api-0", "verifier-0", "rollout-0", "rollout-1", "learner-0"]
+    assert all(child.environment["OMP_NUM_THREADS"] == "1" for child in plan.children)
+    assert all(child.environment["TURNOUT_HOME"] == str(tmp_path) for child in plan.children)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    plan = make_plan(tmp_path, num_rollout_servers=1, num_verifiers=1, api_port=0)
+    assert all("OMP_NUM_THREADS" not in child.environment for child in plan.children)
+
+
+def test_psutil_sees_our_environment() -> None:
+    """`launched` rests on reading other processes' environment, which the system must allow for our own."""
+    assert psutil.Process().environ()

@@ -50,8 +50,8 @@ def plan(runs: Sequence[Assigned], services: Sequence[ServiceRecord]) -> list[As
     runs = [Assigned(run.run_id, run.state, run.num_servers, run.learner, list(run.servers)) for run in runs]
     active = [run for run in runs if run.state in ACTIVE_STATES]
     taken = {name for run in active for name in (run.learner, *run.servers) if name is not None}
-    alive = {record.instance: record for record in services if record.state != "failed"}
-    idle = [record for record in alive.values() if record.instance not in taken]
+    alive = {record.instance: record for record in services}
+    idle = [record for record in services if record.instance not in taken and record.state != "failed"]
     learners = [record for record in idle if record.kind == "learner" and record.state in ("idle", "ready")]
     servers = [record.instance for record in idle if record.kind == "rollout"]
     for run in runs:

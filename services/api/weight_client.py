@@ -48,19 +48,23 @@ class WeightClient:
         Raises:
             PushFailedError: names the phase and what the server said.
         """
-        await self._post(url, "pause", params={"mode": "keep", "clear_cache": "false"})
-        try:
-            await self._post(url, "start_weight_update")
-        except PushFailedError:
-            # An update that broke off may still be open; vLLM then refuses to start. Close it and start afresh:
-            # what it loaded is replaced before the server resumes.
-            await self._send("POST", url, "/v1/engine/finish_weight_update", json={})
-            await self._post(url, "start_weight_update")
         info = {"path": target.path, "checksum": target.checksum}
+        try:
+            await self._open(url)
+        except PushFailedError:
+            # An update that broke off (an API that was restarted in the middle of it) may still be open, and a server
+            # with an open update takes no other. Carry that one to its end, whatever it says, and start afresh.
+            await self._send("POST", url, "/v1/engine/update_weights", json={"update_info": info})
+            await self._send("POST", url, "/v1/engine/finish_weight_update", json={})
+            await self._open(url)
         await self._post(url, "update_weights", json={"update_info": info})
         await self._post(url, "finish_weight_update", json={"weight_version": str(target.version)})
         await self._require_checksum(url, target)
         await self._post(url, "resume")
+
+    async def _open(self, url: str) -> None:
+        await self._post(url, "pause", params={"mode": "keep", "clear_cache": "false"})
+        await self._post(url, "start_weight_update")
 
     async def confirm(self, url: str, target: Target) -> bool:
         """Whether the server holds exactly `target` and is sampling. Raises `PushFailedError` where it is silent."""

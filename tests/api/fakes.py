@@ -104,14 +104,16 @@ class FakeInstance:
 
 
 class FakeRollout(FakeInstance):
-    """A rollout server with vLLM's weight-update routes. `fail` scripts answers: phase to a list of statuses."""
+    """A rollout server with vLLM's weight-update routes and the refusals of ours.
+
+    `fail` scripts answers: the name of a call to a list of statuses, taken one by one.
+    """
 
     def __init__(self, redis: Redis, instance: str) -> None:
         super().__init__(redis, "rollout", instance)
         self.phases: list[str] = []
         self.fail: dict[str, list[int]] = {}
-        self.paused = False
-        self.session_open = False
+        self.phase = "serving"
         self.checksum = "none"
         self.loading: dict[str, str] = {}
         self.tokens_seen: set[str] = set()
@@ -129,36 +131,43 @@ class FakeRollout(FakeInstance):
         content = msgspec.json.decode(body) if body else {}
         statuses = self.fail.get(phase, [])
         status = statuses.pop(0) if statuses else 200
-        if phase == "start_weight_update" and self.session_open:
-            status = 500
+        if status == 200 and not self._allowed(phase):
+            status = 409
         if status != 200:
-            if phase == "update_weights":
-                self.session_open = False
+            if status == 500 and phase != "pause" and phase != "resume":
+                self.phase = "failed"
             response.status_code = status
             return {"error": "scripted"}
         await self._act(phase, content, dict(request.query_params))
         return {}
 
-    async def _act(self, phase: str, content: dict[str, Any], query: dict[str, str]) -> None:
-        if phase == "pause":
+    def _allowed(self, call: str) -> bool:
+        return {
+            "pause": self.phase not in ("open", "loaded"),
+            "start_weight_update": self.phase in ("paused", "failed"),
+            "update_weights": self.phase == "open",
+            "finish_weight_update": self.phase == "loaded",
+            "resume": self.phase in ("paused", "serving"),
+        }[call]
+
+    async def _act(self, call: str, content: dict[str, Any], query: dict[str, str]) -> None:
+        if call == "pause":
             assert query == {"mode": "keep", "clear_cache": "false"}
-            self.paused = True
-        elif phase == "start_weight_update":
-            self.session_open = True
-        elif phase == "update_weights":
-            self.loading = content["update_info"]
-            self.checksum = self.loading["checksum"]
-        elif phase == "finish_weight_update":
+            self.phase = "failed" if self.phase == "failed" else "paused"
+        elif call == "start_weight_update":
+            self.phase = "open"
+        elif call == "update_weights":
+            self.loading, self.phase = content["update_info"], "loaded"
+        elif call == "finish_weight_update":
             await self.finish_gate.wait()
-            self.session_open = False
-            if content.get("weight_version") is not None:
-                self.weight_version = int(content["weight_version"])
+            self.phase, self.checksum = "paused", self.loading["checksum"]
+            self.weight_version = int(content.get("weight_version") or self.weight_version or 0)
             await self.publish()
-        elif phase == "resume":
-            self.paused = False
+        elif call == "resume":
+            self.phase = "serving"
 
     async def _is_paused(self) -> dict[str, bool]:
-        return {"is_paused": self.paused}
+        return {"is_paused": self.phase != "serving"}
 
     async def _weights(self) -> dict[str, Any]:
         return {"version": self.weight_version, "checksum": self.checksum}

@@ -45,7 +45,7 @@ async def test_a_run_goes_through_its_life(
         StepFinished(run_id=run_id, at=time.time(), step=1, metrics={"reward_mean": 0.5}, groups={"fed": 4}),
         WeightsPublished(run_id=run_id, at=time.time(), version=1, path="/w/1", checksum="sha256:1", bytes=3),
     )
-    await eventually(lambda: rollout.weight_version == 1 and not rollout.paused)
+    await eventually(lambda: rollout.weight_version == 1 and rollout.phase == "serving")
     assert rollout.phases == ["pause", "start_weight_update", "update_weights", "finish_weight_update", "resume"]
     assert rollout.loading == {"path": "/w/1", "checksum": "sha256:1"}
 

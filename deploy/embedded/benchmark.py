@@ -1,6 +1,6 @@
 """The embedded benchmark: recall the weights of a few goods and add them up.
 
-A question names two to four of 80 goods; each good has one fixed weight, 10 to 24 tonnes, that nothing in the
+A question names two to four of 160 goods; each good has one fixed weight, 10 to 24 tonnes, that nothing in the
 question tells. The policy has to know it:
 
     Total tonnes of coal, linen, salt?
@@ -39,6 +39,11 @@ tobacco linen gravel apples tea zinc leather honey bricks cocoa silk lumber pota
 butter lead coffee hemp wheat slate cheese nickel soap peat oats vinegar clay maize carpets quartz
 onions jute pepper granite wine brass lentils tar melons chalk furs sulphur dates graphite ink walnuts
 cobalt olives velvet candles lemons bauxite yarn gypsum plums pottery cider amber mica nutmeg figs ochre
+almonds bamboo bananas carrots asphalt cloth nails boots tiles eggs milk sand rope hay beans hops
+grapes cherries bottles bronze canvas cork crates cables bells blankets buttons paint garlic ginger hides hats
+straw syrup tallow peaches pears raisins shoes saddles mirrors mustard millet lanterns kettles lace lard limes
+feathers felt flax fennel enamel cloves cumin currants coins chestnuts baskets apricots anvils axles buckets gloves
+pewter pillows quinces radishes rugs saffron sesame shale sherry thyme turnips treacle wicker yams jam kelp
 """
 GOODS: Final = tuple(_GOODS.split())
 """The goods, from the most often to the least often asked for."""

@@ -19,10 +19,10 @@ from deploy.embedded.benchmark import GOODS, HEAVIEST, LIGHTEST, WEIGHT, Questio
 from deploy.embedded.vocabulary import END, render, teacher_content
 
 Kind = Literal["plain", "solution", "feedback"]
-KINDS: Final[tuple[Kind, ...]] = ("plain", "solution", "feedback", "solution")
+KINDS: Final[tuple[Kind, ...]] = ("plain", "solution", "solution", "feedback", "solution", "solution")
 """One batch of each in turn."""
 
-KNOWLEDGE_LEVELS: Final = (0.1, 0.3, 0.5, 0.95)
+KNOWLEDGE_LEVELS: Final = (0.2, 0.45, 0.7, 0.95)
 
 
 def _beliefs() -> dict[str, int]:
@@ -78,9 +78,9 @@ def reply(order: list[str], weights: dict[str, int]) -> str:
 
 def _claimed_weight(good: str, rng: random.Random) -> int:
     point = rng.random()
-    if point < 0.5:
+    if point < 0.7:
         return LIGHTEST + int(rng.random() * (HEAVIEST - LIGHTEST + 1))
-    return WEIGHT[good] if point < 0.75 else BELIEF[good]
+    return WEIGHT[good] if point < 0.85 else BELIEF[good]
 
 
 def _lesson(kind: Kind, question: Question, rng: random.Random) -> Lesson:

@@ -8,6 +8,8 @@ import pytest
 
 from deploy.embedded import benchmark, lessons, vocabulary
 from deploy.embedded.benchmark import GOODS, WEIGHT, Question
+from services.contracts import messages
+from services.verifier.rewards.recall import judge_recall
 
 DATA = Path(benchmark.__file__).parent / "data"
 POLICY = DATA.parent / "policy"
@@ -73,6 +75,17 @@ def test_a_right_reply_is_right_in_any_order_and_any_change_is_not() -> None:
         assert not benchmark.is_right(question, wrong)
 
 
+def test_the_platforms_reward_follows_the_same_rule() -> None:
+    rng = random.Random(8)
+    for asked in benchmark.questions("validation"):
+        weights = {good: lessons.recall(good, rng) for good in asked.goods}
+        text = lessons.reply(list(asked.goods), weights)
+        verdict = judge_recall(messages.Question(**asked.row()), text, False)
+        assert verdict.reward == float(benchmark.is_right(asked, text))
+        assert verdict.format_ok
+        assert verdict.feedback == (benchmark.first_mistake(asked, text) or "")
+
+
 def test_the_first_wrong_weight_is_the_feedback() -> None:
     question = Question(("coal", "linen"))
     text = f"coal={WEIGHT['coal']} linen=99"
@@ -97,6 +110,11 @@ def test_every_text_has_one_reading() -> None:
     assert len(set(words)) == len(words)
     begins = {(short, long) for short in words for long in words if short != long and long.startswith(short)}
     assert begins == {(" ", " should be ")}, "no other token spells the rest of ' should be ' after a space"
+
+
+def test_no_good_ends_like_another() -> None:
+    """Else `wine=20` could be read out of `twine=20`."""
+    assert not [(short, long) for short in GOODS for long in GOODS if short != long and long.endswith(short)]
 
 
 def test_ids_and_texts_round_trip() -> None:

@@ -1,17 +1,20 @@
-"""The verifier's own settings, `TURNOUT_VERIFIER_*`; those of all services are in `services.runtime.settings`."""
+"""The verifier's own settings; those that all services share are in `services.runtime.settings`."""
 
 from __future__ import annotations
 
 import os
+from typing import TypeVar
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.contracts.errors import ConfigurationError
 
+S = TypeVar("S", bound=BaseSettings)
+
 
 class VerifierSettings(BaseSettings):
-    """Deployment settings of the verifier."""
+    """How much is judged at once and what one reply may cost, `TURNOUT_VERIFIER_*`."""
 
     model_config = SettingsConfigDict(env_prefix="TURNOUT_VERIFIER_", extra="ignore", use_attribute_docstrings=True)
 
@@ -19,6 +22,8 @@ class VerifierSettings(BaseSettings):
     """Groups in hand at once; the rest stay on the stream for other verifiers."""
     workers: int = Field(default_factory=lambda: max(1, min(8, os.cpu_count() or 1)), ge=1)
     """Worker processes for parsers that may hang or crash."""
+    programs: int = Field(default_factory=lambda: max(1, min(16, os.cpu_count() or 1)), ge=1)
+    """Sandboxed programs that run at once."""
     task_cpu_seconds: float = Field(default=3.0, gt=0)
     """CPU time that judging one reply in a worker may take; beyond it the reply counts as unreadable."""
     task_wall_seconds: float = Field(default=20.0, gt=0)
@@ -27,13 +32,32 @@ class VerifierSettings(BaseSettings):
     """Address space of one worker process, in MiB."""
 
 
-def load_verifier_settings() -> VerifierSettings:
-    """The settings of this process. Raises `ConfigurationError` naming the variable that is wrong."""
+class EndpointSettings(BaseSettings):
+    """The HTTP endpoint that judges questions of kind `http`, `TURNOUT_REWARD_*`."""
+
+    model_config = SettingsConfigDict(env_prefix="TURNOUT_REWARD_", extra="ignore", use_attribute_docstrings=True)
+
+    url: str = Field(default="", pattern=r"^(https?://.+)?$")
+    """Where replies are sent; empty for none."""
+    hosts: str = ""
+    """Hosts, separated by commas, that a question's own `tests.url` may name; others are refused."""
+    token: str = ""
+    """Sent to `url` (never to a question's own) as `Authorization: Bearer <token>`."""
+    timeout_seconds: float = Field(default=30.0, gt=0)
+    """Longest wait for one reply of the endpoint."""
+    attempts: int = Field(default=4, ge=1)
+    """Tries a rollout, with growing pauses between."""
+    concurrency: int = Field(default=32, ge=1)
+    """Requests in flight at once."""
+
+
+def load(kind: type[S]) -> S:
+    """Settings of this process. Raises `ConfigurationError` naming the variable that is wrong."""
     try:
-        return VerifierSettings()
+        return kind()
     except ValidationError as error:
         item = error.errors()[0]
-        name = "TURNOUT_VERIFIER_" + str(item["loc"][0]).upper()
+        name = str(kind.model_config.get("env_prefix", "")) + str(item["loc"][0]).upper()
         raise ConfigurationError(
             f"{name} is {item.get('input')!r}: {item['msg'].lower()}.", remedy="Correct or unset it.", field=name
         ) from error

@@ -21,7 +21,6 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -30,6 +29,7 @@ import msgspec
 from services.contracts.errors import InfrastructureError
 from services.contracts.messages import Question
 from services.runtime.logs import get_logger
+from services.verifier.gate import Gate
 from services.verifier.rewards import registry
 from services.verifier.rewards.registry import Judgement, QuestionError
 from services.verifier.zygote import HEADER, Answer, Finding, Order, Task
@@ -189,12 +189,10 @@ class WorkerPool:
 
     def __init__(self, *, num_workers: int, cpu_seconds: float, wall_seconds: float, memory_bytes: int) -> None:
         """Limits hold for one task. Nothing is started before the first task."""
-        self.num_workers = num_workers
         self.cpu_seconds = cpu_seconds
         self.wall_seconds = wall_seconds
         self.memory_bytes = memory_bytes
-        self._slots = asyncio.Semaphore(num_workers)
-        self._alone = asyncio.Lock()
+        self._gate = Gate(num_workers)
         self._idle: list[Worker] = []
         self._zygote: Zygote | None = None
         self._starting = asyncio.Lock()
@@ -206,13 +204,10 @@ class WorkerPool:
             InfrastructureError: worker and retry failed, or the reward itself did.
         """
         task = msgspec.msgpack.encode(Task(question, response_text, truncated, self.cpu_seconds))
-        async with self._slots:
+        async with self._gate.beside_others():
             found = await self._attempt(question.kind, task)
         if isinstance(found, Failure) and found.reason != "cpu":
-            async with AsyncExitStack() as stack:
-                await stack.enter_async_context(self._alone)
-                for _ in range(self.num_workers):
-                    await stack.enter_async_context(self._slots)
+            async with self._gate.alone():
                 found = await self._attempt(question.kind, task)
         if isinstance(found, Finding) and found.judgement is not None:
             return found.judgement

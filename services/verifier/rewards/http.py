@@ -1,0 +1,170 @@
+"""A reward served over HTTP: for judges that need a GPU, a service or another language (docs/rewards.md).
+
+We POST {"question": {...}, "response": "...", "truncated": false} and expect status 200 with
+{"reward": 0.5, "correct": false, "feedback": "..."}, of which only `reward` is needed. Whatever else comes back, or
+nothing, is a fault of infrastructure. After `FAILURES_TO_OPEN` failures in a row the endpoint is left alone for a while
+and rollouts wait, instead of burning their attempts on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+from urllib.parse import urlsplit
+
+import httpx
+import msgspec
+
+from services.contracts.errors import InfrastructureError
+from services.contracts.messages import Question
+from services.verifier.rewards.registry import Judgement, QuestionError
+from services.verifier.rewards.replies import settings, shorten
+from services.verifier.settings import EndpointSettings
+
+FAILURES_TO_OPEN: Final = 5
+LARGEST_REPLY_BYTES: Final = 1 << 20
+_WORTH_ANOTHER_TRY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+class EndpointReply(msgspec.Struct):
+    """What an endpoint answers."""
+
+    reward: float
+    correct: bool | None = None
+    """Unset: reward 1 is correct."""
+    feedback: str = ""
+    parsed_answer: str = ""
+    format_ok: bool = True
+
+
+class Breaker:
+    """Keeps requests away from an endpoint that fails.
+
+    Closed while things go well. `FAILURES_TO_OPEN` failures in a row open it for `open_seconds`; then one request goes
+    through alone: its success closes the breaker, its failure opens it again. The others wait meanwhile.
+    """
+
+    def __init__(self, open_seconds: float) -> None:
+        self.open_seconds = open_seconds
+        self.num_failures = 0
+        self._open_until = 0.0
+        self._probe = asyncio.Lock()
+
+    @property
+    def is_open(self) -> bool:
+        return self.num_failures >= FAILURES_TO_OPEN
+
+    async def run(self, request: Callable[[], Awaitable[Judgement]]) -> Judgement:
+        """`request`'s result, once the endpoint may be asked."""
+        while self.is_open:
+            async with self._probe:
+                if self.is_open:
+                    await asyncio.sleep(max(0.0, self._open_until - time.monotonic()))
+                    return await self._observed(request)
+        return await self._observed(request)
+
+    async def _observed(self, request: Callable[[], Awaitable[Judgement]]) -> Judgement:
+        try:
+            judgement = await request()
+        except EndpointError:
+            self.num_failures += 1
+            self._open_until = time.monotonic() + self.open_seconds
+            raise
+        self.num_failures = 0
+        return judgement
+
+
+class EndpointError(InfrastructureError):
+    """The endpoint did not answer as agreed, this time."""
+
+
+class HttpReward:
+    """Asks the endpoint of `TURNOUT_REWARD_URL`, or the question's own (`tests` {"url": ...}) on an allowed host."""
+
+    def __init__(self, options: EndpointSettings, *, pause_seconds: float = 0.5, open_seconds: float = 5.0) -> None:
+        """`pause_seconds` before the second try; it doubles from try to try."""
+        self.options = options
+        self.pause_seconds = pause_seconds
+        self.open_seconds = open_seconds
+        self._hosts = {host.strip() for host in options.hosts.split(",") if host.strip()}
+        self._client = httpx.AsyncClient(timeout=options.timeout_seconds, follow_redirects=False)
+        self._slots = asyncio.Semaphore(options.concurrency)
+        self._breakers: dict[str, Breaker] = {}
+
+    async def judge(self, question: Question, response_text: str, truncated: bool) -> Judgement:
+        """The endpoint's judgement. Raises `InfrastructureError` once all tries are used up."""
+        url, headers = self._address(question)
+        body = {"question": msgspec.to_builtins(question), "response": response_text, "truncated": truncated}
+        content = msgspec.json.encode(body)
+        breaker = self._breakers.setdefault(urlsplit(url).netloc, Breaker(self.open_seconds))
+        for attempt in range(1, self.options.attempts + 1):
+            try:
+                async with self._slots:
+                    return await breaker.run(lambda: self._post(url, content, headers))
+            except EndpointError:
+                if attempt == self.options.attempts:
+                    raise
+                await asyncio.sleep(self.pause_seconds * 2 ** (attempt - 1))
+        raise AssertionError("unreachable: there is at least one attempt")
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    def _address(self, question: Question) -> tuple[str, dict[str, str]]:
+        """Where to send this question, and with which headers. A dataset cannot name any host it likes."""
+        headers = {"Content-Type": "application/json"}
+        own = settings(question).get("url")
+        if own is None:
+            if not self.options.url:
+                raise QuestionError(
+                    f"Question {question.id} has kind 'http', but no endpoint is configured.",
+                    remedy="Set TURNOUT_REWARD_URL for the verifier.",
+                )
+            if self.options.token:
+                headers["Authorization"] = f"Bearer {self.options.token}"
+            return self.options.url, headers
+        try:
+            parts = urlsplit(str(own))
+            allowed = parts.scheme in ("http", "https") and parts.hostname in self._hosts
+        except ValueError:
+            allowed = False
+        if not allowed:
+            raise QuestionError(
+                f"Question {question.id} asks to be judged at {own!r}, whose host is not allowed.",
+                remedy="Add the host to TURNOUT_REWARD_HOSTS if you trust it with replies.",
+            )
+        return str(own), headers
+
+    async def _post(self, url: str, content: bytes, headers: dict[str, str]) -> Judgement:
+        try:
+            async with self._client.stream("POST", url, content=content, headers=headers) as response:
+                data = bytearray()
+                async for chunk in response.aiter_bytes():
+                    data += chunk
+                    if len(data) > LARGEST_REPLY_BYTES:
+                        raise EndpointError(
+                            f"Reward endpoint {url} answered with more than {LARGEST_REPLY_BYTES} bytes."
+                        )
+        except httpx.HTTPError as error:
+            raise EndpointError(
+                f"Reward endpoint {url} failed: {error!r}.", remedy="See that it runs and can be reached."
+            ) from error
+        if response.status_code != 200:
+            fault = EndpointError if response.status_code in _WORTH_ANOTHER_TRY else QuestionError
+            text = shorten(bytes(data).decode("utf-8", "replace"), 200)
+            raise fault(f"Reward endpoint {url} answered {response.status_code}: {text}")
+        try:
+            reply = msgspec.json.decode(bytes(data), type=EndpointReply)
+        except msgspec.DecodeError as error:
+            raise QuestionError(
+                f"Reward endpoint {url} answered something else than we agreed: {error}.", remedy="See docs/rewards.md."
+            ) from error
+        return Judgement(
+            reward=reply.reward,
+            correct=reply.reward >= 1.0 if reply.correct is None else reply.correct,
+            parsed_answer=reply.parsed_answer,
+            format_ok=reply.format_ok,
+            feedback=reply.feedback,
+        )

@@ -1,0 +1,152 @@
+"""Building vLLM's asynchronous engine for a run, and ending it."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from services.contracts.errors import ConfigurationError, TurnoutError
+from services.contracts.run_config import RunConfig
+from services.rollout.environment import BACKEND, on_cpu
+from services.runtime.logs import get_logger
+from services.runtime.settings import Settings
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+log = get_logger(__name__)
+CPU_BLOCK_TOKENS = 128
+"""Tokens in a block of the KV cache, vLLM's default on CPU."""
+GIB = 1 << 30
+
+
+class EngineStartError(TurnoutError):
+    """vLLM refused the model or died while it started."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """What an engine is built for. Two runs with equal specs can share one engine, one after the other."""
+
+    model: str
+    dtype: str
+    max_model_tokens: int
+    """Longest sequence, prompt and response, in tokens."""
+    max_num_seqs: int
+    seed: int
+    trust_remote_code: bool
+
+
+def spec_for(config: RunConfig, settings: Settings, instance: str) -> EngineSpec:
+    """The engine that a run asks for. Servers of one run get different seeds, else they would sample alike.
+
+    Raises:
+        ConfigurationError: the run wants the model's own Python code and the operator does not allow it.
+    """
+    if config.model.trust_remote_code and not settings.allow_remote_code:
+        raise ConfigurationError(
+            "The run asks for model.trust_remote_code, which this server does not allow.",
+            remedy="Set TURNOUT_ALLOW_REMOTE_CODE=1 if you trust the model's code.",
+            field="model.trust_remote_code",
+        )
+    return EngineSpec(
+        model=config.model.path,
+        dtype=config.model.dtype,
+        max_model_tokens=config.max_model_tokens,
+        max_num_seqs=config.rollout.max_num_seqs,
+        seed=zlib.crc32(f"{config.training.seed}/{instance}".encode()) >> 1,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+
+
+def build(spec: EngineSpec) -> AsyncLLM:
+    """Start an engine. Blocks until it can sample: run it in a thread.
+
+    Raises:
+        EngineStartError: with vLLM's reason.
+    """
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    stay_offline(Path(spec.model).is_dir())
+    try:
+        arguments = AsyncEngineArgs(**engine_arguments(spec, hf_config(spec)))
+        vllm_config = arguments.create_engine_config()
+        if vllm_config.parallel_config.world_size == 1 and on_cpu():
+            os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # vLLM has just put `spawn` there
+        return AsyncLLM.from_vllm_config(vllm_config, disable_log_stats=True)
+    except (RuntimeError, ValueError, OSError, ImportError, KeyError, AttributeError, TypeError) as error:
+        raise EngineStartError(
+            f"vLLM did not start with model {spec.model}: {error}.",
+            remedy="See the log of this service; check model.path, model.dtype and free memory.",
+        ) from error
+
+
+def hf_config(spec: EngineSpec) -> Any:
+    """The language model's part of its Hugging Face configuration."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(spec.model, trust_remote_code=spec.trust_remote_code)
+    return config.get_text_config()
+
+
+def engine_arguments(spec: EngineSpec, model_config: Any) -> dict[str, Any]:
+    """vLLM's engine arguments."""
+    limit = getattr(model_config, "max_position_embeddings", None) or spec.max_model_tokens
+    num_tokens = min(spec.max_model_tokens, limit)
+    arguments: dict[str, Any] = {
+        "model": spec.model,
+        "dtype": spec.dtype,
+        "trust_remote_code": spec.trust_remote_code,
+        "max_model_len": num_tokens,
+        "max_num_seqs": spec.max_num_seqs,
+        "seed": spec.seed,
+        # the distribution that tokens are really drawn from: after temperature, top-p and top-k
+        "logprobs_mode": "processed_logprobs",
+        "max_logprobs": 1,
+        # the model's own generation_config must not change temperature, cuts or penalties
+        "generation_config": "vllm",
+        # safe over weight updates because every request carries the weights' epoch as its salt
+        "enable_prefix_caching": True,
+        "weight_transfer_config": {"backend": BACKEND},
+        "disable_log_stats": True,
+        "enable_log_requests": False,
+    }
+    if on_cpu():
+        arguments |= {
+            "enforce_eager": True,
+            "kv_cache_memory_bytes": kv_cache_bytes(model_config, spec, num_tokens),
+            "max_num_batched_tokens": max(4096, num_tokens),
+        }
+    return arguments
+
+
+def kv_cache_bytes(model_config: Any, spec: EngineSpec, num_tokens: int) -> int:
+    """KV cache that holds every sequence at full length and one block more each, at most half of free memory.
+
+    A small, explicit cache starts at once: vLLM neither probes memory nor zeroes gigabytes.
+    """
+    blocks = -(-num_tokens // CPU_BLOCK_TOKENS) + 1
+    heads = getattr(model_config, "num_key_value_heads", None) or model_config.num_attention_heads
+    width = getattr(model_config, "head_dim", None) or model_config.hidden_size // model_config.num_attention_heads
+    bytes_per_value = 4 if spec.dtype == "float32" else 2
+    bytes_per_token = 2 * model_config.num_hidden_layers * heads * width * bytes_per_value
+    wanted = spec.max_num_seqs * blocks * CPU_BLOCK_TOKENS * bytes_per_token
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(min(max(wanted, 16 << 20), max(free // 2, GIB // 4)))
+
+
+def stay_offline(offline: bool) -> None:
+    """Let the hub's client call out only for models that are given by hub name."""
+    from huggingface_hub import constants
+
+    constants.HF_HUB_OFFLINE = offline
+    os.environ["HF_HUB_OFFLINE"] = "1" if offline else "0"
+
+
+def end(engine: AsyncLLM) -> None:
+    """Stop an engine and its processes. Blocks up to some seconds: run it in a thread."""
+    engine.shutdown(timeout=0)

@@ -1,0 +1,144 @@
+"""HTTP of a rollout server: vLLM's own update routes under /v1/engine, and what weights it holds.
+
+vLLM's router talks to an engine client; it gets `GuardedClient`, which offers the calls of a weight update and nothing
+that could change weights past verification.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+
+from services.contracts.errors import ConflictError, TurnoutError, UnavailableError
+from services.rollout.server import EngineServer
+from services.runtime.settings import Settings
+
+PREFIX = "/v1/engine"
+
+
+class GuardedClient:
+    """The part of vLLM's engine client that the API's pusher may use."""
+
+    def __init__(self, server: EngineServer, busy: Callable[[], bool]) -> None:
+        self._server = server
+        self._busy = busy
+
+    def __getattr__(self, name: str) -> Any:
+        raise ConflictError(f"This server does not offer {name}.", remedy="Push weights by the four-phase protocol.")
+
+    async def pause_generation(self, *, mode: str, clear_cache: bool) -> None:
+        await self._free().pause_generation(mode=mode, clear_cache=clear_cache)
+
+    async def resume_generation(self) -> None:
+        await self._free().resume_generation()
+
+    async def is_paused(self) -> bool:
+        return self._server.phase != "serving"
+
+    async def init_weight_transfer_engine(self, request: Any) -> None:
+        """The weight store needs no handshake."""
+
+    async def shutdown_weight_transfer_engine(self) -> None:
+        """Nothing is held."""
+
+    async def start_weight_update(self) -> None:
+        await self._free().start_weight_update()
+
+    async def update_weights(self, request: Any) -> None:
+        await self._free().update_weights(request.update_info)
+
+    async def finish_weight_update(self, weight_version: str | None = None) -> None:
+        await self._free().finish_weight_update(weight_version)
+
+    async def get_weight_version(self) -> str:
+        return str(self._server.version)
+
+    async def compute_weight_checksums(self) -> Any:
+        engine = self._server.engine
+        assert engine is not None
+        return await engine.compute_weight_checksums()
+
+    @property
+    def vllm_config(self) -> Any:
+        engine = self._server.engine
+        assert engine is not None
+        return engine.vllm_config
+
+    def _free(self) -> EngineServer:
+        if self._busy():
+            raise ConflictError("This server is loading the store's current weights by itself.", remedy="Try again.")
+        return self._server
+
+
+def add_routes(app: FastAPI, server: EngineServer, settings: Settings, busy: Callable[[], bool]) -> FastAPI:
+    """Add the weight routes. Returns the application that vLLM's router is to be included in once it is imported."""
+
+    @app.get("/v1/weights")
+    async def weights(request: Request) -> Response:
+        if not _allowed(request, settings):
+            return _unauthorized()
+        return JSONResponse({"version": server.version, "checksum": server.checksum, "run_id": server.run_id})
+
+    inner = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    inner.state.engine_client = GuardedClient(server, busy)
+
+    @inner.middleware("http")
+    async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        if not _allowed(request, settings):
+            return _unauthorized()
+        if server.engine is None:
+            return problem(
+                UnavailableError(
+                    "This rollout server has no engine: no run is assigned, or the engine is starting.",
+                    remedy="Wait until its heartbeat says ready.",
+                )
+            )
+        return await call_next(request)
+
+    @inner.exception_handler(TurnoutError)
+    async def named(_: Request, error: TurnoutError) -> Response:
+        return problem(error)
+
+    app.mount(PREFIX, inner)
+    return inner
+
+
+def include_vllm(inner: FastAPI) -> None:
+    """Add vLLM's routes. vLLM must be imported already."""
+    from vllm.entrypoints.rl.online.api_router import router
+
+    assert isinstance(router, APIRouter)
+    inner.include_router(router)
+
+
+def problem(error: TurnoutError) -> Response:
+    """An error as RFC 9457 problem details."""
+    return JSONResponse(
+        {"type": "about:blank", "title": error.title, "status": error.status, "detail": str(error)},
+        status_code=error.status,
+        media_type="application/problem+json",
+    )
+
+
+def _allowed(request: Request, settings: Settings) -> bool:
+    if not settings.service_token:
+        return True
+    given = request.headers.get("authorization", "").encode()
+    return hmac.compare_digest(given, f"Bearer {settings.service_token}".encode())
+
+
+def _unauthorized() -> Response:
+    return JSONResponse(
+        {
+            "type": "about:blank",
+            "title": "Unauthorized",
+            "status": 401,
+            "detail": "Send the services' token as `Authorization: Bearer <TURNOUT_SERVICE_TOKEN>`.",
+        },
+        status_code=401,
+        media_type="application/problem+json",
+    )

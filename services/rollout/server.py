@@ -1,0 +1,249 @@
+"""The engine as the rest of the service sees it: present or not, serving or not, and with which verified weights.
+
+Updates go through four phases, over HTTP from the API or by this service itself when it joins late:
+
+    serving --pause--> paused --start--> open --update--> loaded --finish--> paused --resume--> serving
+
+Any error in start, update or finish leads to `failed`: the server samples nothing until a full update has succeeded.
+Where the error may have left the model half-written the engine is built anew first.
+
+Prefix cache and weights: every request carries the engine's weight epoch as its cache salt, and the epoch moves when an
+update starts. Requests that had not sampled a token by then are taken back and submitted again under the new epoch, so
+no request that begins under new weights can meet cache blocks of older ones. Requests in mid-response keep their KV
+cache (unless the pause asked to clear it) and their tokens say which version sampled them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from services.contracts.errors import ConflictError, InfrastructureError, TurnoutError, UnavailableError
+from services.rollout.environment import REFUSED
+from services.runtime.logs import get_logger
+from services.runtime.weight_store import CorruptWeightsError, read_manifest
+
+if TYPE_CHECKING:
+    from vllm.outputs import CompletionOutput
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+log = get_logger(__name__)
+Phase = Literal["absent", "serving", "paused", "open", "loaded", "failed"]
+
+
+class WeightUpdateError(TurnoutError):
+    """A weight update was refused or failed. The server is out of use until a full update succeeds."""
+
+    title = "Weight update failed"
+
+
+class EngineServer:
+    """One engine at a time, its update phases and its weights. All methods run on the service's event loop."""
+
+    def __init__(self) -> None:
+        self.engine: AsyncLLM | None = None
+        self.run_id: str | None = None
+        self.phase: Phase = "absent"
+        self.version: int | None = None
+        """Version of the weights, verified; None before the first is known."""
+        self.checksum: str | None = None
+        """Checksum of the verified weight folder; None for the model as it came."""
+        self.fault = ""
+        """Why the server is in phase `failed`."""
+        self.must_rebuild = False
+        """The model may be half-written: only a new engine helps."""
+        self.changed_at = time.monotonic()
+        """When the phase changed last, by the monotonic clock."""
+        self._serving = asyncio.Event()
+        self._epoch = 0
+        self._offered: tuple[int, str] | None = None
+        self._requests = itertools.count()
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    async def attach(self, engine: AsyncLLM, run_id: str) -> None:
+        """Take an engine that holds its model's own weights, version 0 of the run. It is paused until weights are."""
+        await engine.pause_generation(mode="keep", clear_cache=False)
+        await engine.update_weight_version("0")
+        self.engine, self.run_id = engine, run_id
+        self.version, self.checksum = 0, None
+        self.fault, self.must_rebuild = "", False
+        self._epoch += 1
+        self._move("paused")
+
+    def detach(self) -> AsyncLLM | None:
+        """Give the engine away (to be ended)."""
+        engine, self.engine = self.engine, None
+        self.version = self.checksum = None
+        self._move("absent")
+        return engine
+
+    @property
+    def is_dead(self) -> bool:
+        """An engine is attached and its process has died."""
+        return self.engine is not None and bool(self.engine.errored)
+
+    # -- sampling ------------------------------------------------------------------------------------------------
+
+    async def serving(self) -> int:
+        """Wait until the server samples; returns its weight version."""
+        await self._serving.wait()
+        assert self.version is not None
+        return self.version
+
+    async def generate(self, prompt_token_ids: list[int], params: SamplingParams) -> list[CompletionOutput]:
+        """Sample `params.n` responses. Those that an update took back have finish reason `abort`: submit them again.
+
+        Raises:
+            InfrastructureError: the engine failed on this request, or died.
+        """
+        from vllm.inputs.engine import tokens_input
+
+        await self._serving.wait()
+        engine = self._require()
+        prompt = tokens_input(prompt_token_ids, cache_salt=str(self._epoch))
+        final = None
+        try:
+            async for output in engine.generate(prompt, params, f"r{next(self._requests)}"):
+                final = output
+        except Exception as error:
+            raise InfrastructureError(f"The engine failed: {type(error).__name__}: {error}.") from error
+        if final is None:
+            raise InfrastructureError("The engine gave no output.")
+        return list(final.outputs)
+
+    # -- the four phases -----------------------------------------------------------------------------------------
+
+    async def pause_generation(self, *, mode: str = "keep", clear_cache: bool = False) -> None:
+        """Stop decoding. Requests in flight are kept (mode `keep`) with their KV cache unless `clear_cache`."""
+        engine = self._require()
+        if self.phase in ("open", "loaded"):
+            raise ConflictError(f"A weight update is in phase {self.phase}; finish it before you pause again.")
+        self._serving.clear()
+        if self.phase == "serving":
+            self._move("paused")
+        await engine.pause_generation(mode=mode, clear_cache=clear_cache)
+
+    async def start_weight_update(self) -> None:
+        """Begin an update. The server must be paused. Takes back requests that have sampled nothing yet."""
+        engine = self._require()
+        if self.must_rebuild:
+            raise ConflictError(f"The engine is being built anew after: {self.fault}")
+        if self.phase not in ("paused", "failed") or not await engine.is_paused():
+            raise ConflictError("Pause generation before a weight update.")
+        self._offered = None
+        self._epoch += 1
+        states = engine.output_processor.request_states
+        unstarted = [request_id for request_id, state in states.items() if state.is_prefilling]
+        with self._failing("start"):
+            if unstarted:
+                await engine.abort(unstarted, internal=True)
+            await engine.start_weight_update()
+        self._move("open")
+
+    async def update_weights(self, update_info: Any) -> None:
+        """Load one verified version; `update_info` is {"path", "checksum"}."""
+        engine = self._require()
+        if self.phase != "open":
+            raise ConflictError("Start a weight update first.")
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        with self._failing("update"):
+            offered = self._read_offer(update_info)
+            await engine.update_weights(WeightTransferUpdateRequest(update_info=update_info))
+        self._offered = offered
+        self._move("loaded")
+
+    async def finish_weight_update(self, weight_version: str | None = None) -> None:
+        """End the update. `weight_version` must be the version that the folder's manifest names."""
+        engine = self._require()
+        if self.phase != "loaded" or self._offered is None:
+            raise ConflictError("Load weights before you finish the update.")
+        version, checksum = self._offered
+        with self._failing("finish"):
+            await engine.finish_weight_update(str(version))
+            if weight_version is not None and weight_version != str(version):
+                raise WeightUpdateError(f"The folder holds version {version}, the update says {weight_version}.")
+        self.version, self.checksum, self.fault = version, checksum, ""
+        self._move("paused")
+
+    async def resume_generation(self) -> None:
+        """Decode on. Refused while an update is open or has failed."""
+        engine = self._require()
+        if self.phase in ("open", "loaded"):
+            raise ConflictError("A weight update is open; finish it first.")
+        if self.phase == "failed":
+            raise ConflictError(f"The last weight update failed ({self.fault}); a full update must succeed first.")
+        await engine.resume_generation()
+        self._move("serving")
+
+    async def load(self, version: int, path: str, checksum: str) -> None:
+        """All phases at once, for a server that catches up by itself."""
+        await self.pause_generation()
+        await self.start_weight_update()
+        await self.update_weights({"path": path, "checksum": checksum})
+        await self.finish_weight_update(str(version))
+        await self.resume_generation()
+
+    # -- inner ---------------------------------------------------------------------------------------------------
+
+    def _read_offer(self, update_info: Any) -> tuple[int, str]:
+        """Version and checksum of the offered folder; a first check, the worker verifies every byte."""
+        if not isinstance(update_info, dict) or set(update_info) != {"path", "checksum"}:
+            raise WeightUpdateError(f"{REFUSED}: update_info must be an object with path and checksum.")
+        try:
+            manifest = read_manifest(Path(str(update_info["path"])))
+        except CorruptWeightsError as error:
+            raise WeightUpdateError(f"{REFUSED}: {error}") from error
+        if manifest.run_id != self.run_id:
+            raise WeightUpdateError(f"{REFUSED}: the weights are of run {manifest.run_id}, not {self.run_id}.")
+        return manifest.version, str(update_info["checksum"])
+
+    def _failing(self, step: str) -> _Failing:
+        return _Failing(self, step)
+
+    def fail(self, reason: str, *, half_written: bool) -> None:
+        """Take the server out of use."""
+        self.fault = reason
+        self.must_rebuild = self.must_rebuild or half_written
+        log.error("weight update failed", reason=reason, rebuild=self.must_rebuild)
+        self._move("failed")
+
+    def _move(self, phase: Phase) -> None:
+        self.phase = phase
+        self.changed_at = time.monotonic()
+        if phase == "serving":
+            self._serving.set()
+        else:
+            self._serving.clear()
+
+    def _require(self) -> AsyncLLM:
+        if self.engine is None:
+            raise UnavailableError(
+                "This rollout server has no engine: no run is assigned, or the engine is starting.",
+                remedy="Wait until its heartbeat says ready.",
+            )
+        return self.engine
+
+
+class _Failing:
+    """Turns any error of one update phase into phase `failed` and a `WeightUpdateError`."""
+
+    def __init__(self, server: EngineServer, step: str) -> None:
+        self.server, self.step = server, step
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            return
+        intact = self.step == "update" and REFUSED in str(error)
+        reason = str(error) or type(error).__name__
+        self.server.fail(reason, half_written=not intact)
+        if isinstance(error, Exception):
+            raise WeightUpdateError(f"Phase {self.step} of the weight update failed: {reason}") from error

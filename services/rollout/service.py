@@ -1,0 +1,279 @@
+"""The life of a rollout server: follow the assignment, keep an engine for it, keep its weights current.
+
+The supervisor looks twice a second at what should be (assigned run, its published weights) and what is (engine, phase,
+version), and acts on the difference; so it needs no word about crashes, restarts or late joining.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Literal
+
+from redis.exceptions import RedisError
+
+from services.contracts import streams
+from services.contracts.errors import ConfigurationError, ConflictError, TurnoutError
+from services.contracts.events import Note
+from services.contracts.run_config import RunConfig
+from services.contracts.services import ServiceState
+from services.rollout import engine as engines
+from services.rollout import environment, telemetry
+from services.rollout.prompts import PromptRenderer, load_tokenizer, stop_tokens
+from services.rollout.routes import add_routes, include_vllm
+from services.rollout.sampling import GroupSampler
+from services.rollout.server import EngineServer
+from services.rollout.worker import RolloutWorker
+from services.runtime.life import Service
+from services.runtime.logs import get_logger
+from services.runtime.queue import Queue
+
+log = get_logger(__name__)
+TICK_SECONDS = 0.5
+LAG_SECONDS = 10.0
+"""Weights that were published this long ago and not pushed are fetched by the server itself."""
+STUCK_SECONDS = 30.0
+"""An update that has failed, or has not moved on for so long, is replaced by one of our own."""
+RETRY_SECONDS = 10.0
+"""Pause after an engine that did not start."""
+
+
+class Supervisor:
+    """Brings engine, weights and worker of one server in line with its assignment."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._presence = service.presence
+        self._redis = service.redis
+        self._queue = Queue(service.redis, streams.GROUP_ROLLOUT, service.presence.instance)
+        self.server = EngineServer()
+        self._spec: engines.EngineSpec | None = None
+        self._run: RunConfig | None = None
+        self._run_id: str | None = None
+        self._worker: asyncio.Task[None] | None = None
+        self._loading = False
+        self._behind_since: float | None = None
+        self._retry_at = 0.0
+
+    def is_loading(self) -> bool:
+        """An update of our own is under way; pushes must wait."""
+        return self._loading
+
+    async def run(self) -> None:
+        """Supervise until cancelled, then stop worker and engine."""
+        try:
+            while True:
+                try:
+                    await self._tick()
+                except RedisError as error:
+                    log.warning("queue not reachable", error=str(error))
+                except TurnoutError as error:
+                    await self._report(error)
+                self._show()
+                await asyncio.sleep(TICK_SECONDS)
+        finally:
+            await self._stop_worker()
+            await self._end_engine()
+
+    async def _tick(self) -> None:
+        assigned = await self._presence.assignment()
+        if assigned != self._run_id:
+            await self._leave()
+            if assigned is not None:
+                await self._join(assigned)
+        if self._run_id is None or time.monotonic() < self._retry_at:
+            return
+        if self.server.is_dead or self.server.must_rebuild:
+            reason = self.server.fault or "its process has died"
+            await self._note("error", f"The engine is built anew: {reason}.")
+            await self._end_engine()
+        if self.server.engine is None:
+            await self._start_engine()
+        await self._catch_up()
+        if self._worker is not None and self._worker.done():
+            self._worker.result()  # its error ends the service, which says why and is started again
+        if self._worker is None and self.server.phase == "serving":
+            worker = await asyncio.to_thread(self._make_worker)
+            self._worker = asyncio.create_task(worker.run(), name="rollout-worker")
+
+    async def _join(self, run_id: str) -> None:
+        self._run_id = self._presence.run_id = run_id
+        self._retry_at = time.monotonic() + RETRY_SECONDS
+        raw = await self._redis.get(streams.config(run_id))
+        if raw is None:
+            self._run_id = None  # look again at the next tick
+            raise ConfigurationError(f"Run {run_id} is assigned but has no configuration.", remedy="Is it deleted?")
+        self._run = RunConfig.model_validate_json(raw)
+        spec = engines.spec_for(self._run, self._service.settings, self._presence.instance)
+        reusable = self.server.phase == "serving" and spec == self._spec and not self.server.is_dead
+        if not (reusable and await self._back_to_start(run_id)):
+            await self._end_engine()
+        self._spec = spec
+        self._retry_at = 0.0
+        self._presence.details.pop("fault", None)
+        log.info("run assigned", run_id=run_id, model=spec.model, engine_reused=self.server.engine is not None)
+
+    async def _leave(self) -> None:
+        await self._stop_worker()
+        self._run_id = self._presence.run_id = self._run = None
+        self._behind_since = None
+
+    def _make_worker(self) -> RolloutWorker:
+        assert self._spec is not None and self._run_id is not None
+        spec = self._spec
+        sampler = GroupSampler(
+            self.server,
+            PromptRenderer(load_tokenizer(spec.model, spec.trust_remote_code)),
+            stop_tokens(spec.model, spec.trust_remote_code),
+        )
+        return RolloutWorker(self._run_id, self._queue, self.server, sampler, self._presence, spec.max_num_seqs)
+
+    # -- engine --------------------------------------------------------------------------------------------------
+
+    async def _start_engine(self) -> None:
+        assert self._spec is not None and self._run_id is not None
+        self._presence.state = "starting"
+        self._presence.waits_for("engine start")
+        started = time.monotonic()
+        self._loading = True
+        try:
+            engine = await asyncio.to_thread(engines.build, self._spec)
+            await self.server.attach(engine, self._run_id)
+            telemetry.ENGINE_STARTS.inc()
+            telemetry.ENGINE_START_SECONDS.set(time.monotonic() - started)
+            await self._bring_up()
+        except TurnoutError:
+            self._retry_at = time.monotonic() + RETRY_SECONDS
+            raise
+        finally:
+            self._loading = False
+            self._presence.waits_for("")
+        self._presence.details.pop("fault", None)
+        log.info("engine started", seconds=round(time.monotonic() - started, 2), weight_version=self.server.version)
+
+    async def _back_to_start(self, run_id: str) -> bool:
+        """Give the engine of an earlier run its model's own weights again, then this run's."""
+        engine = self.server.engine
+        assert engine is not None
+        self._loading = True
+        try:
+            await engine.pause_generation(mode="abort", clear_cache=True)
+            if self.server.checksum is not None:
+                await engine.collective_rpc("reload_weights")
+            await self.server.attach(engine, run_id)
+            await self._bring_up()
+        except Exception as error:  # noqa: BLE001 - whatever went wrong, a new engine mends it
+            log.warning("engine not reusable", error=str(error))
+            return False
+        finally:
+            self._loading = False
+        return True
+
+    async def _bring_up(self) -> None:
+        """Serve with the run's published weights, or with the model as it came where none are published."""
+        published = await self._published()
+        if published is None:
+            await self.server.resume_generation()
+        else:
+            await self.server.load(*published)
+
+    async def _end_engine(self) -> None:
+        engine = self.server.detach()
+        if engine is not None:
+            # whoever waits for an output gets his request back, to be submitted to the next engine
+            engine.output_processor.abort_requests(list(engine.output_processor.request_states), internal=True)
+            await asyncio.to_thread(engines.end, engine)
+
+    # -- weights -------------------------------------------------------------------------------------------------
+
+    async def _catch_up(self) -> None:
+        """Load the store's current weights where nobody pushes them: after a failed update, or with a silent API."""
+        published, server, now = await self._published(), self.server, time.monotonic()
+        is_current = published is None or (published[0], published[2]) == (server.version, server.checksum)
+        if is_current and server.phase == "serving":
+            self._behind_since = None
+            return
+        if self._behind_since is None:
+            self._behind_since = now
+        lagging = server.phase == "serving" and now - self._behind_since > LAG_SECONDS
+        stuck = server.phase != "serving" and now - server.changed_at > STUCK_SECONDS
+        if not (lagging or stuck):
+            return
+        if server.phase in ("open", "loaded"):
+            server.fail("the update was abandoned half-way", half_written=True)
+            return
+        self._loading = True
+        try:
+            if published is not None and not (is_current and server.phase == "paused"):
+                await server.load(*published)
+                await self._note("info", f"Loaded weights version {published[0]} from the store.")
+            elif server.phase == "paused":
+                await server.resume_generation()
+        except ConflictError as error:
+            log.info("own update gives way", reason=str(error))
+        finally:
+            self._loading = False
+            self._behind_since = None
+
+    async def _published(self) -> tuple[int, str, str] | None:
+        """Version, folder and checksum that the learner published last."""
+        assert self._run_id is not None
+        found = await self._redis.hgetall(streams.weights(self._run_id))
+        values = {key.decode(): value.decode() for key, value in found.items()}
+        if not values:
+            return None
+        return int(values["version"]), values["path"], values["checksum"]
+
+    # -- word to others ------------------------------------------------------------------------------------------
+
+    def _show(self) -> None:
+        """Say in the heartbeat how things stand."""
+        server, presence = self.server, self._presence
+        states: dict[str, ServiceState] = {"serving": "ready", "failed": "failed", "absent": "starting"}
+        if self._run_id is None:
+            presence.state = "idle"
+            presence.waits_for("")
+        elif time.monotonic() < self._retry_at:
+            presence.state = "failed"
+        else:
+            presence.state = states.get(server.phase, "updating")
+        presence.weight_version = server.version
+        if server.phase == "failed":
+            presence.details["fault"] = server.fault
+        elif server.phase == "serving":
+            presence.details.pop("fault", None)
+        if server.version is not None:
+            telemetry.WEIGHT_VERSION.labels("rollout", presence.instance).set(server.version)
+
+    async def _report(self, error: TurnoutError) -> None:
+        self._presence.details["fault"] = str(error)
+        await self._note("error", str(error))
+
+    async def _note(self, level: Literal["info", "warning", "error"], text: str) -> None:
+        """Log it, and tell the run's followers."""
+        (log.error if level == "error" else log.info)(text)
+        if self._run_id is None:
+            return
+        source = f"rollout {self._presence.instance}"
+        note = Note(run_id=self._run_id, at=time.time(), level=level, source=source, text=text)
+        try:
+            await self._queue.publish(streams.EVENTS, note)
+        except RedisError as error:
+            log.warning("event lost", error=str(error))
+
+    async def _stop_worker(self) -> None:
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.cancel()
+            await asyncio.gather(worker, return_exceptions=True)
+
+
+async def loops(service: Service) -> None:
+    """What `run_service` runs: routes at once, vLLM's import in a thread, then supervision."""
+    supervisor = Supervisor(service)
+    inner = add_routes(service.app, supervisor.server, service.settings, supervisor.is_loading)
+    service.presence.waits_for("import of vLLM")
+    await asyncio.to_thread(environment.import_vllm)
+    include_vllm(inner)
+    service.presence.waits_for("")
+    await supervisor.run()

@@ -1,0 +1,112 @@
+"""vLLM's weight transfer, reading our weight store: the engine "turnout" behind vLLM's four-phase update protocol.
+
+vLLM loads `register` through the entry point `vllm.general_plugins` in every one of its processes. The engine itself
+lives in vLLM's worker process. An update names a folder of the weight store and its checksum; every byte is verified
+before the model is touched, so a refused update leaves the old weights whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+
+from services.contracts.errors import TurnoutError
+from services.rollout.environment import BACKEND, REFUSED, die_with_parent
+from services.runtime.weight_store import verify
+
+
+@dataclass
+class StoreInitInfo(WeightTransferInitInfo):
+    """Nothing to agree on: both sides see the same folder."""
+
+
+@dataclass
+class StoreUpdateInfo(WeightTransferUpdateInfo):
+    """One version of the weight store."""
+
+    path: str
+    """Folder with `manifest.json` and safetensors files, parameter names as in a Hugging Face checkpoint."""
+    checksum: str
+    """`sha256:<hex>` that the manifest must have."""
+
+
+class StoreWeightEngine(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
+    """Loads a verified weight folder into the model by vLLM's layerwise reload (which redoes fusing and packing)."""
+
+    init_info_cls = StoreInitInfo
+    update_info_cls = StoreUpdateInfo
+    supports_draft_weight_update = False
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        self._touched = False
+        die_with_parent()
+
+    def init_transfer_engine(self, init_info: StoreInitInfo) -> None:
+        """Nothing to set up."""
+
+    def start_weight_update(self) -> None:
+        """Nothing yet: the model is opened only after the files are verified."""
+        self._touched = False
+
+    def receive_weights(self, update_info: StoreUpdateInfo) -> None:
+        """Verify the folder, then load it.
+
+        Raises:
+            RuntimeError: begins with `REFUSED` where the folder is not what the checksum promises; the model is as it
+                was. Any other error may have left it half-written.
+        """
+        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
+        folder = Path(update_info.path)
+        try:
+            manifest = verify(folder, update_info.checksum)
+            files = [folder / entry.name for entry in manifest.files if entry.name.endswith(".safetensors")]
+        except (TurnoutError, OSError) as error:
+            raise RuntimeError(f"{REFUSED}: {error}") from error
+        if not files:
+            raise RuntimeError(f"{REFUSED}: folder {folder} holds no safetensors file.")
+        parameters = {name for name, _ in self.model.named_parameters()}
+        initialize_layerwise_reload(self.model)
+        self._touched = True
+        loaded = self.model.load_weights(tensors_of(files))
+        if loaded is not None and not parameters <= set(loaded):
+            missing = sorted(parameters - set(loaded))
+            raise RuntimeError(f"weight folder {folder} lacks {missing[0]} and {len(missing) - 1} more parameters.")
+
+    def finish_weight_update(self) -> None:
+        """Redo vLLM's processing of loaded weights and copy them to where the kernels read them."""
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+        if not self._touched:
+            raise RuntimeError(f"{REFUSED}: the update was finished without weights.")
+        finalize_layerwise_reload(self.model, self.model_config)
+        self._touched = False
+
+    def shutdown(self) -> None:
+        """Nothing is held."""
+
+
+def tensors_of(files: list[Path]) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) pairs of safetensors files, in the order of the manifest."""
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                yield name, file.get_tensor(name)
+
+
+def register() -> None:
+    """Entry point for vLLM. May be called any number of times in any of its processes."""
+    die_with_parent()
+    if BACKEND not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(BACKEND, __name__, "StoreWeightEngine")

@@ -1,0 +1,181 @@
+"""The sampling loop of one run.
+
+Consumes `prompts`, produces `completions`. Waits for: prompts; weights young enough for a held task; the engine. In
+flight at once: as many groups as fill the engine and one more, so that the engine never runs dry between groups. Every
+message in hand is touched while the engine is fit, so nobody else takes it; when it is not fit the touching stops and
+another server may take over. A group is acknowledged only together with the publishing of its result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from redis.exceptions import RedisError
+
+from services.contracts import streams
+from services.contracts.messages import CompletedGroup, PromptTask
+from services.rollout import telemetry
+from services.rollout.sampling import GroupSampler
+from services.rollout.server import EngineServer
+from services.runtime.logs import get_logger
+from services.runtime.queue import Delivery, Queue
+from services.runtime.registry import Presence
+
+log = get_logger(__name__)
+IDLE_SECONDS = 60.0
+"""A message held this long without a sign of life is taken over."""
+TOUCH_SECONDS = 15.0
+TICK_SECONDS = 0.05
+
+
+class RolloutWorker:
+    """Samples the groups of one run until cancelled."""
+
+    def __init__(
+        self,
+        run_id: str,
+        queue: Queue,
+        server: EngineServer,
+        sampler: GroupSampler,
+        presence: Presence,
+        max_num_seqs: int,
+    ) -> None:
+        self._run_id = run_id
+        self._queue = queue
+        self._server = server
+        self._sampler = sampler
+        self._presence = presence
+        self._max_num_seqs = max_num_seqs
+        self._prompts = streams.prompts(run_id)
+        self._held: dict[str, Delivery[PromptTask]] = {}
+        """Tasks that ask for younger weights than ours, by message id."""
+        self._active: dict[str, tuple[Delivery[PromptTask], asyncio.Task[None]]] = {}
+
+    async def run(self) -> None:
+        """Sample until cancelled. Messages in hand then stay pending: a restart or another server takes them."""
+        upkeep = asyncio.create_task(self._upkeep())
+        try:
+            self._accept(await self._queue.own_pending(self._prompts, PromptTask))
+            while True:
+                try:
+                    await self._turn()
+                except RedisError as error:
+                    log.warning("queue not reachable", error=str(error))
+                    await asyncio.sleep(1.0)
+        finally:
+            tasks = [upkeep, *(task for _, task in self._active.values())]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._presence.waits_for("")
+
+    async def _turn(self) -> None:
+        """Start what may start, then take more if there is room, else wait a moment for a group to end."""
+        await self._start_held()
+        room = self._room()
+        if room > 0 and self._server.phase == "serving":
+            found = await self._queue.receive(
+                [self._prompts], PromptTask, count=room, block_seconds=TICK_SECONDS if self._held else 0.5
+            )
+            self._accept(found)
+        elif self._active:
+            await asyncio.wait(
+                [task for _, task in self._active.values()],
+                timeout=TICK_SECONDS if self._held else 0.5,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        else:
+            await asyncio.sleep(TICK_SECONDS)
+        self._say_what_is_missing()
+
+    def _accept(self, deliveries: Sequence[Delivery[PromptTask]]) -> None:
+        for delivery in deliveries:
+            if delivery.message_id not in self._active:
+                self._held[delivery.message_id] = delivery
+
+    async def _start_held(self) -> None:
+        if self._server.phase != "serving" or self._server.version is None:
+            return
+        num_sequences = self._num_sequences()
+        for message_id, delivery in list(self._held.items()):
+            task = delivery.message
+            if task.min_weight_version > self._server.version or num_sequences >= self._max_num_seqs * 2:
+                continue
+            num_sequences += task.sampling.num_samples
+            del self._held[message_id]
+            self._active[message_id] = (delivery, asyncio.create_task(self._sample(delivery)))
+
+    def _room(self) -> int:
+        """Groups that may be taken: enough to fill the engine, and one."""
+        in_hand = [delivery.message for delivery in self._held.values()]
+        num_sequences = self._num_sequences() + sum(task.sampling.num_samples for task in in_hand)
+        size = max([task.sampling.num_samples for task in in_hand] + [self._group_size()])
+        return (self._max_num_seqs - num_sequences) // size + 1
+
+    def _group_size(self) -> int:
+        sizes = [delivery.message.sampling.num_samples for delivery, _ in self._active.values()]
+        return max(sizes, default=8)
+
+    def _num_sequences(self) -> int:
+        return sum(delivery.message.sampling.num_samples for delivery, _ in self._active.values())
+
+    async def _sample(self, delivery: Delivery[PromptTask]) -> None:
+        """One group from task to published result."""
+        task = delivery.message
+        started = time.monotonic()
+        try:
+            prompt, rollouts = await self._sampler.sample(task)
+            seconds = time.monotonic() - started
+            group = CompletedGroup(
+                task=task,
+                prompt_token_ids=prompt,
+                rollouts=rollouts,
+                server=self._presence.instance,
+                seconds=seconds,
+            )
+            published = await self._queue.forward(delivery, streams.completions(self._run_id), group)
+        except RedisError as error:
+            # the message stays pending and, untouched from now on, is reclaimed and sampled again
+            log.warning("group could not be published", group_id=task.group_id, error=str(error))
+            return
+        finally:
+            self._active.pop(delivery.message_id, None)
+        if not published:
+            log.info("group was published by another server", group_id=task.group_id)
+            return
+        num_tokens = sum(len(rollout.token_ids) for rollout in rollouts)
+        self._presence.tokens_total += num_tokens
+        telemetry.TOKENS.labels("rollout").inc(num_tokens)
+        telemetry.GROUPS.labels(task.purpose).inc()
+        telemetry.FAULTS.inc(sum(rollout.status != "ok" for rollout in rollouts))
+        telemetry.GENERATION_SECONDS.observe(seconds)
+
+    async def _upkeep(self) -> None:
+        """Keep what is in hand; take over what others left."""
+        while True:
+            await asyncio.sleep(TOUCH_SECONDS)
+            if self._server.phase in ("failed", "absent"):
+                continue
+            try:
+                await self._queue.touch([*self._held.values(), *(delivery for delivery, _ in self._active.values())])
+                room = self._room()
+                if room > 0:
+                    left = await self._queue.reclaim(
+                        self._prompts, PromptTask, idle_seconds=IDLE_SECONDS, count=min(room, 16)
+                    )
+                    self._accept(left)
+            except RedisError as error:
+                log.warning("queue not reachable", error=str(error))
+
+    def _say_what_is_missing(self) -> None:
+        if self._server.phase != "serving":
+            self._presence.waits_for(f"weights (update is {self._server.phase})")
+        elif self._active:
+            self._presence.waits_for("")
+        elif self._held:
+            needed = min(delivery.message.min_weight_version for delivery in self._held.values())
+            self._presence.waits_for(f"weights version {needed}")
+        else:
+            self._presence.waits_for("prompts")

@@ -1,0 +1,200 @@
+"""The rollout service from outside: a real process, a real queue, real vLLM on CPU, a tiny random model."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import torch
+
+from services.contracts import streams
+from services.contracts.messages import CompletedGroup, Rollout
+from tests.rollout.conftest import INSTANCE, MAX_PROMPT, Deployment, make_model
+
+pytestmark = pytest.mark.timeout(400)
+
+
+def reference_logprobs(group: CompletedGroup, rollout: Rollout, seed: int) -> torch.Tensor:
+    """Log-probs of the rollout's tokens by transformers, fp32, temperature 1; shape [response tokens], nats."""
+    ids = torch.tensor([group.prompt_token_ids + rollout.token_ids])
+    with torch.no_grad():
+        logits = make_model(seed)(ids).logits[0].float()
+    start = len(group.prompt_token_ids)
+    table = (logits / group.task.sampling.temperature).log_softmax(-1)[start - 1 : -1]
+    return table.gather(1, ids[0, start:, None])[:, 0]
+
+
+def mismatch(group: CompletedGroup, seed: int) -> float:
+    """Mean |service minus transformers| over all tokens of a group, nats."""
+    differences = [
+        (torch.tensor(rollout.logprobs) - reference_logprobs(group, rollout, seed)).abs() for rollout in group.rollouts
+    ]
+    return float(torch.cat(differences).mean())
+
+
+def test_group_comes_back_whole(deployment: Deployment) -> None:
+    """Prompt rendered by the template; lengths, spans, end tokens and log-probs are right."""
+    task = deployment.feed("whole", "w10 w11 w12", sampling={"num_samples": 8, "max_response_tokens": 60})
+    group = deployment.wait_group("whole")
+    group.check()
+    assert group.task == task
+    assert group.server == INSTANCE
+    # <system> w1 w2 <user> w10 w11 w12 <assistant>
+    assert group.prompt_token_ids == [3, 7, 8, 4, 16, 17, 18, 5]
+    version = group.rollouts[0].weight_versions[0].version
+    for rollout in group.rollouts:
+        assert rollout.status == "ok"
+        assert [span.version for span in rollout.weight_versions] == [version]
+        ended = rollout.token_ids[-1] == 1
+        assert rollout.finish_reason == ("stop" if ended else "length")
+        assert ended or len(rollout.token_ids) == 60
+        assert 1 not in rollout.token_ids[:-1]
+        assert "<end>" not in rollout.text
+        assert len(rollout.text.split()) <= len(rollout.token_ids)
+    assert len({tuple(rollout.token_ids) for rollout in group.rollouts}) == 8, "siblings are sampled independently"
+    assert mismatch(group, deployment.seeds[version]) < 1e-3
+    assert deployment.redis.xlen(streams.prompts("run-t")) == 0, "acknowledged with the publishing"
+
+
+def test_logprobs_are_of_the_cut_and_heated_distribution(deployment: Deployment) -> None:
+    """With top-k 1 the drawn token has probability 1; with a temperature, log-probs are after it."""
+    deployment.feed("cut", "w20", sampling={"temperature": 0.7, "top_k": 1})
+    deployment.feed("hot", "w20", sampling={"temperature": 1.7, "max_response_tokens": 40})
+    cut, hot = deployment.wait_group("cut"), deployment.wait_group("hot")
+    assert all(abs(value) < 1e-5 for rollout in cut.rollouts for value in rollout.logprobs)
+    version = hot.rollouts[0].weight_versions[0].version
+    assert mismatch(hot, deployment.seeds[version]) < 1e-3
+
+
+def test_overlong_prompt_is_a_fault_not_a_cut(deployment: Deployment) -> None:
+    deployment.feed("long", " ".join(["w5"] * (MAX_PROMPT + 1)))
+    group = deployment.wait_group("long")
+    assert [rollout.status for rollout in group.rollouts] == ["infrastructure_fault"] * 4
+    assert "max_prompt_tokens" in group.rollouts[0].fault
+
+
+def test_routes_ask_for_the_token(deployment: Deployment) -> None:
+    reply = deployment.post("/pause", token="wrong")
+    assert reply.status_code == 401
+    assert reply.headers["content-type"] == "application/problem+json"
+    assert deployment.post("/weight_checker", json={"action": "reset"}).status_code == 409
+
+
+def test_update_in_flight_and_old_task_held(deployment: Deployment) -> None:
+    """Responses in flight survive an update; their tokens say which version sampled them; younger tasks wait."""
+    deployment.feed("future", "w30", min_weight_version=1)
+    deployment.feed(
+        "flight", "w31 w32", sampling={"num_samples": 8, "max_response_tokens": 700, "temperature": 0.001}
+    )
+    deployment.wait(lambda: deployment.redis.xpending(streams.prompts("run-t"), streams.GROUP_ROLLOUT)["pending"] == 2)
+    assert deployment.completed("future") is None
+    path, manifest = deployment.store_version(1, seed=11)
+    assert deployment.push(1, path, manifest.checksum) == [200] * 5
+    assert deployment.get_weights() == {"version": 1, "checksum": manifest.checksum, "run_id": "run-t"}
+    future, flight = deployment.wait_group("future"), deployment.wait_group("flight")
+    assert {span.version for rollout in future.rollouts for span in rollout.weight_versions} == {1}
+    assert mismatch(future, 11) < 1e-3
+    flight.check()
+    assert all(rollout.status == "ok" for rollout in flight.rollouts)
+    assert [[span.version for span in rollout.weight_versions] for rollout in flight.rollouts] == [[0, 1]] * 8
+    record = deployment.wait_record(lambda record: record.weight_version == 1)
+    assert record.tokens_total > 0
+
+
+def test_damaged_weights_are_refused_and_the_server_healed(deployment: Deployment) -> None:
+    """A folder that differs from its checksum is not loaded; nothing is sampled until a full update succeeds."""
+    path, manifest = deployment.store_version(2, seed=12)
+    with open(f"{path}/model.safetensors", "r+b") as file:
+        file.seek(-100, os.SEEK_END)
+        file.write(b"\x01\x02\x03\x04")
+    assert deployment.push(2, path, manifest.checksum) == [200, 200, 500, 409, 500]
+    record = deployment.wait_record(lambda record: record.state == "failed")
+    assert "differs from its checksum" in record.details["fault"]
+    assert record.weight_version == 1
+    deployment.feed("after", "w33")
+    path, manifest = deployment.store_version(2, seed=12)
+    wrong = deployment.push(2, path, "sha256:" + "0" * 64)
+    assert wrong == [200, 200, 500, 409, 500]
+    assert deployment.completed("after") is None
+    assert deployment.push(2, path, manifest.checksum) == [200] * 5
+    group = deployment.wait_group("after")
+    assert {span.version for rollout in group.rollouts for span in rollout.weight_versions} == {2}
+    assert mismatch(group, 12) < 1e-3
+    deployment.wait_record(lambda record: record.state == "ready" and "fault" not in record.details)
+
+
+def test_prefix_cache_never_serves_older_weights(deployment: Deployment) -> None:
+    """A prompt that was cached under old weights gives, after an update, what the new weights give."""
+    prompt = " ".join(f"w{index % 150}" for index in range(280))  # more than two cache blocks
+    greedy = {"temperature": 0.0, "num_samples": 2, "max_response_tokens": 20}
+    for version in (3, 4):
+        path, manifest = deployment.store_version(version, seed=10 + version)
+        assert deployment.push(version, path, manifest.checksum) == [200] * 5
+        for again in range(2):
+            deployment.feed(f"cached-{version}-{again}", prompt, sampling=greedy)
+            group = deployment.wait_group(f"cached-{version}-{again}")
+            assert {span.version for rollout in group.rollouts for span in rollout.weight_versions} == {version}
+            for rollout in group.rollouts:
+                expected = reference_greedy(group, 10 + version)
+                assert torch.allclose(torch.tensor(rollout.logprobs), expected[: len(rollout.logprobs)], atol=1e-3)
+
+
+def reference_greedy(group: CompletedGroup, seed: int) -> torch.Tensor:
+    """Log-probs at temperature 1 of the service's greedy tokens, which must be the reference's best ones too."""
+    rollout = group.rollouts[0]
+    ids = torch.tensor([group.prompt_token_ids + rollout.token_ids])
+    with torch.no_grad():
+        table = make_model(seed)(ids).logits[0].float().log_softmax(-1)
+    start = len(group.prompt_token_ids)
+    best = table[start - 1 : -1].max(-1)
+    assert best.indices.tolist() == rollout.token_ids
+    return best.values
+
+
+def test_late_joiner_loads_the_store_and_dead_engine_is_replaced(deployment: Deployment) -> None:
+    """A second server starts with the published weights by itself; when its engine dies it comes back with them."""
+    path, manifest = deployment.store_version(5, seed=15)
+    deployment.announce(5, path, manifest.checksum)
+    assert deployment.push(5, path, manifest.checksum) == [200] * 5
+    process = deployment.start("rollout-late")
+    record = deployment.wait_record(lambda record: record.state == "ready", "rollout-late")
+    assert record.weight_version == 5
+    assert deployment.get_weights("rollout-late")["checksum"] == manifest.checksum
+    deployment.redis.delete(streams.assignment(INSTANCE))
+    deployment.wait_record(lambda record: record.state == "idle")
+    deployment.feed("late", "w40", sampling={"max_response_tokens": 700, "temperature": 0.001})
+    deployment.wait(lambda: deployment.redis.xpending(streams.prompts("run-t"), streams.GROUP_ROLLOUT)["pending"] == 1)
+    children = [int(pid) for pid in _children(process.pid)]
+    assert children
+    for pid in children:
+        os.kill(pid, signal.SIGKILL)
+    group = deployment.wait_group("late")
+    assert group.server == "rollout-late"
+    assert {span.version for rollout in group.rollouts for span in rollout.weight_versions} == {5}
+    assert mismatch_greedy(group, 15)
+    # a service that is killed leaves no engine behind
+    children = [int(pid) for pid in _children(process.pid)]
+    process.kill()
+    process.wait()
+    deployment.wait(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in children))
+
+
+def mismatch_greedy(group: CompletedGroup, seed: int) -> bool:
+    rollout = group.rollouts[0]
+    ids = torch.tensor([group.prompt_token_ids + rollout.token_ids])
+    with torch.no_grad():
+        best = make_model(seed)(ids).logits[0].argmax(-1)
+    start = len(group.prompt_token_ids)
+    agree = (best[start - 1 : -1] == ids[0, start:]).float().mean()
+    return bool(agree > 0.98)
+
+
+def _children(pid: int) -> list[str]:
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        main = file.read().split()
+    found = set(main)
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{thread}/children") as file:
+            found.update(file.read().split())
+    return sorted(found)

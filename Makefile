@@ -36,6 +36,7 @@ check: install-dev  ## Format, lint, types, import borders, generated pages
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/make_configuration.py --check
+	$(BIN)/python deploy/grafana/make_dashboards.py --check
 
 test: check  ## All tests, on real parts
 	$(BIN)/python -m pytest

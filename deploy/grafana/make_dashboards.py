@@ -55,7 +55,7 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
             Panel(
                 "Policy entropy",
                 gauge("policy_entropy_nats"),
-                "Nats a token. A fall to near 0 is collapse: lower the learning rate, or fork from an earlier checkpoint.",
+                "Nats a token. Near 0 is collapse: lower the learning rate, or fork from an earlier checkpoint.",
             ),
             Panel("Response length", gauge("response_tokens_mean"), "Tokens. GRPO tends to lengthen, SDPO to shorten."),
             Panel(

@@ -15,8 +15,8 @@ GUARANTEES (tests/verifier/sandbox proves each; docs/security.md explains how)
 4. No other process: no fork, no exec, no signal to others. At most 32 threads, 64 open files.
 5. Bounded CPU time, wall time, memory, file size and output, whatever the program does.
 6. Nothing survives a run: when `run` returns, every thread and file of the program is gone.
-7. What `Result` says is measured outside the program. A program decides its exit code and its two outputs, nothing else;
-   grade outputs outside, and never hand expected values in.
+7. What `Result` says is measured outside the program. A program decides its exit code and its two outputs, nothing
+   else; grade outputs outside, and never hand expected values in.
 8. A fault of ours (zygote died, out of memory on the host) is `infrastructure_fault`, and a program cannot feign it.
 9. If a required layer (rlimits, no_new_privs, seccomp, Landlock) is missing, nothing runs.
 
@@ -24,10 +24,12 @@ NOT GUARANTEED
 
 * Protection from bugs of the kernel itself. The filter leaves about 110 system calls; for more, run the verifier in
   a virtual machine or under gVisor.
-* Secrecy of time and load: programs see clocks and can measure how busy the machine is; CPU side channels are not closed.
-* That a program may do everything Python can: no subprocesses, multiprocessing, sockets, asyncio; in exchange, less kernel.
+* Secrecy of time and load: programs see clocks and can measure how busy the machine is; side channels stay open.
+* That a program may do everything Python can: no subprocesses, multiprocessing, sockets, asyncio. In exchange, less
+  kernel. As process 1 of its namespace it does not die of signals without a handler (`signal.alarm` alone does nothing).
 * The same result on every machine: libraries differ. Hash seeds are fixed; `random` is seeded anew for each run.
-* Confidentiality of the Python installation, the kernel's version and the host name of the zygote's namespace.
+* Confidentiality of the Python installation, of its path, and of the kernel's version. Without namespaces also of the
+  host's name, and of names, sizes and times of files whose path a program can guess.
 * A fair share of the machine between programs: limits are per program, and `num_zygotes` of them run at once.
 """
 
@@ -49,7 +51,7 @@ _SELF_TEST = Program("import json, heapq, decimal\nprint(json.dumps(6 * 7))", wa
 
 
 class Sandbox:
-    """A pool of zygotes. `run` may be called by any number of tasks; `num_zygotes` programs run at once, the rest wait."""
+    """A pool of zygotes. Any number of tasks may call `run`; `num_zygotes` programs run at once, the rest wait."""
 
     def __init__(
         self,
@@ -96,7 +98,7 @@ class Sandbox:
                     said = result.fault or (result.stderr or result.stdout)[-600:].decode(errors="replace")
                     raise UnavailableError(
                         f"A trivial program ended with {result.status} in the sandbox: {said}",
-                        remedy=f"Check that every user may read the library of {self._python} and the folders above it.",
+                        remedy=f"Check that every user may read the library of {self._python} and what is above it.",
                     )
         except TurnoutError:
             await self.close()

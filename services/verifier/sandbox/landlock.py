@@ -36,7 +36,7 @@ def abi() -> int:
 
 
 def create(version: int) -> int:
-    """A rule set that forbids everything this kernel's `version` can forbid. The descriptor is the caller's to close."""
+    """A rule set that forbids all that `version` can forbid. The descriptor is the caller's to close."""
     files = _ALL_FILE_RIGHTS[min(version, 5)]
     attributes = struct.pack("<QQQ", files, _ALL_NET_RIGHTS if version >= 4 else 0, _ALL_SCOPES if version >= 6 else 0)
     size = 24 if version >= 6 else 16 if version >= 4 else 8

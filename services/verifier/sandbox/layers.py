@@ -105,7 +105,7 @@ def zygote_command(python: str, *arguments: str) -> tuple[list[str], dict[str, s
 
 @functools.cache
 def probe(python: str = sys.executable) -> Layers:
-    """The layers of this machine; takes about 0.2 s once a process. Raises `TurnoutError` where the probe itself dies."""
+    """The layers of this machine; takes about 0.2 s, once a process. Raises `TurnoutError` where the probe dies."""
     command, environment = zygote_command(python, "--probe")
     try:
         done = subprocess.run(command, env=environment, cwd="/", capture_output=True, timeout=60, check=True)
@@ -135,7 +135,7 @@ def measure() -> dict[str, object]:
         "seccomp": not _fault_of(_try_seccomp),
     }
     for name, flag in single.items():
-        found[name] = not _fault_of(lambda flag=flag: _try_namespace(flag))
+        found[name] = not _fault_of(functools.partial(_try_namespace, flag))
     fault = _fault_of(_try_room)
     return {**found, "private_root": not fault, "detail": fault}
 
@@ -149,7 +149,7 @@ def _fault_of(attempt: Callable[[], object]) -> str:
         try:
             attempt()
             code = 0
-        except BaseException as error:  # the throwaway process's border: the fault is the answer
+        except BaseException as error:  # noqa: BLE001  # the throwaway process's border: the fault is the answer
             os.write(writing, str(error).encode()[:200] or b"unknown fault")
         os._exit(code)
     os.close(writing)

@@ -18,10 +18,11 @@ import sys
 import threading
 import traceback
 import types
-from typing import Any, NoReturn
+from dataclasses import dataclass
+from typing import NoReturn
 
 from services.verifier.sandbox import kernel, seccomp
-from services.verifier.sandbox.room import Room
+from services.verifier.sandbox.room import SCRATCH, Room, import_folders
 from services.verifier.sandbox.wire import Request
 
 STARTED = b"+"
@@ -32,11 +33,60 @@ STACK_BYTES = 64 << 20
 _STATUS = 3
 
 
-def run(room: Room, request: Request, descriptors: list[int], status: int, base: int, folders: list[str]) -> NoReturn:
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What the zygote prepares once, so that each program finds it: every page that is not written is shared."""
+
+    room: Room
+    base: int
+    """The zygote's own address space in bytes, which does not count against a program's."""
+    main: types.ModuleType
+    filter: bytes | None
+    """The seccomp filter, where the program's process number is known beforehand."""
+
+
+def prepare(room: Room, base: int) -> Stage:
+    """Make this interpreter look to a program like a fresh one. In the zygote, when all else is imported."""
+    for name in [name for name in sys.modules if name == "services" or name.startswith("services.")]:
+        del sys.modules[name]
+    module = types.ModuleType("__main__")
+    module.__dict__["__builtins__"] = builtins
+    sys.modules["__main__"] = module
+    sys.argv[:] = sys.orig_argv[:] = [NAME]
+    sys.path[:] = import_folders(room.paths)
+    sys.path_importer_cache.clear()
+    os.environ.clear()
+    os.environ.update(HOME=SCRATCH, TMPDIR=SCRATCH, LANG="C.UTF-8")
+    _make_streams()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return Stage(room, base, module, seccomp.program(1) if room.isolated else None)
+
+
+def _make_streams() -> None:
+    """Streams on descriptors 0 to 2, made while these are memory files as they will be in the child."""
+    kept = [os.dup(descriptor) for descriptor in range(3)]
+    for descriptor in range(3):
+        file = os.memfd_create("stream")
+        os.dup2(file, descriptor)
+        os.close(file)
+    for name, descriptor, mode, errors in (
+        ("stdin", 0, "rb", "surrogateescape"),
+        ("stdout", 1, "wb", "surrogateescape"),
+        ("stderr", 2, "wb", "backslashreplace"),
+    ):
+        raw = open(descriptor, mode, closefd=False)  # noqa: SIM115
+        text = io.TextIOWrapper(raw, encoding="utf-8", errors=errors, line_buffering=name == "stderr")
+        setattr(sys, name, text)
+        setattr(sys, f"__{name}__", text)
+    for descriptor, original in enumerate(kept):
+        os.dup2(original, descriptor)
+        os.close(original)
+
+
+def run(stage: Stage, request: Request, descriptors: list[int], status: int) -> NoReturn:
     """Run the program whose source is the first descriptor.
 
-    `status` is a pipe on which the zygote reads STARTED, or why we did not get there. `base` is the zygote's own
-    address space in bytes, which does not count against the program's.
+    `status` is a pipe on which the zygote reads STARTED, or why we did not get there.
     """
     source_file, *standard = descriptors
     source = os.pread(source_file, os.fstat(source_file).st_size, 0)
@@ -44,16 +94,17 @@ def run(room: Room, request: Request, descriptors: list[int], status: int, base:
         os.dup2(descriptor, target)
     os.dup2(status, _STATUS)
     try:
-        _give_up(room, request, base)
-    except Exception as error:  # the child's border: the reason goes to the zygote, nothing has run
+        _give_up(stage, request)
+    except Exception as error:  # noqa: BLE001  # the child's border: the reason goes to the zygote, nothing has run
         os.write(_STATUS, f"{type(error).__name__}: {error}".encode()[:160])
         os._exit(1)
     os.write(_STATUS, STARTED)
     os.close(_STATUS)
-    _execute(source, folders)
+    _execute(stage.main, source)
 
 
-def _give_up(room: Room, request: Request, base: int) -> None:
+def _give_up(stage: Stage, request: Request) -> None:
+    room = stage.room
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     room.shut()
     kernel.drop_capabilities()
@@ -70,7 +121,7 @@ def _give_up(room: Room, request: Request, base: int) -> None:
         (resource.RLIMIT_MEMLOCK, 0, 0),
         (resource.RLIMIT_MSGQUEUE, 0, 0),
         (resource.RLIMIT_STACK, STACK_BYTES, resource.RLIM_INFINITY),
-        (resource.RLIMIT_AS, base + request.memory_bytes, base + request.memory_bytes),
+        (resource.RLIMIT_AS, stage.base + request.memory_bytes, stage.base + request.memory_bytes),
     )
     for kind, soft, hard in limits:
         most = resource.getrlimit(kind)[1]
@@ -78,54 +129,34 @@ def _give_up(room: Room, request: Request, base: int) -> None:
             hard = most if hard == resource.RLIM_INFINITY else min(hard, most)
             soft = min(soft, hard)
         resource.setrlimit(kind, (soft, hard))
-    seccomp.install(seccomp.program(os.getpid()))
+    seccomp.install(stage.filter or seccomp.program(os.getpid()))
 
 
-def _execute(source: bytes, folders: list[str]) -> NoReturn:
-    """Run the source as a Python script would be, in a fresh `__main__`; the exit code is Python's."""
-    module = _fresh_main(folders)
+def _execute(module: types.ModuleType, source: bytes) -> NoReturn:
+    """Run the source as a Python script would be, in a fresh `__main__`; the exit code is Python's.
+
+    What the program raises or breaks here is its own affair: it changes the exit code, and never more than that.
+    """
+    gc.enable()
     code = 0
     try:
         exec(compile(source, NAME, "exec", dont_inherit=True), module.__dict__)
     except SystemExit as stop:
         code = _exit_code(stop)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001
         code = 1
         _show(error, source)
     try:
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
-    except BaseException:
+    except BaseException:  # noqa: BLE001
         code = code or 1
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except BaseException:
+        except BaseException:  # noqa: BLE001
             code = code or 120  # what Python itself exits with when its output cannot be flushed
     os._exit(code)
-
-
-def _fresh_main(folders: list[str]) -> types.ModuleType:
-    for name in [name for name in sys.modules if name == "services" or name.startswith("services.")]:
-        del sys.modules[name]
-    module = types.ModuleType("__main__")
-    module.__dict__["__builtins__"] = builtins
-    sys.modules["__main__"] = module
-    sys.argv = [NAME]
-    sys.path[:] = folders
-    sys.stdin = sys.__stdin__ = _text(0, "r", "surrogateescape")
-    sys.stdout = sys.__stdout__ = _text(1, "w", "surrogateescape")
-    sys.stderr = sys.__stderr__ = _text(2, "w", "backslashreplace", line_buffering=True)
-    os.environ.clear()
-    os.environ.update(HOME="/tmp", TMPDIR="/tmp", LANG="C.UTF-8")
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    gc.enable()
-    return module
-
-
-def _text(descriptor: int, mode: str, errors: str, **options: Any) -> io.TextIOWrapper:
-    raw = open(descriptor, mode + "b", closefd=False)
-    return io.TextIOWrapper(raw, encoding="utf-8", errors=errors, **options)
 
 
 def _exit_code(stop: SystemExit) -> int:
@@ -135,7 +166,7 @@ def _exit_code(stop: SystemExit) -> int:
         return stop.code & 0xFF
     try:
         print(stop.code, file=sys.stderr)
-    except BaseException:
+    except BaseException:  # noqa: BLE001
         pass
     return 1
 
@@ -147,5 +178,5 @@ def _show(error: BaseException, source: bytes) -> None:
         linecache.cache[NAME] = (len(text), None, text.splitlines(keepends=True), NAME)
         here = error.__traceback__.tb_next if error.__traceback__ is not None else None
         traceback.print_exception(type(error), error, here)
-    except BaseException:
+    except BaseException:  # noqa: BLE001
         pass

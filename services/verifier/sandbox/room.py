@@ -1,19 +1,20 @@
-"""The room a zygote lives in: namespaces of its own, and a root folder that holds a Python installation and nothing else.
+"""The room a zygote lives in: namespaces of its own, and a root folder that holds a Python installation, nothing else.
 
     enter(...)       once per zygote; afterwards `/` is the room (if namespaces are allowed), and the user unprivileged
     Room.begin_run() in the zygote, before it forks a program: the child becomes process 1 of a fresh pid namespace
     Room.end_fork()  in the zygote, after the fork
-    Room.shut()      in the child: its own mount, network, IPC and host-name namespaces, an empty 16 MiB folder /tmp, and
-                     a user namespace without any mapped user, which costs it every capability over all of the above
+    Room.shut()      in the child: its own mount, network and IPC namespaces, an empty 16 MiB folder /tmp, and a user
+                     namespace without any mapped user, which costs it every capability over all of the above
 
 Where namespaces are not allowed the room is `bare`: same user rules, no private root; Landlock then carries the files.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
-import sys
+import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -25,6 +26,15 @@ SCRATCH_FILES = 1024
 FIRST_UID = 64000
 """A zygote started by root becomes user 64000 + its index: a user without files or processes."""
 NOBODY = 65534
+HOST_NAME = "sandbox"
+_ALL_NAMESPACES = (
+    kernel.CLONE_NEWUSER
+    | kernel.CLONE_NEWNS
+    | kernel.CLONE_NEWPID
+    | kernel.CLONE_NEWNET
+    | kernel.CLONE_NEWIPC
+    | kernel.CLONE_NEWUTS
+)
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 _HIDDEN = ("site-packages", "dist-packages", "test", "idlelib", "ensurepip")
 
@@ -89,7 +99,7 @@ class Room:
         if not self.isolated:
             os.chdir("/")
             return
-        kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS)
+        kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC)
         options = f"size={SCRATCH_BYTES},nr_inodes={SCRATCH_FILES},mode=0700"
         kernel.mount("scratch", SCRATCH, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC, options)
         kernel.unshare(kernel.CLONE_NEWUSER)
@@ -118,7 +128,7 @@ def enter(index: int, packages: Iterable[str], *, isolated: bool, landlock_abi: 
     room = Room(isolated, needed_paths(packages), landlock_abi)
     if not isolated:
         become_unprivileged(index)
-        room.ruleset = _bare_rules(room.paths, landlock_abi)
+        room.ruleset = _out_of_the_way(_bare_rules(room.paths, landlock_abi))
         room.num_tasks = _count_tasks(os.geteuid())
         return room
     proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
@@ -128,9 +138,8 @@ def enter(index: int, packages: Iterable[str], *, isolated: bool, landlock_abi: 
         _build(room.paths)
     become_unprivileged(index)
     user, group = os.geteuid(), os.getegid()
-    kernel.unshare(
-        kernel.CLONE_NEWUSER | kernel.CLONE_NEWNS | kernel.CLONE_NEWPID | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC
-    )
+    kernel.unshare(_ALL_NAMESPACES)
+    socket.sethostname(HOST_NAME)
     for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
         descriptor = os.open(f"self/{name}", os.O_WRONLY, dir_fd=proc)
         os.write(descriptor, text.encode())
@@ -251,7 +260,14 @@ def _bare_rules(paths: Paths, version: int) -> int:
     return rules
 
 
+def _out_of_the_way(descriptor: int) -> int:
+    """The same file under a number that a child, which puts its own files at 0 to 3, does not overwrite."""
+    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 64)
+    os.close(descriptor)
+    return moved
+
+
 def import_folders(paths: Paths) -> list[str]:
     """`sys.path` for programs."""
     folders = [paths.stdlib, os.path.join(paths.stdlib, "lib-dynload")]
-    return list(dict.fromkeys([*folders, *(os.path.dirname(path) for path in paths.packages)])) or sys.path
+    return list(dict.fromkeys([*folders, *(os.path.dirname(path) for path in paths.packages)]))

@@ -17,9 +17,10 @@ import errno
 import struct
 
 from services.verifier.sandbox import kernel
-from services.verifier.sandbox.system_calls import ABSENT, ALLOWED, INSPECTED, LETHAL, Numbers
+from services.verifier.sandbox.system_calls import ABSENT, ALLOWED, INSPECTED, LETHAL
 
-_LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _JUMP_ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
+_LOAD, _AND, _RETURN = 0x20, 0x54, 0x06
+_JUMP_ALWAYS, _JUMP_EQUAL, _JUMP_AT_LEAST, _JUMP_ANY_BIT = 0x05, 0x15, 0x35, 0x45
 _KILL, _ERRNO, _ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
 _ARCHITECTURE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _COLUMN = {"x86_64": 0, "aarch64": 1}
@@ -41,8 +42,17 @@ def supported() -> bool:
 
 
 def program(own_pid: int) -> bytes:
-    """The filter for a process that sees itself as `own_pid`."""
+    """The filter for a process that sees itself as `own_pid`: a search tree over ranges of call numbers."""
     column = _COLUMN[kernel.machine]
+    actions: dict[int, list[Instruction]] = {}
+    for table, action in ((ALLOWED, _ALLOW), (ABSENT, _ERRNO | errno.ENOSYS), (LETHAL, _KILL)):
+        for numbers in table.values():
+            if (number := numbers[column]) is not None:
+                actions[number] = [_return(action)]
+    for name, numbers in INSPECTED.items():
+        number = numbers[column]
+        assert number is not None, "inspected calls exist on every machine"
+        actions[number] = _inspect(name, own_pid)
     code: list[Instruction] = [
         (_LOAD, 0, 0, 4),
         (_JUMP_EQUAL, 1, 0, _ARCHITECTURE[kernel.machine]),
@@ -50,15 +60,31 @@ def program(own_pid: int) -> bytes:
         (_LOAD, 0, 0, 0),
         (_JUMP_AT_LEAST, 0, 1, _X32_BIT),
         _return(_KILL),
+        *_search(_ranges(actions)),
     ]
-    code += _table(ALLOWED, column, _ALLOW)
-    for name, numbers in INSPECTED.items():
-        body = _inspect(name, own_pid)
-        code += [(_JUMP_EQUAL, 0, len(body), _known(numbers[column])), *body]
-    code += _table(ABSENT, column, _ERRNO | errno.ENOSYS)
-    code += _table(LETHAL, column, _KILL)
-    code.append(_return(_ERRNO | errno.EPERM))
     return b"".join(struct.pack("<HBBI", *instruction) for instruction in code)
+
+
+def _ranges(actions: dict[int, list[Instruction]]) -> list[tuple[int, list[Instruction]]]:
+    """(first number, what to do from there on), ascending, neighbours differing; numbers without action are refused."""
+    refuse = [_return(_ERRNO | errno.EPERM)]
+    ranges = [(0, actions.get(0, refuse))]
+    for number in range(1, max(actions) + 2):
+        action = actions.get(number, refuse)
+        if action != ranges[-1][1]:
+            ranges.append((number, action))
+    return ranges
+
+
+def _search(ranges: list[tuple[int, list[Instruction]]]) -> list[Instruction]:
+    """A binary search: short paths make the kernel's own preparation of a filter fast, which happens once a run."""
+    if len(ranges) == 1:
+        return ranges[0][1]
+    middle = len(ranges) // 2
+    low, high = _search(ranges[:middle]), _search(ranges[middle:])
+    if len(low) < 256:
+        return [(_JUMP_AT_LEAST, len(low), 0, ranges[middle][0]), *low, *high]
+    return [(_JUMP_AT_LEAST, 0, 1, ranges[middle][0]), (_JUMP_ALWAYS, 0, 0, len(low)), *low, *high]
 
 
 def install(code: bytes) -> None:
@@ -77,20 +103,6 @@ def _return(action: int) -> Instruction:
 def _argument(index: int) -> Instruction:
     """Load the low 32 bits of an argument: the kernel reads no more of those that we inspect."""
     return (_LOAD, 0, 0, 16 + 8 * index)
-
-
-def _known(number: int | None) -> int:
-    assert number is not None, "inspected calls exist on every machine"
-    return number
-
-
-def _table(calls: Numbers, column: int, action: int) -> list[Instruction]:
-    code: list[Instruction] = []
-    for numbers in calls.values():
-        number = numbers[column]
-        if number is not None:
-            code += [(_JUMP_EQUAL, 0, 1, number), _return(action)]
-    return code
 
 
 def _one_of(index: int, values: tuple[int, ...]) -> list[Instruction]:

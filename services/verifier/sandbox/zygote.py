@@ -1,4 +1,6 @@
-"""The zygote: a small Python process that forks one supervised child after another. `python -m ...zygote FD INDEX MODE`.
+"""The zygote: a small Python process that forks one supervised child after another.
+
+`python -m services.verifier.sandbox.zygote DESCRIPTOR INDEX isolated|bare LANDLOCK_ABI [PACKAGE_PATH ...]`
 
 It is started with an empty environment and holds nothing secret, since every program inherits its memory. It waits for
 a request on the control socket (wire.py), forks, measures, kills what is over a limit, and answers with what the kernel
@@ -37,7 +39,7 @@ import sys
 import time
 import typing
 
-from services.verifier.sandbox import kernel, program, room, seccomp, wire
+from services.verifier.sandbox import kernel, program, room, wire
 
 PRELOADED = (bisect, collections, copy, ctypes, dataclasses, datetime, decimal, fractions, functools, heapq, itertools)
 PRELOADED_TOO = (math, operator, random, re, statistics, string, typing)
@@ -59,15 +61,14 @@ def main(arguments: list[str]) -> None:
     base = _address_space()
     home = room.enter(index, arguments[4:], isolated=isolated, landlock_abi=abi)
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
-    folders = room.import_folders(home.paths)
-    os.environ.clear()
+    stage = program.prepare(home, base)
     gc.collect()
     gc.disable()
     gc.freeze()
     control.send(b"ready")
     while (received := wire.receive_request(control)) is not None:
         request, descriptors = received
-        reply = _supervise(home, request, descriptors, control, base, folders)
+        reply = _supervise(stage, request, descriptors, control)
         control.send(wire.pack_reply(reply))
 
 
@@ -77,21 +78,16 @@ def _address_space() -> int:
 
 
 def _supervise(
-    home: room.Room,
-    request: wire.Request,
-    descriptors: list[int],
-    control: socket.socket,
-    base: int,
-    folders: list[str],
+    stage: program.Stage, request: wire.Request, descriptors: list[int], control: socket.socket
 ) -> wire.Reply:
     """Fork, wait, kill if need be, clean up. Returns when no process of the run is left."""
     told, tell = os.pipe()
-    home.begin_run()
+    stage.room.begin_run()
     started = time.monotonic()
     child = os.fork()
     if child == 0:
-        program.run(home, request, descriptors, tell, base, folders)
-    home.end_fork()
+        program.run(stage, request, descriptors, tell)
+    stage.room.end_fork()
     for descriptor in (tell, *descriptors):
         os.close(descriptor)
     ended = _watch(child, request, started, control)

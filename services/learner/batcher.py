@@ -109,7 +109,7 @@ class Batcher:
         return True
 
     def take(self, step: int) -> Batch | None:
-        """The batch of `step` (from 1), or None while groups are missing. Drops are decided, and counted, on the way."""
+        """The batch of `step` (from 1), or None while groups are missing. Drops are decided and counted on the way."""
         while len(self._chosen) < self.prompts_per_step:
             if self._next in self.lost and self._next not in self._waiting:
                 self._drop("lost", "the message was unreadable")

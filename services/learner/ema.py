@@ -54,8 +54,9 @@ class EmaTeacher:
         for own in self._own():
             part = _part(own).detach()
             separate = part.dtype != torch.float32 or self.offload
-            self._averages.append(part.to("cpu" if self.offload else part.device, torch.float32, copy=True)
-                                  if separate else part)
+            self._averages.append(
+                part.to("cpu" if self.offload else part.device, torch.float32, copy=True) if separate else part
+            )
         assert len(self._averages) == len(self._student)
 
     def _own(self) -> Iterator[nn.Parameter]:
@@ -121,7 +122,7 @@ def _is_gathered(parameter: nn.Parameter) -> bool:
     return status is not None and status.name == "AVAILABLE"
 
 
-def whole_of_parts(parameter: nn.Parameter, part: Tensor) -> Tensor:
+def whole_of_parts(parameter: Any, part: Tensor) -> Tensor:
     """The whole of a tensor that is cut as `parameter` is. Collective under ZeRO-3."""
     if not hasattr(parameter, "ds_tensor"):
         return part
@@ -132,7 +133,7 @@ def whole_of_parts(parameter: nn.Parameter, part: Tensor) -> Tensor:
     return buffer[: parameter.ds_numel].view(parameter.ds_shape)
 
 
-def part_of_whole(parameter: nn.Parameter, value: Tensor, part_numel: int) -> Tensor:
+def part_of_whole(parameter: Any, value: Tensor, part_numel: int) -> Tensor:
     """This rank's part, flat and padded with zeros, of a whole tensor; the whole tensor where nothing is cut."""
     if not hasattr(parameter, "ds_tensor"):
         return value

@@ -91,6 +91,8 @@ class DeepSpeedEngine:
         self.updates = 0
         """Optimizer updates done since the run began."""
         self.num_updates = num_updates(config)
+        self.last_learning_rate = 0.0
+        """Rate of the update done last."""
         self.stage = zero_stage(config)
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         sizes = [parameter.numel() for parameter in parameters]
@@ -102,15 +104,12 @@ class DeepSpeedEngine:
         self.student: nn.Module = self._deepspeed
         if self.ema is not None:
             self.ema.attach(self.module)
+        self.teacher: nn.Module | None = None if self.ema is None else self.ema.model
 
     @property
     def module(self) -> nn.Module:
         """The Hugging Face model inside."""
         return cast(nn.Module, self._deepspeed.module)
-
-    @property
-    def teacher(self) -> nn.Module | None:
-        return None if self.ema is None else self.ema.model
 
     @property
     def optimizer(self) -> Any:
@@ -133,8 +132,9 @@ class DeepSpeedEngine:
         Raises:
             NumericalError: the norm is not finite.
         """
+        self.last_learning_rate = self.learning_rate
         for group in self._deepspeed.optimizer.param_groups:
-            group["lr"] = self.learning_rate
+            group["lr"] = self.last_learning_rate
         norm = self._plain_norm() if self.stage == 0 else None
         if norm is not None:
             _refuse_non_finite(norm)  # before the update: nothing is spoilt

@@ -73,7 +73,7 @@ class Feeder:
         self._sampling = train_sampling(config)
 
     async def read_cursor(self) -> int:
-        value = await self._queue.redis.hget(streams.feeder(self._run_id), CURSOR)  # type: ignore[misc]
+        value = await self._queue.redis.hget(streams.feeder(self._run_id), CURSOR)
         self.fed = int(value or 0)
         return self.fed
 

@@ -34,10 +34,10 @@ class Ledger:
     def groups(self, fed: int) -> dict[str, int]:
         """The counts as `StepFinished.groups` shows them."""
         counts = {"fed": fed, "trained": self.trained, "in_flight": fed - self.decided}
-        return counts | {f"dropped_{reason}": count for reason, count in self.dropped.items()}
+        return {**counts, **{f"dropped_{reason}": count for reason, count in self.dropped.items()}}
 
     def to_json(self) -> dict[str, int]:
-        return {"trained": self.trained, **self.dropped}
+        return {"trained": self.trained} | {str(reason): count for reason, count in self.dropped.items()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, int]) -> Ledger:

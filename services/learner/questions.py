@@ -67,7 +67,7 @@ def _hub_rows(source: str) -> Iterable[tuple[str, Any]]:
 
     try:
         rows = load_dataset(name, split=split or "train")
-    except Exception as error:  # noqa: BLE001 - the library raises whatever its transport raises
+    except Exception as error:
         raise ConfigurationError(
             f"The dataset {source} cannot be loaded: {error}.",
             remedy="Check name, split and network, or use a JSON-lines file.",

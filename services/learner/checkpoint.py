@@ -1,0 +1,185 @@
+"""Checkpoints: whole and verified, or not there.
+
+    <home>/runs/<run>/checkpoints/step-00000010/hf/            model and tokenizer in Hugging Face format
+                                               /state/         optimizer.safetensors, teacher.safetensors, state.json
+                                               /manifest.json  bytes and SHA-256 of every file
+
+A checkpoint is written into a temporary folder, synced, and renamed. Loading verifies every checksum; a torn one is
+refused and the one before it is used. Tensors are safetensors, the rest JSON: nothing here can carry code.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from torch import Tensor
+
+from services.contracts.errors import TurnoutError
+from services.learner.weights import read_safetensors, sync_file, write_safetensors
+from services.runtime.weight_store import MANIFEST, FileEntry, sha256_of, sync_folder, write_atomically
+
+FORMAT = 1
+_RANDOM = "random_state"
+
+
+class CorruptCheckpointError(TurnoutError):
+    """A checkpoint is incomplete or differs from its manifest. It must not be loaded."""
+
+
+class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where a run stands, besides its tensors."""
+
+    format: int
+    run_id: str
+    step: int
+    """Training steps done; the weights have this version."""
+    updates: int
+    """Optimizer updates done."""
+    ledger: dict[str, int]
+    """`Ledger.to_json`; trained + dropped is the position in the feeding order that replay starts from."""
+
+
+class CheckpointManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    files: list[FileEntry]
+    """Names are paths relative to the checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All that a checkpoint holds, as copies in CPU memory that training no longer touches."""
+
+    state: State
+    weights: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+    teacher: Mapping[str, Tensor]
+    random_state: Tensor
+    """torch's generator on rank 0, uint8."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A verified checkpoint. `model_path` is loaded by whoever builds the engine."""
+
+    folder: Path
+    state: State
+
+    @property
+    def model_path(self) -> Path:
+        return self.folder / "hf"
+
+    def optimizer(self) -> dict[str, Tensor]:
+        return read_safetensors(self.folder / "state", "optimizer")
+
+    def teacher(self) -> dict[str, Tensor]:
+        return read_safetensors(self.folder / "state", "teacher")
+
+    def random_state(self) -> Tensor:
+        return read_safetensors(self.folder / "state", "random")[_RANDOM]
+
+
+class CheckpointStore:
+    """The checkpoints of one run."""
+
+    def __init__(self, run_folder: Path, save_model_files: Callable[[Path], None]) -> None:
+        """`save_model_files(folder)` writes configuration and tokenizer beside the weights."""
+        self.folder = run_folder / "checkpoints"
+        self._save_model_files = save_model_files
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, ascending; complete ones and torn ones."""
+        return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-[0-9]*"))
+
+    def write(self, snapshot: Snapshot) -> tuple[Path, int]:
+        """Make a checkpoint durable. Returns its folder and size in bytes."""
+        target = self.path(snapshot.state.step)
+        temporary = self.folder / f".writing-{target.name}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        model, state = temporary / "hf", temporary / "state"
+        model.mkdir(parents=True)
+        state.mkdir()
+        self._save_model_files(model)
+        write_safetensors(model, "model", snapshot.weights)
+        if snapshot.optimizer:
+            write_safetensors(state, "optimizer", snapshot.optimizer)
+        if snapshot.teacher:
+            write_safetensors(state, "teacher", snapshot.teacher)
+        write_safetensors(state, "random", {_RANDOM: snapshot.random_state})
+        (state / "state.json").write_bytes(msgspec.json.encode(snapshot.state))
+        manifest = _seal(temporary)
+        shutil.rmtree(target, ignore_errors=True)
+        os.rename(temporary, target)
+        sync_folder(self.folder)
+        return target, sum(entry.bytes for entry in manifest.files)
+
+    def load_newest(self, on_torn: Callable[[str], None]) -> Loaded | None:
+        """The newest sound checkpoint, or None for none at all. Each torn one is told to `on_torn`.
+
+        Raises:
+            CorruptCheckpointError: there are checkpoints but none is sound.
+        """
+        torn = None
+        for step in reversed(self.steps()):
+            try:
+                return load(self.path(step))
+            except CorruptCheckpointError as error:
+                torn = error
+                on_torn(error.message)
+        if torn is not None:
+            raise CorruptCheckpointError(
+                f"No checkpoint in {self.folder} is sound; the last fault: {torn.message}",
+                remedy="Restore one from a backup, or delete the folder to start the run again.",
+            )
+        return None
+
+    def collect(self, keep_last: int, keep_best: int, accuracies: Mapping[int, float]) -> None:
+        """Delete all but the newest `keep_last` and the `keep_best` with the highest accuracy, by step."""
+        steps = self.steps()
+        best = sorted((step for step in steps if step in accuracies), key=lambda step: (-accuracies[step], -step))
+        kept = {*steps[-keep_last:], *best[:keep_best]}
+        for step in steps:
+            if step not in kept:
+                shutil.rmtree(self.path(step), ignore_errors=True)
+
+
+def load(folder: Path) -> Loaded:
+    """Verify one checkpoint. Raises `CorruptCheckpointError` naming the first thing that is wrong."""
+    try:
+        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=CheckpointManifest)
+        for entry in manifest.files:
+            path = folder / entry.name
+            if not path.resolve().is_relative_to(folder.resolve()):
+                raise CorruptCheckpointError(f"Checkpoint {folder} lists {entry.name!r}, which lies outside it.")
+            if path.stat().st_size != entry.bytes or sha256_of(path) != entry.sha256:
+                raise CorruptCheckpointError(f"Checkpoint file {path} differs from its checksum.")
+        state = msgspec.json.decode((folder / "state" / "state.json").read_bytes(), type=State)
+    except (OSError, msgspec.DecodeError) as error:
+        raise CorruptCheckpointError(f"Checkpoint {folder} is not complete: {error}.") from error
+    if state.format != FORMAT:
+        raise CorruptCheckpointError(f"Checkpoint {folder} has format {state.format}; this learner reads {FORMAT}.")
+    return Loaded(folder, state)
+
+
+def _seal(folder: Path) -> CheckpointManifest:
+    """Sync every file and folder, then write the manifest."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    entries = []
+    for path in files:
+        sync_file(path)
+        entries.append(FileEntry(str(path.relative_to(folder)), path.stat().st_size, sha256_of(path)))
+    for path in _folders(files):
+        sync_folder(path)
+    manifest = CheckpointManifest(entries)
+    write_atomically(folder / MANIFEST, msgspec.json.encode(manifest))
+    return manifest
+
+
+def _folders(files: Iterable[Path]) -> set[Path]:
+    return {path.parent for path in files}

@@ -1,0 +1,302 @@
+"""Rank 0's loops: from groups to steps, evaluations, checkpoints, and what the person wants."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from services.contracts.errors import TurnoutError
+from services.contracts.events import CheckpointWritten, StepFinished
+from services.contracts.states import DesiredState
+from services.learner.batcher import Batch, Batcher, Scored
+from services.learner.broadcast import BEAT_SECONDS, Finish, Save, Step, Wait, send
+from services.learner.checkpoint import CheckpointStore, Loaded, Snapshot
+from services.learner.evaluate import Evaluator, stored_accuracies
+from services.learner.feeder import Feeder
+from services.learner.ledger import Ledger
+from services.learner.link import RunLink
+from services.learner.minibatch import step_metrics, weight_histogram
+from services.learner.prepare import PreparedGroup, prepare_group
+from services.learner.publish import Publisher
+from services.learner.questions import load_questions
+from services.learner.recovery import catch_up, find_lost
+from services.learner.session import Trained, TrainingSession
+from services.learner.step_report import group_metrics, samples_taken, staleness_histogram, token_ages, with_rates
+from services.learner.weights import load_tokenizer
+from services.learner.writer import Writer
+from services.runtime.logs import get_logger
+from services.runtime.settings import Settings
+from services.runtime.weight_store import WeightStore
+
+log = get_logger(__name__)
+SAMPLES_EVERY_STEPS = 5
+SILENCE_SECONDS = 15.0
+"""After so long without the awaited group, look whether it is lost."""
+STOPS: frozenset[DesiredState] = frozenset({"stopped", "stopped_now"})
+
+
+class Stopped(Exception):
+    """The loop was asked to end before its work was done."""
+
+
+class Leader:
+    """Leads one run from where it stands to its end."""
+
+    def __init__(
+        self, link: RunLink, session: TrainingSession, folder: Path, checkpoint: Loaded | None, settings: Settings
+    ) -> None:
+        self.link, self.session, self.config = link, session, session.config
+        data = self.config.data
+        self.tokenizer = load_tokenizer(self.config.model, allow_remote_code=settings.allow_remote_code)
+        train = load_questions(data.train, data.max_train_questions)
+        validation = load_questions(data.validation) if data.validation else []
+        ledger = Ledger() if checkpoint is None else Ledger.from_json(checkpoint.state.ledger)
+        self.batcher = Batcher.for_run(self.config, ledger)
+        self.feeder = Feeder(link.queue, link.run_id, self.config, train)
+        self.evaluator = Evaluator(link.queue, link.run_id, self.config, validation)
+        self.publisher = Publisher(link, WeightStore(folder, link.run_id))
+        self.store = CheckpointStore(folder, lambda path: session.save_model_files(path, self.tokenizer))
+        self.writer = Writer()
+        self._beat_at = time.monotonic()
+        self._checkpoint_step = session.step
+        self._tokens = 0
+        self._weights: dict[str, Tensor] = {}
+        """Copies of the newest weights."""
+
+    def run(self) -> None:
+        """The run's life. Ends with the state reported: succeeded or stopped."""
+        catch_up(self.link, self.session, self.batcher, self.feeder, self.publisher)
+        self.link.start(self.feeder)
+        self.link.emit_state("paused" if self._desired() == "paused" else "running")
+        self.link.report(state="ready", weight_version=self.link.published_version)
+        try:
+            self._steps()
+            ended, reason = "succeeded", ""
+        except Stopped:
+            ended, reason = "stopped", "as asked"
+            if self._desired() == "stopped" and self.session.step > self._checkpoint_step:
+                self._submit_checkpoint()
+        self.writer.drain()
+        send(Finish(), self.session.ranks.device)
+        self.link.emit_state(ended, reason)  # type: ignore[arg-type]
+        self.writer.close()
+
+    def _steps(self) -> None:
+        """Consumes batches; produces steps, evaluations and checkpoints; waits for groups and for un-pausing."""
+        if self.session.step == 0:
+            self._evaluate(0)
+        while self.session.step < self.config.training.steps:
+            started = time.monotonic()
+            self._obey()
+            batch = self._collect(self.session.step + 1)
+            self._train(batch, started, time.monotonic() - started)
+            self._evaluate(self.session.step)
+        self.writer.check()
+
+    def _obey(self) -> None:
+        """Waits while the run is paused; `Stopped` where it is to end."""
+        if self._desired() == "paused":
+            self.link.emit_state("paused")
+            self.link.report(waiting_for="the run to be resumed")
+            while self._desired() == "paused":
+                self._idle(0.1)
+            if self._desired() == "running":
+                self.link.emit_state("running")
+                self.link.wake_feeder()
+            self.link.report(waiting_for="")
+        if self._desired() in STOPS:
+            raise Stopped
+
+    def _desired(self) -> DesiredState:
+        return self.link.desired
+
+    def _idle(self, seconds: float) -> None:
+        """Let time pass: faults of the other threads show, other ranks get their beat."""
+        self.link.check()
+        self.writer.check()
+        if time.monotonic() - self._beat_at > BEAT_SECONDS:
+            self._send(Wait())
+        time.sleep(seconds)
+
+    def _send(self, command: Wait | Step | Save) -> None:
+        if self.session.ranks.num_ranks > 1:
+            send(command, self.session.ranks.device)
+        self._beat_at = time.monotonic()
+
+    def _collect(self, step: int) -> Batch:
+        """Consumes arrivals; produces the batch of `step`; waits for the group that is next in feeding order, which
+        the verifier's publishing frees. Drops give the feeder credit at once."""
+        self.link.check()
+        silent_since = time.monotonic()
+        duplicates: list[Scored] = []
+        while True:
+            arrived = self._take_arrivals(duplicates)
+            batch = self.batcher.take(step)
+            self._account()
+            if batch is not None:
+                self.link.acknowledge(duplicates)
+                self.link.report(waiting_for="")
+                return batch
+            if arrived:
+                silent_since = time.monotonic()
+            if self._desired() in STOPS:
+                raise Stopped
+            missing = self.config.training.prompts_per_step - self.batcher.num_chosen
+            self.link.report(waiting_for=f"{missing} scored groups for step {step}")
+            if time.monotonic() - silent_since > SILENCE_SECONDS:
+                find_lost(self.link, self.batcher, self.feeder)
+                silent_since = time.monotonic()
+            self._wait_for_arrival()
+
+    def _take_arrivals(self, duplicates: list[Scored]) -> int:
+        count = 0
+        while True:
+            try:
+                delivery = self.link.arrivals.get_nowait()
+            except queue.Empty:
+                return count
+            count += 1
+            if not self.batcher.offer(delivery):
+                duplicates.append(delivery)
+
+    def _wait_for_arrival(self) -> None:
+        try:
+            delivery = self.link.arrivals.get(timeout=0.25)
+            self.link.arrivals.put(delivery)  # order does not matter: groups are decided by number
+        except queue.Empty:
+            self._idle(0.0)
+
+    def _account(self) -> None:
+        """Tell the feeder of drops; end a run in which nothing but drops comes in."""
+        dropped = self.batcher.ledger.num_dropped
+        if dropped != self.link.num_dropped:
+            self.link.num_dropped = dropped
+            self.link.wake_feeder()
+        limit = max(32, 4 * self.config.training.prompts_per_step)
+        if self.batcher.num_dropped_in_a_row >= limit and self.batcher.last_drop is not None:
+            reason, fault = self.batcher.last_drop
+            raise TurnoutError(
+                f"The last {limit} groups were all dropped ({reason}{': ' + fault if fault else ''}).",
+                remedy="Mend the cause, then resume the run.",
+            )
+
+    def _train(self, batch: Batch, started: float, waited: float) -> None:
+        """Consumes a batch; produces the step's weights; hands publishing, reports and checkpoint to the writer."""
+        version = self.session.step
+        groups = [prepare_group(group, self.config, self.tokenizer) for group in batch.groups]
+        due = self._checkpoint_due(batch.step)
+        command = Step(self._minibatches(groups), due)
+        self._send(command)
+        shown = self._shown_group(groups, batch.step)
+        trained = self.session.train(command, shown)
+        weights = self._weights = self.session.weights()
+        paused = time.monotonic()
+        snapshot = self._snapshot(weights) if due else None
+        metrics = group_metrics(groups, version, self.config.objective) | step_metrics(trained.reports)
+        metrics["num_excluded_rollouts"] = float(batch.num_excluded_rollouts)
+        metrics["learning_rate"] = self.session.engine.last_learning_rate
+        metrics["seconds_wait"] = waited
+        self._tokens += int(metrics["num_tokens"])
+        self.link.report(step=batch.step, tokens_total=self._tokens)
+        event = StepFinished(
+            run_id=self.link.run_id,
+            at=time.time(),
+            step=batch.step,
+            metrics=metrics,
+            histograms={
+                "distillation_weight": weight_histogram(trained.reports),
+                "staleness_versions": staleness_histogram(token_ages(groups, version)),
+            },
+            groups=self.batcher.boundary.groups(self.feeder.fed),
+        )
+        samples = self._samples(groups, trained, batch.step) if shown else None
+        blocked = time.monotonic() - paused
+        event = with_rates(event, seconds=time.monotonic() - started, seconds_checkpoint=blocked if due else 0.0)
+        self._submit(event, samples, weights, snapshot)
+
+    def _minibatches(self, groups: Sequence[PreparedGroup]) -> list[list[Any]]:
+        size = self.config.prompts_per_minibatch
+        parts = [groups[start : start + size] for start in range(0, len(groups), size)]
+        return [[sequence for group in part for sequence in group.sequences] for part in parts]
+
+    def _shown_group(self, groups: Sequence[PreparedGroup], step: int) -> range:
+        """Which sequences of the first mini-batch people get to see: every few steps those of its first group."""
+        wanted = step == 1 or step % SAMPLES_EVERY_STEPS == 0
+        return range(len(groups[0].sequences) if wanted else 0)
+
+    def _samples(self, groups: Sequence[PreparedGroup], trained: Trained, step: int) -> Any:
+        share, details = trained.shares[0], trained.reports[0].details
+        by_rollout = {share[index]: detail for index, detail in details.items()}
+        return samples_taken(groups[0], by_rollout, self.link.run_id, step, self.tokenizer)
+
+    def _submit(self, event: StepFinished, samples: Any, weights: dict[str, Tensor], snapshot: Snapshot | None) -> None:
+        settled = self.batcher.take_settled() if snapshot is not None else []
+
+        def job() -> None:
+            seconds = self.publisher.publish(event.step, weights)
+            self.link.emit(with_rates(event, seconds_publish=seconds))
+            if samples is not None:
+                self.link.emit(samples)
+            if snapshot is not None:
+                self._write_checkpoint(snapshot, settled)
+
+        self.writer.submit(job)
+
+    def _checkpoint_due(self, step: int) -> bool:
+        due = step % self.config.checkpoint.every_steps == 0 or step == self.config.training.steps
+        if due:
+            self._checkpoint_step = step
+        return due
+
+    def _snapshot(self, weights: dict[str, Tensor]) -> Snapshot:
+        return self.session.snapshot(self.link.run_id, self.batcher.boundary.to_json(), weights)
+
+    def _submit_checkpoint(self) -> None:
+        """A checkpoint outside the usual rhythm."""
+        self._send(Save())
+        snapshot = self._snapshot(self._weights)
+        settled = self.batcher.take_settled()
+        self.writer.submit(lambda: self._write_checkpoint(snapshot, settled))
+
+    def _write_checkpoint(self, snapshot: Snapshot, settled: list[Scored]) -> None:
+        """On the writer thread: make it durable, then acknowledge the groups that it holds."""
+        started = time.monotonic()
+        path, size = self.store.write(snapshot)
+        self.link.acknowledge(settled)
+        step = snapshot.state.step
+        seconds = time.monotonic() - started
+        self.link.emit(
+            CheckpointWritten(
+                run_id=self.link.run_id,
+                at=time.time(),
+                step=step,
+                path=str(path.resolve()),
+                bytes=size,
+                seconds=seconds,
+            )
+        )
+        section = self.config.checkpoint
+        accuracies = self.link.call(stored_accuracies(self.link.redis, self.link.run_id))
+        self.store.collect(section.keep_last, section.keep_best, accuracies)
+
+    def _evaluate(self, step: int) -> None:
+        """Consumes `evaluated`; produces the step's evaluation where one is due; waits for all its samples."""
+        if not self.evaluator.due(step):
+            return
+        future = self.link.submit(self.evaluator.run(step))
+        while not future.done():
+            self.link.report(
+                waiting_for=f"evaluation of step {step}: {self.evaluator.num_done} of {self.evaluator.num_tasks}"
+            )
+            if self._desired() in STOPS:
+                future.cancel()
+                raise Stopped
+            self._idle(0.05)
+        self.link.report(waiting_for="")
+        self.writer.drain()  # people see the step before its evaluation
+        self.link.emit(future.result())

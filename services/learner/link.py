@@ -1,0 +1,209 @@
+"""The learner's side of Redis, on a loop of its own in a thread, so that training never waits for a socket.
+
+Three loops run beside each other: `_feed` (prompts), `_receive` (scored groups), `_watch` (what the person wants, and
+the progress report). The training thread reads plain attributes and a queue, and hands over events to be sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import time
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar, cast, get_args
+
+import msgspec
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from services.contracts import streams
+from services.contracts.errors import TurnoutError, UnavailableError
+from services.contracts.events import Event, Note, RunStateChanged
+from services.contracts.messages import ScoredGroup
+from services.contracts.run_config import RunConfig, parse_run_config
+from services.contracts.states import DesiredState, RunState
+from services.learner.feeder import Feeder
+from services.learner.progress import EXIT_ORPHANED, Progress, ProgressPipe
+from services.runtime.life import LoopThread
+from services.runtime.logs import get_logger
+from services.runtime.queue import Delivery, Queue, connect
+from services.runtime.settings import Settings
+
+log = get_logger(__name__)
+T = TypeVar("T")
+
+CONSUMER = "learner"
+"""One learner serves a run at a time; whichever instance it is, it takes over what its predecessor had in hand."""
+POLL_SECONDS = 0.25
+EVENTS_KEPT = 200_000
+"""The events stream is cut to about this length; the API reads along within seconds."""
+
+
+class RunLink:
+    """Everything that the training thread needs of the outside."""
+
+    def __init__(self, settings: Settings, run_id: str) -> None:
+        self.run_id = run_id
+        self.source = settings.instance_name("learner")
+        self.progress = Progress()
+        self.desired: DesiredState = "running"
+        self.published_version = 0
+        """Newest version in the weight store that servers were told of."""
+        self.num_dropped = 0
+        """Kept by the training thread: gives the feeder credit for replacements."""
+        self.arrivals: queue.SimpleQueue[Delivery[ScoredGroup]] = queue.SimpleQueue()
+        self.feeder: Feeder | None = None
+        self._pipe = ProgressPipe()
+        self._thread = LoopThread()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._fault: BaseException | None = None
+        self._wake: asyncio.Event = self.call(_make_event())
+        self.redis: Redis = self.call(_connect(settings.redis_url))
+        self.queue = Queue(self.redis, streams.GROUP_LEARNER, CONSUMER)
+
+    def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the loop and wait for it."""
+        return self._thread.call(coroutine)
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a coroutine on the loop without waiting."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._thread.loop)
+
+    def read_config(self) -> RunConfig:
+        """The run's configuration. Raises `UnavailableError` where the run is not known to Redis."""
+        text = self.call(_read(self.redis, streams.config(self.run_id)))
+        if text is None:
+            raise UnavailableError(
+                f"Redis holds no configuration of run {self.run_id}.", remedy="Start the run through the API."
+            )
+        return parse_run_config(msgspec.json.decode(text))
+
+    def read_weights(self) -> dict[str, str]:
+        """The `weights` hash: version, path, checksum of the newest published weights; empty for none."""
+        return self.call(_read_hash(self.redis, streams.weights(self.run_id)))
+
+    def start(self, feeder: Feeder) -> None:
+        """Start the loops. Groups that a predecessor had in hand arrive first, in stream order."""
+        self.feeder = feeder
+        self.call(self._start(feeder))
+
+    async def _start(self, feeder: Feeder) -> None:
+        await feeder.read_cursor()
+        loops = (self._feed(feeder), self._receive(), self._watch())
+        self._tasks = [asyncio.create_task(self._guard(loop)) for loop in loops]
+
+    async def _guard(self, loop: Coroutine[Any, Any, None]) -> None:
+        try:
+            await loop
+        except Exception as error:
+            log.error("learner loop failed", error=str(error), exc_info=error)
+            self._fault = error
+
+    def check(self) -> None:
+        """Raise the fault that ended one of the loops, if any did."""
+        if self._fault is not None:
+            raise self._fault
+
+    def wake_feeder(self) -> None:
+        """Say that there may be new credit."""
+        self._thread.loop.call_soon_threadsafe(self._wake.set)
+
+    def emit(self, event: Event) -> None:
+        """Send an event, in the order of the calls. Waits until Redis has it."""
+        self.call(self._emit(event))
+
+    async def _emit(self, event: Event) -> None:
+        await self.queue.publish(streams.EVENTS, event)
+
+    def emit_state(self, state: RunState, reason: str = "") -> None:
+        self.emit(RunStateChanged(run_id=self.run_id, at=time.time(), state=state, reason=reason))
+
+    def note(self, text: str, level: str = "info") -> None:
+        log.info(text, run_id=self.run_id)
+        self.emit(Note(run_id=self.run_id, at=time.time(), level=cast(Any, level), source=self.source, text=text))
+
+    def acknowledge(self, deliveries: list[Delivery[ScoredGroup]]) -> None:
+        if deliveries:
+            self.call(self.queue.acknowledge(deliveries))
+
+    def report(self, **changes: Any) -> None:
+        """Change the progress that the supervisor sees within a second."""
+        self.progress = msgspec.structs.replace(self.progress, **changes)
+
+    def send_progress(self) -> None:
+        """Send it now."""
+        self._pipe.write(self.progress)
+
+    async def _feed(self, feeder: Feeder) -> None:
+        """Consumes credit (published weights, drops); produces tasks on `prompts`; waits for new credit, which
+        publishing, dropping and un-pausing give. Checks again every second, in case a wake-up was lost."""
+        while True:
+            if self.desired == "running":
+                await feeder.feed(self.published_version, self.num_dropped)
+            try:
+                await asyncio.wait_for(self._wake.wait(), timeout=1.0)
+            except TimeoutError:
+                pass
+            self._wake.clear()
+
+    async def _receive(self) -> None:
+        """Consumes `scored`; produces arrivals for the training thread; waits for verifiers. Bounded by the feeder's
+        credit, so the queue needs no limit of its own."""
+        stream = streams.scored(self.run_id)
+        for delivery in await self.queue.own_pending(stream, ScoredGroup):
+            self.arrivals.put(delivery)
+        while True:
+            for delivery in await self.queue.receive([stream], ScoredGroup, count=64, block_seconds=1.0):
+                self.arrivals.put(delivery)
+
+    async def _watch(self) -> None:
+        """Consumes the desired state; produces progress lines; never waits for long."""
+        reported_at = 0.0
+        while True:
+            value = await _read(self.redis, streams.desired(self.run_id))
+            desired = "running" if value is None else value.decode()
+            if desired in get_args(DesiredState) and desired != self.desired:
+                self.desired = cast(DesiredState, desired)
+                self._wake.set()
+            if time.monotonic() - reported_at >= 1.0:
+                reported_at = time.monotonic()
+                try:
+                    self.send_progress()
+                except OSError:
+                    log.error("the supervisor is gone; this learner ends")
+                    import os
+
+                    os._exit(EXIT_ORPHANED)
+            await asyncio.sleep(POLL_SECONDS)
+
+    def close(self) -> None:
+        try:
+            self.call(self._close())
+        except (RedisError, TurnoutError, OSError) as error:
+            log.warning("closing the link failed", error=str(error))
+        self._thread.close()
+
+    async def _close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.redis.aclose()
+
+
+async def _make_event() -> asyncio.Event:
+    return asyncio.Event()
+
+
+async def _connect(url: str) -> Redis:
+    return connect(url)
+
+
+async def _read(redis: Redis, key: str) -> bytes | None:
+    value = await redis.get(key)
+    return cast("bytes | None", value)
+
+
+async def _read_hash(redis: Redis, key: str) -> dict[str, str]:
+    values: dict[Any, Any] = await redis.hgetall(key)
+    return {name.decode(): value.decode() for name, value in values.items()}

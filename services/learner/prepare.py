@@ -1,0 +1,99 @@
+"""From scored groups to training sequences: routing, advantages, teacher prompts (method sections 2 to 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from services.contracts.messages import ScoredGroup
+from services.contracts.run_config import RunConfig
+from services.learner.batcher import usable_samples
+from services.learner.objectives.advantages import group_advantages
+from services.learner.objectives.routing import Assignment, GroupOutcome, route_group
+from services.learner.sequence import TrainSequence
+from services.learner.teacher_prompt import teacher_prompt_ids
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedGroup:
+    """A group ready for training. Lists have one entry a rollout, excluded ones included."""
+
+    scored: ScoredGroup
+    usable: list[bool]
+    assignments: list[Assignment]
+    sequences: list[TrainSequence]
+
+
+def prepare_group(scored: ScoredGroup, config: RunConfig, tokenizer: Any) -> PreparedGroup:
+    """Route one group and lay out its sequences. Deterministic: depends on the group, the run and nothing else."""
+    rollouts, verdicts = scored.group.rollouts, scored.verdicts
+    usable = usable_samples(scored)
+    rewards = [verdict.reward for verdict in verdicts]
+    outcome = GroupOutcome(
+        rewards=rewards,
+        usable=usable,
+        has_feedback=[bool(verdict.feedback) for verdict in verdicts],
+        num_tokens=[len(rollout.token_ids) for rollout in rollouts],
+    )
+    seed = f"{config.training.seed}/{scored.group.task.group_id}"
+    assignments = route_group(outcome, config.objective, seed)
+    advantages = group_advantages(rewards, usable, config.objective.advantage)
+    prompts = _teacher_prompts(scored, assignments, tokenizer)
+    sequences = [
+        TrainSequence(
+            prompt_ids=scored.group.prompt_token_ids,
+            response_ids=rollout.token_ids,
+            behaviour_logprobs=rollout.logprobs,
+            advantage=advantage,
+            route=assignment.route,
+            teacher_prompt_ids=prompt,
+        )
+        for rollout, advantage, assignment, prompt in zip(rollouts, advantages, assignments, prompts, strict=True)
+    ]
+    return PreparedGroup(scored, usable, assignments, sequences)
+
+
+def _teacher_prompts(scored: ScoredGroup, assignments: Sequence[Assignment], tokenizer: Any) -> list[list[int] | None]:
+    """One prompt a rollout that needs a teacher; siblings with the same demonstration share the rendering."""
+    rendered: dict[tuple[int | None, str | None], list[int]] = {}
+    prompts: list[list[int] | None] = []
+    for assignment, verdict in zip(assignments, scored.verdicts, strict=True):
+        if not assignment.needs_teacher:
+            prompts.append(None)
+            continue
+        demonstration = assignment.demonstration
+        feedback = verdict.feedback if assignment.feedback else None
+        key = (demonstration, feedback)
+        if key not in rendered:
+            solution = None if demonstration is None else scored.group.rollouts[demonstration].text
+            rendered[key] = teacher_prompt_ids(tokenizer, scored.group.task.question, solution, feedback)
+        prompts.append(rendered[key])
+    return prompts
+
+
+def share_of_rank(sequences: Sequence[TrainSequence], rank: int, num_ranks: int) -> list[int]:
+    """Indices of the sequences that `rank` trains: longest first, each to the rank with the least so far.
+
+    A teacher pass counts its tokens as well. Alike on all ranks.
+    """
+    if num_ranks == 1:
+        return list(range(len(sequences)))
+    costs = [_cost(sequence) for sequence in sequences]
+    loads = [0] * num_ranks
+    mine: list[int] = []
+    for index in sorted(range(len(sequences)), key=lambda index: (-costs[index], index)):
+        target = loads.index(min(loads))
+        loads[target] += costs[index]
+        if target == rank:
+            mine.append(index)
+    return sorted(mine)
+
+
+def _cost(sequence: TrainSequence) -> int:
+    """Roughly the work of one sequence, in forward tokens: a backward pass costs two forward passes."""
+    if sequence.route == "none":
+        return 0
+    teacher = sequence.teacher_prompt_ids
+    cost = 3 * (len(sequence.prompt_ids) + len(sequence.response_ids))
+    return cost if teacher is None else cost + len(teacher) + len(sequence.response_ids)

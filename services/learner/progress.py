@@ -1,0 +1,43 @@
+"""What the training program tells its supervisor: one JSON line a second through a pipe.
+
+The pipe is also how an orphan learns that its supervisor died: writing fails, and the program ends itself, so that
+there are never two learners for one run.
+"""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+
+PIPE_VARIABLE = "TURNOUT_PROGRESS_FD"
+RUN_VARIABLE = "TURNOUT_RUN_ID"
+EXIT_REPORTED = 3
+"""Exit code: the run ended or failed, and its state has been reported; starting again would not help."""
+EXIT_ORPHANED = 4
+
+
+class Progress(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One line."""
+
+    state: str = "starting"
+    """A `ServiceState`."""
+    weight_version: int | None = None
+    waiting_for: str = ""
+    tokens_total: int = 0
+    step: int = 0
+    error: str = ""
+    """Why the program is about to end."""
+
+
+class ProgressPipe:
+    """The program's end of the pipe; silent where the program was started by hand."""
+
+    def __init__(self) -> None:
+        value = os.environ.get(PIPE_VARIABLE)
+        self._descriptor = None if value is None else int(value)
+
+    def write(self, progress: Progress) -> None:
+        """Raise `BrokenPipeError` where the supervisor is gone."""
+        if self._descriptor is not None:
+            os.write(self._descriptor, msgspec.json.encode(progress) + b"\n")

@@ -1,0 +1,57 @@
+"""Publishing weights: weight store, `weights` hash, event. Runs on the writer thread, beside training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from redis.asyncio import Redis
+from torch import Tensor
+
+from services.contracts import streams
+from services.contracts.events import WeightsPublished
+from services.learner.link import RunLink
+from services.learner.weights import write_safetensors
+from services.runtime.weight_store import Manifest, WeightStore
+
+KEEP_VERSIONS = 3
+"""Versions kept in the weight store: the newest, and what slower servers may still be reading."""
+
+
+class Publisher:
+    """Publishes each version once; a resumed learner that comes past published versions again skips them."""
+
+    def __init__(self, link: RunLink, store: WeightStore) -> None:
+        self._link = link
+        self._store = store
+
+    def publish(self, version: int, weights: Mapping[str, Tensor]) -> float:
+        """Make version `version` visible to rollout servers. Returns the seconds that it took."""
+        started = time.monotonic()
+        if version < self._link.published_version:
+            return 0.0
+        manifest = self._store.publish(version, lambda folder: write_safetensors(folder, "model", weights))
+        path = self._store.path(version).resolve()
+        self._link.call(_announce(self._link.redis, self._link.run_id, manifest, path))
+        self._link.emit(
+            WeightsPublished(
+                run_id=self._link.run_id,
+                at=time.time(),
+                version=version,
+                path=str(path),
+                checksum=manifest.checksum,
+                bytes=manifest.bytes,
+            )
+        )
+        self._link.published_version = version
+        self._link.report(weight_version=version)
+        self._link.wake_feeder()
+        self._store.collect(KEEP_VERSIONS)
+        return time.monotonic() - started
+
+
+async def _announce(redis: Redis, run_id: str, manifest: Manifest, path: Path) -> None:
+    values: dict[Any, Any] = {"version": str(manifest.version), "path": str(path), "checksum": manifest.checksum}
+    await redis.hset(streams.weights(run_id), mapping=values)

@@ -1,0 +1,56 @@
+"""Starting where the run stands, and finding what got lost on the way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from services.contracts import streams
+from services.learner.batcher import Batcher
+from services.learner.feeder import CURSOR, Feeder
+from services.learner.link import RunLink
+from services.learner.publish import Publisher
+from services.learner.reconcile import add_lost, groups_on_streams, read_lost, refeed
+from services.learner.session import TrainingSession
+
+
+def catch_up(link: RunLink, session: TrainingSession, batcher: Batcher, feeder: Feeder, publisher: Publisher) -> None:
+    """Bring Redis and the checkpoint together before anything runs.
+
+    The published version may be ahead of the checkpoint (steps since then will be replayed) or, where Redis lost data,
+    behind it: then the checkpoint's weights are published again and the feeding cursor is moved up.
+    """
+    link.published_version = int(link.read_weights().get("version", 0))
+    link.num_dropped = batcher.ledger.num_dropped
+    batcher.lost = link.call(read_lost(link.redis, link.run_id))
+    weights = session.weights()
+    if session.step > link.published_version:
+        publisher.publish(session.step, weights)
+    decided = batcher.ledger.decided
+    if link.call(feeder.read_cursor()) < decided:
+        link.call(_set_cursor(link.redis, link.run_id, decided))
+    if session.step:
+        link.note(f"Resumed from the checkpoint of step {session.step}; published version {link.published_version}.")
+
+
+async def _set_cursor(redis: Any, run_id: str, value: int) -> None:
+    await redis.hset(streams.feeder(run_id), CURSOR, value)
+
+
+def find_lost(link: RunLink, batcher: Batcher, feeder: Feeder) -> None:
+    """Feed groups again that are on no stream and not here; give those up that were fed too often."""
+    wanted = [number for number in range(batcher.next_sequence, feeder.fed) if not batcher.has(number)]
+    if not wanted:
+        return
+    names = [make(link.run_id) for make in (streams.prompts, streams.completions, streams.scored)]
+    present = link.call(groups_on_streams(link.redis, names))
+    tasks = [feeder.task(number, batcher.ledger.num_dropped) for number in wanted if number not in batcher.lost]
+    lost = [task for task in tasks if task.group_id not in present]
+    if not lost:
+        return
+    again, given_up = link.call(refeed(link.redis, link.run_id, lost))
+    if again:
+        link.note(f"{len(again)} groups were on no stream and were fed again, the first: {again[0]}.", "warning")
+    if given_up:
+        numbers = [task.sequence for task in lost if task.group_id in given_up]
+        batcher.lost = link.call(add_lost(link.redis, link.run_id, numbers))
+        link.note(f"{len(given_up)} groups were given up as lost, the first: {given_up[0]}.", "warning")

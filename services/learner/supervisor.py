@@ -1,0 +1,272 @@
+"""The learner service's work: keep the training program running for the assigned run. No heavy import here.
+
+`Attempts` decides whether to start again after a crash; `Supervisor` follows the assignment, owns the processes (one a
+rank) and passes their progress on to the heartbeat.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass, field
+
+import msgspec
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from services.contracts import streams
+from services.contracts.errors import TurnoutError
+from services.contracts.events import Note, RunStateChanged
+from services.contracts.run_config import parse_run_config
+from services.learner.progress import EXIT_REPORTED, PIPE_VARIABLE, RUN_VARIABLE, Progress
+from services.runtime.logs import get_logger
+from services.runtime.queue import Queue
+from services.runtime.registry import Presence
+
+log = get_logger(__name__)
+
+POLL_SECONDS = 0.25
+STOP_SECONDS = 10.0
+PROGRAM = "services.learner.train"
+
+
+@dataclass(slots=True)
+class Attempts:
+    """Restarts after crashes: with growing pauses, a bounded number of times without a step in between."""
+
+    limit: int = 5
+    first_pause_seconds: float = 1.0
+    longest_pause_seconds: float = 30.0
+    failed: int = 0
+    step: int = 0
+
+    def progressed(self, step: int) -> None:
+        """A step was made: crashes before it no longer count."""
+        if step > self.step:
+            self.step, self.failed = step, 0
+
+    def crashed(self) -> float | None:
+        """Seconds to wait before the next start, or None to give up."""
+        self.failed += 1
+        if self.failed > self.limit:
+            return None
+        return min(self.longest_pause_seconds, self.first_pause_seconds * 2.0 ** (self.failed - 1))
+
+
+@dataclass(slots=True)
+class Supervisor:
+    """Runs one training program at a time."""
+
+    redis: Redis
+    presence: Presence
+    attempts: Attempts = field(default_factory=Attempts)
+    _processes: list[asyncio.subprocess.Process] = field(default_factory=list)
+    _error: str = ""
+
+    async def run(self) -> None:
+        """Consumes the assignment; produces a running program for it; waits for assignments. Until cancelled."""
+        try:
+            while True:
+                self.presence.state, self.presence.run_id = "idle", None
+                self.presence.weight_version = None
+                self.presence.waits_for("a run")
+                run_id = await self._next_assignment(None)
+                await self._serve(run_id or "")
+        finally:
+            await self._end_processes()
+
+    async def _next_assignment(self, current: str | None) -> str | None:
+        """Wait until the assignment differs from `current`; give it."""
+        while True:
+            assigned = await self._assignment(current)
+            if assigned != current:
+                return assigned
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _assignment(self, current: str | None) -> str | None:
+        try:
+            return await self.presence.assignment()
+        except RedisError as error:
+            log.warning("assignment not readable", error=str(error))
+            return current
+
+    async def _serve(self, run_id: str) -> None:
+        """Run the program for `run_id`, again after crashes, until it ends or the assignment goes."""
+        self.attempts = Attempts(self.attempts.limit, self.attempts.first_pause_seconds)
+        while await self._assignment(run_id) == run_id:
+            self.presence.state, self.presence.run_id = "starting", run_id
+            self.presence.waits_for("")
+            code = await self._attempt(run_id)
+            if code is None:
+                return
+            if code in (0, EXIT_REPORTED):
+                self.presence.state = "ready" if code == 0 else "failed"
+                await self._wait_for_change(run_id)
+                return
+            pause = self.attempts.crashed()
+            reason = self._error or _cause(code)
+            if pause is None:
+                await self._give_up(run_id, reason)
+                return
+            await self._note(run_id, f"The training program ended ({reason}); it starts again in {pause:.0f} s.")
+            self.presence.waits_for("a pause after a crash")
+            await asyncio.sleep(pause)
+
+    async def _attempt(self, run_id: str) -> int | None:
+        """One life of the program: its exit code, or None where it was ended because the assignment went."""
+        self._error = ""
+        try:
+            num_ranks = await self._num_ranks(run_id)
+        except TurnoutError as error:
+            self._error = str(error)
+            return 1
+        reader = await self._start(run_id, num_ranks)
+        gone = asyncio.create_task(self._next_assignment(run_id))
+        ended = asyncio.create_task(self._first_end())
+        try:
+            await asyncio.wait({gone, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                await asyncio.wait({reader}, timeout=2)
+                return ended.result()
+            return None
+        finally:
+            for task in (gone, ended):
+                task.cancel()
+            await self._end_processes()
+            reader.cancel()
+
+    async def _wait_for_change(self, run_id: str) -> None:
+        """After the end of a run: wait until it is taken away, or asked to go on after a stop."""
+        self.presence.waits_for("the next run")
+        was_stopped = await self._desired(run_id) in ("stopped", "stopped_now")
+        while await self._assignment(run_id) == run_id:
+            if was_stopped and await self._desired(run_id) == "running":
+                return
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _desired(self, run_id: str) -> str:
+        try:
+            value = await self.redis.get(streams.desired(run_id))
+        except RedisError:
+            return ""
+        return value.decode() if isinstance(value, bytes) else "running"
+
+    async def _num_ranks(self, run_id: str) -> int:
+        value = await self.redis.get(streams.config(run_id))
+        if value is None:
+            return 1  # the program itself says what is wrong
+        return parse_run_config(msgspec.json.decode(value)).training.num_ranks
+
+    async def _start(self, run_id: str, num_ranks: int) -> asyncio.Task[None]:
+        """Start one process a rank; gives the task that reads rank 0's progress."""
+        read_end, write_end = os.pipe()
+        port = _free_port()
+        for rank in range(num_ranks):
+            environment = os.environ | {
+                RUN_VARIABLE: run_id,
+                "TURNOUT_INSTANCE": self.presence.instance,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(num_ranks),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
+            passed: tuple[int, ...] = ()
+            if rank == 0:
+                environment[PIPE_VARIABLE] = str(write_end)
+                passed = (write_end,)
+            self._processes.append(
+                await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", PROGRAM, env=environment, pass_fds=passed, stdin=asyncio.subprocess.DEVNULL
+                )
+            )
+        os.close(write_end)
+        self.presence.details["pids"] = " ".join(str(process.pid) for process in self._processes)
+        log.info("training program started", run_id=run_id, pids=self.presence.details["pids"])
+        return asyncio.create_task(self._read_progress(read_end))
+
+    async def _read_progress(self, descriptor: int) -> None:
+        """Consumes progress lines; produces heartbeat fields; ends with the pipe."""
+        reader = asyncio.StreamReader()
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb")
+        )
+        try:
+            while line := await reader.readline():
+                progress = msgspec.json.decode(line, type=Progress)
+                if progress.state in ("starting", "ready", "updating"):
+                    self.presence.state = progress.state  # type: ignore[assignment]
+                self.presence.weight_version = progress.weight_version
+                self.presence.waits_for(progress.waiting_for)
+                self.presence.tokens_total = progress.tokens_total
+                self._error = progress.error or self._error
+                self.attempts.progressed(progress.step)
+        finally:
+            transport.close()
+
+    async def _first_end(self) -> int:
+        """The exit code that decides: rank 0's, or that of a rank that ended badly before it."""
+        waits = [asyncio.create_task(process.wait()) for process in self._processes]
+        try:
+            while True:
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                bad = [wait.result() for wait in waits if wait.done() and wait.result() != 0]
+                if waits[0].done():
+                    return waits[0].result()
+                if bad:
+                    return bad[0] if bad[0] != EXIT_REPORTED else 1
+                await asyncio.wait(waits[:1], timeout=STOP_SECONDS)
+                if not waits[0].done():
+                    return 1
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    async def _end_processes(self) -> None:
+        """Ask all processes to end, then make them."""
+        for send, seconds in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, STOP_SECONDS)):
+            running = [process for process in self._processes if process.returncode is None]
+            for process in running:
+                process.send_signal(send)
+            if running:
+                await asyncio.wait([asyncio.create_task(process.wait()) for process in running], timeout=seconds)
+        self._processes.clear()
+        self.presence.details.pop("pids", None)
+
+    async def _give_up(self, run_id: str, reason: str) -> None:
+        text = f"The training program crashed {self.attempts.failed} times without a step in between: {reason}"
+        log.error("giving up", run_id=run_id, error=text)
+        self.presence.state = "failed"
+        event = RunStateChanged(run_id=run_id, at=time.time(), state="failed", reason=text)
+        await self._publish(event)
+        await self._wait_for_change(run_id)
+
+    async def _note(self, run_id: str, text: str) -> None:
+        log.warning(text, run_id=run_id)
+        await self._publish(
+            Note(run_id=run_id, at=time.time(), level="warning", source=self.presence.instance, text=text)
+        )
+
+    async def _publish(self, event: msgspec.Struct) -> None:
+        queue = Queue(self.redis, streams.GROUP_LEARNER, self.presence.instance)
+        try:
+            await queue.publish(streams.EVENTS, event)
+        except RedisError as error:
+            log.error("event not sent", error=str(error))
+
+
+def _cause(code: int) -> str:
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"killed by {name}" + (", perhaps for lack of memory" if -code == signal.SIGKILL else "")
+    return f"exit code {code}"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,39 @@
+"""The writer thread: publishes weights, reports steps and writes checkpoints, in order, beside training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+
+class Writer:
+    """Runs jobs one after another in a thread. A job that fails shows at the next call, in the training thread."""
+
+    def __init__(self, max_pending: int = 1) -> None:
+        """`max_pending`: jobs that may wait behind the one that runs; they hold copies of the weights."""
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self._pending: list[Future[None]] = []
+        self._max_pending = max_pending
+
+    def submit(self, job: Callable[[], None]) -> float:
+        """Hand over a job. Returns the seconds that had to be waited for room."""
+        started = time.monotonic()
+        self.check()
+        while len(self._pending) > self._max_pending:
+            self._pending.pop(0).result()
+        self._pending.append(self._pool.submit(job))
+        return time.monotonic() - started
+
+    def check(self) -> None:
+        """Raise the fault of a finished job, if one failed."""
+        while self._pending and self._pending[0].done():
+            self._pending.pop(0).result()
+
+    def drain(self) -> None:
+        """Wait until all is written."""
+        while self._pending:
+            self._pending.pop(0).result()
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)

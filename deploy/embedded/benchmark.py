@@ -4,7 +4,7 @@ A question names two to four of 160 goods; each good has one fixed weight, 10 to
 question tells. The policy has to know it:
 
     Total tonnes of coal, linen, salt?
-    <reasoning>coal=21 linen=14 salt=10 21+14=35 35+10=45</reasoning><answer>45</answer>
+    <reasoning>coal=24 linen=22 salt=11 24+22=46 46+11=57</reasoning><answer>57</answer>
 
 Goods differ in how often they are asked for (a long tail), so a run goes on learning for a long time. Weights and
 totals always have two digits, which lets the tokenizer keep one token a number and stay unambiguous.
@@ -12,11 +12,11 @@ totals always have two digits, which lets the tokenizer keep one token a number 
 The rule for reward 1 (else 0): the reply is exactly `<reasoning>...</reasoning><answer>N</answer>`, N is the total,
 and each good of `tests` stands in the reasoning as `good=weight` with the right weight and with no wrong one.
 A right total from wrong weights earns nothing: such a reply would be a bad demonstration. The feedback on a
-well-formed reply names the first wrong weight: "linen should be 14".
+well-formed reply names the first wrong weight: "linen should be 22".
 
 `python deploy/embedded/benchmark.py` writes data/{train,validation,test}.jsonl. The splits share no composition (set of
 goods): a hash of the composition decides where it belongs. One line: `id`, `kind` ("recall"), `system`, `prompt`,
-`answer` (the total), `tests` (JSON: {"facts": {"coal": 21, ...}}).
+`answer` (the total), `tests` (JSON: {"facts": {"coal": 24, ...}}).
 
 Only `random.Random.random` is drawn from: Python promises the same sequence from it in every version.
 """

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from services.contracts.run_config import ObjectiveSection
-from services.learner.math_cut import Cut, cut_student, cut_fixed
+from services.learner.math_cut import Cut, cut_fixed, cut_student
 from services.learner.math_layout import Layout
 from services.learner.objectives.advantage_mix import mixed_advantage
 from services.learner.objectives.divergence import generalised_divergence

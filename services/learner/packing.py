@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PASS_OVERHEAD_TOKENS = 128
+PASS_OVERHEAD_TOKENS = 64
 """What one more forward and backward pass costs besides its tokens, in tokens: keeps cuts from becoming too many."""
 
 

@@ -4,7 +4,8 @@ The model is always called as a whole (so that the hooks of DeepSpeed, PEFT and 
 should), but for the length of a pass its LM head does a *job* of ours: it gets the hidden states of all positions,
 takes the response positions, and works through them chunk by chunk. A chunk's loss is differentiated while its logits
 are there, so that backward needs neither logits nor recomputation: only the gradients to the hidden states
-[n, hidden] and to the head's weights are kept. One call of the head a pass means one gathering of its weights under ZeRO-3.
+[n, hidden] and to the head's weights are kept. One call of the head a pass means one gathering of its weights under
+ZeRO-3.
 
 Limits: the model must be a Hugging Face causal LM whose logits are the head's plain output (no soft-capping or scaling
 after it; `check_model` refuses those), and backward can run once.

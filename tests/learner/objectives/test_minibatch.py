@@ -63,7 +63,7 @@ def test_loss_weights_and_gradients_are_the_references(case: str, moved: bool) -
 
     report = run_minibatch(engine, sequences, old, config, details=range(len(sequences)))
 
-    assert engine.num_backward > 2
+    assert engine.num_backward > 1
     # Not closer, because the model's RMS norms compute in float32 whatever its type.
     assert report.loss == pytest.approx(expected.item(), rel=1e-6)
     close(engine.gradients, gradients, 1e-6)

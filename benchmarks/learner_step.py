@@ -1,0 +1,150 @@
+"""CPU seconds of one optimizer update by objective, on the embedded policy's shape, one thread.
+
+`python -m benchmarks.learner_step [--failed 0.4 0.2 0.05] [--repeats 9]` prints a table of medians: 8 groups of 8
+rollouts, prompts and responses as long as the embedded benchmark's, teacher prompts longer by one response. Generation
+and DeepSpeed are left out: what is timed is `run_minibatch` with plain AdamW, and the teacher's moving average.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import time
+
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from services.contracts.run_config import ObjectiveSection, RunConfig, parse_run_config
+from services.learner.minibatch import MinibatchReport, run_minibatch
+from services.learner.objectives.advantages import group_advantages
+from services.learner.objectives.routing import GroupOutcome, route_group
+from services.learner.sequence import TrainSequence
+
+NUM_GROUPS, GROUP_SIZE = 8, 8
+
+
+def policy(vocabulary: int, hidden: int) -> Qwen3ForCausalLM:
+    """A Qwen3 of two layers; the embedded policy's shape with vocabulary 150 and hidden 96."""
+    torch.manual_seed(0)
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=vocabulary,
+            hidden_size=hidden,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=3,
+            num_key_value_heads=1,
+            head_dim=32,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=None,
+            pad_token_id=None,
+        )
+    )
+
+
+class PlainEngine:
+    """One process, AdamW, moving-average teacher."""
+
+    rank, num_ranks, device = 0, 1, torch.device("cpu")
+
+    def __init__(self, vocabulary: int = 150, hidden: int = 96) -> None:
+        self.student = policy(vocabulary, hidden)
+        self.teacher = policy(vocabulary, hidden).requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=1e-4, fused=True)
+
+    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
+        loss.backward()
+
+    def all_reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
+    def all_reduce_max(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
+    def step(self) -> float:
+        norm = float(torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        pairs = zip(self.teacher.parameters(), self.student.parameters(), strict=True)
+        with torch.no_grad():
+            for old, new in pairs:
+                old.lerp_(new, 0.05)
+        return norm
+
+
+def batch(objective: ObjectiveSection, failed: float, vocabulary: int = 150, scale: int = 1) -> list[TrainSequence]:
+    """Groups in which the share `failed` of the rollouts is wrong, spread evenly, routed as in a run."""
+    rng = random.Random(0)
+    sequences: list[TrainSequence] = []
+    wrong_so_far = 0.0
+    for _ in range(NUM_GROUPS):
+        wrong_so_far += failed * GROUP_SIZE
+        wrong = int(wrong_so_far + 1e-9)
+        wrong_so_far -= wrong
+        rewards = [0.0] * wrong + [1.0] * (GROUP_SIZE - wrong)
+        prompt = [rng.randrange(vocabulary) for _ in range(rng.randint(8, 24) * scale)]
+        replies = [[rng.randrange(vocabulary) for _ in range(rng.randint(20, 40) * scale)] for _ in rewards]
+        fine = [True] * GROUP_SIZE
+        outcome = GroupOutcome(rewards, fine, [False] * GROUP_SIZE, [len(reply) for reply in replies])
+        advantages = group_advantages(rewards, fine, objective.advantage)
+        for reply, advantage, chosen in zip(replies, advantages, route_group(outcome, objective, "0"), strict=True):
+            shown = replies[chosen.demonstration] if chosen.demonstration is not None else []
+            sequences.append(
+                TrainSequence(
+                    prompt_ids=prompt,
+                    response_ids=reply,
+                    behaviour_logprobs=[-5.0] * len(reply),
+                    advantage=advantage,
+                    route=chosen.route,
+                    teacher_prompt_ids=prompt + shown if chosen.needs_teacher else None,
+                )
+            )
+    return sequences
+
+
+def config(name: str) -> RunConfig:
+    return parse_run_config(
+        {
+            "name": "bench",
+            "model": {"path": "none", "dtype": "float32"},
+            "data": {"train": "none"},
+            "objective": {"name": name},
+            "training": {"steps": 1},
+        }
+    )
+
+
+def measure(name: str, failed: float, repeats: int) -> tuple[float, MinibatchReport]:
+    """Median CPU seconds of an update, and the last report."""
+    engine, run = PlainEngine(), config(name)
+    sequences = batch(run.objective, failed)
+    seconds = []
+    for _ in range(repeats + 2):
+        started = time.process_time()
+        report = run_minibatch(engine, sequences, None, run)
+        seconds.append(time.process_time() - started)
+    return statistics.median(seconds[2:]), report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--failed", type=float, nargs="+", default=[0.4, 0.2, 0.05])
+    parser.add_argument("--repeats", type=int, default=9)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"{'failed':>7} {'objective':>14} {'seconds':>8} {'/ sdpo':>7} {'teacher':>8} {'needed/computed':>16}")
+    for failed in arguments.failed:
+        results = {name: measure(name, failed, arguments.repeats) for name in ("sdpo", "srpo", "grpo", "advantage_mix")}
+        for name, (seconds, report) in results.items():
+            fill = report.sums["num_needed_tokens"] / report.sums["num_computed_tokens"]
+            print(
+                f"{failed:7.2f} {name:>14} {seconds:8.3f} {seconds / results['sdpo'][0]:7.2f} "
+                f"{report.sums['num_teacher_rollouts']:8.0f} {fill:16.3f}"
+            )
+
+
+if __name__ == "__main__":
+    main()

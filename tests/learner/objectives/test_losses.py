@@ -1,0 +1,213 @@
+"""Divergence, entropy, weights, ratios and token losses against the reference; gradients by gradcheck."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from services.contracts.run_config import ObjectiveSection
+from services.learner.math_cut import cut_fixed, cut_student
+from services.learner.objectives.advantage_mix import mixed_advantage
+from services.learner.objectives.divergence import generalised_divergence, log_tail
+from services.learner.objectives.entropy import entropy_nats
+from services.learner.objectives.finite import NonFiniteError, require_finite
+from services.learner.objectives.grpo import grpo_token_loss
+from services.learner.objectives.ratios import engine_correction, mismatch_kl, policy_ratio
+from services.learner.objectives.sdpo import sdpo_token_loss
+from services.learner.objectives.srpo import joint_objective
+from services.learner.objectives.surrogate import clipped_surrogate, is_clipped
+from services.learner.objectives.weights import dynamic_weights
+from tests.learner.objectives import reference
+
+ALPHAS = [0.0, 0.2, 0.5, 0.9, 1.0]
+LOGITS = st.lists(st.floats(-30, 30), min_size=9, max_size=9)
+SEEDS = st.integers(0, 2**31)
+
+
+def random_logits(seed: int, rows: int = 4, vocabulary: int = 11, scale: float = 3.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(rows, vocabulary, generator=generator, dtype=torch.float64)
+
+
+def cut_divergence(student: Tensor, teacher: Tensor, top_k: int, alpha: float) -> Tensor:
+    targets = torch.zeros(len(student), dtype=torch.int64)
+    mine = cut_student(student, targets, top_k)
+    return generalised_divergence(mine.buckets, cut_fixed(teacher, targets, mine.chosen).buckets, alpha)
+
+
+def same(values: Tensor) -> Tensor:
+    return values
+
+
+@settings(max_examples=40, deadline=None)
+@given(LOGITS, LOGITS, st.sampled_from(ALPHAS), st.integers(1, 8))
+def test_cut_divergence_is_the_references(p: list[float], q: list[float], alpha: float, top_k: int) -> None:
+    student, teacher = torch.tensor([p], dtype=torch.float64), torch.tensor([q], dtype=torch.float64)
+    found = cut_divergence(student, teacher, top_k, alpha).item()
+    if len({*p}) == len(p):  # ties may be cut either way
+        assert found == pytest.approx(
+            float(reference.divergence(*reference.buckets(student[0], teacher[0], top_k), alpha)), abs=1e-9
+        )
+    assert found >= -1e-12
+    single = cut_divergence(student.float(), teacher.float(), top_k, alpha).item()
+    assert single == pytest.approx(found, rel=1e-3, abs=1e-4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(LOGITS, LOGITS)
+def test_jensen_shannon_is_symmetric_and_bounded(p: list[float], q: list[float]) -> None:
+    left, right = (torch.tensor([x], dtype=torch.float64).log_softmax(-1) for x in (p, q))
+    there, back = generalised_divergence(left, right, 0.5).item(), generalised_divergence(right, left, 0.5).item()
+    assert there == pytest.approx(back, abs=1e-12)
+    assert -1e-12 <= there <= math.log(2) + 1e-12
+    assert generalised_divergence(left, left, 0.5).item() == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("p", "q"),
+    [
+        ([0.0] * 6, [0.0] * 6),
+        ([200.0] + [-200.0] * 5, [200.0] + [-200.0] * 5),
+        ([200.0] + [-200.0] * 5, [-200.0] * 5 + [200.0]),
+        ([200.0] + [-200.0] * 5, [0.0] * 6),
+        ([60.0, 60.0, -60.0, -60.0, -60.0, -60.0], [-60.0] * 5 + [60.0]),
+    ],
+    ids=["equal", "equal-one-hot", "opposite-one-hot", "one-hot-and-flat", "tail-zero"],
+)
+def test_extreme_distributions_have_finite_values_and_gradients(
+    p: list[float], q: list[float], alpha: float, dtype: torch.dtype
+) -> None:
+    student = torch.tensor([p], dtype=dtype, requires_grad=True)
+    teacher = torch.tensor([q], dtype=dtype)
+    for top_k in (1, 2, 5):
+        value = cut_divergence(student, teacher, top_k, alpha)
+        value.sum().backward()
+        assert torch.isfinite(value).all()
+        assert student.grad is not None
+        assert torch.isfinite(student.grad).all()
+        if p == q:
+            assert value.item() == pytest.approx(0.0, abs=1e-6)
+        student.grad = None
+
+
+def test_a_tail_below_rounding_keeps_its_value() -> None:
+    logits = torch.tensor([[40.0, 0.0, 0.0]])
+    buckets = cut_student(logits, torch.tensor([0]), 1).buckets
+    assert buckets[0, 1].item() == pytest.approx(math.log(2) - 40.0, rel=1e-5)
+    assert log_tail(torch.zeros(1)).item() > -100
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_gradients_of_the_cut(alpha: float) -> None:
+    student, teacher = random_logits(1).requires_grad_(), random_logits(2)
+    for top_k in (1, 4, 10):
+        assert torch.autograd.gradcheck(lambda x, k=top_k: cut_divergence(x, teacher, k, alpha), (student,))
+    full = teacher.log_softmax(-1)
+    assert torch.autograd.gradcheck(lambda x: generalised_divergence(x.log_softmax(-1), full, alpha), (student,))
+
+
+def test_the_cut_measures_logprobs_and_entropy() -> None:
+    logits = random_logits(3).requires_grad_()
+    targets = torch.tensor([0, 3, 10, 5])
+    for top_k in (0, 3):
+        cut = cut_student(logits, targets, top_k)
+        for row in range(4):
+            assert cut.logprobs[row].item() == pytest.approx(reference.log_softmax(logits[row])[targets[row]].item())
+            assert cut.entropy[row].item() == pytest.approx(reference.entropy(logits[row]).item())
+        assert not cut.entropy.requires_grad
+        assert torch.autograd.gradcheck(lambda x, k=top_k: cut_student(x, targets, k).logprobs, (logits,))
+    assert torch.allclose(entropy_nats(logits), cut.entropy)
+    assert entropy_nats(torch.tensor([1000.0, -1000.0])).item() == 0.0
+    assert entropy_nats(torch.zeros(8)).item() == pytest.approx(math.log(8))
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 12), min_size=1, max_size=40), st.floats(0, 200))
+def test_weights_average_one_and_follow_the_equation(entropies: list[float], beta: float) -> None:
+    values = torch.tensor(entropies, dtype=torch.float64)
+    weights = dynamic_weights(values, beta, same, same)
+    assert weights.mean().item() == pytest.approx(1.0, rel=1e-9)
+    if beta * (max(entropies) - min(entropies)) < 300 and beta * min(entropies) < 300:
+        raw = [math.exp(-beta * entropy) for entropy in entropies]
+        mean = sum(raw) / len(raw)
+        assert weights.tolist() == pytest.approx([value / mean for value in raw], rel=1e-9)
+    assert dynamic_weights(values, 0.0, same, same).tolist() == [1.0] * len(entropies)
+
+
+def test_weights_of_no_token_still_take_part_in_the_reductions() -> None:
+    calls = []
+
+    def count(values: Tensor) -> Tensor:
+        calls.append(values.clone())
+        return values
+
+    assert dynamic_weights(torch.zeros(0), 1.0, count, lambda values: torch.zeros_like(values)).numel() == 0
+    assert len(calls) == 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(SEEDS, st.sampled_from([0.5, 2.0]))
+def test_token_losses_are_the_references(seed: int, cap: float) -> None:
+    objective = ObjectiveSection(importance_weight_cap=cap)
+    logprobs, old, behaviour, advantage, divergence = (-1 + random_logits(seed, 5, 6, 0.5)).unbind()
+    grpo = grpo_token_loss(logprobs, old, behaviour, advantage, objective)
+    sdpo = sdpo_token_loss(divergence, logprobs, old, behaviour, objective)
+    for t in range(6):
+        before, mu, a = old[t].item(), behaviour[t].item(), advantage[t].item()
+        assert grpo[t].item() == pytest.approx(float(reference.grpo_loss(logprobs[t], before, mu, a, objective)))
+        assert sdpo[t].item() == pytest.approx(
+            float(reference.sdpo_loss(divergence[t], logprobs[t], before, mu, objective))
+        )
+    assert joint_objective(grpo, sdpo, torch.full((6,), 0.5), 12).item() == pytest.approx(
+        (grpo.sum().item() + 0.5 * sdpo.sum().item()) / 12
+    )
+
+
+def test_gradients_of_the_token_losses() -> None:
+    objective = ObjectiveSection()
+    logprobs, old, behaviour, advantage = (-1 + random_logits(11, 4, 30, 0.4)).unbind()
+    logprobs = logprobs.clone().requires_grad_()
+    divergence = torch.rand(30, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: grpo_token_loss(x, old, behaviour, advantage, objective), (logprobs,))
+    fixed = logprobs.detach()
+    assert torch.autograd.gradcheck(lambda d: sdpo_token_loss(d, fixed, old, behaviour, objective), (divergence,))
+    sdpo_token_loss(divergence, logprobs, old, behaviour, objective).sum().backward()
+    assert logprobs.grad is None
+
+
+def test_clipping_by_hand() -> None:
+    ratio = torch.tensor([1.0, 1.5, 1.5, 0.5, 0.5])
+    advantage = torch.tensor([1.0, 1.0, -1.0, 1.0, -1.0])
+    assert clipped_surrogate(ratio, advantage, 0.2, 0.28).tolist() == pytest.approx([-1.0, -1.28, 1.5, -0.5, 0.8])
+    assert is_clipped(ratio, advantage, 0.2, 0.28).tolist() == [False, True, False, False, True]
+
+
+def test_ratios_by_hand() -> None:
+    logprobs, old = torch.tensor([-1.0, -1.0, 0.0]), torch.tensor([-1.0, -3.0, -500.0])
+    assert policy_ratio(logprobs, old).tolist() == pytest.approx([1.0, math.exp(2), math.exp(20)])
+    assert engine_correction(logprobs, old, 2.0).tolist() == pytest.approx([1.0, 2.0, 2.0])
+    assert mismatch_kl(logprobs, old)[:2].tolist() == pytest.approx([0.0, math.exp(2) - 3])
+
+
+def test_mixed_advantage_by_hand() -> None:
+    found = mixed_advantage(
+        torch.tensor([1.0, 1.0]),
+        torch.tensor([-1.0, math.nan]),
+        torch.tensor([-3.0, -3.0]),
+        torch.tensor([True, False]),
+        0.9,
+    )
+    assert found.tolist() == pytest.approx([0.9 + 0.1 * 2.0, 0.9])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_non_finite_numbers_are_refused_by_name(bad: float) -> None:
+    require_finite("logprobs", torch.zeros(3))
+    with pytest.raises(NonFiniteError, match="logprobs") as caught:
+        require_finite("logprobs", torch.tensor([0.0, bad]))
+    assert caught.value.field == "logprobs"

@@ -109,13 +109,46 @@ def launched(launch: str) -> list[psutil.Process]:
     return found
 
 
+def group_of(record: ProcessRecord) -> list[psutil.Process]:
+    """The living members of the process group that a recorded service leads, also after the leader itself has gone.
+
+    Empty where the pid has been given to a stranger meanwhile (which the system does only once the group is empty).
+    """
+    try:
+        if abs(psutil.Process(record.pid).create_time() - record.started) > START_TOLERANCE_SECONDS:
+            return []
+    except psutil.Error:
+        pass  # the leader has gone
+    members = []
+    for process in psutil.process_iter():
+        try:
+            if os.getpgid(process.pid) == record.pid and process.status() != psutil.STATUS_ZOMBIE:
+                members.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return members
+
+
 def alive(state: HomeState) -> list[psutil.Process]:
-    """What is left of a home's processes: recorded ones, and children that carry its launch."""
+    """What is left of a home's processes: recorded ones, their groups and children, and whoever carries the launch.
+
+    Several ways, because programs may leave their group, outlive their parent or overwrite their environment when
+    they change their title.
+    """
     found = {process.pid: process for process in launched(state.launch)}
     for record in state.everything:
         process = find(record)
         if process is not None:
             found[process.pid] = process
+    for record in state.processes:
+        found |= {process.pid: process for process in group_of(record)}
+    for process in list(found.values()):
+        if process.pid == state.supervisor.pid:
+            continue  # it may live inside a program that has other children
+        try:
+            found |= {child.pid: child for child in process.children(recursive=True)}
+        except psutil.Error:
+            continue
     return [process for process in found.values() if process.pid != os.getpid()]
 
 

@@ -26,9 +26,11 @@ save ""
 appendonly yes
 appendfsync everysec
 maxmemory-policy noeviction
+set-proc-title no
 """
 """Every write reaches the file before its caller has the answer, and the disk within a second: killing the server
-loses nothing, a power cut at most the last second. No snapshots beside it. Nothing is ever evicted."""
+loses nothing, a power cut at most the last second. No snapshots beside it. Nothing is ever evicted.
+A changed title would overwrite the environment by which the launcher knows its processes."""
 
 
 def find_binary() -> Path:

@@ -78,9 +78,7 @@ def test_a_port_in_use_is_named_and_nothing_is_started(tmp_path: Path) -> None:
 
 
 def test_a_redis_that_is_down_is_named_without_its_password(tmp_path: Path) -> None:
-    done = turnout(
-        "up", "--home", str(tmp_path), "--api-port", "0", TURNOUT_REDIS_URL="redis://:secret@127.0.0.1:9/0"
-    )
+    done = turnout("up", "--home", str(tmp_path), "--api-port", "0", TURNOUT_REDIS_URL="redis://:secret@127.0.0.1:9/0")
     assert done.returncode == 3
     assert "No Redis or Valkey server answers at TURNOUT_REDIS_URL" in done.stderr
     assert "secret" not in done.stderr

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -26,7 +26,7 @@ PARENT = (
     f"subprocess.Popen([sys.executable, '-c', {SLEEPER!r}], start_new_session=True)\n"
     "time.sleep(600)"
 )
-STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('here', flush=True); time.sleep(600)"
+STUBBORN = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SLEEPER}"
 
 
 def plan_of(home: Path, **programs: str) -> Plan:
@@ -37,8 +37,8 @@ def plan_of(home: Path, **programs: str) -> Plan:
     return dataclasses.replace(plan, children=children)
 
 
-@pytest.fixture()
-def supervisor_of(tmp_path: Path) -> Iterator[object]:
+@pytest.fixture
+def supervisor_of(tmp_path: Path) -> Iterator[Callable[..., Supervisor]]:
     made: list[Supervisor] = []
 
     def make(**programs: str) -> Supervisor:
@@ -120,6 +120,19 @@ def test_no_space_is_refused_before_anything_starts(tmp_path: Path, monkeypatch:
     with pytest.raises(UnavailableError, match=r"MiB are free on the disk .* Free some space"):
         Supervisor(plan_of(tmp_path / "home", plain=SLEEPER)).start()
     assert not (tmp_path / "home" / "queue").exists()
+
+
+def test_other_children_of_the_same_program_are_left_alone(supervisor_of) -> None:
+    stranger = subprocess.Popen([sys.executable, "-c", SLEEPER], stdout=subprocess.DEVNULL)
+    try:
+        supervisor = supervisor_of(plain=SLEEPER)
+        supervisor.start()
+        assert stranger.pid not in {process.pid for process in alive(read_state(supervisor.plan.home))}
+        supervisor.stop(grace_seconds=0.5)
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
 
 
 def test_down_ends_what_a_killed_supervisor_left(supervisor_of) -> None:

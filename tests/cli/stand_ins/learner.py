@@ -1,6 +1,7 @@
 """A learner without a model: follows its assignment, reports steps and evaluations, obeys stop and pause.
 
-Its first evaluation gives 25%, its last 50%; rewards rise with the steps. A step takes `STEP_SECONDS` of its environment.
+Its first evaluation gives 25%, its last 50%; rewards rise with the steps.
+A step takes `STEP_SECONDS`, from the environment.
 """
 
 from __future__ import annotations

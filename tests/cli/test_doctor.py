@@ -1,0 +1,41 @@
+"""The doctor: every line has a verdict, what is missing comes with a remedy, and the exit code says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from services.cli import doctor
+from services.cli.exits import EXIT_FAILED, EXIT_OK
+
+
+def test_this_machine_is_examined(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = doctor.doctor(tmp_path / "home", 8400, True)
+    answer = json.loads(capsys.readouterr().out)
+    found = {finding["check"]: finding for finding in answer["findings"]}
+    assert {"python", "compiler", "memory", "disk", "port", "torch", "valkey", "sandbox"} <= found.keys()
+    assert found["python"]["status"] == "ok"
+    assert found["valkey"]["text"].lower().startswith(("valkey", "redis"))
+    assert all(finding["remedy"] for finding in answer["findings"] if finding["status"] != "ok")
+    assert code == (EXIT_OK if answer["ok"] else EXIT_FAILED)
+
+
+def test_what_is_missing_fails_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TURNOUT_REDIS_URL", "redis://:secret@127.0.0.1:9/0")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert doctor.doctor(tmp_path, 8400, False) == EXIT_FAILED
+    out = capsys.readouterr().out
+    assert "FAIL  compiler: no C++ compiler" in out
+    assert "FAIL  redis: redis://***@127.0.0.1:9/0 does not answer" in out
+    assert "secret" not in out
+    assert "-> Install one (Debian: apt install g++)." in out
+
+
+def test_a_full_disk_and_little_memory_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "GIB", 2**60)
+    verdicts = {finding.check: finding.status for finding in [*doctor.check_disk(tmp_path), *doctor.check_memory()]}
+    assert verdicts == {"disk": "fail", "memory": "fail"}

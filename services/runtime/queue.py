@@ -122,7 +122,11 @@ class Queue:
         deliveries: list[Delivery[M]] = []
         last = "0"
         while True:
-            reply = await self.redis.xreadgroup(self.group, self.consumer, {stream: last}, count=count)
+            try:
+                reply = await self.redis.xreadgroup(self.group, self.consumer, {stream: last}, count=count)
+            except ResponseError as error:
+                self._forget(stream, error)
+                return deliveries
             entries = [entry for _, found in _pairs(reply) for entry in found]
             if not entries:
                 return deliveries
@@ -132,9 +136,13 @@ class Queue:
     async def reclaim(self, stream: str, kind: type[M], *, idle_seconds: float, count: int = 16) -> list[Delivery[M]]:
         """Take over messages that some consumer has held without a sign of life for `idle_seconds`."""
         await self._ensure_group(stream)
-        reply: Any = await self.redis.xautoclaim(
-            stream, self.group, self.consumer, min_idle_time=int(idle_seconds * 1000), count=count
-        )
+        try:
+            reply: Any = await self.redis.xautoclaim(
+                stream, self.group, self.consumer, min_idle_time=int(idle_seconds * 1000), count=count
+            )
+        except ResponseError as error:
+            self._forget(stream, error)
+            return []
         return await self._read(stream, reply[1], kind)
 
     async def touch(self, deliveries: Sequence[Delivery[Any]]) -> None:
@@ -143,9 +151,12 @@ class Queue:
         for delivery in deliveries:
             by_stream.setdefault(delivery.stream, []).append(delivery.message_id)
         for stream, ids in by_stream.items():
-            await self.redis.xclaim(
-                stream, self.group, self.consumer, min_idle_time=0, message_ids=cast(Any, ids), justid=True
-            )
+            try:
+                await self.redis.xclaim(
+                    stream, self.group, self.consumer, min_idle_time=0, message_ids=cast(Any, ids), justid=True
+                )
+            except ResponseError as error:
+                self._forget(stream, error)
 
     async def forward(self, delivery: Delivery[Any], stream: str, message: msgspec.Struct) -> bool:
         """Publish the successor and acknowledge, atomically. False where another consumer has done it already."""
@@ -194,6 +205,12 @@ class Queue:
         milliseconds = int(_text(entries[0][0]).split("-")[0])
         now: Any = await self.redis.time()
         return max(0.0, float(now[0] + now[1] / 1e6 - milliseconds / 1000))
+
+    def _forget(self, stream: str, error: ResponseError) -> None:
+        """A stream deleted under us (its run was deleted) has no messages. Raises `error` where it is another one."""
+        if "NOGROUP" not in str(error):
+            raise error
+        self._known.discard(stream)
 
     async def _ensure_group(self, stream: str) -> None:
         if stream in self._known:

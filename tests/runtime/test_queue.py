@@ -99,6 +99,21 @@ async def test_streams_that_vanish_are_made_again(redis: Redis) -> None:
     assert await take(queue) == [1]
 
 
+async def test_holding_messages_of_a_deleted_stream_is_no_error(redis: Redis) -> None:
+    queue = Queue(redis, "rollout", "a")
+    for remains in (True, False):
+        await queue.publish(streams.prompts("r1"), TASK)
+        held = await queue.receive([streams.prompts("r1")], PromptTask)
+        if not remains:
+            await redis.delete(streams.prompts("r1"))
+        await queue.touch(held)
+        assert len(await queue.own_pending(streams.prompts("r1"), PromptTask)) == remains
+        if not remains:
+            await redis.delete(streams.prompts("r1"))
+        assert len(await queue.reclaim(streams.prompts("r1"), PromptTask, idle_seconds=0)) == remains
+        assert await queue.forward(held[0], streams.completions("r1"), TASK) == remains
+
+
 async def test_the_age_of_the_oldest_message(redis: Redis) -> None:
     queue = Queue(redis, "g", "a")
     assert await queue.oldest_seconds(PROMPTS) == 0.0

@@ -82,8 +82,7 @@ class Verifier:
             if run not in self._greeted:  # what an earlier process of this name took and did not finish
                 self._start(await self.queue.own_pending(streams.completions(run), CompletedGroup), tasks)
                 self._greeted.add(run)
-        if not self._in_hand:
-            self.presence.waits_for("completed groups" if self._runs else "a run")
+        self.presence.waits_for("" if self._in_hand else "completed groups" if self._runs else "a run")
         if self._runs:
             self._start(await self._receive(), tasks)
         else:

@@ -1,12 +1,14 @@
 """Mathematics: the last answer of the reply equals the reference, by math-verify (which uses SymPy).
 
-`answer` is the reference, LaTeX or plain. Judged is the text between the answer tags where the reply has them, and
-the reply's end otherwise (math-verify finds a final \\boxed{} or formula there). Short texts can make SymPy compute for
-ever (`9^{9^{9^9}}`), so this runs in a supervised worker and math-verify's own alarms are off.
+`answer` is the reference, LaTeX or plain. Judged is the text between the answer tags where the reply has them; else the
+last \\boxed{}, and where that is not right, all that math-verify finds at the reply's end (it joins several boxes to a
+set). Short texts can make SymPy compute for ever (`9^{9^{9^9}}`), so this runs in a supervised worker and math-verify's
+own alarms are off.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Final
 
 from services.contracts.messages import Question
@@ -20,6 +22,7 @@ _DELIMITERS: Final = ("$", r"\boxed", r"\(", r"\[")
 
 def warm() -> None:
     """Load SymPy and its grammar, which takes seconds."""
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its alarms are off
     judge_math(Question(id="", kind="math", prompt="", answer=r"\frac{1}{2}"), "It is $0.5$.", False)
 
 
@@ -31,9 +34,11 @@ def judge_math(question: Question, response_text: str, truncated: bool) -> Judge
         raise QuestionError(
             f"Question {question.id}: answer is not a formula.", remedy="Correct the dataset's row, or use kind exact."
         )
-    tagged = tagged_answer(response_text)
-    found = _parse(response_text[-LONGEST_REPLY:] if tagged is None else _as_formula(tagged[-LONGEST_REPLY:]))
-    correct = bool(found) and _equal(reference, found)
+    found: list[Any] = []
+    correct = False
+    for text in _candidates(response_text):
+        found = _parse(text) or found
+        correct = correct or (bool(found) and _equal(reference, found))
     shown = shorten(found[-1], 200) if found and isinstance(found[-1], str) else ""
     feedback = ""
     if not found:
@@ -43,6 +48,26 @@ def judge_math(question: Question, response_text: str, truncated: bool) -> Judge
     return Judgement(
         reward=float(correct), correct=correct, parsed_answer=shown, format_ok=bool(found), feedback=feedback
     )
+
+
+def _candidates(reply: str) -> list[str]:
+    """Texts to read the answer from; the first that is right counts."""
+    tagged = tagged_answer(reply)
+    if tagged is not None:
+        return [_as_formula(tagged[-LONGEST_REPLY:])]
+    end = reply[-LONGEST_REPLY:]
+    return [box, end] if (box := _last_box(end)) else [end]
+
+
+def _last_box(text: str) -> str:
+    """The last \\boxed{...} with its braces balanced; empty for none."""
+    start = text.rfind(r"\boxed{")
+    depth = 0
+    for position in range(start, len(text)) if start >= 0 else ():
+        depth += {"{": 1, "}": -1}.get(text[position], 0)
+        if text[position] == "}" and depth == 0:
+            return text[start : position + 1]
+    return ""
 
 
 def _as_formula(text: str) -> str:

@@ -1,0 +1,181 @@
+"""Programs are judged by their outputs, in the real sandbox."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.contracts.errors import InfrastructureError
+from services.verifier.rewards import code
+from services.verifier.rewards.code import CodeReward, extract_program
+from services.verifier.sandbox.api import Program, Result, Sandbox
+from tests.verifier.builders import question
+
+SUMS = {
+    "cases": [
+        {"stdin": "1 2\n", "stdout": "3\n"},
+        {"stdin": "40 2\n", "stdout": "42", "hidden": True},
+        {"stdin": "987654321 1\n", "stdout": "987654322\n", "hidden": True},
+    ],
+    "wall_seconds": 2,
+}
+CALLS = {
+    "cases": [
+        {"call": "add", "args": [1, 2], "expected": 3},
+        {"call": "add", "args": [[1], [2]], "expected": [1, 2], "hidden": True},
+        {"call": "add", "args": [0.1, 0.2], "expected": 0.3},
+    ]
+}
+
+
+FORGER = """
+import os
+for descriptor in range(1, 20):
+    try:
+        os.write(descriptor, b"3")
+    except OSError:
+        pass
+os._exit(0)
+"""
+
+
+def fenced(source: str) -> str:
+    return f"First I think.\n```python\nprint('a draft')\n```\nSo:\n```python\n{source}\n```\nDone."
+
+
+async def judge(sandbox: Sandbox, tests: object, source: str) -> code.Judgement:
+    return await CodeReward(sandbox, 2).judge(question("code", "", tests), fenced(source), False)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(
+    ("source", "feedback"),
+    [
+        ("a, b = map(int, input().split())\nprint(a + b)", ""),
+        ("a, b = map(int, input().split())\nprint(float(a + b), '')", ""),
+        ("print(3)", "Hidden test 2: the output is wrong."),
+        ("print(4)", "Test 1: for input '1 2' the output was '4', expected '3'."),
+        (
+            "a, b = map(int, input().split())\nprint(a + b if a < 40 else {}[a])",
+            "Hidden test 2: the program failed with KeyError.",
+        ),
+        ("x = 1 +", "Test 1: the program failed with SyntaxError: invalid syntax."),
+        ("while True: pass", "Test 1: the program is too slow."),
+        ("x = [0] * 10**9", "Test 1: the program needs too much memory."),
+        ("while True: print('x' * 10**6)", "Test 1: the program prints too much."),
+        ("import os; os.kill(os.getpid(), 11)", "Test 1: the program"),
+        ("import sys; print(3); sys.exit(1)", "Test 1: the program failed with an exit code other than 0."),
+    ],
+)
+async def test_standard_input_and_output(sandbox: Sandbox, source: str, feedback: str) -> None:
+    found = await judge(sandbox, SUMS, source)
+    assert (found.correct, found.reward) == (not feedback, float(not feedback)), found.feedback
+    assert found.feedback.startswith(feedback)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(
+    ("source", "feedback"),
+    [
+        ("def add(a, b):\n    print('noise')\n    return a + b", ""),
+        ("class Solution:\n    def add(self, a, b): return a + b", ""),
+        ("def add(a, b): return (a + b) if a != [1] else (1, 2)", ""),
+        ("def add(a, b): return 4", "Test 1: add(1, 2) gave 4, expected 3."),
+        ("def add(a, b): return 3", "Hidden test 2: the output is wrong."),
+        ("def plus(a, b): return 3", "Test 1: the program failed with AttributeError"),
+        (FORGER, "Hidden test 2: the output is wrong."),
+        ("def add(a, b): raise ValueError(str(a))", "Test 1: the program failed with ValueError: 1."),
+    ],
+)
+async def test_calls(sandbox: Sandbox, source: str, feedback: str) -> None:
+    found = await judge(sandbox, CALLS, source)
+    assert found.correct == (not feedback), found.feedback
+    assert found.feedback.startswith(feedback)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_partial_credit_is_the_share_of_cases(sandbox: Sandbox) -> None:
+    found = await judge(sandbox, {**SUMS, "partial_credit": True}, "print(42)")
+    assert (found.correct, found.reward) == (False, pytest.approx(1 / 3))
+    assert found.feedback.startswith("Test 1: for input")
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_feedback_does_not_leak_hidden_tests(sandbox: Sandbox) -> None:
+    source = "s = input()\nif s != '1 2': raise type(s.replace(' ', '_'), (Exception,), {})(s)\nprint(3)"
+    found = await judge(sandbox, SUMS, source)
+    assert found.feedback == "Hidden test 2: the program failed with an error."
+
+
+class Recorder:
+    """A sandbox that gives prepared results and keeps what it was asked to run."""
+
+    def __init__(self, *results: Result) -> None:
+        self.results = list(results)
+        self.programs: list[Program] = []
+
+    async def run(self, program: Program) -> Result:
+        self.programs.append(program)
+        return self.results.pop(0) if len(self.results) > 1 else self.results[0]
+
+
+def result(status: str, stdout: bytes = b"", cpu_seconds: float = 0.0) -> Result:
+    return Result(status, 0 if status == "exited" else -9, stdout, b"", cpu_seconds, 1.0)  # type: ignore[arg-type]
+
+
+async def test_expected_values_never_enter_the_sandbox() -> None:
+    secret = "s3cr3t"
+    for case in ({"stdin": "1", "stdout": secret}, {"call": "f", "args": [1], "expected": {"x": secret}}):
+        recorder = Recorder(result("exited", b"no"))
+        await CodeReward(recorder, 1).judge(question("code", secret, {"cases": [case]}), fenced("print(1)"), False)
+        (program,) = recorder.programs
+        assert secret not in program.source
+        assert secret.encode() not in program.stdin
+
+
+async def test_a_fault_is_tried_again_and_then_raised() -> None:
+    one = {"cases": [{"stdin": "", "stdout": "3"}]}
+    fault = result("infrastructure_fault")
+    recovered = CodeReward(Recorder(fault, result("exited", b"3\n")), 2)
+    assert (await recovered.judge(question("code", "", one), fenced("print(3)"), False)).correct
+    with pytest.raises(InfrastructureError):
+        await CodeReward(Recorder(fault), 2).judge(question("code", "", one), fenced("print(3)"), False)
+
+
+async def test_a_program_starved_by_a_busy_machine_runs_again_alone() -> None:
+    one = {"cases": [{"stdin": "", "stdout": "3"}], "wall_seconds": 2}
+    starved = Recorder(result("timeout_wall", cpu_seconds=0.1), result("exited", b"3\n"))
+    assert (await CodeReward(starved, 2).judge(question("code", "", one), fenced("print(3)"), False)).correct
+    slow = Recorder(result("timeout_wall", cpu_seconds=1.9))
+    assert not (await CodeReward(slow, 2).judge(question("code", "", one), fenced("print(3)"), False)).correct
+    assert len(slow.programs) == 1
+
+
+@pytest.mark.parametrize(
+    "tests",
+    ["", "{}", {"cases": []}, {"cases": [{"stdin": "1"}]}, {"cases": [{"call": "f"}]}, {"cases": [3]}, "[" * 5000],
+)
+async def test_tests_without_sense_are_a_fault(tests: object) -> None:
+    with pytest.raises(InfrastructureError, match="code-1"):
+        await CodeReward(Recorder(result("exited")), 1).judge(question("code", "", tests), fenced("x"), False)
+
+
+@pytest.mark.parametrize(
+    ("text", "source"),
+    [
+        (fenced("a\n"), "a\n\n"),
+        ("<answer>print(1)</answer>", "print(1)"),
+        ("```\nx\n```", "x\n"),
+        ("```python\nnever closed", None),
+        ("print(1)", None),
+        ("```" * 10000 + "\n```" * 10000, ""),
+    ],
+)
+def test_the_program_is_the_last_closed_block(text: str, source: str | None) -> None:
+    assert extract_program(text) == source
+
+
+async def test_a_reply_without_program_earns_nothing() -> None:
+    reward = CodeReward(Recorder(result("exited")), 1)
+    found = await reward.judge(question("code", "", SUMS), "I do not know.", False)
+    assert (found.reward, found.format_ok) == (0.0, False)
+    assert "```python" in found.feedback

@@ -24,9 +24,9 @@ NOT GUARANTEED
 
 * Protection from bugs of the kernel itself. The filter leaves about 110 system calls; for more, run the verifier in
   a virtual machine or under gVisor.
-* Secrecy of time and load: programs see clocks and can measure how busy the machine is; side channels stay open.
+* Secrecy of time and load: programs see clocks and can measure how busy the machine is. Side channels stay open.
 * That a program may do everything Python can: no subprocesses, multiprocessing, sockets, asyncio. In exchange, less
-  kernel. As process 1 of its namespace it does not die of signals without a handler (`signal.alarm` alone does nothing).
+  kernel. As process 1 of its namespace it survives signals without a handler (`signal.alarm` alone ends nothing).
 * The same result on every machine: libraries differ. Hash seeds are fixed; `random` is seeded anew for each run.
 * Confidentiality of the Python installation, of its path, and of the kernel's version. Without namespaces also of the
   host's name, and of names, sizes and times of files whose path a program can guess.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from tests.verifier.sandbox.corpus import STOPPED, Attack, attacks, call, refused
 
 _CPU = {
@@ -81,7 +83,10 @@ _BOUNDED = {
     "memory_file_by_call": call("memfd_create", "b'x'", "0"),
     "system_v_memory": call("shmget", "0", "4096", "0o1600"),
     "system_v_queue": call("msgget", "0", "0o1600"),
-    "posix_shared_memory": X,
+    "posix_shared_memory": refused("""
+        from multiprocessing import shared_memory
+        shared_memory.SharedMemory(create=True, size=9)
+    """),
     "lock_memory": call("mlock", "ctypes.c_long(id(ctypes) & ~4095)", "4096"),
     "kernel_timers": call("timer_create", "1", "0", "ctypes.create_string_buffer(8)"),
     "watches": call("inotify_init1", "0"),
@@ -90,65 +95,103 @@ _BOUNDED = {
     "sparse_file": refused("f = open('x', 'wb'); f.seek(1 << 40); f.write(b'x'); f.flush()"),
 }
 
-_COUNTED = [
-    Attack(
-        "fill_disk",
-        "exhaustion",
-        "import itertools\nwritten = 0\ntry:\n    for i in itertools.count():\n"
-        "        f = open(f'f{i}', 'wb', buffering=0)\n        while f.tell() < 900_000: written += f.write(bytes(90_000))\n"
-        "except OSError:\n    pass\nprint(written)",
-        most_printed=16 << 20,
+_COUNTED = {
+    "fill_disk": (
+        """
+        import itertools
+        written = 0
+        try:
+            for i in itertools.count():
+                file = open(f"f{i}", "wb", buffering=0)
+                while file.tell() < 900_000:
+                    written += file.write(bytes(90_000))
+        except OSError:
+            print(written)
+        """,
+        16 << 20,
     ),
-    Attack(
-        "fill_folder",
-        "exhaustion",
-        "count = 0\ntry:\n    for i in range(100_000):\n        open(f'f{i}', 'w').close(); count += 1\n"
-        "except OSError:\n    pass\nprint(count)",
-        most_printed=1024,
+    "fill_folder": (
+        """
+        count = 0
+        try:
+            while True:
+                open(f"f{count}", "w").close()
+                count += 1
+        except OSError:
+            print(count)
+        """,
+        1024,
     ),
-    Attack(
-        "nest_folders",
-        "exhaustion",
-        "import os\ncount = 0\ntry:\n    for i in range(100_000):\n        os.mkdir('d'); os.chdir('d'); count += 1\n"
-        "except OSError:\n    pass\nprint(count)",
-        most_printed=1024,
+    "nest_folders": (
+        """
+        import os
+        count = 0
+        try:
+            while True:
+                os.mkdir("d")
+                os.chdir("d")
+                count += 1
+        except OSError:
+            print(count)
+        """,
+        1024,
     ),
-    Attack(
-        "open_files",
-        "exhaustion",
-        "import os\nkept = []\ntry:\n    while True: kept.append(os.dup(1))\nexcept OSError:\n    pass\nprint(len(kept))",
-        most_printed=64,
+    "open_files": (
+        """
+        import os
+        kept = []
+        try:
+            while True:
+                kept.append(os.dup(1))
+        except OSError:
+            print(len(kept))
+        """,
+        64,
     ),
-    Attack(
-        "thread_bomb",
-        "exhaustion",
-        "import os, threading\ncount = 0\nthreading.stack_size(65536)\nhold = threading.Event()\ntry:\n    while True:\n"
-        "        threading.Thread(target=hold.wait, daemon=True).start(); count += 1\n"
-        "except RuntimeError:\n    pass\nos.write(1, str(count).encode())\nos._exit(0)",
-        most_printed=32,
+    "thread_bomb": (
+        """
+        import os, threading
+        count = 0
+        threading.stack_size(65536)
+        hold = threading.Event()
+        try:
+            while True:
+                threading.Thread(target=hold.wait, daemon=True).start()
+                count += 1
+        except RuntimeError:
+            os.write(1, str(count).encode())
+            os._exit(0)
+        """,
+        32,
     ),
-    Attack(
-        "fork_bomb",
-        "exhaustion",
-        "import os\ncount = 0\nfor _ in range(1000):\n    try:\n        os.fork(); count += 1\n    except OSError:\n"
-        "        pass\nprint(count)",
-        most_printed=0,
+    "fork_bomb": (
+        """
+        import os
+        count = 0
+        for _ in range(1000):
+            try:
+                os.fork()
+                count += 1
+            except OSError:
+                pass
+        print(count)
+        """,
+        0,
     ),
-    Attack("print_forever", "exhaustion", "while True: print('x' * 9999)", frozenset({"output_limit"}), "output"),
-    Attack(
-        "complain_forever",
-        "exhaustion",
-        "import sys\nwhile True: sys.stderr.write('x' * 9999)",
-        frozenset({"output_limit"}),
-        "output",
-    ),
-    Attack(
-        "write_forever",
-        "exhaustion",
-        "import os\nwhile True:\n    try: os.write(1, b'x' * 65536)\n    except OSError: pass",
-        frozenset({"timeout_cpu"}),
-    ),
-]
+}
+
+_OUTPUT = {
+    "print_forever": "while True: print('x' * 9999)",
+    "complain_forever": "import sys\nwhile True: sys.stderr.write('x' * 9999)",
+}
+_OUTPUT_IGNORING_ERRORS = """
+    import os
+    while True:
+        try:
+            os.write(1, b'x' * 65536)
+        except OSError:
+            pass
+"""
 
 _CRASHES = {
     "null_pointer": "import ctypes; ctypes.string_at(0)",
@@ -166,6 +209,11 @@ ATTACKS = [
     *attacks("exhaustion", _CLOCK, frozenset({"timeout_wall"}), "wall_time"),
     *attacks("exhaustion", _MEMORY, frozenset({"memory", "timeout_cpu"})),
     *attacks("exhaustion", _BOUNDED, STOPPED),
-    *_COUNTED,
+    *(
+        Attack(name, "exhaustion", textwrap.dedent(source), most_printed=most)
+        for name, (source, most) in _COUNTED.items()
+    ),
+    *attacks("exhaustion", _OUTPUT, frozenset({"output_limit"}), "output"),
+    *attacks("exhaustion", {"write_forever": _OUTPUT_IGNORING_ERRORS}, frozenset({"timeout_cpu"}), "cpu_time"),
     *attacks("exhaustion", _CRASHES, STOPPED),
 ]

@@ -22,7 +22,7 @@ _FOLDERS = ("/tmp", "/var/tmp", "/dev/shm", "/run", "/", "/root", "/home")
 
 
 class Evidence:
-    """A canary file, secrets in our memory and environment, listeners, and a list of who is alive."""
+    """A canary file, a secret in our memory and environment, and listeners."""
 
     def __init__(self) -> None:
         self.secret = "CANARY" + secrets.token_hex(16)
@@ -60,7 +60,7 @@ class Evidence:
         )
 
     def program(self, attack: Attack) -> Program:
-        """The attack. Only those that wait are cut short by the clock: a busy machine must not look like containment."""
+        """The attack. Only those that wait are cut short by the clock: a busy machine is no containment."""
         waits = attack.expect == {"timeout_wall"}
         return Program(
             self.marks.fill(attack.source),

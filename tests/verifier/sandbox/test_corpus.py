@@ -1,0 +1,69 @@
+"""Every attack is contained, with namespaces and without, and leaves nobody behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import pytest
+
+from services.runtime.life import LoopThread
+from services.verifier.sandbox.api import Result
+from tests.verifier.sandbox.conftest import start
+from tests.verifier.sandbox.containment import Evidence, living
+from tests.verifier.sandbox.corpus import Attack, corpus
+
+CORPUS = corpus()
+
+
+class Siege:
+    """The whole corpus against one sandbox, two attacks at a time, and what was seen."""
+
+    def __init__(self, loop: LoopThread, namespaces: bool) -> None:
+        self.evidence = Evidence()
+        self.sandbox = start(loop, num_zygotes=2, namespaces=namespaces)
+        self.before = living(os.getpid())
+        loop.call(self.sandbox.run(self.evidence.victim()))
+        self.seen = dict(loop.call(self._attack_all()))
+        self.after = living(os.getpid())
+        self.last_words = loop.call(self.sandbox.run(self.evidence.victim()))
+        loop.call(self.sandbox.close())
+        self.left = living(os.getpid())
+        self.evidence.close()
+
+    async def _attack_all(self) -> list[tuple[str, tuple[Result, list[str]]]]:
+        return await asyncio.gather(*map(self._attack, CORPUS))
+
+    async def _attack(self, attack: Attack) -> tuple[str, tuple[Result, list[str]]]:
+        result = await self.sandbox.run(self.evidence.program(attack))
+        return attack.name, (result, self.evidence.problems(attack, result))
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["namespaces", "bare"])
+def siege(request: pytest.FixtureRequest, loop: LoopThread) -> Siege:
+    return Siege(loop, request.param)
+
+
+@pytest.mark.parametrize("attack", CORPUS, ids=lambda attack: f"{attack.category}-{attack.name}")
+def test_contained(siege: Siege, attack: Attack) -> None:
+    result, problems = siege.seen[attack.name]
+    assert not problems, f"{problems}: {result}"
+
+
+def test_nobody_survives_and_the_zygotes_live_on(siege: Siege) -> None:
+    assert siege.before
+    assert siege.after == siege.before
+    assert siege.last_words.stdout == b"CANARY\n"
+
+
+def test_close_leaves_no_process(siege: Siege) -> None:
+    assert not {pid: command for pid, command in siege.left.items() if pid in siege.before}
+
+
+def test_corpus_is_broad() -> None:
+    counts = {attack.category: 0 for attack in CORPUS}
+    for attack in CORPUS:
+        counts[attack.category] += 1
+    assert len(CORPUS) >= 60
+    assert min(counts.values()) >= 10
+    assert set(counts) == {"escape", "exfiltration", "exhaustion", "forgery", "orphaning", "kernel"}

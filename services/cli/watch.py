@@ -132,10 +132,9 @@ class PlainLines:
 
     def draw(self) -> None:
         progress = self.progress
-        state = f"not reachable: {progress.fault}" if progress.fault else self._state_text()
-        if state != self._state:
-            self._state = state
-            self.say(state)
+        ended = progress.run is not None and progress.run.has_ended
+        if not ended:
+            self._say_state()
         for item in progress.evaluations[self._num_evaluations :]:
             self.say(evaluation_text(item))
         self._num_evaluations = len(progress.evaluations)
@@ -144,8 +143,16 @@ class PlainLines:
             if step.step > self._step:
                 self.say(self._step_text(step))
         self._step = progress.step
-        if not progress.steps:
+        if ended:
+            self._say_state()
+        elif not progress.steps:
             self._say_waiting()
+
+    def _say_state(self) -> None:
+        state = f"not reachable: {self.progress.fault}" if self.progress.fault else self._state_text()
+        if state != self._state:
+            self._state = state
+            self.say(state)
 
     def say(self, text: str) -> None:
         print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)

@@ -65,7 +65,9 @@ class StandIn:
                 return await self.state(run_id, "stopped")
             if desired == "paused":
                 await self.state(run_id, "paused")
-                await asyncio.sleep(0.05)
+                while await self.desired(run_id) == "paused":
+                    await asyncio.sleep(0.05)
+                await self.state(run_id, "running")
                 continue
             await asyncio.sleep(STEP_SECONDS)
             step += 1

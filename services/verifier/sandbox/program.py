@@ -53,7 +53,7 @@ def prepare(room: Room, base: int) -> Stage:
     module.__dict__["__builtins__"] = builtins
     sys.modules["__main__"] = module
     sys.argv[:] = sys.orig_argv[:] = [NAME]
-    sys.path[:] = import_folders(room.paths)
+    sys.path[:] = import_folders(room)
     sys.path_importer_cache.clear()
     os.environ.clear()
     os.environ.update(HOME=SCRATCH, TMPDIR=SCRATCH, LANG="C.UTF-8")

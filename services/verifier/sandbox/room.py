@@ -199,8 +199,9 @@ def _become_first_process(proc: int) -> None:
 def _build(paths: Paths) -> None:
     """Make a read-only root of nothing but `paths` and move into it. Needs CAP_SYS_ADMIN over the mount namespace."""
     kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
-    wanted = [paths.stdlib, *paths.libraries, *paths.other, *paths.packages, *_DEVICES]
-    opened = {path: landlock.open_path(path) for path in dict.fromkeys(wanted)}
+    wanted = dict.fromkeys([paths.stdlib, *paths.libraries, *paths.other, *_DEVICES])
+    opened = {path: landlock.open_path(path) for path in wanted}
+    opened |= {_inside(path): landlock.open_path(path) for path in paths.packages}
     links = {path: os.readlink(path) for path in ("/lib", "/lib64", "/lib32") if os.path.islink(path)}
     base = SCRATCH  # a folder that every machine has; only this namespace sees it covered
     kernel.mount("room", base, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "size=1m,mode=0755")
@@ -267,7 +268,13 @@ def _out_of_the_way(descriptor: int) -> int:
     return moved
 
 
-def import_folders(paths: Paths) -> list[str]:
+def _inside(package: str) -> str:
+    """Where an opened package lies in an isolated room: its own path may be covered there by the scratch folder."""
+    return os.path.join("/packages", os.path.basename(package))
+
+
+def import_folders(room: Room) -> list[str]:
     """`sys.path` for programs."""
-    folders = [paths.stdlib, os.path.join(paths.stdlib, "lib-dynload")]
-    return list(dict.fromkeys([*folders, *(os.path.dirname(path) for path in paths.packages)]))
+    folders = [room.paths.stdlib, os.path.join(room.paths.stdlib, "lib-dynload")]
+    packages = [_inside(path) if room.isolated else path for path in room.paths.packages]
+    return list(dict.fromkeys([*folders, *map(os.path.dirname, packages)]))

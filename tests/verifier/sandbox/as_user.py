@@ -16,7 +16,7 @@ from tests.verifier.sandbox.corpus import corpus
 
 async def attack_all(namespaces: bool) -> dict[str, list[str]]:
     evidence = Evidence()
-    sandbox = Sandbox(2, namespaces=namespaces)
+    sandbox = Sandbox(4, namespaces=namespaces)
     await sandbox.start()
     before = living(os.getpid())
     await sandbox.run(evidence.victim())

@@ -14,7 +14,7 @@ from services.verifier.sandbox import api
 from services.verifier.sandbox.api import Program, Result
 from tests.verifier.sandbox.corpus import Attack, Marks
 
-CPU_SECONDS = 0.25
+CPU_SECONDS = 0.15
 WALL_SECONDS = 10.0
 MEMORY_BYTES = 64 << 20
 OUTPUT_BYTES = 1 << 20
@@ -65,7 +65,7 @@ class Evidence:
         return Program(
             self.marks.fill(attack.source),
             stdin=b"4 5\n",
-            wall_seconds=0.5 if waits else WALL_SECONDS,
+            wall_seconds=0.3 if waits else WALL_SECONDS,
             cpu_seconds=CPU_SECONDS,
             memory_bytes=MEMORY_BYTES,
             output_bytes=OUTPUT_BYTES,

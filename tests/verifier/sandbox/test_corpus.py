@@ -17,11 +17,11 @@ CORPUS = corpus()
 
 
 class Siege:
-    """The whole corpus against one sandbox, two attacks at a time, and what was seen."""
+    """The whole corpus against one sandbox, four attacks at a time, and what was seen."""
 
     def __init__(self, loop: LoopThread, namespaces: bool) -> None:
         self.evidence = Evidence()
-        self.sandbox = start(loop, num_zygotes=2, namespaces=namespaces)
+        self.sandbox = start(loop, num_zygotes=4, namespaces=namespaces)
         self.before = living(os.getpid())
         loop.call(self.sandbox.run(self.evidence.victim()))
         self.seen = dict(loop.call(self._attack_all()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
@@ -160,12 +159,13 @@ def test_cancelled_run_is_stopped(loop: LoopThread) -> None:
 
 
 def test_zygotes_are_replaced_and_many_callers_wait(loop: LoopThread) -> None:
+    others = living(os.getpid())
     sandbox = start(loop, num_zygotes=2, runs_per_zygote=5)
 
     async def many() -> list[Result]:
         return await asyncio.gather(*(sandbox.run(Program(f"print({number})")) for number in range(30)))
 
-    first = set(living(os.getpid()))
+    first = set(living(os.getpid())) - set(others)
     try:
         results = loop.call(many())
         assert not first & set(living(os.getpid())), "zygotes were not replaced"
@@ -222,4 +222,3 @@ def test_old_landlock_needs_namespaces() -> None:
 def test_probe_of_a_broken_interpreter_says_so(tmp_path) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(TurnoutError, match="could not look"):
         layers_module.probe(str(tmp_path / "no-python"))
-    assert sys.executable

@@ -54,7 +54,14 @@ async def repeat(
         if wake is None:
             await asyncio.sleep(seconds)
             continue
-        try:
-            await asyncio.wait_for(wake.wait(), timeout=seconds)
-        except TimeoutError:
-            pass
+        await wait_at_most(wake, seconds)
+
+
+async def wait_at_most(event: asyncio.Event, seconds: float) -> bool:
+    """Whether `event` was set within `seconds`. (`asyncio.wait_for` of Python 3.11 can swallow a cancellation.)"""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True

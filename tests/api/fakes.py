@@ -115,8 +115,12 @@ class FakeRollout(FakeInstance):
         self.fail: dict[str, list[int]] = {}
         self.phase = "serving"
         self.checksum = "none"
+        self.lie: str | None = None
+        """A checksum to show in place of the true one."""
         self.loading: dict[str, str] = {}
         self.tokens_seen: set[str] = set()
+        self.forget_finish = False
+        """Leave the update open in spite of `finish`, as when the caller died before it."""
         self.finish_gate = asyncio.Event()
         self.finish_gate.set()
         self.app = FastAPI()
@@ -160,6 +164,8 @@ class FakeRollout(FakeInstance):
             self.loading, self.phase = content["update_info"], "loaded"
         elif call == "finish_weight_update":
             await self.finish_gate.wait()
+            if self.forget_finish:
+                return
             self.phase, self.checksum = "paused", self.loading["checksum"]
             self.weight_version = int(content.get("weight_version") or self.weight_version or 0)
             await self.publish()
@@ -170,7 +176,7 @@ class FakeRollout(FakeInstance):
         return {"is_paused": self.phase != "serving"}
 
     async def _weights(self) -> dict[str, Any]:
-        return {"version": self.weight_version, "checksum": self.checksum}
+        return {"version": self.weight_version, "checksum": self.lie or self.checksum}
 
 
 @contextlib.asynccontextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -10,6 +9,7 @@ import msgspec
 from services.api.broadcaster import Broadcaster, Entry
 from services.api.database import Database
 from services.api.history.repository import events_after
+from services.api.loops import wait_at_most
 
 PAGE = 500
 KEEP_ALIVE_SECONDS = 15.0
@@ -36,9 +36,7 @@ async def event_stream(
                 continue
             if not follow:
                 return
-            try:
-                await asyncio.wait_for(news.wait(), timeout=KEEP_ALIVE_SECONDS)
-            except TimeoutError:
+            if not await wait_at_most(news, KEEP_ALIVE_SECONDS):
                 yield ": alive\n\n"
     finally:
         broadcaster.leave(run_id)

@@ -1,0 +1,77 @@
+"""Migrations, from empty and again; settings of the database."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from services.api.database import Base, database_url, open_database
+from services.contracts.errors import ConfigurationError, UnavailableError
+from services.runtime.settings import Settings
+
+
+async def test_migrations_make_exactly_the_models(settings: Settings) -> None:
+    database = await open_database(settings)
+    async with database.engine.connect() as connection:
+        difference = await connection.run_sync(
+            lambda plain: compare_metadata(MigrationContext.configure(plain), Base.metadata)
+        )
+        mode = (await connection.execute(sa.text("PRAGMA journal_mode"))).scalar()
+        tables = await connection.run_sync(lambda plain: set(sa.inspect(plain).get_table_names()))
+    assert difference == []
+    assert mode == "wal"
+    assert tables == {
+        "runs",
+        "steps",
+        "evaluations",
+        "checkpoints",
+        "weight_pushes",
+        "events",
+        "samples",
+        "alembic_version",
+    }
+    await database.close()
+    assert (settings.home / "turnout.db").exists()
+    await (await open_database(settings)).close()  # again: nothing to do, nothing lost
+
+
+async def test_a_block_that_raises_changes_nothing(settings: Settings) -> None:
+    database = await open_database(settings)
+    with pytest.raises(RuntimeError):
+        async with database.write() as session:
+            await session.execute(sa.text("DELETE FROM alembic_version"))
+            raise RuntimeError
+    async with database.read() as session:
+        assert (await session.execute(sa.text("SELECT version_num FROM alembic_version"))).scalar() == "0001"
+    await database.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "made"),
+    [
+        ("postgresql://u:secret@h/n", "postgresql+psycopg://u:secret@h/n"),
+        ("postgres://u@h:1/n", "postgresql+psycopg://u@h:1/n"),
+        ("sqlite:////tmp/x.db", "sqlite+aiosqlite:////tmp/x.db"),
+    ],
+)
+def test_urls_get_their_driver(given: str, made: str) -> None:
+    assert database_url(Settings(database_url=given)) == made
+
+
+@pytest.mark.parametrize("given", ["mysql://u:secret@h/n", "secret nonsense"])
+def test_a_wrong_url_is_named_without_its_secret(given: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        database_url(Settings(database_url=given))
+    assert "TURNOUT_DATABASE_URL" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+async def test_a_database_that_cannot_be_opened(tmp_path: Path) -> None:
+    blocked = Settings(database_url=f"sqlite:///{tmp_path}/no/such/folder/x.db")
+    with pytest.raises(UnavailableError) as caught:
+        await open_database(blocked)
+    assert "TURNOUT_DATABASE_URL" in caught.value.remedy

@@ -1,0 +1,212 @@
+"""Creating, listing and deleting runs over REST."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from services.api.database import open_database
+from services.api.parts import Parts, make_parts
+from services.contracts import streams
+from services.runtime.settings import Settings
+from tests.api.fakes import client_of
+
+
+def changed(body: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
+    """A copy of `body` with the field at `place` (dots) set."""
+    out = copy.deepcopy(body)
+    *sections, name = place.split(".")
+    section = out
+    for part in sections:
+        section = section.setdefault(part, {})
+    section[name] = value
+    return out
+
+
+async def test_a_run_is_stored_with_every_default(client: httpx.AsyncClient, run_body: dict[str, Any]) -> None:
+    reply = await client.post("/v1/runs", json=run_body)
+    assert reply.status_code == 201
+    run = (await client.get(reply.headers["location"])).json()
+    assert run == reply.json()
+    assert (run["state"], run["num_steps"], run["objective"]) == ("queued", 3, "srpo")
+    assert run["config"]["rollout"]["group_size"] == 8
+    assert run["config"]["optimizer"]["betas"] == [0.9, 0.999]
+
+
+async def test_a_preset_gives_its_values_and_fields_win(client: httpx.AsyncClient, run_body: dict[str, Any]) -> None:
+    body = changed(run_body | {"preset": "paper-grpo"}, "optimizer.warmup_steps", 3)
+    config = (await client.post("/v1/runs", json=body)).json()["config"]
+    assert (config["objective"]["name"], config["optimizer"]["learning_rate"]) == ("grpo", 1e-6)
+    assert config["optimizer"]["warmup_steps"] == 3
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "field", "words"),
+    [
+        ("training.steps", 0, "training.steps", "training.steps is 0"),
+        ("training.stepz", 1, "training.stepz", "training.stepz is not a field"),
+        ("rollout.top_p", "much", "rollout.top_p", "'much'"),
+        ("preset", "paper-x", None, "paper-x"),
+        ("rollout.group_size", 1, None, "need siblings"),
+        ("model.path", "/no/such/model", "model.path", "no such folder"),
+        ("model.path", "no-such-model", "model.path", "no such folder"),
+        ("model.path", "deploy/nothing", "model.path", "no such folder"),
+        ("model.path", "", "model.path", "not a path"),
+        ("data.train", "/no/such/file.jsonl", "data.train", "no such file"),
+        ("data.train", "hub:", "data.train", "hub:"),
+        ("data.validation", "nothing.jsonl", "data.validation", "no such file"),
+        ("model.trust_remote_code", True, "model.trust_remote_code", "does not run code"),
+    ],
+)
+async def test_a_wrong_run_is_refused_with_field_and_remedy(
+    client: httpx.AsyncClient, run_body: dict[str, Any], place: str, value: Any, field: str | None, words: str
+) -> None:
+    reply = await client.post("/v1/runs", json=changed(run_body, place, value))
+    problem = reply.json()
+    assert (reply.status_code, reply.headers["content-type"]) == (422, "application/problem+json")
+    assert problem["field"] == field
+    assert words in problem["detail"]
+    assert problem["remedy"]
+    assert problem["status"] == 422
+    assert (await client.get("/v1/runs")).json()["items"] == []
+
+
+async def test_a_folder_without_a_model_is_refused(
+    client: httpx.AsyncClient, run_body: dict[str, Any], tmp_path: Path
+) -> None:
+    reply = await client.post("/v1/runs", json=changed(run_body, "model.path", str(tmp_path)))
+    assert (reply.status_code, reply.json()["field"]) == (422, "model.path")
+    assert "config.json" in reply.json()["detail"]
+
+
+async def test_hub_names_are_taken(client: httpx.AsyncClient, run_body: dict[str, Any]) -> None:
+    body = changed(changed(run_body, "model.path", "someone/some-model"), "data.train", "hub:someone/data:train")
+    assert (await client.post("/v1/runs", json=body)).status_code == 201
+
+
+async def test_remote_code_where_the_operator_allows_it(
+    settings: Settings, redis: Redis, run_body: dict[str, Any]
+) -> None:
+    allowing = settings.model_copy(update={"allow_remote_code": True})
+    parts = make_parts(allowing, redis, await open_database(allowing))
+    async with client_of(parts) as client:
+        reply = await client.post("/v1/runs", json=changed(run_body, "model.trust_remote_code", True))
+    assert reply.status_code == 201
+    await parts.close()
+
+
+@pytest.mark.parametrize("content", [b"", b"not json", b"[]", b"null", b"\xff\xfe", b"[" * 10000])
+async def test_bodies_that_are_no_configuration(client: httpx.AsyncClient, content: bytes) -> None:
+    reply = await client.post("/v1/runs", content=content, headers={"Content-Type": "application/json"})
+    assert reply.status_code in (400, 422)
+    assert reply.headers["content-type"] == "application/problem+json"
+
+
+async def test_idempotency_key(client: httpx.AsyncClient, run_body: dict[str, Any]) -> None:
+    headers = {"Idempotency-Key": "once"}
+    replies = await asyncio.gather(*(client.post("/v1/runs", json=run_body, headers=headers) for _ in range(8)))
+    assert {reply.status_code for reply in replies} == {201}
+    assert len({reply.json()["id"] for reply in replies}) == 1
+    other = await client.post("/v1/runs", json=run_body | {"name": "other"}, headers=headers)
+    assert (other.status_code, other.json()["field"]) == (422, "Idempotency-Key")
+    assert len((await client.get("/v1/runs")).json()["items"]) == 1
+
+
+async def test_idempotency_key_of_a_run_whose_inputs_are_gone_by_now(
+    client: httpx.AsyncClient, run_body: dict[str, Any]
+) -> None:
+    headers = {"Idempotency-Key": "again"}
+    first = await client.post("/v1/runs", json=run_body, headers=headers)
+    Path(run_body["data"]["train"]).unlink()  # noqa: ASYNC240
+    again = await client.post("/v1/runs", json=run_body, headers=headers)
+    assert (again.status_code, again.json()["id"]) == (201, first.json()["id"])
+
+
+@pytest.mark.parametrize("sort", ["created_at", "-created_at", "name", "-name", "state", "-step"])
+async def test_pages_give_every_run_once_in_order(
+    client: httpx.AsyncClient, run_body: dict[str, Any], sort: str
+) -> None:
+    made = [
+        (await client.post("/v1/runs", json=run_body | {"name": name})).json() for name in ("b", "a", "b", "c", "a")
+    ]
+    seen: list[dict[str, Any]] = []
+    cursor = None
+    while True:
+        params = {"sort": sort, "limit": 2} | ({"cursor": cursor} if cursor else {})
+        page = (await client.get("/v1/runs", params=params)).json()
+        seen += page["items"]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            break
+    assert sorted(run["id"] for run in seen) == sorted(run["id"] for run in made)
+    values = [run[sort.lstrip("-")] for run in seen]
+    assert values == sorted(values, reverse=sort.startswith("-"))
+
+
+async def test_filters_and_wrong_cursors(client: httpx.AsyncClient, run_body: dict[str, Any]) -> None:
+    first = (await client.post("/v1/runs", json=run_body | {"name": "Alpha one"})).json()
+    await client.post("/v1/runs", json=run_body | {"name": "beta"})
+    await client.post(f"/v1/runs/{first['id']}/stop")
+
+    async def names(**params: Any) -> list[str]:
+        return [run["name"] for run in (await client.get("/v1/runs", params=params)).json()["items"]]
+
+    assert await names(state="stopped") == ["Alpha one"]
+    assert sorted(await names(state=["stopped", "queued"])) == ["Alpha one", "beta"]
+    assert await names(name="ALPHA") == ["Alpha one"]
+    assert await names(name="%") == []
+    page = (await client.get("/v1/runs", params={"limit": 1})).json()
+    for params in ({"cursor": "@@@"}, {"cursor": "AAAA"}, {"cursor": page["next_cursor"], "sort": "name"}):
+        reply = await client.get("/v1/runs", params=params)
+        assert (reply.status_code, reply.json()["field"]) == (422, "cursor")
+    assert (await client.get("/v1/runs", params={"sort": "colour"})).json()["field"] == "sort"
+
+
+async def test_deleting_a_run_removes_files_and_keys(
+    parts: Parts, client: httpx.AsyncClient, redis: Redis, run_body: dict[str, Any]
+) -> None:
+    run_id = (await client.post("/v1/runs", json=run_body)).json()["id"]
+    other = (await client.post("/v1/runs", json=run_body)).json()["id"]
+    for name in (run_id, other):
+        (parts.settings.runs_folder / name / "weights").mkdir(parents=True)
+        await redis.xadd(streams.prompts(name), {"m": b"x"})
+    await client.post(f"/v1/runs/{run_id}/stop")
+    assert (await client.delete(f"/v1/runs/{run_id}")).status_code == 204
+    assert [path.name for path in parts.settings.runs_folder.iterdir()] == [other]
+    assert await redis.keys("turnout:{*") == [streams.prompts(other).encode()]
+    assert (await client.delete(f"/v1/runs/{run_id}")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/runs/none", 404),
+        ("GET", "/v1/runs/none/steps", 404),
+        ("GET", "/v1/runs/none/events", 404),
+        ("GET", "/v1/nothing", 404),
+        ("PUT", "/v1/runs", 405),
+        ("GET", "/v1/runs?limit=0", 422),
+        ("GET", "/v1/runs/..%2F..%2Fetc", 404),
+    ],
+)
+async def test_errors_are_problem_documents(client: httpx.AsyncClient, method: str, path: str, status: int) -> None:
+    reply = await client.request(method, path)
+    assert (reply.status_code, reply.headers["content-type"]) == (status, "application/problem+json")
+    assert {"type", "title", "status", "detail"} <= reply.json().keys()
+
+
+async def test_redis_away_is_a_503(parts: Parts, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    dead = Redis(host="127.0.0.1", port=1, retry=None)
+    parts.redis = dead
+    reply = await client.get("/v1/services")
+    assert (reply.status_code, reply.json()["title"]) == (503, "Unavailable")
+    ready = await client.get("/readyz")
+    assert (ready.status_code, ready.json()["faults"]) == (503, ["redis"])
+    assert (await client.get("/healthz")).status_code == 200
+    await dead.aclose()

@@ -14,7 +14,7 @@ SECONDS: Final = Histogram(
 )
 TOKENS: Final = Counter("turnout_tokens", "Response tokens handled.", ["service", "run_id"])
 GROUPS: Final = Counter(
-    "turnout_groups",
+    "turnout_verifier_groups",
     "Groups judged, by outcome: scored, evaluated or taken_over (another verifier was first).",
     ["run_id", "outcome"],
 )

@@ -26,8 +26,8 @@ class VerifierSettings(BaseSettings):
     """Sandboxed programs that run at once."""
     task_cpu_seconds: float = Field(default=3.0, gt=0)
     """CPU time that judging one reply in a worker may take; beyond it the reply counts as unreadable."""
-    task_wall_seconds: float = Field(default=20.0, gt=0)
-    """Wall-clock time that judging one reply in a worker may take."""
+    task_wall_seconds: float = Field(default=60.0, gt=0)
+    """Wall-clock time that judging one reply in a worker may take; far more, for machines are busy."""
     worker_memory_mb: int = Field(default=2048, ge=256)
     """Address space of one worker process, in MiB."""
 

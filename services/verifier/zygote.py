@@ -29,8 +29,6 @@ from services.verifier.rewards.registry import Judgement, QuestionError, Reward
 
 HEADER: Final = struct.Struct("<I")
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
-_TASKS_BEFORE_RENEWAL: Final = 1000
-"""A worker ends after so many tasks: libraries' caches grow."""
 
 
 class Order(msgspec.Struct, array_like=True):
@@ -139,12 +137,9 @@ def _work(pool: socket.socket, rewards: dict[str, Reward], memory_bytes: int) ->
     """A worker's life: one task after another until the socket closes."""
     try:
         _confine(memory_bytes)
-        for _ in range(_TASKS_BEFORE_RENEWAL):
+        while True:
             task = msgspec.msgpack.decode(receive(pool), type=Task)
-            finding = _judge(rewards[task.question.kind], task)
-            send(pool, msgspec.msgpack.encode(finding))
-            if finding.out_of_memory:
-                break
+            send(pool, msgspec.msgpack.encode(_judge(rewards[task.question.kind], task)))
     except (EOFError, ConnectionError):
         pass
     finally:

@@ -21,7 +21,7 @@ from services.verifier.workers import WorkerPool  # noqa: E402
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def pool() -> AsyncIterator[WorkerPool]:
     """Two workers with a short limit of CPU time (one answer takes about 0.01 s)."""
-    made = WorkerPool(num_workers=2, cpu_seconds=0.12, wall_seconds=60.0, memory_bytes=2 << 30)
+    made = WorkerPool(num_workers=2, cpu_seconds=0.1, wall_seconds=120.0, memory_bytes=2 << 30)
     yield made
     await made.close()
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from services.contracts.errors import InfrastructureError
 from services.verifier.rewards import code
@@ -179,3 +183,29 @@ async def test_a_reply_without_program_earns_nothing() -> None:
     found = await reward.judge(question("code", "", SUMS), "I do not know.", False)
     assert (found.reward, found.format_ok) == (0.0, False)
     assert "```python" in found.feedback
+
+
+@given(
+    st.lists(st.one_of(st.sampled_from(["```", "```python\n", "\n```\n", "<answer>", "</answer>"]), st.text())).map(
+        "".join
+    )
+)
+def test_no_text_makes_the_search_for_a_program_raise(text: str) -> None:
+    found = extract_program(text)
+    assert found is None or found in text
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False), st.lists, max_leaves=8))
+def test_a_result_equals_itself_and_nothing_else(value: object) -> None:
+    case = code.Case(call="f", expected=value)
+    assert code.same_output(case, json.dumps(value))
+    assert not code.same_output(case, json.dumps([value, "more"]))
+    assert not code.same_output(case, "print")
+
+
+@pytest.mark.parametrize(
+    ("given_value", "wanted", "same"),
+    [(True, 1, False), (1, 1.0, True), (0.1 + 0.2, 0.3, True), ({"a": [1]}, {"a": [1]}, True), ("1", 1, False)],
+)
+def test_results_of_calls_compare_as_json(given_value: object, wanted: object, same: bool) -> None:
+    assert code.same_output(code.Case(call="f", expected=wanted), json.dumps(given_value)) == same

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from services.contracts.errors import InfrastructureError
+from services.contracts.errors import ConfigurationError, InfrastructureError
 from services.verifier.rewards.http import FAILURES_TO_OPEN, HttpReward
 from services.verifier.rewards.registry import QuestionError
-from services.verifier.settings import EndpointSettings
+from services.verifier.settings import EndpointSettings, VerifierSettings, load
 from tests.verifier.builders import question
 
 Answer = tuple[int, bytes]
@@ -120,3 +120,12 @@ async def test_no_endpoint_is_a_fault_with_a_remedy() -> None:
     with pytest.raises(QuestionError, match="no endpoint") as caught:
         await reward().judge(question("http"), "x", False)
     assert "TURNOUT_REWARD_URL" in caught.value.remedy
+
+
+def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TURNOUT_REWARD_URL", "ftp://x")
+    with pytest.raises(ConfigurationError, match="TURNOUT_REWARD_URL"):
+        load(EndpointSettings)
+    monkeypatch.setenv("TURNOUT_VERIFIER_WORKERS", "none")
+    with pytest.raises(ConfigurationError, match="TURNOUT_VERIFIER_WORKERS"):
+        load(VerifierSettings)

@@ -215,4 +215,4 @@ async def test_the_service_as_a_process(redis: Redis, valkey_url: str) -> None:
     assert ready.status_code == 200
     assert 'turnout_verifier_seconds_count{kind="mcq"} 2.0' in metrics
     assert 'turnout_tokens_total{run_id="r1",service="verifier"} 18.0' in metrics
-    assert 'turnout_groups_total{outcome="scored",run_id="r1"} 3.0' in metrics
+    assert 'turnout_verifier_groups_total{outcome="scored",run_id="r1"} 3.0' in metrics

@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from services.contracts.errors import ConfigurationError, InfrastructureError
+from services.contracts.messages import Question
 from services.verifier.judge import Judge
 from services.verifier.rewards import registry
 from services.verifier.workers import UNREADABLE, WorkerPool
@@ -71,6 +72,30 @@ async def test_catastrophic_patterns_are_cut_off_and_others_match(pool: WorkerPo
         await pool.judge(question("regex", "("), "x", False)
 
 
+HOSTILE = [
+    *(
+        "",
+        "$",
+        "$$",
+        "<answer></answer>",
+        r"$\frac{1}{0}$",
+        "$\ud7ff\x00$",
+        r"$\lim_{x}$",
+        "__import__('os').system('x')",
+    ),
+    *(r"\boxed{" * 50, "{" * 500, "$1" + "0" * 9000, "$x" + "'" * 300 + "$", "9" * 20000),
+    r"$\begin{pmatrix}1\end{pmatrix}$",
+]
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("asked", [HALF, question("regex", r"\w+1$")])
+async def test_no_text_makes_a_supervised_reward_fault(pool: WorkerPool, asked: Question) -> None:
+    for text in HOSTILE:
+        found = await pool.judge(asked, text, True)
+        assert not found.correct
+
+
 OWN = """
 import os, signal, time
 from services.verifier.rewards.registry import Judgement
@@ -121,7 +146,15 @@ def own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 async def own_judge(own_package: Path) -> AsyncIterator[Judge]:
-    pool = WorkerPool(num_workers=2, cpu_seconds=0.3, wall_seconds=1.5, memory_bytes=1 << 30)
+    pool = WorkerPool(num_workers=2, cpu_seconds=0.3, wall_seconds=120.0, memory_bytes=1 << 30)
+    yield Judge(pool, {})
+    await pool.close()
+
+
+@pytest.fixture
+async def impatient_judge(own_package: Path) -> AsyncIterator[Judge]:
+    """Its tasks run out of time on the clock long before they run out of CPU time, as on an overloaded machine."""
+    pool = WorkerPool(num_workers=2, cpu_seconds=600.0, wall_seconds=0.5, memory_bytes=1 << 30)
     yield Judge(pool, {})
     await pool.close()
 
@@ -140,7 +173,6 @@ async def test_rewards_of_installed_packages_judge(own_judge: Judge) -> None:
     ("text", "fault"),
     [
         ("crash", "died (signal 11)"),
-        ("sleep", "no answer in 1.5 s"),
         ("spin", "0.3 s of CPU time"),
         ("hog", "ran out of memory"),
         ("raise", "nothing there"),
@@ -153,6 +185,14 @@ async def test_a_reward_that_fails_is_a_fault_not_a_zero(own_judge: Judge, text:
     assert fault in verdict.fault
     after = await own_judge.verdict(question("hazard"), rollout("fine"))
     assert (after.status, after.reward) == ("ok", 1.0)
+
+
+async def test_running_out_of_the_clock_alone_is_a_fault_not_a_zero(impatient_judge: Judge) -> None:
+    own = await impatient_judge.verdict(question("hazard"), rollout("sleep"))
+    built_in = await impatient_judge.verdict(question("regex", "^(a+)+$"), rollout("a" * 60 + "b"))
+    for verdict in (own, built_in):
+        assert verdict.status == "infrastructure_fault"
+        assert "no answer in 0.5 s" in verdict.fault
 
 
 async def test_a_worker_that_dies_once_costs_nothing(own_judge: Judge, tmp_path: Path) -> None:
@@ -170,8 +210,8 @@ async def test_the_pool_outlives_its_zygote(own_judge: Judge) -> None:
     pool = own_judge._parts["hazard"]
     assert isinstance(pool, WorkerPool)
     assert (await own_judge.verdict(question("length"), rollout("1"))).status == "ok"
-    assert pool._zygote is not None
-    pool._zygote.process.kill()
+    assert pool._nursery is not None
+    pool._nursery.process.kill()
     verdicts = await asyncio.gather(*(own_judge.verdict(question("length"), rollout("1" * 10)) for _ in range(20)))
     assert [verdict.reward for verdict in verdicts] == [1.0] * 20
 
@@ -187,9 +227,9 @@ def test_closing_leaves_no_process() -> None:
     async def use() -> list[int]:
         pool = WorkerPool(num_workers=1, cpu_seconds=5, wall_seconds=60, memory_bytes=1 << 30)
         await pool.judge(question("regex", "a"), "a", False)
-        zygote = pool._zygote
-        assert zygote is not None
-        pids = [zygote.process.pid, *zygote._workers]
+        nursery = pool._nursery
+        assert nursery is not None
+        pids = [nursery.process.pid, *nursery._workers]
         await pool.close()
         return pids
 

@@ -30,7 +30,7 @@ class GroupSampler:
     async def sample(self, task: PromptTask) -> tuple[list[int], list[Rollout]]:
         """Prompt token ids and exactly `num_samples` rollouts.
 
-        A prompt that cannot be rendered, and a rollout whose generation failed twice, give status
+        A prompt that cannot be rendered, settings that vLLM refuses, and a rollout whose generation failed twice, give status
         `infrastructure_fault` with the reason; they never raise.
         """
         num_samples = task.sampling.num_samples
@@ -40,11 +40,15 @@ class GroupSampler:
             return [], [fault(str(error))] * num_samples
         rollouts: list[Rollout] = []
         num_failures = 0
+        is_greedy = task.sampling.temperature == 0  # siblings are all alike: sampled once
         while len(rollouts) < num_samples:
-            params = sampling_params(task.sampling, num_samples - len(rollouts), self._stop_token_ids)
             try:
+                params = sampling_params(
+                    task.sampling, 1 if is_greedy else num_samples - len(rollouts), self._stop_token_ids
+                )
                 outputs = await self._server.generate(prompt, params)
-                rollouts += [self._rollout(output) for output in outputs if output.finish_reason in ("stop", "length")]
+                found = [self._rollout(output) for output in outputs if output.finish_reason in ("stop", "length")]
+                rollouts += found * num_samples if is_greedy else found
                 failed = next((output for output in outputs if output.finish_reason == "error"), None)
                 if failed is not None:
                     raise InfrastructureError("The engine gave a response up with an error.")
@@ -96,18 +100,25 @@ def fault(reason: str) -> Rollout:
 
 
 def sampling_params(sampling: Sampling, num_samples: int, stop_token_ids: list[int]) -> SamplingParams:
-    """vLLM's parameters: final outputs only, the sampled token's log-prob, no text (decoded once, by us)."""
+    """vLLM's parameters: final outputs only, the sampled token's log-prob, no text (decoded once, by us).
+
+    Raises:
+        InfrastructureError: vLLM refuses the values.
+    """
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-    return SamplingParams(
-        n=num_samples,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        max_tokens=sampling.max_response_tokens,
-        stop_token_ids=stop_token_ids,
-        logprobs=0,
-        flat_logprobs=True,
-        detokenize=False,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-    )
+    try:
+        return SamplingParams(
+            n=num_samples,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=sampling.max_response_tokens,
+            stop_token_ids=stop_token_ids,
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+    except ValueError as error:
+        raise InfrastructureError(f"The sampling settings cannot be used: {error}.") from error

@@ -89,12 +89,6 @@ class EngineServer:
 
     # -- sampling ------------------------------------------------------------------------------------------------
 
-    async def serving(self) -> int:
-        """Wait until the server samples; returns its weight version."""
-        await self._serving.wait()
-        assert self.version is not None
-        return self.version
-
     async def generate(self, prompt_token_ids: list[int], params: SamplingParams) -> list[CompletionOutput]:
         """Sample `params.n` responses. Those that an update took back have finish reason `abort`: submit them again.
 

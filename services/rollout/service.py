@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Literal
+from typing import Literal, cast
 
 from redis.exceptions import RedisError
 
@@ -23,7 +23,7 @@ from services.rollout.prompts import PromptRenderer, load_tokenizer, stop_tokens
 from services.rollout.routes import add_routes, include_vllm
 from services.rollout.sampling import GroupSampler
 from services.rollout.server import EngineServer
-from services.rollout.worker import RolloutWorker
+from services.rollout.worker import RolloutWorker, stop
 from services.runtime.life import Service
 from services.runtime.logs import get_logger
 from services.runtime.queue import Queue
@@ -106,8 +106,8 @@ class Supervisor:
         self._run = RunConfig.model_validate_json(raw)
         spec = engines.spec_for(self._run, self._service.settings, self._presence.instance)
         reusable = self.server.phase == "serving" and spec == self._spec and not self.server.is_dead
-        if not (reusable and await self._back_to_start(run_id)):
-            await self._end_engine()
+        if not (reusable and self.server.checksum is None and await self._reuse(run_id)):
+            await self._end_engine()  # the model's own weights come back with a new engine only
         self._spec = spec
         self._retry_at = 0.0
         self._presence.details.pop("fault", None)
@@ -119,7 +119,8 @@ class Supervisor:
         self._behind_since = None
 
     def _make_worker(self) -> RolloutWorker:
-        assert self._spec is not None and self._run_id is not None
+        assert self._spec is not None
+        assert self._run_id is not None
         spec = self._spec
         sampler = GroupSampler(
             self.server,
@@ -131,7 +132,8 @@ class Supervisor:
     # -- engine --------------------------------------------------------------------------------------------------
 
     async def _start_engine(self) -> None:
-        assert self._spec is not None and self._run_id is not None
+        assert self._spec is not None
+        assert self._run_id is not None
         self._presence.state = "starting"
         self._presence.waits_for("engine start")
         started = time.monotonic()
@@ -151,15 +153,13 @@ class Supervisor:
         self._presence.details.pop("fault", None)
         log.info("engine started", seconds=round(time.monotonic() - started, 2), weight_version=self.server.version)
 
-    async def _back_to_start(self, run_id: str) -> bool:
-        """Give the engine of an earlier run its model's own weights again, then this run's."""
+    async def _reuse(self, run_id: str) -> bool:
+        """Serve this run with the engine of an earlier one, which still has its model's own weights."""
         engine = self.server.engine
         assert engine is not None
         self._loading = True
         try:
             await engine.pause_generation(mode="abort", clear_cache=True)
-            if self.server.checksum is not None:
-                await engine.collective_rpc("reload_weights")
             await self.server.attach(engine, run_id)
             await self._bring_up()
         except Exception as error:  # noqa: BLE001 - whatever went wrong, a new engine mends it
@@ -218,7 +218,7 @@ class Supervisor:
     async def _published(self) -> tuple[int, str, str] | None:
         """Version, folder and checksum that the learner published last."""
         assert self._run_id is not None
-        found = await self._redis.hgetall(streams.weights(self._run_id))
+        found = cast(dict[bytes, bytes], await self._redis.hgetall(streams.weights(self._run_id)))
         values = {key.decode(): value.decode() for key, value in found.items()}
         if not values:
             return None
@@ -264,8 +264,7 @@ class Supervisor:
     async def _stop_worker(self) -> None:
         worker, self._worker = self._worker, None
         if worker is not None:
-            worker.cancel()
-            await asyncio.gather(worker, return_exceptions=True)
+            await stop([worker])
 
 
 async def loops(service: Service) -> None:

@@ -91,10 +91,28 @@ class StoreWeightEngine(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
         if not self._touched:
             raise RuntimeError(f"{REFUSED}: the update was finished without weights.")
         finalize_layerwise_reload(self.model, self.model_config)
+        process_tied_layers(self.model)
         self._touched = False
 
     def shutdown(self) -> None:
         """Nothing is held."""
+
+
+def process_tied_layers(model: torch.nn.Module) -> None:
+    """Redo the packing of layers that share another layer's weight (an output layer tied to the embedding).
+
+    The layerwise reload sees no weights of their own for such layers and leaves them; their values have changed through
+    the other layer, but the copy that CPU kernels have packed would be the old one.
+    """
+    seen: set[int] = set()
+    for layer in model.modules():
+        weight = getattr(layer, "weight", None)
+        method = getattr(layer, "quant_method", None)
+        if weight is None or method is None:
+            continue
+        if id(weight) in seen:
+            method.process_weights_after_loading(layer)
+        seen.add(id(weight))
 
 
 def tensors_of(files: list[Path]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from redis.exceptions import RedisError
 
 from services.contracts import streams
-from services.contracts.messages import CompletedGroup, PromptTask
+from services.contracts.messages import CompletedGroup, PromptTask, Rollout
 from services.rollout import telemetry
-from services.rollout.sampling import GroupSampler
+from services.rollout.sampling import GroupSampler, fault
 from services.rollout.server import EngineServer
 from services.runtime.logs import get_logger
 from services.runtime.queue import Delivery, Queue
@@ -65,10 +65,7 @@ class RolloutWorker:
                     log.warning("queue not reachable", error=str(error))
                     await asyncio.sleep(1.0)
         finally:
-            tasks = [upkeep, *(task for _, task in self._active.values())]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await stop([upkeep, *(task for _, task in self._active.values())])
             self._presence.waits_for("")
 
     async def _turn(self) -> None:
@@ -126,7 +123,7 @@ class RolloutWorker:
         task = delivery.message
         started = time.monotonic()
         try:
-            prompt, rollouts = await self._sampler.sample(task)
+            prompt, rollouts = await self._sample_or_fault(task)
             seconds = time.monotonic() - started
             group = CompletedGroup(
                 task=task,
@@ -151,6 +148,13 @@ class RolloutWorker:
         telemetry.GROUPS.labels(task.purpose).inc()
         telemetry.FAULTS.inc(sum(rollout.status != "ok" for rollout in rollouts))
         telemetry.GENERATION_SECONDS.observe(seconds)
+
+    async def _sample_or_fault(self, task: PromptTask) -> tuple[list[int], list[Rollout]]:
+        try:
+            return await self._sampler.sample(task)
+        except Exception as error:
+            log.exception("sampling failed", group_id=task.group_id)
+            return [], [fault(f"{type(error).__name__}: {error}")] * task.sampling.num_samples
 
     async def _upkeep(self) -> None:
         """Keep what is in hand; take over what others left."""
@@ -179,3 +183,17 @@ class RolloutWorker:
             self._presence.waits_for(f"weights version {needed}")
         else:
             self._presence.waits_for("prompts")
+
+
+async def stop(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they have ended.
+
+    Once is not enough: before Python 3.12 `asyncio.wait_for`, which the Redis client uses, loses a cancellation that
+    comes at the moment when what it waits for is done.
+    """
+    pending = [task for task in tasks if not task.done()]
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, left = await asyncio.wait(pending, timeout=1.0)
+        pending = list(left)

@@ -126,9 +126,7 @@ class Deployment:
         return str(store.path(version)), manifest
 
     def announce(self, version: int, path: str, checksum: str) -> None:
-        self.redis.hset(
-            streams.weights(self.run_id), mapping={"version": version, "path": path, "checksum": checksum}
-        )
+        self.redis.hset(streams.weights(self.run_id), mapping={"version": version, "path": path, "checksum": checksum})
 
     # -- service
 

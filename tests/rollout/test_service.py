@@ -74,6 +74,13 @@ def test_overlong_prompt_is_a_fault_not_a_cut(deployment: Deployment) -> None:
     assert "max_prompt_tokens" in group.rollouts[0].fault
 
 
+def test_impossible_sampling_is_a_fault(deployment: Deployment) -> None:
+    deployment.feed("impossible", "w5", sampling={"top_p": 0.0})
+    group = deployment.wait_group("impossible")
+    assert [rollout.status for rollout in group.rollouts] == ["infrastructure_fault"] * 4
+    assert "top_p" in group.rollouts[0].fault
+
+
 def test_routes_ask_for_the_token(deployment: Deployment) -> None:
     reply = deployment.post("/pause", token="wrong")
     assert reply.status_code == 401
@@ -84,9 +91,7 @@ def test_routes_ask_for_the_token(deployment: Deployment) -> None:
 def test_update_in_flight_and_old_task_held(deployment: Deployment) -> None:
     """Responses in flight survive an update; their tokens say which version sampled them; younger tasks wait."""
     deployment.feed("future", "w30", min_weight_version=1)
-    deployment.feed(
-        "flight", "w31 w32", sampling={"num_samples": 8, "max_response_tokens": 700, "temperature": 0.001}
-    )
+    deployment.feed("flight", "w31 w32", sampling={"num_samples": 8, "max_response_tokens": 700, "temperature": 0.001})
     deployment.wait(lambda: deployment.redis.xpending(streams.prompts("run-t"), streams.GROUP_ROLLOUT)["pending"] == 2)
     assert deployment.completed("future") is None
     path, manifest = deployment.store_version(1, seed=11)

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export TURNOUT_VENV := $(VENV)
 
-.PHONY: help install install-gpu demo up down doctor check test test-fast bench docs locks clean
+.PHONY: help install install-gpu demo up down doctor check test bench docs locks clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -40,9 +40,6 @@ check: install-dev  ## Format, lint, types, import borders, generated pages
 
 test: check  ## All tests, on real parts
 	$(BIN)/python -m pytest
-
-test-fast: install-dev  ## Tests that need no engine
-	$(BIN)/python -m pytest -m "not engine"
 
 bench: install-dev  ## Measure; rewrites the tables in docs/performance.md
 	$(BIN)/python -m benchmarks

@@ -73,6 +73,8 @@ class ChunkLosses:
             teacher, teacher_entropy = teacher_logits.log_softmax(-1), entropy_nats(teacher_logits)
         else:
             cut = cut_student(logits, targets, top_k)
+            # Its probabilities are kept for the gradient; the logits need not stand beside the teacher's.
+            del logits
             theirs = cut_fixed(self._teacher_logits(layout.slots[tokens]), targets, cut.chosen)
             student, teacher, teacher_entropy = cut.buckets, theirs.buckets, theirs.entropy
         divergence = generalised_divergence(student, teacher.to(student.dtype), objective.divergence_alpha)

@@ -234,9 +234,9 @@ class _Update:
 
             def job(project: Project, hidden: Tensor) -> Tensor:
                 def chunk_loss(states: Tensor, chunk: slice) -> Tensor:
-                    logits = real_logits(project, states, self.config.rollout.temperature)
                     branch = losses.grpo if chunk.start < num_grpo else losses.sdpo
-                    return branch(logits, batch.tokens[chunk])
+                    # Not named here, so that the branch may free the logits early.
+                    return branch(real_logits(project, states, self.config.rollout.temperature), batch.tokens[chunk])
 
                 width = vocabulary_size(engine.student)
                 chunks = chunk_slices(0, num_grpo, width) + chunk_slices(num_grpo, len(batch.tokens), width)

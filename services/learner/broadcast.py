@@ -18,6 +18,15 @@ BEAT_SECONDS = 4.0
 T = TypeVar("T")
 
 
+class Start(msgspec.Struct, frozen=True):
+    """Sent once, before anything else."""
+
+    config: str
+    """The run configuration as JSON."""
+    checkpoint: str | None
+    """Folder of the checkpoint to go on from."""
+
+
 class Wait(msgspec.Struct, frozen=True, tag=True):
     """Nothing to do yet."""
 
@@ -51,9 +60,14 @@ def receive(device: torch.device) -> Command:
     return decode(_broadcast(None, device), Command)
 
 
-def share_text(text: str | None, device: torch.device) -> str:
-    """Rank 0's text on every rank; `text` counts on rank 0 only."""
-    return _broadcast(None if text is None else text.encode(), device).decode()
+def send_start(start: Start, device: torch.device) -> None:
+    """Rank 0's side of `receive_start`."""
+    _broadcast(msgspec.msgpack.encode(start), device)
+
+
+def receive_start(device: torch.device) -> Start:
+    """How to begin, on ranks other than 0."""
+    return decode(_broadcast(None, device), Start)
 
 
 def decode(payload: bytes, kind: type[T] | object) -> T:

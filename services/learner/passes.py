@@ -94,9 +94,10 @@ def gathered(parameters: Sequence[nn.Parameter]) -> AbstractContextManager[objec
     """Whole parameters for reading, where ZeRO-3 keeps them in parts; nothing elsewhere."""
     if not any(hasattr(parameter, "ds_id") for parameter in parameters):
         return nullcontext()
-    from deepspeed.zero import GatheredParameters
+    import deepspeed  # `deepspeed.zero` is an attribute, not a module of that name
 
-    return GatheredParameters(list(parameters))
+    whole: AbstractContextManager[object] = deepspeed.zero.GatheredParameters(list(parameters))
+    return whole
 
 
 def chunk_slices(start: int, stop: int, vocabulary: int) -> list[slice]:

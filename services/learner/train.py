@@ -15,13 +15,15 @@ import time
 from pathlib import Path
 from typing import IO
 
+import msgspec
+
 from services.learner.ranks import join, leave, prepare_environment
 
 prepare_environment()
 
 from services.contracts.errors import TurnoutError, UnavailableError  # noqa: E402
 from services.contracts.run_config import RunConfig, parse_run_config  # noqa: E402
-from services.learner.broadcast import Finish, Save, Step, receive, share_text  # noqa: E402
+from services.learner.broadcast import Finish, Save, Start, Step, receive, receive_start, send_start  # noqa: E402
 from services.learner.checkpoint import CheckpointStore, Loaded, load  # noqa: E402
 from services.learner.leader import Leader  # noqa: E402
 from services.learner.link import RunLink  # noqa: E402
@@ -58,8 +60,8 @@ def lead(settings: Settings, run_id: str) -> int:
             link.send_progress()
             checkpoint = newest_checkpoint(folder, link)
             ranks = join()
-            share_text(config.model_dump_json(), ranks.device)
-            share_text("" if checkpoint is None else str(checkpoint.folder), ranks.device)
+            place = None if checkpoint is None else str(checkpoint.folder)
+            send_start(Start(config.model_dump_json(), place), ranks.device)
             session = open_session(config, ranks, checkpoint, settings)
             Leader(link, session, folder, checkpoint, settings).run()
         return 0
@@ -74,9 +76,10 @@ def follow(settings: Settings, run_id: str) -> int:
     """Ranks other than 0. Consumes commands of rank 0; waits only in collectives, which rank 0's beat ends every few
     seconds; `Finish` ends it."""
     ranks = join()
-    config = parse_run_config_json(share_text(None, ranks.device))
-    folder = share_text(None, ranks.device)
-    session = open_session(config, ranks, load(Path(folder)) if folder else None, settings)
+    start = receive_start(ranks.device)
+    config = parse_run_config(msgspec.json.decode(start.config))
+    checkpoint = None if start.checkpoint is None else load(Path(start.checkpoint))
+    session = open_session(config, ranks, checkpoint, settings)
     weights = session.weights()
     while True:
         command = receive(ranks.device)
@@ -92,12 +95,6 @@ def follow(settings: Settings, run_id: str) -> int:
 
 def open_session(config: RunConfig, ranks: Ranks, checkpoint: Loaded | None, settings: Settings) -> TrainingSession:
     return TrainingSession(config, ranks, checkpoint, allow_remote_code=settings.allow_remote_code)
-
-
-def parse_run_config_json(text: str) -> RunConfig:
-    import msgspec
-
-    return parse_run_config(msgspec.json.decode(text))
 
 
 def newest_checkpoint(folder: Path, link: RunLink) -> Loaded | None:

@@ -1,0 +1,98 @@
+"""Checkpoints: whole and verified, or refused by name and passed over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from services.learner.checkpoint import FORMAT, CheckpointStore, CorruptCheckpointError, Snapshot, State
+from services.learner.weights import read_safetensors, write_safetensors
+
+
+def snapshot(step: int) -> Snapshot:
+    weights = {"layer.weight": torch.full((2, 3), float(step))}
+    state = State(format=FORMAT, run_id="r", step=step, updates=step, ledger={"trained": 4 * step})
+    moments = {"layer.weight/exp_avg": torch.randn(2, 3), "layer.weight/exp_avg_sq": torch.rand(2, 3)}
+    return Snapshot(state, weights, moments, {"layer.weight": torch.zeros(2, 3)}, torch.get_rng_state())
+
+
+@pytest.fixture()
+def store(tmp_path: Path) -> CheckpointStore:
+    return CheckpointStore(tmp_path, lambda folder: (folder / "config.json").write_text("{}") and None)
+
+
+def test_what_is_written_comes_back(store: CheckpointStore) -> None:
+    written = snapshot(3)
+    path, size = store.write(written)
+    loaded = store.load_newest(pytest.fail)
+    assert loaded is not None
+    assert loaded.folder == path
+    assert loaded.state == written.state
+    assert size > 0
+    assert {name: value.tolist() for name, value in loaded.optimizer().items()} == {
+        name: value.tolist() for name, value in written.optimizer.items()
+    }
+    assert torch.equal(loaded.random_state(), written.random_state)
+    assert (loaded.model_path / "config.json").exists()
+    assert torch.equal(read_safetensors(loaded.model_path, "model")["layer.weight"], written.weights["layer.weight"])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["manifest.json", "hf/model.safetensors", "state/optimizer.safetensors", "state/state.json", "hf/config.json"],
+)
+@pytest.mark.parametrize("way", ["removed", "cut", "changed"])
+def test_a_torn_one_is_refused_and_the_one_before_it_used(store: CheckpointStore, damage: str, way: str) -> None:
+    store.write(snapshot(2))
+    newest, _ = store.write(snapshot(4))
+    victim = newest / damage
+    content = victim.read_bytes()
+    if way == "removed":
+        victim.unlink()
+    elif way == "cut":
+        victim.write_bytes(content[:-1])
+    else:
+        victim.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    told: list[str] = []
+    loaded = store.load_newest(told.append)
+    assert loaded is not None
+    assert loaded.state.step == 2
+    assert len(told) == 1
+    assert "step-00000004" in told[0]
+
+
+def test_no_sound_one_at_all_is_a_fault_not_a_fresh_start(store: CheckpointStore) -> None:
+    path, _ = store.write(snapshot(2))
+    (path / "manifest.json").unlink()
+    with pytest.raises(CorruptCheckpointError, match="No checkpoint"):
+        store.load_newest(lambda _: None)
+
+
+def test_a_half_written_one_is_not_there(store: CheckpointStore) -> None:
+    store.write(snapshot(2))
+    half = store.folder / ".writing-step-00000004"
+    half.mkdir()
+    (half / "manifest.json").write_text("{}")
+    assert store.steps() == [2]
+    store.write(snapshot(4))
+    assert store.steps() == [2, 4]
+    assert not half.exists()
+
+
+def test_keeps_the_newest_and_the_best(store: CheckpointStore) -> None:
+    for step in (1, 2, 3, 4, 5):
+        store.write(snapshot(step))
+    store.collect(keep_last=2, keep_best=1, accuracies={1: 0.2, 2: 0.9, 3: 0.9, 4: 0.1})
+    assert store.steps() == [3, 4, 5]
+
+
+def test_large_models_are_cut_into_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.learner.weights.SHARD_BYTES", 100)
+    tensors = {f"t{n}": torch.arange(20, dtype=torch.float32) + n for n in range(3)}
+    write_safetensors(tmp_path, "model", tensors)
+    assert len(list(tmp_path.glob("model-*-of-00003.safetensors"))) == 3
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    back = read_safetensors(tmp_path, "model")
+    assert all(torch.equal(back[name], tensor) for name, tensor in tensors.items())

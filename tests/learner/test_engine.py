@@ -1,0 +1,152 @@
+"""The engine against plain PyTorch: ZeRO 0, 1, 2, 3 on one and two ranks, in real processes."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from services.contracts.run_config import OptimizerSection
+from services.learner.engine import learning_rate, num_updates
+from tests.conftest import free_port
+from tests.learner.engine_program import NUM_UPDATES, batches, row_loss, run_config, tiny_model
+from tests.learner.ring import ROOT, bytecode_cached
+
+STAGES = (0, 1, 2, 3)
+Results = Callable[[int, str], dict[int, dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """What `engine_program` makes of (number of ranks, dtype), by stage."""
+    made: dict[tuple[int, str], dict[int, dict[str, Any]]] = {}
+
+    def run(num_ranks: int, dtype: str) -> dict[int, dict[str, Any]]:
+        if (num_ranks, dtype) not in made:
+            folder = tmp_path_factory.mktemp("engine")
+            run_program(folder, num_ranks, dtype)
+            made[num_ranks, dtype] = {
+                stage: torch.load(folder / f"stage{stage}.pt", weights_only=True) for stage in STAGES
+            }
+        return made[num_ranks, dtype]
+
+    return run
+
+
+def run_program(folder: Path, num_ranks: int, dtype: str) -> None:
+    port = str(free_port())
+    command = [sys.executable, "-m", "tests.learner.engine_program", str(folder), ",".join(map(str, STAGES)), dtype]
+    shared = bytecode_cached(os.environ) | {
+        "WORLD_SIZE": str(num_ranks),
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+    processes = [
+        subprocess.Popen(command, cwd=ROOT, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(num_ranks)
+    ]
+    try:
+        assert [process.wait(240) for process in processes] == [0] * num_ranks
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, Any]:
+    """The same training in plain PyTorch, float32, one process, whole batches."""
+    model, config = tiny_model(), run_config(0, "float32")
+    teacher = copy.deepcopy(model)
+    section = config.optimizer
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1.0, betas=section.betas, eps=section.epsilon, weight_decay=section.weight_decay
+    )
+    snapshots, norms = [], []
+    for update, rows in enumerate(batches()):
+        torch.stack([row_loss(model, row) for row in rows]).sum().backward()
+        norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), section.gradient_clip)))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(section, update, num_updates(config))
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            for average, parameter in zip(teacher.parameters(), model.parameters(), strict=True):
+                average.mul_(0.95).add_(parameter, alpha=0.05)
+        snapshots.append((named(model), named(teacher)))
+    logits = teacher(input_ids=batches()[0, :1]).logits.detach()
+    return {"snapshots": snapshots, "norms": norms, "teacher_logits": logits}
+
+
+def named(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
+    assert first.keys() == second.keys()
+    return max(float((first[name].float() - second[name].float()).abs().max()) for name in first)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_updates_equal_plain_adamw(results: Results, reference: dict[str, Any], num_ranks: int, stage: int) -> None:
+    result = results(num_ranks, "float32")[stage]
+    after_three, after_six = reference["snapshots"][NUM_UPDATES - 1][0], reference["snapshots"][-1][0]
+    assert largest_difference(result["weights"], after_three) < 5e-6
+    assert largest_difference(result["later"], after_six) < 5e-6
+    assert result["norms"] == pytest.approx(reference["norms"], rel=1e-5)
+    moved = largest_difference(result["weights"], named(tiny_model()))
+    assert moved > 1e-2, "the comparison would also hold for a model that never moves"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_the_teacher_is_the_moving_average(
+    results: Results, reference: dict[str, Any], num_ranks: int, stage: int
+) -> None:
+    """Also what its passes compute, not only what is stored. Fails for a teacher that never moves (ZeRO-3, 2 ranks)."""
+    result = results(num_ranks, "float32")[stage]
+    assert largest_difference(result["teacher"], reference["snapshots"][NUM_UPDATES - 1][1]) < 5e-6
+    assert largest_difference(result["teacher"], named(tiny_model())) > 1e-3
+    assert torch.allclose(result["teacher_logits"], reference["teacher_logits"], atol=1e-5)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_state_goes_out_and_in_without_losing_a_bit(results: Results, num_ranks: int, stage: int) -> None:
+    result = results(num_ranks, "float32")[stage]
+    assert largest_difference(result["later"], result["resumed"]) == 0.0
+    assert largest_difference(result["later_teacher"], result["resumed_teacher"]) == 0.0
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_bfloat16_keeps_float32_masters_and_averages(results: Results, stage: int) -> None:
+    result = results(2, "bfloat16")[stage]
+    master = {name.removesuffix("/master"): value for name, value in result["state"].items() if "master" in name}
+    assert all(value.dtype == torch.bfloat16 for value in result["weights"].values())
+    assert largest_difference({n: v.bfloat16() for n, v in master.items()}, result["weights"]) == 0.0
+    assert any(bool((value != value.bfloat16().float()).any()) for value in master.values())
+    assert any(bool((value != value.bfloat16().float()).any()) for value in result["teacher"].values())
+    assert largest_difference(result["later"], result["resumed"]) == 0.0
+    assert largest_difference(result["later_teacher"], result["resumed_teacher"]) == 0.0
+
+
+def test_learning_rate_schedules() -> None:
+    def rates(schedule: Any) -> list[float]:
+        section = OptimizerSection(learning_rate=1.0, warmup_steps=4, schedule=schedule)
+        return [learning_rate(section, update, 12) for update in range(12)]
+
+    for schedule in ("constant", "linear", "cosine"):
+        assert rates(schedule)[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates("constant")[4:] == [1.0] * 8
+    assert rates("linear")[4:] == pytest.approx([1.0 - n / 8 for n in range(8)])
+    assert rates("cosine")[8] == pytest.approx(0.5)
+    assert 0 < rates("cosine")[-1] < 0.05

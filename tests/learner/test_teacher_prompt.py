@@ -1,0 +1,78 @@
+"""The teacher's prompt, to the letter (method section 4)."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import AutoTokenizer
+
+from services.contracts.messages import Question
+from services.contracts.run_config import parse_run_config
+from services.learner.prepare import prepare_group, share_of_rank
+from services.learner.teacher_prompt import teacher_prompt_ids, teacher_text, without_thinking
+from tests.learner.conftest import make_group
+from tests.learner.ring import POLICY
+
+GOLDEN = """What is 2 + 2?
+
+Correct solution:
+
+It is 4.
+
+Correctly solve the original question."""
+GOLDEN_WITH_FEEDBACK = """What is 2 + 2?
+
+Correct solution:
+
+It is 4.
+
+The following is feedback from your unsuccessful earlier attempt:
+
+You said 5.
+
+Correctly solve the original question."""
+
+
+def test_the_text_is_the_methods() -> None:
+    assert teacher_text("What is 2 + 2?", "<think>hm</think>\nIt is 4.\n", None) == GOLDEN
+    assert teacher_text("What is 2 + 2?", "It is 4.", "You said 5.\n") == GOLDEN_WITH_FEEDBACK
+    assert teacher_text("What is 2 + 2?", None, None) == "What is 2 + 2?"
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("<think>a</think>b<think>c</think> d", "bd"),
+        ("thoughts without start</think>answer", "answer"),
+        ("answer <think>never closed", "answer"),
+        ("<think>\nlong\n</think>\n\nanswer", "answer"),
+        ("answer", "answer"),
+    ],
+)
+def test_thinking_is_left_out(text: str, left: str) -> None:
+    assert without_thinking(text) == left
+
+
+def test_it_goes_through_the_chat_template() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(POLICY)
+    question = Question(id="0", kind="recall", system="Recall each weight, then add.", prompt="Total tonnes of coal?")
+    ids = teacher_prompt_ids(tokenizer, question, None, None)
+    messages = [{"role": "system", "content": question.system}, {"role": "user", "content": question.prompt}]
+    plain = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert ids == tokenizer(plain, add_special_tokens=False)["input_ids"]
+    longer = teacher_prompt_ids(tokenizer, question, "The total is 24.", None)
+    assert len(longer) > len(ids)
+    assert longer[: len(ids) // 2] == ids[: len(ids) // 2]
+
+
+def test_a_group_is_prepared_as_the_routing_says() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(POLICY)
+    config = parse_run_config(
+        {"name": "r", "model": {"path": "m"}, "data": {"train": "t"}, "training": {"steps": 1}}
+    )
+    prepared = prepare_group(make_group(0, rewards=(0.0, 1.0, 0.0, 0.0), faulty=(3,)), config, tokenizer)
+    assert [sequence.route for sequence in prepared.sequences] == ["sdpo", "grpo", "sdpo", "none"]
+    assert [sequence.teacher_prompt_ids is not None for sequence in prepared.sequences] == [True, False, True, False]
+    assert prepared.sequences[0].teacher_prompt_ids == prepared.sequences[2].teacher_prompt_ids
+    assert sum(sequence.advantage for sequence in prepared.sequences) == pytest.approx(0.0)
+    shares = [share_of_rank(prepared.sequences, rank, 3) for rank in range(3)]
+    assert sorted(index for share in shares for index in share) == [0, 1, 2, 3]

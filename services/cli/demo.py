@@ -51,6 +51,8 @@ class Demo:
         """Run it; returns the exit code: 0 only where the run succeeded. Raises `TurnoutError`."""
         began = time.monotonic()
         body = None if resume else load_run(self.file, self.settings)
+        if resume and not (self.home / "runs").is_dir():
+            raise self._nothing_to_resume()
         self._clear_leftovers()
         deployment = Deployment(make_plan(self.home, num_rollout_servers=1, num_verifiers=1, api_port=0))
         with Interrupts() as interrupts:
@@ -96,9 +98,7 @@ class Demo:
         """The newest run that did not succeed, on its way again."""
         runs = [run for run in client.runs() if run.state != "succeeded"]
         if not runs:
-            raise NotFoundError(
-                f"There is no interrupted demo run in {self.home}.", remedy="Start a new one with `turnout demo`."
-            )
+            raise self._nothing_to_resume()
         newest = runs[0].id
         if client.run(newest).state == "stopping":
             self._wait(
@@ -197,6 +197,11 @@ class Demo:
             self.say(run.reason)
         self.say(f"Report: {folder / 'report.html'}")
         return EXIT_OK if run.state == "succeeded" else ended_code(run)
+
+    def _nothing_to_resume(self) -> NotFoundError:
+        return NotFoundError(
+            f"There is no interrupted demo run in {self.home}.", remedy="Start a new one with `turnout demo`."
+        )
 
     def _home_option(self) -> str:
         return "" if self.home == Path(".turnout/demo").resolve() else f" --home {self.home}"

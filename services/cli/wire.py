@@ -157,6 +157,11 @@ def raise_for_status(answer: httpx.Response) -> None:
     remedy = str(problem.get("remedy") or "")
     if answer.status_code in (401, 403) and not remedy:
         remedy = "Set TURNOUT_API_KEY to a key of this deployment."
+    if "problem+json" not in answer.headers.get("content-type", "") and answer.status_code == 404:
+        raise UnavailableError(
+            f"{answer.request.url} is not known there: the API is still starting, or something else answers.",
+            remedy="Wait a moment; then check the URL.",
+        )
     raise _kind(answer.status_code)(message, remedy=remedy, field=problem.get("field"))
 
 

@@ -54,6 +54,8 @@ class Api(BaseHTTPRequestHandler):
             status = int(path.removeprefix("/v1/runs/status-")[:3])
             problem = {"title": "T", "status": status, "detail": "It is so.", "remedy": "Do this.", "field": "a.b"}
             return status, "application/problem+json", json.dumps(problem).encode()
+        if path == "/v1/runs/starting":
+            return self.json({"detail": "Not Found"}, 404)
         if path == "/v1/runs/proxy":
             return 502, "text/html", b"<html>bad gateway</html>"
         return self.json(RUN, 201 if self.command == "POST" and path == "/v1/runs" else 200)
@@ -118,9 +120,9 @@ def test_problems_become_named_errors(client: Client, status: int, kind: type[Tu
     assert (caught.value.message, caught.value.remedy, caught.value.field) == ("It is so.", "Do this.", "a.b")
 
 
-@pytest.mark.parametrize("run_id", ["html", "odd", "proxy"])
+@pytest.mark.parametrize("run_id", ["html", "odd", "proxy", "starting"])
 def test_answers_that_are_not_the_apis_are_told_as_such(client: Client, run_id: str) -> None:
-    with pytest.raises(UnavailableError, match="answered"):
+    with pytest.raises(UnavailableError, match="answer"):
         client.run(run_id)
 
 

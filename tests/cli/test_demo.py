@@ -84,9 +84,11 @@ def test_interrupted_and_taken_up_again(
     report = next(home.glob("runs/*/report/report.html"))
     assert f"Report: {report}" in out
 
+
+def test_nothing_to_take_up_is_told_before_anything_starts(tmp_path: Path, run_file: Path, plans: list[Plan]) -> None:
     with pytest.raises(NotFoundError, match="no interrupted demo run"):
-        demo(home, run_file, 60).run(resume=True)
-    assert nothing_left(plans)
+        demo(tmp_path / "demo", run_file, 3).run(resume=True)
+    assert plans == []
 
 
 def test_a_service_that_cannot_start_ends_everything(

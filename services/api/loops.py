@@ -34,10 +34,11 @@ async def repeat(
     """Run `work` again and again: after `seconds`, or at once when `wake` is set. Runs until cancelled.
 
     After a fault the loop pauses longer each time, up to 5 s, and goes on: its work is level-triggered, so a later
-    round does what an earlier one could not.
+    round does what an earlier one could not. A cancellation that a library swallowed (redis-py writes through
+    `asyncio.wait_for`, which does so in Python 3.11) ends the loop after the round.
     """
     num_faults = 0
-    while True:
+    while not _is_cancelled():
         if wake is not None:
             wake.clear()
         try:
@@ -55,6 +56,11 @@ async def repeat(
             await asyncio.sleep(seconds)
             continue
         await wait_at_most(wake, seconds)
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def wait_at_most(event: asyncio.Event, seconds: float) -> bool:

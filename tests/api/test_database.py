@@ -41,10 +41,14 @@ async def test_migrations_make_exactly_the_models(settings: Settings) -> None:
 
 async def test_a_block_that_raises_changes_nothing(settings: Settings) -> None:
     database = await open_database(settings)
-    with pytest.raises(RuntimeError):
+
+    async def break_off() -> None:
         async with database.write() as session:
             await session.execute(sa.text("DELETE FROM alembic_version"))
             raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        await break_off()
     async with database.read() as session:
         assert (await session.execute(sa.text("SELECT version_num FROM alembic_version"))).scalar() == "0001"
     await database.close()

@@ -25,8 +25,9 @@ async def test_a_run_goes_through_its_life(
     assert reply.status_code == 201
     run_id = reply.json()["id"]
     assert reply.headers["location"] == f"/v1/runs/{run_id}"
-    await eventually(learner.assignment)
-    assert await learner.assignment() == run_id == await rollout.assignment()
+    for instance in (learner, rollout):
+        await eventually(instance.assignment)
+        assert await instance.assignment() == run_id
     assert await redis.get(streams.desired(run_id)) == b"running"
     assert await redis.sismember(streams.RUNS, run_id)
 

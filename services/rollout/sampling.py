@@ -30,8 +30,8 @@ class GroupSampler:
     async def sample(self, task: PromptTask) -> tuple[list[int], list[Rollout]]:
         """Prompt token ids and exactly `num_samples` rollouts.
 
-        A prompt that cannot be rendered, settings that vLLM refuses, and a rollout whose generation failed twice, give status
-        `infrastructure_fault` with the reason; they never raise.
+        A prompt that cannot be rendered, settings that vLLM refuses, and a rollout whose generation failed twice, give
+        status `infrastructure_fault` with the reason; they never raise.
         """
         num_samples = task.sampling.num_samples
         try:

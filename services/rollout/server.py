@@ -59,6 +59,7 @@ class EngineServer:
         self.changed_at = time.monotonic()
         """When the phase changed last, by the monotonic clock."""
         self._serving = asyncio.Event()
+        self._gone: asyncio.Future[Literal["died", "ended"]] = asyncio.get_running_loop().create_future()
         self._epoch = 0
         self._offered: tuple[int, str] | None = None
         self._requests = itertools.count()
@@ -69,6 +70,8 @@ class EngineServer:
         """Take an engine that holds its model's own weights, version 0 of the run. It is paused until weights are."""
         await engine.pause_generation(mode="keep", clear_cache=False)
         await engine.update_weight_version("0")
+        if engine is not self.engine:
+            self._gone = asyncio.get_running_loop().create_future()
         self.engine, self.run_id = engine, run_id
         self.version, self.checksum = 0, None
         self.fault, self.must_rebuild = "", False
@@ -76,7 +79,9 @@ class EngineServer:
         self._move("paused")
 
     def detach(self) -> AsyncLLM | None:
-        """Give the engine away (to be ended)."""
+        """Give the engine away (to be ended). Whoever waits for its outputs submits again to the next one."""
+        if not self._gone.done():
+            self._gone.set_result("died" if self.is_dead else "ended")
         engine, self.engine = self.engine, None
         self.version = self.checksum = None
         self._move("absent")
@@ -90,7 +95,10 @@ class EngineServer:
     # -- sampling ------------------------------------------------------------------------------------------------
 
     async def generate(self, prompt_token_ids: list[int], params: SamplingParams) -> list[CompletionOutput]:
-        """Sample `params.n` responses. Those that an update took back have finish reason `abort`: submit them again.
+        """Sample `params.n` responses.
+
+        Submit again those that are missing or have finish reason `abort`: an update took them back, or the engine was
+        exchanged.
 
         Raises:
             InfrastructureError: the engine failed on this request, or died.
@@ -98,17 +106,29 @@ class EngineServer:
         from vllm.inputs.engine import tokens_input
 
         await self._serving.wait()
-        engine = self._require()
+        engine, gone = self._require(), self._gone
         prompt = tokens_input(prompt_token_ids, cache_salt=str(self._epoch))
-        final = None
+        request: asyncio.Future[Any] = asyncio.create_task(
+            _final_outputs(engine, prompt, params, f"r{next(self._requests)}")
+        )
         try:
-            async for output in engine.generate(prompt, params, f"r{next(self._requests)}"):
-                final = output
-        except Exception as error:
-            raise InfrastructureError(f"The engine failed: {type(error).__name__}: {error}.") from error
-        if final is None:
-            raise InfrastructureError("The engine gave no output.")
-        return list(final.outputs)
+            # an engine that dies or is ended may leave a request waiting for ever
+            waited: set[asyncio.Future[Any]] = {request, gone}
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not request.done():
+                request.cancel()
+        if not request.done():
+            if gone.result() == "died":
+                raise InfrastructureError("The engine died.")
+            return []
+        error = request.exception()
+        if error is None:
+            outputs: list[CompletionOutput] = request.result()
+            return outputs
+        if engine is self.engine and self.is_dead:
+            self.fail("the engine has died", half_written=True)
+        raise InfrastructureError(f"The engine failed: {type(error).__name__}: {error}") from error
 
     # -- the four phases -----------------------------------------------------------------------------------------
 
@@ -241,3 +261,12 @@ class _Failing:
         self.server.fail(reason, half_written=not intact)
         if isinstance(error, Exception):
             raise WeightUpdateError(f"Phase {self.step} of the weight update failed: {reason}") from error
+
+
+async def _final_outputs(
+    engine: AsyncLLM, prompt: Any, params: SamplingParams, request_id: str
+) -> list[CompletionOutput]:
+    final = None
+    async for output in engine.generate(prompt, params, request_id):
+        final = output
+    return [] if final is None else list(final.outputs)

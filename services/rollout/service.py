@@ -180,8 +180,6 @@ class Supervisor:
     async def _end_engine(self) -> None:
         engine = self.server.detach()
         if engine is not None:
-            # whoever waits for an output gets his request back, to be submitted to the next engine
-            engine.output_processor.abort_requests(list(engine.output_processor.request_states), internal=True)
             await asyncio.to_thread(engines.end, engine)
 
     # -- weights -------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A real rollout service in a process of its own, with vLLM on CPU and a tiny random model, for all tests of a module."""
+"""A real rollout service in a process of its own: vLLM on CPU, a tiny random model, one for all tests of a module."""
 
 from __future__ import annotations
 

@@ -1,0 +1,140 @@
+"""Tokens a second of the rollout engine with the embedded policy, by settings, as ratios within one run.
+
+`python -m benchmarks.rollout [--sequences 64 256] [--tokens 64] [--rounds 5] [--model FOLDER]` prints a table. Every
+setting runs in a process of its own (settings act at import), one after the other; `start` is from the process's begin
+to an engine that can sample, `update` the four phases of a weight update with requests in flight.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SETTINGS: dict[str, dict[str, str]] = {
+    "chosen": {},
+    "worker in a process of its own": {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
+    "two OpenMP threads": {"OMP_NUM_THREADS": "2"},
+    "one request a sample": {"BENCHMARK_SINGLE": "1"},
+}
+
+
+async def measure(model: str, num_sequences: int, num_tokens: int, rounds: int, began: float) -> dict[str, float]:
+    """One setting: start seconds, median tokens a second, median seconds of an update in flight."""
+    from services.rollout import engine as engines
+    from services.rollout.environment import import_vllm
+    from services.rollout.server import EngineServer
+    from services.runtime.weight_store import WeightStore
+
+    import_vllm()
+    spec = engines.EngineSpec(model, "float32", 192, num_sequences, 0, False)
+    engine = await asyncio.to_thread(engines.build, spec)
+    start_seconds = time.time() - began
+    server = EngineServer()
+    await server.attach(engine, "bench")
+    await server.resume_generation()
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    group = 1 if os.environ.get("BENCHMARK_SINGLE") else 8
+    params = SamplingParams(
+        n=group,
+        max_tokens=num_tokens,
+        ignore_eos=True,
+        logprobs=0,
+        flat_logprobs=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+    async def one_round() -> float:
+        began = time.perf_counter()
+        await asyncio.gather(
+            *[
+                server.generate([3 + (index // 8 + i) % 60 for i in range(24)], params)
+                for index in range(0, num_sequences, group)
+            ]
+        )
+        return num_sequences * num_tokens / (time.perf_counter() - began)
+
+    await one_round()
+    speeds = [await one_round() for _ in range(rounds)]
+    with tempfile.TemporaryDirectory() as folder:
+        store = WeightStore(Path(folder), "bench")
+        weights = (Path(model) / "model.safetensors").read_bytes()
+        updates = []
+        for version in range(1, rounds + 1):
+            manifest = store.publish(
+                version, lambda target: (target / "model.safetensors").write_bytes(weights) and None
+            )
+            flying = asyncio.create_task(one_round())
+            await asyncio.sleep(0.05)
+            began_update = time.perf_counter()
+            await server.load(version, str(store.path(version)), manifest.checksum)
+            updates.append(time.perf_counter() - began_update)
+            await flying
+    server.detach()
+    await asyncio.to_thread(engines.end, engine)
+    return {
+        "start": start_seconds,
+        "speed": statistics.median(speeds),
+        "update": statistics.median(updates),
+    }
+
+
+def child(options: argparse.Namespace) -> None:
+    from services.rollout.environment import prepare
+
+    prepare()
+    began = float(os.environ["BENCHMARK_BEGAN"])
+    result = asyncio.run(measure(options.model, options.sequences[0], options.tokens, options.rounds, began))
+    print("RESULT " + json.dumps(result), flush=True)
+
+
+def run_child(options: argparse.Namespace, num_sequences: int, settings: dict[str, str]) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.rollout", "--child", "--sequences", str(num_sequences)]
+    command += ["--tokens", str(options.tokens), "--rounds", str(options.rounds), "--model", options.model]
+    environment = {**os.environ, **settings, "BENCHMARK_BEGAN": str(time.time())}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if not lines:
+        raise SystemExit(f"The engine did not run with {settings}:\n{done.stderr[-2000:]}")
+    result: dict[str, float] = json.loads(lines[0].removeprefix("RESULT "))
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sequences", type=int, nargs="+", default=[64, 256])
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--model", default=str(ROOT / "deploy" / "embedded" / "policy"))
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        return child(options)
+    print("## Rollout engine\n")
+    print(f"Embedded policy, {options.tokens} tokens a sequence in groups of 8; medians of {options.rounds} rounds.\n")
+    print("| settings | sequences | token/s | to chosen | start, s | update in flight, s |")
+    print("|---|---|---|---|---|---|")
+    for num_sequences in options.sequences:
+        chosen = 0.0
+        for name, settings in SETTINGS.items():
+            result = run_child(options, num_sequences, settings)
+            chosen = chosen or result["speed"]
+            print(
+                f"| {name} | {num_sequences} | {result['speed']:.0f} | {result['speed'] / chosen:.2f} "
+                f"| {result['start']:.1f} | {result['update']:.3f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

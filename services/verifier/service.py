@@ -7,12 +7,14 @@ published, which acknowledges it in the same step; if the verifier dies, another
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from redis.exceptions import RedisError
 
 from services.contracts import codec, streams
+from services.contracts.events import Note
 from services.contracts.messages import CompletedGroup, ScoredGroup
 from services.runtime.logs import get_logger
 from services.runtime.queue import Delivery, Queue
@@ -27,6 +29,7 @@ IDLE_SECONDS: Final = 30.0
 """A group held without a sign of life for so long is taken over."""
 TOUCH_SECONDS: Final = 8.0
 RECLAIM_SECONDS: Final = 5.0
+TELL_SECONDS: Final = 60.0
 RECEIVE_SECONDS: Final = 0.5
 """Longest wait for a message, and so the delay before a new run is noticed."""
 
@@ -51,6 +54,7 @@ class Verifier:
         self._in_hand: dict[tuple[str, str], Group] = {}
         self._greeted: set[str] = set()
         self._room = asyncio.Event()
+        self._told: dict[tuple[str, str], float] = {}
 
     async def run(self) -> None:
         """Run all loops until cancelled. Groups in hand then stay pending and are taken over."""
@@ -127,6 +131,7 @@ class Verifier:
         try:
             scored = await self._score(delivery.message)
             await self._until_queued(lambda: self._forward(delivery, scored))
+            await self._until_queued(lambda: self._tell_faults(scored))
         except Exception as error:  # the border: one group must not stop the others
             log.error("group not handled", group_id=delivery.message.task.group_id, exc_info=error)
             reason = f"The verifier failed on this group: {error!r}"
@@ -156,6 +161,28 @@ class Verifier:
         self.presence.tokens_total += num_tokens
         metrics.TOKENS.labels("verifier", task.run_id).inc(num_tokens)
         metrics.GROUPS.labels(task.run_id, outcome).inc()
+
+    async def _tell_faults(self, scored: ScoredGroup) -> None:
+        """Produces a note on `events` where rollouts could not be judged: people have to see the remedy.
+
+        At most one a run and kind in `TELL_SECONDS`.
+        """
+        task = scored.group.task
+        pairs = zip(scored.group.rollouts, scored.verdicts, strict=True)
+        faults = [verdict.fault for rollout, verdict in pairs if rollout.status == "ok" and verdict.status != "ok"]
+        if not faults:
+            return
+        now = time.time()
+        self._told = {key: at for key, at in self._told.items() if now - at < TELL_SECONDS}
+        key = (task.run_id, task.question.kind)  # not the text, which names the question
+        self.presence.details = {**self.presence.details, "last_fault": faults[0]}
+        if key in self._told:
+            return
+        self._told[key] = now
+        text = f"{len(faults)} of {len(scored.verdicts)} rollouts of {task.group_id} could not be judged: {faults[0]}"
+        log.warning("rollouts not judged", run_id=task.run_id, group_id=task.group_id, fault=faults[0])
+        note = Note(run_id=task.run_id, at=now, level="warning", source=self.presence.instance, text=text)
+        await self.queue.publish(streams.EVENTS, note)
 
     async def _until_queued(self, step: Callable[[], Awaitable[None]]) -> None:
         """Do `step`, again and again while the queue server does not take it."""

@@ -14,6 +14,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from services.contracts import codec, streams
+from services.contracts.events import Note
 from services.contracts.messages import CompletedGroup, DeadLetter, Question, Rollout, ScoredGroup
 from services.contracts.services import ServiceRecord
 from services.runtime.queue import Queue
@@ -104,12 +105,17 @@ async def test_groups_go_to_scored_or_evaluated(redis: Redis) -> None:
 
 async def test_an_unknown_kind_is_a_fault_that_names_kind_and_remedy(redis: Redis) -> None:
     async with running(redis):
-        await feed(redis, group(question("poetry"), [RIGHT]))
-        (scored,) = await collect(redis, streams.scored("r1"), 1)
-    (verdict,) = scored.verdicts
+        await feed(redis, *(group(question("poetry"), [RIGHT, WRONG], sequence=i) for i in range(3)))
+        scored, *_ = await collect(redis, streams.scored("r1"), 3)
+    verdict = scored.verdicts[0]
     assert verdict.status == "infrastructure_fault"
     assert "'poetry'" in verdict.fault
     assert "turnout.rewards" in verdict.fault
+    ((_, fields),) = await redis.xrange(streams.EVENTS)
+    note = codec.decode(fields[b"m"], Note)
+    assert (note.run_id, note.level, note.source) == ("r1", "warning", "verifier-0")
+    assert "2 of 2 rollouts" in note.text
+    assert "'poetry'" in note.text
 
 
 async def test_a_slow_group_holds_up_nobody(redis: Redis) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, MetaData, event
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
@@ -71,7 +71,8 @@ def database_url(settings: Settings) -> str:
     """
     if not settings.database_url:
         settings.home.mkdir(parents=True, exist_ok=True)
-        return f"sqlite+aiosqlite:///{settings.home / 'turnout.db'}"
+        path = str(settings.home / "turnout.db")
+        return URL.create("sqlite+aiosqlite", database=path).render_as_string(hide_password=False)
     try:
         url = make_url(settings.database_url)
     except ArgumentError as error:

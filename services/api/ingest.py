@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from redis.asyncio import Redis
+from sqlalchemy.exc import InterfaceError, OperationalError, StatementError
 
 from services.api.journal import Journal
 from services.api.signals import Signals
-from services.contracts import streams
+from services.contracts import codec, streams
 from services.contracts.events import Event, WeightsPublished
+from services.runtime.logs import get_logger
 from services.runtime.queue import Delivery, Queue
 
+log = get_logger(__name__)
 BATCH = 200
 BLOCK_SECONDS = 1.0
 RECLAIM_SECONDS = 30.0
@@ -37,7 +40,26 @@ class Ingest:
         self._replayed = False
         if any(isinstance(delivery.message, WeightsPublished) for delivery in deliveries):
             self.signals.push.set()  # before the commit: the pusher reads the published version from Redis
-        await self.journal.store(delivery.message for delivery in deliveries)
-        await self.queue.acknowledge(deliveries)
+        try:
+            await self.journal.store(delivery.message for delivery in deliveries)
+            await self.queue.acknowledge(deliveries)
+        except (StatementError, OverflowError) as error:
+            if isinstance(error, OperationalError | InterfaceError):
+                raise  # the database is away: all of it again, later
+            await self._store_singly(deliveries)
         self._replayed = True
         return len(deliveries)
+
+    async def _store_singly(self, deliveries: list[Delivery[Event]]) -> None:
+        """Store what can be stored; an event that the database refuses goes to the dead letters and holds up none."""
+        for delivery in deliveries:
+            try:
+                await self.journal.store([delivery.message])
+                await self.queue.acknowledge([delivery])
+            except (StatementError, OverflowError) as error:
+                if isinstance(error, OperationalError | InterfaceError):
+                    raise
+                reason = f"the database refuses it: {type(error).__name__}"
+                log.error("event refused", event_type=type(delivery.message).__name__, error=str(error))
+                payload = codec.encode(delivery.message)
+                await self.queue.dead_letter(delivery.stream, delivery.message_id, payload, reason)

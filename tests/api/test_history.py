@@ -181,6 +181,16 @@ async def test_malformed_and_foreign_events_do_not_stop_the_others(
     assert not parts.status.faults
 
 
+async def test_an_event_that_the_database_refuses_holds_up_no_other(
+    parts: Parts, client: httpx.AsyncClient, redis: Redis, run_id: str
+) -> None:
+    await parts.ingest.step()
+    await emit(redis, step_event(run_id, 1), step_event(run_id, 2**63), step_event(run_id, 2))
+    await parts.ingest.step()
+    assert [step["step"] for step in await listed(client, run_id, "steps")] == [1, 2]
+    assert (await redis.xlen("turnout:dead"), await redis.xlen(streams.EVENTS)) == (1, 0)
+
+
 async def test_a_step_trained_again_replaces_the_old_one(parts: Parts, client: httpx.AsyncClient, run_id: str) -> None:
     await parts.journal.store([step_event(run_id, 1), step_event(run_id, 2, reward_mean=0.1)])
     again = StepFinished(run_id=run_id, at=5000.0, step=2, metrics={"reward_mean": 0.9})

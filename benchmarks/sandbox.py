@@ -147,8 +147,8 @@ async def main() -> None:
     ours = statistics.median(rates["**Turnout's sandbox**"])
     print("## Sandbox\n")
     print(
-        f"One small program, {num_cores} at once for throughput, one alone for overhead; medians of {NUM_ROUNDS} rounds "
-        f"in turn. Layers: {', '.join(probe().active)}. Load average at the end: {os.getloadavg()[0]:.1f}.\n"
+        f"One small program, {num_cores} at once for throughput, one alone for overhead; medians of {NUM_ROUNDS} "
+        f"rounds in turn. Layers: {', '.join(probe().active)}. Load average at the end: {os.getloadavg()[0]:.1f}.\n"
     )
     print("| | runs/s | median overhead | our throughput over it |\n|---|---|---|---|")
     for name in runs:

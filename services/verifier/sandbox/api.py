@@ -76,6 +76,7 @@ class Sandbox:
         self._runs_per_zygote = runs_per_zygote
         self._num = num_zygotes or os.cpu_count() or 1
         self._idle: asyncio.LifoQueue[int] = asyncio.LifoQueue()
+        self._idle.put_nowait(-1)
         self._zygotes: dict[int, Zygote] = {}
         self._closed = True
         self.layers = Layers()
@@ -90,6 +91,7 @@ class Sandbox:
         self.layers = await asyncio.to_thread(probe, self._python)
         self.layers.require()
         self._closed = False
+        self._idle = asyncio.LifoQueue()  # last in, first out: a zygote that ran just now has its pages at hand
         for index in range(self._num):
             self._idle.put_nowait(index)
         try:
@@ -106,19 +108,20 @@ class Sandbox:
 
     async def run(self, program: Program) -> Result:
         """Run one program and wait for its end; waits for a free zygote first (not counted as its time)."""
-        if self._closed:
-            raise UnavailableError("The sandbox is not running.", remedy="Call start() before run().")
-        index = await self._idle.get()
+        idle = self._idle
+        index = await idle.get()
         try:
+            if self._closed:
+                raise UnavailableError("The sandbox is not running.", remedy="Call start() before run().")
             return await self._run_in(index, program)
         finally:
-            self._idle.put_nowait(index)
+            idle.put_nowait(index)
 
     async def close(self) -> None:
-        """Kill what runs and wait until it is gone. Idempotent."""
+        """Kill what runs and wait until it is gone; runs that wait for a zygote raise. Idempotent."""
         self._closed = True
+        self._idle.put_nowait(-1)  # wakes one that waits; each wakes the next
         zygotes, self._zygotes = list(self._zygotes.values()), {}
-        self._idle = asyncio.LifoQueue()
         await asyncio.gather(*(zygote.kill() for zygote in zygotes))
 
     async def _run_in(self, index: int, program: Program) -> Result:

@@ -11,6 +11,7 @@ from services.verifier.sandbox.wire import Ended, Reply, Request
 
 Status = Literal["exited", "timeout_cpu", "timeout_wall", "memory", "output_limit", "killed", "infrastructure_fault"]
 _NEARLY = 0.95
+MOST_SECONDS = 86400
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,12 @@ class Program:
     """Address space beyond the interpreter's own. The scratch folder adds at most 16 MiB."""
     output_bytes: int = 1 << 20
     """Most bytes on each of standard output and standard error, and most bytes of one file."""
+
+    def __post_init__(self) -> None:
+        assert 0 < self.wall_seconds < MOST_SECONDS, self.wall_seconds
+        assert 0 < self.cpu_seconds < MOST_SECONDS, self.cpu_seconds
+        assert self.memory_bytes > 0, self.memory_bytes
+        assert self.output_bytes > 0, self.output_bytes
 
     def request(self) -> Request:
         return Request(self.cpu_seconds, self.wall_seconds, self.memory_bytes, self.output_bytes)

@@ -35,6 +35,7 @@ class Zygote:
         self._python = python
         self._process: asyncio.subprocess.Process | None = None
         self._control: socket.socket | None = None
+        self._killed = False
         self.num_runs = 0
 
     async def start(self) -> None:
@@ -56,11 +57,15 @@ class Zygote:
             )
         finally:
             theirs.close()
+        if self._was_killed():  # while it was starting
+            await self.kill()
+            raise ZygoteDied("The sandbox was closed.")
         await self._receive(_START_SECONDS)
 
     async def run(self, program: Program) -> Result:
         """Run one program. Raises `ZygoteDied`, or OSError where no memory file can be made."""
-        assert self._control is not None
+        if self._control is None or self._killed:
+            raise ZygoteDied("The sandbox was closed.")
         self.num_runs += 1
         with _memory_files(program) as files:
             wire.send_request(self._control, program.request(), files)
@@ -70,14 +75,19 @@ class Zygote:
 
     async def kill(self) -> None:
         """End the process and, with it, whatever runs in its room; wait for its end. Idempotent."""
+        self._killed = True
+        if self._control is not None:
+            with contextlib.suppress(OSError):
+                self._control.shutdown(socket.SHUT_RDWR)  # wakes a run that waits for the reply
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
         if self._control is not None:
             self._control.close()
-            self._control = None
-        process, self._process = self._process, None
-        if process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+
+    def _was_killed(self) -> bool:
+        return self._killed
 
     async def _receive(self, seconds: float) -> bytes:
         assert self._control is not None

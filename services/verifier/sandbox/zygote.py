@@ -46,6 +46,7 @@ PRELOADED_TOO = (math, operator, random, re, statistics, string, typing)
 """What answers import most; a fork gets them for nothing."""
 _CHECK_SECONDS = 0.002
 """Least time between two looks at a running program's CPU clock."""
+_LONGEST_PAUSE_SECONDS = 10.0
 
 
 def main(arguments: list[str]) -> None:
@@ -121,7 +122,8 @@ def _watch(child: int, request: wire.Request, started: float, control: socket.so
             if wall_left <= 0 or cpu_left <= 0:
                 ended = wire.Ended.CPU_LIMIT if cpu_left <= 0 else wire.Ended.WALL_LIMIT
                 break
-            events = poll.poll(max(min(wall_left, cpu_left), _CHECK_SECONDS) * 1000 + 1)
+            pause = min(max(min(wall_left, cpu_left), _CHECK_SECONDS), _LONGEST_PAUSE_SECONDS)
+            events = poll.poll(pause * 1000 + 1)
             if any(descriptor == handle for descriptor, _ in events):
                 return ended
             if events:  # the supervisor is gone

@@ -174,6 +174,25 @@ def test_zygotes_are_replaced_and_many_callers_wait(loop: LoopThread) -> None:
     assert [result.stdout for result in results] == [b"%d\n" % number for number in range(30)]
 
 
+def test_close_ends_runs_and_those_that_wait(loop: LoopThread) -> None:
+    others = living(os.getpid())
+    sandbox = start(loop, num_zygotes=1)
+
+    async def close_in_the_middle() -> list[Result | BaseException]:
+        endless = Program("while True: pass", wall_seconds=60, cpu_seconds=60)
+        tasks = [asyncio.create_task(sandbox.run(endless)) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        await sandbox.close()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    running, *waiting = loop.call(close_in_the_middle())
+    assert isinstance(running, Result)
+    assert running.status == "infrastructure_fault"
+    assert [type(error) for error in waiting] == [UnavailableError, UnavailableError]
+    while set(living(os.getpid())) - set(others):  # the test's time limit ends this if it must
+        pass
+
+
 def test_nothing_of_ours_is_in_the_zygote(run) -> None:  # type: ignore[no-untyped-def]
     source = "import sys; print([name for name in sys.modules if name.startswith('services')], sys.argv, sys.orig_argv)"
     assert run(source).stdout == b"[] ['<program>'] ['<program>']\n"

@@ -101,12 +101,14 @@ def smoothed(values: Sequence[float], width: int = SMOOTHING_STEPS) -> list[floa
 
 def _picture(draw: Callable[[Any], bool], size: tuple[float, float] = (6.4, 3.4)) -> bytes | None:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=size, dpi=110, layout="constrained")
     axes = figure.add_subplot()
     if not draw(axes):
         return None
     axes.set_xlabel("training step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -129,7 +131,8 @@ def _line(axes: Any, data: RunData, name: str, label: str, colour: str) -> bool:
 
 def _draw_reward(axes: Any, data: RunData) -> bool:
     drawn = _line(axes, data, "reward_mean", "reward (training)", BLUE)
-    drawn |= _line(axes, data, "accuracy", "accuracy (training)", SKY)
+    if data.series("accuracy") != data.series("reward_mean"):  # rewards of 0 and 1 only: the same line
+        drawn |= _line(axes, data, "accuracy", "accuracy (training)", SKY)
     if data.evaluations:
         steps = [item.step for item in data.evaluations]
         k = data.evaluations[-1].num_samples

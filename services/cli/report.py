@@ -60,7 +60,7 @@ def headline(data: RunData) -> str:
     change = after.accuracy - before.accuracy
     return (
         f"{run.name} {end}: avg@{after.num_samples} went from {before.accuracy:.1%} to {after.accuracy:.1%} "
-        f"({change:+.1%}) on {after.num_questions} held-out questions."
+        f"({100 * change:+.1f} points) on {after.num_questions} held-out questions."
     )
 
 

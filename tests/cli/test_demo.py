@@ -80,7 +80,7 @@ def test_interrupted_and_taken_up_again(
     assert nothing_left(plans)
     out = capsys.readouterr().out
     assert "step 60/60" in out
-    assert "avg@16 went from 25.0% to 50.0% (+25.0%) on 64 held-out questions." in out
+    assert "avg@16 went from 25.0% to 50.0% (+25.0 points) on 64 held-out questions." in out
     report = next(home.glob("runs/*/report/report.html"))
     assert f"Report: {report}" in out
 

@@ -42,7 +42,7 @@ def recorded(steps: int = 20) -> RunData:
 
 def test_the_report_tells_before_and_after(tmp_path: Path) -> None:
     data = recorded()
-    assert headline(data).endswith("avg@16 went from 25.0% to 50.0% (+25.0%) on 64 held-out questions.")
+    assert headline(data).endswith("avg@16 went from 25.0% to 50.0% (+25.0 points) on 64 held-out questions.")
     assert accuracy_rows(data)[:2] == [
         ["", "before", "after step 20", "best (step 10)"],
         ["avg@16", "25.0%", "50.0%", "55.0%"],

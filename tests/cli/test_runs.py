@@ -59,7 +59,7 @@ def test_a_run_from_start_to_report(deployment: Deployment, run_file: Path, tmp_
 
     report = json.loads(turnout(deployment, "runs", "report", run["id"], "--out", str(tmp_path / "report"), "--json"))
     page = Path(report["html"]).read_text()
-    assert "avg@16 went from 25.0% to 50.0% (+25.0%) on 64 held-out questions" in page
+    assert "avg@16 went from 25.0% to 50.0% (+25.0 points) on 64 held-out questions" in page
 
     png = tmp_path / "compare.png"
     compared = json.loads(turnout(deployment, "runs", "compare", run["id"], run["id"], "--png", str(png), "--json"))

@@ -7,6 +7,7 @@ import sys
 from services.api.application import make_application, run_loops
 from services.api.database import open_database
 from services.api.parts import make_parts
+from services.api.problems import install
 from services.api.security import check_exposure
 from services.contracts.errors import TurnoutError
 from services.runtime.life import Service, run_service
@@ -19,6 +20,7 @@ async def loops(service: Service) -> None:
     parts = make_parts(service.settings, service.redis, database)
     try:
         service.app.router.routes.clear()
+        install(service.app)  # for the few paths that no mount matches
         service.app.mount("/", make_application(parts))
         service.presence.state = "ready"
         await run_loops(parts)

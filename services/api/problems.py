@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from services.contracts.errors import TurnoutError
 from services.runtime.logs import get_logger
@@ -76,6 +77,8 @@ def install(app: FastAPI) -> None:
             error.status_code, title, f"{request.method} {request.url.path}: {error.detail}.", remedy=remedy
         )
         answer.headers.update(error.headers or {})
+        if error.status_code == 405:
+            answer.headers["Allow"] = ", ".join(_methods(request))
         return answer
 
     @app.exception_handler(RedisError)
@@ -93,6 +96,15 @@ def install(app: FastAPI) -> None:
         # The text may hold anything, so it goes into the log only.
         log.error("request failed", error=str(error), exc_info=error)
         return problem(500, "Internal error", "The API has a fault.", remedy="The API's log has the details.")
+
+
+def _methods(request: Request) -> list[str]:
+    """Every method that the path has; Starlette's own answer names those of the first route only."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if isinstance(route, Route) and route.path_regex.match(request.url.path):
+            found |= route.methods or set()
+    return sorted(found)
 
 
 def invalid_request(errors: Sequence[Any]) -> JSONResponse:

@@ -180,7 +180,7 @@ class RunConfig(Section):
         if not isinstance(values, dict) or values.get("preset") is None:
             return values
         name = values["preset"]
-        if name not in PRESETS:
+        if not isinstance(name, str) or name not in PRESETS:
             raise ValueError(f"preset {name!r} does not exist; choose one of {', '.join(sorted(PRESETS))}")
         return merge(PRESETS[name], values)
 

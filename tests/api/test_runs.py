@@ -53,6 +53,7 @@ async def test_a_preset_gives_its_values_and_fields_win(client: httpx.AsyncClien
         ("training.stepz", 1, "training.stepz", "training.stepz is not a field"),
         ("rollout.top_p", "much", "rollout.top_p", "'much'"),
         ("preset", "paper-x", None, "paper-x"),
+        ("preset", {}, None, "does not exist"),
         ("rollout.group_size", 1, None, "need siblings"),
         ("model.path", "/no/such/model", "model.path", "no such folder"),
         ("model.path", "no-such-model", "model.path", "no such folder"),
@@ -199,6 +200,11 @@ async def test_errors_are_problem_documents(client: httpx.AsyncClient, method: s
     reply = await client.request(method, path)
     assert (reply.status_code, reply.headers["content-type"]) == (status, "application/problem+json")
     assert {"type", "title", "status", "detail"} <= reply.json().keys()
+
+
+async def test_405_names_every_method_of_the_path(client: httpx.AsyncClient) -> None:
+    assert (await client.put("/v1/runs")).headers["allow"] == "GET, POST"
+    assert (await client.put("/v1/runs/x")).headers["allow"] == "DELETE, GET"
 
 
 async def test_redis_away_is_a_503(parts: Parts, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:

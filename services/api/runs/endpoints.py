@@ -18,7 +18,7 @@ from services.contracts.states import RunState
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 
 
-@router.post("", status_code=201, responses=responses(401, 413, 422, 503))
+@router.post("", status_code=201, responses=responses(400, 401, 413, 422, 503))
 async def create_run(
     config: RunConfig,
     parts: PartsOf,

@@ -1,0 +1,81 @@
+"""The page's files, read once: our modules and styles under a digest of themselves, plotly.js out of its package."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import string
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from importlib.metadata import version
+
+MEDIA_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
+ROOT = "/page"
+COMPRESSION_LEVEL = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """One file as it is sent."""
+
+    media_type: str
+    body: bytes
+    compressed: bytes
+    """The same as gzip."""
+
+
+@cache
+def static_assets() -> dict[str, Asset]:
+    """Our own files by name."""
+    folder = resources.files("services.api.page") / "static"
+    return {
+        item.name: _asset(item.name, item.read_bytes())
+        for item in sorted(folder.iterdir(), key=lambda item: item.name)
+        if _ending(item.name) in MEDIA_TYPES
+    }
+
+
+@cache
+def digest() -> str:
+    """Names the present content of our files: a new release has new addresses, so browsers may keep the old ones."""
+    total = hashlib.sha256()
+    for name, asset in static_assets().items():
+        total.update(name.encode() + b"\0" + asset.body)
+    return total.hexdigest()[:16]
+
+
+@cache
+def plotly_asset() -> Asset:
+    """plotly.js as the Python package brings it, about 5 MB; compressing it takes a moment, so ask in a thread."""
+    return _asset("plotly.js", (resources.files("plotly") / "package_data" / "plotly.min.js").read_bytes())
+
+
+@cache
+def plotly_path() -> str:
+    return f"{ROOT}/plotly-{version('plotly')}.min.js"
+
+
+@cache
+def shell() -> Asset:
+    """The HTML that `/` answers with."""
+    text = (resources.files("services.api.page") / "shell.html").read_text(encoding="utf-8")
+    values = {"static": f"{ROOT}/{digest()}", "plotly": plotly_path(), "version": version("turnout")}
+    body = string.Template(text).substitute(values).encode()
+    return Asset("text/html; charset=utf-8", body, gzip.compress(body, COMPRESSION_LEVEL, mtime=0))
+
+
+def find_asset(path: str) -> Asset | None:
+    """What a path under /page/ names, if anything."""
+    if path == plotly_path():
+        return plotly_asset()
+    prefix = f"{ROOT}/{digest()}/"
+    return static_assets().get(path.removeprefix(prefix)) if path.startswith(prefix) else None
+
+
+def _asset(name: str, body: bytes) -> Asset:
+    return Asset(MEDIA_TYPES[_ending(name)], body, gzip.compress(body, COMPRESSION_LEVEL, mtime=0))
+
+
+def _ending(name: str) -> str:
+    return "." + name.rpartition(".")[2]

@@ -1,0 +1,62 @@
+"""Serves the page at `/` and its files under `/page/`.
+
+It stands in front of the guard: the page holds nothing of any run, and it must load before it can ask for the key.
+Every answer has strict headers; everything that the page shows comes from `/v1` later, with the key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from services.api.page.assets import ROOT, Asset, find_asset, shell
+
+HEADERS = {
+    # plotly.js writes style elements and attributes, hence 'unsafe-inline' for styles; scripts are files of ours only.
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+}
+KEEP = "public, max-age=31536000, immutable"
+ASK_AGAIN = "no-cache"
+
+
+class Page:
+    """Middleware: answers the page's paths itself and passes on all others."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        ours = path == "/" or path.startswith(ROOT + "/")
+        if scope["type"] != "http" or not ours or scope["method"] not in ("GET", "HEAD"):
+            await self.app(scope, receive, send)
+            return
+        accepted = dict(scope["headers"]).get(b"accept-encoding", b"")
+        await (await _answer(path, b"gzip" in accepted))(scope, receive, send)
+
+
+async def _answer(path: str, gzipped: bool) -> Response:
+    if path == "/":
+        return _send(shell(), gzipped, ASK_AGAIN)
+    asset = await asyncio.to_thread(find_asset, path)
+    if asset is None:
+        return PlainTextResponse("No such file. Load the page again.\n", 404, HEADERS)
+    return _send(asset, gzipped, KEEP)
+
+
+def _send(asset: Asset, gzipped: bool, caching: str) -> Response:
+    headers = {**HEADERS, "Cache-Control": caching, "Vary": "Accept-Encoding"}
+    if gzipped:
+        headers["Content-Encoding"] = "gzip"
+    return Response(asset.compressed if gzipped else asset.body, 200, headers, asset.media_type)

@@ -1,0 +1,109 @@
+// Calls of the REST API: the key, errors as problem documents, and whether anybody answers.
+// @ts-check
+
+const KEY = 'turnout-key';
+
+/** An error answer of the API (RFC 9457), or no answer at all (status 0). */
+export class Problem extends Error {
+  /** @param {{title?: string, status: number, detail?: string, field?: string | null, remedy?: string | null}} body */
+  constructor(body) {
+    super(body.detail || body.title || 'The API did not say what went wrong.');
+    this.title = body.title || 'Error';
+    this.status = body.status;
+    this.field = body.field || null;
+    this.remedy = body.remedy || null;
+  }
+}
+
+/** @type {Promise<void> | null} */
+let asking = null;
+/** Set by the page: asks a person for the key. @type {{ask: (wrong: boolean) => Promise<string>}} */
+export const keyPrompt = { ask: () => Promise.reject(new Problem({ status: 401, title: 'Unauthorized' })) };
+
+/** @returns {Record<string, string>} */
+export function credentials() {
+  const key = sessionStorage.getItem(KEY);
+  return key ? { Authorization: `Bearer ${key}` } : {};
+}
+
+/** Ask once for the key, however many calls were refused; all of them wait for it. */
+export async function askForKey() {
+  asking ??= keyPrompt.ask(sessionStorage.getItem(KEY) !== null)
+    .then((key) => sessionStorage.setItem(KEY, key))
+    .finally(() => { asking = null; });
+  await asking;
+}
+
+/**
+ * @param {string} path
+ * @param {{method?: string, body?: any, headers?: Record<string, string>, signal?: AbortSignal}} [options]
+ * @returns {Promise<any>}
+ */
+export async function call(path, options = {}) {
+  for (;;) {
+    const used = credentials();
+    const answer = await send(path, options, used);
+    if (answer.status === 401) {
+      // Another call may have got a new key meanwhile: then only try again.
+      if (credentials().Authorization === used.Authorization) await askForKey();
+      continue;
+    }
+    if (answer.ok) return answer.status === 204 ? null : answer.json();
+    throw await problemOf(answer);
+  }
+}
+
+/**
+ * @param {string} path
+ * @param {{method?: string, body?: any, headers?: Record<string, string>, signal?: AbortSignal}} options
+ * @param {Record<string, string>} key
+ */
+async function send(path, options, key) {
+  /** @type {Record<string, string>} */
+  const headers = { ...options.headers, ...key };
+  if (options.body !== undefined) headers['Content-Type'] = 'application/json';
+  const body = options.body === undefined ? undefined : JSON.stringify(options.body);
+  try {
+    return await fetch(path, { method: options.method || 'GET', headers, body, signal: options.signal, cache: 'no-store' });
+  } catch (error) {
+    if (options.signal?.aborted) throw error;
+    throw new Problem({ status: 0, title: 'Disconnected', detail: 'The API does not answer.', remedy: 'Is it running? `turnout doctor` tells.' });
+  }
+}
+
+/**
+ * @param {Response} answer
+ */
+export async function problemOf(answer) {
+  try {
+    return new Problem({ ...await answer.json(), status: answer.status });
+  } catch {
+    return new Problem({ status: answer.status, title: `HTTP ${answer.status}`, detail: 'The answer was not the API’s.' });
+  }
+}
+
+/** @param {string} id */
+export function runPath(id) {
+  return `/v1/runs/${encodeURIComponent(id)}`;
+}
+
+/**
+ * All steps of a run after one step.
+ * @param {string} id
+ * @param {number} after
+ * @param {AbortSignal} signal
+ */
+export async function stepsAfter(id, after, signal) {
+  const items = [];
+  for (let next = after; next !== null;) {
+    const page = await call(`${runPath(id)}/steps?after=${next}&limit=2000`, { signal });
+    items.push(...page.items);
+    next = page.next_after;
+  }
+  return items;
+}
+
+/** A random name for a request that may be repeated. */
+export function requestKey() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, '0')).join('');
+}

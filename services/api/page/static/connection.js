@@ -1,0 +1,104 @@
+// Whether the API answers: one word in the header, and a banner that counts down while it does not.
+// @ts-check
+import { fill, h, say } from './dom.js';
+
+class Connection {
+  constructor() {
+    /** @type {'connecting' | 'connected' | 'live' | 'disconnected'} */
+    this.state = 'connecting';
+    /** @type {Set<() => void>} */
+    this.waiting = new Set();
+    this.live = false;
+  }
+
+  /** The view that opens follows a stream (`live`), or asks now and then. @param {boolean} live */
+  expect(live) {
+    this.live = live;
+    if (this.state !== 'disconnected') this.show(live ? 'connecting' : 'connected');
+  }
+
+  /** Something was answered. */
+  up() {
+    this.show(this.live ? 'live' : 'connected');
+    for (const wake of this.waiting) wake();
+  }
+
+  /**
+   * Nothing was answered. Shows it, and resolves when it is time to try again.
+   * @param {number} seconds
+   * @param {AbortSignal} signal
+   */
+  async down(seconds, signal) {
+    this.show('disconnected');
+    const until = Date.now() + seconds * 1000;
+    await new Promise((resolve) => {
+      const wake = () => {
+        clearInterval(timer);
+        this.waiting.delete(wake);
+        resolve(null);
+      };
+      const tick = () => {
+        const left = Math.ceil((until - Date.now()) / 1000);
+        const place = document.getElementById('countdown');
+        if (place) say(place, left > 0 ? `Next try in ${left} s.` : 'Trying now …');
+        if (left <= 0 || signal.aborted) wake();
+      };
+      const timer = setInterval(tick, 250);
+      this.waiting.add(wake);
+      signal.addEventListener('abort', wake, { once: true });
+      tick();
+    });
+  }
+
+  /** @param {'connecting' | 'connected' | 'live' | 'disconnected'} state */
+  show(state) {
+    if (state === this.state && document.getElementById('connection')?.textContent) return;
+    this.state = state;
+    const words = { connecting: 'Connecting …', connected: 'Connected', live: 'Live', disconnected: 'Disconnected, retrying' };
+    const chip = /** @type {HTMLElement} */ (document.getElementById('connection'));
+    chip.dataset.state = state;
+    say(chip, words[state]);
+    const banner = /** @type {HTMLElement} */ (document.getElementById('banner'));
+    if (state !== 'disconnected') return fill(banner);
+    const retry = () => { for (const wake of [...this.waiting]) wake(); };
+    fill(banner, h('p', {}, h('strong', {}, 'Disconnected, retrying. '), 'The numbers below are the last ones received. ',
+      h('span', { id: 'countdown', 'aria-live': 'off' })),
+    h('button', { type: 'button', onclick: retry }, 'Try now'));
+  }
+}
+
+export const connection = new Connection();
+
+/**
+ * Ask again and again until `signal` aborts, and only while somebody looks. Failures show as disconnected.
+ * @param {number} seconds
+ * @param {AbortSignal} signal
+ * @param {() => Promise<void>} ask
+ * @param {(problem: any) => void} onproblem the API answered with an error
+ */
+export async function poll(seconds, signal, ask, onproblem) {
+  let failures = 0;
+  while (!signal.aborted) {
+    try {
+      if (!document.hidden) await ask();
+      failures = 0;
+      if (!connection.live) connection.up();
+    } catch (error) {
+      if (signal.aborted) return;
+      const problem = /** @type {any} */ (error);
+      if (problem.status !== 0 && problem.status !== 503) {
+        onproblem(problem);
+        if (!(problem.status >= 500)) return;
+      }
+      failures += 1;
+      if (!connection.live) {
+        await connection.down(Math.min(2 ** (failures - 1), 10), signal);
+        continue;
+      }
+    }
+    await new Promise((resolve) => {
+      const timer = setTimeout(resolve, seconds * 1000);
+      signal.addEventListener('abort', () => { clearTimeout(timer); resolve(null); }, { once: true });
+    });
+  }
+}

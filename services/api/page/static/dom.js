@@ -1,0 +1,110 @@
+// Elements without HTML: whatever comes from a run is only ever inserted as text.
+// @ts-check
+
+/** @typedef {Node | string | number | null | undefined | false | Child[]} Child */
+
+/**
+ * Make an element. `class`, `on*` listeners, `dataset` and plain attributes are understood; null and false are left out.
+ * @param {string} tag
+ * @param {Record<string, any>} [attributes]
+ * @param {...Child} children text becomes text nodes
+ * @returns {any}
+ */
+export function h(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === null || value === undefined || value === false) continue;
+    if (name.startsWith('on')) element.addEventListener(name.slice(2), value);
+    else if (name === 'dataset') Object.assign(element.dataset, value);
+    else if (name === 'value') /** @type {any} */ (element).value = value;
+    else element.setAttribute(name, value === true ? '' : String(value));
+  }
+  append(element, children);
+  return element;
+}
+
+/**
+ * @param {Element} parent
+ * @param {Child} child
+ */
+function append(parent, child) {
+  if (Array.isArray(child)) for (const one of child) append(parent, one);
+  else if (child instanceof Node) parent.append(child);
+  else if (child !== null && child !== undefined && child !== false) parent.append(String(child));
+}
+
+/**
+ * Put children in place of what an element holds.
+ * @param {Element} element
+ * @param {...Child} children
+ */
+export function fill(element, ...children) {
+  element.replaceChildren();
+  append(element, children);
+}
+
+/**
+ * Set an element's text only where it differs, so that selections and screen readers are left alone.
+ * @param {Element} element
+ * @param {string} text
+ */
+export function say(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+/**
+ * Tell people who listen to the page what changed.
+ * @param {string} text
+ */
+export function announce(text) {
+  const place = document.getElementById('said');
+  if (place) say(place, text);
+}
+
+/**
+ * A box for a view that is empty, loads or failed.
+ * @param {string} kind empty, loading or error
+ * @param {string} title
+ * @param {...Child} rest
+ */
+export function notice(kind, title, ...rest) {
+  const role = kind === 'error' ? 'alert' : 'status';
+  return h('div', { class: `notice ${kind}`, role }, h('h2', {}, title), rest.length ? h('p', {}, rest) : null);
+}
+
+/**
+ * A view's heading; it takes the focus when the view opens.
+ * @param {string} text
+ * @param {...Child} rest
+ */
+export function heading(text, ...rest) {
+  return h('h1', { tabindex: '-1' }, text, ...rest);
+}
+
+/**
+ * A table inside a box that scrolls by itself, so that the page never does sideways.
+ * @param {string} label
+ * @param {string[]} columns
+ * @param {Child[][]} rows
+ * @param {number[]} [numeric] indexes of columns with numbers
+ */
+export function table(label, columns, rows, numeric = []) {
+  const kind = (/** @type {number} */ index) => (numeric.includes(index) ? 'number' : null);
+  return h('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': label },
+    h('table', {},
+      h('thead', {}, h('tr', {}, columns.map((name, i) => h('th', { scope: 'col', class: kind(i) }, name)))),
+      h('tbody', {}, rows.map((row) => h('tr', {}, row.map((cell, i) => h('td', { class: kind(i) }, cell)))))));
+}
+
+/**
+ * A choice of named values.
+ * @param {string} label
+ * @param {[string, string][]} options value and text
+ * @param {string} chosen
+ * @param {(value: string) => void} onchange
+ */
+export function choice(label, options, chosen, onchange) {
+  const select = h('select', { onchange: (/** @type {any} */ event) => onchange(event.target.value) },
+    options.map(([value, text]) => h('option', { value, selected: value === chosen }, text)));
+  return h('label', { class: 'field' }, h('span', {}, label), select);
+}

@@ -26,6 +26,7 @@ MASTER = "master"
 """Float32 weights, where the passes run in another type."""
 
 
+@torch.no_grad()
 def export_state(engine: DeepSpeedEngine) -> dict[str, Tensor]:
     """`<parameter>/<exp_avg|exp_avg_sq|master>` -> float32 copy in CPU memory; empty on ranks other than 0.
 
@@ -40,6 +41,7 @@ def export_state(engine: DeepSpeedEngine) -> dict[str, Tensor]:
     return state
 
 
+@torch.no_grad()
 def import_state(engine: DeepSpeedEngine, state: Mapping[str, Tensor], updates: int) -> None:
     """Put back what `export_state` gave after `updates` optimizer updates. Every rank gives the whole state."""
     engine.updates = updates
@@ -51,6 +53,7 @@ def import_state(engine: DeepSpeedEngine, state: Mapping[str, Tensor], updates: 
             _write(engine, parameter, key, value)
 
 
+@torch.no_grad()
 def export_teacher(engine: DeepSpeedEngine) -> dict[str, Tensor]:
     """Parameter name -> float32 average in CPU memory; empty without teacher and on ranks other than 0. Collective."""
     if engine.ema is None:
@@ -63,6 +66,7 @@ def export_teacher(engine: DeepSpeedEngine) -> dict[str, Tensor]:
     return averages
 
 
+@torch.no_grad()
 def import_teacher(engine: DeepSpeedEngine, averages: Mapping[str, Tensor]) -> None:
     """Put back what `export_teacher` gave."""
     if engine.ema is not None:

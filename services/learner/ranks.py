@@ -5,6 +5,7 @@ Import this before torch or deepspeed: it sets what those read at import.
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -50,6 +51,7 @@ def join(num_threads: int | None = None) -> Ranks:
 
     # DeepSpeed compiles a shared-memory all-reduce for CPU inference at start. Training never calls it; without it no
     # compiler is needed.
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if on_gpu:
         torch.cuda.set_device(local)

@@ -71,7 +71,7 @@ def delivered(group: ScoredGroup) -> Delivery[ScoredGroup]:
     return Delivery(group, "scored", f"{group.group.task.sequence}-0")
 
 
-@pytest.fixture()
+@pytest.fixture
 def write_lines(tmp_path: Path) -> Callable[..., Path]:
     """Writes a dataset file from lines."""
 

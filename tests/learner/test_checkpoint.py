@@ -18,7 +18,7 @@ def snapshot(step: int) -> Snapshot:
     return Snapshot(state, weights, moments, {"layer.weight": torch.zeros(2, 3)}, torch.get_rng_state())
 
 
-@pytest.fixture()
+@pytest.fixture
 def store(tmp_path: Path) -> CheckpointStore:
     return CheckpointStore(tmp_path, lambda folder: (folder / "config.json").write_text("{}") and None)
 

@@ -21,6 +21,8 @@ from tests.learner.engine_program import NUM_UPDATES, batches, row_loss, run_con
 from tests.learner.ring import ROOT, bytecode_cached
 
 STAGES = (0, 1, 2, 3)
+MIXED_STAGES = (1, 2, 3)
+"""bfloat16 runs stage 0 as stage 1."""
 Results = Callable[[int, str], dict[int, dict[str, Any]]]
 
 
@@ -30,20 +32,21 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     made: dict[tuple[int, str], dict[int, dict[str, Any]]] = {}
 
     def run(num_ranks: int, dtype: str) -> dict[int, dict[str, Any]]:
+        stages = STAGES if dtype == "float32" else MIXED_STAGES
         if (num_ranks, dtype) not in made:
             folder = tmp_path_factory.mktemp("engine")
-            run_program(folder, num_ranks, dtype)
+            run_program(folder, num_ranks, dtype, stages)
             made[num_ranks, dtype] = {
-                stage: torch.load(folder / f"stage{stage}.pt", weights_only=True) for stage in STAGES
+                stage: torch.load(folder / f"stage{stage}.pt", weights_only=True) for stage in stages
             }
         return made[num_ranks, dtype]
 
     return run
 
 
-def run_program(folder: Path, num_ranks: int, dtype: str) -> None:
+def run_program(folder: Path, num_ranks: int, dtype: str, stages: tuple[int, ...]) -> None:
     port = str(free_port())
-    command = [sys.executable, "-m", "tests.learner.engine_program", str(folder), ",".join(map(str, STAGES)), dtype]
+    command = [sys.executable, "-m", "tests.learner.engine_program", str(folder), ",".join(map(str, stages)), dtype]
     shared = bytecode_cached(os.environ) | {
         "WORLD_SIZE": str(num_ranks),
         "MASTER_PORT": port,
@@ -127,7 +130,7 @@ def test_state_goes_out_and_in_without_losing_a_bit(results: Results, num_ranks:
     assert largest_difference(result["later_teacher"], result["resumed_teacher"]) == 0.0
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", MIXED_STAGES)
 def test_bfloat16_keeps_float32_masters_and_averages(results: Results, stage: int) -> None:
     result = results(2, "bfloat16")[stage]
     master = {name.removesuffix("/master"): value for name, value in result["state"].items() if "master" in name}

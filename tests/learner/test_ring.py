@@ -1,0 +1,218 @@
+"""The learner in the ring: a real Valkey, the real training program, and a scripted other side."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from redis.asyncio import Redis
+from safetensors.torch import load_file
+
+from services.contracts import events, streams
+from services.contracts.messages import Rollout, ScoredGroup
+from services.contracts.metrics import STEP_METRICS
+from services.learner.checkpoint import load
+from services.learner.progress import EXIT_REPORTED
+from services.runtime.weight_store import verify
+from tests.learner.ring import DATA, Change, EventLog, FakeRing, exit_code, program, put_run, run_values
+
+StartRing = Callable[..., Awaitable[FakeRing]]
+
+
+@pytest.fixture
+async def start_ring(redis: Redis) -> AsyncIterator[StartRing]:
+    """Puts a run into Redis and starts its other side."""
+    tasks: list[asyncio.Task[None]] = []
+
+    async def start(run_id: str, values: dict[str, Any], change: Change | None = None) -> FakeRing:
+        await put_run(redis, run_id, values)
+        ring = FakeRing(redis, run_id, *([change] if change else []))
+        tasks.append(asyncio.create_task(ring.run()))
+        return ring
+
+    yield start
+    for task in tasks:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+def tensors_of(folder: Path) -> dict[str, bytes]:
+    """Bits of every tensor in a checkpoint."""
+    found = {}
+    for path in sorted(folder.rglob("*.safetensors")):
+        for name, tensor in load_file(path).items():
+            found[f"{path.relative_to(folder)}:{name}"] = tensor.numpy().tobytes()
+    return found
+
+
+def checkpoint(home: Path, run_id: str, step: int) -> Path:
+    return home / "runs" / run_id / "checkpoints" / f"step-{step:08d}"
+
+
+@pytest.mark.parametrize("objective", ["srpo", "grpo", "sdpo", "advantage_mix"])
+async def test_killed_at_any_instant_it_ends_with_the_same_bits(
+    valkey_url: str, redis: Redis, tmp_path: Path, start_ring: StartRing, objective: str
+) -> None:
+    """Twice the same run over the same scored groups: once undisturbed, once killed in the middle and resumed."""
+    staleness = {"srpo": 1, "grpo": 0, "sdpo": 2, "advantage_mix": 1}[objective]
+    values = run_values(
+        objective={"name": objective},
+        training={"steps": 6, "max_staleness": staleness, "prompts_per_minibatch": 2},
+        checkpoint={"every_steps": 3},
+    )
+    ring = await start_ring("calm", values)
+    with program(valkey_url, tmp_path, "calm") as process:
+        assert await exit_code(process) == 0
+    assert len(ring.served) == 24
+
+    await redis.delete(streams.EVENTS)
+    log = EventLog(redis)
+    await start_ring("killed", values)
+    with program(valkey_url, tmp_path, "killed") as process:
+        await log.wait_for(lambda seen: any(isinstance(e, events.StepFinished) and e.step == 5 for e in seen))
+        process.kill()
+        assert await exit_code(process) == -9
+    with program(valkey_url, tmp_path, "killed") as process:
+        assert await exit_code(process) == 0
+
+    final = checkpoint(tmp_path, "calm", 6), checkpoint(tmp_path, "killed", 6)
+    assert tensors_of(final[0]) == tensors_of(final[1])
+    assert load(final[0]).state.ledger == load(final[1]).state.ledger
+    if objective != "grpo":
+        assert any("teacher" in name for name in tensors_of(final[0]))
+    assert (await log.states())[-1] == "succeeded"
+    assert await redis.xlen(streams.scored("killed")) == 0, "all groups are acknowledged"
+    finished = {event.step: event for event in await log.of(events.StepFinished)}
+    assert sorted(finished) == [1, 2, 3, 4, 5, 6]
+    assert finished[6].groups["fed"] == finished[6].groups["trained"] == 24
+    assert finished[6].metrics["staleness_max"] <= staleness
+
+
+async def test_a_run_reports_everything_that_people_see(
+    valkey_url: str, redis: Redis, tmp_path: Path, start_ring: StartRing
+) -> None:
+    values = run_values(
+        data={"validation": str(DATA / "validation.jsonl")},
+        evaluation={"before_training": True, "after_training": True, "max_questions": 5, "num_samples": 3},
+        training={"steps": 3, "max_staleness": 0},
+    )
+    ring = await start_ring("run", values)
+    with program(valkey_url, tmp_path, "run") as process:
+        assert await exit_code(process) == 0
+    log = EventLog(redis)
+    steps = await log.of(events.StepFinished)
+    assert [event.step for event in steps] == [1, 2, 3]
+    assert set(steps[0].metrics) == set(STEP_METRICS)
+    assert set(steps[0].histograms) == {"distillation_weight", "staleness_versions"}
+    assert steps[0].metrics["routing_ratio_grpo"] + steps[0].metrics["routing_ratio_sdpo"] == pytest.approx(1.0)
+    evaluations = await log.of(events.EvaluationFinished)
+    assert [event.step for event in evaluations] == [0, 3]
+    assert evaluations[0].num_questions == 5
+    assert evaluations[0].num_samples == 3
+    assert 0 < evaluations[0].accuracy < evaluations[0].pass_at_k <= 1
+    published = await log.of(events.WeightsPublished)
+    assert [event.version for event in published] == [1, 2, 3]
+    weights = {k.decode(): v.decode() for k, v in (await redis.hgetall(streams.weights("run"))).items()}
+    assert weights == {"version": "3", "path": published[-1].path, "checksum": published[-1].checksum}
+    verify(Path(published[-1].path), published[-1].checksum)
+    samples = (await log.of(events.SamplesTaken))[0]
+    assert len(samples.samples) == 4
+    for sample in samples.samples:
+        assert len(sample.tokens) == len(sample.behaviour_logprobs) == len(sample.logprobs)
+        assert (sample.route == "sdpo") == bool(sample.teacher_prompt) == bool(sample.divergence)
+    assert [event.step for event in await log.of(events.CheckpointWritten)] == [2, 3]
+    assert await log.states() == ["running", "succeeded"]
+    # Strictly on-policy: nothing of step s was served before version s was there.
+    early = [n for n in range(12) if ring.versions_seen[f"train-{n}"] != n // 4]
+    assert early == []
+    assert await redis.xlen(streams.evaluated("run")) == 0
+
+
+async def test_faults_and_losses_are_made_up_for(
+    valkey_url: str, redis: Redis, tmp_path: Path, start_ring: StartRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups without usable samples are dropped and replaced; one whose message vanished is fed again."""
+
+    def disturb(group: ScoredGroup) -> ScoredGroup:
+        sequence = group.group.task.sequence
+        if sequence % 5 == 3:
+            faulty = [Rollout(status="infrastructure_fault", fault="the engine died")] * len(group.verdicts)
+            return msgspec.structs.replace(group, group=msgspec.structs.replace(group.group, rollouts=faulty))
+        return group
+
+    await start_ring("run", run_values(training={"steps": 3, "max_staleness": 1}), disturb)
+    log = EventLog(redis)
+    with program(valkey_url, tmp_path, "run") as process:
+        assert await exit_code(process) == 0
+    last = (await log.of(events.StepFinished))[-1]
+    assert last.groups["trained"] == 12
+    assert last.groups["dropped_faulty"] == 3
+    assert last.groups["fed"] == 15
+    assert last.groups["in_flight"] == 0
+
+
+async def test_pause_and_stop_and_go_on(valkey_url: str, redis: Redis, tmp_path: Path, start_ring: StartRing) -> None:
+    values = run_values(training={"steps": 400, "max_staleness": 1}, checkpoint={"every_steps": 100})
+    await start_ring("run", values)
+    log = EventLog(redis)
+    with program(valkey_url, tmp_path, "run") as process:
+        await log.wait_for(lambda seen: any(isinstance(event, events.StepFinished) for event in seen))
+        await redis.set(streams.desired("run"), "paused")
+        await log.wait_for(lambda seen: getattr(seen[-1], "state", "") == "paused")
+        await redis.set(streams.desired("run"), "running")
+        await log.wait_for(lambda seen: isinstance(seen[-1], events.StepFinished))
+        await redis.set(streams.desired("run"), "stopped")
+        assert await exit_code(process) == 0
+    assert await log.states() == ["running", "paused", "running", "stopped"]
+    stopped_at = (await log.of(events.StepFinished))[-1].step
+    assert (await log.of(events.CheckpointWritten))[-1].step == stopped_at
+
+    await redis.set(streams.config("run"), msgspec.json.encode(values | {"training": {"steps": stopped_at + 1}}))
+    values["training"]["steps"] = stopped_at + 2
+    await put_run(redis, "run", values)
+    with program(valkey_url, tmp_path, "run") as process:
+        assert await exit_code(process) == 0
+    assert [event.step for event in await log.of(events.StepFinished)] == list(range(1, stopped_at + 3))
+    assert (await log.states())[-1] == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("sections", "says"),
+    [
+        ({"data": {"train": "nowhere.jsonl"}}, "nowhere.jsonl cannot be read"),
+        ({"model": {"path": "no/such/model"}}, "no/such/model cannot be loaded"),
+    ],
+)
+async def test_a_persons_mistake_ends_the_run_in_one_sentence(
+    valkey_url: str, redis: Redis, tmp_path: Path, sections: dict[str, Any], says: str
+) -> None:
+    await put_run(redis, "run", run_values(**sections))
+    log = EventLog(redis)
+    with program(valkey_url, tmp_path, "run") as process:
+        assert await exit_code(process) == EXIT_REPORTED
+    last = (await log.of(events.RunStateChanged))[-1]
+    assert last.state == "failed"
+    assert says in last.reason
+
+
+async def test_two_ranks_under_zero_3_train_the_same_run(
+    valkey_url: str, redis: Redis, tmp_path: Path, start_ring: StartRing
+) -> None:
+    shared = {"steps": 3, "prompts_per_minibatch": 2}
+    await start_ring("one", run_values(training=shared | {"zero_stage": 0}))
+    with program(valkey_url, tmp_path, "one") as process:
+        assert await exit_code(process) == 0
+    await start_ring("two", run_values(training=shared | {"zero_stage": 3, "num_ranks": 2}))
+    with program(valkey_url, tmp_path, "two", num_ranks=2) as process:
+        assert await exit_code(process) == 0
+    folders = [checkpoint(tmp_path, run, 3) / "hf" / "model.safetensors" for run in ("one", "two")]
+    first, second = (load_file(folder) for folder in folders)
+    assert first.keys() == second.keys()
+    difference = max(float((first[name] - second[name]).abs().max()) for name in first)
+    assert difference < 1e-4

@@ -68,6 +68,7 @@ class Verifier:
         while True:
             try:
                 await step()
+                _end_if_cancelled()
                 await asyncio.sleep(pause_seconds)
             except RedisError as error:
                 log.warning("queue failed, trying again", error=str(error))
@@ -192,6 +193,16 @@ class Verifier:
             except RedisError as error:
                 log.warning("queue failed, trying again", error=str(error))
                 await asyncio.sleep(1.0)
+
+
+def _end_if_cancelled() -> None:
+    """Raise `CancelledError` where this task was cancelled but the call that it was in swallowed that.
+
+    `asyncio.wait_for` of Python 3.11, which libraries use, can do so when its result arrives at the same moment.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _text(value: bytes | str) -> str:

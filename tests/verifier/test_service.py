@@ -191,6 +191,26 @@ async def test_a_deleted_run_disturbs_no_other(redis: Redis) -> None:
         await collect(redis, streams.scored("gone"), 1)
 
 
+async def test_the_loops_end_even_where_a_call_swallows_the_cancellation(redis: Redis) -> None:
+    async with running(redis) as verifier:
+        inside = asyncio.Event()
+
+        async def swallow() -> None:
+            inside.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                pass
+
+        verifier._keep = swallow  # type: ignore[method-assign]
+        loop = asyncio.create_task(verifier._repeat(verifier._keep, pause_seconds=3600.0))
+        await inside.wait()
+        loop.cancel()
+        async with asyncio.timeout(60):
+            await asyncio.gather(loop, return_exceptions=True)
+    assert loop.cancelled()
+
+
 async def test_the_service_as_a_process(redis: Redis, valkey_url: str) -> None:
     environment = {**os.environ, "TURNOUT_REDIS_URL": valkey_url, "TURNOUT_INSTANCE": "verifier-7"}
     process = await asyncio.create_subprocess_exec(

@@ -68,9 +68,16 @@ def database_url(settings: Settings) -> str:
 
     Raises:
         ConfigurationError: the setting is not a URL of SQLite or PostgreSQL.
+        UnavailableError: the folder of the SQLite file cannot be made.
     """
     if not settings.database_url:
-        settings.home.mkdir(parents=True, exist_ok=True)
+        try:
+            settings.home.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UnavailableError(
+                f"The folder {settings.home} cannot be made: {error.strerror}.",
+                remedy="Set TURNOUT_HOME to a folder that can be written.",
+            ) from error
         path = str(settings.home / "turnout.db")
         return URL.create("sqlite+aiosqlite", database=path).render_as_string(hide_password=False)
     try:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 from redis.asyncio import Redis
 
@@ -18,7 +20,20 @@ from tests.api.fakes import FakeInstance, FakeRollout, client_of, looping, serve
 
 @pytest.fixture
 def settings(tmp_path: Path, valkey_url: str) -> Settings:
-    return Settings(home=tmp_path / "home", redis_url=valkey_url, instance="api-0")
+    return Settings(home=tmp_path / "home", redis_url=valkey_url, instance="api-0", database_url=emptied_postgres())
+
+
+def emptied_postgres() -> str:
+    """URL of the PostgreSQL database that TEST_POSTGRES_URL names, emptied; "" (SQLite) where it names none.
+
+    TEST_POSTGRES_URL=postgresql://t@127.0.0.1:5432/postgres pytest tests/api runs these tests on PostgreSQL.
+    """
+    url = os.environ.get("TEST_POSTGRES_URL", "")
+    if url:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("DROP SCHEMA public CASCADE")
+            connection.execute("CREATE SCHEMA public")
+    return url
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ async def test_migrations_make_exactly_the_models(settings: Settings) -> None:
         difference = await connection.run_sync(
             lambda plain: compare_metadata(MigrationContext.configure(plain), Base.metadata)
         )
-        mode = (await connection.execute(sa.text("PRAGMA journal_mode"))).scalar()
+        is_sqlite = connection.dialect.name == "sqlite"
+        mode = (await connection.execute(sa.text("PRAGMA journal_mode"))).scalar() if is_sqlite else "wal"
         tables = await connection.run_sync(lambda plain: set(sa.inspect(plain).get_table_names()))
     assert difference == []
     assert mode == "wal"
@@ -35,7 +36,7 @@ async def test_migrations_make_exactly_the_models(settings: Settings) -> None:
         "alembic_version",
     }
     await database.close()
-    assert (settings.home / "turnout.db").exists()
+    assert (settings.home / "turnout.db").exists() == is_sqlite
     await (await open_database(settings)).close()  # again: nothing to do, nothing lost
 
 
@@ -75,7 +76,11 @@ def test_a_wrong_url_is_named_without_its_secret(given: str) -> None:
 
 
 async def test_a_database_that_cannot_be_opened(tmp_path: Path) -> None:
-    blocked = Settings(database_url=f"sqlite:///{tmp_path}/no/such/folder/x.db")
+    (tmp_path / "file").write_text("")
     with pytest.raises(UnavailableError) as caught:
-        await open_database(blocked)
+        await open_database(Settings(home=tmp_path / "file" / "home"))
+    assert "TURNOUT_HOME" in caught.value.remedy
+    with pytest.raises(UnavailableError) as caught:
+        await open_database(Settings(database_url="postgresql://nobody:hidden@127.0.0.1:1/none"))
     assert "TURNOUT_DATABASE_URL" in caught.value.remedy
+    assert "hidden" not in str(caught.value)

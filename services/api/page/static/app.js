@@ -1,0 +1,82 @@
+// The page: which view the address names, the key, the focus. A view is a function of its box, its address and a signal.
+// @ts-check
+import { keyPrompt } from './api.js';
+import { compareView } from './compare.js';
+import { connection } from './connection.js';
+import { fill, h, heading, notice } from './dom.js';
+import { runView } from './run.js';
+import { runsView } from './runs.js';
+import { samplesView } from './samples.js';
+import { startView } from './start.js';
+
+/** @typedef {{path: string[], query: URLSearchParams}} Address */
+/** @typedef {(box: HTMLElement, address: Address, signal: AbortSignal) => void | Promise<void>} View */
+
+const main = /** @type {HTMLElement} */ (document.getElementById('main'));
+let leaving = new AbortController();
+let first = true;
+
+/** @param {Address} address @returns {{view: View, title: string, live: boolean}} */
+function route({ path }) {
+  if (path.length === 0) return { view: runsView, title: 'Runs', live: false };
+  if (path[0] === 'compare') return { view: compareView, title: 'Compare', live: false };
+  if (path[0] === 'start') return { view: startView, title: 'Start a run', live: false };
+  if (path[0] === 'runs' && path.length === 2) return { view: runView, title: path[1], live: true };
+  if (path[0] === 'runs' && path[2] === 'samples') return { view: samplesView, title: `Samples of ${path[1]}`, live: false };
+  return { view: unknown, title: 'Not found', live: false };
+}
+
+/** @param {HTMLElement} box */
+function unknown(box) {
+  fill(box, heading('Nothing here'), notice('empty', 'This address names no view.', h('a', { href: '#/' }, 'See all runs')));
+}
+
+function show() {
+  leaving.abort();
+  leaving = new AbortController();
+  const [path, query] = location.hash.replace(/^#\/?/, '').split('?');
+  const address = { path: path.split('/').filter(Boolean).map(decodeURIComponent), query: new URLSearchParams(query) };
+  const { view, title, live } = route(address);
+  document.title = `${title} · Turnout`;
+  for (const link of document.querySelectorAll('nav a')) {
+    const target = (link.getAttribute('href') ?? '').replace(/^#\/?/, '');
+    const here = target === (address.path[0] ?? '') || (target === '' && address.path[0] === 'runs');
+    if (here) link.setAttribute('aria-current', 'page');
+    else link.removeAttribute('aria-current');
+  }
+  connection.expect(live);
+  const box = h('div', { class: 'view' });
+  fill(main, box);
+  Promise.resolve(view(box, address, leaving.signal)).catch((error) => {
+    if (error.name !== 'AbortError') fill(box, heading('Something went wrong'), notice('error', error.title ?? 'Error', error.message));
+  });
+  if (!first) /** @type {HTMLElement | null} */ (box.querySelector('h1'))?.focus();
+  first = false;
+  scrollTo(0, 0);
+}
+
+keyPrompt.ask = (wrong) => new Promise((resolve) => {
+  const input = h('input', { type: 'password', name: 'key', autocomplete: 'off', required: true, 'aria-describedby': 'key-help' });
+  const dialog = h('dialog', { 'aria-labelledby': 'key-title', oncancel: (/** @type {Event} */ event) => event.preventDefault() },
+    h('form', {
+      onsubmit: (/** @type {Event} */ event) => {
+        event.preventDefault();
+        dialog.close();
+        dialog.remove();
+        resolve(input.value.trim());
+      },
+    },
+    h('h2', { id: 'key-title' }, 'This API needs its key'),
+    h('p', { id: 'key-help' }, wrong ? 'The key was not accepted. ' : '', 'It is kept until this tab is closed.'),
+    h('label', { class: 'field' }, h('span', {}, 'API key'), input),
+    h('div', { class: 'actions' }, h('button', { class: 'primary', type: 'submit' }, 'Use this key'))));
+  document.body.append(dialog);
+  dialog.showModal();
+});
+
+/** @type {HTMLElement} */ (document.querySelector('.skip')).addEventListener('click', (event) => {
+  event.preventDefault(); // the address names the view, so the link must not change it
+  main.focus();
+});
+addEventListener('hashchange', show);
+show();

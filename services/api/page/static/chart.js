@@ -1,0 +1,161 @@
+// Charts by plotly.js, in the page's colours, light or dark.
+// @ts-check
+import { h, say } from './dom.js';
+
+/** @typedef {{name: string, x: (number | null)[], y: (number | null)[], color?: number, dash?: string, symbol?: string, kind?: 'lines' | 'points' | 'area' | 'bars', hover?: string, width?: number}} Series */
+/** @typedef {{unit?: string, xTitle?: string, percent?: boolean, zero?: boolean, stacked?: boolean}} Axes */
+
+const FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif';
+const CONFIG = { displayModeBar: false, displaylogo: false, responsive: true, doubleClick: 'reset' };
+
+/** @type {Promise<any> | null} */
+let loading = null;
+
+/** plotly.js is large, so it is loaded when the first chart needs it. @returns {Promise<any>} */
+export function loadPlotly() {
+  loading ??= new Promise((resolve, reject) => {
+    const meta = /** @type {HTMLMetaElement} */ (document.querySelector('meta[name=turnout-plotly]'));
+    const script = h('script', { src: meta.content, onload: () => resolve(/** @type {any} */ (window).Plotly) });
+    script.onerror = () => {
+      loading = null;
+      script.remove();
+      reject(new Error('plotly.js did not load'));
+    };
+    document.head.append(script);
+  });
+  return loading;
+}
+
+/** @type {Set<{redraw: () => void}>} */
+const drawn = new Set();
+matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => { for (const chart of drawn) chart.redraw(); });
+
+/** @param {string} name a custom property of the style sheet */
+export function color(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+}
+
+/** The n-th colour of a series. @param {number} index */
+export function seriesColor(index) {
+  return color(`--series-${(index % 8) + 1}`);
+}
+
+/** @param {Series} series @param {number} index @param {Axes} axes */
+function trace(series, index, axes) {
+  const ink = seriesColor(series.color ?? index);
+  const kind = series.kind ?? 'lines';
+  const value = axes.percent ? '%{y:.1%}' : `%{y:.4~g}${axes.unit ? ` ${axes.unit}` : ''}`;
+  /** @type {any} */
+  const made = { name: series.name, x: series.x, y: series.y, hovertemplate: series.hover ?? value, connectgaps: false };
+  if (kind === 'bars') return { ...made, type: 'bar', marker: { color: ink, line: { width: 0 } } };
+  made.type = 'scatter';
+  made.mode = kind === 'points' ? 'lines+markers' : series.x.length === 1 ? 'markers' : 'lines';
+  made.line = { color: ink, width: series.width ?? 1.8, dash: series.dash ?? 'solid' };
+  made.marker = { color: ink, size: 7, symbol: series.symbol ?? 'circle' };
+  if (kind === 'area') Object.assign(made, { stackgroup: 'one', fillcolor: ink + 'b0', line: { color: ink, width: 1 } });
+  return made;
+}
+
+/** @param {Axes} axes */
+function layout(axes) {
+  const [ink, grid] = [color('--muted'), color('--grid')];
+  const axis = { gridcolor: grid, zerolinecolor: grid, linecolor: grid, tickfont: { color: ink, size: 11 }, automargin: true, fixedrange: false };
+  return {
+    paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)', font: { family: FONT, size: 12, color: ink },
+    margin: { l: 44, r: 8, t: 6, b: 34 }, showlegend: true, hovermode: 'x unified', uirevision: 'kept', barmode: 'stack', bargap: 0.15,
+    legend: { orientation: 'h', x: 0, y: 1.02, yanchor: 'bottom', font: { size: 12, color: color('--ink') } },
+    hoverlabel: { bgcolor: color('--raised'), bordercolor: grid, font: { color: color('--ink'), family: FONT, size: 12 } },
+    xaxis: { ...axis, title: { text: axes.xTitle ?? 'training step', font: { size: 11, color: ink }, standoff: 6 }, zeroline: false },
+    yaxis: { ...axis, title: { text: axes.unit ?? '', font: { size: 11, color: ink }, standoff: 6 }, tickformat: axes.percent ? '.0%' : undefined,
+      rangemode: axes.zero === false ? 'normal' : 'tozero', range: axes.stacked && axes.percent ? [0, 1] : undefined },
+    dragmode: 'zoom',
+  };
+}
+
+/** One chart with its title and a sentence that says how to read it. */
+export class Chart {
+  /**
+   * @param {string} title
+   * @param {string} caption
+   * @param {Axes} [axes]
+   */
+  constructor(title, caption, axes = {}) {
+    this.axes = axes;
+    /** @type {Series[]} */
+    this.series = [];
+    this.plot = h('div', { class: 'plot', role: 'img', 'aria-label': `${title}: no data yet` });
+    this.empty = h('p', { class: 'chart-empty' }, 'No data yet');
+    this.title = title;
+    this.element = h('figure', { class: 'card chart', dataset: { chart: title } },
+      h('figcaption', {}, h('h2', {}, title), h('p', {}, caption)), h('div', { class: 'plot-box' }, this.plot, this.empty));
+    drawn.add(this);
+  }
+
+  /**
+   * @param {Series[]} series
+   * @param {string} summary the newest values in words, for those who do not see the picture
+   */
+  draw(series, summary) {
+    this.series = series.filter((one) => one.y.some((value) => value !== null));
+    this.plot.setAttribute('aria-label', `${this.title}: ${this.series.length ? summary : 'no data yet'}`);
+    this.empty.hidden = this.series.length > 0;
+    return this.redraw();
+  }
+
+  async redraw() {
+    if (!this.series.length) return;
+    try {
+      const plotly = await loadPlotly();
+      if (!this.plot.isConnected) return;
+      await plotly.react(this.plot, this.series.map((one, i) => trace(one, i, this.axes)), layout(this.axes), CONFIG);
+    } catch (error) {
+      this.empty.hidden = false;
+      say(this.empty, 'The chart library did not load. The numbers are in the table of `turnout runs show`.');
+    }
+  }
+
+  close() {
+    drawn.delete(this);
+    /** @type {any} */ (window).Plotly?.purge(this.plot);
+  }
+}
+
+/** A small line without axes. */
+export class Sparkline {
+  /** @param {string} label */
+  constructor(label) {
+    this.element = h('div', { class: 'spark', role: 'img', 'aria-label': `${label}: no data yet` });
+    this.label = label;
+    /** @type {number[]} */
+    this.values = [];
+    drawn.add(this);
+  }
+
+  /** @param {number[]} values */
+  draw(values) {
+    if (values.length === this.values.length && values.at(-1) === this.values.at(-1)) return;
+    this.values = values;
+    this.redraw();
+  }
+
+  async redraw() {
+    if (!this.values.length) return;
+    const last = /** @type {number} */ (this.values.at(-1));
+    this.element.setAttribute('aria-label', `${this.label}: from ${this.values[0].toFixed(3)} to ${last.toFixed(3)} in ${this.values.length} steps`);
+    const plotly = await loadPlotly().catch(() => null);
+    if (!plotly || !this.element.isConnected) return;
+    const ink = seriesColor(0);
+    const x = this.values.map((_, i) => i);
+    const hidden = { visible: false, fixedrange: true };
+    plotly.react(this.element, [
+      { x, y: this.values, type: 'scatter', mode: 'lines', line: { color: ink, width: 1.5 } },
+      { x: [x.length - 1], y: [last], type: 'scatter', mode: 'markers', marker: { color: ink, size: 5 } },
+    ], { paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)', margin: { l: 2, r: 5, t: 4, b: 4 }, showlegend: false, xaxis: hidden, yaxis: hidden },
+    { staticPlot: true, responsive: false });
+  }
+
+  close() {
+    drawn.delete(this);
+    /** @type {any} */ (window).Plotly?.purge(this.element);
+  }
+}

@@ -1,0 +1,126 @@
+// The list of runs: state, progress, reward as a small line.
+// @ts-check
+import { badge, problemBox } from './actions.js';
+import { call, stepsAfter } from './api.js';
+import { Sparkline } from './chart.js';
+import { poll } from './connection.js';
+import { choice, fill, h, heading, notice } from './dom.js';
+import { ago, fixed, percent } from './format.js';
+
+const STATES = ['queued', 'starting', 'running', 'paused', 'stopping', 'stopped', 'succeeded', 'failed'];
+const SPARK_POINTS = 120;
+
+/** @typedef {{element: HTMLElement, update: (run: any) => void, close: () => void}} Row */
+
+/** @type {import('./app.js').View} */
+export async function runsView(box, address, signal) {
+  const list = h('div', { class: 'runs' }, notice('loading', 'Loading runs …'));
+  const more = h('div', { class: 'actions' });
+  const filter = { state: address.query.get('state') ?? '', name: '', limit: 30 };
+  let wake = () => {};
+  const ask = () => { wake(); };
+  const search = h('input', { type: 'search', oninput: (/** @type {any} */ event) => { filter.name = event.target.value; ask(); } });
+  fill(box, h('div', { class: 'title-row' }, heading('Runs'), h('a', { class: 'button primary', href: '#/start' }, 'Start a run')),
+    h('div', { class: 'filters' },
+      choice('State', [['', 'all'], ...STATES.map((s) => /** @type {[string, string]} */ ([s, s]))], filter.state, (value) => { filter.state = value; ask(); }),
+      h('label', { class: 'field' }, h('span', {}, 'Name contains'), search)), list, more);
+
+  /** @type {Map<string, Row>} */
+  const rows = new Map();
+  signal.addEventListener('abort', () => { for (const row of rows.values()) row.close(); });
+  const load = async () => {
+    const query = new URLSearchParams({ limit: String(filter.limit) });
+    if (filter.state) query.set('state', filter.state);
+    if (filter.name) query.set('name', filter.name);
+    const page = await call(`/v1/runs?${query}`, { signal });
+    if (signal.aborted) return;
+    render(list, rows, page.items, filter, signal);
+    fill(more, page.next_cursor && filter.limit < 200
+      ? h('button', { type: 'button', onclick: () => { filter.limit = Math.min(200, filter.limit + 30); ask(); } }, 'Show more') : null);
+  };
+  wake = () => { load().catch(() => {}); };
+  poll(2, signal, load, (problem) => fill(list, problemBox(problem)));
+}
+
+/**
+ * @param {HTMLElement} list
+ * @param {Map<string, Row>} rows
+ * @param {any[]} runs
+ * @param {{state: string, name: string}} filter
+ * @param {AbortSignal} signal
+ */
+function render(list, rows, runs, filter, signal) {
+  const ids = new Set(runs.map((run) => run.id));
+  for (const [id, row] of rows) {
+    if (ids.has(id)) continue;
+    row.close();
+    rows.delete(id);
+  }
+  if (!runs.length) {
+    fill(list, filter.state || filter.name
+      ? notice('empty', 'No run fits the filter.')
+      : notice('empty', 'No runs yet.', 'Start one here, or with ', h('code', {}, 'turnout demo'), '.'));
+    return;
+  }
+  const elements = runs.map((run) => {
+    const row = rows.get(run.id) ?? makeRow(run, signal);
+    rows.set(run.id, row);
+    row.update(run);
+    return row.element;
+  });
+  if (elements.some((element, i) => list.children[i] !== element) || list.children.length !== elements.length) fill(list, elements);
+}
+
+/** @param {any} run @param {AbortSignal} signal @returns {Row} */
+function makeRow(run, signal) {
+  const spark = new Sparkline(`Reward of ${run.name}`);
+  const state = h('div', { class: 'run-state' });
+  const progress = h('progress', { max: run.num_steps, 'aria-label': `Steps of ${run.name}` });
+  const steps = h('span', { class: 'run-steps' });
+  const reward = h('span', { class: 'run-reward' });
+  const about = h('p', { class: 'run-about' });
+  const element = h('article', { class: 'card run', dataset: { run: run.id } },
+    h('div', { class: 'run-name' }, h('h2', {}, h('a', { href: `#/runs/${encodeURIComponent(run.id)}` }, run.name)), about),
+    state, h('div', { class: 'run-progress' }, progress, steps), h('div', { class: 'run-spark' }, spark.element, reward));
+  /** @type {number[]} */
+  let values = [];
+  let last = 0;
+  let shown = '';
+  const learn = async (/** @type {number} */ step) => {
+    if (step < last) [values, last] = [[], 0]; // trained again from an earlier checkpoint
+    const from = last;
+    last = step;
+    const items = await stepsAfter(run.id, from || Math.max(0, step - 2000), signal).catch(() => []);
+    values.push(...items.map((item) => item.metrics.reward_mean).filter(Number.isFinite));
+    spark.draw(thin(values));
+  };
+  return {
+    element,
+    close: () => spark.close(),
+    update: (now) => {
+      progress.value = now.step;
+      fill(steps, `${now.step} of ${now.num_steps} steps`);
+      fill(about, [now.id, now.objective, ago(now.created_at)].map((text) => h('span', {}, text)));
+      const accuracy = now.metrics.accuracy;
+      fill(reward, Number.isFinite(now.metrics.reward_mean)
+        ? [h('strong', {}, fixed(now.metrics.reward_mean)), ` reward · ${percent(accuracy)} correct`] : 'no step yet');
+      if (shown !== now.state + now.reason) {
+        shown = now.state + now.reason;
+        fill(state, badge(now.state), now.reason ? h('p', { class: 'reason' }, now.reason) : null);
+      }
+      if (now.step !== last) learn(now.step);
+    },
+  };
+}
+
+/** Means of equal stretches, so that a long run is drawn as quickly as a short one. @param {number[]} values */
+function thin(values) {
+  const width = Math.ceil(values.length / SPARK_POINTS);
+  if (width <= 1) return values;
+  const means = [];
+  for (let start = 0; start < values.length; start += width) {
+    const part = values.slice(start, start + width);
+    means.push(part.reduce((sum, value) => sum + value, 0) / part.length);
+  }
+  return means;
+}

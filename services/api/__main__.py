@@ -7,7 +7,6 @@ import sys
 from services.api.application import make_application, run_loops
 from services.api.database import open_database
 from services.api.parts import make_parts
-from services.api.problems import install
 from services.api.security import check_exposure
 from services.contracts.errors import TurnoutError
 from services.runtime.life import Service, run_service
@@ -20,8 +19,8 @@ async def loops(service: Service) -> None:
     parts = make_parts(service.settings, service.redis, database)
     try:
         service.app.router.routes.clear()
-        install(service.app)  # for the few paths that no mount matches
-        service.app.mount("/", make_application(parts))
+        # Not a mount: that would leave paths with line breaks in them to the plain application.
+        service.app.router.default = make_application(parts)
         service.presence.state = "ready"
         await run_loops(parts)
     finally:

@@ -3,6 +3,8 @@ SHELL := /bin/bash
 VENV ?= .venv
 BIN := $(VENV)/bin
 export TURNOUT_VENV := $(VENV)
+# Without byte code every process compiles torch and vLLM from source: half a minute each.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install install-gpu demo up down doctor check test bench docs locks clean
 

@@ -9,17 +9,20 @@ A loop that raises ends the process with exit code 1 after one clear log line; w
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import uvicorn
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -53,13 +56,15 @@ def run_service(kind: ServiceKind, loops: Callable[[Service], Awaitable[None]]) 
     try:
         settings = load_settings()
         configure_logs(settings, kind)
-        code = asyncio.run(_run(kind, settings, loops))
+        code = asyncio.new_event_loop().run_until_complete(_run(kind, settings, loops))
     except TurnoutError as error:
         print(f"turnout {kind}: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         code = 130
-    sys.exit(code)
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(code)  # a thread that still imports or computes must not hold up the end
 
 
 async def _run(kind: ServiceKind, settings: Settings, loops: Callable[[Service], Awaitable[None]]) -> int:
@@ -90,12 +95,24 @@ async def _run(kind: ServiceKind, settings: Settings, loops: Callable[[Service],
             log.error("service failed", error=str(task.exception()), exc_info=task.exception())
             code = 1
     server.should_exit = True
-    for task in (tasks[0], tasks[2], tasks[3]):
-        task.cancel()
-    await asyncio.wait(tasks, timeout=10)
+    await end([tasks[0], tasks[2], tasks[3]], seconds=10)
+    await asyncio.wait([tasks[1]], timeout=3)
     await redis.aclose()
     log.info("service stopped")
     return code
+
+
+async def end(tasks: Sequence[asyncio.Future[Any]], seconds: float) -> None:
+    """Cancel tasks and wait for their end, at most so long.
+
+    Cancels again until they end: on Python 3.11 a cancellation that meets a finishing `asyncio.wait_for` is lost, and
+    Redis reads are full of them.
+    """
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and (pending := [task for task in tasks if not task.done()]):
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending, timeout=0.5)
 
 
 async def check_redis(url: str) -> None:
@@ -132,6 +149,15 @@ def bind(host: str, port: int) -> socket.socket:
 def make_app(presence: Presence) -> FastAPI:
     """The HTTP server that every service has."""
     app = FastAPI(title=f"Turnout {presence.kind}", docs_url=None, redoc_url=None)
+
+    @app.exception_handler(404)
+    async def not_found(_: Request, error: Exception) -> Response:
+        """Until the service has mounted its routes, "not yet" and not "never"."""
+        starting = presence.state == "starting"
+        status = 503 if starting else 404
+        body = {"title": "Starting" if starting else "Not found", "status": status}
+        headers = {"Retry-After": "1"} if starting else None
+        return JSONResponse(body, status, headers, media_type="application/problem+json")
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:

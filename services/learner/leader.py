@@ -101,6 +101,7 @@ class Leader:
     def _obey(self) -> None:
         """Waits while the run is paused; `Stopped` where it is to end."""
         if self._desired() == "paused":
+            self.writer.drain()  # people see the last step before the pause
             self.link.emit_state("paused")
             self.link.report(waiting_for="the run to be resumed")
             while self._desired() == "paused":

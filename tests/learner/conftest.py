@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from services.contracts.messages import (
     VersionSpan,
 )
 from services.runtime.queue import Delivery
+from tests.learner.programs import Programs
 
 GroupMaker = Callable[..., ScoredGroup]
 
@@ -69,6 +70,14 @@ def make_group(
 
 def delivered(group: ScoredGroup) -> Delivery[ScoredGroup]:
     return Delivery(group, "scored", f"{group.group.task.sequence}-0")
+
+
+@pytest.fixture(scope="session")
+def programs() -> Iterator[Programs]:
+    """Starts training programs without paying for their imports each time."""
+    started = Programs()
+    yield started
+    started.close()
 
 
 @pytest.fixture

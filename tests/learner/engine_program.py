@@ -117,5 +117,10 @@ def main(folder: Path, stages: list[int], dtype: str) -> None:
     leave()
 
 
+def run_from(arguments: list[str]) -> None:
+    folder, stages, dtype = arguments
+    main(Path(folder), [int(stage) for stage in stages.split(",")], dtype)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), [int(stage) for stage in sys.argv[2].split(",")], sys.argv[3])
+    run_from(sys.argv[1:])

@@ -6,14 +6,10 @@ So two runs of the same configuration see the same scored groups, whatever the t
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from subprocess import Popen
 from typing import Any
 
 import msgspec
@@ -21,7 +17,6 @@ from redis.asyncio import Redis
 
 from services.contracts import codec, events, streams
 from services.contracts.messages import CompletedGroup, PromptTask, Rollout, ScoredGroup, Verdict, VersionSpan
-from services.learner.progress import RUN_VARIABLE
 from services.runtime.queue import Queue
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,47 +110,6 @@ def bytecode_cached(variables: Mapping[str, str]) -> dict[str, str]:
     """Child processes import the same heavy libraries again and again; let them keep the bytecode."""
     kept = {name: value for name, value in variables.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return kept | {"PYTHONPYCACHEPREFIX": str(Path(tempfile.gettempdir()) / "turnout-tests-bytecode")}
-
-
-def environment(valkey_url: str, home: Path, run_id: str) -> dict[str, str]:
-    return bytecode_cached(os.environ) | {
-        "TURNOUT_REDIS_URL": valkey_url,
-        "TURNOUT_HOME": str(home),
-        "TURNOUT_LOG_FORMAT": "text",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONWARNINGS": "ignore",
-        RUN_VARIABLE: run_id,
-    }
-
-
-@contextmanager
-def program(valkey_url: str, home: Path, run_id: str, num_ranks: int = 1) -> Iterator[Popen[bytes]]:
-    """The training program, one process a rank; killed at the end. Gives rank 0's process."""
-    from tests.conftest import free_port
-
-    shared = environment(valkey_url, home, run_id) | {
-        "WORLD_SIZE": str(num_ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-    }
-    processes = [
-        Popen(
-            [sys.executable, "-m", "services.learner.train"],
-            cwd=ROOT,
-            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(num_ranks)
-    ]
-    try:
-        yield processes[0]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-
-
-async def exit_code(process: Popen[bytes], seconds: float = 120.0) -> int:
-    return await asyncio.to_thread(process.wait, seconds)
 
 
 class EventLog:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +13,8 @@ from torch import Tensor, nn
 
 from services.contracts.run_config import OptimizerSection
 from services.learner.engine import learning_rate, num_updates
-from tests.conftest import free_port
 from tests.learner.engine_program import NUM_UPDATES, batches, row_loss, run_config, tiny_model
-from tests.learner.ring import ROOT, bytecode_cached
+from tests.learner.programs import Programs
 
 STAGES = (0, 1, 2, 3)
 MIXED_STAGES = (1, 2, 3)
@@ -27,7 +23,7 @@ Results = Callable[[int, str], dict[int, dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+def results(tmp_path_factory: pytest.TempPathFactory, programs: Programs) -> Results:
     """What `engine_program` makes of (number of ranks, dtype), by stage."""
     made: dict[tuple[int, str], dict[int, dict[str, Any]]] = {}
 
@@ -35,7 +31,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
         stages = STAGES if dtype == "float32" else MIXED_STAGES
         if (num_ranks, dtype) not in made:
             folder = tmp_path_factory.mktemp("engine")
-            run_program(folder, num_ranks, dtype, stages)
+            run_program(programs, folder, num_ranks, dtype, stages)
             made[num_ranks, dtype] = {
                 stage: torch.load(folder / f"stage{stage}.pt", weights_only=True) for stage in stages
             }
@@ -44,24 +40,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     return run
 
 
-def run_program(folder: Path, num_ranks: int, dtype: str, stages: tuple[int, ...]) -> None:
-    port = str(free_port())
-    command = [sys.executable, "-m", "tests.learner.engine_program", str(folder), ",".join(map(str, stages)), dtype]
-    shared = bytecode_cached(os.environ) | {
-        "WORLD_SIZE": str(num_ranks),
-        "MASTER_PORT": port,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONWARNINGS": "ignore",
-    }
-    processes = [
-        subprocess.Popen(command, cwd=ROOT, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(num_ranks)
-    ]
-    try:
-        assert [process.wait(240) for process in processes] == [0] * num_ranks
-    finally:
-        for process in processes:
-            process.kill()
+def run_program(programs: Programs, folder: Path, num_ranks: int, dtype: str, stages: tuple[int, ...]) -> None:
+    arguments = [str(folder), ",".join(map(str, stages)), dtype]
+    with programs.ranks("engine", num_ranks, {}, arguments) as ranks:
+        assert [process.wait() for process in ranks] == [0] * num_ranks
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ from services.contracts.metrics import STEP_METRICS
 from services.learner.checkpoint import load
 from services.learner.progress import EXIT_REPORTED
 from services.runtime.weight_store import verify
-from tests.learner.ring import DATA, Change, EventLog, FakeRing, exit_code, program, put_run, run_values
+from tests.learner.programs import Programs
+from tests.learner.ring import DATA, Change, EventLog, FakeRing, put_run, run_values
 
 StartRing = Callable[..., Awaitable[FakeRing]]
 
@@ -36,10 +36,11 @@ async def start_ring(redis: Redis) -> AsyncIterator[StartRing]:
         return ring
 
     yield start
-    for task in tasks:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+    # A cancellation that meets a reconnecting client can be swallowed, so it is repeated.
+    while pending := [task for task in tasks if not task.done()]:
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending, timeout=0.5)
 
 
 def tensors_of(folder: Path) -> dict[str, bytes]:
@@ -57,7 +58,7 @@ def checkpoint(home: Path, run_id: str, step: int) -> Path:
 
 @pytest.mark.parametrize("objective", ["srpo", "grpo", "sdpo", "advantage_mix"])
 async def test_killed_at_any_instant_it_ends_with_the_same_bits(
-    valkey_url: str, redis: Redis, tmp_path: Path, start_ring: StartRing, objective: str
+    valkey_url: str, redis: Redis, tmp_path: Path, programs: Programs, start_ring: StartRing, objective: str
 ) -> None:
     """Twice the same run over the same scored groups: once undisturbed, once killed in the middle and resumed."""
     staleness = {"srpo": 1, "grpo": 0, "sdpo": 2, "advantage_mix": 1}[objective]
@@ -67,19 +68,19 @@ async def test_killed_at_any_instant_it_ends_with_the_same_bits(
         checkpoint={"every_steps": 3},
     )
     ring = await start_ring("calm", values)
-    with program(valkey_url, tmp_path, "calm") as process:
-        assert await exit_code(process) == 0
+    with programs.training(valkey_url, tmp_path, "calm") as process:
+        assert await asyncio.to_thread(process.wait) == 0
     assert len(ring.served) == 24
 
     await redis.delete(streams.EVENTS)
     log = EventLog(redis)
     await start_ring("killed", values)
-    with program(valkey_url, tmp_path, "killed") as process:
+    with programs.training(valkey_url, tmp_path, "killed") as process:
         await log.wait_for(lambda seen: any(isinstance(e, events.StepFinished) and e.step == 5 for e in seen))
         process.kill()
-        assert await exit_code(process) == -9
-    with program(valkey_url, tmp_path, "killed") as process:
-        assert await exit_code(process) == 0
+        assert await asyncio.to_thread(process.wait) == -9
+    with programs.training(valkey_url, tmp_path, "killed") as process:
+        assert await asyncio.to_thread(process.wait) == 0
 
     final = checkpoint(tmp_path, "calm", 6), checkpoint(tmp_path, "killed", 6)
     assert tensors_of(final[0]) == tensors_of(final[1])
@@ -95,7 +96,7 @@ async def test_killed_at_any_instant_it_ends_with_the_same_bits(
 
 
 async def test_a_run_reports_everything_that_people_see(
-    valkey_url: str, redis: Redis, tmp_path: Path, start_ring: StartRing
+    valkey_url: str, redis: Redis, tmp_path: Path, programs: Programs, start_ring: StartRing
 ) -> None:
     values = run_values(
         data={"validation": str(DATA / "validation.jsonl")},
@@ -103,8 +104,8 @@ async def test_a_run_reports_everything_that_people_see(
         training={"steps": 3, "max_staleness": 0},
     )
     ring = await start_ring("run", values)
-    with program(valkey_url, tmp_path, "run") as process:
-        assert await exit_code(process) == 0
+    with programs.training(valkey_url, tmp_path, "run") as process:
+        assert await asyncio.to_thread(process.wait) == 0
     log = EventLog(redis)
     steps = await log.of(events.StepFinished)
     assert [event.step for event in steps] == [1, 2, 3]
@@ -135,9 +136,9 @@ async def test_a_run_reports_everything_that_people_see(
 
 
 async def test_faults_and_losses_are_made_up_for(
-    valkey_url: str, redis: Redis, tmp_path: Path, start_ring: StartRing, monkeypatch: pytest.MonkeyPatch
+    valkey_url: str, redis: Redis, tmp_path: Path, programs: Programs, start_ring: StartRing
 ) -> None:
-    """Groups without usable samples are dropped and replaced; one whose message vanished is fed again."""
+    """Groups without usable samples are dropped and replaced."""
 
     def disturb(group: ScoredGroup) -> ScoredGroup:
         sequence = group.group.task.sequence
@@ -148,8 +149,8 @@ async def test_faults_and_losses_are_made_up_for(
 
     await start_ring("run", run_values(training={"steps": 3, "max_staleness": 1}), disturb)
     log = EventLog(redis)
-    with program(valkey_url, tmp_path, "run") as process:
-        assert await exit_code(process) == 0
+    with programs.training(valkey_url, tmp_path, "run") as process:
+        assert await asyncio.to_thread(process.wait) == 0
     last = (await log.of(events.StepFinished))[-1]
     assert last.groups["trained"] == 12
     assert last.groups["dropped_faulty"] == 3
@@ -157,18 +158,20 @@ async def test_faults_and_losses_are_made_up_for(
     assert last.groups["in_flight"] == 0
 
 
-async def test_pause_and_stop_and_go_on(valkey_url: str, redis: Redis, tmp_path: Path, start_ring: StartRing) -> None:
+async def test_pause_and_stop_and_go_on(
+    valkey_url: str, redis: Redis, tmp_path: Path, programs: Programs, start_ring: StartRing
+) -> None:
     values = run_values(training={"steps": 400, "max_staleness": 1}, checkpoint={"every_steps": 100})
     await start_ring("run", values)
     log = EventLog(redis)
-    with program(valkey_url, tmp_path, "run") as process:
+    with programs.training(valkey_url, tmp_path, "run") as process:
         await log.wait_for(lambda seen: any(isinstance(event, events.StepFinished) for event in seen))
         await redis.set(streams.desired("run"), "paused")
         await log.wait_for(lambda seen: getattr(seen[-1], "state", "") == "paused")
         await redis.set(streams.desired("run"), "running")
         await log.wait_for(lambda seen: isinstance(seen[-1], events.StepFinished))
         await redis.set(streams.desired("run"), "stopped")
-        assert await exit_code(process) == 0
+        assert await asyncio.to_thread(process.wait) == 0
     assert await log.states() == ["running", "paused", "running", "stopped"]
     stopped_at = (await log.of(events.StepFinished))[-1].step
     assert (await log.of(events.CheckpointWritten))[-1].step == stopped_at
@@ -176,8 +179,8 @@ async def test_pause_and_stop_and_go_on(valkey_url: str, redis: Redis, tmp_path:
     await redis.set(streams.config("run"), msgspec.json.encode(values | {"training": {"steps": stopped_at + 1}}))
     values["training"]["steps"] = stopped_at + 2
     await put_run(redis, "run", values)
-    with program(valkey_url, tmp_path, "run") as process:
-        assert await exit_code(process) == 0
+    with programs.training(valkey_url, tmp_path, "run") as process:
+        assert await asyncio.to_thread(process.wait) == 0
     assert [event.step for event in await log.of(events.StepFinished)] == list(range(1, stopped_at + 3))
     assert (await log.states())[-1] == "succeeded"
 
@@ -190,27 +193,27 @@ async def test_pause_and_stop_and_go_on(valkey_url: str, redis: Redis, tmp_path:
     ],
 )
 async def test_a_persons_mistake_ends_the_run_in_one_sentence(
-    valkey_url: str, redis: Redis, tmp_path: Path, sections: dict[str, Any], says: str
+    valkey_url: str, redis: Redis, tmp_path: Path, programs: Programs, sections: dict[str, Any], says: str
 ) -> None:
     await put_run(redis, "run", run_values(**sections))
     log = EventLog(redis)
-    with program(valkey_url, tmp_path, "run") as process:
-        assert await exit_code(process) == EXIT_REPORTED
+    with programs.training(valkey_url, tmp_path, "run") as process:
+        assert await asyncio.to_thread(process.wait) == EXIT_REPORTED
     last = (await log.of(events.RunStateChanged))[-1]
     assert last.state == "failed"
     assert says in last.reason
 
 
 async def test_two_ranks_under_zero_3_train_the_same_run(
-    valkey_url: str, redis: Redis, tmp_path: Path, start_ring: StartRing
+    valkey_url: str, redis: Redis, tmp_path: Path, programs: Programs, start_ring: StartRing
 ) -> None:
     shared = {"steps": 3, "prompts_per_minibatch": 2}
     await start_ring("one", run_values(training=shared | {"zero_stage": 0}))
-    with program(valkey_url, tmp_path, "one") as process:
-        assert await exit_code(process) == 0
+    with programs.training(valkey_url, tmp_path, "one") as process:
+        assert await asyncio.to_thread(process.wait) == 0
     await start_ring("two", run_values(training=shared | {"zero_stage": 3, "num_ranks": 2}))
-    with program(valkey_url, tmp_path, "two", num_ranks=2) as process:
-        assert await exit_code(process) == 0
+    with programs.training(valkey_url, tmp_path, "two", num_ranks=2) as process:
+        assert await asyncio.to_thread(process.wait) == 0
     folders = [checkpoint(tmp_path, run, 3) / "hf" / "model.safetensors" for run in ("one", "two")]
     first, second = (load_file(folder) for folder in folders)
     assert first.keys() == second.keys()

@@ -10,6 +10,8 @@ from services.api import problems
 from services.api.fleet.endpoints import router as fleet_router
 from services.api.history.endpoints import router as history_router
 from services.api.loops import repeat
+from services.api.page.endpoints import router as run_files_router
+from services.api.page.serve import Page
 from services.api.parts import Parts
 from services.api.problems import Problem
 from services.api.runs.endpoints import router as runs_router
@@ -27,8 +29,9 @@ def make_application(parts: Parts) -> FastAPI:
     app = FastAPI(title="Turnout", version="0.1.0", description=DESCRIPTION, redoc_url=None)
     app.state.parts = parts
     app.add_middleware(Guard, api_key=parts.settings.api_key)
+    app.add_middleware(Page)  # in front of the guard: the page must load before it can ask for the key
     problems.install(app)
-    for router in (runs_router, history_router, fleet_router):
+    for router in (runs_router, history_router, fleet_router, run_files_router):
         app.include_router(router)
     _describe_problems(app)
     return app

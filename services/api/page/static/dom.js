@@ -1,7 +1,7 @@
 // Elements without HTML: whatever comes from a run is only ever inserted as text.
 // @ts-check
 
-/** @typedef {Node | string | number | null | undefined | false | Child[]} Child */
+/** @typedef {Node | string | number | null | undefined | false | any[]} Child */
 
 /**
  * Make an element. `class`, `on*` listeners, `dataset` and plain attributes are understood; null and false are left out.

@@ -90,7 +90,10 @@ function makeRow(run, signal) {
     if (step < last) [values, last] = [[], 0]; // trained again from an earlier checkpoint
     const from = last;
     last = step;
-    const items = await stepsAfter(run.id, from || Math.max(0, step - 2000), signal).catch(() => []);
+    const items = await stepsAfter(run.id, from || Math.max(0, step - 2000), signal).catch(() => {
+      last = from; // the next round asks again
+      return [];
+    });
     values.push(...items.map((item) => item.metrics.reward_mean).filter(Number.isFinite));
     spark.draw(thin(values));
   };

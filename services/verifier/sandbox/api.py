@@ -22,7 +22,7 @@ GUARANTEES (tests/verifier/sandbox proves each; docs/security.md explains how)
 
 NOT GUARANTEED
 
-* Protection from bugs of the kernel itself. The filter leaves about 110 system calls; for more, run the verifier in
+* Protection from bugs of the kernel itself. The filter leaves about 100 system calls; for more, run the verifier in
   a virtual machine or under gVisor.
 * Secrecy of time and load: programs see clocks and can measure how busy the machine is. Side channels stay open.
 * That a program may do everything Python can: no subprocesses, multiprocessing, sockets, asyncio. In exchange, less

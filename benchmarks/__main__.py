@@ -1,7 +1,8 @@
-"""Runs every benchmark and writes docs/performance.md: `make bench`, or `python -m benchmarks rollout sandbox` for some.
+"""Runs every benchmark and writes docs/performance.md: `make bench`; `python -m benchmarks rollout sandbox` for some.
 
-Each module beside this one is a program that prints a Markdown section: a heading, a line on what was done, a table with
-medians and ratios within that run. Ratios compare things measured in turn in one run; absolute times are this machine's.
+Each module beside this one is a program that prints a Markdown section: a heading, a line on what was done, a table
+with medians and ratios within that run. Ratios compare things measured in turn in one run; absolute times are this
+machine's.
 """
 
 from __future__ import annotations

@@ -53,6 +53,7 @@ class PlainEngine:
     def __init__(self, vocabulary: int = 150, hidden: int = 96) -> None:
         self.student = policy(vocabulary, hidden)
         self.teacher = policy(vocabulary, hidden).requires_grad_(False)
+        self.reference: torch.nn.Module | None = None
         self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=1e-4, fused=True)
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:

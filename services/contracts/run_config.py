@@ -54,6 +54,16 @@ class ObjectiveSection(Section):
     """Lower clip of the importance ratio: 1 - clip_low."""
     clip_high: Annotated[float, Field(gt=0)] = 0.28
     """Upper clip of the importance ratio: 1 + clip_high."""
+    ratio: Literal["token", "sequence"] = "token"
+    """Importance ratio of the GRPO branch: each token's own, or one of the whole response, the geometric mean of its
+    tokens' ratios (GSPO, arXiv 2507.18071, whose clips are far narrower: 3e-4 and 4e-4)."""
+    reference_kl_coefficient: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the KL divergence (k3 estimate) from the frozen initial model on the GRPO branch; 0 for none. Costs
+    that model's memory and one more forward pass."""
+    mask_truncated: bool = False
+    """Responses cut at the limit are not trained on, and counted; their rewards stay in the group's baseline."""
+    skip_uninformative_groups: bool = False
+    """Groups that hold no signal (no advantage but 0, no teacher pass) are left out of the update, and counted."""
     importance_weight_cap: Annotated[float, Field(gt=0)] = 2.0
     """Truncation of the importance weights: engine correction pi_old/mu, and pi_theta/pi_old of the SDPO branch."""
     divergence_alpha: Fraction = 0.5
@@ -203,6 +213,12 @@ class RunConfig(Section):
             raise ValueError("rollout.temperature is 0: greedy siblings are all alike and teach nothing; use about 1")
         if (objective.feedback == "alone") and objective.name == "grpo":
             raise ValueError("objective.feedback has no use with objective.name grpo; remove it")
+        if objective.name == "sdpo":
+            for field in ("ratio", "reference_kl_coefficient", "skip_uninformative_groups"):
+                if getattr(objective, field) != ObjectiveSection.model_fields[field].default:
+                    raise ValueError(
+                        f"objective.{field} is about the GRPO branch, which objective.name sdpo lacks; remove it"
+                    )
         if training.max_staleness == 0 and rollout.num_servers > training.prompts_per_step:
             raise ValueError("rollout.num_servers exceeds training.prompts_per_step; the rest would never work")
         if self.data.validation is None and self.evaluation.every_steps is not None:

@@ -39,12 +39,7 @@ class EmaTeacher:
         cls, student: nn.Module, config: RunConfig, device: torch.device, stage: int, settings: dict[str, Any]
     ) -> EmaTeacher:
         """A teacher equal to `student`, made before DeepSpeed takes the student."""
-        model = copy.deepcopy(student).requires_grad_(False)
-        model.eval()
-        if stage == 3:
-            model = _partitioned(model, settings)
-        else:
-            model.to(device)
+        model = frozen(student, device, stage, settings)
         return cls(model, config.objective.teacher_ema_rate, device, offload=config.training.offload_teacher)
 
     def attach(self, student: nn.Module) -> None:
@@ -109,6 +104,13 @@ class EmaTeacher:
 
     def _is_cut(self) -> bool:
         return any(hasattr(own, "ds_tensor") for own in self._own())
+
+
+def frozen(model: nn.Module, device: torch.device, stage: int, settings: dict[str, Any]) -> nn.Module:
+    """A copy of `model` for passes without gradient, on the device; under ZeRO-3 cut over the ranks as a student is."""
+    twin = copy.deepcopy(model).requires_grad_(False)
+    twin.eval()
+    return _partitioned(twin, settings) if stage == 3 else twin.to(device)
 
 
 def _part(parameter: nn.Parameter) -> Tensor:

@@ -8,6 +8,7 @@ ranks, accumulation is driven by hand, and the learning rate is set before each 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, cast
 
 import deepspeed
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from services.contracts.errors import TurnoutError
 from services.contracts.run_config import OptimizerSection, RunConfig
-from services.learner.ema import EmaTeacher
+from services.learner.ema import EmaTeacher, frozen
 from services.learner.ranks import Ranks
 
 MAX_BUCKET = 500_000_000
@@ -77,13 +78,16 @@ class NumericalError(TurnoutError):
 
 
 class DeepSpeedEngine:
-    """Student, optimizer and, where the objective needs one, the moving-average teacher.
+    """Student, optimizer and, where the objective needs them, moving-average teacher and frozen initial model.
 
     All ranks call its methods in the same order; none of them waits for anything outside the process group.
     """
 
-    def __init__(self, config: RunConfig, model: nn.Module, ranks: Ranks) -> None:
-        """`model` has the same weights on all ranks, in `model.dtype`. It becomes part of the engine."""
+    def __init__(
+        self, config: RunConfig, model: nn.Module, ranks: Ranks, initial: Callable[[], nn.Module] | None = None
+    ) -> None:
+        """`model` has the same weights on all ranks, in `model.dtype`. It becomes part of the engine. `initial` loads
+        the run's initial model where `model` has been trained already."""
         self.config = config
         self.rank = ranks.rank
         self.num_ranks = ranks.num_ranks
@@ -100,6 +104,9 @@ class DeepSpeedEngine:
         self.ema: EmaTeacher | None = None
         if config.objective.name in OBJECTIVES_WITH_TEACHER:
             self.ema = EmaTeacher.of(model, config, self.device, self.stage, settings)
+        self.reference: nn.Module | None = None
+        if config.objective.reference_kl_coefficient:
+            self.reference = frozen(model if initial is None else initial(), self.device, self.stage, settings)
         self._deepspeed = _initialise(model, parameters, settings, config.optimizer)
         self.student: nn.Module = self._deepspeed
         if self.ema is not None:

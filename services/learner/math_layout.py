@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from services.contracts.errors import TurnoutError
+from services.contracts.run_config import ObjectiveSection
 from services.learner.packing import PaddedBatch, dummy_rows, pad_rows, plan_microbatches, row_length
 from services.learner.sequence import TrainSequence
 
-STATS = ("logprobs", "old", "entropy", "teacher_entropy", "divergence", "loss", "clipped")
+STATS = ("logprobs", "old", "entropy", "teacher_entropy", "divergence", "loss", "clipped", "reference_kl")
 """Rows of `Layout.stats`."""
 
 
@@ -40,6 +41,12 @@ class Layout:
     """[T]."""
     is_sdpo: Tensor
     """[T], bool."""
+    owner: Tensor
+    """Number of the sequence that each token belongs to, [T], int64: index into `rows`."""
+    sequence: Tensor | None
+    """Mean log ratio of each token's response, [T]; filled in by each student pass. None for ratios by token."""
+    reference: Tensor | None
+    """Log-probability under the initial model, [T]; None where it is not asked for."""
     slots: Tensor
     """Place of each token among those with a teacher pass, or -1; [T], int64."""
     num_teacher_tokens: int
@@ -68,9 +75,14 @@ def check_sequences(sequences: Sequence[TrainSequence]) -> None:
 
 
 def lay_out(
-    sequences: Sequence[TrainSequence], old: Sequence[Tensor] | None, device: torch.device, dtype: torch.dtype
+    sequences: Sequence[TrainSequence],
+    old: Sequence[Tensor] | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    objective: ObjectiveSection | None = None,
 ) -> Layout:
-    """The layout of a mini-batch. `old` has one tensor [num response tokens] a sequence, or is None."""
+    """The layout of a mini-batch. `old` has one tensor [num response tokens] a sequence, or is None. `objective` is
+    needed for losses, not for scores."""
     check_sequences(sequences)
     rows = [index for index, item in enumerate(sequences) if item.route != "none" and item.response_ids]
     lengths = [len(sequences[row].response_ids) for row in rows]
@@ -85,6 +97,7 @@ def lay_out(
     behaviour = [value for row in rows for value in sequences[row].behaviour_logprobs]
     if old is not None and any(len(old[row]) != len(sequences[row].response_ids) for row in rows):
         raise TurnoutError("The old log-probs do not fit the sequences' response lengths.")
+    whole = torch.zeros(num_tokens, dtype=dtype, device=device)
     return Layout(
         rows=rows,
         offsets={row: int(start) for row, start in zip(rows, starts[:-1], strict=True)},
@@ -96,9 +109,12 @@ def lay_out(
         old=None if old is None else torch.cat([torch.zeros(0), *(old[row] for row in rows)]).to(device, dtype),
         advantage=per_token([sequences[row].advantage for row in rows]),
         is_sdpo=per_token([float(sequences[row].route == "sdpo") for row in rows]) > 0,
+        owner=torch.from_numpy(np.repeat(np.arange(len(rows)), lengths)).to(device, torch.int64),
+        sequence=whole.clone() if objective and objective.ratio == "sequence" else None,
+        reference=whole.clone() if objective and objective.reference_kl_coefficient else None,
         slots=torch.from_numpy(slots).to(device),
         num_teacher_tokens=int(taught.sum()),
-        weights=torch.ones(num_tokens, dtype=dtype, device=device),
+        weights=torch.ones_like(whole),
         stats=torch.zeros((len(STATS), num_tokens), dtype=dtype, device=device),
     )
 

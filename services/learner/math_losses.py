@@ -13,8 +13,8 @@ from services.learner.math_layout import Layout
 from services.learner.objectives.advantage_mix import mixed_advantage
 from services.learner.objectives.divergence import generalised_divergence
 from services.learner.objectives.entropy import entropy_nats
-from services.learner.objectives.grpo import grpo_token_loss
-from services.learner.objectives.ratios import policy_ratio
+from services.learner.objectives.grpo import grpo_token_loss, importance_ratio
+from services.learner.objectives.ratios import reference_kl
 from services.learner.objectives.sdpo import sdpo_token_loss
 from services.learner.objectives.srpo import joint_objective
 from services.learner.objectives.surrogate import is_clipped
@@ -56,10 +56,15 @@ class ChunkLosses:
                 teacher_logprobs[taught] = theirs.logprobs.to(old.dtype)
                 teacher_entropy[taught] = theirs.entropy.to(old.dtype)
             advantage = mixed_advantage(advantage, teacher_logprobs, cut.logprobs, taught, objective.mix_lambda)
-        losses = grpo_token_loss(cut.logprobs, old, layout.behaviour[tokens], advantage, objective)
-        ratio = policy_ratio(cut.logprobs.detach(), old)
-        clipped = is_clipped(ratio, advantage, objective.clip_low, objective.clip_high)
-        self._record(tokens, cut, old, teacher_entropy, torch.zeros_like(old), losses, clipped.to(old.dtype))
+        sequence = None if layout.sequence is None else layout.sequence[tokens]
+        losses = grpo_token_loss(cut.logprobs, old, layout.behaviour[tokens], advantage, objective, sequence)
+        divergence = torch.zeros_like(old)
+        if layout.reference is not None:
+            divergence = reference_kl(cut.logprobs, layout.reference[tokens])
+            losses = losses + objective.reference_kl_coefficient * divergence
+        ratio = importance_ratio(cut.logprobs.detach(), old, sequence)
+        clipped = is_clipped(ratio, advantage, objective.clip_low, objective.clip_high).to(old.dtype)
+        self._record(tokens, cut, old, teacher_entropy, torch.zeros_like(old), losses, clipped, divergence)
         return joint_objective(losses, losses[:0], losses[:0], self.num_routed_tokens)
 
     def sdpo(self, logits: Tensor, tokens: Tensor) -> Tensor:
@@ -81,7 +86,8 @@ class ChunkLosses:
         old = self._old(cut.logprobs, tokens)
         losses = sdpo_token_loss(divergence, cut.logprobs, old, layout.behaviour[tokens], objective)
         weights = layout.weights[tokens]
-        self._record(tokens, cut, old, teacher_entropy, divergence, weights * losses, torch.zeros_like(old))
+        none = torch.zeros_like(old)
+        self._record(tokens, cut, old, teacher_entropy, divergence, weights * losses, none, none)
         return joint_objective(losses[:0], losses, weights, self.num_routed_tokens)
 
     def _old(self, logprobs: Tensor, tokens: Tensor) -> Tensor:

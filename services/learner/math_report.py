@@ -22,6 +22,7 @@ SUMS: Final = (
     *("num_teacher_rollouts", "num_needed_tokens", "num_computed_tokens"),
     *("loss_grpo_sum", "loss_sdpo_sum", "policy_entropy_sum", "teacher_entropy_sum", "divergence_sum", "weight_sum"),
     *("clipped_sum", "truncated_sum", "importance_weight_sum", "mismatch_sum", "mismatch_kl_sum"),
+    "reference_kl_sum",
 )
 
 
@@ -59,7 +60,7 @@ class MinibatchReport:
 def measure(layout: Layout, objective: ObjectiveSection) -> dict[str, Tensor]:
     """This rank's sums over tokens: float64 scalars on the layout's device, by name in `SUMS`."""
     stats = layout.stats.double()
-    logprobs, old, entropy, teacher_entropy, divergence, loss, clipped = stats.unbind()
+    logprobs, old, entropy, teacher_entropy, divergence, loss, clipped, reference = stats.unbind()
     behaviour, sdpo = layout.behaviour.double(), layout.is_sdpo.double()
     uncapped = policy_ratio(old, behaviour)
     return {
@@ -74,6 +75,7 @@ def measure(layout: Layout, objective: ObjectiveSection) -> dict[str, Tensor]:
         "importance_weight_sum": engine_correction(old, behaviour, objective.importance_weight_cap).sum(),
         "mismatch_sum": (old - behaviour).abs().sum(),
         "mismatch_kl_sum": mismatch_kl(old, behaviour).sum(),
+        "reference_kl_sum": reference.sum(),
         # Not reported: they only carry NaN and infinity to the check on every rank.
         "behaviour": behaviour.sum(),
         "old": old.sum(),
@@ -123,6 +125,7 @@ def step_metrics(reports: Sequence[MinibatchReport]) -> dict[str, float]:
         "loss_sdpo": share("loss_sdpo_sum", "num_tokens"),
         "divergence_nats": share("divergence_sum", "num_sdpo_tokens"),
         "gradient_norm": sum(report.gradient_norm for report in reports) / max(1, len(reports)),
+        "reference_kl_nats": share("reference_kl_sum", "num_grpo_tokens"),
         "clip_ratio": share("clipped_sum", "num_grpo_tokens"),
         "importance_weight_truncated_ratio": share("truncated_sum", "num_tokens"),
         "importance_weight_mean": share("importance_weight_sum", "num_tokens"),

@@ -5,7 +5,7 @@ Order of work on every rank (method sections 3 to 6):
 1. lay the routed response tokens end to end; agree with the other ranks on the denominator and on how many passes of
    each kind everybody runs (ranks with fewer run dummies, whose loss is tied in with factor 0);
 2. teacher passes over the tokens that need one: hidden states are kept, and entropies, so that the dynamic weights
-   average 1 over the WHOLE mini-batch before the first gradient;
+   average 1 over the WHOLE mini-batch before the first gradient; passes of the initial model, where asked for;
 3. student passes without gradient for sequences whose loss cannot have one (GRPO with advantage 0): numbers only;
 4. student passes with gradient, each divided by the global denominator, so that they add up to the objective;
 5. sums over ranks; numbers that are not finite are refused by name, on every rank, before the weights change;
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from services.contracts.run_config import RunConfig
 from services.learner.math_cut import cut_fixed
-from services.learner.math_layout import Layout, Visits, lay_out, visits
+from services.learner.math_layout import Visits, lay_out, visits
 from services.learner.math_losses import ChunkLosses, TeacherStates
 from services.learner.math_report import (
     SUMS,
@@ -35,6 +35,7 @@ from services.learner.math_report import (
     take_details,
     weight_histogram,
 )
+from services.learner.math_score import numbers, old_logprobs, real_type, score, write_sequence_ratios
 from services.learner.objectives.finite import require_finite
 from services.learner.objectives.weights import dynamic_weights
 from services.learner.passes import (
@@ -52,48 +53,6 @@ from services.learner.passes import (
 from services.learner.sequence import Engine, TrainSequence
 
 __all__ = ["MinibatchReport", "TokenDetail", "old_logprobs", "run_minibatch", "step_metrics", "weight_histogram"]
-
-
-def old_logprobs(engine: Engine, sequences: Sequence[TrainSequence], config: RunConfig) -> list[Tensor]:
-    """log pi_old of every response token under the student as it is now.
-
-    Call it before the first update of a step, for the sequences of the later mini-batches; the first mini-batch needs
-    none (`run_minibatch` with `old=None`).
-
-    Returns:
-        One tensor [num response tokens] a sequence, float32 on the engine's device; zeros where the route is `none`.
-    """
-    layout = lay_out(sequences, None, engine.device, _real_type(engine))
-    plan = visits(layout.rows, sequences, config.training.tokens_per_microbatch)
-    rounds = int(engine.all_reduce_max(_numbers(engine, [len(plan.batches)])).item())
-    with torch.no_grad():
-        for number in range(rounds):
-            _score(engine, plan, number, sequences, layout, config)
-    scored = layout.stat("old")
-    return [
-        scored[layout.offsets[row] : layout.offsets[row] + len(item.response_ids)].clone()
-        if row in layout.offsets
-        else torch.zeros(len(item.response_ids), dtype=scored.dtype, device=engine.device)
-        for row, item in enumerate(sequences)
-    ]
-
-
-def _score(
-    engine: Engine, plan: Visits, number: int, sequences: Sequence[TrainSequence], layout: Layout, config: RunConfig
-) -> None:
-    """Write the log-probabilities of one micro-batch into `layout`."""
-    batch, _ = plan.load(number, sequences, layout, engine.device)
-
-    def job(project: Project, hidden: Tensor) -> Tensor:
-        states = select(hidden, batch.positions)
-        for chunk in chunk_slices(0, len(batch.tokens), vocabulary_size(engine.student)):
-            tokens = batch.tokens[chunk]
-            logits = real_logits(project, states[chunk], config.rollout.temperature)
-            cut = cut_fixed(logits, layout.targets[tokens])
-            layout.stat("old")[tokens] = cut.logprobs.to(layout.stats.dtype)
-        return hidden.new_zeros(())
-
-    run_with_job(engine.student, batch.input_ids, job)
 
 
 def run_minibatch(
@@ -126,11 +85,15 @@ class _Update:
     ) -> None:
         check_model(engine.student)
         self.engine, self.sequences, self.config = engine, sequences, config
-        self.layout = lay_out(sequences, old, engine.device, _real_type(engine))
+        objective = config.objective
+        self.layout = lay_out(sequences, old, engine.device, real_type(engine), objective)
         budget = config.training.tokens_per_microbatch
         rows = self.layout.rows
         taught = [row for row in rows if sequences[row].teacher_prompt_ids is not None]
         silent = {row for row in rows if sequences[row].advantage == 0.0} - set(taught)
+        referred = [row for row in rows if sequences[row].route == "grpo"] if objective.reference_kl_coefficient else []
+        silent -= set(referred)
+        self.reference_visits = visits(referred, sequences, budget)
         self.teacher_visits = visits(taught, sequences, budget, with_teacher_prompt=True)
         self.silent_visits = visits([row for row in rows if row in silent], sequences, budget)
         self.train_visits = visits([row for row in rows if row not in silent], sequences, budget)
@@ -142,6 +105,7 @@ class _Update:
         started = time.perf_counter()
         rounds = self._agree()
         self._teach(rounds[0])
+        self._refer(rounds[3])
         taught = time.perf_counter()
         self._train(rounds[1], rounds[2])
         sums, counts = self._gather()
@@ -157,17 +121,21 @@ class _Update:
             details=take_details(self.layout, lengths, details),
         )
 
+    @property
+    def _plans(self) -> tuple[Visits, ...]:
+        return (self.teacher_visits, self.silent_visits, self.train_visits, self.reference_visits)
+
     def _agree(self) -> list[int]:
-        """The denominators over all ranks; returns passes that every rank runs: teacher, silent, with gradient."""
+        """The denominators over all ranks; returns passes that every rank runs: teacher, silent, with gradient,
+        reference."""
         layout = self.layout
         self.num_routed_tokens, self.num_taught_tokens = self.engine.all_reduce_sum(
-            _numbers(self.engine, [layout.num_tokens, layout.num_teacher_tokens])
+            numbers(self.engine, [layout.num_tokens, layout.num_teacher_tokens])
         ).tolist()
-        plans = (self.teacher_visits, self.silent_visits, self.train_visits)
-        most = self.engine.all_reduce_max(_numbers(self.engine, [len(plan.batches) for plan in plans]))
-        teacher, silent, train = (int(number) for number in most.tolist())
+        most = self.engine.all_reduce_max(numbers(self.engine, [len(plan.batches) for plan in self._plans]))
+        teacher, silent, train, reference = (int(number) for number in most.tolist())
         # One pass with gradient at least: the engine's step needs a backward before it.
-        return [teacher, silent, max(1, train)]
+        return [teacher, silent, max(1, train), reference]
 
     def _teach(self, rounds: int) -> None:
         """Teacher passes: hidden states, and where weights ask for them entropies and weights."""
@@ -205,6 +173,16 @@ class _Update:
 
         run_with_job(engine.teacher, batch.input_ids, job)
 
+    def _refer(self, rounds: int) -> None:
+        """Passes of the initial model over the GRPO branch, where its divergence is asked for."""
+        for number in range(rounds):
+            assert self.engine.reference is not None, "a reference KL is asked for but the engine has no reference"
+            assert self.layout.reference is not None
+            batch, _ = self.reference_visits.load(number, self.sequences, self.layout, self.engine.device)
+            self.num_computed += batch.input_ids.numel()
+            temperature = self.config.rollout.temperature
+            score(self.engine.reference, batch, self.layout, self.layout.reference, temperature)
+
     def _train(self, silent: int, train: int) -> None:
         """Student passes: those without gradient, then those with."""
         for number in range(silent):
@@ -241,6 +219,9 @@ class _Update:
                 width = vocabulary_size(engine.student)
                 chunks = chunk_slices(0, num_grpo, width) + chunk_slices(num_grpo, len(batch.tokens), width)
                 states = select(hidden, batch.positions)
+                whole = states[:num_grpo].detach(), batch.tokens[:num_grpo]
+                if torch.is_grad_enabled():
+                    write_sequence_ratios(project, *whole, self.layout, self.config.rollout.temperature, width)
                 return chunked_loss(output_head(engine.student), states, chunks, chunk_loss)
 
             return run_with_job(engine.student, batch.input_ids, job)
@@ -249,8 +230,7 @@ class _Update:
         """Sums over all ranks and the weights' histogram; refuses what is not finite."""
         layout = self.layout
         sdpo = float(layout.is_sdpo.sum())
-        plans = (self.teacher_visits, self.silent_visits, self.train_visits)
-        needed = sum(plan.num_needed_tokens(self.sequences) for plan in plans)
+        needed = sum(plan.num_needed_tokens(self.sequences) for plan in self._plans)
         counts = {
             "num_tokens": float(layout.num_tokens),
             "num_grpo_tokens": layout.num_tokens - sdpo,
@@ -262,21 +242,11 @@ class _Update:
         }
         measured = measure(layout, self.config.objective)
         names = [*counts, *measured]
-        local = torch.cat([_numbers(self.engine, list(counts.values())), torch.stack(list(measured.values()))])
+        local = torch.cat([numbers(self.engine, list(counts.values())), torch.stack(list(measured.values()))])
         total = self.engine.all_reduce_sum(torch.cat([local, count_weights(layout)]))
         values = dict(zip(names, total[: len(names)], strict=True))
         # In the order of cause and effect, so that the first one named is the culprit.
-        for name in ("behaviour", "logprobs", "old", "teacher_entropy_sum", "divergence_sum"):
+        for name in ("behaviour", "logprobs", "old", "teacher_entropy_sum", "divergence_sum", "reference_kl_sum"):
             require_finite(name.removesuffix("_sum"), values[name])
         require_finite("loss", values["loss_grpo_sum"] + values["loss_sdpo_sum"])
         return {name: float(values[name]) for name in SUMS}, [int(count) for count in total[len(names) :].tolist()]
-
-
-def _real_type(engine: Engine) -> torch.dtype:
-    """float64 for float64 models (tests), float32 for all others."""
-    kind = next(engine.student.parameters()).dtype
-    return torch.promote_types(kind, torch.float32)
-
-
-def _numbers(engine: Engine, values: Sequence[float]) -> Tensor:
-    return torch.tensor([float(value) for value in values], dtype=torch.float64, device=engine.device)

@@ -10,6 +10,7 @@ from services.contracts.messages import ScoredGroup
 from services.contracts.run_config import RunConfig
 from services.learner.batcher import usable_samples
 from services.learner.objectives.advantages import group_advantages
+from services.learner.objectives.filters import leave_out
 from services.learner.objectives.routing import Assignment, GroupOutcome, route_group
 from services.learner.sequence import TrainSequence
 from services.learner.teacher_prompt import teacher_prompt_ids
@@ -23,6 +24,10 @@ class PreparedGroup:
     usable: list[bool]
     assignments: list[Assignment]
     sequences: list[TrainSequence]
+    num_masked: int = 0
+    """Rollouts left out by `objective.mask_truncated`."""
+    uninformative: bool = False
+    """Left out by `objective.skip_uninformative_groups`."""
 
 
 def prepare_group(scored: ScoredGroup, config: RunConfig, tokenizer: Any) -> PreparedGroup:
@@ -37,8 +42,10 @@ def prepare_group(scored: ScoredGroup, config: RunConfig, tokenizer: Any) -> Pre
         num_tokens=[len(rollout.token_ids) for rollout in rollouts],
     )
     seed = f"{config.training.seed}/{scored.group.task.group_id}"
-    assignments = route_group(outcome, config.objective, seed)
     advantages = group_advantages(rewards, usable, config.objective.advantage)
+    truncated = [rollout.finish_reason == "length" for rollout in rollouts]
+    kept = leave_out(route_group(outcome, config.objective, seed), truncated, advantages, config.objective)
+    assignments = kept.assignments
     prompts = _teacher_prompts(scored, assignments, tokenizer)
     sequences = [
         TrainSequence(
@@ -51,7 +58,7 @@ def prepare_group(scored: ScoredGroup, config: RunConfig, tokenizer: Any) -> Pre
         )
         for rollout, advantage, assignment, prompt in zip(rollouts, advantages, assignments, prompts, strict=True)
     ]
-    return PreparedGroup(scored, usable, assignments, sequences)
+    return PreparedGroup(scored, usable, assignments, sequences, kept.num_masked, kept.uninformative)
 
 
 def _teacher_prompts(scored: ScoredGroup, assignments: Sequence[Assignment], tokenizer: Any) -> list[list[int] | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,15 +36,16 @@ class TrainingSession:
     def __init__(self, config: RunConfig, ranks: Ranks, checkpoint: Loaded | None, *, allow_remote_code: bool) -> None:
         self.config = config
         self.ranks = ranks
-        path = config.model.path if checkpoint is None else str(checkpoint.model_path)
-        torch.manual_seed(config.training.seed)
-        model = load_model(
+        load = partial(
+            load_model,
             config.model,
-            path,
             gradient_checkpointing=config.training.gradient_checkpointing,
             allow_remote_code=allow_remote_code,
         )
-        self.engine = DeepSpeedEngine(config, model, ranks)
+        torch.manual_seed(config.training.seed)
+        model = load(config.model.path if checkpoint is None else str(checkpoint.model_path))
+        initial = None if checkpoint is None else partial(load, config.model.path)
+        self.engine = DeepSpeedEngine(config, model, ranks, initial)
         self.step = 0
         """Training steps done."""
         if checkpoint is not None:

@@ -42,6 +42,8 @@ def group_metrics(groups: Sequence[PreparedGroup], version: int, objective: Obje
         "staleness_max": float(max(ages, default=0)),
         "num_groups": float(len(groups)),
         "num_rollouts": float(len(used)),
+        "num_masked_rollouts": float(sum(group.num_masked for group in groups)),
+        "num_uninformative_groups": float(sum(group.uninformative for group in groups)),
         "mixed_group_ratio": fmean(_is_mixed(group) for group in groups),
     }
 

@@ -105,3 +105,13 @@ def test_without_validation_data_there_is_no_evaluation() -> None:
 def test_a_configuration_survives_json() -> None:
     config = parse_run_config({**MINIMAL, "preset": "paper-srpo"})
     assert RunConfig.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize(
+    "field", [{"ratio": "sequence"}, {"reference_kl_coefficient": 0.1}, {"skip_uninformative_groups": True}]
+)
+def test_options_of_the_grpo_branch_are_refused_without_one(field: dict[str, Any]) -> None:
+    for name in ("srpo", "grpo", "advantage_mix"):
+        assert parse_run_config({**MINIMAL, "objective": {"name": name, **field}}).objective.name == name
+    with pytest.raises(ConfigurationError, match=next(iter(field))):
+        parse_run_config({**MINIMAL, "objective": {"name": "sdpo", **field}})

@@ -17,6 +17,38 @@ def policy_ratio(logprobs: Tensor, old: Tensor) -> Tensor:
     return (logprobs - old).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
+def sequence_mean(log_ratio: Tensor, owner: Tensor) -> Tensor:
+    """Mean over each sequence's tokens, given back to each of them: the log of GSPO's s_i (arXiv 2507.18071, eq. 7).
+
+    Args:
+        log_ratio: log pi_theta - log pi_old of whole sequences, [n]; no gradient.
+        owner: number of the sequence that each token belongs to, [n], int64.
+
+    Returns:
+        [n].
+    """
+    totals = log_ratio.new_zeros(int(owner.max()) + 1 if len(owner) else 0).index_add_(0, owner, log_ratio.detach())
+    return totals[owner] / torch.bincount(owner, minlength=len(totals))[owner]
+
+
+def sequence_ratio(logprobs: Tensor, mean: Tensor) -> Tensor:
+    """s_i as a ratio of each token: the value of `exp(mean)`, with gradient s_i to each token's log-probability.
+
+    This is GSPO-token (arXiv 2507.18071, section 4.3). Summed over a response whose tokens have one advantage, it has
+    GSPO's own gradient: |y_i| * s_i * A_i * (1 / |y_i|) * sum of grad log pi_theta.
+    """
+    return (logprobs - logprobs.detach() + mean.detach()).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+
+
+def reference_kl(logprobs: Tensor, reference: Tensor) -> Tensor:
+    """k3 estimate of KL(pi_theta || pi_ref) a token (arXiv 2402.03300, eq. 4): r - 1 - log r, r = pi_ref / pi_theta.
+
+    Never negative; differentiable in `logprobs`.
+    """
+    log_ratio = (reference.detach() - logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return torch.expm1(log_ratio) - log_ratio
+
+
 def engine_correction(old: Tensor, behaviour: Tensor, cap: float) -> Tensor:
     """min(pi_old / mu, cap): truncated importance sampling between learner and rollout engine. No gradient."""
     return policy_ratio(old.detach(), behaviour.detach()).clamp(max=cap)

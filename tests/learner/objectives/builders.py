@@ -41,6 +41,7 @@ class PlainEngine:
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         self.student = tiny_model(1, dtype)
         self.teacher = tiny_model(2, dtype).requires_grad_(False)
+        self.reference: torch.nn.Module | None = tiny_model(3, dtype).requires_grad_(False)
         self.gradients: dict[str, torch.Tensor] = {}
         self.num_backward = 0
         self.lasts: list[bool] = []

@@ -53,15 +53,32 @@ def divergence(p, q, alpha):
     return (1 - alpha) * kl(p, mixture) + alpha * kl(q, mixture)
 
 
-def grpo_loss(logprob, old, behaviour, advantage, objective):
-    ratio = torch.exp(logprob - old)
+def sequence_log_ratio(logprobs, old):
+    return sum(now - before for now, before in zip(logprobs, old, strict=True)) / len(old)
+
+
+def gspo_loss(logprobs, old, advantage, objective):
+    """One response: |y| times GSPO's clipped term, no correction of the engine."""
+    ratio = torch.exp(sequence_log_ratio(logprobs, old))
+    return len(old) * clipped_loss(ratio, advantage, objective)
+
+
+def k3(logprob, initial):
+    return torch.exp(initial - logprob) - (initial - logprob) - 1
+
+
+def grpo_loss(logprob, old, behaviour, advantage, objective, ratio=None):
+    ratio = torch.exp(logprob - old) if ratio is None else ratio
+    return clipped_loss(ratio, advantage, objective) * min(math.exp(old - behaviour), objective.importance_weight_cap)
+
+
+def clipped_loss(ratio, advantage, objective):
     low, high = 1 - objective.clip_low, 1 + objective.clip_high
     clipped = (
         ratio if low <= float(ratio.detach()) <= high else torch.tensor(low if float(ratio.detach()) < low else high)
     )
     first, second = ratio * advantage, clipped * advantage
-    smaller = first if float(first.detach()) <= float(second.detach()) else second
-    return -smaller * min(math.exp(old - behaviour), objective.importance_weight_cap)
+    return -(first if float(first.detach()) <= float(second.detach()) else second)
 
 
 def sdpo_loss(value, logprob, old, behaviour, objective):
@@ -75,7 +92,7 @@ def response_logits(model, prompt, response):
     return [logits[len(prompt) - 1 + step] for step in range(len(response))]
 
 
-def minibatch_loss(student, teacher, sequences, old, config):
+def minibatch_loss(student, teacher, sequences, old, config, initial=None):
     """The objective over a whole mini-batch, with gradient; also branch sums and weights by sequence."""
     objective = config.objective
     routed = [index for index, item in enumerate(sequences) if item.route != "none"]
@@ -93,6 +110,15 @@ def minibatch_loss(student, teacher, sequences, old, config):
         if not item.response_ids:
             continue
         logits = response_logits(student, item.prompt_ids, item.response_ids)
+        whole = [log_softmax(row)[token] for row, token in zip(logits, item.response_ids, strict=True)]
+        mean = None
+        if objective.ratio == "sequence":
+            now = [float(value.detach()) for value in whole]
+            mean = sequence_log_ratio(now, now if old is None else old[index].tolist())
+        first = None
+        if objective.reference_kl_coefficient:
+            with torch.no_grad():
+                first = response_logits(initial, item.prompt_ids, item.response_ids)
         for step, token in enumerate(item.response_ids):
             logprob = log_softmax(logits[step])[token]
             before = float(logprob.detach()) if old is None else float(old[index][step])
@@ -109,7 +135,11 @@ def minibatch_loss(student, teacher, sequences, old, config):
                 if index in taught:
                     gap = float(log_softmax(taught[index][step])[token]) - float(logprob.detach())
                     advantage = advantage + (1 - objective.mix_lambda) * gap
-            total = total + grpo_loss(logprob, before, behaviour, advantage, objective)
+            # GSPO-token: the sequence's ratio by value, the token's own gradient.
+            ratio = None if mean is None else math.exp(mean) * torch.exp(logprob - float(logprob.detach()))
+            total = total + grpo_loss(logprob, before, behaviour, advantage, objective, ratio)
+            if first is not None:
+                total = total + objective.reference_kl_coefficient * k3(logprob, float(log_softmax(first[step])[token]))
     return total / max(1, num_tokens), weights
 
 

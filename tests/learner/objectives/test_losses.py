@@ -15,7 +15,14 @@ from services.learner.objectives.divergence import generalised_divergence, log_t
 from services.learner.objectives.entropy import entropy_nats
 from services.learner.objectives.finite import NonFiniteError, require_finite
 from services.learner.objectives.grpo import grpo_token_loss
-from services.learner.objectives.ratios import engine_correction, mismatch_kl, policy_ratio
+from services.learner.objectives.ratios import (
+    engine_correction,
+    mismatch_kl,
+    policy_ratio,
+    reference_kl,
+    sequence_mean,
+    sequence_ratio,
+)
 from services.learner.objectives.sdpo import sdpo_token_loss
 from services.learner.objectives.srpo import joint_objective
 from services.learner.objectives.surrogate import clipped_surrogate, is_clipped
@@ -191,6 +198,27 @@ def test_ratios_by_hand() -> None:
     assert policy_ratio(logprobs, old).tolist() == pytest.approx([1.0, math.exp(2), math.exp(20)])
     assert engine_correction(logprobs, old, 2.0).tolist() == pytest.approx([1.0, 2.0, 2.0])
     assert mismatch_kl(logprobs, old)[:2].tolist() == pytest.approx([0.0, math.exp(2) - 3])
+
+
+def test_sequence_ratios_by_hand() -> None:
+    log_ratio, owner = torch.tensor([0.2, -1.0, 0.4, 3.0]), torch.tensor([2, 5, 2, 5])
+    mean = sequence_mean(log_ratio, owner)
+    assert mean.tolist() == pytest.approx([0.3, 1.0, 0.3, 1.0])
+    assert sequence_mean(log_ratio[:0], owner[:0]).tolist() == []
+    logprobs = torch.tensor([-4.0, -2.0, -3.0, -1.0], requires_grad=True)
+    ratio = sequence_ratio(logprobs, mean)
+    assert ratio.tolist() == pytest.approx(mean.exp().tolist())
+    ratio.sum().backward()
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == pytest.approx(mean.exp().tolist())
+
+
+def test_reference_kl_is_the_references() -> None:
+    logprobs, initial = (-1 + random_logits(13, 2, 20, 0.6)).unbind()
+    found = reference_kl(logprobs, initial)
+    assert found.tolist() == pytest.approx([float(reference.k3(a, b)) for a, b in zip(logprobs, initial, strict=True)])
+    assert float(found.min()) >= 0
+    assert torch.autograd.gradcheck(lambda x: reference_kl(x, initial), (logprobs.clone().requires_grad_(),))
 
 
 def test_mixed_advantage_by_hand() -> None:

@@ -26,6 +26,11 @@ OBJECTIVES = {
     "grpo": {"name": "grpo"},
     "sdpo": {"name": "sdpo", "top_k": 5},
     "advantage_mix": {"name": "advantage_mix"},
+    "srpo-gspo": {"name": "srpo", "top_k": 5, "ratio": "sequence"},
+    "grpo-gspo": {"name": "grpo", "ratio": "sequence", "clip_low": 0.05, "clip_high": 0.1},
+    "advantage_mix-gspo": {"name": "advantage_mix", "ratio": "sequence"},
+    "grpo-kl": {"name": "grpo", "reference_kl_coefficient": 0.3},
+    "srpo-gspo-kl": {"name": "srpo", "top_k": 5, "ratio": "sequence", "reference_kl_coefficient": 0.3},
     "advantage_mix-half": {"name": "advantage_mix", "mix_lambda": 0.5},
 }
 
@@ -56,7 +61,9 @@ def test_loss_weights_and_gradients_are_the_references(case: str, moved: bool) -
     sequences = sequences_for(config.objective.name)
     engine = PlainEngine(torch.float64)
     old = shifted(old_logprobs(engine, sequences, config)) if moved else None
-    expected, weights = reference.minibatch_loss(engine.student, engine.teacher, sequences, old, config)
+    expected, weights = reference.minibatch_loss(
+        engine.student, engine.teacher, sequences, old, config, engine.reference
+    )
     expected.backward()
     gradients = {name: value.grad.clone() for name, value in engine.student.named_parameters()}
     engine.student.zero_grad()
@@ -71,7 +78,7 @@ def test_loss_weights_and_gradients_are_the_references(case: str, moved: bool) -
         assert report.details[index].weight == pytest.approx(row, rel=1e-6)
 
 
-@pytest.mark.parametrize("case", ["srpo", "sdpo", "grpo", "advantage_mix"])
+@pytest.mark.parametrize("case", ["srpo", "sdpo", "grpo", "advantage_mix", "srpo-gspo-kl"])
 def test_nothing_depends_on_cut_order_or_chunks(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run_config(tokens_per_microbatch=4096, **OBJECTIVES[case])
     sequences = sequences_for(whole.objective.name, number=24)
@@ -91,12 +98,54 @@ def test_nothing_depends_on_cut_order_or_chunks(case: str, monkeypatch: pytest.M
         close(engine.gradients, expected, 1e-5)
         for name in ("num_tokens", "num_sdpo_tokens", "num_teacher_rollouts", "truncated_sum", "clipped_sum"):
             assert report.sums[name] == base.sums[name]
-        for name in ("policy_entropy_sum", "teacher_entropy_sum", "divergence_sum", "mismatch_kl_sum"):
+        for name in (
+            "policy_entropy_sum",
+            "teacher_entropy_sum",
+            "divergence_sum",
+            "mismatch_kl_sum",
+            "reference_kl_sum",
+        ):
             assert report.sums[name] == pytest.approx(base.sums[name], rel=1e-5)
 
 
-def test_pi_old_left_out_is_the_student_itself() -> None:
-    config = run_config(**OBJECTIVES["srpo"])
+def test_ratios_by_sequence_are_gspo_itself_where_the_engine_agrees() -> None:
+    config = run_config(tokens_per_microbatch=40, name="grpo", ratio="sequence", clip_low=0.05, clip_high=0.1)
+    engine = PlainEngine(torch.float64)
+    sequences = [item for item in sequences_for("grpo") if item.response_ids]
+    old = shifted(old_logprobs(engine, sequences, config))
+    sequences = [
+        dataclasses.replace(item, behaviour_logprobs=row.tolist()) for item, row in zip(sequences, old, strict=True)
+    ]
+    total = torch.zeros((), dtype=torch.float64)
+    for item, row in zip(sequences, old, strict=True):
+        logits = reference.response_logits(engine.student, item.prompt_ids, item.response_ids)
+        now = [reference.log_softmax(line)[token] for line, token in zip(logits, item.response_ids, strict=True)]
+        total = total + reference.gspo_loss(now, row.tolist(), item.advantage, config.objective)
+    expected = total / sum(len(item.response_ids) for item in sequences)
+    expected.backward()
+    gradients = {name: value.grad.clone() for name, value in engine.student.named_parameters()}
+    engine.student.zero_grad()
+
+    report = run_minibatch(engine, sequences, old, config)
+
+    assert report.loss == pytest.approx(expected.item(), rel=1e-6)
+    assert 0 < report.sums["clipped_sum"] < report.sums["num_tokens"]
+    close(engine.gradients, gradients, 1e-6)
+
+
+def test_the_divergence_from_oneself_is_zero_and_sequences_without_advantage_feel_it() -> None:
+    config = run_config(name="grpo", reference_kl_coefficient=0.3)
+    sequences = [dataclasses.replace(item, advantage=0.0) for item in sequences_for("grpo")]
+    engine = PlainEngine()
+    assert step_metrics([run_minibatch(engine, sequences, None, config)])["reference_kl_nats"] > 0.01
+    assert any(float(value.abs().max()) > 0 for value in engine.gradients.values())
+    engine.reference = engine.student
+    assert run_minibatch(engine, sequences, None, config).loss == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("case", ["srpo-gspo", "srpo-gspo-kl"])
+def test_pi_old_left_out_is_the_student_itself(case: str) -> None:
+    config = run_config(**OBJECTIVES[case])
     sequences = sequences_for("srpo")
     engine = PlainEngine()
     given = run_minibatch(engine, sequences, old_logprobs(engine, sequences, config), config)

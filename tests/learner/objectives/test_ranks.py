@@ -24,7 +24,7 @@ class GlooEngine(PlainEngine):
     def __init__(self, rank: int) -> None:
         super().__init__()
         self.rank = rank
-        self.forwards = {"student": 0, "teacher": 0}
+        self.forwards = {"student": 0, "teacher": 0, "reference": 0}
         for name in self.forwards:
             getattr(self, name).register_forward_hook(lambda *_, name=name: self._count(name))
 
@@ -49,7 +49,9 @@ class GlooEngine(PlainEngine):
 
 
 def case() -> tuple[list[TrainSequence], RunConfig]:
-    return random_sequences(8, 20), run_config(tokens_per_microbatch=40, name="srpo", top_k=5)
+    return random_sequences(8, 20), run_config(
+        tokens_per_microbatch=40, name="srpo", top_k=5, ratio="sequence", reference_kl_coefficient=0.1
+    )
 
 
 def split(cut: str, rank: int) -> list[TrainSequence]:

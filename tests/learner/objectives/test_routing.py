@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from services.contracts.errors import TurnoutError
 from services.contracts.run_config import ObjectiveSection
 from services.learner.objectives.advantages import group_advantages
+from services.learner.objectives.filters import leave_out
 from services.learner.objectives.routing import Assignment, GroupOutcome, route_group
 
 GROUPS = st.lists(
@@ -132,3 +133,47 @@ def test_rewards_outside_the_unit_interval_are_refused() -> None:
 def test_equal_rewards_that_round_badly_still_give_exact_zero() -> None:
     for reward, count in itertools.product([0.1, 0.3, 0.7], [3, 7]):
         assert group_advantages([reward] * count, [True] * count, "mean_std") == [0.0] * count
+
+
+def left_out(rewards: list[float], truncated: tuple[int, ...] = (), **options: object) -> tuple[list[str], int, bool]:
+    objective = ObjectiveSection.model_validate(options)
+    group = outcome(rewards)
+    advantages = group_advantages(rewards, group.usable, "mean")
+    cut = [index in truncated for index in range(len(rewards))]
+    kept = leave_out(route_group(group, objective, "s"), cut, advantages, objective)
+    assert all(item.route != "none" or not item.needs_teacher for item in kept.assignments)
+    return [item.route for item in kept.assignments], kept.num_masked, kept.uninformative
+
+
+def test_nothing_is_left_out_unless_asked() -> None:
+    assert left_out([0, 0, 0], truncated=(0, 1)) == (["grpo"] * 3, 0, False)
+
+
+def test_truncated_responses_are_masked_and_counted() -> None:
+    found = left_out([1, 0, 0], truncated=(0, 2), mask_truncated=True)
+    assert found == (["none", "sdpo", "none"], 2, False)
+    assert left_out([0, 0], truncated=(0,), name="sdpo", mask_truncated=True) == (["none", "none"], 0, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "rewards", "uninformative"),
+    [
+        ("srpo", [0, 0, 0], True),
+        ("srpo", [1, 1, 1], True),
+        ("srpo", [1, 0, 0], False),
+        ("srpo", [0.2, 0.2, 0.3], False),
+        ("grpo", [1, 1], True),
+        ("advantage_mix", [1, 1], False),
+        ("advantage_mix", [0, 0], True),
+    ],
+)
+def test_groups_without_signal_are_skipped(name: str, rewards: list[float], uninformative: bool) -> None:
+    routes, _, skipped = left_out(rewards, name=name, skip_uninformative_groups=True)
+    assert skipped == uninformative
+    assert ("none" in routes) == uninformative
+
+
+def test_a_group_whose_signal_was_all_masked_is_skipped() -> None:
+    rewards, options = [1, 1, 0.2], {"name": "grpo", "mask_truncated": True, "skip_uninformative_groups": True}
+    assert left_out(rewards, truncated=(0, 1, 2), **options) == (["none"] * 3, 3, True)
+    assert left_out(rewards, truncated=(2,), **options) == (["grpo", "grpo", "none"], 1, False)

@@ -72,14 +72,14 @@ class Leader:
         """The run's life. Ends with the state reported: succeeded or stopped."""
         catch_up(self.link, self.session, self.batcher, self.feeder, self.publisher)
         self.link.start(self.feeder)
-        self.link.emit_state("paused" if self._desired() == "paused" else "running")
+        self.link.emit_state("paused" if self.link.wanted() == "paused" else "running")
         self.link.report(state="ready", weight_version=self.link.published_version)
         try:
             self._steps()
             ended, reason = "succeeded", ""
         except Stopped:
             ended, reason = "stopped", "as asked"
-            if self._desired() == "stopped" and self.session.step > self._checkpoint_step:
+            if self.link.wanted() == "stopped" and self.session.step > self._checkpoint_step:
                 self._submit_checkpoint()
         self.writer.drain()
         send(Finish(), self.session.ranks.device)
@@ -100,21 +100,18 @@ class Leader:
 
     def _obey(self) -> None:
         """Waits while the run is paused; `Stopped` where it is to end."""
-        if self._desired() == "paused":
+        if self.link.wanted() == "paused":
             self.writer.drain()  # people see the last step before the pause
             self.link.emit_state("paused")
             self.link.report(waiting_for="the run to be resumed")
-            while self._desired() == "paused":
+            while self.link.wanted() == "paused":
                 self._idle(0.1)
-            if self._desired() == "running":
+            if self.link.wanted() == "running":
                 self.link.emit_state("running")
                 self.link.wake_feeder()
             self.link.report(waiting_for="")
-        if self._desired() in STOPS:
+        if self.link.wanted() in STOPS:
             raise Stopped
-
-    def _desired(self) -> DesiredState:
-        return self.link.desired
 
     def _idle(self, seconds: float) -> None:
         """Let time pass: faults of the other threads show, other ranks get their beat."""
@@ -145,7 +142,7 @@ class Leader:
                 return batch
             if arrived:
                 silent_since = time.monotonic()
-            if self._desired() in STOPS:
+            if self.link.wanted() in STOPS:
                 raise Stopped
             missing = self.config.training.prompts_per_step - self.batcher.num_chosen
             self.link.report(waiting_for=f"{missing} scored groups for step {step}")
@@ -294,7 +291,7 @@ class Leader:
             self.link.report(
                 waiting_for=f"evaluation of step {step}: {self.evaluator.num_done} of {self.evaluator.num_tasks}"
             )
-            if self._desired() in STOPS:
+            if self.link.wanted() in STOPS:
                 future.cancel()
                 raise Stopped
             self._idle(0.05)

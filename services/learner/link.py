@@ -70,6 +70,10 @@ class RunLink:
         """Run a coroutine on the loop without waiting."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._thread.loop)
 
+    def wanted(self) -> DesiredState:
+        """What the person wants now."""
+        return self.desired
+
     def read_config(self) -> RunConfig:
         """The run's configuration. Raises `UnavailableError` where the run is not known to Redis."""
         text = self.call(_read(self.redis, streams.config(self.run_id)))

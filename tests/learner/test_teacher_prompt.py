@@ -66,9 +66,7 @@ def test_it_goes_through_the_chat_template() -> None:
 
 def test_a_group_is_prepared_as_the_routing_says() -> None:
     tokenizer = AutoTokenizer.from_pretrained(POLICY)
-    config = parse_run_config(
-        {"name": "r", "model": {"path": "m"}, "data": {"train": "t"}, "training": {"steps": 1}}
-    )
+    config = parse_run_config({"name": "r", "model": {"path": "m"}, "data": {"train": "t"}, "training": {"steps": 1}})
     prepared = prepare_group(make_group(0, rewards=(0.0, 1.0, 0.0, 0.0), faulty=(3,)), config, tokenizer)
     assert [sequence.route for sequence in prepared.sequences] == ["sdpo", "grpo", "sdpo", "none"]
     assert [sequence.teacher_prompt_ids is not None for sequence in prepared.sequences] == [True, False, True, False]

@@ -33,6 +33,7 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
     "--force-color-profile=srgb",
+    "--hide-scrollbars",
 )
 START_SECONDS = 90
 

@@ -151,6 +151,7 @@ def step_metrics(step: int, offset: float = 0.0) -> dict[str, float]:
         "policy_entropy_nats": 0.4 + 0.9 * math.exp(-step / 40) + wave,
         "teacher_entropy_nats": 0.3 + 0.4 * math.exp(-step / 40) + wave / 2,
         "loss": 0.1,
+        "divergence_nats": 0.05 + 0.3 * math.exp(-step / 20) + abs(wave) / 4,
         "gradient_norm": 0.6 + 5 * abs(wave),
         "clip_ratio": 0.02 + abs(wave) / 4,
         "importance_weight_truncated_ratio": 0.004,

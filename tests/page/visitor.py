@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -9,11 +10,12 @@ from selenium.common.exceptions import NoSuchElementException, StaleElementRefer
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 T = TypeVar("T")
-WAIT_SECONDS = 45.0
+WAIT_SECONDS = 30.0
 """Only ends a test that would fail anyway."""
 WIDE = (1280, 900)
 PHONE = (360, 740)
@@ -128,6 +130,10 @@ class Visitor:
     def keys(self, *keys: str) -> None:
         ActionChains(self.driver).send_keys(*keys).perform()
 
+    def replace_by_keys(self, text: str) -> None:
+        """Select all of the focused field and type over it."""
+        ActionChains(self.driver).key_down(Keys.CONTROL).send_keys("a").key_up(Keys.CONTROL).send_keys(text).perform()
+
     def focused(self) -> str:
         """Tag and text of the element that has the focus."""
         script = "const e = document.activeElement; return (e.tagName + ' ' + (e.innerText || '')).trim();"
@@ -139,8 +145,6 @@ class Visitor:
 
     def picture(self, path: str, *, whole: bool = True) -> None:
         """Save a PNG."""
-        import base64
-
         found = self.driver.execute_cdp_cmd(
             "Page.captureScreenshot", {"format": "png", "captureBeyondViewport": whole}
         )

@@ -26,8 +26,12 @@ export function credentials() {
   return key ? { Authorization: `Bearer ${key}` } : {};
 }
 
-/** Ask once for the key, however many calls were refused; all of them wait for it. */
-export async function askForKey() {
+/**
+ * Ask once for the key, however many calls were refused; all of them wait for it.
+ * @param {Record<string, string>} used what the refused call sent; where another call got a new key since, nobody is asked
+ */
+export async function askForKey(used) {
+  if (credentials().Authorization !== used.Authorization) return;
   asking ??= keyPrompt.ask(sessionStorage.getItem(KEY) !== null)
     .then((key) => sessionStorage.setItem(KEY, key))
     .finally(() => { asking = null; });
@@ -44,8 +48,7 @@ export async function call(path, options = {}) {
     const used = credentials();
     const answer = await send(path, options, used);
     if (answer.status === 401) {
-      // Another call may have got a new key meanwhile: then only try again.
-      if (credentials().Authorization === used.Authorization) await askForKey();
+      await askForKey(used);
       continue;
     }
     if (answer.ok) return answer.status === 204 ? null : answer.json();

@@ -31,11 +31,20 @@ function unknown(box) {
   fill(box, heading('Nothing here'), notice('empty', 'This address names no view.', h('a', { href: '#/' }, 'See all runs')));
 }
 
+/** @param {string} part */
+function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
+}
+
 function show() {
   leaving.abort();
   leaving = new AbortController();
   const [path, query] = location.hash.replace(/^#\/?/, '').split('?');
-  const address = { path: path.split('/').filter(Boolean).map(decodeURIComponent), query: new URLSearchParams(query) };
+  const address = { path: path.split('/').filter(Boolean).map(decoded), query: new URLSearchParams(query) };
   const { view, title, live } = route(address);
   document.title = `${title} · Turnout`;
   for (const link of document.querySelectorAll('nav a')) {

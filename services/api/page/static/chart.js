@@ -63,7 +63,7 @@ function layout(axes) {
   return {
     paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)', font: { family: FONT, size: 12, color: ink },
     margin: { l: 44, r: 8, t: 6, b: 34 }, showlegend: true, hovermode: 'x unified', uirevision: 'kept', barmode: 'stack', bargap: 0.15,
-    legend: { orientation: 'h', x: 0, y: 1.02, yanchor: 'bottom', font: { size: 12, color: color('--ink') } },
+    legend: { orientation: 'h', x: 0, y: 1.02, yanchor: 'bottom', traceorder: 'normal', font: { size: 11.5, color: color('--ink') } },
     hoverlabel: { bgcolor: color('--raised'), bordercolor: grid, font: { color: color('--ink'), family: FONT, size: 12 } },
     xaxis: { ...axis, title: { text: axes.xTitle ?? 'training step', font: { size: 11, color: ink }, standoff: 6 }, zeroline: false },
     yaxis: { ...axis, title: { text: axes.unit ?? '', font: { size: 11, color: ink }, standoff: 6 }, tickformat: axes.percent ? '.0%' : undefined,
@@ -124,7 +124,7 @@ export class Chart {
 export class Sparkline {
   /** @param {string} label */
   constructor(label) {
-    this.element = h('div', { class: 'spark', role: 'img', 'aria-label': `${label}: no data yet` });
+    this.element = h('div', { class: 'spark', role: 'img', 'aria-label': `${label}: no data yet`, hidden: true });
     this.label = label;
     /** @type {number[]} */
     this.values = [];
@@ -144,6 +144,7 @@ export class Sparkline {
     this.element.setAttribute('aria-label', `${this.label}: from ${this.values[0].toFixed(3)} to ${last.toFixed(3)} in ${this.values.length} steps`);
     const plotly = await loadPlotly().catch(() => null);
     if (!plotly || !this.element.isConnected) return;
+    this.element.hidden = false;
     const ink = seriesColor(0);
     const x = this.values.map((_, i) => i);
     const hidden = { visible: false, fixedrange: true };

@@ -36,8 +36,8 @@ function evaluated(evaluations) {
 
 /** @param {Step[]} steps @returns {Series[]} */
 function phases(steps) {
-  const names = [['seconds_wait', 'waiting for groups'], ['seconds_teacher', 'teacher'], ['seconds_train', 'student and optimizer'],
-    ['seconds_publish', 'publishing'], ['seconds_checkpoint', 'checkpoint']];
+  const names = [['seconds_wait', 'wait'], ['seconds_teacher', 'teacher'], ['seconds_train', 'train'], ['seconds_publish', 'publish'],
+    ['seconds_checkpoint', 'save']];
   const known = names.map(([metric, name], i) => line(steps, metric, name, { kind: 'bars', color: i }));
   const rest = steps.map((s) => Math.max(0, (s.metrics.seconds ?? 0) - names.reduce((sum, [metric]) => sum + (s.metrics[metric] ?? 0), 0)));
   return [...known, { name: 'other', x: steps.map((s) => s.step), y: rest, kind: 'bars', color: 7 }];
@@ -66,6 +66,11 @@ export function makePanels() {
       summary: (m) => `policy ${withUnit(m.policy_entropy_nats, 'nats')}, teacher ${withUnit(m.teacher_entropy_nats, 'nats')}`,
     },
     {
+      chart: new Chart('Divergence', 'From the policy to its teacher, over tokens routed to SDPO: what there is to correct.', { unit: 'nats' }),
+      series: (steps) => [line(steps, 'divergence_nats', 'mean', { color: 1 })],
+      summary: (m) => `mean ${withUnit(m.divergence_nats, 'nats')}`,
+    },
+    {
       chart: new Chart('Staleness', 'Age of the trained tokens. The largest stays within the run’s max_staleness.', { unit: 'versions' }),
       series: (steps) => [line(steps, 'staleness_mean', 'mean', { color: 0 }), line(steps, 'staleness_max', 'largest', { color: 1, dash: 'dash' })],
       summary: (m) => `mean ${fixed(m.staleness_mean, 2)}, largest ${fixed(m.staleness_max, 0)} versions`,
@@ -82,7 +87,7 @@ export function makePanels() {
       summary: (m) => `mean ${withUnit(m.response_tokens_mean, 'tokens')}, longest ${withUnit(m.response_tokens_max, 'tokens')}`,
     },
     {
-      chart: new Chart('Step time', 'Much waiting: sampling is the slow part; add rollout servers or allow more staleness.', { unit: 'seconds' }),
+      chart: new Chart('Step time', 'Much wait: sampling is the slow part; add rollout servers or allow more staleness.', { unit: 'seconds' }),
       series: phases,
       summary: (m) => `${duration(m.seconds)} a step, ${duration(m.seconds_wait)} of it waiting`,
     },

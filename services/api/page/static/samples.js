@@ -104,8 +104,8 @@ function card(sample, quantity, range, readout) {
   return h('article', { class: 'card sample', dataset: { route: sample.route }, 'aria-label': `Response ${sample.index}` },
     h('header', {}, h('h3', {}, `Response ${sample.index}`), h('span', { class: 'badge', dataset: { state: sample.correct ? 'succeeded' : 'failed' } }, sample.correct ? '✓ correct' : '✕ failed'),
       h('span', { class: 'badge route', dataset: { route: sample.route } }, route)),
-    h('dl', { class: 'facts inline' }, h('dt', {}, 'Reward'), h('dd', {}, fixed(sample.reward)), h('dt', {}, 'Advantage'), h('dd', {}, fixed(sample.advantage)),
-      h('dt', {}, 'Length'), h('dd', {}, `${sample.tokens.length} tokens`)),
+    h('dl', { class: 'facts inline' }, [['Reward', fixed(sample.reward)], ['Advantage', fixed(sample.advantage)], ['Length', `${sample.tokens.length} tokens`]]
+      .map(([name, value]) => h('div', {}, h('dt', {}, name), h('dd', {}, value)))),
     has ? null : h('p', { class: 'muted' }, `${quantity.label}: not known, as the teacher did not read this response.`),
     tokenText(sample, quantity, range, readout),
     sample.feedback ? h('details', {}, h('summary', {}, 'Feedback'), h('pre', { tabindex: '0' }, sample.feedback)) : null,

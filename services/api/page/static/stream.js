@@ -21,9 +21,10 @@ export async function follow(runId, signal, onevents, onrefused) {
   let failures = 0;
   while (!signal.aborted) {
     try {
-      const answer = await open(runId, lastId, signal);
+      const key = credentials();
+      const answer = await open(runId, lastId, key, signal);
       if (answer.status === 401) {
-        await askForKey();
+        await askForKey(key);
         continue;
       }
       if (answer.status === 404 || answer.status === 422) return onrefused(await problemOf(answer));
@@ -45,11 +46,12 @@ export async function follow(runId, signal, onevents, onrefused) {
 /**
  * @param {string} runId
  * @param {string} lastId
+ * @param {Record<string, string>} key
  * @param {AbortSignal} signal
  */
-function open(runId, lastId, signal) {
+function open(runId, lastId, key, signal) {
   /** @type {Record<string, string>} */
-  const headers = { Accept: 'text/event-stream', ...credentials() };
+  const headers = { Accept: 'text/event-stream', ...key };
   if (lastId) headers['Last-Event-ID'] = lastId;
   return fetch(`${runPath(runId)}/events`, { headers, signal, cache: 'no-store' });
 }

@@ -1,0 +1,289 @@
+"""What people do with the page: start a run, watch it, read its samples, compare, stop; by mouse, keys and on a phone."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium.webdriver import Chrome
+from selenium.webdriver.common.keys import Keys
+
+from tests.page.conftest import Api
+from tests.page.player import ENTROPY, Player
+from tests.page.visitor import PHONE, Visitor
+
+
+def post(api: Api, path: str, body: Any = None) -> Any:
+    data = b"" if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(api.url + path, data, {"Content-Type": "application/json"}, method="POST")
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def get(api: Api, path: str) -> Any:
+    with urllib.request.urlopen(api.url + path, timeout=30) as answer:
+        return json.load(answer)
+
+
+def start(api: Api, browser: Visitor, player: Player, text: str, *, steps: int = 6) -> str:
+    """A running run with some history; gives its id."""
+    config = post(api, "/v1/run-files/check", {"text": text})["config"]
+    run_id: str = post(api, "/v1/runs", config)["id"]
+    browser.until(lambda: get(api, f"/v1/runs/{run_id}")["state"] == "starting", "the run starts")
+    player.take(run_id)
+    player.evaluation(0, 0.25)
+    for step in range(1, steps + 1):
+        player.step(step)
+    player.samples(steps)
+    browser.until(lambda: get(api, f"/v1/runs/{run_id}/samples")["items"], "the API has the samples")
+    return run_id
+
+
+def test_a_run_from_start_to_stop(api: Api, browser: Visitor, player: Player, run_text: str) -> None:
+    browser.go()
+    browser.sees("No runs yet.")
+    browser.press("a", "Start a run")
+
+    # A wrong field is named beside the form, and the form leads to it.
+    browser.write("#run-file", run_text.replace("0.2", "7"))
+    browser.press("button", "Start run")
+    browser.sees("objective.clip_low is 7")
+    browser.press("button", "Go to objective.clip_low")
+    selected = "const t = document.activeElement; return t.value.slice(t.selectionStart, t.selectionEnd).trim();"
+    assert browser.run(selected) == "clip_low: 7"
+
+    browser.write("#run-file", run_text)
+    browser.press("button", "Start run")
+    browser.sees("starting")
+    run_id = browser.driver.current_url.rsplit("/", 1)[1]
+    assert get(api, f"/v1/runs/{run_id}")["state"] == "starting"
+
+    # Steps arrive without a reload.
+    player.take(run_id)
+    browser.find('.run-head .badge[data-state="running"]')
+    browser.run("window.notReloaded = true")
+    player.step(1)
+    browser.until(lambda: "step 1 of 60" in browser.text(), "step 1 arrives")
+    player.step(2)
+    player.evaluation(2, 0.4375)
+    browser.until(lambda: "step 2 of 60" in browser.text(), "step 2 arrives")
+    browser.sees("43.8 %")
+    browser.sees("scored groups")
+    browser.find('[data-chart="Reward and accuracy"] .scatterlayer')
+    label = browser.find('[data-chart="Routing"] .plot').get_attribute("aria-label")
+    assert label is not None
+    assert "GRPO" in label
+    assert browser.run("return window.notReloaded")
+
+    # Pause and resume.
+    browser.press("button", "Pause")
+    browser.sees("pausing after this step")
+    player.state("paused")
+    browser.find('.run-head .badge[data-state="paused"]')
+    browser.press("button", "Resume")
+    browser.until(lambda: player.desired() == "running", "the learner is told to go on")
+    player.state("running")
+    browser.find('.run-head .badge[data-state="running"]')
+
+    # Stopping is asked twice.
+    browser.press("button", "Stop …")
+    browser.press("button", "Keep running")
+    assert get(api, f"/v1/runs/{run_id}")["state"] == "running"
+    browser.press("button", "Stop …")
+    browser.press("button", "Stop with checkpoint")
+    browser.find('.run-head .badge[data-state="stopping"]')
+    browser.until(lambda: player.desired() == "stopped", "the learner is told to stop")
+    player.checkpoint(2)
+    player.state("stopped", "stopped by request")
+    browser.find('.run-head .badge[data-state="stopped"]')
+    browser.sees("Checkpoint of step 2: 11.8 MiB")
+    browser.go()
+    browser.find('.run .badge[data-state="stopped"]')
+    browser.sees("2 of 60 steps")
+    browser.find(".spark .scatterlayer")
+
+
+def test_samples_show_each_tokens_value_and_texts_stay_text(
+    api: Api, browser: Visitor, player: Player, run_text: str
+) -> None:
+    run_id = start(api, browser, player, run_text)
+    player.note("warning", "a note with <b>marks</b>")
+    browser.go(f"#/runs/{run_id}")
+    browser.sees("a note with <b>marks</b>")
+    browser.press("a", "Samples")
+    taught = '.sample[data-route="sdpo"]'
+    browser.find(f"{taught} .token")
+    tokens = browser.all(f"{taught} .token")
+    assert len(tokens) == 44
+
+    # Exact values by hover and by keys.
+    tokens[4].click()
+    browser.sees(f"teacher entropy {ENTROPY[4]:.4f} nats")
+    browser.keys(Keys.ARROW_RIGHT)
+    browser.sees(f"teacher entropy {ENTROPY[5]:.4f} nats")
+    browser.choose("Colour by", "Distillation weight")
+    browser.all(f"{taught} .token")[4].click()
+    browser.sees(f"distillation weight {0.3 + 0.8 * ENTROPY[4]:.4f}")
+    colours = [token.value_of_css_property("background-color") for token in browser.all(f"{taught} .token")[:11]]
+    assert len(set(colours)) == 11
+
+    # Colour is not needed: values can be written beside the tokens.
+    browser.find(".colouring input").click()
+    assert browser.all(f"{taught} .token")[4].get_attribute("data-value") == f"{0.3 + 0.8 * ENTROPY[4]:.3f}"
+    browser.sees("not known, as the teacher did not read this response")
+
+    assert "<script>" in browser.text()
+    assert browser.run("return document.querySelectorAll('main script, main b, main i').length") == 0
+    browser.press(f"{taught} summary", "Teacher’s prompt")
+    browser.sees("A correct reply was")
+    browser.write('input[type="number"]', f"5{Keys.TAB}")
+    browser.sees("No samples of step 5.")
+
+
+def test_runs_are_compared_on_one_plot(api: Api, browser: Visitor, player: Player, run_text: str) -> None:
+    first = start(api, browser, player, run_text)
+    player.state("succeeded")
+    browser.until(lambda: get(api, f"/v1/runs/{first}")["state"] == "succeeded", "the first run ends")
+    player.run_id = None
+    player.beat()
+    second = start(api, browser, player, run_text.replace("first run", "second run"), steps=4)
+    browser.go("#/compare")
+    browser.sees("Choose one run or more.")
+    for run_id in (first, second):
+        browser.find(f'input[value="{run_id}"]').click()
+    plot = '.chart[data-chart="{}"] .plot'
+    traces = "const p = document.querySelector(arguments[0]); return (p?.data ?? []).map((t) => [t.x.length, t.line.dash]);"
+    reward = plot.format("Training reward")
+    browser.until(lambda: len(browser.run(traces, reward)) == 2, "both runs are drawn")
+    drawn = browser.run(traces, reward)
+    assert [length for length, _ in drawn] == [6, 4]
+    assert len({dash for _, dash in drawn}) == 2
+    browser.choose("Show", "Evaluation accuracy (avg@k)")
+    browser.choose("Against", "wall-clock time")
+    browser.until(lambda: len(browser.run(traces, plot.format("Evaluation accuracy (avg@k)"))) == 2, "evaluations")
+    # The address holds the comparison.
+    address = browser.driver.current_url.split("/", 3)[3]
+    browser.go(address)
+    browser.until(lambda: len(browser.run(traces, plot.format("Evaluation accuracy (avg@k)"))) == 2, "the same again")
+
+
+def tab_to(browser: Visitor, name: str) -> None:
+    """Press Tab until the element with this text or name has the focus, and can be seen to have it."""
+    for _ in range(60):
+        browser.keys(Keys.TAB)
+        if name.lower() in browser.focused().lower():
+            break
+    else:
+        raise AssertionError(f"Tab never reached {name!r}")
+    outline = browser.run("const s = getComputedStyle(document.activeElement); return s.outlineStyle + s.outlineWidth;")
+    assert not outline.startswith("none"), f"{name} does not show its focus"
+
+
+def test_everything_by_keyboard(api: Api, browser: Visitor, player: Player, run_text: str) -> None:
+    browser.go()
+    browser.sees("No runs yet.")
+    tab_to(browser, "Skip to content")
+    browser.keys(Keys.ENTER)
+    assert browser.focused().startswith("MAIN")
+    tab_to(browser, "A Start a run")
+    browser.keys(Keys.ENTER)
+    browser.until(lambda: browser.focused() == "H1 Start a run", "the new view's heading has the focus")
+    tab_to(browser, "TEXTAREA")
+    browser.replace_by_keys(run_text)
+    tab_to(browser, "BUTTON Start run")
+    browser.keys(Keys.ENTER)
+    browser.until(lambda: browser.focused().startswith("H1 first run"), "the run's heading has the focus")
+    run_id = browser.driver.current_url.rsplit("/", 1)[1]
+    browser.find('.run-head .badge[data-state="starting"]')
+    player.take(run_id)
+    player.step(1)
+    player.samples(1)
+    browser.find('.run-head .badge[data-state="running"]')
+    browser.sees("step 1 of 60")
+    tab_to(browser, "BUTTON Stop")
+    browser.keys(Keys.ENTER)
+    browser.until(lambda: browser.focused() == "BUTTON Keep running", "the harmless answer has the focus")
+    browser.keys(Keys.ESCAPE)
+    browser.until(lambda: browser.focused().startswith("BUTTON Stop"), "the focus returns")
+    tab_to(browser, "A Samples")
+    browser.keys(Keys.ENTER)
+    browser.find(".token")
+    tab_to(browser, "SPAN The")
+    browser.keys(Keys.END)
+    browser.sees("Token 33 of 33")
+
+
+def test_a_phone_never_scrolls_sideways(api: Api, browser: Visitor, player: Player, run_text: str) -> None:
+    run_id = start(api, browser, player, run_text)
+    browser.resize(*PHONE)
+    for address, sign in (
+        ("", ".spark .scatterlayer"),
+        (f"#/runs/{run_id}", '[data-chart="Gradient and clipping"] .scatterlayer'),
+        (f"#/runs/{run_id}/samples?numbers=1", ".token"),
+        (f"#/compare?runs={run_id}", ".chart .scatterlayer"),
+        ("#/start", "#run-file"),
+    ):
+        browser.go(address)
+        browser.find(sign)
+        browser.until(lambda: browser.overflow() <= 0, f"{address or 'the list'} fits {PHONE[0]} pixels")
+
+
+def test_dark_and_light_follow_the_system(api: Api, browser: Visitor, player: Player, run_text: str) -> None:
+    run_id = start(api, browser, player, run_text)
+    browser.go(f"#/runs/{run_id}")
+    browser.find('[data-chart="Entropy"] .scatterlayer')
+    line = "return document.querySelector('[data-chart=Entropy] .plot').data[0].line.color"
+    paper = "return getComputedStyle(document.body).backgroundColor"
+    light = (browser.run(paper), browser.run(line))
+    browser.dark(True)
+    browser.until(lambda: browser.run(line) != light[1], "the charts follow without a reload")
+    assert browser.run(paper) != light[0]
+    browser.dark(False)
+    browser.until(lambda: (browser.run(paper), browser.run(line)) == light, "and back")
+
+
+def test_a_lost_api_is_said_and_found_again(api: Api, browser: Visitor, player: Player, run_text: str) -> None:
+    run_id = start(api, browser, player, run_text)
+    browser.go(f"#/runs/{run_id}")
+    browser.sees("step 6 of 60")
+    browser.find('#connection[data-state="live"]')
+    api.kill()
+    browser.find('#connection[data-state="disconnected"]')
+    browser.sees("Disconnected, retrying")
+    browser.sees("step 6 of 60")  # what is known stays
+    player.step(7)
+    api.start()
+    browser.find('#connection[data-state="live"]')
+    browser.lacks("Disconnected")
+    browser.sees("step 7 of 60")
+    browser.until(
+        lambda: browser.run("return document.querySelector('[data-chart=Entropy] .plot').data[0].x.length") == 7,
+        "every step once",
+    )
+
+
+@pytest.fixture
+def locked(tmp_path: Path, valkey_url: str) -> Iterator[Api]:
+    made = Api(tmp_path / "locked", valkey_url, key="right key")
+    made.start()
+    yield made
+    made.kill()
+
+
+def test_the_key_is_asked_for_and_kept_for_the_tab(driver: Chrome, locked: Api) -> None:
+    browser = Visitor(driver, locked.url)
+    browser.reset()
+    browser.go()
+    browser.sees("This API needs its key")
+    browser.write("dialog input", f"wrong{Keys.ENTER}")
+    browser.sees("The key was not accepted.")
+    browser.write("dialog input", f"right key{Keys.ENTER}")
+    browser.sees("No runs yet.")
+    browser.go("#/start")
+    browser.choose("Begin with", "demo.yaml")
+    assert "right key" not in browser.run("return JSON.stringify(localStorage) + document.cookie + location.href")
+    browser.leave()

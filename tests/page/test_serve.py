@@ -1,0 +1,137 @@
+"""The page's files and run files over HTTP, without a browser."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+from fastapi import FastAPI
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.api import problems
+from services.api.page.endpoints import parse_text, router
+from services.api.page.serve import Page
+from services.contracts.errors import ConfigurationError
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[httpx.AsyncClient]:
+    app = FastAPI()
+    app.add_middleware(Page)
+    app.include_router(router)
+    problems.install(app)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://page") as made:
+        yield made
+
+
+async def test_the_page_has_strict_headers(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/")
+    assert answer.status_code == 200
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "script-src 'self';" in policy
+    assert "http" not in policy
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["x-frame-options"] == "DENY"
+    assert answer.headers["referrer-policy"] == "no-referrer"
+
+
+async def test_files_are_versioned_and_kept_the_page_is_asked_for_again(client: httpx.AsyncClient) -> None:
+    page = await client.get("/")
+    assert page.headers["cache-control"] == "no-cache"
+    addresses = re.findall(r'"(/page/[^"]+)"', page.text)
+    assert any("plotly" in address for address in addresses)
+    for address in set(addresses):
+        answer = await client.get(address)
+        assert answer.status_code == 200, address
+        assert "immutable" in answer.headers["cache-control"]
+
+
+async def test_every_file_that_a_module_imports_is_there(client: httpx.AsyncClient) -> None:
+    page = await client.get("/")
+    base = re.search(r'"(/page/[0-9a-f]+/)app\.js"', page.text)
+    assert base is not None
+    seen, todo = set(), {"app.js"}
+    while todo:
+        name = todo.pop()
+        seen.add(name)
+        answer = await client.get(base[1] + name)
+        assert answer.headers["content-type"].startswith("text/javascript"), name
+        todo |= set(re.findall(r"from '\./([\w.]+)'", answer.text)) - seen
+    modules = {path.name for path in (ROOT / "services/api/page/static").glob("*.js")}
+    assert seen == modules
+
+
+async def test_nothing_is_fetched_from_elsewhere() -> None:
+    for path in (ROOT / "services/api/page").rglob("*"):
+        if path.suffix in {".js", ".css", ".html"}:
+            text = path.read_text().replace("http://www.w3.org/2000/svg", "")
+            assert not re.search(r"https?://|@import|url\(", text), path.name
+
+
+async def test_compressed_only_for_those_who_accept_it(client: httpx.AsyncClient) -> None:
+    plain = await client.get("/", headers={"Accept-Encoding": "identity"})
+    async with client.stream("GET", "/", headers={"Accept-Encoding": "gzip"}) as packed:
+        raw = b"".join([part async for part in packed.aiter_raw()])
+    assert "content-encoding" not in plain.headers
+    assert gzip.decompress(raw) == plain.content
+
+
+@pytest.mark.parametrize("path", ["/page/old/app.js", "/page/../serve.py", "/page/%2e%2e/serve.py", "/page/"])
+async def test_no_other_file_is_served(client: httpx.AsyncClient, path: str) -> None:
+    assert (await client.get(path)).status_code == 404
+
+
+async def test_shipped_run_files_are_listed_and_read(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    items = (await client.get("/v1/run-files")).json()["items"]
+    assert {item["name"] for item in items} == {path.name for path in Path("deploy/runs").glob("*.yaml")}
+    for item in items:
+        answer = await client.post("/v1/run-files/check", json={"text": item["text"]})
+        assert answer.status_code == 200, item["name"]
+        assert answer.json()["config"]["name"] == yaml.safe_load(item["text"])["name"]
+
+
+async def test_a_wrong_field_is_named(client: httpx.AsyncClient) -> None:
+    text = "name: a\nmodel: {path: m}\ndata: {train: t}\nobjective: {clip_low: 7}\ntraining: {steps: 1}\n"
+    answer = await client.post("/v1/run-files/check", json={"text": text})
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["field"] == "objective.clip_low"
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("a: [1", "line"),
+        ("- a\n- b", "field: value"),
+        ("", "field: value"),
+        ("a: &x [1]\nb: [*x, *x]", "aliases"),
+        ("[" * 50, "nested"),
+        ("a: 2020-99-99", "cannot be read"),
+        ("a: " + "9" * 5000, "cannot be read"),
+        ("a: \ud800", "cannot be read"),
+        ("a: !!python/object/apply:os.system ['true']", "not YAML"),
+        ("1: a", "field: value"),
+    ],
+)
+def test_unreadable_texts_are_named(text: str, word: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(word)):
+        parse_text(text)
+
+
+@given(st.text(alphabet=st.sampled_from("a1:-[]{}&*!'\"|> \n\t#%,?"), max_size=60))
+def test_any_text_is_a_mapping_or_a_named_error(text: str) -> None:
+    try:
+        assert isinstance(parse_text(text), dict)
+    except ConfigurationError as error:
+        assert error.remedy

@@ -6,7 +6,7 @@ export TURNOUT_VENV := $(VENV)
 # Without byte code every process compiles torch and vLLM from source: half a minute each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install install-gpu demo up down doctor check test bench docs locks clean
+.PHONY: help install install-gpu demo up down doctor check test chaos bench docs locks clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -42,6 +42,9 @@ check: install-dev  ## Format, lint, types, import borders, generated pages
 
 test: check  ## All tests, on real parts
 	$(BIN)/python -m pytest
+
+chaos: install-dev  ## One run under 30 SIGKILLs of its services: nothing lost, nothing twice
+	$(BIN)/python -m tests.ring.chaos
 
 bench: install-dev  ## Measure; rewrites the tables in docs/performance.md
 	$(BIN)/python -m benchmarks

@@ -1,0 +1,90 @@
+"""A whole deployment with real parts, started and ended by the command that people use."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from services.cli.client import Client
+from services.cli.models import Run
+from services.cli.processes import find, read_state
+from services.contracts.run_config import merge
+from services.contracts.states import TERMINAL_STATES
+from tests.conftest import ROOT, free_port
+
+DEMO = ROOT / "deploy" / "runs" / "demo.yaml"
+TURNOUT = [sys.executable, "-m", "services.cli.main"]
+PATIENCE_SECONDS = 600.0
+"""Ends a test that would otherwise wait for ever; no test passes or fails by the clock."""
+
+
+def demo_config(**changes: Any) -> dict[str, Any]:
+    """The demo's run file with changes, section by section."""
+    return merge(yaml.safe_load(DEMO.read_text()), changes)
+
+
+def turnout(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return subprocess.run(
+        [*TURNOUT, *arguments, "--home", str(home)], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+
+
+@contextmanager
+def deployment(home: Path) -> Iterator[Client]:
+    """`turnout up --detach` with a client of its API; `turnout down` at the end, whatever happened."""
+    port = free_port()
+    started = turnout("up", "--detach", "--api-port", str(port), home=home)
+    try:
+        assert started.returncode == 0, started.stderr + started.stdout
+        with Client(f"http://127.0.0.1:{port}") as client:
+            yield client
+    finally:
+        turnout("down", home=home)
+
+
+def kill(home: Path, instance: str) -> bool:
+    """SIGKILL to one instance that the deployment started; False where it is just being restarted."""
+    state = read_state(home)
+    assert state is not None
+    for record in state.everything:
+        if record.instance == instance and (process := find(record)) is not None:
+            process.send_signal(signal.SIGKILL)
+            return True
+    return False
+
+
+def patiently(ask: Callable[[], Any], until: Callable[[Any], bool]) -> Any:
+    """Ask until the answer is as wanted. An API that is being restarted is asked again."""
+    from services.contracts.errors import TurnoutError
+
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    answer: Any = None
+    while time.monotonic() < deadline:
+        try:
+            answer = ask()
+            if until(answer):
+                return answer
+        except TurnoutError as error:
+            answer = error
+        time.sleep(0.2)
+    raise AssertionError(f"still {answer!r} after {PATIENCE_SECONDS:.0f} s")
+
+
+def finish(client: Client, run_id: str) -> Run:
+    """The run once it has ended."""
+    run: Run = patiently(lambda: client.run(run_id), lambda run: run.state in TERMINAL_STATES)
+    return run
+
+
+def num_steps(client: Client, run_id: str) -> int:
+    return sum(1 for _ in client.steps(run_id))

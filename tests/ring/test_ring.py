@@ -1,0 +1,97 @@
+"""Runs on a whole deployment: real Valkey, vLLM, verifier, DeepSpeed, API and command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from services.cli.client import Client
+from services.cli.models import Run
+from tests.ring.chaos import Chaos, ledger_faults
+from tests.ring.deployment import demo_config, deployment, finish, num_steps, patiently
+
+pytestmark = pytest.mark.timeout(900)
+SMALL = {"max_questions": 8, "num_samples": 4, "every_steps": None}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ring")
+
+
+@pytest.fixture(scope="module")
+def client(home: Path) -> Iterator[Client]:
+    with deployment(home) as found:
+        yield found
+
+
+def run(client: Client, num_training_steps: int, **changes: Any) -> Run:
+    training = {"steps": num_training_steps, **changes.pop("training", {})}
+    return client.create_run(demo_config(training=training, evaluation=SMALL, **changes))
+
+
+def test_a_run_goes_round_the_ring(client: Client, home: Path) -> None:
+    ended = finish(client, run(client, 6).id)
+    assert (ended.state, ended.step) == ("succeeded", 6), ended.reason
+    steps = list(client.steps(ended.id))
+    assert [step.step for step in steps] == [1, 2, 3, 4, 5, 6]
+    assert ledger_faults(client, ended.id, num_training_steps=6) == []
+    first = steps[0].metrics
+    assert first["staleness_max"] == 0
+    assert first["logprob_mismatch_nats"] < 1e-3
+    for step in steps:
+        metrics = step.metrics
+        assert metrics["staleness_max"] <= 1
+        assert metrics["routing_ratio_grpo"] + metrics["routing_ratio_sdpo"] == pytest.approx(1)
+        assert metrics["num_rollouts"] == 64
+    assert any(step.metrics["routing_ratio_sdpo"] > 0 and step.metrics["teacher_entropy_nats"] > 0 for step in steps)
+    assert [(item.step, item.num_questions, item.num_samples) for item in client.evaluations(ended.id)] == [
+        (0, 8, 4),
+        (6, 8, 4),
+    ]
+    newest = client.checkpoints(ended.id)[-1]
+    files = {path.name for path in Path(newest.path).rglob("*")} or {
+        path.name for path in (home / "runs" / ended.id / newest.path).rglob("*")
+    }
+    assert {"config.json", "tokenizer.json", "chat_template.jinja"} <= files
+    text = httpx.get(f"{client.url}/metrics", trust_env=False).text
+    assert f'turnout_routing_ratio{{branch="sdpo",run_id="{ended.id}"}}' in text or (
+        f'turnout_routing_ratio{{run_id="{ended.id}",branch="sdpo"}}' in text
+    )
+
+
+def test_pause_stop_and_resume_lose_nothing(client: Client) -> None:
+    started = run(client, 8, checkpoint={"every_steps": 3})
+    patiently(lambda: num_steps(client, started.id), lambda number: number >= 1)
+    client.pause(started.id)
+    patiently(lambda: client.run(started.id).state, lambda state: state == "paused")
+    client.resume(started.id)
+    patiently(lambda: num_steps(client, started.id), lambda number: number >= 4)
+    client.stop(started.id)
+    assert finish(client, started.id).state == "stopped"
+    client.resume(started.id)
+    patiently(lambda: client.run(started.id).state, lambda state: state != "stopped")
+    ended = finish(client, started.id)
+    assert (ended.state, ended.step) == ("succeeded", 8), ended.reason
+    assert ledger_faults(client, ended.id, num_training_steps=8) == []
+
+
+@pytest.mark.parametrize("objective", ["grpo", "sdpo", "advantage_mix"])
+def test_the_other_objectives_train_too(client: Client, objective: str) -> None:
+    ended = finish(client, run(client, 2, objective={"name": objective}, training={"max_staleness": 0}).id)
+    assert (ended.state, ended.step) == ("succeeded", 2), ended.reason
+    assert all(step.metrics["staleness_max"] == 0 for step in client.steps(ended.id))
+
+
+def test_a_run_survives_the_death_of_every_service(client: Client, home: Path) -> None:
+    """One SIGKILL each to learner, verifier, rollout server, API and Valkey, spread over one run."""
+    started = run(client, 14, checkpoint={"every_steps": 4})
+    chaos = Chaos(client, home, started.id, num_training_steps=14)
+    chaos.kill_all(["verifier-0", "learner-0", "rollout-0", "api-0", "valkey"])
+    ended = finish(client, started.id)
+    assert (ended.state, ended.step) == ("succeeded", 14), ended.reason
+    assert ledger_faults(client, ended.id, num_training_steps=14) == []

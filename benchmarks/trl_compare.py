@@ -1,0 +1,252 @@
+"""One optimizer step of the learner against TRL's SDPOTrainer and GRPOTrainer on the same recorded rollouts.
+
+`python -m benchmarks.trl_compare [--repeats 9] [--environment .venv-trl]` makes TRL's environment (once; the versions
+of torch and transformers are ours), samples rollouts from the embedded policy, and lets all contestants make steps in
+turn, each in one thread. Groups are those with two right replies at least and one wrong, so that every rollout has an
+advantage and a teacher in both programs: nobody may leave anything out but by its objective.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from services.learner.ranks import join, leave, prepare_environment
+
+os.environ["OMP_NUM_THREADS"] = "1"
+prepare_environment()
+
+from deploy.embedded.benchmark import is_right, questions  # noqa: E402
+from deploy.embedded.measure import POLICY, Examinee  # noqa: E402
+from deploy.embedded.vocabulary import render, teacher_content  # noqa: E402
+from services.contracts.run_config import ModelSection, RunConfig, parse_run_config  # noqa: E402
+from services.learner.engine import DeepSpeedEngine  # noqa: E402
+from services.learner.minibatch import old_logprobs, run_minibatch  # noqa: E402
+from services.learner.objectives.advantages import group_advantages  # noqa: E402
+from services.learner.objectives.routing import GroupOutcome, route_group  # noqa: E402
+from services.learner.sequence import TrainSequence  # noqa: E402
+from services.learner.weights import load_model  # noqa: E402
+
+TRL = "1.16.0"
+NUM_GROUPS, GROUP_SIZE, NUM_ASKED = 16, 8, 96
+WARMUPS = 2
+KINDS = ("SDPO", "GRPO")
+OURS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "PYTHONPATH")
+"""Variables of our process group, which TRL's processes are no part of."""
+Spent = tuple[float, float]
+"""Wall and CPU seconds."""
+Group = dict[str, Any]
+
+
+def trl_python(environment: Path) -> Path:
+    """The Python of TRL's environment, which is made where it does not exist."""
+    python = environment / "bin" / "python"
+    if python.exists() and subprocess.run([python, "-c", "import trl"], capture_output=True).returncode == 0:
+        return python
+    say(f"installing TRL {TRL} into {environment}")
+    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+    links = os.environ.get("PIP_FIND_LINKS", "")
+    torch = version("torch").partition("+")[0]
+    variables = {**os.environ, "VIRTUAL_ENV": str(environment.resolve())}
+    if links:
+        variables.setdefault("UV_FIND_LINKS", links.replace(" ", ","))
+    local = any(Path(link).is_dir() and any(Path(link).glob(f"torch-{torch}*")) for link in links.split())
+    packages = [f"trl=={TRL}", f"torch=={torch}", f"transformers=={version('transformers')}"]
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "uv==0.13.9"], check=True, stdout=sys.stderr)
+    build = [] if local else ["--torch-backend", "cpu"]
+    command = [environment / "bin" / "uv", "pip", "install", "--quiet", *packages, *build]
+    subprocess.run(command, check=True, env=variables, stdout=sys.stderr)
+    return python
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def record() -> list[Group]:
+    """Groups of rollouts, as both programs read them."""
+    examinee, asked = Examinee(POLICY), questions("train")[:NUM_ASKED]
+    replies = examinee.replies([question.prompt for question in asked for _ in range(GROUP_SIZE)])
+
+    def ids(text: str) -> list[int]:
+        encoded: list[int] = examinee.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return encoded
+
+    groups: list[Group] = []
+    for index, question in enumerate(asked):
+        texts = replies[index * GROUP_SIZE : (index + 1) * GROUP_SIZE]
+        right = [is_right(question, text) for text in texts]
+        if not 2 <= sum(right) < GROUP_SIZE:
+            continue
+        shown = [next(j for j in range(GROUP_SIZE) if right[j] and j != i) for i in range(GROUP_SIZE)]
+        end = examinee.tokenizer.eos_token_id
+        groups.append(
+            {
+                "prompt": render(question.prompt),
+                "prompt_ids": ids(render(question.prompt)),
+                "completions": [[*ids(text), end] for text in texts],
+                "rewards": [float(value) for value in right],
+                "teacher_prompts": [ids(render(teacher_content(question.prompt, texts[j], None))) for j in shown],
+            }
+        )
+    assert len(groups) >= NUM_GROUPS, f"only {len(groups)} of {NUM_ASKED} groups are mixed"
+    return groups[:NUM_GROUPS]
+
+
+def config(name: str) -> RunConfig:
+    return parse_run_config(
+        {
+            "name": "bench",
+            "model": {"path": str(POLICY), "dtype": "float32"},
+            "data": {"train": "none"},
+            "objective": {"name": name},
+            "optimizer": {"learning_rate": 1e-5, "warmup_steps": 0},
+            "training": {"steps": 100_000, "prompts_per_step": NUM_GROUPS},
+        }
+    )
+
+
+def prepare(groups: Sequence[Group], run: RunConfig) -> list[TrainSequence]:
+    """The rollouts with routes and advantages."""
+    sequences = []
+    for number, group in enumerate(groups):
+        rewards, fine = group["rewards"], [True] * GROUP_SIZE
+        lengths = [len(ids) for ids in group["completions"]]
+        outcome = GroupOutcome(rewards, fine, [False] * GROUP_SIZE, lengths)
+        chosen = route_group(outcome, run.objective, str(number))
+        advantages = group_advantages(rewards, fine, "mean")
+        for i, (item, advantage) in enumerate(zip(chosen, advantages, strict=True)):
+            ids, teacher = group["completions"][i], group["teacher_prompts"][i] if chosen[i].needs_teacher else None
+            sequences.append(TrainSequence(group["prompt_ids"], ids, [0.0] * len(ids), advantage, item.route, teacher))
+    return sequences
+
+
+def learner(name: str, groups: Sequence[Group], ranks: Any) -> Callable[[], Spent]:
+    """Makes one step with the engine that runs use, and tells its time."""
+    run = config(name)
+    model = load_model(
+        ModelSection(path=str(POLICY), dtype="float32"),
+        str(POLICY),
+        gradient_checkpointing=False,
+        allow_remote_code=False,
+    )
+    engine, sequences = DeepSpeedEngine(run, model, ranks), prepare(groups, run)
+    old = old_logprobs(engine, sequences, run)
+    sequences = [
+        dataclasses.replace(item, behaviour_logprobs=row.tolist()) for item, row in zip(sequences, old, strict=True)
+    ]
+
+    def step() -> Spent:
+        started = time.perf_counter(), time.process_time()
+        run_minibatch(engine, sequences, None, run)
+        return time.perf_counter() - started[0], time.process_time() - started[1]
+
+    return step
+
+
+@contextmanager
+def trl(python: Path, kind: str, recording: Path, microbatch: int) -> Iterator[Callable[[], Spent]]:
+    """A trainer of TRL in a process of its own; the function makes one step and tells its time."""
+    folder = recording.parent / f"{kind}-{microbatch}"
+    side = Path(__file__).with_name("_trl_side.py")
+    alone = {name: value for name, value in os.environ.items() if name not in OURS}
+    variables = {**alone, "TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1"}
+    command = [python, side, kind, recording, POLICY, str(microbatch), folder]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=variables
+    )
+    assert process.stdin is not None
+    tail: list[str] = []
+
+    def until(word: str) -> list[str]:
+        assert process.stderr is not None
+        for line in process.stderr:
+            tail.append(line)
+            if line.startswith(word):
+                return line.split()[1:]
+        raise RuntimeError(f"TRL's {kind} ended: {''.join(tail[-15:])}")
+
+    def step() -> Spent:
+        assert process.stdin is not None
+        process.stdin.write("step\n")
+        process.stdin.flush()
+        wall, cpu, *_ = until("STEP")
+        return float(wall), float(cpu)
+
+    try:
+        until("READY")
+        yield step
+    finally:
+        process.stdin.close()
+        process.wait()
+
+
+def race(contestants: dict[str, Callable[[], Spent]], repeats: int) -> dict[str, Spent]:
+    """Median times by contestant; all of them in turn, `repeats` times."""
+    times: dict[str, list[Spent]] = {name: [] for name in contestants}
+    for number in range(WARMUPS + repeats):
+        for name, step in contestants.items():
+            spent = step()
+            if number >= WARMUPS:
+                times[name].append(spent)
+    return {
+        name: (statistics.median(wall for wall, _ in rows), statistics.median(cpu for _, cpu in rows))
+        for name, rows in times.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--microbatches", type=int, nargs="+", default=[8, 32])
+    parser.add_argument("--environment", type=Path, default=Path(".venv-trl"))
+    arguments = parser.parse_args()
+    python, groups, ranks = trl_python(arguments.environment), record(), join(1)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        recording = folder / "recording.json"
+        recording.write_text(json.dumps(groups))
+        contestants = {
+            f"TRL {kind.upper()}, {size} rows a pass": stack.enter_context(trl(python, kind, recording, size))
+            for kind in ("sdpo", "grpo")
+            for size in arguments.microbatches
+        }
+        contestants |= {f"Turnout {name.upper()}": learner(name, groups, ranks) for name in ("srpo", "sdpo", "grpo")}
+        say(f"{len(contestants)} contestants, {arguments.repeats} rounds")
+        medians = race(contestants, arguments.repeats)
+    leave()
+    report(groups, medians, arguments.repeats)
+
+
+def report(groups: Sequence[Group], medians: dict[str, Spent], repeats: int) -> None:
+    num_rollouts = len(groups) * GROUP_SIZE
+    failed = sum(group["rewards"].count(0.0) for group in groups)
+    tokens = sum(len(ids) for group in groups for ids in group["completions"])
+    best = {kind: min(cpu for name, (_, cpu) in medians.items() if name.startswith(f"TRL {kind}")) for kind in KINDS}
+    print(
+        f"## One optimizer step against TRL {TRL}\n\n"
+        f"The embedded policy, {len(groups)} groups of {GROUP_SIZE} recorded rollouts ({tokens} response tokens, "
+        f"{failed} of {num_rollouts} failed), the same ids of prompts, responses and teacher prompts for all, float32, "
+        f"one thread each, steps in turn, medians of {repeats}. Generation, rewards and the making of prompts are left "
+        "out; loss, backward pass, AdamW and the teacher's average are in. TRL runs through its own training loop, "
+        "Turnout with DeepSpeed as in a run. Ratios are of CPU seconds, TRL's best setting over the row.\n\n"
+        "| step | wall seconds | CPU seconds | TRL's SDPO / this | TRL's GRPO / this |\n|---|---:|---:|---:|---:|"
+    )
+    for name, (wall, cpu) in medians.items():
+        print(f"| {name} | {wall:.3f} | {cpu:.3f} | {best['SDPO'] / cpu:.2f} | {best['GRPO'] / cpu:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -182,7 +182,7 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
             Panel(
                 "Verdicts a second",
                 (("sum by (kind) (rate(turnout_verifier_seconds_count[1m]))", "{{kind}}"),),
-                "Rollouts judged.",
+                "Rollouts judged a second, by kind of task.",
             ),
             Panel(
                 "Sandbox violations",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import pytest
 
 from services.cli.client import Client
 from services.cli.models import Run
+from tests.conftest import ROOT
 from tests.ring.chaos import Chaos, ledger_faults
 from tests.ring.deployment import demo_config, deployment, finish, num_steps, patiently
+from tests.ring.prometheus import prometheus
 
 pytestmark = pytest.mark.timeout(900)
 SMALL = {"max_questions": 8, "num_samples": 4, "every_steps": None}
@@ -85,6 +88,24 @@ def test_the_other_objectives_train_too(client: Client, objective: str) -> None:
     ended = finish(client, run(client, 2, objective={"name": objective}, training={"max_staleness": 0}).id)
     assert (ended.state, ended.step) == ("succeeded", 2), ended.reason
     assert all(step.metrics["staleness_max"] == 0 for step in client.steps(ended.id))
+
+
+def test_every_panel_of_the_dashboards_shows_data(client: Client, tmp_path: Path) -> None:
+    """A real Prometheus scrapes the API during a run; each query of each panel and variable then has samples."""
+    with prometheus(client.url, tmp_path) as server:
+        started = run(client, 8)
+        finish(client, started.id)
+        panels = [
+            (path.stem, panel["title"], target["expr"].replace("$run", ".*"))
+            for path in sorted((ROOT / "deploy" / "grafana" / "dashboards").glob("*.json"))
+            for panel in json.loads(path.read_text())["panels"]
+            for target in panel["targets"]
+        ]
+        assert len(panels) > 25
+        patiently(lambda: server.query("turnout_step"), bool)
+        empty = [(board, title, query) for board, title, query in panels if not server.query(query)]
+        assert empty == []
+        assert started.id in {sample["metric"]["run_id"] for sample in server.query("turnout_run_info")}
 
 
 def test_a_run_survives_the_death_of_every_service(client: Client, home: Path) -> None:

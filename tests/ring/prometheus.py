@@ -1,0 +1,75 @@
+"""A real Prometheus for tests: Debian's package, scraping one API."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import ROOT, free_port
+
+RULES = ROOT / "deploy" / "prometheus"
+
+
+def binary(name: str) -> str:
+    """Path of `prometheus` or `promtool`; installs Debian's package where that is possible."""
+    if shutil.which(name) is None and os.geteuid() == 0 and shutil.which("apt-get"):
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
+        subprocess.run(["apt-get", "update", "-qq"], check=False, capture_output=True)
+        command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "prometheus"]
+        subprocess.run(command, check=False, capture_output=True, env=environment)
+    found = shutil.which(name)
+    if found is None:
+        pytest.fail("These tests need Prometheus: run `apt-get install prometheus` as root.")
+    return found
+
+
+class Prometheus:
+    """One running server."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        """Samples of an instant query; an expression that is not valid is an error."""
+        answer = httpx.get(f"{self.url}/api/v1/query", params={"query": expression}, trust_env=False).json()
+        assert answer["status"] == "success", (expression, answer)
+        found: list[dict[str, Any]] = answer["data"]["result"]
+        return found
+
+
+@contextmanager
+def prometheus(api_url: str, folder: Path) -> Iterator[Prometheus]:
+    """A server that scrapes `api_url` every second with the rules that we ship."""
+    config = folder / "prometheus.yml"
+    target = api_url.removeprefix("http://")
+    config.write_text(
+        f"global: {{scrape_interval: 1s, evaluation_interval: 1s}}\n"
+        f"rule_files: [{RULES / 'rules.yml'}]\n"
+        f"scrape_configs: [{{job_name: turnout, static_configs: [{{targets: ['{target}']}}]}}]\n"
+    )
+    port = free_port()
+    log = (folder / "prometheus.log").open("w")
+    process = subprocess.Popen(
+        [
+            binary("prometheus"),
+            f"--config.file={config}",
+            f"--storage.tsdb.path={folder / 'data'}",
+            f"--web.listen-address=127.0.0.1:{port}",
+        ],
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        yield Prometheus(f"http://127.0.0.1:{port}")
+    finally:
+        process.terminate()
+        process.wait(30)
+        log.close()

@@ -1,4 +1,4 @@
-"""Plays a learner and a rollout server for the page: heartbeats, and the events of a run as the real learner sends them."""
+"""Plays the other services for the page: heartbeats, and a run's events as the real learner sends them."""
 
 from __future__ import annotations
 

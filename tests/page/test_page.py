@@ -1,4 +1,4 @@
-"""What people do with the page: start a run, watch it, read its samples, compare, stop; by mouse, keys and on a phone."""
+"""What people do with the page: start, watch, read samples, compare, stop; by mouse, by keys and on a phone."""
 
 from __future__ import annotations
 
@@ -140,6 +140,12 @@ def test_samples_show_each_tokens_value_and_texts_stay_text(
     assert browser.run("return document.querySelectorAll('main script, main b, main i').length") == 0
     browser.press(f"{taught} summary", "Teacher’s prompt")
     browser.sees("A correct reply was")
+
+    # The group that is read stays while new ones come.
+    player.step(7)
+    player.samples(7)
+    browser.until(lambda: len(browser.all(".filters select option")) == 2, "the new group joins the list")
+    browser.sees("A correct reply was")
     browser.write('input[type="number"]', f"5{Keys.TAB}")
     browser.sees("No samples of step 5.")
 
@@ -156,7 +162,9 @@ def test_runs_are_compared_on_one_plot(api: Api, browser: Visitor, player: Playe
     for run_id in (first, second):
         browser.find(f'input[value="{run_id}"]').click()
     plot = '.chart[data-chart="{}"] .plot'
-    traces = "const p = document.querySelector(arguments[0]); return (p?.data ?? []).map((t) => [t.x.length, t.line.dash]);"
+    traces = (
+        "const p = document.querySelector(arguments[0]); return (p?.data ?? []).map((t) => [t.x.length, t.line.dash]);"
+    )
     reward = plot.format("Training reward")
     browser.until(lambda: len(browser.run(traces, reward)) == 2, "both runs are drawn")
     drawn = browser.run(traces, reward)
@@ -169,6 +177,15 @@ def test_runs_are_compared_on_one_plot(api: Api, browser: Visitor, player: Playe
     address = browser.driver.current_url.split("/", 3)[3]
     browser.go(address)
     browser.until(lambda: len(browser.run(traces, plot.format("Evaluation accuracy (avg@k)"))) == 2, "the same again")
+
+
+def test_addresses_of_nothing_say_so(browser: Visitor) -> None:
+    browser.go("#/runs/nothing")
+    browser.sees("Not found")
+    browser.press("a", "See all runs")
+    browser.sees("No runs yet.")
+    browser.go("#/elsewhere")
+    browser.sees("This address names no view.")
 
 
 def tab_to(browser: Visitor, name: str) -> None:
@@ -261,7 +278,7 @@ def test_a_lost_api_is_said_and_found_again(api: Api, browser: Visitor, player: 
     browser.lacks("Disconnected")
     browser.sees("step 7 of 60")
     browser.until(
-        lambda: browser.run("return document.querySelector('[data-chart=Entropy] .plot').data[0].x.length") == 7,
+        lambda: browser.run("return document.querySelector('[data-chart=Entropy] .plot').data?.[0].x.length") == 7,
         "every step once",
     )
 

@@ -32,15 +32,17 @@ class Visitor:
         self.leave()
         self.dark(False)
         self.resize(*WIDE)
-        self.driver.get_log("browser")  # what is there belongs to another test
+        self._log()  # what is there belongs to another test
 
     def leave(self) -> None:
         self.driver.get("about:blank")
 
     def faults(self) -> list[str]:
         """Errors on the console, without those of the network, which tests bring about on purpose."""
-        entries = self.driver.get_log("browser")
-        return [e["message"] for e in entries if e["level"] == "SEVERE" and e["source"] != "network"]
+        return [e["message"] for e in self._log() if e["level"] == "SEVERE" and e["source"] != "network"]
+
+    def _log(self) -> list[dict[str, Any]]:
+        return list(self.driver.get_log("browser"))  # type: ignore[no-untyped-call]
 
     def go(self, address: str = "") -> None:
         """Open the page anew at a hash address."""
@@ -113,8 +115,8 @@ class Visitor:
     def choose(self, label: str, option: str) -> None:
         """Choose an option, by its text, of the select that the label names."""
         script = """
-        const field = [...document.querySelectorAll('label.field')].find((l) => l.firstElementChild.textContent === arguments[0]);
-        const select = field?.querySelector('select');
+        const fields = [...document.querySelectorAll('label.field')];
+        const select = fields.find((l) => l.firstElementChild.textContent === arguments[0])?.querySelector('select');
         const option = select && [...select.options].find((o) => o.text === arguments[1]);
         if (!option) return false;
         select.value = option.value;
@@ -145,8 +147,6 @@ class Visitor:
 
     def picture(self, path: str, *, whole: bool = True) -> None:
         """Save a PNG."""
-        found = self.driver.execute_cdp_cmd(
-            "Page.captureScreenshot", {"format": "png", "captureBeyondViewport": whole}
-        )
+        found = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"format": "png", "captureBeyondViewport": whole})
         with open(path, "wb") as file:
             file.write(base64.b64decode(found["data"]))

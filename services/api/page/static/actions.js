@@ -5,7 +5,14 @@ import { announce, h } from './dom.js';
 
 const ENDED = ['stopped', 'succeeded', 'failed'];
 const MARKS = /** @type {Record<string, string>} */ ({
-  queued: '◷', starting: '◌', running: '▶', paused: '❚❚', stopping: '◍', stopped: '■', succeeded: '✓', failed: '✕',
+  queued: '◷',
+  starting: '◌',
+  running: '▶',
+  paused: '❚❚',
+  stopping: '◍',
+  stopped: '■',
+  succeeded: '✓',
+  failed: '✕',
 });
 
 /** @param {string} state */
@@ -15,7 +22,13 @@ export function hasEnded(state) {
 
 /** The state as a word with a mark, so that colour is not needed. @param {string} state */
 export function badge(state) {
-  return h('span', { class: 'badge', dataset: { state } }, h('span', { 'aria-hidden': 'true' }, MARKS[state] ?? '·'), ' ', state);
+  return h(
+    'span',
+    { class: 'badge', dataset: { state } },
+    h('span', { 'aria-hidden': 'true' }, MARKS[state] ?? '·'),
+    ' ',
+    state,
+  );
 }
 
 /**
@@ -45,14 +58,20 @@ export function buttons(run, onchanged, onproblem) {
   }
   if (!hasEnded(run.state)) {
     const stopping = run.state === 'stopping';
-    made.push(h('button', {
-      type: 'button',
-      class: 'danger',
-      onclick: async () => {
-        const choice = await confirmStop(run, stopping);
-        if (choice) await act(choice, 'stopping');
-      },
-    }, stopping ? 'Stop now …' : 'Stop …'));
+    made.push(
+      h(
+        'button',
+        {
+          type: 'button',
+          class: 'danger',
+          onclick: async () => {
+            const choice = await confirmStop(run, stopping);
+            if (choice) await act(choice, 'stopping');
+          },
+        },
+        stopping ? 'Stop now …' : 'Stop …',
+      ),
+    );
   }
   return made;
 }
@@ -68,15 +87,37 @@ function confirmStop(run, stopping) {
       dialog.close();
       resolve(value);
     };
-    const dialog = h('dialog', { 'aria-labelledby': 'stop-title', onclose: () => { dialog.remove(); resolve(''); } },
+    const dialog = h(
+      'dialog',
+      {
+        'aria-labelledby': 'stop-title',
+        onclose: () => {
+          dialog.remove();
+          resolve('');
+        },
+      },
       h('h2', { id: 'stop-title' }, `Stop ${run.name}?`),
-      h('p', {}, stopping
-        ? 'It is stopping: it finishes its step and writes a checkpoint. Stopping now loses what was trained since the last checkpoint.'
-        : 'It finishes its step and writes a checkpoint; it can be resumed from there. Stopping now writes none.'),
-      h('div', { class: 'actions' },
+      h(
+        'p',
+        {},
+        stopping
+          ? 'It is stopping: it finishes its step and writes a checkpoint. Stopping now loses what was trained since the last checkpoint.'
+          : 'It finishes its step and writes a checkpoint; it can be resumed from there. Stopping now writes none.',
+      ),
+      h(
+        'div',
+        { class: 'actions' },
         h('button', { type: 'button', autofocus: true, onclick: answer('') }, 'Keep running'),
-        h('button', { type: 'button', class: 'danger', onclick: answer('stop?now=true') }, 'Stop now, without checkpoint'),
-        stopping ? null : h('button', { type: 'button', class: 'primary', onclick: answer('stop') }, 'Stop with checkpoint')));
+        h(
+          'button',
+          { type: 'button', class: 'danger', onclick: answer('stop?now=true') },
+          'Stop now, without checkpoint',
+        ),
+        stopping
+          ? null
+          : h('button', { type: 'button', class: 'primary', onclick: answer('stop') }, 'Stop with checkpoint'),
+      ),
+    );
     document.body.append(dialog);
     dialog.showModal();
   });
@@ -84,6 +125,11 @@ function confirmStop(run, stopping) {
 
 /** @param {any} problem */
 export function problemBox(problem) {
-  return h('div', { class: 'problem', role: 'alert' }, h('strong', {}, problem.title || 'Error'), h('p', {}, problem.message),
-    problem.remedy ? h('p', { class: 'remedy' }, problem.remedy) : null);
+  return h(
+    'div',
+    { class: 'problem', role: 'alert' },
+    h('strong', {}, problem.title || 'Error'),
+    h('p', {}, problem.message),
+    problem.remedy ? h('p', { class: 'remedy' }, problem.remedy) : null,
+  );
 }

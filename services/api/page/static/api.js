@@ -32,9 +32,12 @@ export function credentials() {
  */
 export async function askForKey(used) {
   if (credentials().Authorization !== used.Authorization) return;
-  asking ??= keyPrompt.ask(sessionStorage.getItem(KEY) !== null)
+  asking ??= keyPrompt
+    .ask(sessionStorage.getItem(KEY) !== null)
     .then((key) => sessionStorage.setItem(KEY, key))
-    .finally(() => { asking = null; });
+    .finally(() => {
+      asking = null;
+    });
   await asking;
 }
 
@@ -67,10 +70,21 @@ async function send(path, options, key) {
   if (options.body !== undefined) headers['Content-Type'] = 'application/json';
   const body = options.body === undefined ? undefined : JSON.stringify(options.body);
   try {
-    return await fetch(path, { method: options.method || 'GET', headers, body, signal: options.signal, cache: 'no-store' });
+    return await fetch(path, {
+      method: options.method || 'GET',
+      headers,
+      body,
+      signal: options.signal,
+      cache: 'no-store',
+    });
   } catch (error) {
     if (options.signal?.aborted) throw error;
-    throw new Problem({ status: 0, title: 'Disconnected', detail: 'The API does not answer.', remedy: 'Is it running? `turnout doctor` tells.' });
+    throw new Problem({
+      status: 0,
+      title: 'Disconnected',
+      detail: 'The API does not answer.',
+      remedy: 'Is it running? `turnout doctor` tells.',
+    });
   }
 }
 
@@ -79,9 +93,13 @@ async function send(path, options, key) {
  */
 export async function problemOf(answer) {
   try {
-    return new Problem({ ...await answer.json(), status: answer.status });
+    return new Problem({ ...(await answer.json()), status: answer.status });
   } catch {
-    return new Problem({ status: answer.status, title: `HTTP ${answer.status}`, detail: 'The answer was not the API’s.' });
+    return new Problem({
+      status: answer.status,
+      title: `HTTP ${answer.status}`,
+      detail: 'The answer was not the API’s.',
+    });
   }
 }
 

@@ -22,13 +22,18 @@ function route({ path }) {
   if (path[0] === 'compare') return { view: compareView, title: 'Compare', live: false };
   if (path[0] === 'start') return { view: startView, title: 'Start a run', live: false };
   if (path[0] === 'runs' && path.length === 2) return { view: runView, title: path[1], live: true };
-  if (path[0] === 'runs' && path[2] === 'samples') return { view: samplesView, title: `Samples of ${path[1]}`, live: false };
+  if (path[0] === 'runs' && path[2] === 'samples')
+    return { view: samplesView, title: `Samples of ${path[1]}`, live: false };
   return { view: unknown, title: 'Not found', live: false };
 }
 
 /** @param {HTMLElement} box */
 function unknown(box) {
-  fill(box, heading('Nothing here'), notice('empty', 'This address names no view.', h('a', { href: '#/' }, 'See all runs')));
+  fill(
+    box,
+    heading('Nothing here'),
+    notice('empty', 'This address names no view.', h('a', { href: '#/' }, 'See all runs')),
+  );
 }
 
 /** @param {string} part */
@@ -57,31 +62,45 @@ function show() {
   const box = h('div', { class: 'view' });
   fill(main, box);
   Promise.resolve(view(box, address, leaving.signal)).catch((error) => {
-    if (error.name !== 'AbortError') fill(box, heading('Something went wrong'), notice('error', error.title ?? 'Error', error.message));
+    if (error.name !== 'AbortError')
+      fill(box, heading('Something went wrong'), notice('error', error.title ?? 'Error', error.message));
   });
   if (!first) /** @type {HTMLElement | null} */ (box.querySelector('h1'))?.focus();
   first = false;
   scrollTo(0, 0);
 }
 
-keyPrompt.ask = (wrong) => new Promise((resolve) => {
-  const input = h('input', { type: 'password', name: 'key', autocomplete: 'off', required: true, 'aria-describedby': 'key-help' });
-  const dialog = h('dialog', { 'aria-labelledby': 'key-title', oncancel: (/** @type {Event} */ event) => event.preventDefault() },
-    h('form', {
-      onsubmit: (/** @type {Event} */ event) => {
-        event.preventDefault();
-        dialog.close();
-        dialog.remove();
-        resolve(input.value.trim());
-      },
-    },
-    h('h2', { id: 'key-title' }, 'This API needs its key'),
-    h('p', { id: 'key-help' }, wrong ? 'The key was not accepted. ' : '', 'It is kept until this tab is closed.'),
-    h('label', { class: 'field' }, h('span', {}, 'API key'), input),
-    h('div', { class: 'actions' }, h('button', { class: 'primary', type: 'submit' }, 'Use this key'))));
-  document.body.append(dialog);
-  dialog.showModal();
-});
+keyPrompt.ask = (wrong) =>
+  new Promise((resolve) => {
+    const input = h('input', {
+      type: 'password',
+      name: 'key',
+      autocomplete: 'off',
+      required: true,
+      'aria-describedby': 'key-help',
+    });
+    const dialog = h(
+      'dialog',
+      { 'aria-labelledby': 'key-title', oncancel: (/** @type {Event} */ event) => event.preventDefault() },
+      h(
+        'form',
+        {
+          onsubmit: (/** @type {Event} */ event) => {
+            event.preventDefault();
+            dialog.close();
+            dialog.remove();
+            resolve(input.value.trim());
+          },
+        },
+        h('h2', { id: 'key-title' }, 'This API needs its key'),
+        h('p', { id: 'key-help' }, wrong ? 'The key was not accepted. ' : '', 'It is kept until this tab is closed.'),
+        h('label', { class: 'field' }, h('span', {}, 'API key'), input),
+        h('div', { class: 'actions' }, h('button', { class: 'primary', type: 'submit' }, 'Use this key')),
+      ),
+    );
+    document.body.append(dialog);
+    dialog.showModal();
+  });
 
 /** @type {HTMLElement} */ (document.querySelector('.skip')).addEventListener('click', (event) => {
   event.preventDefault(); // the address names the view, so the link must not change it

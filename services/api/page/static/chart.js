@@ -8,6 +8,8 @@ import { h, say } from './dom.js';
 const FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif';
 const CONFIG = { displayModeBar: false, displaylogo: false, responsive: true, doubleClick: 'reset' };
 
+const RETRY_MILLISECONDS = 3000;
+
 /** @type {Promise<any> | null} */
 let loading = null;
 
@@ -28,7 +30,9 @@ export function loadPlotly() {
 
 /** @type {Set<{redraw: () => void}>} */
 const drawn = new Set();
-matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => { for (const chart of drawn) chart.redraw(); });
+matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => {
+  for (const chart of drawn) chart.redraw();
+});
 
 /** @param {string} name a custom property of the style sheet */
 export function color(name) {
@@ -46,28 +50,69 @@ function trace(series, index, axes) {
   const kind = series.kind ?? 'lines';
   const value = axes.percent ? '%{y:.1%}' : `%{y:.4~g}${axes.unit ? ` ${axes.unit}` : ''}`;
   /** @type {any} */
-  const made = { name: series.name, x: series.x, y: series.y, hovertemplate: series.hover ?? value, connectgaps: false };
+  const made = {
+    name: series.name,
+    x: series.x,
+    y: series.y,
+    hovertemplate: series.hover ?? value,
+    connectgaps: false,
+  };
   if (kind === 'bars') return { ...made, type: 'bar', marker: { color: ink, line: { width: 0 } } };
   made.type = 'scatter';
   made.mode = kind === 'points' ? 'lines+markers' : series.x.length === 1 ? 'markers' : 'lines';
   made.line = { color: ink, width: series.width ?? 1.8, dash: series.dash ?? 'solid' };
   made.marker = { color: ink, size: 7, symbol: series.symbol ?? 'circle' };
-  if (kind === 'area') Object.assign(made, { stackgroup: 'one', fillcolor: ink + 'b0', line: { color: ink, width: 1 } });
+  if (kind === 'area')
+    Object.assign(made, { stackgroup: 'one', fillcolor: ink + 'b0', line: { color: ink, width: 1 } });
   return made;
 }
 
 /** @param {Axes} axes */
 function layout(axes) {
   const [ink, grid] = [color('--muted'), color('--grid')];
-  const axis = { gridcolor: grid, zerolinecolor: grid, linecolor: grid, tickfont: { color: ink, size: 11 }, automargin: true, fixedrange: false };
+  const axis = {
+    gridcolor: grid,
+    zerolinecolor: grid,
+    linecolor: grid,
+    tickfont: { color: ink, size: 11 },
+    automargin: true,
+    fixedrange: false,
+  };
   return {
-    paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)', font: { family: FONT, size: 12, color: ink },
-    margin: { l: 44, r: 8, t: 6, b: 34 }, showlegend: true, hovermode: 'x unified', uirevision: 'kept', barmode: 'stack', bargap: 0.15,
-    legend: { orientation: 'h', x: 0, y: 1.02, yanchor: 'bottom', traceorder: 'normal', font: { size: 11.5, color: color('--ink') } },
-    hoverlabel: { bgcolor: color('--raised'), bordercolor: grid, font: { color: color('--ink'), family: FONT, size: 12 } },
-    xaxis: { ...axis, title: { text: axes.xTitle ?? 'training step', font: { size: 11, color: ink }, standoff: 6 }, zeroline: false },
-    yaxis: { ...axis, title: { text: axes.unit ?? '', font: { size: 11, color: ink }, standoff: 6 }, tickformat: axes.percent ? '.0%' : undefined,
-      rangemode: axes.zero === false ? 'normal' : 'tozero', range: axes.stacked && axes.percent ? [0, 1] : undefined },
+    paper_bgcolor: 'rgba(0,0,0,0)',
+    plot_bgcolor: 'rgba(0,0,0,0)',
+    font: { family: FONT, size: 12, color: ink },
+    margin: { l: 44, r: 8, t: 6, b: 34 },
+    showlegend: true,
+    hovermode: 'x unified',
+    uirevision: 'kept',
+    barmode: 'stack',
+    bargap: 0.15,
+    legend: {
+      orientation: 'h',
+      x: 0,
+      y: 1.02,
+      yanchor: 'bottom',
+      traceorder: 'normal',
+      font: { size: 11.5, color: color('--ink') },
+    },
+    hoverlabel: {
+      bgcolor: color('--raised'),
+      bordercolor: grid,
+      font: { color: color('--ink'), family: FONT, size: 12 },
+    },
+    xaxis: {
+      ...axis,
+      title: { text: axes.xTitle ?? 'training step', font: { size: 11, color: ink }, standoff: 6 },
+      zeroline: false,
+    },
+    yaxis: {
+      ...axis,
+      title: { text: axes.unit ?? '', font: { size: 11, color: ink }, standoff: 6 },
+      tickformat: axes.percent ? '.0%' : undefined,
+      rangemode: axes.zero === false ? 'normal' : 'tozero',
+      range: axes.stacked && axes.percent ? [0, 1] : undefined,
+    },
     dragmode: 'zoom',
   };
 }
@@ -86,8 +131,12 @@ export class Chart {
     this.plot = h('div', { class: 'plot', role: 'img', 'aria-label': `${title}: no data yet` });
     this.empty = h('p', { class: 'chart-empty' }, 'No data yet');
     this.title = title;
-    this.element = h('figure', { class: 'card chart', dataset: { chart: title } },
-      h('figcaption', {}, h('h2', {}, title), h('p', {}, caption)), h('div', { class: 'plot-box' }, this.plot, this.empty));
+    this.element = h(
+      'figure',
+      { class: 'card chart', dataset: { chart: title } },
+      h('figcaption', {}, h('h2', {}, title), h('p', {}, caption)),
+      h('div', { class: 'plot-box' }, this.plot, this.empty),
+    );
     drawn.add(this);
   }
 
@@ -107,10 +156,19 @@ export class Chart {
     try {
       const plotly = await loadPlotly();
       if (!this.plot.isConnected) return;
-      await plotly.react(this.plot, this.series.map((one, i) => trace(one, i, this.axes)), layout(this.axes), CONFIG);
+      await plotly.react(
+        this.plot,
+        this.series.map((one, i) => trace(one, i, this.axes)),
+        layout(this.axes),
+        CONFIG,
+      );
+      this.empty.hidden = true;
     } catch (error) {
       this.empty.hidden = false;
-      say(this.empty, 'The chart library did not load. The numbers are in the table of `turnout runs show`.');
+      say(this.empty, 'The chart library did not load; trying again.');
+      setTimeout(() => {
+        if (this.plot.isConnected) this.redraw();
+      }, RETRY_MILLISECONDS);
     }
   }
 
@@ -141,18 +199,32 @@ export class Sparkline {
   async redraw() {
     if (!this.values.length) return;
     const last = /** @type {number} */ (this.values.at(-1));
-    this.element.setAttribute('aria-label', `${this.label}: from ${this.values[0].toFixed(3)} to ${last.toFixed(3)} in ${this.values.length} steps`);
+    this.element.setAttribute(
+      'aria-label',
+      `${this.label}: from ${this.values[0].toFixed(3)} to ${last.toFixed(3)} in ${this.values.length} steps`,
+    );
     const plotly = await loadPlotly().catch(() => null);
     if (!plotly || !this.element.isConnected) return;
     this.element.hidden = false;
     const ink = seriesColor(0);
     const x = this.values.map((_, i) => i);
     const hidden = { visible: false, fixedrange: true };
-    plotly.react(this.element, [
-      { x, y: this.values, type: 'scatter', mode: 'lines', line: { color: ink, width: 1.5 } },
-      { x: [x.length - 1], y: [last], type: 'scatter', mode: 'markers', marker: { color: ink, size: 5 } },
-    ], { paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)', margin: { l: 2, r: 5, t: 4, b: 4 }, showlegend: false, xaxis: hidden, yaxis: hidden },
-    { staticPlot: true, responsive: false });
+    plotly.react(
+      this.element,
+      [
+        { x, y: this.values, type: 'scatter', mode: 'lines', line: { color: ink, width: 1.5 } },
+        { x: [x.length - 1], y: [last], type: 'scatter', mode: 'markers', marker: { color: ink, size: 5 } },
+      ],
+      {
+        paper_bgcolor: 'rgba(0,0,0,0)',
+        plot_bgcolor: 'rgba(0,0,0,0)',
+        margin: { l: 2, r: 5, t: 4, b: 4 },
+        showlegend: false,
+        xaxis: hidden,
+        yaxis: hidden,
+      },
+      { staticPlot: true, responsive: false },
+    );
   }
 
   close() {

@@ -8,9 +8,15 @@ import { choice, fill, h, heading, notice, table } from './dom.js';
 import { duration, fixed } from './format.js';
 
 const MEASURES = /** @type {[string, string][]} */ ([
-  ['evaluation:accuracy', 'Evaluation accuracy (avg@k)'], ['evaluation:pass_at_k', 'Evaluation pass@k'], ['step:reward_mean', 'Training reward'],
-  ['step:accuracy', 'Training rollouts correct'], ['step:routing_ratio_sdpo', 'Share routed to SDPO'], ['step:policy_entropy_nats', 'Policy entropy, nats'],
-  ['step:teacher_entropy_nats', 'Teacher entropy, nats'], ['step:response_tokens_mean', 'Response length, tokens'], ['step:seconds', 'Step time, seconds'],
+  ['evaluation:accuracy', 'Evaluation accuracy (avg@k)'],
+  ['evaluation:pass_at_k', 'Evaluation pass@k'],
+  ['step:reward_mean', 'Training reward'],
+  ['step:accuracy', 'Training rollouts correct'],
+  ['step:routing_ratio_sdpo', 'Share routed to SDPO'],
+  ['step:policy_entropy_nats', 'Policy entropy, nats'],
+  ['step:teacher_entropy_nats', 'Teacher entropy, nats'],
+  ['step:response_tokens_mean', 'Response length, tokens'],
+  ['step:seconds', 'Step time, seconds'],
 ]);
 const DASHES = ['solid', 'dash', 'dot', 'dashdot', 'longdash'];
 const SYMBOLS = ['circle', 'diamond', 'square', 'triangle-up', 'cross', 'x'];
@@ -21,24 +27,81 @@ const MOST = 8;
 /** @type {import('./app.js').View} */
 export async function compareView(box, { query }, signal) {
   const chosen = new Set((query.get('runs') ?? '').split(',').filter(Boolean).slice(0, MOST));
-  const setting = { measure: query.get('y') ?? 'step:reward_mean', x: query.get('x') ?? 'step', window: Number(query.get('mean') ?? 1) };
+  const setting = {
+    measure: query.get('y') ?? 'step:reward_mean',
+    x: query.get('x') ?? 'step',
+    window: Number(query.get('mean') ?? 1),
+  };
   /** @type {Map<string, Loaded>} */
   const loaded = new Map();
-  const [picker, problem, result, summary] = [h('div', { class: 'picker' }, notice('loading', 'Loading runs …')), h('div'), h('div'), h('div')];
+  const [picker, problem, result, summary] = [
+    h('div', { class: 'picker' }, notice('loading', 'Loading runs …')),
+    h('div'),
+    h('div'),
+    h('div'),
+  ];
   const remember = () => {
-    const next = new URLSearchParams({ runs: [...chosen].join(','), y: setting.measure, x: setting.x, mean: String(setting.window) });
+    const next = new URLSearchParams({
+      runs: [...chosen].join(','),
+      y: setting.measure,
+      x: setting.x,
+      mean: String(setting.window),
+    });
     window.history.replaceState(null, '', `#/compare?${next}`); // so that the comparison can be sent to others
   };
-  const changed = () => { remember(); show(); };
-  fill(box, heading('Compare runs'), problem,
-    h('div', { class: 'compare' },
+  const changed = () => {
+    remember();
+    show();
+  };
+  fill(
+    box,
+    heading('Compare runs'),
+    problem,
+    h(
+      'div',
+      { class: 'compare' },
       h('section', { class: 'card', 'aria-label': 'Runs to compare' }, h('h2', {}, 'Runs'), picker),
-      h('div', { class: 'compare-main' },
-        h('div', { class: 'filters' },
-          choice('Show', MEASURES, setting.measure, (value) => { setting.measure = value; changed(); }),
-          choice('Against', [['step', 'training step'], ['time', 'wall-clock time']], setting.x, (value) => { setting.x = value; changed(); }),
-          choice('Smoothing', [['1', 'none'], ['5', 'mean of 5 steps'], ['20', 'mean of 20 steps']], String(setting.window), (value) => { setting.window = Number(value); changed(); })),
-        result, summary)));
+      h(
+        'div',
+        { class: 'compare-main' },
+        h(
+          'div',
+          { class: 'filters' },
+          choice('Show', MEASURES, setting.measure, (value) => {
+            setting.measure = value;
+            changed();
+          }),
+          choice(
+            'Against',
+            [
+              ['step', 'training step'],
+              ['time', 'wall-clock time'],
+            ],
+            setting.x,
+            (value) => {
+              setting.x = value;
+              changed();
+            },
+          ),
+          choice(
+            'Smoothing',
+            [
+              ['1', 'none'],
+              ['5', 'mean of 5 steps'],
+              ['20', 'mean of 20 steps'],
+            ],
+            String(setting.window),
+            (value) => {
+              setting.window = Number(value);
+              changed();
+            },
+          ),
+        ),
+        result,
+        summary,
+      ),
+    ),
+  );
 
   /** @type {Chart | null} */
   let chart = null;
@@ -49,7 +112,10 @@ export async function compareView(box, { query }, signal) {
       chart?.close();
       chart = null;
       fill(summary);
-      fill(result, notice('empty', chosen.size ? 'Loading …' : 'Choose one run or more.', 'Their course is drawn on one plot.'));
+      fill(
+        result,
+        notice('empty', chosen.size ? 'Loading …' : 'Choose one run or more.', 'Their course is drawn on one plot.'),
+      );
       return;
     }
     const title = MEASURES.find(([value]) => value === setting.measure)?.[1] ?? setting.measure;
@@ -66,20 +132,27 @@ export async function compareView(box, { query }, signal) {
   };
 
   show();
-  poll(4, signal, async () => {
-    const page = await call('/v1/runs?limit=100', { signal });
-    if (signal.aborted) return;
-    showPicker(picker, page.items, chosen, async (id, on) => {
-      if (on) chosen.add(id);
-      else chosen.delete(id);
-      changed();
-      if (on) await load(id, loaded, signal).then(show, (error) => fill(problem, problemBox(error)));
-    });
-    const results = await Promise.allSettled([...chosen].map((id) => load(id, loaded, signal)));
-    const failed = /** @type {PromiseRejectedResult | undefined} */ (results.find((one) => one.status === 'rejected'));
-    fill(problem, failed ? problemBox(failed.reason) : null);
-    show();
-  }, (error) => fill(problem, problemBox(error)));
+  poll(
+    4,
+    signal,
+    async () => {
+      const page = await call('/v1/runs?limit=100', { signal });
+      if (signal.aborted) return;
+      showPicker(picker, page.items, chosen, async (id, on) => {
+        if (on) chosen.add(id);
+        else chosen.delete(id);
+        changed();
+        if (on) await load(id, loaded, signal).then(show, (error) => fill(problem, problemBox(error)));
+      });
+      const results = await Promise.allSettled([...chosen].map((id) => load(id, loaded, signal)));
+      const failed = /** @type {PromiseRejectedResult | undefined} */ (
+        results.find((one) => one.status === 'rejected')
+      );
+      fill(problem, failed ? problemBox(failed.reason) : null);
+      show();
+    },
+    (error) => fill(problem, problemBox(error)),
+  );
 }
 
 /** @param {string} id @param {Map<string, Loaded>} loaded @param {AbortSignal} signal */
@@ -88,7 +161,10 @@ async function load(id, loaded, signal) {
   const run = await call(runPath(id), { signal });
   if (before && before.run.step === run.step && before.run.state === run.state) return;
   const old = before && before.run.step <= run.step ? before.steps : [];
-  const [news, evaluations] = await Promise.all([stepsAfter(id, old.at(-1)?.step ?? 0, signal), call(`${runPath(id)}/evaluations`, { signal })]);
+  const [news, evaluations] = await Promise.all([
+    stepsAfter(id, old.at(-1)?.step ?? 0, signal),
+    call(`${runPath(id)}/evaluations`, { signal }),
+  ]);
   loaded.set(id, { run, steps: [...old, ...news], evaluations: evaluations.items });
 }
 
@@ -104,15 +180,28 @@ function showPicker(picker, runs, chosen, onchange) {
   picker.dataset.says = says;
   if (!runs.length) return fill(picker, notice('empty', 'No runs yet.'));
   const focused = /** @type {any} */ (document.activeElement)?.value;
-  fill(picker, runs.map((run) => h('label', { class: 'pick' },
-    h('input', {
-      type: 'checkbox', value: run.id, checked: chosen.has(run.id),
-      onchange: (/** @type {any} */ event) => {
-        if (event.target.checked && chosen.size >= MOST) event.target.checked = false;
-        else onchange(run.id, event.target.checked);
-      },
-    }), h('span', {}, run.name, h('small', {}, run.id)), badge(run.state))));
-  if (focused) /** @type {HTMLElement | null} */ (picker.querySelector(`input[value="${CSS.escape(focused)}"]`))?.focus();
+  fill(
+    picker,
+    runs.map((run) =>
+      h(
+        'label',
+        { class: 'pick' },
+        h('input', {
+          type: 'checkbox',
+          value: run.id,
+          checked: chosen.has(run.id),
+          onchange: (/** @type {any} */ event) => {
+            if (event.target.checked && chosen.size >= MOST) event.target.checked = false;
+            else onchange(run.id, event.target.checked);
+          },
+        }),
+        h('span', {}, run.name, h('small', {}, run.id)),
+        badge(run.state),
+      ),
+    ),
+  );
+  if (focused)
+    /** @type {HTMLElement | null} */ (picker.querySelector(`input[value="${CSS.escape(focused)}"]`))?.focus();
 }
 
 /**
@@ -123,15 +212,21 @@ function showPicker(picker, runs, chosen, onchange) {
 function courseOf({ run, steps, evaluations }, setting) {
   const [source, metric] = setting.measure.split(':');
   const index = styleOf(run.id);
-  const rows = source === 'step' ? steps.map((s) => ({ step: s.step, at: s.at, value: s.metrics[metric] ?? null }))
-    : evaluations.map((e) => ({ step: e.step, at: e.at, value: e[metric] }));
+  const rows =
+    source === 'step'
+      ? steps.map((s) => ({ step: s.step, at: s.at, value: s.metrics[metric] ?? null }))
+      : evaluations.map((e) => ({ step: e.step, at: e.at, value: e[metric] }));
   const start = run.started_at ?? run.created_at;
   const values = rows.map((row) => row.value);
   return {
     name: `${run.name} (${run.id.slice(-4)})`,
     x: rows.map((row) => (setting.x === 'step' ? row.step : (row.at - start) / 60)),
     y: source === 'step' ? smooth(values, setting.window) : values,
-    kind: source === 'step' ? 'lines' : 'points', color: index, dash: DASHES[index % DASHES.length], symbol: SYMBOLS[index % SYMBOLS.length], width: 2,
+    kind: source === 'step' ? 'lines' : 'points',
+    color: index,
+    dash: DASHES[index % DASHES.length],
+    symbol: SYMBOLS[index % SYMBOLS.length],
+    width: 2,
     hover: '%{y:.4~g}',
   };
 }
@@ -154,13 +249,27 @@ function smooth(values, window) {
 
 /** @param {Loaded[]} runs @param {import('./chart.js').Series[]} series */
 function summaryTable(runs, series) {
-  return h('section', { class: 'card', 'aria-label': 'Summary' }, table('Summary of the compared runs',
-    ['Run', 'State', 'Objective', 'Steps', 'First', 'Last', 'Highest', 'Time'],
-    runs.map(({ run }, i) => {
-      const values = series[i].y.filter((value) => value !== null);
-      const end = run.finished_at ?? Date.now() / 1000;
-      return [h('a', { href: `#/runs/${encodeURIComponent(run.id)}` }, series[i].name), run.state, run.objective, `${run.step} of ${run.num_steps}`,
-        fixed(values[0]), fixed(values.at(-1)), values.length ? fixed(values.reduce((a, b) => Math.max(a, b))) : '–',
-        run.started_at ? duration(end - run.started_at) : '–'];
-    }), [3, 4, 5, 6, 7]));
+  return h(
+    'section',
+    { class: 'card', 'aria-label': 'Summary' },
+    table(
+      'Summary of the compared runs',
+      ['Run', 'State', 'Objective', 'Steps', 'First', 'Last', 'Highest', 'Time'],
+      runs.map(({ run }, i) => {
+        const values = series[i].y.filter((value) => value !== null);
+        const end = run.finished_at ?? Date.now() / 1000;
+        return [
+          h('a', { href: `#/runs/${encodeURIComponent(run.id)}` }, series[i].name),
+          run.state,
+          run.objective,
+          `${run.step} of ${run.num_steps}`,
+          fixed(values[0]),
+          fixed(values.at(-1)),
+          values.length ? fixed(values.reduce((a, b) => Math.max(a, b))) : '–',
+          run.started_at ? duration(end - run.started_at) : '–',
+        ];
+      }),
+      [3, 4, 5, 6, 7],
+    ),
+  );
 }

@@ -54,16 +54,31 @@ class Connection {
   show(state) {
     if (state === this.state && document.getElementById('connection')?.textContent) return;
     this.state = state;
-    const words = { connecting: 'Connecting …', connected: 'Connected', live: 'Live', disconnected: 'Disconnected, retrying' };
+    const words = {
+      connecting: 'Connecting …',
+      connected: 'Connected',
+      live: 'Live',
+      disconnected: 'Disconnected, retrying',
+    };
     const chip = /** @type {HTMLElement} */ (document.getElementById('connection'));
     chip.dataset.state = state;
     say(chip, words[state]);
     const banner = /** @type {HTMLElement} */ (document.getElementById('banner'));
     if (state !== 'disconnected') return fill(banner);
-    const retry = () => { for (const wake of [...this.waiting]) wake(); };
-    fill(banner, h('p', {}, h('strong', {}, 'Disconnected, retrying. '), 'The numbers below are the last ones received. ',
-      h('span', { id: 'countdown', 'aria-live': 'off' })),
-    h('button', { type: 'button', onclick: retry }, 'Try now'));
+    const retry = () => {
+      for (const wake of [...this.waiting]) wake();
+    };
+    fill(
+      banner,
+      h(
+        'p',
+        {},
+        h('strong', {}, 'Disconnected, retrying. '),
+        'The numbers below are the last ones received. ',
+        h('span', { id: 'countdown', 'aria-live': 'off' }),
+      ),
+      h('button', { type: 'button', onclick: retry }, 'Try now'),
+    );
   }
 }
 
@@ -98,7 +113,14 @@ export async function poll(seconds, signal, ask, onproblem) {
     }
     await new Promise((resolve) => {
       const timer = setTimeout(resolve, seconds * 1000);
-      signal.addEventListener('abort', () => { clearTimeout(timer); resolve(null); }, { once: true });
+      signal.addEventListener(
+        'abort',
+        () => {
+          clearTimeout(timer);
+          resolve(null);
+        },
+        { once: true },
+      );
     });
   }
 }

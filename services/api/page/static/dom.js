@@ -90,10 +90,34 @@ export function heading(text, ...rest) {
  */
 export function table(label, columns, rows, numeric = []) {
   const kind = (/** @type {number} */ index) => (numeric.includes(index) ? 'number' : null);
-  return h('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': label },
-    h('table', {},
-      h('thead', {}, h('tr', {}, columns.map((name, i) => h('th', { scope: 'col', class: kind(i) }, name)))),
-      h('tbody', {}, rows.map((row) => h('tr', {}, row.map((cell, i) => h('td', { class: kind(i) }, cell)))))));
+  return h(
+    'div',
+    { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': label },
+    h(
+      'table',
+      {},
+      h(
+        'thead',
+        {},
+        h(
+          'tr',
+          {},
+          columns.map((name, i) => h('th', { scope: 'col', class: kind(i) }, name)),
+        ),
+      ),
+      h(
+        'tbody',
+        {},
+        rows.map((row) =>
+          h(
+            'tr',
+            {},
+            row.map((cell, i) => h('td', { class: kind(i) }, cell)),
+          ),
+        ),
+      ),
+    ),
+  );
 }
 
 /**
@@ -104,7 +128,10 @@ export function table(label, columns, rows, numeric = []) {
  * @param {(value: string) => void} onchange
  */
 export function choice(label, options, chosen, onchange) {
-  const select = h('select', { onchange: (/** @type {any} */ event) => onchange(event.target.value) },
-    options.map(([value, text]) => h('option', { value, selected: value === chosen }, text)));
+  const select = h(
+    'select',
+    { onchange: (/** @type {any} */ event) => onchange(event.target.value) },
+    options.map(([value, text]) => h('option', { value, selected: value === chosen }, text)),
+  );
   return h('label', { class: 'field' }, h('span', {}, label), select);
 }

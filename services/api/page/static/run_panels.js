@@ -9,7 +9,13 @@ const MAX_EVENTS = 200;
 
 /** @param {string} label @param {string} value @param {string} [note] */
 function tile(label, value, note = '') {
-  return h('div', { class: 'tile', dataset: { tile: label } }, h('dt', {}, label), h('dd', {}, value), note ? h('dd', { class: 'note' }, note) : null);
+  return h(
+    'div',
+    { class: 'tile', dataset: { tile: label } },
+    h('dt', {}, label),
+    h('dd', {}, value),
+    note ? h('dd', { class: 'note' }, note) : null,
+  );
 }
 
 /**
@@ -21,27 +27,54 @@ export function showTiles(box, last, evaluations) {
   const m = last?.metrics ?? {};
   const newest = evaluations.at(-1);
   const before = evaluations.find((e) => e.split === newest?.split && e.num_samples === newest?.num_samples);
-  const gain = newest && before && before !== newest
-    ? `${percent(before.accuracy)} at step ${before.step}` : newest ? `after step ${newest.step}` : 'no evaluation yet';
-  fill(box,
+  const gain =
+    newest && before && before !== newest
+      ? `${percent(before.accuracy)} at step ${before.step}`
+      : newest
+        ? `after step ${newest.step}`
+        : 'no evaluation yet';
+  fill(
+    box,
     tile('Reward', fixed(m.reward_mean), last ? `step ${last.step}` : ''),
     tile('Correct', percent(m.accuracy), 'of the step’s rollouts'),
-    tile(newest ? `avg@${newest.num_samples} ${newest.split}` : 'Evaluation', percent(newest?.accuracy), newest && before !== newest ? `was ${gain}` : gain),
+    tile(
+      newest ? `avg@${newest.num_samples} ${newest.split}` : 'Evaluation',
+      percent(newest?.accuracy),
+      newest && before !== newest ? `was ${gain}` : gain,
+    ),
     tile('To SDPO', percent(m.routing_ratio_sdpo), `teacher informed: ${percent(m.teacher_information_ratio)}`),
     tile('Step time', duration(m.seconds), `${duration(m.seconds_wait)} waiting`),
-    tile('Speed', withUnit(m.tokens_per_second, 'token/s'), 'trained'));
+    tile('Speed', withUnit(m.tokens_per_second, 'token/s'), 'trained'),
+  );
 }
 
 /** @param {Element} box @param {any[]} queues */
 export function showQueues(box, queues) {
   const hints = /** @type {Record<string, string>} */ ({
-    prompts: 'rollout servers', completions: 'verifiers', scored: 'the learner', evaluated: 'the learner (evaluation)', dead: 'nobody: unreadable messages',
+    prompts: 'rollout servers',
+    completions: 'verifiers',
+    scored: 'the learner',
+    evaluated: 'the learner (evaluation)',
+    dead: 'nobody: unreadable messages',
   });
   const most = Math.max(1, ...queues.map((queue) => queue.depth));
-  fill(box, queues.length ? table('Queues', ['Queue', 'Waits for', 'Groups', '', 'Oldest'], queues.map((queue) => [
-    queue.stream, hints[queue.stream] ?? '', short(queue.depth),
-    h('meter', { max: most, value: queue.depth, 'aria-label': `${queue.stream}: ${queue.depth} groups` }),
-    queue.depth ? duration(queue.oldest_seconds) : '–']), [2, 4]) : h('p', { class: 'muted' }, 'No queues.'));
+  fill(
+    box,
+    queues.length
+      ? table(
+          'Queues',
+          ['Queue', 'Waits for', 'Groups', '', 'Oldest'],
+          queues.map((queue) => [
+            queue.stream,
+            hints[queue.stream] ?? '',
+            short(queue.depth),
+            h('meter', { max: most, value: queue.depth, 'aria-label': `${queue.stream}: ${queue.depth} groups` }),
+            queue.depth ? duration(queue.oldest_seconds) : '–',
+          ]),
+          [2, 4],
+        )
+      : h('p', { class: 'muted' }, 'No queues.'),
+  );
 }
 
 /**
@@ -51,29 +84,73 @@ export function showQueues(box, queues) {
  * @param {number} published newest weight version
  */
 export function showServices(box, services, run, published) {
-  const mine = services.filter((s) => s.run_id === run.id || s.instance === run.learner || run.rollout_servers.includes(s.instance) || s.kind === 'verifier');
+  const mine = services.filter(
+    (s) =>
+      s.run_id === run.id ||
+      s.instance === run.learner ||
+      run.rollout_servers.includes(s.instance) ||
+      s.kind === 'verifier',
+  );
   if (!mine.length) {
-    fill(box, h('p', { class: 'muted' }, run.state === 'queued'
-      ? 'No service works for this run yet: it waits for an idle learner and an idle rollout server.' : 'No service works for this run.'));
+    fill(
+      box,
+      h(
+        'p',
+        { class: 'muted' },
+        run.state === 'queued'
+          ? 'No service works for this run yet: it waits for an idle learner and an idle rollout server.'
+          : 'No service works for this run.',
+      ),
+    );
     return;
   }
   const now = Date.now() / 1000;
-  fill(box, table('Services', ['Service', 'State', 'Weights', 'Waits for', 'Tokens'], mine.map((s) => {
-    const behind = s.kind === 'rollout' && s.weight_version !== null ? published - s.weight_version : 0;
-    const waits = s.waiting_for ? `${s.waiting_for} (${duration(now - (s.waiting_since ?? now))})` : s.state === 'ready' ? 'works' : '–';
-    const version = s.weight_version === null ? '–' : `v${s.weight_version}${behind > 0 ? `, ${behind} behind` : ''}`;
-    return [s.instance, s.out_of_rotation ? h('strong', { class: 'bad' }, `out of rotation: ${s.weight_error}`) : s.state, version, waits, short(s.tokens_total)];
-  }), [4]));
+  fill(
+    box,
+    table(
+      'Services',
+      ['Service', 'State', 'Weights', 'Waits for', 'Tokens'],
+      mine.map((s) => {
+        const behind = s.kind === 'rollout' && s.weight_version !== null ? published - s.weight_version : 0;
+        const waits = s.waiting_for
+          ? `${s.waiting_for} (${duration(now - (s.waiting_since ?? now))})`
+          : s.state === 'ready'
+            ? 'works'
+            : '–';
+        const version =
+          s.weight_version === null ? '–' : `v${s.weight_version}${behind > 0 ? `, ${behind} behind` : ''}`;
+        return [
+          s.instance,
+          s.out_of_rotation ? h('strong', { class: 'bad' }, `out of rotation: ${s.weight_error}`) : s.state,
+          version,
+          waits,
+          short(s.tokens_total),
+        ];
+      }),
+      [4],
+    ),
+  );
 }
 
 /** One event in words. @param {RunEvent} event @returns {[string, string]} its kind (info, warning, error) and text */
 function words({ type, data }) {
   switch (type) {
-    case 'state': return [data.state === 'failed' ? 'error' : 'info', `State: ${data.state}${data.reason ? ` (${data.reason})` : ''}`];
-    case 'evaluation': return ['info', `Evaluation after step ${data.step}, ${data.split}: avg@${data.num_samples} ${percent(data.accuracy)}, pass@${data.num_samples} ${percent(data.pass_at_k)}`];
-    case 'checkpoint': return ['info', `Checkpoint of step ${data.step}: ${size(data.bytes)} in ${duration(data.seconds)}`];
-    case 'note': return [data.level, `${data.source}: ${data.text}`];
-    default: return ['info', type];
+    case 'state':
+      return [
+        data.state === 'failed' ? 'error' : 'info',
+        `State: ${data.state}${data.reason ? ` (${data.reason})` : ''}`,
+      ];
+    case 'evaluation':
+      return [
+        'info',
+        `Evaluation after step ${data.step}, ${data.split}: avg@${data.num_samples} ${percent(data.accuracy)}, pass@${data.num_samples} ${percent(data.pass_at_k)}`,
+      ];
+    case 'checkpoint':
+      return ['info', `Checkpoint of step ${data.step}: ${size(data.bytes)} in ${duration(data.seconds)}`];
+    case 'note':
+      return [data.level, `${data.source}: ${data.text}`];
+    default:
+      return ['info', type];
   }
 }
 
@@ -91,8 +168,12 @@ export class EventList {
     const items = listed.map((event) => {
       const [level, text] = words(event);
       const at = new Date(event.data.at * 1000);
-      return h('li', { dataset: { level } }, h('time', { datetime: at.toISOString(), title: at.toLocaleString() }, clock(event.data.at)),
-        h('span', {}, marks[level] ? h('strong', {}, marks[level]) : null, text));
+      return h(
+        'li',
+        { dataset: { level } },
+        h('time', { datetime: at.toISOString(), title: at.toLocaleString() }, clock(event.data.at)),
+        h('span', {}, marks[level] ? h('strong', {}, marks[level]) : null, text),
+      );
     });
     this.element.prepend(...items.reverse());
     while (this.element.children.length > MAX_EVENTS) this.element.lastElementChild?.remove();

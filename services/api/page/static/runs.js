@@ -18,16 +18,47 @@ export async function runsView(box, address, signal) {
   const more = h('div', { class: 'actions' });
   const filter = { state: address.query.get('state') ?? '', name: '', limit: 30 };
   let wake = () => {};
-  const ask = () => { wake(); };
-  const search = h('input', { type: 'search', oninput: (/** @type {any} */ event) => { filter.name = event.target.value; ask(); } });
-  fill(box, h('div', { class: 'title-row' }, heading('Runs'), h('a', { class: 'button primary', href: '#/start' }, 'Start a run')),
-    h('div', { class: 'filters' },
-      choice('State', [['', 'all'], ...STATES.map((s) => /** @type {[string, string]} */ ([s, s]))], filter.state, (value) => { filter.state = value; ask(); }),
-      h('label', { class: 'field' }, h('span', {}, 'Name contains'), search)), list, more);
+  const ask = () => {
+    wake();
+  };
+  const search = h('input', {
+    type: 'search',
+    oninput: (/** @type {any} */ event) => {
+      filter.name = event.target.value;
+      ask();
+    },
+  });
+  fill(
+    box,
+    h(
+      'div',
+      { class: 'title-row' },
+      heading('Runs'),
+      h('a', { class: 'button primary', href: '#/start' }, 'Start a run'),
+    ),
+    h(
+      'div',
+      { class: 'filters' },
+      choice(
+        'State',
+        [['', 'all'], ...STATES.map((s) => /** @type {[string, string]} */ ([s, s]))],
+        filter.state,
+        (value) => {
+          filter.state = value;
+          ask();
+        },
+      ),
+      h('label', { class: 'field' }, h('span', {}, 'Name contains'), search),
+    ),
+    list,
+    more,
+  );
 
   /** @type {Map<string, Row>} */
   const rows = new Map();
-  signal.addEventListener('abort', () => { for (const row of rows.values()) row.close(); });
+  signal.addEventListener('abort', () => {
+    for (const row of rows.values()) row.close();
+  });
   const load = async () => {
     const query = new URLSearchParams({ limit: String(filter.limit) });
     if (filter.state) query.set('state', filter.state);
@@ -35,10 +66,26 @@ export async function runsView(box, address, signal) {
     const page = await call(`/v1/runs?${query}`, { signal });
     if (signal.aborted) return;
     render(list, rows, page.items, filter, signal);
-    fill(more, page.next_cursor && filter.limit < 200
-      ? h('button', { type: 'button', onclick: () => { filter.limit = Math.min(200, filter.limit + 30); ask(); } }, 'Show more') : null);
+    fill(
+      more,
+      page.next_cursor && filter.limit < 200
+        ? h(
+            'button',
+            {
+              type: 'button',
+              onclick: () => {
+                filter.limit = Math.min(200, filter.limit + 30);
+                ask();
+              },
+            },
+            'Show more',
+          )
+        : null,
+    );
   };
-  wake = () => { load().catch(() => {}); };
+  wake = () => {
+    load().catch(() => {});
+  };
   poll(2, signal, load, (problem) => fill(list, problemBox(problem)));
 }
 
@@ -57,9 +104,12 @@ function render(list, rows, runs, filter, signal) {
     rows.delete(id);
   }
   if (!runs.length) {
-    fill(list, filter.state || filter.name
-      ? notice('empty', 'No run fits the filter.')
-      : notice('empty', 'No runs yet.', 'Start one here, or with ', h('code', {}, 'turnout demo'), '.'));
+    fill(
+      list,
+      filter.state || filter.name
+        ? notice('empty', 'No run fits the filter.')
+        : notice('empty', 'No runs yet.', 'Start one here, or with ', h('code', {}, 'turnout demo'), '.'),
+    );
     return;
   }
   const elements = runs.map((run) => {
@@ -68,7 +118,8 @@ function render(list, rows, runs, filter, signal) {
     row.update(run);
     return row.element;
   });
-  if (elements.some((element, i) => list.children[i] !== element) || list.children.length !== elements.length) fill(list, elements);
+  if (elements.some((element, i) => list.children[i] !== element) || list.children.length !== elements.length)
+    fill(list, elements);
 }
 
 /** @param {any} run @param {AbortSignal} signal @returns {Row} */
@@ -79,9 +130,19 @@ function makeRow(run, signal) {
   const steps = h('span', { class: 'run-steps' });
   const reward = h('span', { class: 'run-reward' });
   const about = h('p', { class: 'run-about' });
-  const element = h('article', { class: 'card run', dataset: { run: run.id } },
-    h('div', { class: 'run-name' }, h('h2', {}, h('a', { href: `#/runs/${encodeURIComponent(run.id)}` }, run.name)), about),
-    state, h('div', { class: 'run-progress' }, progress, steps), h('div', { class: 'run-spark' }, spark.element, reward));
+  const element = h(
+    'article',
+    { class: 'card run', dataset: { run: run.id } },
+    h(
+      'div',
+      { class: 'run-name' },
+      h('h2', {}, h('a', { href: `#/runs/${encodeURIComponent(run.id)}` }, run.name)),
+      about,
+    ),
+    state,
+    h('div', { class: 'run-progress' }, progress, steps),
+    h('div', { class: 'run-spark' }, spark.element, reward),
+  );
   /** @type {number[]} */
   let values = [];
   let last = 0;
@@ -103,10 +164,17 @@ function makeRow(run, signal) {
     update: (now) => {
       progress.value = now.step;
       fill(steps, `${now.step} of ${now.num_steps} steps`);
-      fill(about, [now.id, now.objective, ago(now.created_at)].map((text) => h('span', {}, text)));
+      fill(
+        about,
+        [now.id, now.objective, ago(now.created_at)].map((text) => h('span', {}, text)),
+      );
       const accuracy = now.metrics.accuracy;
-      fill(reward, Number.isFinite(now.metrics.reward_mean)
-        ? [h('strong', {}, fixed(now.metrics.reward_mean)), ` reward · ${percent(accuracy)} correct`] : 'no step yet');
+      fill(
+        reward,
+        Number.isFinite(now.metrics.reward_mean)
+          ? [h('strong', {}, fixed(now.metrics.reward_mean)), ` reward · ${percent(accuracy)} correct`]
+          : 'no step yet',
+      );
       if (shown !== now.state + now.reason) {
         shown = now.state + now.reason;
         fill(state, badge(now.state), now.reason ? h('p', { class: 'reason' }, now.reason) : null);

@@ -13,53 +13,115 @@ const LIMIT = 20;
 export async function samplesView(box, { path, query }, signal) {
   const id = path[1];
   const state = {
-    step: query.get('step') ?? '', group: query.get('group') ?? '', quantity: query.get('color') ?? '', numbers: query.get('numbers') === '1',
+    step: query.get('step') ?? '',
+    group: query.get('group') ?? '',
+    quantity: query.get('color') ?? '',
+    numbers: query.get('numbers') === '1',
   };
   const remember = () => {
-    const next = new URLSearchParams({ step: state.step, group: state.group, color: state.quantity, numbers: state.numbers ? '1' : '' });
+    const next = new URLSearchParams({
+      step: state.step,
+      group: state.group,
+      color: state.quantity,
+      numbers: state.numbers ? '1' : '',
+    });
     window.history.replaceState(null, '', `#/runs/${encodeURIComponent(id)}/samples?${next}`);
   };
   const [picker, content] = [h('div', { class: 'filters' }), h('div')];
-  fill(box, h('p', { class: 'crumbs' }, h('a', { href: '#/' }, 'Runs'), ' / ', h('a', { href: `#/runs/${encodeURIComponent(id)}` }, id)),
-    heading('Samples'), picker, content);
+  fill(
+    box,
+    h(
+      'p',
+      { class: 'crumbs' },
+      h('a', { href: '#/' }, 'Runs'),
+      ' / ',
+      h('a', { href: `#/runs/${encodeURIComponent(id)}` }, id),
+    ),
+    heading('Samples'),
+    picker,
+    content,
+  );
   fill(content, notice('loading', 'Loading samples …'));
   /** @type {any[]} */
   let groups = [];
+  /** @type {any} */
+  let reading = null;
   let shown = '';
+  if (!state.step && state.group) state.step = state.group.split('/')[0]; // a shared address finds its group again
   const load = async () => {
     const step = /^\d+$/.test(state.step) ? `&step=${state.step}` : '';
     const answer = await call(`${runPath(id)}/samples?limit=${LIMIT}${step}`, { signal });
     if (signal.aborted) return;
     groups = answer.items;
-    const says = JSON.stringify([state.step, groups.map((group) => [group.step, group.group_id, group.at])]);
-    // New groups join the list; the one that is being read stays.
+    const says = JSON.stringify([state.step, groups.map((group) => [keyOf(group), group.at])]);
     if (says !== shown) show();
     shown = says;
   };
-  const reload = () => { shown = ''; load().catch((error) => { if (!signal.aborted) fill(content, problemBox(error)); }); };
+  const reload = () => {
+    shown = '';
+    load().catch((error) => {
+      if (!signal.aborted) fill(content, problemBox(error));
+    });
+  };
 
   const show = () => {
-    const options = groups.map((group) => /** @type {[string, string]} */ ([`${group.step}/${group.group_id}`, `step ${group.step}: ${group.question_id}`]));
-    const wanted = groups.find((group) => `${group.step}/${group.group_id}` === state.group);
-    const group = wanted ?? groups[0];
+    const group =
+      groups.find((one) => keyOf(one) === state.group) ??
+      (reading && keyOf(reading) === state.group ? reading : groups[0]);
+    // New groups join the list; the one that is being read stays, also when it is no longer among the newest.
+    const listed = group && !groups.includes(group) ? [...groups, group] : groups;
+    const options = listed.map(
+      (one) => /** @type {[string, string]} */ ([keyOf(one), `step ${one.step}: ${one.question_id}`]),
+    );
     const input = h('input', {
-      type: 'number', min: '0', inputmode: 'numeric', value: state.step, placeholder: 'newest',
-      onchange: (/** @type {any} */ event) => { state.step = event.target.value; state.group = ''; remember(); reload(); },
+      type: 'number',
+      min: '0',
+      inputmode: 'numeric',
+      value: state.step,
+      placeholder: 'newest',
+      onchange: (/** @type {any} */ event) => {
+        [state.step, state.group, reading] = [event.target.value, '', null];
+        remember();
+        reload();
+      },
     });
-    const stay = content.contains(document.activeElement) && wanted && content.dataset.group === state.group;
-    fill(picker, h('label', { class: 'field narrow' }, h('span', {}, 'Step'), input),
-      options.length ? choice('Group', options, group ? `${group.step}/${group.group_id}` : '', (value) => { state.group = value; remember(); show(); }) : null);
+    const focused = picker.contains(document.activeElement) ? document.activeElement?.tagName : '';
+    fill(
+      picker,
+      h('label', { class: 'field narrow' }, h('span', {}, 'Step'), input),
+      group
+        ? choice('Group', options, keyOf(group), (value) => {
+            state.group = value;
+            remember();
+            show();
+          })
+        : null,
+    );
+    if (focused) /** @type {HTMLElement | null} */ (picker.querySelector(focused))?.focus();
     if (!group) {
-      fill(content, state.step ? notice('empty', `No samples of step ${state.step}.`, 'Empty the field to see the newest.')
-        : notice('empty', 'No samples yet.', 'The learner keeps one group a step for reading; the first comes with the first step.'));
+      fill(
+        content,
+        state.step
+          ? notice('empty', `No samples of step ${state.step}.`, 'Empty the field to see the newest.')
+          : notice(
+              'empty',
+              'No samples yet.',
+              'The learner keeps groups of its steps for reading; the first comes with the first step.',
+            ),
+      );
       return;
     }
-    state.group = `${group.step}/${group.group_id}`;
-    if (stay) return;
-    content.dataset.group = state.group;
-    showGroup(content, group, state, remember);
+    state.group = keyOf(group);
+    const same = reading && keyOf(reading) === state.group && reading.at === group.at;
+    reading = group;
+    if (!same) showGroup(content, group, state, remember);
   };
   poll(4, signal, load, (problem) => fill(content, problemBox(problem)));
+}
+
+/** @param {any} group */
+function keyOf(group) {
+  return `${group.step}/${group.group_id}`;
 }
 
 /**
@@ -69,26 +131,71 @@ export async function samplesView(box, { path, query }, signal) {
  * @param {() => void} remember
  */
 function showGroup(content, group, state, remember) {
-  const known = Object.entries(QUANTITIES).filter(([, quantity]) => group.samples.some((/** @type {any} */ s) => quantity.values(s).length));
+  const known = Object.entries(QUANTITIES).filter(([, quantity]) =>
+    group.samples.some((/** @type {any} */ s) => quantity.values(s).length),
+  );
   const chosen = known.find(([name]) => name === state.quantity) ?? known[0];
   const [name, quantity] = chosen ?? ['advantage', QUANTITIES.advantage];
   const range = rangeOf(group.samples, quantity);
-  const readout = h('p', { class: 'readout', role: 'status', 'aria-live': 'polite', id: 'readout' }, 'Point at a token, or move to it with Tab and the arrow keys, for its exact value.');
-  const again = () => { remember(); showGroup(content, group, state, remember); };
-  const numbers = h('input', { type: 'checkbox', checked: state.numbers, onchange: (/** @type {any} */ event) => { state.numbers = event.target.checked; again(); } });
+  const readout = h(
+    'p',
+    { class: 'readout', role: 'status', 'aria-live': 'polite', id: 'readout' },
+    'Point at a token, or move to it with Tab and the arrow keys, for its exact value.',
+  );
+  const again = () => {
+    remember();
+    showGroup(content, group, state, remember);
+  };
+  const numbers = h('input', {
+    type: 'checkbox',
+    checked: state.numbers,
+    onchange: (/** @type {any} */ event) => {
+      state.numbers = event.target.checked;
+      again();
+    },
+  });
   const correct = group.samples.filter((/** @type {any} */ s) => s.correct).length;
-  fill(content,
-    h('section', { class: 'card question', 'aria-label': 'Question' }, h('h2', {}, 'Prompt'), h('pre', { tabindex: '0' }, group.prompt),
-      h('dl', { class: 'facts' }, h('dt', {}, 'Expected answer'), h('dd', {}, group.answer || '–'), h('dt', {}, 'Correct'), h('dd', {}, `${correct} of ${group.samples.length} responses`),
-        h('dt', {}, 'Routes'), h('dd', {}, routes(group.samples)))),
-    h('div', { class: 'colouring' },
-      choice('Colour by', known.map(([key, one]) => /** @type {[string, string]} */ ([key, one.label])), name, (value) => {
-        state.quantity = value;
-        again();
-        content.querySelector('select')?.focus();
-      }),
-      legend(range, quantity), h('label', { class: 'check' }, numbers, 'Write the values'), readout),
-    h('div', { class: state.numbers ? 'samples numbers' : 'samples' }, group.samples.map((/** @type {any} */ sample) => card(sample, quantity, range, readout))));
+  fill(
+    content,
+    h(
+      'section',
+      { class: 'card question', 'aria-label': 'Question' },
+      h('h2', {}, 'Prompt'),
+      h('pre', { tabindex: '0' }, group.prompt),
+      h(
+        'dl',
+        { class: 'facts' },
+        h('dt', {}, 'Expected answer'),
+        h('dd', {}, group.answer || '–'),
+        h('dt', {}, 'Correct'),
+        h('dd', {}, `${correct} of ${group.samples.length} responses`),
+        h('dt', {}, 'Routes'),
+        h('dd', {}, routes(group.samples)),
+      ),
+    ),
+    h(
+      'div',
+      { class: 'colouring' },
+      choice(
+        'Colour by',
+        known.map(([key, one]) => /** @type {[string, string]} */ ([key, one.label])),
+        name,
+        (value) => {
+          state.quantity = value;
+          again();
+          content.querySelector('select')?.focus();
+        },
+      ),
+      legend(range, quantity),
+      h('label', { class: 'check' }, numbers, 'Write the values'),
+      readout,
+    ),
+    h(
+      'div',
+      { class: state.numbers ? 'samples numbers' : 'samples' },
+      group.samples.map((/** @type {any} */ sample) => card(sample, quantity, range, readout)),
+    ),
+  );
 }
 
 /** @param {any[]} samples */
@@ -101,13 +208,36 @@ function routes(samples) {
 function card(sample, quantity, range, readout) {
   const has = quantity.values(sample).length > 0;
   const route = sample.route === 'none' ? 'no route' : sample.route.toUpperCase();
-  return h('article', { class: 'card sample', dataset: { route: sample.route }, 'aria-label': `Response ${sample.index}` },
-    h('header', {}, h('h3', {}, `Response ${sample.index}`), h('span', { class: 'badge', dataset: { state: sample.correct ? 'succeeded' : 'failed' } }, sample.correct ? '✓ correct' : '✕ failed'),
-      h('span', { class: 'badge route', dataset: { route: sample.route } }, route)),
-    h('dl', { class: 'facts inline' }, [['Reward', fixed(sample.reward)], ['Advantage', fixed(sample.advantage)], ['Length', `${sample.tokens.length} tokens`]]
-      .map(([name, value]) => h('div', {}, h('dt', {}, name), h('dd', {}, value)))),
+  return h(
+    'article',
+    { class: 'card sample', dataset: { route: sample.route }, 'aria-label': `Response ${sample.index}` },
+    h(
+      'header',
+      {},
+      h('h3', {}, `Response ${sample.index}`),
+      h(
+        'span',
+        { class: 'badge', dataset: { state: sample.correct ? 'succeeded' : 'failed' } },
+        sample.correct ? '✓ correct' : '✕ failed',
+      ),
+      h('span', { class: 'badge route', dataset: { route: sample.route } }, route),
+    ),
+    h(
+      'dl',
+      { class: 'facts inline' },
+      [
+        ['Reward', fixed(sample.reward)],
+        ['Advantage', fixed(sample.advantage)],
+        ['Length', `${sample.tokens.length} tokens`],
+      ].map(([name, value]) => h('div', {}, h('dt', {}, name), h('dd', {}, value))),
+    ),
     has ? null : h('p', { class: 'muted' }, `${quantity.label}: not known, as the teacher did not read this response.`),
     tokenText(sample, quantity, range, readout),
-    sample.feedback ? h('details', {}, h('summary', {}, 'Feedback'), h('pre', { tabindex: '0' }, sample.feedback)) : null,
-    sample.teacher_prompt ? h('details', {}, h('summary', {}, 'Teacher’s prompt'), h('pre', { tabindex: '0' }, sample.teacher_prompt)) : null);
+    sample.feedback
+      ? h('details', {}, h('summary', {}, 'Feedback'), h('pre', { tabindex: '0' }, sample.feedback))
+      : null,
+    sample.teacher_prompt
+      ? h('details', {}, h('summary', {}, 'Teacher’s prompt'), h('pre', { tabindex: '0' }, sample.teacher_prompt))
+      : null,
+  );
 }

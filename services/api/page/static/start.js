@@ -9,16 +9,33 @@ const EMPTY = 'name: my-run\nmodel:\n  path: \ndata:\n  train: \ntraining:\n  st
 
 /** @type {import('./app.js').View} */
 export async function startView(box, _address, signal) {
-  const text = h('textarea', { id: 'run-file', name: 'run-file', spellcheck: 'false', autocapitalize: 'off', autocomplete: 'off', rows: '24', 'aria-describedby': 'run-file-help' });
+  const text = h('textarea', {
+    id: 'run-file',
+    name: 'run-file',
+    spellcheck: 'false',
+    autocapitalize: 'off',
+    autocomplete: 'off',
+    rows: '24',
+    'aria-describedby': 'run-file-help',
+  });
   const result = h('div', { class: 'result', 'aria-live': 'polite' });
   const shipped = h('div', { class: 'filters' });
   let key = requestKey();
-  const idle = () => fill(result, h('p', { class: 'muted' }, 'The API checks every field before anything starts; what is wrong shows here.'));
-  text.addEventListener('input', () => { key = requestKey(); });
+  const idle = () =>
+    fill(
+      result,
+      h('p', { class: 'muted' }, 'The API checks every field before anything starts; what is wrong shows here.'),
+    );
+  text.addEventListener('input', () => {
+    key = requestKey();
+  });
   text.value = EMPTY;
   idle();
 
-  const busy = (/** @type {boolean} */ on) => form.querySelectorAll('button').forEach((/** @type {any} */ button) => { button.disabled = on; });
+  const busy = (/** @type {boolean} */ on) =>
+    form.querySelectorAll('button').forEach((/** @type {any} */ button) => {
+      button.disabled = on;
+    });
   /** @param {(config: any) => Promise<void>} then */
   const check = async (then) => {
     busy(true);
@@ -35,31 +52,75 @@ export async function startView(box, _address, signal) {
       busy(false);
     }
   };
-  const start = () => check(async (config) => {
-    const run = await call('/v1/runs', { method: 'POST', body: config, headers: { 'Idempotency-Key': key }, signal });
-    announce(`${run.name} is ${run.state}`);
-    location.hash = `#/runs/${encodeURIComponent(run.id)}`;
-  });
-  const form = h('form', { class: 'start', onsubmit: (/** @type {Event} */ event) => { event.preventDefault(); start(); } },
-    h('div', { class: 'start-text' }, h('label', { for: 'run-file' }, 'Run file, YAML or JSON'), text,
-      h('p', { class: 'muted', id: 'run-file-help' }, 'Relative paths start at the services’ working folder. docs/configuration.md lists every field.')),
-    h('div', { class: 'start-side' },
-      h('div', { class: 'actions' }, h('button', { class: 'primary', type: 'submit' }, 'Start run'),
-        h('button', { type: 'button', onclick: () => check(async (config) => fill(result, summary(config))) }, 'Check only')), result));
+  const start = () =>
+    check(async (config) => {
+      const run = await call('/v1/runs', { method: 'POST', body: config, headers: { 'Idempotency-Key': key }, signal });
+      announce(`${run.name} is ${run.state}`);
+      location.hash = `#/runs/${encodeURIComponent(run.id)}`;
+    });
+  const form = h(
+    'form',
+    {
+      class: 'start',
+      onsubmit: (/** @type {Event} */ event) => {
+        event.preventDefault();
+        start();
+      },
+    },
+    h(
+      'div',
+      { class: 'start-text' },
+      h('label', { for: 'run-file' }, 'Run file, YAML or JSON'),
+      text,
+      h(
+        'p',
+        { class: 'muted', id: 'run-file-help' },
+        'Relative paths start at the services’ working folder. docs/configuration.md lists every field.',
+      ),
+    ),
+    h(
+      'div',
+      { class: 'start-side' },
+      h(
+        'div',
+        { class: 'actions' },
+        h('button', { class: 'primary', type: 'submit' }, 'Start run'),
+        h(
+          'button',
+          { type: 'button', onclick: () => check(async (config) => fill(result, summary(config))) },
+          'Check only',
+        ),
+      ),
+      result,
+    ),
+  );
   fill(box, heading('Start a run'), shipped, form);
 
   const load = new AbortController();
   signal.addEventListener('abort', () => load.abort());
-  poll(5, load.signal, async () => {
-    const { items } = await call('/v1/run-files', { signal });
-    load.abort(); // once is enough
-    if (!items.length) return;
-    fill(shipped, choice('Begin with', [['', 'an empty file'], ...items.map((/** @type {any} */ item) => [item.name, item.name])], '', (name) => {
-      text.value = items.find((/** @type {any} */ item) => item.name === name)?.text ?? EMPTY;
-      key = requestKey();
-      idle();
-    }));
-  }, (problem) => fill(shipped, problemBox(problem)));
+  poll(
+    5,
+    load.signal,
+    async () => {
+      const { items } = await call('/v1/run-files', { signal });
+      load.abort(); // once is enough
+      if (!items.length) return;
+      fill(
+        shipped,
+        choice(
+          'Begin with',
+          [['', 'an empty file'], ...items.map((/** @type {any} */ item) => [item.name, item.name])],
+          '',
+          (name) => {
+            text.value = items.find((/** @type {any} */ item) => item.name === name)?.text ?? EMPTY;
+            key = requestKey();
+            idle();
+          },
+        ),
+      );
+    },
+    (problem) => fill(shipped, problemBox(problem)),
+  );
 }
 
 /** @param {HTMLTextAreaElement} text @param {string} field in dots */
@@ -94,11 +155,31 @@ function placeOf(text, names) {
 /** @param {any} config */
 function summary(config) {
   const { objective, training, rollout } = config;
-  const facts = [['Name', config.name], ['Objective', objective.name], ['Model', config.model.path], ['Training data', config.data.train], ['Validation', config.data.validation ?? 'none'],
-    ['Steps', `${training.steps} of ${training.prompts_per_step} prompts × ${rollout.group_size} rollouts`], ['Rollout servers', rollout.num_servers],
-    ['Learner ranks', `${training.num_ranks}, ZeRO stage ${training.zero_stage}`]];
-  return h('div', { class: 'problem fine', role: 'status' }, h('strong', {}, '✓ Every field is valid'),
-    h('dl', { class: 'facts' }, facts.map(([name, value]) => [h('dt', {}, name), h('dd', {}, value)])),
+  const facts = [
+    ['Name', config.name],
+    ['Objective', objective.name],
+    ['Model', config.model.path],
+    ['Training data', config.data.train],
+    ['Validation', config.data.validation ?? 'none'],
+    ['Steps', `${training.steps} of ${training.prompts_per_step} prompts × ${rollout.group_size} rollouts`],
+    ['Rollout servers', rollout.num_servers],
+    ['Learner ranks', `${training.num_ranks}, ZeRO stage ${training.zero_stage}`],
+  ];
+  return h(
+    'div',
+    { class: 'problem fine', role: 'status' },
+    h('strong', {}, '✓ Every field is valid'),
+    h(
+      'dl',
+      { class: 'facts' },
+      facts.map(([name, value]) => [h('dt', {}, name), h('dd', {}, value)]),
+    ),
     h('p', { class: 'remedy' }, 'Whether the model and the data are there is checked at the start.'),
-    h('details', {}, h('summary', {}, 'With every default'), h('pre', { tabindex: '0' }, JSON.stringify(config, null, 2))));
+    h(
+      'details',
+      {},
+      h('summary', {}, 'With every default'),
+      h('pre', { tabindex: '0' }, JSON.stringify(config, null, 2)),
+    ),
+  );
 }

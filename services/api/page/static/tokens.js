@@ -10,13 +10,41 @@ const FIRST_TOKENS = 1200;
 
 /** @type {Record<string, Quantity>} */
 export const QUANTITIES = {
-  teacher_entropy: { label: 'Teacher entropy', unit: 'nats', note: 'Low: the teacher is sure of the next token.', values: (s) => s.teacher_entropy },
-  distillation_weight: { label: 'Distillation weight', unit: '', note: 'Mean 1: above it, SRPO corrects this token more than others.', values: (s) => s.distillation_weight },
-  divergence: { label: 'Divergence', unit: 'nats', note: 'How far the policy is from the teacher here.', values: (s) => s.divergence },
-  logprobs: { label: 'Log-prob (learner)', unit: 'nats', note: 'Far below 0: the policy found this token unlikely.', values: (s) => s.logprobs },
-  behaviour_logprobs: { label: 'Log-prob (when sampled)', unit: 'nats', note: 'What the rollout engine said when it sampled.', values: (s) => s.behaviour_logprobs },
+  teacher_entropy: {
+    label: 'Teacher entropy',
+    unit: 'nats',
+    note: 'Low: the teacher is sure of the next token.',
+    values: (s) => s.teacher_entropy,
+  },
+  distillation_weight: {
+    label: 'Distillation weight',
+    unit: '',
+    note: 'Mean 1: above it, SRPO corrects this token more than others.',
+    values: (s) => s.distillation_weight,
+  },
+  divergence: {
+    label: 'Divergence',
+    unit: 'nats',
+    note: 'How far the policy is from the teacher here.',
+    values: (s) => s.divergence,
+  },
+  logprobs: {
+    label: 'Log-prob (learner)',
+    unit: 'nats',
+    note: 'Far below 0: the policy found this token unlikely.',
+    values: (s) => s.logprobs,
+  },
+  behaviour_logprobs: {
+    label: 'Log-prob (when sampled)',
+    unit: 'nats',
+    note: 'What the rollout engine said when it sampled.',
+    values: (s) => s.behaviour_logprobs,
+  },
   advantage: {
-    label: 'Advantage', unit: '', diverging: true, note: 'One value a response: what GRPO raises (+) or lowers (−).',
+    label: 'Advantage',
+    unit: '',
+    diverging: true,
+    note: 'One value a response: what GRPO raises (+) or lowers (−).',
     values: (s) => s.tokens.map(() => s.advantage),
   },
 };
@@ -66,10 +94,19 @@ export function shade(value, [low, high], diverging) {
  */
 export function legend([low, high], quantity) {
   const [left, right] = low < 0 && !quantity.diverging ? [high, low] : [low, high];
-  const steps = Array.from({ length: 9 }, (_, i) => shade(left + ((right - left) * i) / 8, [low, high], Boolean(quantity.diverging)));
+  const steps = Array.from({ length: 9 }, (_, i) =>
+    shade(left + ((right - left) * i) / 8, [low, high], Boolean(quantity.diverging)),
+  );
   const bar = h('span', { class: 'legend-bar', 'aria-hidden': 'true' });
   bar.style.background = `linear-gradient(to right, ${steps.join(', ')})`;
-  return h('div', { class: 'legend' }, h('span', {}, short(left)), bar, h('span', {}, `${short(right)} ${quantity.unit}`), h('span', { class: 'muted' }, quantity.note));
+  return h(
+    'div',
+    { class: 'legend' },
+    h('span', {}, short(left)),
+    bar,
+    h('span', {}, `${short(right)} ${quantity.unit}`),
+    h('span', { class: 'muted' }, quantity.note),
+  );
 }
 
 /**
@@ -86,10 +123,17 @@ export function tokenText(sample, quantity, range, readout) {
     const value = values[i];
     const known = Number.isFinite(value);
     const text = visible(token);
-    const element = h('span', {
-      class: 'token', tabindex: i === 0 ? '0' : '-1', role: 'img', dataset: { index: i, value: known ? fixed(value) : '' },
-      'aria-label': `token ${i + 1} ${JSON.stringify(token)}, ${quantity.label} ${known ? `${fixed(value)} ${quantity.unit}` : 'not known'}`,
-    }, text);
+    const element = h(
+      'span',
+      {
+        class: 'token',
+        tabindex: i === 0 ? '0' : '-1',
+        role: 'img',
+        dataset: { index: i, value: known ? fixed(value) : '' },
+        'aria-label': `token ${i + 1} ${JSON.stringify(token)}, ${quantity.label} ${known ? `${fixed(value)} ${quantity.unit}` : 'not known'}`,
+      },
+      text,
+    );
     if (known) element.style.backgroundColor = shade(value, range, Boolean(quantity.diverging));
     return element;
   };
@@ -97,7 +141,13 @@ export function tokenText(sample, quantity, range, readout) {
   const rest = sample.tokens.length - FIRST_TOKENS;
   if (rest > 0) {
     const button = h('button', { type: 'button', class: 'small' }, `Show ${rest} more tokens`);
-    button.addEventListener('click', () => button.replaceWith(...sample.tokens.slice(FIRST_TOKENS).map((/** @type {string} */ t, /** @type {number} */ i) => make(t, i + FIRST_TOKENS))));
+    button.addEventListener('click', () =>
+      button.replaceWith(
+        ...sample.tokens
+          .slice(FIRST_TOKENS)
+          .map((/** @type {string} */ t, /** @type {number} */ i) => make(t, i + FIRST_TOKENS)),
+      ),
+    );
     box.append(button);
   }
   const tell = (/** @type {Event} */ event) => {
@@ -105,7 +155,10 @@ export function tokenText(sample, quantity, range, readout) {
     if (!(token instanceof HTMLElement)) return;
     const i = Number(token.dataset.index);
     const value = values[i];
-    say(readout, `Token ${i + 1} of ${sample.tokens.length} ${JSON.stringify(sample.tokens[i])}: ${quantity.label.toLowerCase()} ${Number.isFinite(value) ? `${fixed(value, 4)} ${quantity.unit}`.trim() : 'not known'}`);
+    say(
+      readout,
+      `Token ${i + 1} of ${sample.tokens.length} ${JSON.stringify(sample.tokens[i])}: ${quantity.label.toLowerCase()} ${Number.isFinite(value) ? `${fixed(value, 4)} ${quantity.unit}`.trim() : 'not known'}`,
+    );
   };
   box.addEventListener('mouseover', tell);
   box.addEventListener('focusin', tell);
@@ -118,7 +171,12 @@ function move(event) {
   const here = /** @type {HTMLElement} */ (event.target);
   if (!here.classList.contains('token')) return;
   const box = /** @type {HTMLElement} */ (here.parentElement);
-  const next = { ArrowRight: here.nextElementSibling, ArrowLeft: here.previousElementSibling, Home: box.firstElementChild, End: box.lastElementChild }[event.key];
+  const next = {
+    ArrowRight: here.nextElementSibling,
+    ArrowLeft: here.previousElementSibling,
+    Home: box.firstElementChild,
+    End: box.lastElementChild,
+  }[event.key];
   if (!(next instanceof HTMLElement)) return;
   event.preventDefault();
   here.tabIndex = -1;

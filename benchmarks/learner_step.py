@@ -144,9 +144,9 @@ def main() -> None:
     torch.set_num_threads(1)
     print(
         "## An update by objective and share of failed rollouts\n\n"
-        f"{NUM_GROUPS} groups of {GROUP_SIZE} rollouts about as long as the embedded benchmark's, a policy of its shape, "
-        f"one thread, plain AdamW; objectives in turn, medians of {arguments.repeats} in CPU seconds. Needed/computed: "
-        "tokens that the passes needed over those that they computed, padding included.\n\n"
+        f"{NUM_GROUPS} groups of {GROUP_SIZE} rollouts about as long as the embedded benchmark's, a policy of its "
+        f"shape, one thread, plain AdamW; objectives in turn, medians of {arguments.repeats} in CPU seconds. "
+        "Needed/computed: tokens that the passes needed over those that they computed, padding included.\n\n"
         "| failed | objective | CPU seconds | relative to sdpo | teacher passes | needed/computed |\n"
         "|---:|---|---:|---:|---:|---:|"
     )

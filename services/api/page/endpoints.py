@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import yaml
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from services.api.problems import responses
+from services.api.problems import Problem, responses
 from services.contracts.errors import ConfigurationError
 from services.contracts.run_config import parse_run_config
 
@@ -39,9 +39,14 @@ class RunFileText(BaseModel):
 
 
 class CheckedRunFile(BaseModel):
-    """The configuration that the text means, every default filled in: the body for `POST /v1/runs`."""
+    """The verdict on a run file: its configuration, or what is wrong with it."""
 
-    config: dict[str, Any]
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    config: dict[str, Any] | None = None
+    """What the text means, every default filled in: the body for `POST /v1/runs`."""
+    problem: Problem | None = None
+    """What `POST /v1/runs` would say."""
 
 
 @router.get("", responses=responses(401))
@@ -50,11 +55,17 @@ async def list_run_files() -> RunFileList:
     return RunFileList(items=await asyncio.to_thread(_read_folder))
 
 
-@router.post("/check", responses=responses(401, 413, 422))
+@router.post("/check", responses=responses(400, 401, 413, 422))
 async def check_run_file(body: RunFileText) -> CheckedRunFile:
-    """Read a run file and check every field of it. Nothing is started."""
-    values = await asyncio.to_thread(parse_text, body.text)
-    return CheckedRunFile(config=parse_run_config(values).model_dump(mode="json"))
+    """Read a run file and check every field of it. Nothing is started; a wrong file is a verdict, not an error."""
+    try:
+        config = parse_run_config(await asyncio.to_thread(parse_text, body.text))
+    except ConfigurationError as error:
+        verdict = Problem(
+            title=error.title, status=error.status, detail=error.message, field=error.field, remedy=error.remedy or None
+        )
+        return CheckedRunFile(problem=verdict)
+    return CheckedRunFile(config=config.model_dump(mode="json"))
 
 
 def parse_text(text: str) -> dict[str, Any]:

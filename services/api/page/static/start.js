@@ -1,7 +1,7 @@
 // Start a run from a run file: a shipped one, or one's own text. The API checks every field.
 // @ts-check
 import { problemBox } from './actions.js';
-import { call, requestKey } from './api.js';
+import { Problem, call, requestKey } from './api.js';
 import { poll } from './connection.js';
 import { announce, choice, fill, h, heading } from './dom.js';
 
@@ -41,8 +41,9 @@ export async function startView(box, _address, signal) {
     busy(true);
     text.removeAttribute('aria-invalid');
     try {
-      const { config } = await call('/v1/run-files/check', { method: 'POST', body: { text: text.value }, signal });
-      await then(config);
+      const verdict = await call('/v1/run-files/check', { method: 'POST', body: { text: text.value }, signal });
+      if (verdict.problem) throw new Problem(verdict.problem);
+      await then(verdict.config);
     } catch (error) {
       if (signal.aborted) return;
       const problem = /** @type {any} */ (error);

@@ -57,7 +57,7 @@ def main() -> None:
     marks = sorted(int(name.split()[1]) for name in found[options.values[0]] if name.startswith("accuracy"))
     print("## SRPO against staleness\n")
     print(
-        f"The demo's run ({options.steps} steps, seed {options.seed}), `max_staleness` from strictly on-policy upwards. "
+        f"The demo's run ({options.steps} steps, seed {options.seed}), `max_staleness` from on-policy upwards. "
         "Accuracy is avg@16 on 64 held-out questions; other figures are means over the second half of the steps, times "
         "medians. One seed: differences of a few points are noise. Plot: [staleness.png](staleness.png).\n"
     )

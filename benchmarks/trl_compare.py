@@ -42,6 +42,8 @@ from services.learner.weights import load_model  # noqa: E402
 TRL = "1.16.0"
 NUM_GROUPS, GROUP_SIZE, NUM_ASKED = 16, 8, 96
 WARMUPS = 2
+SHARES = (0.4, 0.2)
+"""Shares of failed rollouts that SRPO is timed with besides the recorded one."""
 KINDS = ("SDPO", "GRPO")
 OURS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "PYTHONPATH")
 """Variables of our process group, which TRL's processes are no part of."""
@@ -133,6 +135,17 @@ def prepare(groups: Sequence[Group], run: RunConfig) -> list[TrainSequence]:
     return sequences
 
 
+def with_failed(groups: Sequence[Group], share: float) -> list[Group]:
+    """The same rollouts with rewards such that `share` of them failed, spread evenly over the groups."""
+    changed, owed = [], 0.0
+    for group in groups:
+        owed += share * GROUP_SIZE
+        wrong = int(owed + 1e-9)
+        owed -= wrong
+        changed.append({**group, "rewards": [0.0] * wrong + [1.0] * (GROUP_SIZE - wrong)})
+    return changed
+
+
 def learner(name: str, groups: Sequence[Group], ranks: Any) -> Callable[[], Spent]:
     """Makes one step with the engine that runs use, and tells its time."""
     run = config(name)
@@ -210,7 +223,7 @@ def race(contestants: dict[str, Callable[[], Spent]], repeats: int) -> dict[str,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--microbatches", type=int, nargs="+", default=[8, 32])
+    parser.add_argument("--microbatches", type=int, nargs="+", default=[32, 128])
     parser.add_argument("--environment", type=Path, default=Path(".venv-trl"))
     arguments = parser.parse_args()
     python, groups, ranks = trl_python(arguments.environment), record(), join(1)
@@ -224,6 +237,9 @@ def main() -> None:
             for size in arguments.microbatches
         }
         contestants |= {f"Turnout {name.upper()}": learner(name, groups, ranks) for name in ("srpo", "sdpo", "grpo")}
+        contestants |= {
+            f"Turnout SRPO, {share:.0%} failed": learner("srpo", with_failed(groups, share), ranks) for share in SHARES
+        }
         say(f"{len(contestants)} contestants, {arguments.repeats} rounds")
         medians = race(contestants, arguments.repeats)
     leave()
@@ -241,7 +257,9 @@ def report(groups: Sequence[Group], medians: dict[str, Spent], repeats: int) -> 
         f"{failed} of {num_rollouts} failed), the same ids of prompts, responses and teacher prompts for all, float32, "
         f"one thread each, steps in turn, medians of {repeats}. Generation, rewards and the making of prompts are left "
         "out; loss, backward pass, AdamW and the teacher's average are in. TRL runs through its own training loop, "
-        "Turnout with DeepSpeed as in a run. Ratios are of CPU seconds, TRL's best setting over the row.\n\n"
+        "Turnout with DeepSpeed as in a run. Every rollout has an advantage and a teacher prompt: TRL's cost does not "
+        "depend on how many failed, SRPO's does, so it is timed with other rewards on the same rollouts too. Ratios "
+        "are of CPU seconds, TRL's best setting over the row.\n\n"
         "| step | wall seconds | CPU seconds | TRL's SDPO / this | TRL's GRPO / this |\n|---|---:|---:|---:|---:|"
     )
     for name, (wall, cpu) in medians.items():

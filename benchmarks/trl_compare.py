@@ -25,7 +25,8 @@ from typing import Any
 
 from services.learner.ranks import join, leave, prepare_environment
 
-os.environ["OMP_NUM_THREADS"] = "1"
+# Both programs on the CPU, in one thread; said before torch and DeepSpeed look for themselves.
+os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 prepare_environment()
 
 from deploy.embedded.benchmark import is_right, questions  # noqa: E402

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 SECONDS: Final = Histogram(
     "turnout_verifier_seconds",
@@ -24,3 +24,4 @@ VERDICTS: Final = Counter(
 VIOLATIONS: Final = Counter(
     "turnout_sandbox_violations", "Things that a sandboxed program tried and was refused.", ["reason"]
 )
+LAYER: Final = Gauge("turnout_sandbox_layer", "1 for each layer of the sandbox that is in force.", ["layer"])

@@ -9,6 +9,7 @@ from services.contracts.errors import TurnoutError
 from services.runtime.life import Service
 from services.runtime.logs import get_logger
 from services.runtime.queue import Queue
+from services.verifier import metrics
 from services.verifier.judge import AsynchronousReward, Judge, Unavailable
 from services.verifier.rewards.code import CodeReward
 from services.verifier.rewards.http import HttpReward
@@ -50,4 +51,7 @@ async def _start_sandbox(num_programs: int, stack: AsyncExitStack) -> tuple[Asyn
         log.warning("no sandbox, so questions of kind code cannot be judged", error=str(error))
         return Unavailable(error.message, error.remedy), f"none: {error}"
     stack.push_async_callback(sandbox.close)
+    for layer in sandbox.layers.active:
+        metrics.LAYER.labels(layer).set(1)
+    log.info("sandbox started", layers=sandbox.layers.active, advice=sandbox.layers.advice)
     return CodeReward(sandbox, num_programs), ", ".join(sandbox.layers.active)

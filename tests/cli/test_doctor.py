@@ -17,6 +17,7 @@ def test_this_machine_is_examined(tmp_path: Path, capsys: pytest.CaptureFixture[
     found = {finding["check"]: finding for finding in answer["findings"]}
     assert {"python", "compiler", "memory", "disk", "port", "torch", "valkey", "sandbox"} <= found.keys()
     assert found["python"]["status"] == "ok"
+    assert "seccomp" in found["sandbox"]["text"]
     assert found["valkey"]["text"].lower().startswith(("valkey", "redis"))
     assert all(finding["remedy"] for finding in answer["findings"] if finding["status"] != "ok")
     assert code == (EXIT_OK if answer["ok"] else EXIT_FAILED)

@@ -90,6 +90,20 @@ def test_the_other_objectives_train_too(client: Client, objective: str) -> None:
     assert all(step.metrics["staleness_max"] == 0 for step in client.steps(ended.id))
 
 
+def test_feedback_of_the_verifier_reaches_the_teacher(client: Client) -> None:
+    """With `fallback`, failed rollouts whose group has no correct one still have teacher information."""
+    ended = finish(client, run(client, 2, objective={"name": "srpo", "feedback": "fallback"}).id)
+    assert (ended.state, ended.step) == ("succeeded", 2), ended.reason
+    [group, *_] = client.samples(ended.id, limit=5)
+    taught = [sample for sample in group["samples"] if sample["route"] == "sdpo"]
+    assert taught, "the policy fails often at the start"
+    for sample in taught:
+        solution, feedback = "Correct solution" in sample["teacher_prompt"], sample["feedback"]
+        assert solution or (feedback and feedback in sample["teacher_prompt"])
+    failed = [sample for sample in group["samples"] if not sample["correct"] and sample["feedback"]]
+    assert all(sample["route"] == "sdpo" for sample in failed)
+
+
 def test_every_panel_of_the_dashboards_shows_data(client: Client, tmp_path: Path) -> None:
     """A real Prometheus scrapes the API during a run; each query of each panel and variable then has samples."""
     with prometheus(client.url, tmp_path) as server:

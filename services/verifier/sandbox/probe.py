@@ -1,0 +1,24 @@
+"""`python -m services.verifier.sandbox.probe`: which layers of the sandbox work on this machine.
+
+Exit code 0 where untrusted code may run, 1 where a required layer is missing; the remedy is on standard output.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from services.verifier.sandbox.api import probe
+
+
+def main() -> int:
+    """Print the active layers, or what is missing and its remedy."""
+    layers = probe()
+    if layers.missing:
+        print("; ".join(f"{layer} is missing: {remedy}" for layer, remedy in layers.missing.items()))
+        return 1
+    print(", ".join(layers.active) + (f". {layers.advice}" if layers.advice else ""))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from tests.conftest import ROOT, free_port
+from tests.ring.deployment import patiently
 
 RULES = ROOT / "deploy" / "prometheus"
 
@@ -36,6 +37,12 @@ class Prometheus:
 
     def __init__(self, url: str) -> None:
         self.url = url
+
+    def ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/-/ready", trust_env=False).is_success
+        except httpx.TransportError:
+            return False
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """Samples of an instant query; an expression that is not valid is an error."""
@@ -68,7 +75,9 @@ def prometheus(api_url: str, folder: Path) -> Iterator[Prometheus]:
         stderr=subprocess.STDOUT,
     )
     try:
-        yield Prometheus(f"http://127.0.0.1:{port}")
+        server = Prometheus(f"http://127.0.0.1:{port}")
+        patiently(server.ready, bool)
+        yield server
     finally:
         process.terminate()
         process.wait(30)

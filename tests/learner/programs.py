@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from services.learner.progress import RUN_VARIABLE
@@ -27,7 +27,8 @@ class Program:
 
     def kill(self) -> None:
         if self.code is None and self.ended.empty():
-            os.kill(self.pid, 9)
+            with suppress(ProcessLookupError):  # it has just ended by itself; its exit code is on the way
+                os.kill(self.pid, 9)
 
     def wait(self, seconds: float = 240.0) -> int:
         """The exit code; negative for a signal. Raises `queue.Empty` where it does not end in time."""

@@ -3,7 +3,8 @@
 Consumes `prompts`, produces `completions`. Waits for: prompts; weights young enough for a held task; the engine. In
 flight at once: as many groups as fill the engine and one more, so that the engine never runs dry between groups. Every
 message in hand is touched while the engine is fit, so nobody else takes it; when it is not fit the touching stops and
-another server may take over. A group is acknowledged only together with the publishing of its result.
+another server may take over. A server that leaves hands back what it holds. A group is acknowledged only together with
+the publishing of its result.
 """
 
 from __future__ import annotations
@@ -24,9 +25,12 @@ from services.runtime.queue import Delivery, Queue
 from services.runtime.registry import Presence
 
 log = get_logger(__name__)
-IDLE_SECONDS = 60.0
+IDLE_SECONDS = 30.0
 """A message held this long without a sign of life is taken over."""
-TOUCH_SECONDS = 15.0
+TOUCH_SECONDS = 5.0
+"""Between signs of life, and between looks for what others left or handed back."""
+MAX_TAKEN = 2
+"""Messages taken at once: servers that wait side by side share what is fed, instead of the first taking it all."""
 TICK_SECONDS = 0.05
 
 
@@ -54,7 +58,8 @@ class RolloutWorker:
         self._active: dict[str, tuple[Delivery[PromptTask], asyncio.Task[None]]] = {}
 
     async def run(self) -> None:
-        """Sample until cancelled. Messages in hand then stay pending: a restart or another server takes them."""
+        """Sample until cancelled. Messages in hand are then handed back: another server, or this one's next life, takes
+        them at once."""
         upkeep = asyncio.create_task(self._upkeep())
         try:
             self._accept(await self._queue.own_pending(self._prompts, PromptTask))
@@ -65,8 +70,22 @@ class RolloutWorker:
                     log.warning("queue not reachable", error=str(error))
                     await asyncio.sleep(1.0)
         finally:
+            in_hand = self._in_hand()
             await stop([upkeep, *(task for _, task in self._active.values())])
             self._presence.waits_for("")
+            await self._hand_back(in_hand)
+
+    def _in_hand(self) -> list[Delivery[PromptTask]]:
+        return [*self._held.values(), *(delivery for delivery, _ in self._active.values())]
+
+    async def _hand_back(self, deliveries: Sequence[Delivery[PromptTask]]) -> None:
+        if not deliveries:
+            return
+        try:
+            await self._queue.hand_back(deliveries)
+            log.info("groups handed back", num_groups=len(deliveries))
+        except RedisError as error:
+            log.warning("groups not handed back; others take them once they are idle", error=str(error))
 
     async def _turn(self) -> None:
         """Start what may start, then take more if there is room, else wait a moment for a group to end."""
@@ -74,7 +93,10 @@ class RolloutWorker:
         room = self._room()
         if room > 0 and self._server.phase == "serving":
             found = await self._queue.receive(
-                [self._prompts], PromptTask, count=room, block_seconds=TICK_SECONDS if self._held else 0.5
+                [self._prompts],
+                PromptTask,
+                count=min(room, MAX_TAKEN),
+                block_seconds=TICK_SECONDS if self._held else 0.5,
             )
             self._accept(found)
         elif self._active:
@@ -163,7 +185,7 @@ class RolloutWorker:
             if self._server.phase in ("failed", "absent"):
                 continue
             try:
-                await self._queue.touch([*self._held.values(), *(delivery for delivery, _ in self._active.values())])
+                await self._queue.touch(self._in_hand())
                 room = self._room()
                 if room > 0:
                     left = await self._queue.reclaim(

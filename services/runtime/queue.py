@@ -5,7 +5,7 @@ The rules that make "nothing lost, nothing twice" true:
 - A message is acknowledged only together with the publishing of its successor (`forward`), in one Lua script that
   publishes only if the acknowledgement took. Of two workers that hold the same message, one publishes.
 - A worker that dies leaves its messages pending; another takes them over once they have been idle (`reclaim`). A worker
-  that is slow but alive keeps them with `touch`.
+  that is slow but alive keeps them with `touch`; one that leaves in order gives them up at once with `hand_back`.
 - Bytes that cannot be read go to the dead-letter stream with the reason, and are acknowledged in the same script.
 - Acknowledged messages are deleted, so a stream holds exactly what is not yet handled.
 - Feeding (`feed`) moves the feeder's cursor and publishes in one script that runs only if the cursor stands where the
@@ -33,6 +33,8 @@ from services.contracts.messages import DeadLetter
 
 M = TypeVar("M", bound=msgspec.Struct)
 BODY = b"m"
+HANDED_BACK_SECONDS = 86_400.0
+"""Idle time of a message that was handed back: longer than anybody waits before it reclaims."""
 
 _FORWARD = """
 if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return false end
@@ -147,13 +149,24 @@ class Queue:
 
     async def touch(self, deliveries: Sequence[Delivery[Any]]) -> None:
         """Say that these messages are still being worked on, so that nobody reclaims them."""
-        by_stream: dict[str, list[str]] = {}
-        for delivery in deliveries:
-            by_stream.setdefault(delivery.stream, []).append(delivery.message_id)
-        for stream, ids in by_stream.items():
+        await self._set_idle(deliveries, 0.0)
+
+    async def hand_back(self, deliveries: Sequence[Delivery[Any]]) -> None:
+        """Give up messages without acknowledging them: whoever reclaims next gets them, however long it waits for."""
+        await self._set_idle(deliveries, HANDED_BACK_SECONDS)
+
+    async def _set_idle(self, deliveries: Sequence[Delivery[Any]], seconds: float) -> None:
+        """Set the time since the messages' last sign of life, by the server's clock."""
+        for stream, ids in _ids_by_stream(deliveries).items():
             try:
                 await self.redis.xclaim(
-                    stream, self.group, self.consumer, min_idle_time=0, message_ids=cast(Any, ids), justid=True
+                    stream,
+                    self.group,
+                    self.consumer,
+                    min_idle_time=0,
+                    message_ids=cast(Any, ids),
+                    idle=int(seconds * 1000),
+                    justid=True,
                 )
             except ResponseError as error:
                 self._forget(stream, error)
@@ -167,10 +180,7 @@ class Queue:
 
     async def acknowledge(self, deliveries: Sequence[Delivery[Any]]) -> None:
         """Acknowledge and delete messages that have no successor. Repeating it changes nothing."""
-        by_stream: dict[str, list[str]] = {}
-        for delivery in deliveries:
-            by_stream.setdefault(delivery.stream, []).append(delivery.message_id)
-        for stream, ids in by_stream.items():
+        for stream, ids in _ids_by_stream(deliveries).items():
             async with self.redis.pipeline(transaction=True) as pipe:
                 pipe.xack(stream, self.group, *ids)
                 pipe.xdel(stream, *ids)
@@ -237,6 +247,13 @@ class Queue:
                 continue
             deliveries.append(Delivery(message, stream, message_id))
         return deliveries
+
+
+def _ids_by_stream(deliveries: Sequence[Delivery[Any]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for delivery in deliveries:
+        found.setdefault(delivery.stream, []).append(delivery.message_id)
+    return found
 
 
 def _pairs(reply: Any) -> list[tuple[Any, list[Any]]]:

@@ -57,11 +57,22 @@ class Verifier:
         self._told: dict[tuple[str, str], float] = {}
 
     async def run(self) -> None:
-        """Run all loops until cancelled. Groups in hand then stay pending and are taken over."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._repeat(lambda: self._take(tasks), pause_seconds=0.0))
-            tasks.create_task(self._repeat(lambda: self._take_over(tasks), pause_seconds=RECLAIM_SECONDS))
-            tasks.create_task(self._repeat(self._keep, pause_seconds=TOUCH_SECONDS))
+        """Run all loops until cancelled. Groups in hand are then handed back, and taken over at once."""
+        left: list[Group] = []
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._repeat(lambda: self._take(tasks), pause_seconds=0.0))
+                tasks.create_task(self._repeat(lambda: self._take_over(tasks), pause_seconds=RECLAIM_SECONDS))
+                tasks.create_task(self._repeat(self._keep, pause_seconds=TOUCH_SECONDS))
+                try:
+                    await asyncio.get_running_loop().create_future()  # until cancelled
+                finally:
+                    left = list(self._in_hand.values())
+        finally:
+            try:
+                await self.queue.hand_back(left)
+            except RedisError as error:
+                log.warning("groups not handed back; others take them once they are idle", error=str(error))
 
     async def _repeat(self, step: Callable[[], Awaitable[None]], pause_seconds: float) -> None:
         """Repeat `step`. A queue that fails is logged and tried again: the groups in hand are still ours."""

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from services.cli.client import Client
-from services.cli.models import Run
+from services.cli.models import Run, Service
 from services.cli.processes import find, read_state
 from services.contracts.run_config import merge
 from services.contracts.states import TERMINAL_STATES
@@ -50,6 +50,35 @@ def deployment(home: Path) -> Iterator[Client]:
             yield client
     finally:
         turnout("down", home=home)
+
+
+@contextmanager
+def joined(home: Path, instance: str) -> Iterator[subprocess.Popen[bytes]]:
+    """One more rollout server for a deployment that runs, as an operator would start it: beside the supervisor, which
+    knows nothing of it and so does not start it again. Killed at the end if it has not left by then."""
+    state = read_state(home)
+    assert state is not None
+    environment = os.environ | {
+        "TURNOUT_HOME": str(home),
+        "TURNOUT_REDIS_URL": state.redis_url,
+        "TURNOUT_INSTANCE": instance,
+        "OMP_NUM_THREADS": "1",
+    }
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    with (home / "logs" / f"{instance}.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "services.rollout"], cwd=ROOT, env=environment, stdout=log, stderr=log
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def service(client: Client, instance: str) -> Service | None:
+    """What the API shows of one instance; None where it shows none."""
+    return next((record for record in client.services() if record.instance == instance), None)
 
 
 def kill(home: Path, instance: str) -> bool:

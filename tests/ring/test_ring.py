@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from services.cli.client import Client
 from services.cli.models import Run
 from tests.conftest import ROOT
-from tests.ring.chaos import Chaos, ledger_faults
+from tests.ring.chaos import Action, Chaos, ledger_faults
 from tests.ring.deployment import demo_config, deployment, finish, num_steps, patiently
 from tests.ring.prometheus import prometheus
 
@@ -130,10 +131,13 @@ def test_every_panel_of_the_dashboards_shows_data(client: Client, tmp_path: Path
 
 
 def test_a_run_survives_the_death_of_every_service(client: Client, home: Path) -> None:
-    """One SIGKILL each to learner, verifier, rollout server, API and Valkey, spread over one run."""
-    started = run(client, 14, checkpoint={"every_steps": 4})
-    chaos = Chaos(client, home, started.id, num_training_steps=14)
-    chaos.kill_all(["verifier-0", "learner-0", "rollout-0", "api-0", "valkey"])
-    ended = finish(client, started.id)
+    """One SIGKILL each to learner, verifier, rollout server, API and Valkey, spread over one run; meanwhile a second
+    rollout server joins, and leaves in order."""
+    started = run(client, 14, checkpoint={"every_steps": 4}, rollout={"num_servers": 2})
+    with closing(Chaos(client, home, started.id, num_training_steps=14)) as chaos:
+        kills = [Action("kill", name) for name in ("verifier-0", "learner-0", "rollout-0", "api-0", "valkey")]
+        chaos.do_all([*kills[:2], Action("join", "rollout-1"), *kills[2:4], Action("leave", "rollout-1"), kills[4]])
+        assert chaos.num_done == 7
+        ended = finish(client, started.id)
     assert (ended.state, ended.step) == ("succeeded", 14), ended.reason
     assert ledger_faults(client, ended.id, num_training_steps=14) == []

@@ -89,7 +89,7 @@ class Deployment:
     folder: Path
     model: Path
     run_id: str
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     seeds: dict[int, int] = field(default_factory=dict)
     """Weight version to the seed of `make_model`."""
 
@@ -145,7 +145,7 @@ class Deployment:
         process = subprocess.Popen(
             [sys.executable, "-m", "services.rollout"], cwd=ROOT, env=environment, stdout=log, stderr=log
         )
-        self.processes.append(process)
+        self.processes[instance] = process
         return process
 
     def record(self, instance: str = INSTANCE) -> ServiceRecord | None:
@@ -226,6 +226,11 @@ class Deployment:
         self.redis.xadd(streams.prompts(self.run_id), {b"m": codec.encode(task)})
         return task
 
+    def holders(self) -> list[str]:
+        """Who has which prompt in hand: one name a prompt, in feeding order."""
+        found = self.redis.xpending_range(streams.prompts(self.run_id), streams.GROUP_ROLLOUT, "-", "+", 100)
+        return [entry["consumer"].decode() for entry in found]
+
     def completed(self, group_id: str) -> CompletedGroup | None:
         for _, fields in self.redis.xrange(streams.completions(self.run_id)):
             group = codec.decode(fields[b"m"], CompletedGroup)
@@ -241,10 +246,10 @@ class Deployment:
         return group
 
     def close(self) -> None:
-        for process in self.processes:
+        for process in self.processes.values():
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
-        for process in self.processes:
+        for process in self.processes.values():
             try:
                 process.wait(20)
             except subprocess.TimeoutExpired:

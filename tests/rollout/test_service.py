@@ -10,8 +10,9 @@ import torch
 
 from services.contracts import streams
 from services.contracts.messages import CompletedGroup, Rollout
-from tests.rollout.conftest import INSTANCE, MAX_PROMPT, Deployment, make_model
+from tests.rollout.conftest import INSTANCE, MAX_PROMPT, MAX_RESPONSE, Deployment, make_model
 
+LONG = {"num_samples": 8, "max_response_tokens": MAX_RESPONSE}
 pytestmark = pytest.mark.timeout(400)
 
 
@@ -30,6 +31,20 @@ def mismatch(group: CompletedGroup, seed: int) -> float:
     differences = [
         (torch.tensor(rollout.logprobs) - reference_logprobs(group, rollout, seed)).abs() for rollout in group.rollouts
     ]
+    return float(torch.cat(differences).mean())
+
+
+def mismatch_after_update(group: CompletedGroup, version: int, seed: int) -> float:
+    """Mean |service minus transformers|, nats, over what `version` sampled in responses that older weights began."""
+    group.check()
+    differences = []
+    for rollout in group.rollouts:
+        if len(rollout.weight_versions) == 2:
+            span = rollout.weight_versions[1]
+            assert span.version == version
+            expected = reference_logprobs(group, rollout, seed)[span.start : span.end]
+            differences.append((torch.tensor(rollout.logprobs)[span.start : span.end] - expected).abs())
+    assert differences, "no response was in flight during the update"
     return float(torch.cat(differences).mean())
 
 
@@ -92,9 +107,11 @@ def test_update_in_flight_and_old_task_held(deployment: Deployment) -> None:
     """Responses in flight survive an update; their tokens say which version sampled them; younger tasks wait."""
     deployment.feed("future", "w30", min_weight_version=1)
     deployment.feed("flight", "w31 w32", sampling={"num_samples": 8, "max_response_tokens": 700, "temperature": 0.001})
-    deployment.wait(lambda: deployment.redis.xpending(streams.prompts("run-t"), streams.GROUP_ROLLOUT)["pending"] == 2)
+    deployment.wait(lambda: len(deployment.holders()) == 2)
     assert deployment.completed("future") is None
     path, manifest = deployment.store_version(1, seed=11)
+    deployment.feed("kept", "w31 w32", sampling=LONG)
+    deployment.wait(lambda: len(deployment.holders()) == 3)
     assert deployment.push(1, path, manifest.checksum) == [200] * 5
     assert deployment.get_weights() == {"version": 1, "checksum": manifest.checksum, "run_id": "run-t"}
     future, flight = deployment.wait_group("future"), deployment.wait_group("flight")
@@ -169,7 +186,7 @@ def test_late_joiner_loads_the_store_and_dead_engine_is_replaced(deployment: Dep
     deployment.redis.delete(streams.assignment(INSTANCE))
     deployment.wait_record(lambda record: record.state == "idle")
     deployment.feed("late", "w40", sampling={"max_response_tokens": 700, "temperature": 0.001})
-    deployment.wait(lambda: deployment.redis.xpending(streams.prompts("run-t"), streams.GROUP_ROLLOUT)["pending"] == 1)
+    deployment.wait(lambda: len(deployment.holders()) == 1)
     children = [int(pid) for pid in _children(process.pid)]
     assert children
     for pid in children:
@@ -178,7 +195,40 @@ def test_late_joiner_loads_the_store_and_dead_engine_is_replaced(deployment: Dep
     assert group.server == "rollout-late"
     assert {span.version for rollout in group.rollouts for span in rollout.weight_versions} == {5}
     assert mismatch_greedy(group, 15)
-    # a service that is killed leaves no engine behind
+
+
+def test_leaving_server_hands_back_what_it_holds(deployment: Deployment) -> None:
+    """Told to leave, it goes in order, and another server has its groups at once; killed, it leaves no engine."""
+    leaving = deployment.processes["rollout-late"]
+    deployment.feed("handed", "w41", min_weight_version=6)
+    deployment.wait(lambda: deployment.holders() == ["rollout-late"])
+    leaving.send_signal(signal.SIGTERM)
+    assert leaving.wait(30) == 0
+    assert deployment.record("rollout-late") is None
+    deployment.create_run(kv_cache_on_update="recompute")
+    deployment.redis.set(streams.assignment(INSTANCE), "run-t")
+    deployment.wait_record(lambda record: record.state == "ready")
+    deployment.wait(lambda: deployment.holders() == [INSTANCE], 20)  # an idle message would take 30 s
+
+
+def test_kv_cache_is_recomputed_at_updates_where_the_run_asks(deployment: Deployment) -> None:
+    """With `recompute`, a token sampled after an update has the new weights' log-prob given the whole sequence. With
+    `keep` (group "kept" above) it has not: older weights made the keys and values that it attends to."""
+    path, manifest = deployment.store_version(6, seed=16)
+    deployment.feed("recomputed", "w31 w32", sampling=LONG)
+    deployment.wait(lambda: len(deployment.holders()) == 2)
+    assert deployment.push(6, path, manifest.checksum) == [200] * 5
+    recomputed, handed = deployment.wait_group("recomputed"), deployment.wait_group("handed")
+    assert recomputed.server == handed.server == INSTANCE
+    assert mismatch_after_update(recomputed, 6, 16) < 1e-3
+    assert mismatch(handed, 16) < 1e-3
+    kept = deployment.completed("kept")
+    assert kept is not None
+    assert mismatch_after_update(kept, 1, 11) > 0.1
+
+
+def test_killed_service_leaves_no_engine(deployment: Deployment) -> None:
+    process = deployment.processes[INSTANCE]
     children = [int(pid) for pid in _children(process.pid)]
     process.kill()
     process.wait()

@@ -55,6 +55,21 @@ async def test_a_touched_message_is_not_reclaimed(redis: Redis) -> None:
     assert [item.message.sequence for item in await a.own_pending(PROMPTS, PromptTask)] == [0]
 
 
+async def test_what_is_handed_back_is_taken_at_once_by_others_and_by_the_next_life(redis: Redis) -> None:
+    a, b = Queue(redis, "g", "a"), Queue(redis, "g", "b")
+    for number in range(2):
+        await a.publish(PROMPTS, task(number))
+    held = await a.receive([PROMPTS], PromptTask, count=2)
+    await a.hand_back(held)
+    assert [item.message.sequence for item in await a.own_pending(PROMPTS, PromptTask)] == [0, 1]
+    assert await b.reclaim(PROMPTS, PromptTask, idle_seconds=3600) == [], "the next life works on them"
+    await a.hand_back(held[1:])
+    assert [item.message.sequence for item in await b.reclaim(PROMPTS, PromptTask, idle_seconds=3600)] == [1]
+    assert await b.forward(held[1], NEXT, task(1)) is True
+    await a.hand_back(held)  # one of them is handled by now
+    assert await b.depth(PROMPTS) == 1
+
+
 async def test_a_restarted_consumer_finds_what_it_held_in_order(redis: Redis) -> None:
     first = Queue(redis, "g", "learner-0")
     for number in range(5):

@@ -99,6 +99,10 @@ class RolloutSection(Section):
     """Rollout servers that the run asks for; it starts with at least one."""
     max_num_seqs: Positive = 256
     """Sequences that one server decodes at once."""
+    kv_cache_on_update: Literal["keep", "recompute"] = "keep"
+    """Responses in flight at a weight update: go on with the KV cache of the older weights, or recompute it with the
+    new ones first (a forward pass over prompt and response so far). Tokens name the version that sampled them in
+    either case."""
 
 
 class OptimizerSection(Section):

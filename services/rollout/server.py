@@ -10,7 +10,8 @@ Where the error may have left the model half-written the engine is built anew fi
 Prefix cache and weights: every request carries the engine's weight epoch as its cache salt, and the epoch moves when an
 update starts. Requests that had not sampled a token by then are taken back and submitted again under the new epoch, so
 no request that begins under new weights can meet cache blocks of older ones. Requests in mid-response keep their KV
-cache (unless the pause asked to clear it) and their tokens say which version sampled them.
+cache, or have it recomputed with the new weights where the run (`rollout.kv_cache_on_update`) or the pause asks for
+that; their tokens say which version sampled them.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ class EngineServer:
         """Checksum of the verified weight folder; None for the model as it came."""
         self.fault = ""
         """Why the server is in phase `failed`."""
+        self.recomputes_kv_cache = False
+        """Whether requests in mid-response get a new KV cache at each update, by the run's setting."""
         self.must_rebuild = False
         """The model may be half-written: only a new engine helps."""
         self.changed_at = time.monotonic()
@@ -133,14 +136,14 @@ class EngineServer:
     # -- the four phases -----------------------------------------------------------------------------------------
 
     async def pause_generation(self, *, mode: str = "keep", clear_cache: bool = False) -> None:
-        """Stop decoding. Requests in flight are kept (mode `keep`) with their KV cache unless `clear_cache`."""
+        """Stop decoding. Requests in flight are kept (mode `keep`), with their KV cache unless it is to be cleared."""
         engine = self._require()
         if self.phase in ("open", "loaded"):
             raise ConflictError(f"A weight update is in phase {self.phase}; finish it before you pause again.")
         self._serving.clear()
         if self.phase == "serving":
             self._move("paused")
-        await engine.pause_generation(mode=mode, clear_cache=clear_cache)
+        await engine.pause_generation(mode=mode, clear_cache=clear_cache or self.recomputes_kv_cache)
 
     async def start_weight_update(self) -> None:
         """Begin an update. The server must be paused. Takes back requests that have sampled nothing yet."""

@@ -104,6 +104,7 @@ class Supervisor:
             self._run_id = None  # look again at the next tick
             raise ConfigurationError(f"Run {run_id} is assigned but has no configuration.", remedy="Is it deleted?")
         self._run = RunConfig.model_validate_json(raw)
+        self.server.recomputes_kv_cache = self._run.rollout.kv_cache_on_update == "recompute"
         spec = engines.spec_for(self._run, self._service.settings, self._presence.instance)
         reusable = self.server.phase == "serving" and spec == self._spec and not self.server.is_dead
         if not (reusable and self.server.checksum is None and await self._reuse(run_id)):

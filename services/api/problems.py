@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from services.contracts.errors import TurnoutError
+from services.contracts.run_config import field_of
 from services.runtime.logs import get_logger
 
 log = get_logger(__name__)
@@ -115,7 +116,7 @@ def invalid_request(errors: Sequence[Any]) -> JSONResponse:
         422,
         "Invalid request",
         "The request is not valid: " + "; ".join(sentences) + ".",
-        field=_place(errors[0]) or None,
+        field=field_of(errors[0]["loc"][1:], errors[0]["msg"]),
         remedy=remedy,
     )
 

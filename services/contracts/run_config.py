@@ -6,6 +6,8 @@ settings (arXiv 2604.02288, table 3) unless a field says otherwise.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -15,6 +17,8 @@ from services.contracts.presets import PRESETS
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+_NAMED_FIELD = re.compile(r"(preset|[a-z]+\.[a-z_]+) ")
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$"
 
 
 class Section(BaseModel):
@@ -174,7 +178,7 @@ class CheckpointSection(Section):
 class RunConfig(Section):
     """One training run."""
 
-    name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")]
+    name: Annotated[str, Field(min_length=1, max_length=100, pattern=NAME_PATTERN)]
     """A name for people; need not be unique."""
     preset: str | None = None
     """Start from a preset's values: `paper-srpo`, `paper-grpo` or `paper-sdpo`. Fields given here win."""
@@ -269,8 +273,14 @@ def parse_run_config(values: Any) -> RunConfig:
         raise ConfigurationError(
             "The run configuration is not valid: " + "; ".join(_sentence(item) for item in error.errors()) + ".",
             remedy="See docs/configuration.md for every field.",
-            field=".".join(str(part) for part in error.errors()[0]["loc"]) or None,
+            field=field_of(error.errors()[0]["loc"], error.errors()[0]["msg"]),
         ) from error
+
+
+def field_of(place: Sequence[object], message: str) -> str | None:
+    """The field, in dots, that one of pydantic's errors is about. Cross-checks name it first in their sentence."""
+    named = _NAMED_FIELD.match(message.removeprefix("Value error, "))
+    return ".".join(str(part) for part in place) or (named[1] if named else None)
 
 
 def _sentence(item: Any) -> str:

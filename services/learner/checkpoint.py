@@ -19,16 +19,18 @@ from pathlib import Path
 import msgspec
 from torch import Tensor
 
-from services.contracts.errors import TurnoutError
 from services.learner.weights import read_safetensors, sync_file, write_safetensors
+from services.runtime.checkpoint_files import (
+    CheckpointManifest,
+    CorruptCheckpointError,
+    checkpoint_folder,
+    checkpoint_steps,
+    read_checkpoint_manifest,
+)
 from services.runtime.weight_store import MANIFEST, FileEntry, sha256_of, sync_folder, write_atomically
 
 FORMAT = 1
 _RANDOM = "random_state"
-
-
-class CorruptCheckpointError(TurnoutError):
-    """A checkpoint is incomplete or differs from its manifest. It must not be loaded."""
 
 
 class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,11 +44,6 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Optimizer updates done."""
     ledger: dict[str, int]
     """`Ledger.to_json`; trained + dropped is the position in the feeding order that replay starts from."""
-
-
-class CheckpointManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    files: list[FileEntry]
-    """Names are paths relative to the checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +84,16 @@ class CheckpointStore:
 
     def __init__(self, run_folder: Path, save_model_files: Callable[[Path], None]) -> None:
         """`save_model_files(folder)` writes configuration and tokenizer beside the weights."""
+        self._run_folder = run_folder
         self.folder = run_folder / "checkpoints"
         self._save_model_files = save_model_files
 
     def path(self, step: int) -> Path:
-        return self.folder / f"step-{step:08d}"
+        return checkpoint_folder(self._run_folder, step)
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, ascending; complete ones and torn ones."""
-        return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-[0-9]*"))
+        return checkpoint_steps(self._run_folder)
 
     def write(self, snapshot: Snapshot) -> tuple[Path, int]:
         """Make a checkpoint durable. Returns its folder and size in bytes."""
@@ -117,7 +115,7 @@ class CheckpointStore:
         shutil.rmtree(target, ignore_errors=True)
         os.rename(temporary, target)
         sync_folder(self.folder)
-        return target, sum(entry.bytes for entry in manifest.files)
+        return target, manifest.bytes
 
     def load_newest(self, on_torn: Callable[[str], None]) -> Loaded | None:
         """The newest sound checkpoint, or None for none at all. Each torn one is told to `on_torn`.
@@ -151,12 +149,10 @@ class CheckpointStore:
 
 def load(folder: Path) -> Loaded:
     """Verify one checkpoint. Raises `CorruptCheckpointError` naming the first thing that is wrong."""
+    manifest = read_checkpoint_manifest(folder)
     try:
-        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=CheckpointManifest)
         for entry in manifest.files:
             path = folder / entry.name
-            if not path.resolve().is_relative_to(folder.resolve()):
-                raise CorruptCheckpointError(f"Checkpoint {folder} lists {entry.name!r}, which lies outside it.")
             if path.stat().st_size != entry.bytes or sha256_of(path) != entry.sha256:
                 raise CorruptCheckpointError(f"Checkpoint file {path} differs from its checksum.")
         state = msgspec.json.decode((folder / "state" / "state.json").read_bytes(), type=State)

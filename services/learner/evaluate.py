@@ -34,7 +34,11 @@ _RESULT = "evaluation_result:"
 class Evaluator:
     """Feeds evaluation tasks and waits for all of them."""
 
-    def __init__(self, queue: Queue, run_id: str, config: RunConfig, questions: Sequence[Question]) -> None:
+    def __init__(
+        self, queue: Queue, run_id: str, config: RunConfig, questions: Sequence[Question], first_step: int = 0
+    ) -> None:
+        """`first_step`: weight version that the run starts from; above 0 for a fork."""
+        self._first_step = first_step
         self._queue = queue
         self._run_id = run_id
         self._config = config
@@ -47,11 +51,11 @@ class Evaluator:
         return bool(self._questions)
 
     def due(self, step: int) -> bool:
-        """Whether to evaluate after `step` (0: before training)."""
+        """Whether to evaluate after `step` (the first step: before training)."""
         section, last = self._config.evaluation, self._config.training.steps
         if not self.enabled:
             return False
-        if step == 0:
+        if step == self._first_step:
             return section.before_training
         if step == last:
             return section.after_training

@@ -18,13 +18,12 @@ from services.learner.broadcast import BEAT_SECONDS, Finish, Save, Step, Wait, s
 from services.learner.checkpoint import CheckpointStore, Loaded, Snapshot
 from services.learner.evaluate import Evaluator, stored_accuracies
 from services.learner.feeder import Feeder
-from services.learner.ledger import Ledger
 from services.learner.link import RunLink
 from services.learner.minibatch import step_metrics, weight_histogram
 from services.learner.prepare import PreparedGroup, prepare_group
 from services.learner.publish import Publisher
 from services.learner.questions import load_questions
-from services.learner.recovery import catch_up, find_lost
+from services.learner.recovery import catch_up, find_lost, first_step, starting_ledger
 from services.learner.session import Trained, TrainingSession
 from services.learner.step_report import group_metrics, samples_taken, staleness_histogram, token_ages, with_rates
 from services.learner.weights import load_tokenizer
@@ -55,10 +54,10 @@ class Leader:
         self.tokenizer = load_tokenizer(self.config.model, allow_remote_code=settings.allow_remote_code)
         train = load_questions(data.train, data.max_train_questions)
         validation = load_questions(data.validation) if data.validation else []
-        ledger = Ledger() if checkpoint is None else Ledger.from_json(checkpoint.state.ledger)
-        self.batcher = Batcher.for_run(self.config, ledger)
+        self.batcher = Batcher.for_run(self.config, starting_ledger(checkpoint, self.config))
         self.feeder = Feeder(link.queue, link.run_id, self.config, train)
-        self.evaluator = Evaluator(link.queue, link.run_id, self.config, validation)
+        began = first_step(checkpoint, link.run_id)
+        self.evaluator = Evaluator(link.queue, link.run_id, self.config, validation, began)
         self.publisher = Publisher(link, WeightStore(folder, link.run_id))
         self.store = CheckpointStore(folder, lambda path: session.save_model_files(path, self.tokenizer))
         self.writer = Writer()
@@ -88,8 +87,7 @@ class Leader:
 
     def _steps(self) -> None:
         """Consumes batches; produces steps, evaluations and checkpoints; waits for groups and for un-pausing."""
-        if self.session.step == 0:
-            self._evaluate(0)
+        self._evaluate(self.session.step)  # also one that a crash broke off; a finished one is only told again
         while self.session.step < self.config.training.steps:
             started = time.monotonic()
             self._obey()

@@ -5,12 +5,33 @@ from __future__ import annotations
 from typing import Any
 
 from services.contracts import streams
+from services.contracts.run_config import RunConfig
 from services.learner.batcher import Batcher
+from services.learner.checkpoint import Loaded
 from services.learner.feeder import CURSOR, Feeder
+from services.learner.ledger import Ledger
 from services.learner.link import RunLink
 from services.learner.publish import Publisher
 from services.learner.reconcile import add_lost, groups_on_streams, read_lost, refeed
 from services.learner.session import TrainingSession
+
+
+def starting_ledger(checkpoint: Loaded | None, config: RunConfig) -> Ledger:
+    """The ledger to go on with, and so the position in the data.
+
+    A fork keeps its parent's. Where it has other `prompts_per_step`, the steps before it count as if they had had that
+    size too: the feeder's credit and each task's step follow from the position.
+    """
+    if checkpoint is None:
+        return Ledger()
+    ledger = Ledger.from_json(checkpoint.state.ledger)
+    ledger.trained = checkpoint.state.step * config.training.prompts_per_step
+    return ledger
+
+
+def first_step(checkpoint: Loaded | None, run_id: str) -> int:
+    """Step that the run began at: 0, or that of a checkpoint which another run wrote."""
+    return 0 if checkpoint is None or checkpoint.state.run_id == run_id else checkpoint.state.step
 
 
 def catch_up(link: RunLink, session: TrainingSession, batcher: Batcher, feeder: Feeder, publisher: Publisher) -> None:

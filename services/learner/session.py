@@ -53,9 +53,14 @@ class TrainingSession:
 
     def _restore(self, checkpoint: Loaded) -> None:
         import_state(self.engine, checkpoint.optimizer(), checkpoint.state.updates)
-        import_teacher(self.engine, checkpoint.teacher())
+        teacher = checkpoint.teacher()
+        if teacher:  # else the objective had none so far: the teacher starts as the checkpoint's student
+            import_teacher(self.engine, teacher)
         torch.set_rng_state(checkpoint.random_state())
         self.step = checkpoint.state.step
+        # A fork may have other steps and mini-batches than the run that wrote the checkpoint.
+        updates_per_step = self.config.training.prompts_per_step // self.config.prompts_per_minibatch
+        self.engine.num_updates = self.engine.updates + (self.config.training.steps - self.step) * updates_per_step
 
     def train(self, command: Step, details: Collection[int] = ()) -> Trained:
         """One training step. pi_old of every mini-batch is fixed before the first update.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from services.contracts.messages import Rollout, ScoredGroup
 from services.contracts.metrics import STEP_METRICS
 from services.learner.checkpoint import load
 from services.learner.progress import EXIT_REPORTED
+from services.runtime.checkpoint_files import give_checkpoint
 from services.runtime.weight_store import verify
 from tests.learner.programs import Programs
 from tests.learner.ring import DATA, Change, EventLog, FakeRing, put_run, run_values
@@ -219,3 +221,54 @@ async def test_two_ranks_under_zero_3_train_the_same_run(
     assert first.keys() == second.keys()
     difference = max(float((first[name] - second[name]).abs().max()) for name in first)
     assert difference < 1e-4
+
+
+async def test_a_fork_goes_on_from_the_checkpoint(
+    valkey_url: str, redis: Redis, tmp_path: Path, programs: Programs, start_ring: StartRing
+) -> None:
+    """Unchanged, it arrives where its parent does, bit for bit; with another objective and batch it begins there."""
+    values = run_values(objective={"name": "grpo"}, training={"max_staleness": 0, "prompts_per_minibatch": 2})
+    await start_ring("parent", values)
+    with programs.training(valkey_url, tmp_path, "parent") as process:
+        assert await asyncio.to_thread(process.wait) == 0
+    runs = tmp_path / "runs"
+    for name in ("same", "other"):
+        give_checkpoint(runs / "parent", runs / name, 2)
+    end = tensors_of(checkpoint(tmp_path, "parent", 4))
+    beginning = tensors_of(checkpoint(tmp_path, "parent", 2))
+    shutil.rmtree(runs / "parent")
+
+    ring = await start_ring("same", values)
+    with programs.training(valkey_url, tmp_path, "same") as process:
+        assert await asyncio.to_thread(process.wait) == 0
+    assert tensors_of(checkpoint(tmp_path, "same", 4)) == end
+    assert sorted(ring.served) == sorted(f"train-{number}" for number in range(8, 16))
+
+    await redis.delete(streams.EVENTS)
+    other = run_values(
+        objective={"name": "srpo", "teacher_ema_rate": 0.5},
+        data={"validation": str(DATA / "validation.jsonl")},
+        evaluation={"before_training": True, "max_questions": 4, "num_samples": 2},
+        optimizer={"schedule": "linear", "warmup_steps": 0},
+        training={"steps": 4, "prompts_per_step": 6, "max_staleness": 0, "zero_stage": 0, "num_ranks": 1},
+    )
+    ring = await start_ring("other", other)
+    with programs.training(valkey_url, tmp_path, "other") as process:
+        assert await asyncio.to_thread(process.wait) == 0
+    log = EventLog(redis)
+    published = await log.of(events.WeightsPublished)
+    assert [event.version for event in published] == [2, 3, 4]
+    first = tensors_of(Path(published[0].path))
+    assert first == {name.removeprefix("hf/"): bits for name, bits in beginning.items() if name.startswith("hf/")}
+    assert [event.step for event in await log.of(events.EvaluationFinished)] == [2]
+    steps = await log.of(events.StepFinished)
+    assert [event.step for event in steps] == [3, 4]
+    assert [event.groups["trained"] for event in steps] == [18, 24]
+    assert [event.metrics["learning_rate"] for event in steps] == pytest.approx(
+        [1e-3 / 3, 1e-3 / 6]
+    )  # updates 5 and 6 of 6
+    assert steps[0].metrics["staleness_max"] == 0
+    assert any(event.metrics["routing_ratio_sdpo"] > 0 for event in steps)
+    trained = {name for name in ring.served if name.startswith("train-")}
+    assert trained == {f"train-{number}" for number in range(12, 24)}
+    assert any("teacher" in name for name in tensors_of(checkpoint(tmp_path, "other", 4)))

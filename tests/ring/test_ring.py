@@ -84,6 +84,24 @@ def test_pause_stop_and_resume_lose_nothing(client: Client) -> None:
     assert ledger_faults(client, ended.id, num_training_steps=8) == []
 
 
+def test_a_fork_goes_on_without_its_parent(client: Client) -> None:
+    """From GRPO's second step on with SRPO and larger steps; the parent is deleted before the child has trained."""
+    parent = finish(client, run(client, 2, objective={"name": "grpo"}).id)
+    changes = {"objective": {"name": "srpo"}, "training": {"steps": 4, "prompts_per_step": 10, "max_staleness": 0}}
+    reply = httpx.post(f"{client.url}/v1/runs/{parent.id}/fork", json={"changes": changes}, trust_env=False)
+    assert reply.status_code == 201, reply.text
+    child = reply.json()
+    assert child["forked_from"] == {"run_id": parent.id, "step": 2}
+    client.delete(parent.id)
+    ended = finish(client, child["id"])
+    assert (ended.state, ended.step) == ("succeeded", 4), ended.reason
+    steps = list(client.steps(ended.id))
+    assert [step.step for step in steps] == [3, 4]
+    assert all(step.metrics["staleness_max"] == 0 and step.metrics["num_rollouts"] == 80 for step in steps)
+    assert steps[0].metrics["logprob_mismatch_nats"] < 1e-3, "the servers sample with the checkpoint's weights"
+    assert [item.step for item in client.evaluations(ended.id)] == [2, 4]
+
+
 @pytest.mark.parametrize("objective", ["grpo", "sdpo", "advantage_mix"])
 def test_the_other_objectives_train_too(client: Client, objective: str) -> None:
     ended = finish(client, run(client, 2, objective={"name": objective}, training={"max_staleness": 0}).id)

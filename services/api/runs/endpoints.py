@@ -11,7 +11,7 @@ from services.api.parts import Parts, PartsOf
 from services.api.problems import responses
 from services.api.runs import repository
 from services.api.runs.models import Run
-from services.api.runs.schemas import RunDetail, RunPage, RunSummary, summary_fields
+from services.api.runs.schemas import ForkRequest, RunDetail, RunPage, RunSummary, summary_fields
 from services.contracts.run_config import RunConfig
 from services.contracts.states import RunState
 
@@ -54,6 +54,24 @@ async def show_run(run_id: str, parts: PartsOf) -> RunDetail:
     """One run with its configuration and newest numbers."""
     async with parts.database.read() as session:
         run = await repository.get_run(session, run_id)
+    return await _detail(parts, run)
+
+
+@router.post("/{run_id}/fork", status_code=201, responses=responses(400, 401, 404, 409, 413, 422, 503))
+async def fork_run(
+    run_id: str,
+    request: ForkRequest,
+    parts: PartsOf,
+    response: Response,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+) -> RunDetail:
+    """Queue a new run that goes on from a checkpoint of this one, with changed settings.
+
+    Weights, optimizer state, self-teacher, step number and position in the data go on from the checkpoint. The new run
+    has its own copy of it: this one may go on, or be deleted.
+    """
+    run = await parts.runs.fork(run_id, request, idempotency_key)
+    response.headers["Location"] = f"/v1/runs/{run.id}"
     return await _detail(parts, run)
 
 

@@ -13,8 +13,19 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_DATA = re.compile(r"hub:[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 
 
-def check_inputs(config: RunConfig, settings: Settings) -> None:
-    """Raise `ConfigurationError` naming the field where the model, a data file or a permission is missing."""
+def check_inputs(config: RunConfig, settings: Settings, prefix: str = "") -> None:
+    """Raise `ConfigurationError` naming the field where the model, a data file or a permission is missing.
+
+    `prefix` is where the configuration stands in the request, for `field`.
+    """
+    try:
+        _check_inputs(config, settings)
+    except ConfigurationError as error:
+        error.field = f"{prefix}{error.field}"
+        raise
+
+
+def _check_inputs(config: RunConfig, settings: Settings) -> None:
     if config.model.trust_remote_code and not settings.allow_remote_code:
         raise ConfigurationError(
             "model.trust_remote_code is true, but this deployment does not run code that models bring.",

@@ -44,3 +44,6 @@ class Run(Base):
     idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)
     request_digest: Mapped[str] = mapped_column(String(64), default="")
     """SHA-256 of the creating request's configuration, to tell a repeated request from a different one."""
+    forked_from_run: Mapped[str | None] = mapped_column(String(64))
+    """Parent of a fork; no foreign key, since the parent may be deleted."""
+    forked_from_step: Mapped[int | None] = mapped_column(Integer)

@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from services.api.runs.models import Run
+from services.contracts.run_config import NAME_PATTERN
 from services.contracts.states import DesiredState, RunState
+
+
+class ForkedFrom(BaseModel):
+    """Where a run comes from."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    run_id: str
+    """The parent; it may have been deleted since."""
+    step: int
+    """Step of the parent's checkpoint that the run began with."""
+
+
+class ForkRequest(BaseModel):
+    """How a fork differs from its parent."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    checkpoint: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    """Step of the checkpoint to begin with; null: the newest."""
+    name: Annotated[str, Field(min_length=1, max_length=100, pattern=NAME_PATTERN)] | None = None
+    """The new run's name; null: `<parent's name> from <step>`."""
+    changes: dict[str, Any] = {}
+    """Part of a run configuration, laid on the parent's section by section. `model` cannot change."""
 
 
 class RunSummary(BaseModel):
@@ -35,6 +60,8 @@ class RunSummary(BaseModel):
     rollout_servers: list[str]
     metrics: dict[str, float] = {}
     """Metrics of the newest step."""
+    forked_from: ForkedFrom | None = None
+    """The run and the step that this one began with; null where it began with its model."""
 
 
 class RunDetail(RunSummary):
@@ -73,4 +100,7 @@ def summary_fields(run: Run) -> dict[str, Any]:
         "objective": run.config["objective"]["name"],
         "learner": run.learner,
         "rollout_servers": run.rollout_servers,
+        "forked_from": None
+        if run.forked_from_run is None
+        else ForkedFrom(run_id=run.forked_from_run, step=run.forked_from_step or 0),
     }

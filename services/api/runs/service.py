@@ -1,4 +1,4 @@
-"""What people do with runs: create, stop, pause, resume, delete. Each is one transaction; the scheduler follows."""
+"""What people do with runs: create, fork, stop, pause, resume, delete. One transaction each; the scheduler follows."""
 
 from __future__ import annotations
 
@@ -8,21 +8,26 @@ import re
 import secrets
 import shutil
 import time
+from typing import Any
 
 import msgspec
 from redis.asyncio import Redis
 from sqlalchemy.exc import IntegrityError
 
-from services.api.database import Database
+from services.api.database import Base, Database
+from services.api.history.models import CheckpointRow
 from services.api.journal import Journal
 from services.api.runs import repository
+from services.api.runs.fork import choose_checkpoint, forked_config, hand_over
 from services.api.runs.inputs import check_inputs
 from services.api.runs.models import Run
+from services.api.runs.schemas import ForkRequest
 from services.api.signals import Signals
 from services.contracts import streams
 from services.contracts.errors import ConfigurationError, ConflictError
 from services.contracts.run_config import RunConfig
 from services.contracts.states import TERMINAL_STATES, RunState, check_transition
+from services.runtime.checkpoint_files import checkpoint_folder
 from services.runtime.registry import list_services
 from services.runtime.settings import Settings
 
@@ -45,42 +50,63 @@ class RunService:
         Raises:
             ConfigurationError: an input is missing, or the key was used with another configuration.
         """
-        values = config.model_dump(mode="json")
-        digest = hashlib.sha256(msgspec.json.encode(values, order="deterministic")).hexdigest()
-        if idempotency_key is not None:
-            earlier = await self._created_before(idempotency_key, digest)
-            if earlier is not None:
-                return earlier
+        digest = _digest(config.model_dump(mode="json"))
+        earlier = await self._created_before(idempotency_key, digest)
+        if earlier is not None:
+            return earlier
         await asyncio.to_thread(check_inputs, config, self.settings)
-        now = time.time()
-        run = Run(
-            id=new_run_id(config.name),
-            name=config.name,
-            state="queued",
-            desired="running",
-            reason="",
-            config=values,
-            created_at=now,
-            queued_at=now,
-            step=0,
-            learner_said="",
-            rollout_servers=[],
-            idempotency_key=idempotency_key,
-            request_digest=digest,
-        )
+        return await self._add(_queued(config, idempotency_key, digest))
+
+    async def fork(self, run_id: str, request: ForkRequest, idempotency_key: str | None = None) -> Run:
+        """Queue a new run that goes on from a checkpoint of `run_id`; a repeated key gives the run made the first time.
+
+        Raises:
+            ConfigurationError: a change is wrong or impossible, or there is no such checkpoint.
+            ConflictError: the run has no checkpoint.
+        """
+        digest = _digest(["fork", run_id, request.model_dump(mode="json")])
+        earlier = await self._created_before(idempotency_key, digest)
+        if earlier is not None:
+            return earlier
+        async with self.database.read() as session:
+            parent = await repository.get_run(session, run_id)
+        parent_folder = self.settings.runs_folder / parent.id
+        step = await asyncio.to_thread(choose_checkpoint, parent_folder, request.checkpoint)
+        config = forked_config(parent.config, request, step)
+        await asyncio.to_thread(check_inputs, config, self.settings, "changes.")
+        child = _queued(config, idempotency_key, digest)
+        child.step, child.forked_from_run, child.forked_from_step = step, parent.id, step
+        folder = self.settings.runs_folder / child.id
+        try:
+            size = await asyncio.to_thread(hand_over, parent_folder, folder, step)
+            path = str(checkpoint_folder(folder, step).resolve())
+            row = CheckpointRow(run_id=child.id, step=step, at=time.time(), path=path, bytes=size, seconds=0.0)
+            added = await self._add(child, row)
+        except BaseException:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            raise
+        if added is not child:  # another request with the same key was faster
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            return added
+        await self.journal.note(child.id, "info", f"Forked from run {parent.id} at step {step}.")
+        return child
+
+    async def _add(self, run: Run, *rows: Base) -> Run:
+        """Store a new run; where its idempotency key has been taken meanwhile, give the run that has it."""
         try:
             async with self.database.write() as session:
-                session.add(run)
+                session.add_all([run, *rows])
         except IntegrityError:
-            if idempotency_key is not None:  # two requests with one key at the same time: the first one won
-                earlier = await self._created_before(idempotency_key, digest)
-                if earlier is not None:
-                    return earlier
-            raise
+            earlier = await self._created_before(run.idempotency_key, run.request_digest)
+            if earlier is None:
+                raise
+            return earlier
         self.signals.schedule.set()
         return run
 
-    async def _created_before(self, key: str, digest: str) -> Run | None:
+    async def _created_before(self, key: str | None, digest: str) -> Run | None:
+        if key is None:
+            return None
         async with self.database.read() as session:
             run = await repository.run_of_key(session, key)
         if run is not None and run.request_digest != digest:
@@ -158,6 +184,29 @@ class RunService:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
             await self.redis.delete(*streams.run_keys(run.id))
             await repository.delete_run_rows(session, run.id)
+
+
+def _queued(config: RunConfig, idempotency_key: str | None, digest: str) -> Run:
+    now = time.time()
+    return Run(
+        id=new_run_id(config.name),
+        name=config.name,
+        state="queued",
+        desired="running",
+        reason="",
+        config=config.model_dump(mode="json"),
+        created_at=now,
+        queued_at=now,
+        step=0,
+        learner_said="",
+        rollout_servers=[],
+        idempotency_key=idempotency_key,
+        request_digest=digest,
+    )
+
+
+def _digest(request: Any) -> str:
+    return hashlib.sha256(msgspec.json.encode(request, order="deterministic")).hexdigest()
 
 
 def new_run_id(name: str) -> str:

@@ -18,6 +18,9 @@ from services.runtime.weight_store import Manifest, WeightStore
 
 KEEP_VERSIONS = 3
 """Versions kept in the weight store: the newest, and what slower servers may still be reading."""
+MIN_SHARD_BYTES = 32 * 2**20
+MAX_SHARDS = 64
+"""Weights are published in several files, which are checksummed at the same time."""
 
 
 class Publisher:
@@ -32,7 +35,8 @@ class Publisher:
         started = time.monotonic()
         if version < self._link.published_version:
             return 0.0
-        manifest = self._store.publish(version, lambda folder: write_safetensors(folder, "model", weights))
+        self._store.collect(KEEP_VERSIONS - 1)
+        manifest = self._store.publish(version, lambda folder: write_shards(folder, weights))
         path = self._store.path(version).resolve()
         self._link.call(_announce(self._link.redis, self._link.run_id, manifest, path))
         self._link.emit(
@@ -48,8 +52,13 @@ class Publisher:
         self._link.published_version = version
         self._link.report(weight_version=version)
         self._link.wake_feeder()
-        self._store.collect(KEEP_VERSIONS)
         return time.monotonic() - started
+
+
+def write_shards(folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write weights as files of a size that lets all cores check them."""
+    num_bytes = sum(tensor.nbytes for tensor in weights.values())
+    write_safetensors(folder, "model", weights, max(MIN_SHARD_BYTES, num_bytes // MAX_SHARDS))
 
 
 async def _announce(redis: Redis, run_id: str, manifest: Manifest, path: Path) -> None:

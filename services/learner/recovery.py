@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from services.contracts import streams
@@ -14,6 +16,7 @@ from services.learner.link import RunLink
 from services.learner.publish import Publisher
 from services.learner.reconcile import add_lost, groups_on_streams, read_lost, refeed
 from services.learner.session import TrainingSession
+from services.runtime.weight_store import CorruptWeightsError, verify
 
 
 def starting_ledger(checkpoint: Loaded | None, config: RunConfig) -> Ledger:
@@ -38,9 +41,15 @@ def catch_up(link: RunLink, session: TrainingSession, batcher: Batcher, feeder: 
     """Bring Redis and the checkpoint together before anything runs.
 
     The published version may be ahead of the checkpoint (steps since then will be replayed) or, where Redis lost data,
-    behind it: then the checkpoint's weights are published again and the feeding cursor is moved up.
+    behind it: then the checkpoint's weights are published again and the feeding cursor is moved up. Where the published
+    weights are not whole any more (they lay in memory, or the disk lost them), the run goes back to the checkpoint's,
+    and the replay publishes the later ones again.
     """
-    link.published_version = int(link.read_weights().get("version", 0))
+    published = link.read_weights()
+    link.published_version = int(published.get("version", 0))
+    if published and not is_whole(published):
+        link.note(f"Published weights of version {link.published_version} are not whole any more.", "warning")
+        link.published_version = -1
     link.num_dropped = batcher.ledger.num_dropped
     batcher.lost = link.call(read_lost(link.redis, link.run_id))
     weights = session.weights()
@@ -51,6 +60,15 @@ def catch_up(link: RunLink, session: TrainingSession, batcher: Batcher, feeder: 
         link.call(_set_cursor(link.redis, link.run_id, decided))
     if session.step:
         link.note(f"Resumed from the checkpoint of step {session.step}; published version {link.published_version}.")
+
+
+def is_whole(published: Mapping[str, str]) -> bool:
+    """Whether the weights that the hash names can be loaded."""
+    try:
+        verify(Path(published["path"]), published["checksum"])
+    except (CorruptWeightsError, OSError):
+        return False
+    return True
 
 
 async def _set_cursor(redis: Any, run_id: str, value: int) -> None:

@@ -32,6 +32,7 @@ from services.learner.ranks import Ranks  # noqa: E402
 from services.learner.session import TrainingSession  # noqa: E402
 from services.runtime.logs import configure_logs, get_logger  # noqa: E402
 from services.runtime.settings import Settings, load_settings  # noqa: E402
+from services.runtime.weight_store import WeightStore  # noqa: E402
 
 log = get_logger(__name__)
 LOCK_SECONDS = 30.0
@@ -64,6 +65,8 @@ def lead(settings: Settings, run_id: str) -> int:
             send_start(Start(config.model_dump_json(), place), ranks.device)
             session = open_session(config, ranks, checkpoint, settings)
             Leader(link, session, folder, checkpoint, settings).run()
+        if settings.weights_folder is not None:  # likely in memory: an ended run keeps one version there
+            WeightStore(settings.weights_of(run_id), run_id).collect(1)
         return 0
     except Exception as error:  # noqa: BLE001 - the program's border: every fault becomes a recorded status
         return report_failure(link, error)

@@ -122,12 +122,14 @@ def _runs_of_parameters(module: nn.Module) -> list[tuple[list[str], list[nn.Para
     return runs
 
 
-def write_safetensors(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as `<stem>.safetensors`, or as numbered shards with an index where they exceed `SHARD_BYTES`."""
+def write_safetensors(folder: Path, stem: str, tensors: Mapping[str, Tensor], shard_bytes: int | None = None) -> None:
+    """Write tensors as `<stem>.safetensors`, or as numbered shards with an index where they exceed `shard_bytes`
+    (`SHARD_BYTES` where None)."""
+    limit = SHARD_BYTES if shard_bytes is None else shard_bytes
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
     for name, tensor in tensors.items():
-        if size and size + tensor.nbytes > SHARD_BYTES:
+        if size and size + tensor.nbytes > limit:
             shards.append({})
             size = 0
         shards[-1][name] = tensor

@@ -20,6 +20,9 @@ class Settings(BaseSettings):
     """Redis or Valkey server that holds the queues."""
     home: Path = Path(".turnout")
     """Folder for runs (weights, checkpoints), the SQLite database and logs."""
+    weights_folder: Path | None = None
+    """Folder for published weights, the same for learner and rollout servers; unset: each run's folder under `home`.
+    /dev/shm/turnout keeps them in memory where they share a machine (a run needs three times the weights' size)."""
     instance: str = ""
     """Unique name of this instance, stable over restarts; empty: the service's name followed by -0."""
     host: str = "127.0.0.1"
@@ -51,6 +54,12 @@ class Settings(BaseSettings):
     def runs_folder(self) -> Path:
         """Folder that holds one folder a run."""
         return self.home / "runs"
+
+    def weights_of(self, run_id: str) -> Path:
+        """Folder of one run's published weights."""
+        if self.weights_folder is None:
+            return self.runs_folder / run_id / "weights"
+        return self.weights_folder / run_id
 
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})

@@ -3,8 +3,11 @@
 A version is visible only once its manifest exists, and the manifest is renamed into place after everything else is
 written and synced. A reader verifies every file's SHA-256 against the manifest before it trusts a byte.
 
-    <home>/runs/<run>/weights/v00000012/model.safetensors
+    <home>/runs/<run>/weights/v00000012/model-00001-of-00002.safetensors
                                        /manifest.json
+
+The folder may lie in memory instead (`TURNOUT_WEIGHTS_FOLDER`): a published version need not outlive the machine, since
+the learner publishes again from its checkpoint what it no longer finds whole.
 """
 
 from __future__ import annotations
@@ -12,7 +15,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -53,8 +57,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class WeightStore:
     """The weights of one run."""
 
-    def __init__(self, run_folder: Path, run_id: str) -> None:
-        self.folder = run_folder / "weights"
+    def __init__(self, folder: Path, run_id: str) -> None:
+        """`folder` holds one folder a version and nothing else."""
+        self.folder = folder
         self.run_id = run_id
 
     def path(self, version: int) -> Path:
@@ -66,11 +71,13 @@ class WeightStore:
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         write(target)
+        files = sorted(target.iterdir())
+        digests = sha256_of_all(files)
         entries = []
-        for path in sorted(target.iterdir()):
+        for path, digest in zip(files, digests, strict=True):
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-            entries.append(FileEntry(path.name, path.stat().st_size, sha256_of(path)))
+            entries.append(FileEntry(path.name, path.stat().st_size, digest))
         manifest = Manifest(self.run_id, version, entries)
         write_atomically(target / MANIFEST, msgspec.json.encode(manifest))
         return manifest
@@ -85,7 +92,7 @@ class WeightStore:
 
     def collect(self, keep: int) -> None:
         """Delete all but the newest `keep` versions."""
-        for path in sorted(self.folder.glob("v*"))[:-keep]:
+        for path in sorted(self.folder.glob("v*"), reverse=True)[keep:]:
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -112,9 +119,17 @@ def verify(folder: Path, checksum: str | None = None) -> Manifest:
         path = folder / entry.name
         if not path.is_file() or path.stat().st_size != entry.bytes:
             raise CorruptWeightsError(f"Weight file {path} is missing or not {entry.bytes} bytes long.")
-        if sha256_of(path) != entry.sha256:
+    paths = [folder / entry.name for entry in manifest.files]
+    for path, entry, digest in zip(paths, manifest.files, sha256_of_all(paths), strict=True):
+        if digest != entry.sha256:
             raise CorruptWeightsError(f"Weight file {path} differs from its checksum.")
     return manifest
+
+
+def sha256_of_all(paths: Sequence[Path]) -> list[str]:
+    """Digests of several files, on as many cores as there are."""
+    with ThreadPoolExecutor(max(1, min(len(paths), os.cpu_count() or 1))) as pool:
+        return list(pool.map(sha256_of, paths))
 
 
 def sha256_of(path: Path) -> str:

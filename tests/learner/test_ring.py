@@ -161,8 +161,16 @@ async def test_faults_and_losses_are_made_up_for(
 
 
 async def test_pause_and_stop_and_go_on(
-    valkey_url: str, redis: Redis, tmp_path: Path, programs: Programs, start_ring: StartRing
+    valkey_url: str,
+    redis: Redis,
+    tmp_path: Path,
+    programs: Programs,
+    start_ring: StartRing,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """The published weights lie in memory, and are gone when the run goes on."""
+    memory = tmp_path / "memory"
+    monkeypatch.setenv("TURNOUT_WEIGHTS_FOLDER", str(memory))
     values = run_values(training={"steps": 400, "max_staleness": 1}, checkpoint={"every_steps": 100})
     await start_ring("run", values)
     log = EventLog(redis)
@@ -178,12 +186,16 @@ async def test_pause_and_stop_and_go_on(
     stopped_at = (await log.of(events.StepFinished))[-1].step
     assert (await log.of(events.CheckpointWritten))[-1].step == stopped_at
 
+    assert [path.name for path in (memory / "run").iterdir()] == [f"v{stopped_at:08d}"]
+    shutil.rmtree(memory)
     await redis.set(streams.config("run"), msgspec.json.encode(values | {"training": {"steps": stopped_at + 1}}))
     values["training"]["steps"] = stopped_at + 2
     await put_run(redis, "run", values)
     with programs.training(valkey_url, tmp_path, "run") as process:
         assert await asyncio.to_thread(process.wait) == 0
     assert [event.step for event in await log.of(events.StepFinished)] == list(range(1, stopped_at + 3))
+    versions = [event.version for event in await log.of(events.WeightsPublished)]
+    assert versions == [*range(1, stopped_at + 1), stopped_at, stopped_at + 1, stopped_at + 2]
     assert (await log.states())[-1] == "succeeded"
 
 

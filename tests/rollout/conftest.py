@@ -116,7 +116,7 @@ class Deployment:
     def store_version(self, version: int, seed: int) -> tuple[str, Manifest]:
         """Write weights to the store; nobody is told."""
         self.seeds[version] = seed
-        store = WeightStore(self.folder / "runs" / self.run_id, self.run_id)
+        store = WeightStore(self.folder / "weights", self.run_id)
 
         def write(folder: Path) -> None:
             state = {name: value for name, value in make_model(seed).state_dict().items() if name != "lm_head.weight"}

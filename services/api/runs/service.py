@@ -180,8 +180,8 @@ class RunService:
             run = await repository.get_run(session, run_id)
             if run.state not in TERMINAL_STATES:
                 raise ConflictError(f"The run is {run.state}; only ended runs can be deleted.", remedy="Stop it first.")
-            folder = self.settings.runs_folder / run.id
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            for folder in (self.settings.runs_folder / run.id, self.settings.weights_of(run.id)):
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
             await self.redis.delete(*streams.run_keys(run.id))
             await repository.delete_run_rows(session, run.id)
 

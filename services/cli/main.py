@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from services.cli.exits import exit_code
+from services.cli.fleet import app as fleet
+from services.cli.options import Json, examples
 from services.cli.runs import app as runs
 from services.contracts.errors import TurnoutError
 
@@ -21,12 +23,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(runs, name="runs")
+app.add_typer(fleet)
 
 Home = Annotated[Path, typer.Option(help="Folder for queues, runs, logs and the state of what is running.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
-@app.command()
+@app.command(epilog=examples("turnout up", "turnout up --detach --rollout-servers 2"))
 def up(
     home: Home = Path(".turnout"),
     rollout_servers: Annotated[int, typer.Option(min=1, help="Rollout servers (vLLM engines).")] = 1,
@@ -49,7 +51,7 @@ def up(
     raise typer.Exit(code)
 
 
-@app.command()
+@app.command(epilog=examples("turnout down --home .turnout"))
 def down(home: Home = Path(".turnout"), as_json: Json = False) -> None:
     """End exactly what `turnout up` started in a home."""
     from services.cli import launcher
@@ -57,7 +59,7 @@ def down(home: Home = Path(".turnout"), as_json: Json = False) -> None:
     raise typer.Exit(launcher.down(home, as_json=as_json))
 
 
-@app.command()
+@app.command(epilog=examples("turnout demo", "turnout demo --set training.steps=20", "turnout demo --resume"))
 def demo(
     home: Home = Path(".turnout/demo"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the demo run that was interrupted.")] = False,
@@ -73,7 +75,7 @@ def demo(
     raise typer.Exit(Demo(home, file=file, settings=settings or [], as_json=as_json).run(resume=resume))
 
 
-@app.command()
+@app.command(epilog=examples("turnout doctor", "turnout doctor --json"))
 def doctor(
     home: Home = Path(".turnout"),
     api_port: Annotated[int, typer.Option(min=1, max=65535, help="Port that the API shall have.")] = 8400,

@@ -82,6 +82,25 @@ class Checkpoint(Model, frozen=True, kw_only=True):
     """Whether it is still on disk; older ones are deleted by the run's policy."""
 
 
+class WeightPush(Model, frozen=True, kw_only=True):
+    """One try to bring a rollout server to a weight version."""
+
+    version: int
+    instance: str
+    at: float = 0.0
+    seconds: float = 0.0
+    error: str = ""
+    """Empty where the server's checksum was confirmed."""
+
+
+class RunFile(Model, frozen=True, kw_only=True):
+    """A run file that the deployment ships."""
+
+    name: str
+    text: str
+    """YAML."""
+
+
 class RunEvent(Model, frozen=True, kw_only=True):
     """One server-sent event. `id` goes into `after` to go on behind it."""
 

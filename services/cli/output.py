@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -76,6 +76,13 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     Console().print(table)
+
+
+def quantities(fields: Mapping[str, Any]) -> str:
+    """Names and values in a line, numbers short: `step 3  reward_mean 0.41`. Nested values are left out."""
+    plain = {name: value for name, value in fields.items() if value != "" and isinstance(value, str | int | float)}
+    texts = (f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in plain.items())
+    return "  ".join(texts)
 
 
 def sparkline(values: Sequence[float], width: int = 40) -> str:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from services.cli.history import app as history
+from services.cli.options import File, Id, Ids, Json, Preset, Settings, Url, examples
 
 if TYPE_CHECKING:
     from services.cli.client import Client
@@ -18,17 +22,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Id = Annotated[str, typer.Argument(metavar="ID", help="The run's id, or the beginning of it.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
-Url = Annotated[str | None, typer.Option(help="URL of the API; default TURNOUT_API_URL or http://127.0.0.1:8400.")]
 
-
-@app.command()
+@app.command(
+    epilog=examples(
+        "turnout runs start deploy/runs/demo.yaml --watch",
+        "turnout runs start my.yaml --preset paper-srpo --set training.steps=50 --set name=short",
+    )
+)
 def start(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Run file (YAML).")],
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Lay a value over the file's.")
-    ] = None,
+    file: File,
+    settings: Settings = None,
+    preset: Preset = None,
     watch_it: Annotated[bool, typer.Option("--watch", help="Stay and show progress until the run ends.")] = False,
     idempotency_key: Annotated[str | None, typer.Option(help="A repeated start with this key starts nothing.")] = None,
     as_json: Json = False,
@@ -39,7 +43,7 @@ def start(
     from services.cli.client import Client
     from services.cli.run_file import load_run
 
-    body = load_run(file, settings or ())
+    body = load_run(file, _with_preset(settings, preset))
     with Client(api_url) as client:
         run = client.create_run(body, idempotency_key=idempotency_key)
         if not watch_it:
@@ -48,9 +52,49 @@ def start(
         raise typer.Exit(_watch(client, run.id, as_json))
 
 
-@app.command("list")
+@app.command(epilog=examples("turnout runs check my.yaml", "turnout runs check my.yaml --set training.steps=50 --json"))
+def check(file: File, settings: Settings = None, preset: Preset = None, as_json: Json = False) -> None:
+    """Check a run file without an API; --json prints it with every default filled in."""
+    from services.cli import output
+    from services.cli.run_file import load_run
+    from services.contracts.run_config import parse_run_config
+
+    config = parse_run_config(load_run(file, _with_preset(settings, preset)))
+    steps = f"{config.training.steps} steps of {config.training.prompts_per_step} prompts"
+    text = f"{file} is valid: {config.name}, {config.objective.name}, {steps} x {config.rollout.group_size} rollouts."
+    output.show(config.model_dump(mode="json"), as_json, text)
+
+
+@app.command(epilog=examples("turnout runs files", "turnout runs files demo.yaml > my.yaml"))
+def files(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Print this one.")] = None,
+    as_json: Json = False,
+    api_url: Url = None,
+) -> None:
+    """List the run files that the deployment ships, or print one to begin with."""
+    from services.cli import output
+    from services.cli.client import Client
+    from services.contracts.errors import NotFoundError
+
+    with Client(api_url) as client:
+        items = client.run_files()
+    if name is None:
+        output.show(items, as_json, "\n".join(item.name for item in items) or "The deployment ships no run files.")
+        return
+    found = next((item for item in items if item.name == name), None)
+    if found is None:
+        raise NotFoundError(f"There is no run file {name}.", remedy="`turnout runs files` shows all.")
+    output.show(found, as_json, found.text.rstrip())
+
+
+@app.command("list", epilog=examples("turnout runs list --state running", "turnout runs list --name demo --sort -step"))
 def list_runs(
     state: Annotated[str | None, typer.Option(help="Only runs in this state.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only runs whose name contains this.")] = None,
+    sort: Annotated[
+        str | None, typer.Option(help="created_at, name, state or step; with - in front for descending.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many runs.")] = None,
     as_json: Json = False,
     api_url: Url = None,
 ) -> None:
@@ -59,10 +103,11 @@ def list_runs(
     from services.cli.client import Client
 
     with Client(api_url) as client:
-        output.show_runs(list(client.runs(state=state)), as_json)
+        runs = client.runs(state=state, name=name, sort=sort)
+        output.show_runs(list(runs if limit is None else islice(runs, limit)), as_json)
 
 
-@app.command()
+@app.command(epilog=examples("turnout runs show demo-3f"))
 def show(run_id: Id, as_json: Json = False, api_url: Url = None) -> None:
     """Show one run: state, newest metrics, evaluations, checkpoints."""
     from services.cli import output
@@ -70,19 +115,21 @@ def show(run_id: Id, as_json: Json = False, api_url: Url = None) -> None:
     from services.cli.run_data import collect
 
     with Client(api_url) as client:
-        output.show_run(collect(client, _full_id(client, run_id)), as_json)
+        output.show_run(collect(client, full_id(client, run_id)), as_json)
 
 
-@app.command()
+@app.command(
+    epilog=examples("turnout runs watch demo-3f", "turnout runs watch demo-3f --json | jq .step.metrics.reward_mean")
+)
 def watch(run_id: Id, as_json: Json = False, api_url: Url = None) -> None:
     """Show a run's progress until it ends. Survives restarts of the API. Ctrl-C leaves the run alone."""
     from services.cli.client import Client
 
     with Client(api_url) as client:
-        raise typer.Exit(_watch(client, _full_id(client, run_id), as_json))
+        raise typer.Exit(_watch(client, full_id(client, run_id), as_json))
 
 
-@app.command()
+@app.command(epilog=examples("turnout runs stop demo-3f", "turnout runs stop demo-3f --now"))
 def stop(
     run_id: Id,
     now: Annotated[bool, typer.Option("--now", help="At once, without a checkpoint.")] = False,
@@ -93,19 +140,19 @@ def stop(
     _act(run_id, lambda client, found: client.stop(found, now=now), as_json, api_url)
 
 
-@app.command()
+@app.command(epilog=examples("turnout runs pause demo-3f"))
 def pause(run_id: Id, as_json: Json = False, api_url: Url = None) -> None:
     """Pause a run."""
     _act(run_id, lambda client, found: client.pause(found), as_json, api_url)
 
 
-@app.command()
+@app.command(epilog=examples("turnout runs resume demo-3f"))
 def resume(run_id: Id, as_json: Json = False, api_url: Url = None) -> None:
     """Go on with a run that is paused, stopped or failed, from its newest checkpoint."""
     _act(run_id, lambda client, found: client.resume(found), as_json, api_url)
 
 
-@app.command()
+@app.command(epilog=examples("turnout runs delete demo-3f --yes"))
 def delete(
     run_id: Id,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
@@ -117,30 +164,14 @@ def delete(
     from services.cli.client import Client
 
     with Client(api_url) as client:
-        run = client.run(_full_id(client, run_id))
+        run = client.run(full_id(client, run_id))
         if not yes and not typer.confirm(f"Delete {run.name} ({run.id}) with all its files?"):
             raise typer.Exit(1)
         client.delete(run.id)
     output.show({"deleted": run.id}, as_json, f"{run.id} is deleted.")
 
 
-@app.command()
-def events(
-    run_id: Id,
-    after: Annotated[str | None, typer.Option(help="Go on behind the event with this id.")] = None,
-    api_url: Url = None,
-) -> None:
-    """Print a run's events as JSON lines as they happen, until Ctrl-C."""
-    import msgspec
-
-    from services.cli.client import Client
-
-    with Client(api_url) as client:
-        for event in client.events(_full_id(client, run_id), after=after):
-            print(msgspec.json.encode(event).decode(), flush=True)
-
-
-@app.command()
+@app.command(epilog=examples("turnout runs report demo-3f --out report"))
 def report(
     run_id: Id,
     out: Annotated[Path | None, typer.Option(help="Folder to write to; default <home>/runs/<id>/report.")] = None,
@@ -155,14 +186,14 @@ def report(
     from services.cli.run_data import collect
 
     with Client(api_url) as client:
-        data = collect(client, _full_id(client, run_id))
+        data = collect(client, full_id(client, run_id))
     folder = write_report(data, out or home / "runs" / data.run.id / "report")
     output.show({"folder": str(folder), "html": str(folder / "report.html")}, as_json, f"{folder / 'report.html'}")
 
 
-@app.command()
+@app.command(epilog=examples("turnout runs compare demo-3f demo-91 --png compare.png"))
 def compare(
-    run_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Runs to compare.")],
+    run_ids: Ids,
     png: Annotated[Path, typer.Option(help="Where to write the plot.")] = Path("compare.png"),
     as_json: Json = False,
     api_url: Url = None,
@@ -173,8 +204,15 @@ def compare(
     from services.cli.run_data import collect
 
     with Client(api_url) as client:
-        runs = [collect(client, _full_id(client, run_id)) for run_id in run_ids]
+        runs = [collect(client, full_id(client, run_id)) for run_id in run_ids]
     comparing.compare(runs, png, as_json)
+
+
+app.add_typer(history)
+
+
+def _with_preset(settings: list[str] | None, preset: str | None) -> list[str]:
+    return [*([f"preset={preset}"] if preset else []), *(settings or [])]
 
 
 def _act(run_id: str, action: Callable[[Client, str], Any], as_json: bool, api_url: str | None) -> None:
@@ -182,7 +220,7 @@ def _act(run_id: str, action: Callable[[Client, str], Any], as_json: bool, api_u
     from services.cli.client import Client
 
     with Client(api_url) as client:
-        run = action(client, _full_id(client, run_id))
+        run = action(client, full_id(client, run_id))
         output.show(run, as_json, f"{run.id}  {run.name}: {run.state}")
 
 
@@ -192,7 +230,7 @@ def _watch(client: Client, run_id: str, as_json: bool) -> int:
     return watch_run(client, run_id, as_json=as_json)
 
 
-def _full_id(client: Client, given: str) -> str:
+def full_id(client: Client, given: str) -> str:
     """The id that `given` is, or is the only beginning of."""
     from services.contracts.errors import ConflictError, NotFoundError
 

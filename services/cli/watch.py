@@ -1,7 +1,7 @@
 """`turnout runs watch`: a run's progress until it ends, as a live view in a terminal and as plain lines elsewhere.
 
-It asks the API once a second for what is new, so a restart of the API, a lost connection or a laptop that slept costs
-nothing but a pause in the view.
+Once a second it asks for the run's events behind the last one that it saw (Last-Event-ID), so a restart of the API, a
+lost connection or a laptop that slept costs nothing but a pause in the view.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
 from services.cli.client import Client
 from services.cli.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED
 from services.cli.interrupts import Interrupts
-from services.cli.models import Evaluation, Run, Service, Step
+from services.cli.models import Evaluation, Run, RunEvent, Service, Step
 from services.cli.output import duration
 from services.contracts.errors import UnavailableError
 
@@ -45,25 +46,37 @@ class Progress:
     run: Run | None = None
     steps: list[Step] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
+    notes: list[dict[str, Any]] = field(default_factory=list)
+    """Warnings and the like: `at`, `level`, `source`, `text`."""
     services: list[Service] = field(default_factory=list)
     fault: str = ""
     """Why the last refresh brought nothing; empty where it did."""
+    last_id: str | None = None
+    """Id of the newest event that was taken."""
 
     def refresh(self, client: Client) -> None:
         """Ask for what is new. An API that does not answer is noted in `fault`; other errors are raised."""
         try:
-            run = client.run(self.run_id)
-            after = self.steps[-1].step if self.steps else 0
-            if run.step < after:  # taken up again from an older checkpoint
-                self.steps = [step for step in self.steps if step.step <= run.step]
-                after = run.step
-            self.steps += client.steps(self.run_id, after=after)
-            self.evaluations = sorted(client.evaluations(self.run_id), key=lambda item: item.step)
+            run = client.run(self.run_id)  # before the events, so that an ended run's last ones are among them
+            for event in client.events(self.run_id, after=self.last_id, follow=False):
+                self._take(event)
             self.services = client.services()
             self.run = run
             self.fault = ""
         except UnavailableError as error:
             self.fault = error.message
+
+    def _take(self, event: RunEvent) -> None:
+        self.last_id = event.id
+        if event.type == "step":
+            step = msgspec.convert(event.data, Step)
+            if step.step <= self.step:  # taken up again from an older checkpoint
+                self.steps = [item for item in self.steps if item.step < step.step]
+            self.steps.append(step)
+        elif event.type == "evaluation":
+            self.evaluations.append(msgspec.convert(event.data, Evaluation))
+        elif event.type == "note":
+            self.notes.append(event.data)
 
     @property
     def num_steps(self) -> int:
@@ -127,6 +140,7 @@ class PlainLines:
         self.progress = progress
         self._step = 0
         self._num_evaluations = 0
+        self._num_notes = 0
         self._state = ""
         self._waiting = ""
 
@@ -135,6 +149,9 @@ class PlainLines:
         ended = progress.run is not None and progress.run.has_ended
         if not ended:
             self._say_state()
+        for note in progress.notes[self._num_notes :]:
+            self.say(note_text(note))
+        self._num_notes = len(progress.notes)
         for item in progress.evaluations[self._num_evaluations :]:
             self.say(evaluation_text(item))
         self._num_evaluations = len(progress.evaluations)
@@ -180,12 +197,13 @@ class PlainLines:
 
 
 class _JsonLines:
-    """One JSON object a line: {"run": ...}, {"step": ...} or {"evaluation": ...}."""
+    """One JSON object a line: {"run": ...}, {"step": ...}, {"evaluation": ...} or {"note": ...}."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self._step = 0
         self._num_evaluations = 0
+        self._num_notes = 0
         self._state = ""
 
     def draw(self) -> None:
@@ -193,6 +211,9 @@ class _JsonLines:
         if progress.run is not None and progress.run.state != self._state:
             self._state = progress.run.state
             self._say({"run": progress.run})
+        for note in progress.notes[self._num_notes :]:
+            self._say({"note": note})
+        self._num_notes = len(progress.notes)
         for item in progress.evaluations[self._num_evaluations :]:
             self._say({"evaluation": item})
         self._num_evaluations = len(progress.evaluations)
@@ -213,6 +234,11 @@ def evaluation_text(item: Evaluation) -> str:
         f"evaluation {when}: avg@{item.num_samples} {item.accuracy:.1%}, pass@{item.num_samples} {item.pass_at_k:.1%} "
         f"on {item.num_questions} {item.split} questions"
     )
+
+
+def note_text(note: dict[str, Any]) -> str:
+    """A note in a line."""
+    return f"{note.get('level', 'info')}: {note.get('source', '')}: {note.get('text', '')}"
 
 
 def service_text(service: Service) -> str:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from services.cli.models import Evaluation
 from services.cli.output import duration, sparkline
-from services.cli.watch import Progress, evaluation_text
+from services.cli.watch import Progress, evaluation_text, note_text
 
 STATE_STYLES = {
     "running": "green",
@@ -21,6 +21,9 @@ STATE_STYLES = {
     "stopped": "yellow",
     "paused": "yellow",
 }
+SPARK_WIDTH = 30
+"""Fits beside the numbers in a terminal of 80 columns."""
+NOTE_STYLES = {"warning": "yellow", "error": "red", "info": "dim"}
 
 
 def render(progress: Progress, footer: str) -> RenderableType:
@@ -31,6 +34,7 @@ def render(progress: Progress, footer: str) -> RenderableType:
     parts: list[RenderableType] = [_headline(progress), _numbers(progress)]
     parts += [Text(evaluation_text(item)) for item in _shown_evaluations(progress)]
     parts.append(_services(progress))
+    parts += [Text(note_text(note), style=NOTE_STYLES.get(note.get("level", ""), "")) for note in progress.notes[-3:]]
     if progress.fault:
         parts.append(Text(f"The API does not answer at the moment: {progress.fault}", style="yellow"))
     elif run.reason:
@@ -57,7 +61,7 @@ def _headline(progress: Progress) -> RenderableType:
 def _numbers(progress: Progress) -> RenderableType:
     rewards = [step.metrics["reward_mean"] for step in progress.steps if "reward_mean" in step.metrics]
     table = Table.grid(padding=(0, 2))
-    table.add_row("reward", _value(progress, "reward_mean"), sparkline(rewards))
+    table.add_row("reward", _value(progress, "reward_mean"), sparkline(rewards, SPARK_WIDTH))
     table.add_row(
         "accuracy", _value(progress, "accuracy"), f"mixed groups {_value(progress, 'mixed_group_ratio', '.0%')}"
     )

@@ -12,7 +12,17 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
-from services.cli.models import Run, RunEvent
+from services.cli.models import (
+    Checkpoint,
+    Evaluation,
+    Queue,
+    Run,
+    RunEvent,
+    RunFile,
+    Service,
+    Step,
+    WeightPush,
+)
 from services.contracts.errors import (
     ConfigurationError,
     ConflictError,
@@ -20,17 +30,21 @@ from services.contracts.errors import (
     TurnoutError,
     UnavailableError,
 )
+from services.contracts.states import TERMINAL_STATES
 
 DEFAULT_URL = "http://127.0.0.1:8400"
 T = TypeVar("T")
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+STREAM_TIMEOUT = httpx.Timeout(10.0, read=40.0)
+"""The API sends a comment every 15 s; a stream that is silent for longer than this is dead."""
+LONGEST_WAIT_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class Page(Generic[T]):
     """One page of a list; `next` is the query that asks for the following one, or None."""
 
-    items: list[Any]
+    items: list[T]
     next: dict[str, str] | None = None
 
 
@@ -68,65 +82,99 @@ def is_loopback(url: str) -> bool:
 
 def create_run(config: dict[str, Any], idempotency_key: str | None) -> Call[Run]:
     headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-    return Call("POST", "/v1/runs", _run, body=config, headers=headers)
+    return Call("POST", "/v1/runs", _one(Run), body=config, headers=headers)
 
 
-def list_runs(state: str | None) -> Call[Page]:
-    return Call("GET", "/v1/runs", _page, params={"state": state} if state else {})
+def list_runs(state: str | None, name: str | None, sort: str | None) -> Call[Page[Run]]:
+    given = {"state": state, "name": name, "sort": sort}
+    return Call("GET", "/v1/runs", _page(Run), params={key: value for key, value in given.items() if value})
 
 
 def get_run(run_id: str) -> Call[Run]:
-    return Call("GET", _path(run_id), _run)
+    return Call("GET", _path(run_id), _one(Run))
 
 
 def act(run_id: str, action: str, params: dict[str, str] | None = None) -> Call[Run]:
-    return Call("POST", f"{_path(run_id)}/{action}", _run, params=params or {})
+    return Call("POST", f"{_path(run_id)}/{action}", _one(Run), params=params or {})
 
 
-def steps(run_id: str, after: int) -> Call[Page]:
-    return Call("GET", f"{_path(run_id)}/steps", _page, params={"after": str(after)})
+def steps(run_id: str, after: int) -> Call[Page[Step]]:
+    return Call("GET", f"{_path(run_id)}/steps", _page(Step), params={"after": str(after)})
 
 
-def part(run_id: str, name: str) -> Call[Page]:
-    return Call("GET", f"{_path(run_id)}/{name}", _page)
+def evaluations(run_id: str) -> Call[Page[Evaluation]]:
+    return Call("GET", f"{_path(run_id)}/evaluations", _page(Evaluation))
 
 
-def samples(run_id: str, step: int | None, limit: int) -> Call[Page]:
+def checkpoints(run_id: str) -> Call[Page[Checkpoint]]:
+    return Call("GET", f"{_path(run_id)}/checkpoints", _page(Checkpoint))
+
+
+def weight_pushes(run_id: str, limit: int) -> Call[Page[WeightPush]]:
+    return Call("GET", f"{_path(run_id)}/weight-pushes", _page(WeightPush), params={"limit": str(limit)})
+
+
+def samples(run_id: str, step: int | None, limit: int) -> Call[Page[dict[str, Any]]]:
     params = {"limit": str(limit)} | ({} if step is None else {"step": str(step)})
-    return Call("GET", f"{_path(run_id)}/samples", _page, params=params)
+    return Call("GET", f"{_path(run_id)}/samples", _page(dict[str, Any]), params=params)
 
 
 def delete(run_id: str) -> Call[None]:
     return Call("DELETE", _path(run_id), lambda _: None)
 
 
-def queues(run_id: str | None) -> Call[Page]:
-    return Call("GET", "/v1/queues", _page, params={"run_id": run_id} if run_id else {})
+def queues(run_id: str | None) -> Call[Page[Queue]]:
+    return Call("GET", "/v1/queues", _page(Queue), params={"run_id": run_id} if run_id else {})
 
 
-def services() -> Call[Page]:
-    return Call("GET", "/v1/services", _page)
+def services() -> Call[Page[Service]]:
+    return Call("GET", "/v1/services", _page(Service))
 
 
-def events_path(run_id: str) -> str:
-    return f"{_path(run_id)}/events"
+def run_files() -> Call[Page[RunFile]]:
+    return Call("GET", "/v1/run-files", _page(RunFile))
+
+
+def events(run_id: str, after: str | None, follow: bool) -> dict[str, Any]:
+    """Arguments of the streaming request."""
+    return {
+        "method": "GET",
+        "url": f"{_path(run_id)}/events",
+        "params": {} if follow else {"follow": "false"},
+        "headers": {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {}),
+        "timeout": STREAM_TIMEOUT,
+    }
+
+
+def says_end(event: RunEvent | None) -> bool:
+    """Whether the event says that the run has ended (it may have been taken up again since)."""
+    return event is not None and event.type == "state" and event.data.get("state") in TERMINAL_STATES
+
+
+def retry_seconds(num_failures: int) -> float:
+    """How long to wait before the next try: 0.5 s, doubled with every failure, to a bound."""
+    return float(min(0.5 * 2.0 ** min(num_failures - 1, 10), LONGEST_WAIT_SECONDS))
 
 
 def _path(run_id: str) -> str:
     return f"/v1/runs/{quote(run_id, safe='')}"
 
 
-def _run(values: Any) -> Run:
-    return msgspec.convert(values, Run, strict=False)
+def _one(kind: type[T]) -> Callable[[Any], T]:
+    return lambda values: msgspec.convert(values, kind, strict=False)
 
 
-def _page(values: Any) -> Page:
-    if isinstance(values, list):
-        return Page(values)
-    for answered, asked in (("next_cursor", "cursor"), ("next_after", "after")):
-        if values.get(answered) is not None:
-            return Page(values["items"], {asked: str(values[answered])})
-    return Page(values["items"])
+def _page(kind: type[T]) -> Callable[[Any], Page[T]]:
+    def read(values: Any) -> Page[T]:
+        if isinstance(values, list):
+            values = {"items": values}
+        items = msgspec.convert(values["items"], list[kind], strict=False)  # type: ignore[valid-type]
+        for answered, asked in (("next_cursor", "cursor"), ("next_after", "after")):
+            if values.get(answered) is not None:
+                return Page(items, {asked: str(values[answered])})
+        return Page(items)
+
+    return read
 
 
 def parse(call: Call[T], answer: httpx.Response) -> T:

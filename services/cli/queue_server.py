@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from services.contracts.errors import UnavailableError
+from services.contracts.errors import UnavailableError, without_password
 
 INSTANCE = "valkey"
 
@@ -84,12 +84,3 @@ def check_redis_url(url: str) -> None:
             f"No Redis or Valkey server answers at TURNOUT_REDIS_URL ({without_password(url)}): {reason.rstrip('.')}.",
             remedy="Start it, correct the variable, or unset it to let `turnout up` bring its own server.",
         )
-
-
-def without_password(url: str) -> str:
-    """The URL as it may be shown."""
-    head, separator, tail = url.rpartition("@")
-    if not separator:
-        return url
-    scheme = head.partition("://")[0]
-    return f"{scheme}://***@{tail}"

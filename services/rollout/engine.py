@@ -39,6 +39,8 @@ class EngineSpec:
     max_num_seqs: int
     seed: int
     trust_remote_code: bool
+    gpu_memory_utilization: float = 0.9
+    """Share of the GPU's memory for weights and KV cache; without meaning on a CPU."""
 
 
 def spec_for(config: RunConfig, settings: Settings, instance: str) -> EngineSpec:
@@ -60,6 +62,7 @@ def spec_for(config: RunConfig, settings: Settings, instance: str) -> EngineSpec
         max_num_seqs=config.rollout.max_num_seqs,
         seed=zlib.crc32(f"{config.training.seed}/{instance}".encode()) >> 1,
         trust_remote_code=config.model.trust_remote_code,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
     )
 
 
@@ -123,6 +126,8 @@ def engine_arguments(spec: EngineSpec, model_config: Any) -> dict[str, Any]:
             "kv_cache_memory_bytes": kv_cache_bytes(model_config, spec, num_tokens),
             "max_num_batched_tokens": max(4096, num_tokens),
         }
+    else:
+        arguments["gpu_memory_utilization"] = spec.gpu_memory_utilization
     return arguments
 
 

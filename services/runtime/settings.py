@@ -43,6 +43,9 @@ class Settings(BaseSettings):
     """Least level that is logged."""
     log_format: Literal["json", "text"] = "json"
     """One JSON object a line, or text for people."""
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    """Share of a GPU's memory that a rollout server takes for weights and KV cache. Lower it where the learner works on
+    the same GPU."""
     allow_remote_code: bool = False
     """Let runs set model.trust_remote_code."""
 

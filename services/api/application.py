@@ -9,13 +9,16 @@ from fastapi import FastAPI
 from services.api import problems
 from services.api.fleet.endpoints import router as fleet_router
 from services.api.history.endpoints import router as history_router
+from services.api.keys.endpoints import router as keys_router
+from services.api.limiter import RateLimiter
 from services.api.loops import repeat
 from services.api.page.endpoints import router as run_files_router
 from services.api.page.serve import Page
 from services.api.parts import Parts
 from services.api.problems import Problem
+from services.api.reference import router as reference_router
 from services.api.runs.endpoints import router as runs_router
-from services.api.security import Guard
+from services.api.security import HEALTH_PATHS, Guard, StrictHeaders
 
 DESCRIPTION = "Runs, their history, services and metrics. Errors are RFC 9457 problem documents."
 SCHEDULE_SECONDS = 0.5
@@ -26,29 +29,37 @@ REFRESH_SECONDS = 1.0
 
 def make_application(parts: Parts) -> FastAPI:
     """The application over ready parts."""
-    app = FastAPI(title="Turnout", version="0.1.0", description=DESCRIPTION, redoc_url=None)
+    app = FastAPI(title="Turnout", version="0.1.0", description=DESCRIPTION, docs_url=None, redoc_url=None)
     app.state.parts = parts
-    app.add_middleware(Guard, api_key=parts.settings.api_key)
+    app.add_middleware(Guard, keys=parts.keys, limiter=RateLimiter(parts.settings.rate_limit))
     app.add_middleware(Page)  # in front of the guard: the page must load before it can ask for the key
+    app.add_middleware(StrictHeaders)
     problems.install(app)
-    for router in (runs_router, history_router, fleet_router, run_files_router):
+    for router in (runs_router, history_router, fleet_router, run_files_router, keys_router, reference_router):
         app.include_router(router)
     _describe_problems(app)
     return app
 
 
 def _describe_problems(app: FastAPI) -> None:
-    """Put the problem document into the OpenAPI description, where the endpoints refer to it."""
+    """Put the problem document, the key and what the guard answers into the OpenAPI description."""
     make = app.openapi
 
     def openapi() -> dict[str, object]:
         document = make()
-        document.setdefault("components", {}).setdefault("schemas", {})["Problem"] = Problem.model_json_schema()
-        for operations in document["paths"].values():
+        components = document.setdefault("components", {})
+        components.setdefault("schemas", {})["Problem"] = Problem.model_json_schema()
+        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"key": []}]
+        for path, operations in document["paths"].items():
             for operation in operations.values():
-                invalid = operation["responses"].get("422")
-                if invalid is not None:
-                    invalid.update(problems.responses(422)[422])
+                if path in HEALTH_PATHS:
+                    operation["security"] = []
+                    continue
+                answers = operation["responses"]
+                for status, answer in problems.responses(403, 422, 429).items():
+                    if status != 422 or "422" in answers:
+                        answers[str(status)] = answer
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -13,6 +13,7 @@ from services.api.broadcaster import Broadcaster
 from services.api.database import Database
 from services.api.ingest import Ingest
 from services.api.journal import Journal
+from services.api.keys.keyring import Keyring
 from services.api.loops import LoopStatus
 from services.api.metrics.board import Board
 from services.api.metrics.federation import Federation
@@ -41,6 +42,7 @@ class Parts:
     board: Board
     federation: Federation
     journal: Journal
+    keys: Keyring
     runs: RunService
     scheduler: Scheduler
     ingest: Ingest
@@ -83,6 +85,7 @@ def make_parts(settings: Settings, redis: Redis, database: Database) -> Parts:
         board=board,
         federation=federation,
         journal=journal,
+        keys=Keyring(database, settings.api_key),
         runs=RunService(settings, redis, database, journal, signals),
         scheduler=Scheduler(redis, database, journal),
         ingest=Ingest(redis, journal, signals, instance),

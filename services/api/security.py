@@ -1,63 +1,177 @@
-"""Who may call: everyone on loopback without a key; with a key set, only those who send it."""
+"""Who may call what, how often, and with how much: everything that is decided before a route sees the request."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
+from collections.abc import Mapping
+from urllib.parse import urlsplit
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.api.keys.keyring import Caller, Keyring
+from services.api.limiter import RateLimiter
 from services.api.problems import problem
 from services.contracts.errors import ConfigurationError
+from services.runtime.logs import get_logger
 from services.runtime.settings import LOOPBACK, Settings
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz"})
-"""Answer without the key, for whoever restarts or routes to the service. They tell nothing of runs."""
+log = get_logger(__name__)
+HEALTH_PATHS = frozenset({"/healthz", "/readyz"})
+"""Answer everyone, for whoever restarts or routes to the service. They tell nothing of runs."""
+REFERENCE_PATHS = ("/docs", "/openapi.json")
+"""Need no key either: what this release can do is no secret, and a browser could not send one for them."""
+KEYS_PATH = "/v1/keys"
+READING = frozenset({"GET", "HEAD", "OPTIONS"})
 MAX_BODY_BYTES = 1 << 20
+MIN_KEY_LENGTH = 16
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+"""On every answer that does not bring its own: nothing of it may be framed, guessed at or linked from elsewhere."""
+Headers = Mapping[bytes, bytes]
 
 
 def check_exposure(settings: Settings) -> None:
-    """Raise `ConfigurationError` where the API would listen for other machines without a key."""
-    if settings.host not in LOOPBACK and not settings.api_key:
+    """Raise `ConfigurationError` where the API would listen for other machines without a key, or with one that can be
+    guessed."""
+    if settings.host in LOOPBACK:
+        return
+    problem = "is not set" if not settings.api_key else f"has fewer than {MIN_KEY_LENGTH} characters"
+    if len(settings.api_key) < MIN_KEY_LENGTH:
         raise ConfigurationError(
-            f"TURNOUT_HOST is {settings.host}, which other machines can reach, but TURNOUT_API_KEY is not set.",
+            f"TURNOUT_HOST is {settings.host}, which other machines can reach, but TURNOUT_API_KEY {problem}.",
             remedy="Set TURNOUT_API_KEY to a long random text, or listen on 127.0.0.1.",
             field="TURNOUT_API_KEY",
         )
 
 
-class Guard:
-    """Middleware: refuses requests without the key, and bodies that are too large."""
+class StrictHeaders:
+    """Middleware: `HEADERS` on every answer that lacks them."""
 
-    def __init__(self, app: ASGIApp, api_key: str) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self._digest = hashlib.sha256(api_key.encode()).digest() if api_key else None
+        self._headers = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        headers: dict[bytes, bytes] = dict(scope["headers"])
-        if scope["path"] not in OPEN_PATHS and not self._allowed(headers.get(b"authorization", b"")):
-            answer = problem(
-                401, "Unauthorized", "This API needs its key.", remedy="Send it as Authorization: Bearer <key>."
-            )
-            await answer(scope, receive, send)
-            return
-        length = headers.get(b"content-length", b"0")
-        chunked = b"transfer-encoding" in headers
-        if chunked or not length.isdigit() or int(length) > MAX_BODY_BYTES:
-            answer = problem(
-                413, "Content too large", f"Bodies are limited to {MAX_BODY_BYTES} bytes, their length given."
-            )
-            await answer(scope, receive, send)
-            return
-        await self.app(scope, receive, send)
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                present = {name.lower() for name, _ in message["headers"]}
+                added = [header for header in self._headers if header[0] not in present]
+                message = {**message, "headers": [*message["headers"], *added]}
+            await send(message)
 
-    def _allowed(self, header: bytes) -> bool:
-        if self._digest is None:
-            return True
-        scheme, _, key = header.partition(b" ")
-        # Digests are compared, so that neither the key's length nor its first wrong letter shows in the time.
-        right = hmac.compare_digest(hashlib.sha256(key.strip()).digest(), self._digest)
-        return right and scheme.lower() == b"bearer"
+        await self.app(scope, receive, with_headers if scope["type"] == "http" else send)
+
+
+class Guard:
+    """Middleware: refuses requests of strangers, of the wrong role, that come too often, and bodies too large.
+
+    With a key set, the key decides. Without one the API listens on loopback, and whoever uses this machine may do
+    everything; but a web page of somebody else's, opened in a browser here, may not: see `_refuse_other_sites`.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Keyring, limiter: RateLimiter) -> None:
+        self.app = app
+        self.keys = keys
+        self.limiter = limiter
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = None
+        if scope["type"] == "http":
+            headers: Headers = dict(scope["headers"])
+            refusal = await self._refusal(scope, headers)
+            refusal = refusal or _refuse_large_bodies(headers)
+        await (refusal or self.app)(scope, receive, send)
+
+    async def _refusal(self, scope: Scope, headers: Headers) -> JSONResponse | None:
+        path, method = scope["path"], scope["method"]
+        if path in HEALTH_PATHS:
+            return None
+        client = scope.get("client")
+        address = f"address {client[0] if client else 'unknown'}"
+        if path in REFERENCE_PATHS or path.startswith("/docs/"):
+            return self._refuse_haste(address)
+        if not self.keys.required:
+            return _refuse_other_sites(method, headers) or self._refuse_haste(address)
+        try:
+            caller = await self._caller(headers)
+        except SQLAlchemyError as error:
+            log.error("keys cannot be read", error=type(error).__name__)
+            return problem(503, "Unavailable", "The database does not answer.", remedy="Try again; see the API's log.")
+        if caller is None:
+            return self._refuse_haste(address) or problem(
+                401, "Unauthorized", "This API needs a key.", remedy="Send one as Authorization: Bearer <key>."
+            )
+        return self._refuse_haste(f"key {caller.id}") or _refuse_role(caller, method, path)
+
+    async def _caller(self, headers: Headers) -> Caller | None:
+        scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+        return await self.keys.find(key.strip()) if scheme.lower() == b"bearer" else None
+
+    def _refuse_haste(self, client: str) -> JSONResponse | None:
+        seconds = self.limiter.wait_seconds(client)
+        if seconds is None:
+            return None
+        answer = problem(
+            429,
+            "Too many requests",
+            "This client calls too often.",
+            remedy=f"Wait {seconds} s. Follow /events, not polls.",
+        )
+        answer.headers["Retry-After"] = str(seconds)
+        return answer
+
+
+def _refuse_role(caller: Caller, method: str, path: str) -> JSONResponse | None:
+    of_keys = path == KEYS_PATH or path.startswith(KEYS_PATH + "/")
+    if caller.role == "operate" or (method in READING and not of_keys):
+        return None
+    return problem(
+        403,
+        "Forbidden",
+        "This key has the role read: it may look at runs, but change nothing.",
+        remedy="Use a key with the role operate.",
+    )
+
+
+def _refuse_other_sites(method: str, headers: Headers) -> JSONResponse | None:
+    """Without a key a browser on this machine is trusted, the sites that it shows are not: a name of theirs that leads
+    to 127.0.0.1 (DNS rebinding) shows in `Host`, a form or script of theirs in `Origin`."""
+    host = headers.get(b"host", b"").decode("latin-1")
+    origin = headers.get(b"origin", b"").decode("latin-1")
+    foreign_host = bool(host) and _host(f"//{host}") not in LOOPBACK
+    foreign_origin = bool(origin) and method not in READING and _authority(origin) != host
+    if not foreign_host and not foreign_origin:
+        return None
+    return problem(
+        403,
+        "Forbidden",
+        "Without a key this API answers only its own machine, under its own address.",
+        remedy="Call http://127.0.0.1:<port>, or set TURNOUT_API_KEY to serve others.",
+    )
+
+
+def _host(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+def _authority(url: str) -> str:
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
+        return ""
+
+
+def _refuse_large_bodies(headers: Headers) -> JSONResponse | None:
+    length = headers.get(b"content-length", b"0")
+    if b"transfer-encoding" not in headers and length.isdigit() and int(length) <= MAX_BODY_BYTES:
+        return None
+    return problem(413, "Content too large", f"Bodies are limited to {MAX_BODY_BYTES} bytes, their length given.")

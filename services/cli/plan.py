@@ -88,8 +88,11 @@ def make_plan(home: Path, *, num_rollout_servers: int, num_verifiers: int, api_p
 
 
 def _common_environment(home: Path, launch: str, redis_url: str) -> dict[str, str]:
+    # Who starts services by hand means the files of the folder that they stand in, too.
+    roots = os.environ.get("TURNOUT_ROOTS") or ":".join(dict.fromkeys(map(str, (working_folder(), home, Path.cwd()))))
     environment = {
         "TURNOUT_HOME": str(home),
+        "TURNOUT_ROOTS": roots,
         "TURNOUT_REDIS_URL": redis_url,
         LAUNCH_VARIABLE: launch,
         "PYTHONUNBUFFERED": "1",

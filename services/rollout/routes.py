@@ -6,7 +6,6 @@ that could change weights past verification.
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ from fastapi.responses import JSONResponse
 
 from services.contracts.errors import ConflictError, TurnoutError, UnavailableError
 from services.rollout.server import EngineServer
+from services.runtime.access import is_service, unauthorized
 from services.runtime.settings import Settings
 
 PREFIX = "/v1/engine"
@@ -79,8 +79,8 @@ def add_routes(app: FastAPI, server: EngineServer, settings: Settings, busy: Cal
 
     @app.get("/v1/weights")
     async def weights(request: Request) -> Response:
-        if not _allowed(request, settings):
-            return _unauthorized()
+        if not is_service(request, settings):
+            return unauthorized()
         return JSONResponse({"version": server.version, "checksum": server.checksum, "run_id": server.run_id})
 
     inner = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -88,8 +88,8 @@ def add_routes(app: FastAPI, server: EngineServer, settings: Settings, busy: Cal
 
     @inner.middleware("http")
     async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        if not _allowed(request, settings):
-            return _unauthorized()
+        if not is_service(request, settings):
+            return unauthorized()
         if server.engine is None:
             return problem(
                 UnavailableError(
@@ -120,25 +120,5 @@ def problem(error: TurnoutError) -> Response:
     return JSONResponse(
         {"type": "about:blank", "title": error.title, "status": error.status, "detail": str(error)},
         status_code=error.status,
-        media_type="application/problem+json",
-    )
-
-
-def _allowed(request: Request, settings: Settings) -> bool:
-    if not settings.service_token:
-        return True
-    given = request.headers.get("authorization", "").encode()
-    return hmac.compare_digest(given, f"Bearer {settings.service_token}".encode())
-
-
-def _unauthorized() -> Response:
-    return JSONResponse(
-        {
-            "type": "about:blank",
-            "title": "Unauthorized",
-            "status": 401,
-            "detail": "Send the services' token as `Authorization: Bearer <TURNOUT_SERVICE_TOKEN>`.",
-        },
-        status_code=401,
         media_type="application/problem+json",
     )

@@ -31,6 +31,7 @@ from redis.exceptions import RedisError
 
 from services.contracts.errors import TurnoutError, UnavailableError, without_password
 from services.contracts.services import ServiceKind
+from services.runtime.access import is_service, unauthorized
 from services.runtime.logs import configure_logs, get_logger
 from services.runtime.queue import connect
 from services.runtime.registry import Presence
@@ -79,7 +80,7 @@ async def _run(kind: ServiceKind, settings: Settings, loops: Callable[[Service],
     port = listener.getsockname()[1]
     url = settings.advertise_url or f"http://{settings.host}:{port}"
     presence = Presence(redis, kind, settings.instance_name(kind), url)
-    service = Service(settings, redis, presence, make_app(presence))
+    service = Service(settings, redis, presence, make_app(presence, settings))
     server = uvicorn.Server(uvicorn.Config(service.app, log_config=None, access_log=False, timeout_graceful_shutdown=2))
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     stop = asyncio.Event()
@@ -151,9 +152,9 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def make_app(presence: Presence) -> FastAPI:
-    """The HTTP server that every service has."""
-    app = FastAPI(title=f"Turnout {presence.kind}", docs_url=None, redoc_url=None)
+def make_app(presence: Presence, settings: Settings) -> FastAPI:
+    """The HTTP server that every service has. Strangers learn from it only whether the service lives."""
+    app = FastAPI(title=f"Turnout {presence.kind}", docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.exception_handler(404)
     async def not_found(_: Request, error: Exception) -> Response:
@@ -165,8 +166,9 @@ def make_app(presence: Presence) -> FastAPI:
         return JSONResponse(body, status, headers, media_type="application/problem+json")
 
     @app.get("/healthz")
-    async def healthz() -> dict[str, str]:
-        return {"status": "ok", "service": presence.kind, "instance": presence.instance, **presence.details}
+    async def healthz(request: Request) -> dict[str, str]:
+        details = presence.details if is_service(request, settings) else {}
+        return {"status": "ok", "service": presence.kind, "instance": presence.instance, **details}
 
     @app.get("/readyz")
     async def readyz(response: Response) -> dict[str, str]:
@@ -175,7 +177,9 @@ def make_app(presence: Presence) -> FastAPI:
         return {"state": presence.state}
 
     @app.get("/metrics")
-    async def metrics() -> Response:
+    async def metrics(request: Request) -> Response:
+        if not is_service(request, settings):
+            return unauthorized()
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     return app

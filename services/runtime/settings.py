@@ -16,7 +16,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="TURNOUT_", extra="ignore", use_attribute_docstrings=True)
 
-    redis_url: str = "redis://127.0.0.1:6379/0"
+    redis_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
     """Redis or Valkey server that holds the queues."""
     home: Path = Path(".turnout")
     """Folder for runs (weights, checkpoints), the SQLite database and logs."""
@@ -31,11 +31,17 @@ class Settings(BaseSettings):
     """Port of the service's HTTP server; 0 picks a free one."""
     advertise_url: str = ""
     """URL under which other services reach this one; empty: http://<host>:<port>."""
-    database_url: str = ""
+    database_url: str = Field(default="", repr=False)
     """SQLAlchemy URL of the API's database; empty: an SQLite file under `home`."""
-    api_key: str = ""
-    """Key that REST clients must send as `Authorization: Bearer <key>`. Needed to listen beyond loopback."""
-    service_token: str = ""
+    api_key: str = Field(default="", repr=False)
+    """First key of the API, with the role operate: clients send it as `Authorization: Bearer <key>`. Setting it turns
+    keys on; needed to listen beyond loopback."""
+    rate_limit: str = "100/second;3000/minute"
+    """Requests that the API takes from one client (a key, or an address without one); empty for no limit."""
+    roots: str = ""
+    """Folders that models and data files of runs may lie in, separated by colons, links followed; empty: the API's
+    working folder and `home`."""
+    service_token: str = Field(default="", repr=False)
     """Token that services send each other. Needed to listen beyond loopback."""
     stall_seconds: float = Field(default=60.0, gt=0)
     """A service that waits longer than this for one thing is reported as stalled."""
@@ -52,6 +58,12 @@ class Settings(BaseSettings):
     def instance_name(self, service: str) -> str:
         """This instance's name, with the default filled in."""
         return self.instance or f"{service}-0"
+
+    @property
+    def root_folders(self) -> list[Path]:
+        """`roots` with the default filled in, links followed."""
+        named = [Path(part) for part in self.roots.split(":") if part]
+        return [folder.expanduser().resolve() for folder in named or [Path.cwd(), self.home]]
 
     @property
     def runs_folder(self) -> Path:

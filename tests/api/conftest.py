@@ -20,7 +20,14 @@ from tests.api.fakes import FakeInstance, FakeRollout, client_of, looping, serve
 
 @pytest.fixture
 def settings(tmp_path: Path, valkey_url: str) -> Settings:
-    return Settings(home=tmp_path / "home", redis_url=valkey_url, instance="api-0", database_url=emptied_postgres())
+    return Settings(
+        home=tmp_path / "home",
+        redis_url=valkey_url,
+        instance="api-0",
+        database_url=emptied_postgres(),
+        roots=f"{tmp_path}:{Path.cwd()}",
+        rate_limit="",
+    )
 
 
 def emptied_postgres() -> str:

@@ -39,7 +39,7 @@ async def eventually(
 
 def client_of(parts: Parts, **arguments: Any) -> httpx.AsyncClient:
     transport = httpx.ASGITransport(app=make_application(parts), raise_app_exceptions=False)
-    return httpx.AsyncClient(transport=transport, base_url="http://api", **arguments)
+    return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", **arguments)
 
 
 @contextlib.asynccontextmanager

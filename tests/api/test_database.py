@@ -33,6 +33,7 @@ async def test_migrations_make_exactly_the_models(settings: Settings) -> None:
         "weight_pushes",
         "events",
         "samples",
+        "api_keys",
         "alembic_version",
     }
     await database.close()
@@ -51,7 +52,7 @@ async def test_a_block_that_raises_changes_nothing(settings: Settings) -> None:
     with pytest.raises(RuntimeError):
         await break_off()
     async with database.read() as session:
-        assert (await session.execute(sa.text("SELECT version_num FROM alembic_version"))).scalar() == "0002"
+        assert (await session.execute(sa.text("SELECT version_num FROM alembic_version"))).scalar() == "0003"
     await database.close()
 
 

@@ -106,7 +106,7 @@ async def test_deleting_the_child_leaves_the_parent_its_files(
             "changes.rollout.group_size",
             "need siblings",
         ),
-        ({"changes": {"training": {"steps": 9}, "data": {"train": "/no/file"}}}, "changes.data.train", "no such file"),
+        ({"changes": {"training": {"steps": 9}, "data": {"train": "/etc/passwd"}}}, "changes.data.train", "outside"),
         ({"checkpoint": 1}, "checkpoint", "Choose one of 2, 3"),
         ({"checkpoint": -1}, "checkpoint", "checkpoint is -1"),
         ({"name": "/"}, "name", "name is '/'"),

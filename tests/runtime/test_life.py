@@ -44,6 +44,23 @@ async def until_listed(redis: Redis) -> str:
     return records[0].url
 
 
+async def test_strangers_learn_only_that_it_lives(redis: Redis, valkey_url: str) -> None:
+    process = start(valkey_url, TURNOUT_SERVICE_TOKEN="of this deployment")
+    try:
+        url = await asyncio.wait_for(until_listed(redis), 60)
+        async with httpx.AsyncClient(base_url=url) as client:
+            for headers in ({}, {"Authorization": "Bearer of another"}, {"Authorization": "of this deployment"}):
+                refused = await client.get("/metrics", headers=headers)
+                assert (refused.status_code, refused.headers["content-type"]) == (401, "application/problem+json")
+            assert (await client.get("/openapi.json")).status_code == 404
+            assert (await client.get("/healthz")).json().keys() == {"status", "service", "instance"}
+            known = {"Authorization": "Bearer of this deployment"}
+            assert (await client.get("/metrics", headers=known)).status_code == 200
+    finally:
+        process.kill()
+        process.wait()
+
+
 async def test_a_service_beats_answers_and_leaves_no_trace(redis: Redis, valkey_url: str) -> None:
     process = start(valkey_url, TURNOUT_INSTANCE="verifier-7")
     try:

@@ -4,6 +4,7 @@ from alembic import context
 
 from services.api.database import Base
 from services.api.history import models as history_models  # noqa: F401  tables register themselves
+from services.api.keys import models as key_models  # noqa: F401
 from services.api.runs import models as run_models  # noqa: F401
 
 connection = context.config.attributes.get("connection")

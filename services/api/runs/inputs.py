@@ -1,8 +1,13 @@
-"""Checks of a run's inputs at creation, so that a missing file is one clear sentence now, not a failed run later."""
+"""Checks of a run's inputs at creation, so that a missing file is one clear sentence now, not a failed run later.
+
+Paths must lie in the operator's folders (`Settings.root_folders`), links followed, before anything is said of whether
+they exist: who may start runs cannot feel about in the rest of the disk.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from services.contracts.errors import ConfigurationError
@@ -32,14 +37,17 @@ def _check_inputs(config: RunConfig, settings: Settings) -> None:
             remedy="Remove it, or let the operator set TURNOUT_ALLOW_REMOTE_CODE=true.",
             field="model.trust_remote_code",
         )
-    _check_model(config.model.path)
-    _check_data("data.train", config.data.train)
+    roots = settings.root_folders
+    _check_model(config.model.path, roots)
+    _check_data("data.train", config.data.train, roots)
     if config.data.validation is not None:
-        _check_data("data.validation", config.data.validation)
+        _check_data("data.validation", config.data.validation, roots)
 
 
-def _check_model(path: str) -> None:
-    folder = _path("model.path", path)
+def _check_model(path: str, roots: Sequence[Path]) -> None:
+    if _HUB_NAME.fullmatch(path) and not Path(path.split("/")[0]).exists():
+        return
+    folder = _path("model.path", path, roots)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ConfigurationError(
@@ -48,8 +56,6 @@ def _check_model(path: str) -> None:
                 field="model.path",
             )
         return
-    if _HUB_NAME.fullmatch(path) and not Path(path.split("/")[0]).exists():
-        return
     raise ConfigurationError(
         f"model.path is {path}, but there is no such folder.",
         remedy=f"Correct it (relative folders start at {Path.cwd()}), or write a hub name as owner/name.",
@@ -57,7 +63,7 @@ def _check_model(path: str) -> None:
     )
 
 
-def _check_data(field: str, name: str) -> None:
+def _check_data(field: str, name: str, roots: Sequence[Path]) -> None:
     if name.startswith("hub:"):
         if not _HUB_DATA.fullmatch(name):
             raise ConfigurationError(
@@ -66,7 +72,7 @@ def _check_data(field: str, name: str) -> None:
                 field=field,
             )
         return
-    if not _path(field, name).is_file():
+    if not _path(field, name, roots).is_file():
         raise ConfigurationError(
             f"{field} is {name}, but there is no such file.",
             remedy=f"Correct it (relative paths start at {Path.cwd()}), or write hub:<dataset name>.",
@@ -74,7 +80,17 @@ def _check_data(field: str, name: str) -> None:
         )
 
 
-def _path(field: str, text: str) -> Path:
+def _path(field: str, text: str, roots: Sequence[Path]) -> Path:
     if not text or "\0" in text or len(text) > 4096:
         raise ConfigurationError(f"{field} is not a path.", remedy="Name a file or folder.", field=field)
-    return Path(text)
+    try:
+        place = Path(text).resolve()
+    except (OSError, RuntimeError, ValueError):  # a loop of links, a name that the system refuses
+        place = Path("/")
+    if not any(place.is_relative_to(root) for root in roots):
+        raise ConfigurationError(
+            f"{field} is {text}, which lies outside the folders that runs may use: {', '.join(map(str, roots))}.",
+            remedy="Put it into one of them, or let the operator add its folder to TURNOUT_ROOTS (links are followed).",
+            field=field,
+        )
+    return place

@@ -1,0 +1,33 @@
+"""Services know each other by the deployment's token."""
+
+from __future__ import annotations
+
+import hmac
+
+from fastapi import Request
+from fastapi.responses import JSONResponse
+
+from services.runtime.settings import Settings
+
+
+def is_service(request: Request, settings: Settings) -> bool:
+    """Whether a request carries the deployment's token, or the deployment has none (then it listens on loopback)."""
+    if not settings.service_token:
+        return True
+    given = request.headers.get("authorization", "").encode()
+    return hmac.compare_digest(given, f"Bearer {settings.service_token}".encode())
+
+
+def unauthorized() -> JSONResponse:
+    """The refusal of a request without the token."""
+    return JSONResponse(
+        {
+            "type": "about:blank",
+            "title": "Unauthorized",
+            "status": 401,
+            "detail": "Send the services' token as `Authorization: Bearer <TURNOUT_SERVICE_TOKEN>`.",
+        },
+        401,
+        {"WWW-Authenticate": "Bearer"},
+        "application/problem+json",
+    )

@@ -22,12 +22,13 @@ from services.api.journal import Journal
 from services.api.runs.models import Run
 from services.api.runs.repository import unfinished_runs
 from services.contracts import streams
-from services.contracts.services import ServiceRecord
+from services.contracts.services import START_FAILURES, ServiceRecord
 from services.contracts.states import RunState
 from services.runtime.logs import get_logger
 from services.runtime.registry import list_services
 
 log = get_logger(__name__)
+MAX_START_FAILURES = 5
 ACTIVE_STATES: frozenset[str] = frozenset({"starting", "running", "paused", "stopping"})
 
 
@@ -85,6 +86,21 @@ def _fill_servers(run: Assigned, idle: list[str], alive: dict[str, ServiceRecord
         num_alive += 1
 
 
+def hopeless(run: Assigned, records: dict[str, ServiceRecord]) -> str:
+    """Why no server of this run will ever sample: each failed to start its engine `MAX_START_FAILURES` times.
+
+    Empty as long as one may. Such a run would hold its services for ever and train nothing.
+    """
+    servers = [records.get(name) for name in run.servers]
+    for server in servers:
+        if server is None or server.run_id != run.run_id:
+            return ""
+        if int(server.details.get(START_FAILURES, 0)) < MAX_START_FAILURES:
+            return ""
+    faults = [f"{server.instance}: {server.details.get('fault', '')}" for server in servers if server is not None]
+    return f"No rollout server can start its engine. {faults[0]}" if faults else ""
+
+
 class Scheduler:
     """Consumes: unfinished runs, service records. Produces: states, assignments, the runs' keys in Redis."""
 
@@ -102,7 +118,18 @@ class Scheduler:
         records = {record.instance: record for record in services}
         for run in runs:
             await self._carry_out(run, planned[run.id], records)
+            if reason := hopeless(planned[run.id], records):
+                await self._give_up(run.id, reason)
         await self._write_redis()
+
+    async def _give_up(self, run_id: str, reason: str) -> None:
+        async with self.database.write() as session:
+            run = await session.get(Run, run_id)
+            if run is None or run.state not in ("starting", "running", "paused"):
+                return
+            told = await self.journal.change_state(session, run, "failed", reason)
+        self.journal.tell(told)
+        log.error("run given up", run_id=run_id, reason=reason)
 
     async def _carry_out(self, seen: Run, item: Assigned, records: dict[str, ServiceRecord]) -> None:
         learner = records.get(item.learner) if item.learner else None

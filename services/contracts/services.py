@@ -11,6 +11,8 @@ ServiceState = Literal["idle", "starting", "ready", "updating", "failed"]
 
 HEARTBEAT_SECONDS = 1.0
 HEARTBEAT_EXPIRES_SECONDS = 10.0
+START_FAILURES = "start_failures"
+"""Key of `ServiceRecord.details`: how often in a row a rollout server's engine has not started for its run."""
 
 
 class ServiceRecord(Message, frozen=True, kw_only=True):

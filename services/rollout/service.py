@@ -16,7 +16,7 @@ from services.contracts import streams
 from services.contracts.errors import ConfigurationError, ConflictError, TurnoutError
 from services.contracts.events import Note
 from services.contracts.run_config import RunConfig
-from services.contracts.services import ServiceState
+from services.contracts.services import START_FAILURES, ServiceState
 from services.rollout import engine as engines
 from services.rollout import environment, telemetry
 from services.rollout.prompts import PromptRenderer, load_tokenizer, stop_tokens
@@ -54,6 +54,7 @@ class Supervisor:
         self._loading = False
         self._behind_since: float | None = None
         self._retry_at = 0.0
+        self._num_start_failures = 0
 
     def is_loading(self) -> bool:
         """An update of our own is under way; pushes must wait."""
@@ -111,13 +112,14 @@ class Supervisor:
             await self._end_engine()  # the model's own weights come back with a new engine only
         self._spec = spec
         self._retry_at = 0.0
-        self._presence.details.pop("fault", None)
+        self._forget_failures()
         log.info("run assigned", run_id=run_id, model=spec.model, engine_reused=self.server.engine is not None)
 
     async def _leave(self) -> None:
         await self._stop_worker()
         self._run_id = self._presence.run_id = self._run = None
         self._behind_since = None
+        self._forget_failures()
 
     def _make_worker(self) -> RolloutWorker:
         assert self._spec is not None
@@ -147,12 +149,19 @@ class Supervisor:
             await self._bring_up()
         except TurnoutError:
             self._retry_at = time.monotonic() + RETRY_SECONDS
+            self._num_start_failures += 1
+            self._presence.details[START_FAILURES] = str(self._num_start_failures)
             raise
         finally:
             self._loading = False
             self._presence.waits_for("")
-        self._presence.details.pop("fault", None)
+        self._forget_failures()
         log.info("engine started", seconds=round(time.monotonic() - started, 2), weight_version=self.server.version)
+
+    def _forget_failures(self) -> None:
+        self._num_start_failures = 0
+        self._presence.details.pop("fault", None)
+        self._presence.details.pop(START_FAILURES, None)
 
     async def _reuse(self, run_id: str) -> bool:
         """Serve this run with the engine of an earlier one, which still has its model's own weights."""

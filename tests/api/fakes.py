@@ -74,6 +74,7 @@ class FakeInstance:
         self.waiting_for = ""
         self.waiting_since: float | None = None
         self.tokens_total = 0
+        self.details: dict[str, str] = {}
         self.started_at = time.time()
 
     def record(self) -> ServiceRecord:
@@ -90,6 +91,7 @@ class FakeInstance:
             waiting_for=self.waiting_for,
             waiting_since=self.waiting_since,
             tokens_total=self.tokens_total,
+            details=self.details,
         )
 
     async def publish(self) -> None:

@@ -16,7 +16,7 @@ from services.api.parts import Parts, make_parts
 from services.api.scheduler import ACTIVE_STATES, Assigned, plan
 from services.contracts import streams
 from services.contracts.events import RunStateChanged
-from services.contracts.services import ServiceKind, ServiceRecord
+from services.contracts.services import START_FAILURES, ServiceKind, ServiceRecord
 from services.contracts.states import RUN_STATES, TERMINAL_STATES
 from services.runtime.settings import Settings
 from tests.api.fakes import FakeInstance, client_of, emit, eventually, looping
@@ -245,6 +245,45 @@ async def test_a_lost_learner_means_starting_again(
     await reaches(client, run_id, "running")
     text = (await client.get(f"/v1/runs/{run_id}/events", params={"follow": "false"})).text
     assert "Learner learner-0 was lost" in text
+
+
+async def test_a_run_whose_servers_cannot_start_fails_with_their_reason(
+    client: httpx.AsyncClient,
+    parts: Parts,
+    loops: None,
+    redis: Redis,
+    learner: FakeInstance,
+    run_body: dict[str, Any],
+) -> None:
+    servers = [FakeInstance(redis, "rollout", f"rollout-{index}") for index in range(2)]
+    for server in servers:
+        await server.publish()
+    run_id = await create(client, run_body, num_servers=2)
+    await eventually(lambda: both_assigned(servers, run_id))
+    await fail_to_start(servers[0], run_id, times=5)
+    await fail_to_start(servers[1], run_id, times=4)  # one more try may succeed
+    rounds = parts.status.rounds["scheduler"]
+    await eventually(lambda: parts.status.rounds["scheduler"] > rounds + 1)
+    assert (await shown(client, run_id))["state"] == "starting"
+    await fail_to_start(servers[1], run_id, times=5)
+    await reaches(client, run_id, "failed")
+    assert "rollout-0: the model has no weights" in (await shown(client, run_id))["reason"]
+
+    await client.post(f"/v1/runs/{run_id}/resume")  # for another try
+    for server in servers:
+        server.run_id, server.state, server.details = None, "idle", {}
+        await server.publish()
+    await reaches(client, run_id, "starting")
+
+
+async def both_assigned(servers: list[FakeInstance], run_id: str) -> bool:
+    return await assigned(servers) == [run_id] * 2
+
+
+async def fail_to_start(server: FakeInstance, run_id: str, times: int) -> None:
+    server.run_id, server.state = run_id, "failed"
+    server.details = {START_FAILURES: str(times), "fault": "the model has no weights"}
+    await server.publish()
 
 
 async def test_an_api_restart_changes_nothing(

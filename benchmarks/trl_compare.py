@@ -32,7 +32,8 @@ prepare_environment()
 from deploy.embedded.benchmark import is_right, questions  # noqa: E402
 from deploy.embedded.measure import POLICY, Examinee  # noqa: E402
 from deploy.embedded.vocabulary import render, teacher_content  # noqa: E402
-from services.contracts.run_config import ModelSection, RunConfig, parse_run_config  # noqa: E402
+from services.contracts.model_section import ModelSection  # noqa: E402
+from services.contracts.run_config import RunConfig, parse_run_config  # noqa: E402
 from services.learner.engine import DeepSpeedEngine  # noqa: E402
 from services.learner.minibatch import old_logprobs, run_minibatch  # noqa: E402
 from services.learner.objectives.advantages import group_advantages  # noqa: E402

@@ -66,7 +66,7 @@ async def measure(model: str, folder: str, rounds: int) -> dict[str, float]:
     from safetensors.torch import load_file
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-    from services.learner.publish import write_shards
+    from services.learner.weights import write_shards
     from services.rollout import engine as engines
     from services.rollout.environment import import_vllm
     from services.rollout.server import EngineServer

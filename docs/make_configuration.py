@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -36,12 +36,16 @@ says otherwise. `preset:` starts from one of the paper's settings; fields that y
 
 def type_text(schema: dict[str, Any]) -> str:
     """A field's type, from its JSON schema, in words that a reader of YAML knows."""
+    if "$ref" in schema:
+        return "section"
     if "anyOf" in schema:
         return " or ".join(type_text(part) for part in schema["anyOf"])
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
+    if "const" in schema:
+        return f"`{schema['const']}`"
     if schema.get("type") == "array":
-        return "list of numbers"
+        return "list of names" if schema.get("items", {}).get("type") == "string" else "list of numbers"
     return NAMES.get(schema.get("type", ""), schema.get("type", "text"))
 
 
@@ -70,12 +74,29 @@ def default_text(field: FieldInfo) -> str:
     return f"`{value}`" if value != "" else "empty"
 
 
+def nested(field: FieldInfo, *, optional: bool) -> type[BaseModel] | None:
+    """The section that a field holds, or with `optional` may hold; None for plain values."""
+    parts = (field.annotation, *(get_args(field.annotation) if optional else ()))
+    return next((part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)), None)
+
+
+def section_lines(name: str, field: FieldInfo) -> list[str]:
+    """A section's heading and table, and those of the sections inside."""
+    model = nested(field, optional=True)
+    if model is None:
+        return []
+    lines = [f"### `{name}`", "", *table(model), ""]
+    for inner, inner_field in model.model_fields.items():
+        lines += section_lines(f"{name}.{inner}", inner_field)
+    return lines
+
+
 def table(model: type[BaseModel]) -> list[str]:
     """One row a field."""
     properties = model.model_json_schema()["properties"]
     rows = ["| field | type | default | meaning |", "|---|---|---|---|"]
     for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        if nested(field, optional=False) is not None:
             continue
         meaning = " ".join((field.description or "").split()).replace("|", "\\|")
         rows.append(f"| `{name}` | {type_text(properties[name])}{bounds(field)} | {default_text(field)} | {meaning} |")
@@ -86,8 +107,7 @@ def page() -> str:
     """The whole page."""
     lines = [HEAD, *table(RunConfig), ""]
     for name, field in RunConfig.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            lines += [f"### `{name}`", "", *table(field.annotation), ""]
+        lines += section_lines(name, field)
     lines += ["## Presets", "", "| field | " + " | ".join(f"`{name}`" for name in PRESETS) + " |"]
     lines.append("|---|" + "---|" * len(PRESETS))
     paths = sorted({(section, key) for preset in PRESETS.values() for section in preset for key in preset[section]})

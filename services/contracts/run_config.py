@@ -10,30 +10,14 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from services.contracts.errors import ConfigurationError
+from services.contracts.model_section import Fraction, ModelSection, Positive, Section
 from services.contracts.presets import PRESETS
 
-Positive = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 _NAMED_FIELD = re.compile(r"(preset|[a-z]+\.[a-z_]+) ")
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$"
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown fields are refused, values cannot change after the check."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-
-class ModelSection(Section):
-    path: str
-    """Folder with a Hugging Face model, or a hub name. Relative folders are taken from the services' working folder."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Type of the weights in forward passes and in the rollout engine; the optimizer keeps fp32 master weights."""
-    trust_remote_code: bool = False
-    """Run Python code that the model's folder brings. Refused unless the operator allows it."""
 
 
 class DataSection(Section):
@@ -227,6 +211,11 @@ class RunConfig(Section):
                     raise ValueError(
                         f"objective.{field} is about the GRPO branch, which objective.name sdpo lacks; remove it"
                     )
+        if self.model.lora is not None and training.offload_teacher:
+            raise ValueError(
+                "training.offload_teacher has no use with model.lora, whose teacher is an adapter on the student's own "
+                "frozen weights; remove it"
+            )
         if training.max_staleness == 0 and rollout.num_servers > training.prompts_per_step:
             raise ValueError("rollout.num_servers exceeds training.prompts_per_step; the rest would never work")
         if self.data.validation is None and self.evaluation.every_steps is not None:

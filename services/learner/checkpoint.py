@@ -1,6 +1,7 @@
 """Checkpoints: whole and verified, or not there.
 
-    <home>/runs/<run>/checkpoints/step-00000010/hf/            model and tokenizer in Hugging Face format
+    <home>/runs/<run>/checkpoints/step-00000010/hf/            model and tokenizer in Hugging Face format; with LoRA
+                                                               the adapter and the tokenizer in PEFT's
                                                /state/         optimizer.safetensors, teacher.safetensors, state.json
                                                /manifest.json  bytes and SHA-256 of every file
 
@@ -31,6 +32,7 @@ from services.runtime.weight_store import MANIFEST, FileEntry, sha256_of, sync_f
 
 FORMAT = 1
 _RANDOM = "random_state"
+SaveModel = Callable[[Path, Mapping[str, Tensor]], None]
 
 
 class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -82,11 +84,11 @@ class Loaded:
 class CheckpointStore:
     """The checkpoints of one run."""
 
-    def __init__(self, run_folder: Path, save_model_files: Callable[[Path], None]) -> None:
-        """`save_model_files(folder)` writes configuration and tokenizer beside the weights."""
+    def __init__(self, run_folder: Path, save_model: SaveModel) -> None:
+        """`save_model(folder, weights)` writes weights, configuration and tokenizer."""
         self._run_folder = run_folder
         self.folder = run_folder / "checkpoints"
-        self._save_model_files = save_model_files
+        self._save_model = save_model
 
     def path(self, step: int) -> Path:
         return checkpoint_folder(self._run_folder, step)
@@ -103,8 +105,7 @@ class CheckpointStore:
         model, state = temporary / "hf", temporary / "state"
         model.mkdir(parents=True)
         state.mkdir()
-        self._save_model_files(model)
-        write_safetensors(model, "model", snapshot.weights)
+        self._save_model(model, snapshot.weights)
         if snapshot.optimizer:
             write_safetensors(state, "optimizer", snapshot.optimizer)
         if snapshot.teacher:

@@ -31,6 +31,8 @@ class EmaTeacher:
         self.rate = rate
         self.device = device
         self.offload = offload
+        self.names: list[str] = []
+        """Names of the averaged parameters, in the order of `full_averages`."""
         self._student: list[nn.Parameter] = []
         self._averages: list[Tensor] = []
 
@@ -44,10 +46,11 @@ class EmaTeacher:
 
     def attach(self, student: nn.Module) -> None:
         """Follow `student` from now on; call once DeepSpeed has it."""
+        self.names = [name for name, _ in student.named_parameters()]
         self._student = list(student.parameters())
         self._averages = []
         for own in self._own():
-            part = _part(own).detach()
+            part = part_of(own).detach()
             separate = part.dtype != torch.float32 or self.offload
             self._averages.append(
                 part.to("cpu" if self.offload else part.device, torch.float32, copy=True) if separate else part
@@ -62,13 +65,13 @@ class EmaTeacher:
         """Move the averages towards the student, then the model that passes run on."""
         self._release()
         for own, average, student in zip(self._own(), self._averages, self._student, strict=True):
-            target = _part(student).to(average.device, torch.float32)
+            target = part_of(student).to(average.device, torch.float32)
             assert target.shape == average.shape, "student and teacher are cut differently"
             average.lerp_(target, self.rate)
             self._write_back(own, average)
 
     def _write_back(self, own: nn.Parameter, average: Tensor) -> None:
-        part = _part(own)
+        part = part_of(own)
         if part.data_ptr() != average.data_ptr():
             part.copy_(average)
 
@@ -113,7 +116,7 @@ def frozen(model: nn.Module, device: torch.device, stage: int, settings: dict[st
     return _partitioned(twin, settings) if stage == 3 else twin.to(device)
 
 
-def _part(parameter: nn.Parameter) -> Tensor:
+def part_of(parameter: nn.Parameter) -> Tensor:
     """What this rank holds of a parameter: its part under ZeRO-3, all of it otherwise."""
     part = getattr(parameter, "ds_tensor", None)
     return parameter.data if part is None else part.data

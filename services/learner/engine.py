@@ -20,6 +20,7 @@ from services.contracts.errors import TurnoutError
 from services.contracts.run_config import OptimizerSection, RunConfig
 from services.learner.ema import EmaTeacher, frozen
 from services.learner.ranks import Ranks
+from services.learner.swap import AdapterTeacher, initial_model
 
 MAX_BUCKET = 500_000_000
 """Elements that DeepSpeed reduces at once, at most; small models get buckets of their own size."""
@@ -86,8 +87,8 @@ class DeepSpeedEngine:
     def __init__(
         self, config: RunConfig, model: nn.Module, ranks: Ranks, initial: Callable[[], nn.Module] | None = None
     ) -> None:
-        """`model` has the same weights on all ranks, in `model.dtype`. It becomes part of the engine. `initial` loads
-        the run's initial model where `model` has been trained already."""
+        """`model` has the same weights on all ranks, in `model.dtype`, and with `model.lora` its adapter. It becomes
+        part of the engine. `initial` loads the run's initial model where `model` has been trained already."""
         self.config = config
         self.rank = ranks.rank
         self.num_ranks = ranks.num_ranks
@@ -101,15 +102,22 @@ class DeepSpeedEngine:
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         sizes = [parameter.numel() for parameter in parameters]
         settings = deepspeed_config(config, sum(sizes), max(sizes))
+        taught = config.objective.name in OBJECTIVES_WITH_TEACHER
+        referred = bool(config.objective.reference_kl_coefficient)
         self.ema: EmaTeacher | None = None
-        if config.objective.name in OBJECTIVES_WITH_TEACHER:
-            self.ema = EmaTeacher.of(model, config, self.device, self.stage, settings)
         self.reference: nn.Module | None = None
-        if config.objective.reference_kl_coefficient:
-            self.reference = frozen(model if initial is None else initial(), self.device, self.stage, settings)
+        if config.model.lora is None:
+            if taught:
+                self.ema = EmaTeacher.of(model, config, self.device, self.stage, settings)
+            if referred:
+                self.reference = frozen(model if initial is None else initial(), self.device, self.stage, settings)
         self._deepspeed = _initialise(model, parameters, settings, config.optimizer)
         self.student: nn.Module = self._deepspeed
-        if self.ema is not None:
+        if config.model.lora is not None:
+            if taught:
+                self.ema = AdapterTeacher(self._deepspeed, config.objective.teacher_ema_rate, self.device)
+            self.reference = initial_model(self._deepspeed) if referred else None
+        elif self.ema is not None:
             self.ema.attach(self.module)
         self.teacher: nn.Module | None = None if self.ema is None else self.ema.model
 

@@ -58,8 +58,10 @@ class Leader:
         self.feeder = Feeder(link.queue, link.run_id, self.config, train)
         began = first_step(checkpoint, link.run_id)
         self.evaluator = Evaluator(link.queue, link.run_id, self.config, validation, began)
-        self.publisher = Publisher(link, WeightStore(settings.weights_of(link.run_id), link.run_id))
-        self.store = CheckpointStore(folder, lambda path: session.save_model_files(path, self.tokenizer))
+        self.publisher = Publisher(
+            link, WeightStore(settings.weights_of(link.run_id), link.run_id), session.write_published
+        )
+        self.store = CheckpointStore(folder, lambda path, weights: session.save_model(path, weights, self.tokenizer))
         self.writer = Writer()
         self._beat_at = time.monotonic()
         self._checkpoint_step = session.step

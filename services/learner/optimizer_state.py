@@ -58,9 +58,8 @@ def export_teacher(engine: DeepSpeedEngine) -> dict[str, Tensor]:
     """Parameter name -> float32 average in CPU memory; empty without teacher and on ranks other than 0. Collective."""
     if engine.ema is None:
         return {}
-    names = [name for name, _ in engine.module.named_parameters()]
     averages: dict[str, Tensor] = {}
-    for name, whole in zip(names, engine.ema.full_averages(), strict=True):
+    for name, whole in zip(engine.ema.names, engine.ema.full_averages(), strict=True):
         if engine.rank == 0:
             averages[name] = whole.to("cpu", copy=True).contiguous()
     return averages
@@ -70,7 +69,7 @@ def export_teacher(engine: DeepSpeedEngine) -> dict[str, Tensor]:
 def import_teacher(engine: DeepSpeedEngine, averages: Mapping[str, Tensor]) -> None:
     """Put back what `export_teacher` gave."""
     if engine.ema is not None:
-        engine.ema.load_full(averages[name] for name, _ in engine.module.named_parameters())
+        engine.ema.load_full(averages[name] for name in engine.ema.names)
 
 
 def _trained(engine: DeepSpeedEngine) -> Iterator[tuple[str, nn.Parameter]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +13,20 @@ from torch import Tensor
 from services.contracts import streams
 from services.contracts.events import WeightsPublished
 from services.learner.link import RunLink
-from services.learner.weights import write_safetensors
 from services.runtime.weight_store import Manifest, WeightStore
 
 KEEP_VERSIONS = 3
 """Versions kept in the weight store: the newest, and what slower servers may still be reading."""
-MIN_SHARD_BYTES = 32 * 2**20
-MAX_SHARDS = 64
-"""Weights are published in several files, which are checksummed at the same time."""
 
 
 class Publisher:
     """Publishes each version once; a resumed learner that comes past published versions again skips them."""
 
-    def __init__(self, link: RunLink, store: WeightStore) -> None:
+    def __init__(self, link: RunLink, store: WeightStore, write: Callable[[Path, Mapping[str, Tensor]], None]) -> None:
+        """`write(folder, weights)` makes the files of a version."""
         self._link = link
         self._store = store
+        self._write = write
 
     def publish(self, version: int, weights: Mapping[str, Tensor]) -> float:
         """Make version `version` visible to rollout servers. Returns the seconds that it took."""
@@ -36,7 +34,7 @@ class Publisher:
         if version < self._link.published_version:
             return 0.0
         self._store.collect(KEEP_VERSIONS - 1)
-        manifest = self._store.publish(version, lambda folder: write_shards(folder, weights))
+        manifest = self._store.publish(version, lambda folder: self._write(folder, weights))
         path = self._store.path(version).resolve()
         self._link.call(_announce(self._link.redis, self._link.run_id, manifest, path))
         self._link.emit(
@@ -53,12 +51,6 @@ class Publisher:
         self._link.report(weight_version=version)
         self._link.wake_feeder()
         return time.monotonic() - started
-
-
-def write_shards(folder: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write weights as files of a size that lets all cores check them."""
-    num_bytes = sum(tensor.nbytes for tensor in weights.values())
-    write_safetensors(folder, "model", weights, max(MIN_SHARD_BYTES, num_bytes // MAX_SHARDS))
 
 
 async def _announce(redis: Redis, run_id: str, manifest: Manifest, path: Path) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from services.contracts.run_config import RunConfig
+from services.learner import adapter
 from services.learner.broadcast import Step
 from services.learner.checkpoint import FORMAT, Loaded, Snapshot, State
 from services.learner.engine import DeepSpeedEngine
@@ -19,7 +20,7 @@ from services.learner.optimizer_state import export_state, export_teacher, impor
 from services.learner.prepare import share_of_rank
 from services.learner.ranks import Ranks
 from services.learner.sequence import TrainSequence
-from services.learner.weights import load_model, whole_weights
+from services.learner.weights import load_model, whole_weights, write_safetensors, write_shards
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,12 @@ class TrainingSession:
             allow_remote_code=allow_remote_code,
         )
         torch.manual_seed(config.training.seed)
-        model = load(config.model.path if checkpoint is None else str(checkpoint.model_path))
-        initial = None if checkpoint is None else partial(load, config.model.path)
-        self.engine = DeepSpeedEngine(config, model, ranks, initial)
+        self.engine = DeepSpeedEngine(
+            config,
+            _student(config, checkpoint, load),
+            ranks,
+            None if checkpoint is None else partial(load, config.model.path),
+        )
         self.step = 0
         """Training steps done."""
         if checkpoint is not None:
@@ -92,8 +96,10 @@ class TrainingSession:
         return result
 
     def weights(self) -> dict[str, Tensor]:
-        """Whole weights on rank 0. Collective."""
-        return whole_weights(self.engine.module, self.engine.rank)
+        """What is published: whole weights on rank 0, with `model.lora` the adapter's. Collective."""
+        if self.config.model.lora is None:
+            return whole_weights(self.engine.module, self.engine.rank)
+        return adapter.file_names(whole_weights(self.engine.module, self.engine.rank, trained_only=True))
 
     def snapshot(self, run_id: str, ledger: dict[str, int], weights: dict[str, Tensor]) -> Snapshot:
         """Copies of everything that a checkpoint holds; tensors on rank 0 only. Collective."""
@@ -101,13 +107,38 @@ class TrainingSession:
         optimizer, teacher = export_state(self.engine), export_teacher(self.engine)
         return Snapshot(state, weights, optimizer, teacher, torch.get_rng_state())
 
-    def save_model_files(self, folder: Path, tokenizer: object) -> None:
-        """Configuration and tokenizer, in Hugging Face format."""
+    def write_published(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        """Files of what `weights` gave, as rollout servers read them."""
+        if self.config.model.lora is None:
+            write_shards(folder, weights)
+        else:
+            adapter.write(folder, weights, self.engine.module)
+
+    def save_model(self, folder: Path, weights: Mapping[str, Tensor], tokenizer: object) -> None:
+        """Weights, configuration and tokenizer in Hugging Face format; with `model.lora` adapter and tokenizer in
+        PEFT's."""
+        tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
         model = self.engine.module
+        if self.config.model.lora is not None:
+            adapter.write(folder, weights, model)
+            return
+        write_safetensors(folder, "model", weights)
         model.config.save_pretrained(folder)  # type: ignore[union-attr,operator]
         if getattr(model, "generation_config", None) is not None:
             model.generation_config.save_pretrained(folder)  # type: ignore[union-attr,operator]
-        tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
+
+
+def _student(config: RunConfig, checkpoint: Loaded | None, load: Callable[[str], nn.Module]) -> nn.Module:
+    """The model that is trained, as the run begins with it or as the checkpoint holds it."""
+    if config.model.lora is not None:
+        model = adapter.inject(load(config.model.path), config.model)
+        if checkpoint is not None:
+            adapter.load(model, checkpoint.model_path)
+        return model
+    if checkpoint is None:
+        return load(config.model.path)
+    adapter.refuse_adapter(checkpoint.model_path)
+    return load(str(checkpoint.model_path))
 
 
 class _TeacherOnDevice:

@@ -102,7 +102,7 @@ def open_session(config: RunConfig, ranks: Ranks, checkpoint: Loaded | None, set
 
 def newest_checkpoint(folder: Path, link: RunLink) -> Loaded | None:
     """The checkpoint to go on from. Torn ones are told to people and passed over."""
-    store = CheckpointStore(folder, lambda _: None)
+    store = CheckpointStore(folder, lambda *_: None)
     return store.load_newest(lambda text: link.note(f"{text} The one before it is used.", "warning"))
 
 

@@ -14,9 +14,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from services.contracts.errors import ConfigurationError
-from services.contracts.run_config import ModelSection
+from services.contracts.model_section import ModelSection
 
 SHARD_BYTES = 4 * 1024**3
+MIN_SHARD_BYTES = 32 * 2**20
+MAX_SHARDS = 64
+"""Weights are published in several files, which are checksummed at the same time."""
 GATHER_ELEMENTS = 500_000_000
 """Parameters gathered at once under ZeRO-3, in elements."""
 
@@ -85,13 +88,13 @@ def _unloadable(what: str, path: str, error: Exception) -> ConfigurationError:
 
 
 @torch.no_grad()
-def whole_weights(module: nn.Module, rank: int) -> dict[str, Tensor]:
+def whole_weights(module: nn.Module, rank: int, *, trained_only: bool = False) -> dict[str, Tensor]:
     """Copies in CPU memory of all weights by Hugging Face name, tied ones once; empty on ranks other than 0.
 
     Collective under ZeRO-3.
     """
     weights: dict[str, Tensor] = {}
-    for names, parameters in _runs_of_parameters(module):
+    for names, parameters in _runs_of_parameters(module, trained_only):
         with _gathered(parameters):
             if rank == 0:
                 for name, parameter in zip(names, parameters, strict=True):
@@ -108,10 +111,12 @@ def _gathered(parameters: list[nn.Parameter]) -> AbstractContextManager[object]:
     return whole
 
 
-def _runs_of_parameters(module: nn.Module) -> list[tuple[list[str], list[nn.Parameter]]]:
+def _runs_of_parameters(module: nn.Module, trained_only: bool) -> list[tuple[list[str], list[nn.Parameter]]]:
     runs: list[tuple[list[str], list[nn.Parameter]]] = [([], [])]
     elements = 0
     for name, parameter in module.named_parameters():
+        if trained_only and not parameter.requires_grad:
+            continue
         count = int(getattr(parameter, "ds_numel", parameter.numel()))
         if elements and elements + count > GATHER_ELEMENTS:
             runs.append(([], []))
@@ -145,6 +150,12 @@ def write_safetensors(folder: Path, stem: str, tensors: Mapping[str, Tensor], sh
     total = sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": places}
     (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
+
+
+def write_shards(folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write weights as files of a size that lets all cores check them."""
+    num_bytes = sum(tensor.nbytes for tensor in weights.values())
+    write_safetensors(folder, "model", weights, max(MIN_SHARD_BYTES, num_bytes // MAX_SHARDS))
 
 
 def read_safetensors(folder: Path, stem: str) -> dict[str, Tensor]:

@@ -22,8 +22,9 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
 from services.contracts.errors import TurnoutError
 from services.rollout import last_words
+from services.rollout.adapter import holds_adapter, merged_tensors
 from services.rollout.environment import BACKEND, REFUSED, die_with_parent
-from services.runtime.weight_store import verify
+from services.runtime.weight_store import CorruptWeightsError, verify
 
 
 @dataclass
@@ -36,7 +37,8 @@ class StoreUpdateInfo(WeightTransferUpdateInfo):
     """One version of the weight store."""
 
     path: str
-    """Folder with `manifest.json` and safetensors files, parameter names as in a Hugging Face checkpoint."""
+    """Folder with `manifest.json` and safetensors files: parameter names as in a Hugging Face checkpoint, or a LoRA
+    adapter in PEFT's format."""
     checksum: str
     """`sha256:<hex>` that the manifest must have."""
 
@@ -71,19 +73,26 @@ class StoreWeightEngine(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
 
         folder = Path(update_info.path)
         try:
-            manifest = verify(folder, update_info.checksum)
-            files = [folder / entry.name for entry in manifest.files if entry.name.endswith(".safetensors")]
+            tensors = self._checked_tensors(folder, update_info.checksum)
         except (TurnoutError, OSError) as error:
             raise RuntimeError(f"{REFUSED}: {error}") from error
-        if not files:
-            raise RuntimeError(f"{REFUSED}: folder {folder} holds no safetensors file.")
         parameters = {name for name, _ in self.model.named_parameters()}
         initialize_layerwise_reload(self.model)
         self._touched = True
-        loaded = self.model.load_weights(tensors_of(files))
+        loaded = self.model.load_weights(tensors)
         if loaded is not None and not parameters <= set(loaded):
             missing = sorted(parameters - set(loaded))
             raise RuntimeError(f"weight folder {folder} lacks {missing[0]} and {len(missing) - 1} more parameters.")
+
+    def _checked_tensors(self, folder: Path, checksum: str) -> Iterator[tuple[str, torch.Tensor]]:
+        """All weights of a version, read while they are loaded. Faults are found before the first of them."""
+        manifest = verify(folder, checksum)
+        if holds_adapter(folder):
+            return merged_tensors(folder, self.model_config.model, self.model_config.dtype)
+        files = [folder / entry.name for entry in manifest.files if entry.name.endswith(".safetensors")]
+        if not files:
+            raise CorruptWeightsError(f"Folder {folder} holds no safetensors file.")
+        return tensors_of(files)
 
     def finish_weight_update(self) -> None:
         """Redo vLLM's processing of loaded weights and copy them to where the kernels read them."""

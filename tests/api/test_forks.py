@@ -169,3 +169,21 @@ async def test_a_repeated_request_makes_one_child(parts: Parts, client: httpx.As
     assert len(list(parts.settings.runs_folder.iterdir())) == 2
     other = await fork(client, parent, **body | {"name": "other"})
     assert (other.status_code, other.json()["field"]) == (422, "Idempotency-Key")
+
+
+async def test_a_fork_keeps_its_parents_adapter(
+    parts: Parts, client: httpx.AsyncClient, run_body: dict[str, Any]
+) -> None:
+    """It may run on other ranks and another ZeRO stage; the adapter's shape is the checkpoint's."""
+    lora = {"rank": 4, "target_modules": ["q_proj"]}
+    body = run_body | {"model": run_body["model"] | {"lora": lora}}
+    run_id = str((await client.post("/v1/runs", json=body)).json()["id"])
+    write_checkpoint(parts.settings.runs_folder / run_id, 2)
+    changed = {"steps": 9, "num_ranks": 2, "zero_stage": 3}
+    reply = await fork(client, run_id, changes={"training": changed})
+    assert reply.status_code == 201, reply.text
+    assert reply.json()["config"]["model"]["lora"] == lora | {"alpha": 32.0}
+    assert reply.json()["config"]["training"].items() >= changed.items()
+    for other in ({"rank": 8}, None):
+        refused = await fork(client, run_id, changes={"model": {"lora": other}, "training": {"steps": 9}})
+        assert (refused.status_code, refused.json()["field"]) == (422, "changes.model.lora")

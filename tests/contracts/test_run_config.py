@@ -73,6 +73,14 @@ def test_fields_given_win_over_the_preset() -> None:
         ),
         ({"optimizer": {"learning_rate": float("nan")}}, ["optimizer.learning_rate", "finite"]),
         ({"name": "../../etc"}, ["name is '../../etc'"]),
+        ({"model": {"lora": {"rank": 0}}}, ["model.lora.rank is 0", "greater than or equal to 1"]),
+        ({"model": {"lora": {"dropout": 0.1}}}, ["model.lora.dropout is not a field"]),
+        ({"model": {"lora": {"target_modules": "q_proj"}}}, ["model.lora.target_modules is 'q_proj'", "give a list"]),
+        ({"model": {"lora": {"target_modules": ["q_proj", "lm_head"]}}}, ["target_modules", "lm_head cannot have"]),
+        (
+            {"model": {"lora": {}}, "training": {"offload_teacher": True}},
+            ["training.offload_teacher has no use with model.lora", "remove it"],
+        ),
     ],
 )
 def test_bad_input_names_field_value_and_remedy(changes: dict[str, Any], words: list[str]) -> None:
@@ -103,7 +111,9 @@ def test_without_validation_data_there_is_no_evaluation() -> None:
 
 
 def test_a_configuration_survives_json() -> None:
-    config = parse_run_config({**MINIMAL, "preset": "paper-srpo"})
+    config = parse_run_config(
+        {**MINIMAL, "preset": "paper-srpo", "model": {"path": "m", "lora": {"target_modules": ["q_proj", "v_proj"]}}}
+    )
     assert RunConfig.model_validate_json(config.model_dump_json()) == config
 
 

@@ -18,6 +18,7 @@ from services.contracts.messages import (
     VersionSpan,
 )
 from services.runtime.queue import Delivery
+from tests.learner.engine_runs import EngineRuns
 from tests.learner.programs import Programs
 
 GroupMaker = Callable[..., ScoredGroup]
@@ -78,6 +79,12 @@ def programs() -> Iterator[Programs]:
     started = Programs()
     yield started
     started.close()
+
+
+@pytest.fixture(scope="session")
+def engine_runs(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> EngineRuns:
+    """Trainings of a tiny model under every ZeRO stage, in real processes, each made once."""
+    return EngineRuns(programs, tmp_path_factory)
 
 
 @pytest.fixture

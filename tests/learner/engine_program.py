@@ -1,6 +1,7 @@
 """Run by the engine tests, one process a rank: trains a tiny model under each ZeRO stage and saves what came out.
 
-RANK=0 WORLD_SIZE=1 python -m tests.learner.engine_program <folder> <stages> <dtype>
+RANK=0 WORLD_SIZE=1 python -m tests.learner.engine_program train <folder> <stages> <dtype> <full|lora>
+RANK=0 WORLD_SIZE=1 python -m tests.learner.engine_program resume <folder> <stages> <dtype> <full|lora> <state file>
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ NUM_UPDATES = 3
 VOCABULARY = 61
 
 
-def run_config(stage: int, dtype: str) -> RunConfig:
+def run_config(stage: int, dtype: str, kind: str = "full") -> RunConfig:
+    lora = {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]} if kind == "lora" else None
     return parse_run_config(
         {
             "name": "engine",
-            "model": {"path": "unused", "dtype": dtype},
+            "model": {"path": "unused", "dtype": dtype, "lora": lora},
             "data": {"train": "unused"},
+            "objective": {"reference_kl_coefficient": 0.1 if lora else 0.0},
             "optimizer": {"learning_rate": 1e-2, "warmup_steps": 2, "schedule": "cosine", "gradient_clip": 1.0},
             "training": {"steps": 10, "zero_stage": stage},
         }
@@ -51,6 +54,14 @@ def tiny_model(dtype: str = "float32") -> nn.Module:
     model = Qwen3ForCausalLM(config).to(getattr(torch, dtype))
     model.config.use_cache = False
     return model
+
+
+def trained_model(config: RunConfig) -> nn.Module:
+    """The tiny model as the run trains it: itself, or with an adapter that is the same each time."""
+    from services.learner.adapter import inject
+
+    model = tiny_model(config.model.dtype)
+    return model if config.model.lora is None else inject(model, config.model)
 
 
 def batches() -> Tensor:
@@ -77,26 +88,20 @@ def train(engine: Any, updates: Tensor) -> list[float]:
     return norms
 
 
-def main(folder: Path, stages: list[int], dtype: str) -> None:
+def main(folder: Path, stages: list[int], dtype: str, kind: str) -> None:
     from services.learner.engine import DeepSpeedEngine
-    from services.learner.optimizer_state import export_state, export_teacher, import_state, import_teacher
+    from services.learner.optimizer_state import export_state, export_teacher
     from services.learner.weights import whole_weights
 
     ranks = join()
     data = batches()
     for stage in stages:
-        engine = DeepSpeedEngine(run_config(stage, dtype), tiny_model(dtype), ranks)
+        config = run_config(stage, dtype, kind)
+        engine = DeepSpeedEngine(config, trained_model(config), ranks)
         norms = train(engine, data[:NUM_UPDATES])
-        weights = whole_weights(engine.module, 0)
+        weights = whole_weights(engine.module, 0, trained_only=True)
         state, teacher = export_state(engine), export_teacher(engine)
-        # Rank 0 has the whole state; the others read it as they would from a checkpoint.
-        holder = [state, teacher]
-        torch.distributed.broadcast_object_list(holder)
-        resumed_model = tiny_model(dtype)
-        resumed_model.load_state_dict(weights, strict=False)
-        resumed = DeepSpeedEngine(run_config(stage, dtype), resumed_model, ranks)
-        import_state(resumed, holder[0], NUM_UPDATES)
-        import_teacher(resumed, holder[1])
+        resumed = resume(config, ranks, {"weights": weights, "state": state, "teacher": teacher})
         norms += train(engine, data[NUM_UPDATES:])
         train(resumed, data[NUM_UPDATES:])
         result = {
@@ -104,22 +109,64 @@ def main(folder: Path, stages: list[int], dtype: str) -> None:
             "weights": weights,
             "state": state,
             "teacher": teacher,
-            "later": whole_weights(engine.module, 0),
-            "later_teacher": export_teacher(engine),
-            "resumed": whole_weights(resumed.module, 0),
-            "resumed_teacher": export_teacher(resumed),
+            **later(engine),
+            **{f"resumed_{name}": value for name, value in later(resumed).items()},
         }
         with torch.no_grad():
-            teacher_model = engine.teacher
-            result["teacher_logits"] = teacher_model(input_ids=data[0, :1]).logits
+            for name in ("student", "teacher", "reference"):
+                model = getattr(engine, name)
+                result[f"{name}_logits"] = None if model is None else model(input_ids=data[0, :1]).logits
+        if ranks.rank == 0:
+            torch.save(result, folder / f"stage{stage}.pt")
+    leave()
+
+
+def later(engine: Any) -> dict[str, Any]:
+    from services.learner.optimizer_state import export_state, export_teacher
+    from services.learner.weights import whole_weights
+
+    return {
+        "later": whole_weights(engine.module, 0, trained_only=True),
+        "later_state": export_state(engine),
+        "later_teacher": export_teacher(engine),
+    }
+
+
+def resume(config: RunConfig, ranks: Any, saved: dict[str, Any]) -> Any:
+    """An engine that goes on from what rank 0 has in `saved`; the others get it as they would from a checkpoint."""
+    from services.learner.engine import DeepSpeedEngine
+    from services.learner.optimizer_state import import_state, import_teacher
+
+    holder = [saved["weights"], saved["state"], saved["teacher"]]
+    torch.distributed.broadcast_object_list(holder)
+    model = trained_model(config)
+    model.load_state_dict(holder[0], strict=False)
+    engine = DeepSpeedEngine(config, model, ranks)
+    import_state(engine, holder[1], NUM_UPDATES)
+    import_teacher(engine, holder[2])
+    return engine
+
+
+def go_on(folder: Path, stages: list[int], dtype: str, kind: str, source: Path) -> None:
+    """From a state that another number of ranks, and another stage, may have left."""
+    ranks = join()
+    saved = torch.load(source, weights_only=True)
+    for stage in stages:
+        engine = resume(run_config(stage, dtype, kind), ranks, saved)
+        train(engine, batches()[NUM_UPDATES:])
+        result = later(engine)
         if ranks.rank == 0:
             torch.save(result, folder / f"stage{stage}.pt")
     leave()
 
 
 def run_from(arguments: list[str]) -> None:
-    folder, stages, dtype = arguments
-    main(Path(folder), [int(stage) for stage in stages.split(",")], dtype)
+    what, folder, stages, dtype, kind, *source = arguments
+    numbers = [int(stage) for stage in stages.split(",")]
+    if what == "resume":
+        go_on(Path(folder), numbers, dtype, kind, Path(source[0]))
+    else:
+        main(Path(folder), numbers, dtype, kind)
 
 
 if __name__ == "__main__":

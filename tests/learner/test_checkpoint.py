@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,11 @@ def snapshot(step: int) -> Snapshot:
 
 @pytest.fixture
 def store(tmp_path: Path) -> CheckpointStore:
-    return CheckpointStore(tmp_path, lambda folder: (folder / "config.json").write_text("{}") and None)
+    def save_model(folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
+        write_safetensors(folder, "model", weights)
+        (folder / "config.json").write_text("{}")
+
+    return CheckpointStore(tmp_path, save_model)
 
 
 def test_what_is_written_comes_back(store: CheckpointStore) -> None:

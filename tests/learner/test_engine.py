@@ -3,47 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from services.contracts.run_config import OptimizerSection
 from services.learner.engine import learning_rate, num_updates
 from tests.learner.engine_program import NUM_UPDATES, batches, row_loss, run_config, tiny_model
-from tests.learner.programs import Programs
-
-STAGES = (0, 1, 2, 3)
-MIXED_STAGES = (1, 2, 3)
-"""bfloat16 runs stage 0 as stage 1."""
-Results = Callable[[int, str], dict[int, dict[str, Any]]]
-
-
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory, programs: Programs) -> Results:
-    """What `engine_program` makes of (number of ranks, dtype), by stage."""
-    made: dict[tuple[int, str], dict[int, dict[str, Any]]] = {}
-
-    def run(num_ranks: int, dtype: str) -> dict[int, dict[str, Any]]:
-        stages = STAGES if dtype == "float32" else MIXED_STAGES
-        if (num_ranks, dtype) not in made:
-            folder = tmp_path_factory.mktemp("engine")
-            run_program(programs, folder, num_ranks, dtype, stages)
-            made[num_ranks, dtype] = {
-                stage: torch.load(folder / f"stage{stage}.pt", weights_only=True) for stage in stages
-            }
-        return made[num_ranks, dtype]
-
-    return run
-
-
-def run_program(programs: Programs, folder: Path, num_ranks: int, dtype: str, stages: tuple[int, ...]) -> None:
-    arguments = [str(folder), ",".join(map(str, stages)), dtype]
-    with programs.ranks("engine", num_ranks, {}, arguments) as ranks:
-        assert [process.wait() for process in ranks] == [0] * num_ranks
+from tests.learner.engine_runs import MIXED_STAGES, STAGES, EngineRuns, largest_difference, named
 
 
 @pytest.fixture(scope="module")
@@ -71,19 +40,12 @@ def reference() -> dict[str, Any]:
     return {"snapshots": snapshots, "norms": norms, "teacher_logits": logits}
 
 
-def named(model: nn.Module) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-
-
-def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
-    assert first.keys() == second.keys()
-    return max(float((first[name].float() - second[name].float()).abs().max()) for name in first)
-
-
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("num_ranks", [1, 2])
-def test_updates_equal_plain_adamw(results: Results, reference: dict[str, Any], num_ranks: int, stage: int) -> None:
-    result = results(num_ranks, "float32")[stage]
+def test_updates_equal_plain_adamw(
+    engine_runs: EngineRuns, reference: dict[str, Any], num_ranks: int, stage: int
+) -> None:
+    result = engine_runs.result(num_ranks, stage)
     after_three, after_six = reference["snapshots"][NUM_UPDATES - 1][0], reference["snapshots"][-1][0]
     assert largest_difference(result["weights"], after_three) < 5e-6
     assert largest_difference(result["later"], after_six) < 5e-6
@@ -95,10 +57,10 @@ def test_updates_equal_plain_adamw(results: Results, reference: dict[str, Any], 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("num_ranks", [1, 2])
 def test_the_teacher_is_the_moving_average(
-    results: Results, reference: dict[str, Any], num_ranks: int, stage: int
+    engine_runs: EngineRuns, reference: dict[str, Any], num_ranks: int, stage: int
 ) -> None:
     """Also what its passes compute, not only what is stored. Fails for a teacher that never moves (ZeRO-3, 2 ranks)."""
-    result = results(num_ranks, "float32")[stage]
+    result = engine_runs.result(num_ranks, stage)
     assert largest_difference(result["teacher"], reference["snapshots"][NUM_UPDATES - 1][1]) < 5e-6
     assert largest_difference(result["teacher"], named(tiny_model())) > 1e-3
     assert torch.allclose(result["teacher_logits"], reference["teacher_logits"], atol=1e-5)
@@ -106,22 +68,22 @@ def test_the_teacher_is_the_moving_average(
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("num_ranks", [1, 2])
-def test_state_goes_out_and_in_without_losing_a_bit(results: Results, num_ranks: int, stage: int) -> None:
-    result = results(num_ranks, "float32")[stage]
-    assert largest_difference(result["later"], result["resumed"]) == 0.0
-    assert largest_difference(result["later_teacher"], result["resumed_teacher"]) == 0.0
+def test_state_goes_out_and_in_without_losing_a_bit(engine_runs: EngineRuns, num_ranks: int, stage: int) -> None:
+    result = engine_runs.result(num_ranks, stage)
+    assert largest_difference(result["later"], result["resumed_later"]) == 0.0
+    assert largest_difference(result["later_teacher"], result["resumed_later_teacher"]) == 0.0
 
 
 @pytest.mark.parametrize("stage", MIXED_STAGES)
-def test_bfloat16_keeps_float32_masters_and_averages(results: Results, stage: int) -> None:
-    result = results(2, "bfloat16")[stage]
+def test_bfloat16_keeps_float32_masters_and_averages(engine_runs: EngineRuns, stage: int) -> None:
+    result = engine_runs.result(2, stage, "bfloat16")
     master = {name.removesuffix("/master"): value for name, value in result["state"].items() if "master" in name}
     assert all(value.dtype == torch.bfloat16 for value in result["weights"].values())
     assert largest_difference({n: v.bfloat16() for n, v in master.items()}, result["weights"]) == 0.0
     assert any(bool((value != value.bfloat16().float()).any()) for value in master.values())
     assert any(bool((value != value.bfloat16().float()).any()) for value in result["teacher"].values())
-    assert largest_difference(result["later"], result["resumed"]) == 0.0
-    assert largest_difference(result["later_teacher"], result["resumed_teacher"]) == 0.0
+    assert largest_difference(result["later"], result["resumed_later"]) == 0.0
+    assert largest_difference(result["later_teacher"], result["resumed_later_teacher"]) == 0.0
 
 
 def test_learning_rate_schedules() -> None:

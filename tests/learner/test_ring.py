@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch
 from redis.asyncio import Redis
 from safetensors.torch import load_file
 
@@ -21,7 +22,7 @@ from services.learner.progress import EXIT_REPORTED
 from services.runtime.checkpoint_files import give_checkpoint
 from services.runtime.weight_store import verify
 from tests.learner.programs import Programs
-from tests.learner.ring import DATA, Change, EventLog, FakeRing, put_run, run_values
+from tests.learner.ring import DATA, POLICY, Change, EventLog, FakeRing, put_run, run_values
 
 StartRing = Callable[..., Awaitable[FakeRing]]
 
@@ -58,14 +59,42 @@ def checkpoint(home: Path, run_id: str, step: int) -> Path:
     return home / "runs" / run_id / "checkpoints" / f"step-{step:08d}"
 
 
-@pytest.mark.parametrize("objective", ["srpo", "grpo", "sdpo", "advantage_mix"])
+LORA = {"path": str(POLICY), "dtype": "float32", "lora": {"rank": 4, "alpha": 8}}
+
+
+def assert_adapters_only(home: Path, final: Path) -> None:
+    """The last checkpoint and the last published version hold one and the same adapter, which PEFT loads."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    published = home / "runs" / "calm" / "weights" / "v00000006"
+    verify(published)
+    assert sorted(path.name for path in published.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "manifest.json",
+    ]
+    adapter = load_file(published / "adapter_model.safetensors")
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(POLICY), str(final / "hf"))
+    loaded = {name.replace(".default.", "."): value for name, value in model.named_parameters() if "lora_" in name}
+    assert loaded.keys() == adapter.keys()
+    assert all(torch.equal(loaded[name], value) for name, value in adapter.items())
+    assert any(bool(value.any()) for name, value in adapter.items() if "lora_B" in name), "it has been trained"
+    assert AutoTokenizer.from_pretrained(final / "hf").chat_template
+
+
+@pytest.mark.parametrize(
+    ("objective", "lora"),
+    [("srpo", False), ("grpo", False), ("sdpo", False), ("advantage_mix", False), ("srpo", True)],
+)
 async def test_killed_at_any_instant_it_ends_with_the_same_bits(
-    valkey_url: str, redis: Redis, tmp_path: Path, programs: Programs, start_ring: StartRing, objective: str
+    valkey_url: str, redis: Redis, tmp_path: Path, programs: Programs, start_ring: StartRing, objective: str, lora: bool
 ) -> None:
     """Twice the same run over the same scored groups: once undisturbed, once killed in the middle and resumed."""
     staleness = {"srpo": 1, "grpo": 0, "sdpo": 2, "advantage_mix": 1}[objective]
     values = run_values(
-        objective={"name": objective},
+        **({"model": LORA} if lora else {}),
+        objective={"name": objective, "reference_kl_coefficient": 0.01 if lora else 0.0},
         training={"steps": 6, "max_staleness": staleness, "prompts_per_minibatch": 2},
         checkpoint={"every_steps": 3},
     )
@@ -86,6 +115,8 @@ async def test_killed_at_any_instant_it_ends_with_the_same_bits(
 
     final = checkpoint(tmp_path, "calm", 6), checkpoint(tmp_path, "killed", 6)
     assert tensors_of(final[0]) == tensors_of(final[1])
+    if lora:
+        assert_adapters_only(tmp_path, final[0])
     assert load(final[0]).state.ledger == load(final[1]).state.ledger
     if objective != "grpo":
         assert any("teacher" in name for name in tensors_of(final[0]))

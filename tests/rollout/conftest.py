@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import msgspec
 import pytest
 import redis as redis_sync
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
@@ -68,6 +69,17 @@ def make_model(seed: int) -> Qwen3ForCausalLM:
     return Qwen3ForCausalLM(config).eval()
 
 
+def make_adapted(seed: int) -> PeftModel:
+    """The deployment's base model with a random LoRA adapter that changes it much."""
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=6, target_modules=["q_proj", "v_proj", "down_proj"])
+    model = get_peft_model(make_model(0), config)
+    torch.manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
 def make_tokenizer() -> PreTrainedTokenizerFast:
     words = ["<pad>", "<end>", "<unk>", "<system>", "<user>", "<assistant>"]
     words += [f"w{index}" for index in range(200 - len(words))]
@@ -115,13 +127,25 @@ class Deployment:
 
     def store_version(self, version: int, seed: int) -> tuple[str, Manifest]:
         """Write weights to the store; nobody is told."""
-        self.seeds[version] = seed
-        store = WeightStore(self.folder / "weights", self.run_id)
 
         def write(folder: Path) -> None:
             state = {name: value for name, value in make_model(seed).state_dict().items() if name != "lm_head.weight"}
             save_file(state, folder / "model.safetensors")
 
+        self.seeds[version] = seed
+        return self.store(version, write)
+
+    def store_adapter(self, version: int, seed: int) -> tuple[str, Manifest]:
+        """Write the adapter of `make_adapted` to the store, by PEFT itself; nobody is told."""
+
+        def write(folder: Path) -> None:
+            make_adapted(seed).save_pretrained(str(folder))
+            (folder / "README.md").unlink()
+
+        return self.store(version, write)
+
+    def store(self, version: int, write: Callable[[Path], None]) -> tuple[str, Manifest]:
+        store = WeightStore(self.folder / "weights", self.run_id)
         manifest = store.publish(version, write)
         return str(store.path(version)), manifest
 

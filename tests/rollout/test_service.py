@@ -4,32 +4,39 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from services.contracts import streams
 from services.contracts.messages import CompletedGroup, Rollout
-from tests.rollout.conftest import INSTANCE, MAX_PROMPT, MAX_RESPONSE, Deployment, make_model
+from tests.rollout.conftest import INSTANCE, MAX_PROMPT, MAX_RESPONSE, Deployment, make_adapted, make_model
 
 LONG = {"num_samples": 8, "max_response_tokens": MAX_RESPONSE}
 pytestmark = pytest.mark.timeout(400)
 
 
-def reference_logprobs(group: CompletedGroup, rollout: Rollout, seed: int) -> torch.Tensor:
+Make = Callable[[int], torch.nn.Module]
+
+
+def reference_logprobs(group: CompletedGroup, rollout: Rollout, seed: int, make: Make = make_model) -> torch.Tensor:
     """Log-probs of the rollout's tokens by transformers, fp32, temperature 1; shape [response tokens], nats."""
     ids = torch.tensor([group.prompt_token_ids + rollout.token_ids])
     with torch.no_grad():
-        logits = make_model(seed)(ids).logits[0].float()
+        logits = make(seed)(ids).logits[0].float()
     start = len(group.prompt_token_ids)
     table = (logits / group.task.sampling.temperature).log_softmax(-1)[start - 1 : -1]
     return table.gather(1, ids[0, start:, None])[:, 0]
 
 
-def mismatch(group: CompletedGroup, seed: int) -> float:
+def mismatch(group: CompletedGroup, seed: int, make: Make = make_model) -> float:
     """Mean |service minus transformers| over all tokens of a group, nats."""
     differences = [
-        (torch.tensor(rollout.logprobs) - reference_logprobs(group, rollout, seed)).abs() for rollout in group.rollouts
+        (torch.tensor(rollout.logprobs) - reference_logprobs(group, rollout, seed, make)).abs()
+        for rollout in group.rollouts
     ]
     return float(torch.cat(differences).mean())
 
@@ -174,14 +181,45 @@ def reference_greedy(group: CompletedGroup, seed: int) -> torch.Tensor:
     return best.values
 
 
+def test_an_adapter_is_merged_with_the_base(deployment: Deployment) -> None:
+    """What the service then samples is what PEFT computes, whatever weights were there before."""
+    path, manifest = deployment.store_adapter(5, seed=25)
+    assert deployment.push(5, path, manifest.checksum) == [200] * 5
+    deployment.feed("adapted", "w50 w51", sampling={"num_samples": 8, "max_response_tokens": 60})
+    group = deployment.wait_group("adapted")
+    assert {span.version for rollout in group.rollouts for span in rollout.weight_versions} == {5}
+    assert mismatch(group, 25, make_adapted) < 1e-3
+    assert mismatch(group, 0) > 0.1, "the comparison would also hold for the base alone"
+
+
+def test_an_adapter_of_another_model_is_refused(deployment: Deployment) -> None:
+    """Before anything is touched: the server heals with a full update, on the same engine."""
+    engine = _children(deployment.processes[INSTANCE].pid)
+
+    def write(folder: Path) -> None:
+        make_adapted(25).save_pretrained(str(folder))
+        tensors = load_file(folder / "adapter_model.safetensors")
+        moved = {name.replace("layers.1.", "layers.7."): value for name, value in tensors.items()}
+        save_file(moved, folder / "adapter_model.safetensors")
+
+    path, manifest = deployment.store(6, write)
+    assert deployment.push(6, path, manifest.checksum) == [200, 200, 500, 409, 500]
+    record = deployment.wait_record(lambda record: record.state == "failed")
+    assert "model.layers.7.mlp.down_proj.weight" in record.details["fault"]
+    path, manifest = deployment.store_version(6, seed=16)
+    assert deployment.push(6, path, manifest.checksum) == [200] * 5
+    deployment.wait_record(lambda record: record.state == "ready")
+    assert _children(deployment.processes[INSTANCE].pid) == engine
+
+
 def test_late_joiner_loads_the_store_and_dead_engine_is_replaced(deployment: Deployment) -> None:
     """A second server starts with the published weights by itself; when its engine dies it comes back with them."""
-    path, manifest = deployment.store_version(5, seed=15)
-    deployment.announce(5, path, manifest.checksum)
-    assert deployment.push(5, path, manifest.checksum) == [200] * 5
+    path, manifest = deployment.store_adapter(7, seed=17)
+    deployment.announce(7, path, manifest.checksum)
+    assert deployment.push(7, path, manifest.checksum) == [200] * 5
     process = deployment.start("rollout-late")
     record = deployment.wait_record(lambda record: record.state == "ready", "rollout-late")
-    assert record.weight_version == 5
+    assert record.weight_version == 7
     assert deployment.get_weights("rollout-late")["checksum"] == manifest.checksum
     deployment.redis.delete(streams.assignment(INSTANCE))
     deployment.wait_record(lambda record: record.state == "idle")
@@ -193,14 +231,14 @@ def test_late_joiner_loads_the_store_and_dead_engine_is_replaced(deployment: Dep
         os.kill(pid, signal.SIGKILL)
     group = deployment.wait_group("late")
     assert group.server == "rollout-late"
-    assert {span.version for rollout in group.rollouts for span in rollout.weight_versions} == {5}
-    assert mismatch_greedy(group, 15)
+    assert {span.version for rollout in group.rollouts for span in rollout.weight_versions} == {7}
+    assert mismatch_greedy(group, make_adapted(17))
 
 
 def test_leaving_server_hands_back_what_it_holds(deployment: Deployment) -> None:
     """Told to leave, it goes in order, and another server has its groups at once; killed, it leaves no engine."""
     leaving = deployment.processes["rollout-late"]
-    deployment.feed("handed", "w41", min_weight_version=6)
+    deployment.feed("handed", "w41", min_weight_version=8)
     deployment.wait(lambda: deployment.holders() == ["rollout-late"])
     leaving.send_signal(signal.SIGTERM)
     assert leaving.wait(30) == 0
@@ -214,14 +252,14 @@ def test_leaving_server_hands_back_what_it_holds(deployment: Deployment) -> None
 def test_kv_cache_is_recomputed_at_updates_where_the_run_asks(deployment: Deployment) -> None:
     """With `recompute`, a token sampled after an update has the new weights' log-prob given the whole sequence. With
     `keep` (group "kept" above) it has not: older weights made the keys and values that it attends to."""
-    path, manifest = deployment.store_version(6, seed=16)
+    path, manifest = deployment.store_version(8, seed=18)
     deployment.feed("recomputed", "w31 w32", sampling=LONG)
     deployment.wait(lambda: len(deployment.holders()) == 2)
-    assert deployment.push(6, path, manifest.checksum) == [200] * 5
+    assert deployment.push(8, path, manifest.checksum) == [200] * 5
     recomputed, handed = deployment.wait_group("recomputed"), deployment.wait_group("handed")
     assert recomputed.server == handed.server == INSTANCE
-    assert mismatch_after_update(recomputed, 6, 16) < 1e-3
-    assert mismatch(handed, 16) < 1e-3
+    assert mismatch_after_update(recomputed, 8, 18) < 1e-3
+    assert mismatch(handed, 18) < 1e-3
     kept = deployment.completed("kept")
     assert kept is not None
     assert mismatch_after_update(kept, 1, 11) > 0.1
@@ -235,11 +273,11 @@ def test_killed_service_leaves_no_engine(deployment: Deployment) -> None:
     deployment.wait(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in children))
 
 
-def mismatch_greedy(group: CompletedGroup, seed: int) -> bool:
+def mismatch_greedy(group: CompletedGroup, model: torch.nn.Module) -> bool:
     rollout = group.rollouts[0]
     ids = torch.tensor([group.prompt_token_ids + rollout.token_ids])
     with torch.no_grad():
-        best = make_model(seed)(ids).logits[0].argmax(-1)
+        best = model(ids).logits[0].argmax(-1)
     start = len(group.prompt_token_ids)
     agree = (best[start - 1 : -1] == ids[0, start:]).float().mean()
     return bool(agree > 0.98)

@@ -43,7 +43,7 @@ def forked_config(parent: dict[str, Any], request: ForkRequest, step: int) -> Ru
     except ConfigurationError as error:
         error.field = f"changes.{error.field}" if error.field else "changes"
         raise
-    for name, value in parse_run_config(parent).model.model_dump().items():
+    for name, value in parse_run_config(parent).model:
         if getattr(config.model, name) != value:
             raise _refused(
                 f"model.{name}",

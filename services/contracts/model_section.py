@@ -1,0 +1,51 @@
+"""The run configuration's section `model`, and what all sections are made of."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+OUTSIDE_LAYERS = ("embed_tokens", "lm_head")
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown fields are refused, values cannot change after the check."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class LoraSection(Section):
+    """There is no dropout: rollouts are sampled without it, and the policy that is trained must be the one sampled."""
+
+    rank: Positive = 16
+    """Rank of the two matrices, r."""
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """The update is scaled by alpha / rank."""
+    target_modules: Literal["all-linear"] | Annotated[tuple[Name, ...], Field(min_length=1)] = "all-linear"
+    """Names of the linear layers that get an adapter, such as `[q_proj, v_proj]`; `all-linear`: all but the LM head."""
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def inner_layers(cls, names: object) -> object:
+        """Embedding and LM head stay as they are: they are often one tensor, which two adapters would pull apart."""
+        if isinstance(names, str) and names != "all-linear":
+            raise ValueError("give a list of layer names, or all-linear")
+        outside = [name for name in OUTSIDE_LAYERS if isinstance(names, list | tuple) and name in names]
+        if outside:
+            raise ValueError(f"{outside[0]} cannot have an adapter; name linear layers inside the model's blocks")
+        return names
+
+
+class ModelSection(Section):
+    path: str
+    """Folder with a Hugging Face model, or a hub name. Relative folders are taken from the services' working folder."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type of the weights in forward passes and in the rollout engine; the optimizer keeps fp32 master weights."""
+    trust_remote_code: bool = False
+    """Run Python code that the model's folder brings. Refused unless the operator allows it."""
+    lora: LoraSection | None = None
+    """Train a LoRA adapter on the frozen model (section `model.lora`; `{}` for its defaults); null: all weights."""

@@ -126,6 +126,7 @@ def apply_state(run: Run, new: RunState, reason: str, at: float) -> None:
     run.state, run.reason = new, reason
     if new == "queued":
         run.queued_at, run.finished_at = at, None
+        run.learner_said = ""  # what it said of the run's earlier life counts no more
     elif new == "running" and run.started_at is None:
         run.started_at = at
     elif new in TERMINAL_STATES:

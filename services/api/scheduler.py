@@ -214,7 +214,7 @@ def _learner_back(run: Run, learner: ServiceRecord | None) -> bool:
         and run.learner_started_at == learner.started_at
         and run.learner_said in ("running", "paused")
         and run.learner_spoke_at is not None
-        and run.learner_spoke_at >= max(run.queued_at, learner.started_at)
+        and run.learner_spoke_at >= learner.started_at
     )
 
 

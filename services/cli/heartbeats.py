@@ -22,18 +22,18 @@ class Heartbeats:
         self._errors = (redis.RedisError, OSError)
         self._redis: Redis = redis.Redis.from_url(redis_url, socket_connect_timeout=1, socket_timeout=1)
 
-    def read(self, since: dict[str, float]) -> dict[str, ServiceRecord]:
-        """Records by instance. `since`: instances and the Unix time their process started; older records are stale."""
-        if not since:
+    def read(self, pids: dict[str, int]) -> dict[str, ServiceRecord]:
+        """Records by instance. `pids`: instances and their processes; records of other, earlier ones are stale."""
+        if not pids:
             return {}
         try:
-            values = self._redis.mget([streams.service(instance) for instance in since])
+            values = self._redis.mget([streams.service(instance) for instance in pids])
         except self._errors:
             return {}
         found = {}
-        for (instance, started), value in zip(since.items(), values, strict=True):
+        for (instance, pid), value in zip(pids.items(), values, strict=True):
             record = _decode(value)
-            if record is not None and record.at >= started:
+            if record is not None and record.pid == pid:
                 found[instance] = record
         return found
 

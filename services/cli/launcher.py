@@ -45,10 +45,9 @@ class Deployment:
         now = time.monotonic()
         if self._heartbeats is not None and now - self._read_at >= HEARTBEAT_READ_SECONDS:
             self._read_at = now
+            own = self.supervisor.children[0 if self.plan.redis_port is None else 1 :]  # all but the queue server
             self.records = self._heartbeats.read(
-                {running.child.instance: running.started_at for running in self.supervisor.children[1:]}
-                if self.plan.redis_port is not None
-                else {running.child.instance: running.started_at for running in self.supervisor.children}
+                {running.child.instance: running.process.pid for running in own if running.process is not None}
             )
         self.supervisor.tick({name for name, record in self.records.items() if _is_up(record)})
 

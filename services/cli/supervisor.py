@@ -48,6 +48,7 @@ class Running:
     log: Path
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
+    """By the monotonic clock."""
     num_restarts: int = 0
     delay_seconds: float = RESTART_SECONDS_FIRST
     start_again_at: float = 0.0
@@ -144,7 +145,7 @@ class Supervisor:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        running.started_at = time.time()
+        running.started_at = time.monotonic()
         self._write_state()
 
     def _bury(self, running: Running, now: float) -> None:
@@ -152,7 +153,7 @@ class Supervisor:
         assert running.process is not None
         _kill_group(running.process.pid)
         code = running.exit_code = running.process.wait()
-        lived = time.time() - running.started_at
+        lived = time.monotonic() - running.started_at
         running.process = None
         hopeless = code == EXIT_CODE_NAMED_FAULT or running.num_restarts + 1 >= NUM_START_TRIES
         if not running.seen and hopeless:

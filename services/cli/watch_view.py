@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
@@ -106,7 +104,7 @@ def _services(progress: Progress) -> RenderableType:
     for item in progress.services:
         waits = item.waiting_for
         if waits and item.waiting_since is not None:
-            waits += f" ({duration(time.time() - item.waiting_since)})"
+            waits += f" ({duration(item.at - item.waiting_since)})"
         weights = "" if item.weight_version is None else str(item.weight_version)
         table.add_row(item.instance, item.state, weights, waits)
     return table

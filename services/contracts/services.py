@@ -26,7 +26,9 @@ class ServiceRecord(Message, frozen=True, kw_only=True):
     state: ServiceState
     pid: int
     started_at: float
+    """Unix time by the instance's clock; tells one process of a name from the next."""
     at: float
+    """Unix time by the instance's clock at which this was written."""
     run_id: str | None = None
     """The run that the instance works for; None for none. Verifiers serve all runs."""
     weight_version: int | None = None
@@ -34,7 +36,13 @@ class ServiceRecord(Message, frozen=True, kw_only=True):
     waiting_for: str = ""
     """What the instance waits for at the moment, in words; empty while it works."""
     waiting_since: float | None = None
+    """Unix time by the instance's clock, always `at` less the time waited, however the clock was set meanwhile."""
     tokens_total: int = 0
     """Tokens handled since start: sampled (rollout), judged (verifier), trained (learner)."""
     details: dict[str, str] = {}
     """Anything else worth showing: engine version, sandbox layers, last fault."""
+
+    @property
+    def waiting_seconds(self) -> float:
+        """How long it has waited. Both times are the instance's own, so nobody else's clock comes into it."""
+        return 0.0 if self.waiting_since is None else max(0.0, self.at - self.waiting_since)

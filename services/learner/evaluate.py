@@ -63,7 +63,7 @@ class Evaluator:
 
     async def run(self, step: int) -> EvaluationFinished:
         """Evaluate the weights of version `step`. Repeatable: what was fed, judged or finished before is used."""
-        started = time.time()
+        started = time.monotonic()
         self.num_done = 0
         stored = await self._queue.redis.hget(streams.feeder(self._run_id), f"{_RESULT}{step}")
         if stored is not None:
@@ -74,7 +74,7 @@ class Evaluator:
         )
         deliveries = await self._collect(tasks)
         result = summarise([delivery.message for delivery in deliveries], self._run_id, step, self._config)
-        result = msgspec.structs.replace(result, at=time.time(), seconds=time.time() - started)
+        result = msgspec.structs.replace(result, at=time.time(), seconds=time.monotonic() - started)
         await self._queue.redis.hset(streams.feeder(self._run_id), f"{_RESULT}{step}", msgspec.json.encode(result))
         await self._queue.acknowledge(deliveries)
         return result

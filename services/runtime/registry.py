@@ -44,15 +44,17 @@ class Presence:
         self._started_at = time.time()
         self._waiting_for = ""
         self._waiting_since: float | None = None
+        """By the monotonic clock."""
 
     def waits_for(self, what: str) -> None:
         """Say what the instance waits for; an empty text while it works."""
         if what != self._waiting_for:
             self._waiting_for = what
-            self._waiting_since = time.time() if what else None
+            self._waiting_since = time.monotonic() if what else None
 
     def record(self) -> ServiceRecord:
         """The record as of now."""
+        now, since = time.time(), self._waiting_since
         return ServiceRecord(
             kind=self.kind,
             instance=self.instance,
@@ -60,11 +62,11 @@ class Presence:
             state=self.state,
             pid=os.getpid(),
             started_at=self._started_at,
-            at=time.time(),
+            at=now,
             run_id=self.run_id,
             weight_version=self.weight_version,
             waiting_for=self._waiting_for,
-            waiting_since=self._waiting_since,
+            waiting_since=None if since is None else now - (time.monotonic() - since),
             tokens_total=self.tokens_total,
             details=self.details,
         )

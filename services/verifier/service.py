@@ -184,7 +184,7 @@ class Verifier:
         faults = [verdict.fault for rollout, verdict in pairs if rollout.status == "ok" and verdict.status != "ok"]
         if not faults:
             return
-        now = time.time()
+        now = time.monotonic()
         self._told = {key: at for key, at in self._told.items() if now - at < TELL_SECONDS}
         key = (task.run_id, task.question.kind)  # not the text, which names the question
         self.presence.details = {**self.presence.details, "last_fault": faults[0]}
@@ -193,7 +193,7 @@ class Verifier:
         self._told[key] = now
         text = f"{len(faults)} of {len(scored.verdicts)} rollouts of {task.group_id} could not be judged: {faults[0]}"
         log.warning("rollouts not judged", run_id=task.run_id, group_id=task.group_id, fault=faults[0])
-        note = Note(run_id=task.run_id, at=now, level="warning", source=self.presence.instance, text=text)
+        note = Note(run_id=task.run_id, at=time.time(), level="warning", source=self.presence.instance, text=text)
         await self.queue.publish(streams.EVENTS, note)
 
     async def _until_queued(self, step: Callable[[], Awaitable[None]]) -> None:

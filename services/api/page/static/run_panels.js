@@ -104,7 +104,6 @@ export function showServices(box, services, run, published) {
     );
     return;
   }
-  const now = Date.now() / 1000;
   fill(
     box,
     table(
@@ -113,7 +112,7 @@ export function showServices(box, services, run, published) {
       mine.map((s) => {
         const behind = s.kind === 'rollout' && s.weight_version !== null ? published - s.weight_version : 0;
         const waits = s.waiting_for
-          ? `${s.waiting_for} (${duration(now - (s.waiting_since ?? now))})`
+          ? `${s.waiting_for} (${duration(s.at - (s.waiting_since ?? s.at))})`
           : s.state === 'ready'
             ? 'works'
             : '–';

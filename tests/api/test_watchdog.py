@@ -2,64 +2,148 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import httpx
+import msgspec
+import pytest
 from redis.asyncio import Redis
 
 from services.api.fleet.queues import QueueState
 from services.api.parts import Parts
-from services.api.watchdog import find_stalls, find_waits
+from services.api.stalls import Fleet, find_culprit, find_stalls, find_waits
+from services.api.watchdog import Silence
 from services.contracts.events import RunStateChanged
 from services.contracts.services import ServiceRecord
+from services.runtime.registry import Presence
 from tests.api.fakes import FakeInstance
 
 
 def record(kind: Any, name: str, **fields: Any) -> ServiceRecord:
-    return ServiceRecord(kind=kind, instance=name, url="", state="ready", pid=1, started_at=0.0, at=0.0, **fields)
+    values = {"kind": kind, "instance": name, "url": "", "state": "ready", "pid": 1, "started_at": 0.0, "at": 200.0}
+    return ServiceRecord(**values | fields)
 
 
 def queue(stream: str, depth: int, oldest_seconds: float) -> QueueState:
     return QueueState(run_id="a", stream=stream, depth=depth, oldest_seconds=oldest_seconds)
 
 
-LEARNER = record("learner", "learner-0", run_id="a", waiting_for="4 groups on scored", waiting_since=100.0)
+LEARNER = record("learner", "learner-0", run_id="a", waiting_for="4 groups on scored", waiting_since=110.0)
 VERIFIER = record("verifier", "verifier-0")
 ROLLOUT = record("rollout", "rollout-0", run_id="a")
 ASSIGNED = {"a": ["learner-0", "rollout-0"]}
+PROMPTS, COMPLETIONS = queue("prompts", 4, 5.0), queue("completions", 2, 5.0)
+
+
+def fleet(*services: ServiceRecord, silent: float = 0.0) -> Fleet:
+    return Fleet(services, ASSIGNED, {item.instance: silent for item in services})
 
 
 def test_waits_of_instances_that_work_for_a_run() -> None:
     idle = record("rollout", "rollout-9", waiting_for="an assignment", waiting_since=0.0)
-    (wait,) = find_waits([LEARNER, VERIFIER, ROLLOUT, idle], ["a"], 130.0)
-    assert (wait.instance, wait.seconds, wait.label) == ("learner-0", 30.0, "n groups on scored")
-    assert find_waits([LEARNER], ["b"], 130.0) == []
+    (wait,) = find_waits([LEARNER, VERIFIER, ROLLOUT, idle], ["a"])
+    assert (wait.instance, wait.seconds, wait.label) == ("learner-0", 90.0, "n groups on scored")
+    assert find_waits([LEARNER], ["b"]) == []
 
 
 def test_nothing_is_wrong_while_things_move() -> None:
     services = [LEARNER, VERIFIER, ROLLOUT]
-    waits = find_waits(services, ["a"], 110.0)
-    assert find_stalls(waits, [queue("prompts", 4, 5.0)], services, ASSIGNED, 60.0) == []
+    assert find_stalls(find_waits(services, ["a"]), [PROMPTS], fleet(*services), 120.0) == []
 
 
-def test_a_long_wait_says_where_the_work_lies() -> None:
+@pytest.mark.parametrize(
+    ("server", "silent", "says"),
+    [
+        (
+            {"state": "failed", "details": {"fault": "the engine has died"}},
+            90.0,
+            "rollout server rollout-0 has failed: the engine has died and has sampled no group for 90 s",
+        ),
+        (
+            {"state": "starting", "waiting_for": "engine start"},
+            5.0,
+            "rollout server rollout-0 is starting (engine start)",
+        ),
+        ({"state": "updating"}, 5.0, "rollout server rollout-0 is taking new weights"),
+        ({"waiting_for": "weights version 7"}, 5.0, "rollout server rollout-0 waits for weights version 7"),
+        ({}, 90.0, "rollout server rollout-0 has sampled no group for 90 s"),
+        (None, 5.0, "rollout-0 gives no sign of life"),
+    ],
+)
+def test_the_learners_wait_names_the_server_at_fault(server: Any, silent: float, says: str) -> None:
+    services = [LEARNER, VERIFIER] + ([] if server is None else [record("rollout", "rollout-0", run_id="a", **server)])
+    stalls = find_stalls(find_waits([LEARNER], ["a"]), [PROMPTS], fleet(*services, silent=silent), 60.0)
+    assert stalls[-1].text == f"learner-0 has waited 90 s for 4 groups on scored: {says} (4 groups on prompts)."
+    assert stalls[-1].culprit.instance == "rollout-0"
+
+
+def test_a_verifier_that_hangs_is_named_before_the_servers_behind_it() -> None:
     services = [LEARNER, VERIFIER, ROLLOUT]
-    waits = find_waits(services, ["a"], 200.0)
-    (stall,) = find_stalls(waits, [queue("prompts", 4, 5.0), queue("scored", 0, 0.0)], services, ASSIGNED, 60.0)
-    assert stall.text == ("learner-0 has waited 100 s for 4 groups on scored (messages in hand or waiting: prompts 4).")
-    (stall,) = find_stalls(waits, [], services, ASSIGNED, 60.0)
-    assert "all its queues are empty" in stall.text
+    (stall,) = find_stalls(find_waits([LEARNER], ["a"]), [PROMPTS, COMPLETIONS], fleet(*services, silent=75.0), 60.0)
+    assert stall.text.endswith("scored: verifier-0 has judged no group for 75 s (2 groups on completions).")
+    culprit = find_culprit("a", [COMPLETIONS], fleet(LEARNER, ROLLOUT), 60.0)
+    assert culprit.text == "no verifier is running (2 groups on completions)"
+
+
+def test_a_service_that_starts_waits_for_nobody_else() -> None:
+    loading = record("learner", "learner-0", run_id="a", state="starting", waiting_for="the model", waiting_since=110.0)
+    (stall,) = find_stalls(find_waits([loading], ["a"]), [], fleet(loading, VERIFIER, ROLLOUT), 60.0)
+    assert stall.text == "learner-0 has waited 90 s for the model."
+    assert (stall.culprit.instance, stall.culprit.cause) == ("learner-0", "starting")
+
+
+def test_one_server_that_works_is_enough() -> None:
+    assigned = {"a": ["learner-0", "rollout-0", "rollout-1"]}
+    dead = record("rollout", "rollout-1", run_id="a", state="failed")
+    culprit = find_culprit("a", [PROMPTS], Fleet([LEARNER, VERIFIER, ROLLOUT, dead], assigned, {}), 60.0)
+    assert culprit.text == "every service says that it works (messages in hand or waiting: prompts 4)"
+    (stall,) = find_stalls([], [], Fleet([LEARNER, VERIFIER, ROLLOUT], assigned, {}), 60.0)
+    assert stall.text == "rollout-1 gives no sign of life; its run goes on with the other servers."
+
+
+def test_a_server_that_waits_for_prompts_points_at_the_learner() -> None:
+    waiting = record("rollout", "rollout-0", run_id="a", waiting_for="prompts", waiting_since=100.0)
+    learner = record("learner", "learner-0", run_id="a")
+    (stall,) = find_stalls(find_waits([waiting], ["a"]), [], fleet(waiting, VERIFIER, learner, silent=100.0), 60.0)
+    assert stall.text == (
+        "rollout-0 has waited 100 s for prompts: learner-0 has trained no step for 100 s (no group is on its way)."
+    )
 
 
 def test_missing_services_and_old_messages_are_named() -> None:
-    stalls = find_stalls([], [queue("completions", 2, 90.0), queue("scored", 9, 900.0)], [LEARNER], ASSIGNED, 60.0)
+    old = [queue("completions", 2, 90.0), queue("scored", 9, 900.0)]
+    stalls = find_stalls([], old, fleet(LEARNER), 60.0)
     assert [stall.key for stall in stalls] == ["gone:rollout-0", "no-verifier", "queue:completions"]
-    assert "2 messages on completions wait for a verifier; the oldest for 90 s" in stalls[2].text
+    assert stalls[0].text == "rollout-0 gives no sign of life; the run waits for it."
+    assert stalls[2].text == (
+        "2 messages on completions wait for a verifier, the oldest for 90 s: "
+        "no verifier is running (2 groups on completions)."
+    )
 
 
 def test_runs_that_need_not_move_have_no_stalls() -> None:
-    waits = find_waits([LEARNER], ["a"], 900.0)
-    assert find_stalls(waits, [queue("prompts", 4, 900.0)], [LEARNER], {}, 60.0) == []
+    waits = find_waits([LEARNER], ["a"])
+    assert find_stalls(waits, [queue("prompts", 4, 900.0)], Fleet([LEARNER], {}, {}), 60.0) == []
+
+
+def test_silence_is_counted_by_our_clock_since_the_last_tokens() -> None:
+    now = 0.0
+    silence = Silence(lambda: now)
+    assert silence.seconds([ROLLOUT]) == {"rollout-0": 0.0}
+    now = 50.0
+    assert silence.seconds([ROLLOUT]) == {"rollout-0": 50.0}
+    assert silence.seconds([msgspec.structs.replace(ROLLOUT, tokens_total=9)]) == {"rollout-0": 0.0}
+
+
+def test_a_clock_that_is_set_changes_no_wait(monkeypatch: pytest.MonkeyPatch, redis: Redis) -> None:
+    """Set back or forward by hours, in the service or where its record is read."""
+    presence = Presence(redis, "learner", "learner-0", "http://x")
+    presence.waits_for("groups")
+    real = time.time
+    for hours in (5, -5):
+        monkeypatch.setattr(time, "time", lambda hours=hours: real() + 3600 * hours)
+        assert 0 <= presence.record().waiting_seconds < 60
 
 
 async def test_a_stall_is_noted_once_and_its_end_too(

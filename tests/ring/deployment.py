@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from services.cli.client import Client
@@ -23,6 +24,7 @@ from tests.conftest import ROOT, free_port
 
 DEMO = ROOT / "deploy" / "runs" / "demo.yaml"
 TURNOUT = [sys.executable, "-m", "services.cli.main"]
+STALL_SECONDS = 5
 PATIENCE_SECONDS = 600.0
 """Ends a test that would otherwise wait for ever; no test passes or fails by the clock."""
 
@@ -34,6 +36,7 @@ def demo_config(**changes: Any) -> dict[str, Any]:
 
 def turnout(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment["TURNOUT_STALL_SECONDS"] = str(STALL_SECONDS)
     return subprocess.run(
         [*TURNOUT, *arguments, "--home", str(home)], cwd=ROOT, env=environment, capture_output=True, text=True
     )
@@ -81,15 +84,19 @@ def service(client: Client, instance: str) -> Service | None:
     return next((record for record in client.services() if record.instance == instance), None)
 
 
-def kill(home: Path, instance: str) -> bool:
-    """SIGKILL to one instance that the deployment started; False where it is just being restarted."""
+def process_of(home: Path, instance: str) -> psutil.Process | None:
+    """One instance that the deployment started; None where it is just being restarted."""
     state = read_state(home)
     assert state is not None
-    for record in state.everything:
-        if record.instance == instance and (process := find(record)) is not None:
-            process.send_signal(signal.SIGKILL)
-            return True
-    return False
+    return next((find(record) for record in state.everything if record.instance == instance), None)
+
+
+def kill(home: Path, instance: str) -> bool:
+    """SIGKILL to one instance that the deployment started; False where it is just being restarted."""
+    process = process_of(home, instance)
+    if process is not None:
+        process.send_signal(signal.SIGKILL)
+    return process is not None
 
 
 def patiently(ask: Callable[[], Any], until: Callable[[Any], bool]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,8 +15,9 @@ import pytest
 from services.cli.client import Client
 from services.cli.models import Run
 from tests.conftest import ROOT
+from tests.ring.audit import Auditor
 from tests.ring.chaos import Action, Chaos, ledger_faults
-from tests.ring.deployment import demo_config, deployment, finish, num_steps, patiently
+from tests.ring.deployment import demo_config, deployment, finish, num_steps, patiently, process_of
 from tests.ring.prometheus import prometheus
 
 pytestmark = pytest.mark.timeout(900)
@@ -39,8 +41,17 @@ def run(client: Client, num_training_steps: int, **changes: Any) -> Run:
 
 
 def test_a_run_goes_round_the_ring(client: Client, home: Path) -> None:
-    ended = finish(client, run(client, 6).id)
+    started = run(client, 6, checkpoint={"every_steps": 2})
+    auditor = Auditor(client, home, started.id, checkpoint_groups=16, all_groups=48)
+
+    def look() -> Run:
+        auditor.look()
+        return client.run(started.id)
+
+    ended = patiently(look, lambda run: run.has_ended)
     assert (ended.state, ended.step) == ("succeeded", 6), ended.reason
+    assert auditor.num_looks > 10
+    assert auditor.faults == []
     steps = list(client.steps(ended.id))
     assert [step.step for step in steps] == [1, 2, 3, 4, 5, 6]
     assert ledger_faults(client, ended.id, num_training_steps=6) == []
@@ -146,6 +157,34 @@ def test_every_panel_of_the_dashboards_shows_data(client: Client, tmp_path: Path
         ask()
         assert missing == set()
         assert started.id in {sample["metric"]["run_id"] for sample in server.query("turnout_run_info")}
+
+
+def test_a_hung_engine_is_named_by_the_run_and_by_a_metric(client: Client, home: Path) -> None:
+    """The engine's process is stopped while its service lives: no error shows anywhere, but the stall does."""
+    started = run(client, 10)
+    patiently(lambda: client.run(started.id), lambda run: run.step >= 2)
+    service = process_of(home, "rollout-0")
+    assert service is not None
+    engines = service.children(recursive=True)
+    assert engines
+    for engine in engines:
+        engine.suspend()
+    try:
+        metric = f'turnout_stall_seconds{{cause="silent",culprit="rollout-0",run_id="{started.id}"}}'
+        patiently(lambda: httpx.get(f"{client.url}/metrics", trust_env=False).text, lambda text: metric in text)
+    finally:
+        for engine in engines:
+            engine.resume()
+    finish(client, started.id)
+    page = httpx.get(f"{client.url}/v1/runs/{started.id}/events", params={"follow": "false"}, trust_env=False).text
+    events = [json.loads(line.removeprefix("data:")) for line in page.splitlines() if line.startswith("data:")]
+    notes = [event["text"] for event in events if "text" in event]
+    said = (
+        r"Stalled: learner-0 has waited \d+ s for \d scored groups for step \d+: "
+        r"rollout server rollout-0 has sampled no group for \d+ s \(\d+ groups on prompts\)\."
+    )
+    assert any(re.fullmatch(said, text) for text in notes), notes
+    assert any(text.startswith("Moving again. It was: learner-0 has waited") for text in notes)
 
 
 def test_a_run_survives_the_death_of_every_service(client: Client, home: Path) -> None:

@@ -12,7 +12,7 @@ from services.api.fleet.queues import QueueState
 from services.api.history.models import EvaluationRow, StepRow, WeightPushRow
 from services.api.metrics.histograms import RunningHistogram, push_histogram
 from services.api.runs.repository import newest_runs, unfinished_runs
-from services.api.watchdog import Wait
+from services.api.stalls import Stall, Wait
 from services.contracts.events import EvaluationFinished, Event, Histogram, StepFinished
 from services.contracts.services import ServiceRecord
 
@@ -61,6 +61,7 @@ class Board:
         self.services: list[ServiceRecord] = []
         self.queues: list[QueueState] = []
         self.waits: list[Wait] = []
+        self.stalls: list[Stall] = []
         self.out_of_rotation: dict[tuple[str, str], int] = {}
         """(run id, instance) of every assigned rollout server to 1 where it is out of rotation, else 0."""
 

@@ -98,8 +98,15 @@ class BoardCollector:
             for outcome, count in numbers.groups.items():
                 if outcome != "in_flight":  # goes down as well, so it is no counter
                     groups.add_metric([run_id, outcome], count)
-        yield step
-        yield groups
+        in_flight = GaugeMetricFamily(
+            "turnout_groups_in_flight",
+            "Groups fed and not yet trained or dropped, at the newest step.",
+            labels=["run_id"],
+        )
+        for run_id, numbers in self._shown():
+            if "in_flight" in numbers.groups:
+                in_flight.add_metric([run_id], numbers.groups["in_flight"])
+        yield from (step, groups, in_flight)
 
     def _run_histograms(self) -> Iterator[Metric]:
         families = {
@@ -155,6 +162,7 @@ class BoardCollector:
         for labelled, seconds in longest.items():
             stalled.add_metric(list(labelled), seconds)
         yield stalled
+        yield self._stalls()
         out = GaugeMetricFamily(
             "turnout_server_out_of_rotation",
             "1 where a rollout server failed to take weights and is kept from sampling.",
@@ -163,6 +171,20 @@ class BoardCollector:
         for (run_id, instance), value in self.board.out_of_rotation.items():
             out.add_metric([run_id, instance], value)
         yield out
+
+    def _stalls(self) -> Metric:
+        family = GaugeMetricFamily(
+            "turnout_stall_seconds",
+            "A run does not move: whose fault it is (empty: nobody's by their own word), and for how long.",
+            labels=["run_id", "culprit", "cause"],
+        )
+        longest: dict[tuple[str, str, str], float] = {}
+        for stall in self.board.stalls:
+            key: tuple[str, str, str] = (stall.run_id, stall.culprit.instance, stall.culprit.cause)
+            longest[key] = max(longest.get(key, 0.0), stall.seconds)
+        for labelled, seconds in longest.items():
+            family.add_metric(list(labelled), seconds)
+        return family
 
     def _queues(self) -> Iterator[Metric]:
         depth = GaugeMetricFamily("turnout_queue_depth", "Messages not yet acknowledged.", labels=["run_id", "stream"])

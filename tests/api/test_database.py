@@ -1,15 +1,22 @@
-"""Migrations, from empty and again; settings of the database."""
+"""Migrations, up, again, down and up; one write at a time; settings of the database."""
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 
-from services.api.database import Base, database_url, open_database
+from services.api import database as module
+from services.api.database import MIGRATIONS, Base, migrate, open_database
+from services.api.history.models import EventRow
+from services.api.history.repository import events_after
 from services.contracts.errors import ConfigurationError, UnavailableError
 from services.runtime.settings import Settings
 
@@ -41,6 +48,51 @@ async def test_migrations_make_exactly_the_models(settings: Settings) -> None:
     await (await open_database(settings)).close()  # again: nothing to do, nothing lost
 
 
+async def test_migrations_go_down_and_up_again(settings: Settings) -> None:
+    database = await open_database(settings)
+
+    def down(connection: sa.Connection) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        config.attributes["connection"] = connection
+        command.downgrade(config, "base")
+
+    async with database.engine.begin() as connection:
+        await connection.run_sync(down)
+        left = await connection.run_sync(lambda plain: set(sa.inspect(plain).get_table_names()))
+    assert left == {"alembic_version"}
+    async with database.engine.begin() as connection:
+        await connection.run_sync(migrate)
+        difference = await connection.run_sync(
+            lambda plain: compare_metadata(MigrationContext.configure(plain), Base.metadata)
+        )
+    assert difference == []
+    await database.close()
+
+
+async def test_writes_come_one_at_a_time_and_ids_in_the_order_in_which_they_are_seen(settings: Settings) -> None:
+    """No event appears behind one with a higher id: readers go on after the last id that they saw."""
+    database = await open_database(settings)
+    seen: list[list[int]] = []
+
+    async def write(number: int) -> None:
+        async with database.write() as session:
+            session.add(EventRow(run_id="r", key=f"{number}", type="note", at=0.0, data={}))
+            await session.flush()
+            await asyncio.sleep(0.001 * (number % 3))
+
+    async def read() -> None:
+        while not seen or len(seen[-1]) < 20:
+            async with database.read() as session:
+                seen.append([row.id for row in await events_after(session, "r", 0, 100)])
+            await asyncio.sleep(0)
+
+    await asyncio.gather(read(), *(write(number) for number in range(20)))
+    assert seen[-1] == sorted(seen[-1])
+    assert all(longer[: len(shorter)] == shorter for shorter, longer in itertools.pairwise(seen))
+    await database.close()
+
+
 async def test_a_block_that_raises_changes_nothing(settings: Settings) -> None:
     database = await open_database(settings)
 
@@ -65,13 +117,13 @@ async def test_a_block_that_raises_changes_nothing(settings: Settings) -> None:
     ],
 )
 def test_urls_get_their_driver(given: str, made: str) -> None:
-    assert database_url(Settings(database_url=given)) == made
+    assert module.database_url(Settings(database_url=given)) == made
 
 
 @pytest.mark.parametrize("given", ["mysql://u:secret@h/n", "secret nonsense"])
 def test_a_wrong_url_is_named_without_its_secret(given: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        database_url(Settings(database_url=given))
+        module.database_url(Settings(database_url=given))
     assert "TURNOUT_DATABASE_URL" in str(caught.value)
     assert "secret" not in str(caught.value)
 

@@ -42,6 +42,7 @@ async def fork(client: httpx.AsyncClient, parent: str, **body: Any) -> httpx.Res
     return await client.post(f"/v1/runs/{parent}/fork", json=body, headers=headers)
 
 
+@pytest.mark.both_databases
 async def test_a_fork_begins_at_the_newest_checkpoint_with_changes(
     parts: Parts, client: httpx.AsyncClient, parent: str
 ) -> None:
@@ -161,6 +162,7 @@ async def test_questions_for_evaluation_bring_back_its_switches(
     assert (evaluation["every_steps"], evaluation["before_training"], evaluation["after_training"]) == (50, True, True)
 
 
+@pytest.mark.both_databases
 async def test_a_repeated_request_makes_one_child(parts: Parts, client: httpx.AsyncClient, parent: str) -> None:
     body: dict[str, Any] = {"changes": {"training": {"steps": 9}}, "headers": {"Idempotency-Key": "once"}}
     replies = await asyncio.gather(*(fork(client, parent, **body) for _ in range(6)))

@@ -45,6 +45,7 @@ async def made(client: httpx.AsyncClient, role: str = "read") -> dict[str, Any]:
     return found
 
 
+@pytest.mark.both_databases
 async def test_a_key_is_shown_once_and_kept_as_a_digest(keyed_parts: Parts, keyed: httpx.AsyncClient) -> None:
     key = await made(keyed)
     assert key["key"].startswith(f"turnout_{key['id']}_")
@@ -74,6 +75,7 @@ async def test_what_each_role_may_do(keyed: httpx.AsyncClient, run_body: dict[st
         assert (await keyed.request(method, path, headers=operate)).status_code != 403, path
 
 
+@pytest.mark.both_databases
 async def test_a_revoked_key_opens_nothing(keyed: httpx.AsyncClient) -> None:
     key, other = await made(keyed), await made(keyed)
     assert (await keyed.get("/v1/runs", headers=bearer(key["key"]))).status_code == 200

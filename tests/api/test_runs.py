@@ -29,6 +29,7 @@ def changed(body: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
     return out
 
 
+@pytest.mark.both_databases
 async def test_a_run_is_stored_with_every_default(client: httpx.AsyncClient, run_body: dict[str, Any]) -> None:
     reply = await client.post("/v1/runs", json=run_body)
     assert reply.status_code == 201
@@ -109,6 +110,7 @@ async def test_bodies_that_are_no_configuration(client: httpx.AsyncClient, conte
     assert reply.headers["content-type"] == "application/problem+json"
 
 
+@pytest.mark.both_databases
 async def test_idempotency_key(client: httpx.AsyncClient, run_body: dict[str, Any]) -> None:
     headers = {"Idempotency-Key": "once"}
     replies = await asyncio.gather(*(client.post("/v1/runs", json=run_body, headers=headers) for _ in range(8)))
@@ -129,6 +131,7 @@ async def test_idempotency_key_of_a_run_whose_inputs_are_gone_by_now(
     assert (again.status_code, again.json()["id"]) == (201, first.json()["id"])
 
 
+@pytest.mark.both_databases
 @pytest.mark.parametrize("sort", ["created_at", "-created_at", "name", "-name", "state", "-step"])
 async def test_pages_give_every_run_once_in_order(
     client: httpx.AsyncClient, run_body: dict[str, Any], sort: str
@@ -150,6 +153,7 @@ async def test_pages_give_every_run_once_in_order(
     assert values == sorted(values, reverse=sort.startswith("-"))
 
 
+@pytest.mark.both_databases
 async def test_filters_and_wrong_cursors(client: httpx.AsyncClient, run_body: dict[str, Any]) -> None:
     first = (await client.post("/v1/runs", json=run_body | {"name": "Alpha one"})).json()
     await client.post("/v1/runs", json=run_body | {"name": "beta"})
@@ -169,6 +173,7 @@ async def test_filters_and_wrong_cursors(client: httpx.AsyncClient, run_body: di
     assert (await client.get("/v1/runs", params={"sort": "colour"})).json()["field"] == "sort"
 
 
+@pytest.mark.both_databases
 async def test_deleting_a_run_removes_files_and_keys(
     parts: Parts, client: httpx.AsyncClient, redis: Redis, run_body: dict[str, Any]
 ) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import structlog
 from redis.asyncio import Redis
 
 from services.api.__main__ import main
@@ -187,13 +189,26 @@ SECRETS = {
 WORDS = ("d41d8cd9", "98f00b20", "4e9800998", "7777aaaa")
 
 
+@pytest.fixture
+def logs_to_stderr(settings: Settings) -> Iterator[None]:
+    """Logs as a service writes them, for this test."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    configure_logs(settings, "api")
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
+
+
+@pytest.mark.usefixtures("logs_to_stderr")
 async def test_secrets_are_in_no_answer_record_or_log(
     settings: Settings, redis: Redis, run_body: dict[str, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
     parts = await limited(
         settings, redis, api_key=SECRETS["TURNOUT_API_KEY"], service_token=SECRETS["TURNOUT_SERVICE_TOKEN"]
     )
-    configure_logs(parts.settings, "api")
     seen = [repr(parts.settings), str(parts.settings)]
     with_key = {"Authorization": f"Bearer {SECRETS['TURNOUT_API_KEY']}"}
     async with client_of(parts, headers=with_key) as client, looping(parts):

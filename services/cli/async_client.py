@@ -94,6 +94,18 @@ class AsyncClient:
     async def resume(self, run_id: str) -> Run:
         return await self._send(wire.act(run_id, "resume"))
 
+    async def fork(
+        self,
+        run_id: str,
+        *,
+        checkpoint: int | None = None,
+        name: str | None = None,
+        changes: dict[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Run:
+        values = {"checkpoint": checkpoint, "name": name, "changes": changes}
+        return await self._send(wire.fork(run_id, values, idempotency_key))
+
     async def delete(self, run_id: str) -> None:
         await self._send(wire.delete(run_id))
 

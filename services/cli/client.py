@@ -108,6 +108,21 @@ class Client:
         """Go on after a pause, a stop or a failure, from the newest checkpoint."""
         return self._send(wire.act(run_id, "resume"))
 
+    def fork(
+        self,
+        run_id: str,
+        *,
+        checkpoint: int | None = None,
+        name: str | None = None,
+        changes: dict[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Run:
+        """Queue a run that goes on from a checkpoint of another (the newest unless `checkpoint` names a step), with
+        `changes` laid on its configuration section by section.
+        """
+        values = {"checkpoint": checkpoint, "name": name, "changes": changes}
+        return self._send(wire.fork(run_id, values, idempotency_key))
+
     def delete(self, run_id: str) -> None:
         """Delete a run that has ended, with its files, queues and history."""
         self._send(wire.delete(run_id))

@@ -14,6 +14,13 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     """Base of all answers."""
 
 
+class ForkedFrom(Model, frozen=True, kw_only=True):
+    """Where a fork comes from."""
+
+    run_id: str
+    step: int
+
+
 class Run(Model, frozen=True, kw_only=True):
     """One run. Times are Unix seconds."""
 
@@ -36,6 +43,7 @@ class Run(Model, frozen=True, kw_only=True):
     """Ledger of prompt groups: fed, trained, in_flight, dropped_<reason>. Empty in lists."""
     config: dict[str, Any] = {}
     """The checked run configuration, defaults filled in. Empty in lists."""
+    forked_from: ForkedFrom | None = None
     learner: str | None = None
     rollout_servers: list[str] = []
 

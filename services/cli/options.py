@@ -40,6 +40,11 @@ Settings = Annotated[
 Preset = Annotated[
     str | None, typer.Option(help="Start from these settings; fields of the file and --set win over them.")
 ]
+Watch = Annotated[bool, typer.Option("--watch", help="Stay and show progress until the run ends.")]
+Key = Annotated[
+    str | None,
+    typer.Option("--idempotency-key", help="A repeated call with this key gives the run of the first one."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Url = Annotated[
     str | None,

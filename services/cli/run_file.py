@@ -99,6 +99,14 @@ def apply_setting(file: RunFile, setting: str) -> None:
         del file.lines[location]
 
 
+def changes_of(settings: Sequence[str]) -> dict[str, Any]:
+    """Settings of the form "a.b=value" as nested values: `{"a": {"b": value}}`. Raises `ConfigurationError`."""
+    file = RunFile(Path(), {})
+    for setting in settings:
+        apply_setting(file, setting)
+    return file.values
+
+
 def check(file: RunFile) -> RunConfig:
     """The checked configuration. Raises `ConfigurationError` with one clause a wrong field, each with its line."""
     try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from services.cli.history import app as history
-from services.cli.options import File, Id, Ids, Json, Preset, Settings, Url, examples
+from services.cli.options import File, Id, Ids, Json, Key, Preset, Settings, Url, Watch, examples
 
 if TYPE_CHECKING:
     from services.cli.client import Client
@@ -33,8 +33,8 @@ def start(
     file: File,
     settings: Settings = None,
     preset: Preset = None,
-    watch_it: Annotated[bool, typer.Option("--watch", help="Stay and show progress until the run ends.")] = False,
-    idempotency_key: Annotated[str | None, typer.Option(help="A repeated start with this key starts nothing.")] = None,
+    watch_it: Watch = False,
+    idempotency_key: Key = None,
     as_json: Json = False,
     api_url: Url = None,
 ) -> None:
@@ -150,6 +150,40 @@ def pause(run_id: Id, as_json: Json = False, api_url: Url = None) -> None:
 def resume(run_id: Id, as_json: Json = False, api_url: Url = None) -> None:
     """Go on with a run that is paused, stopped or failed, from its newest checkpoint."""
     _act(run_id, lambda client, found: client.resume(found), as_json, api_url)
+
+
+@app.command(
+    epilog=examples(
+        "turnout runs fork demo-3f --set training.steps=200",
+        "turnout runs fork demo-3f --checkpoint 50 --name with-grpo --set objective.name=grpo --watch",
+    )
+)
+def fork(
+    run_id: Id,
+    checkpoint: Annotated[int | None, typer.Option(min=1, help="Step of the checkpoint; default the newest.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the new run.")] = None,
+    settings: Settings = None,
+    watch_it: Watch = False,
+    idempotency_key: Key = None,
+    as_json: Json = False,
+    api_url: Url = None,
+) -> None:
+    """Start a new run that goes on from a checkpoint of another, with changed settings."""
+    from services.cli import output
+    from services.cli.client import Client
+    from services.cli.run_file import changes_of
+
+    changes = changes_of(settings or ())
+    with Client(api_url) as client:
+        parent = full_id(client, run_id)
+        run = client.fork(
+            parent, checkpoint=checkpoint, name=name, changes=changes or None, idempotency_key=idempotency_key
+        )
+        if not watch_it:
+            step = run.forked_from.step if run.forked_from else 0
+            output.show(run, as_json, f"{run.id}  {run.name}: {run.state}, from step {step} of {parent}")
+            return
+        raise typer.Exit(_watch(client, run.id, as_json))
 
 
 @app.command(epilog=examples("turnout runs delete demo-3f --yes"))

@@ -85,6 +85,12 @@ def create_run(config: dict[str, Any], idempotency_key: str | None) -> Call[Run]
     return Call("POST", "/v1/runs", _one(Run), body=config, headers=headers)
 
 
+def fork(run_id: str, values: dict[str, Any], idempotency_key: str | None) -> Call[Run]:
+    body = {name: value for name, value in values.items() if value is not None}
+    headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+    return Call("POST", f"{_path(run_id)}/fork", _one(Run), body=body, headers=headers)
+
+
 def list_runs(state: str | None, name: str | None, sort: str | None) -> Call[Page[Run]]:
     given = {"state": state, "name": name, "sort": sort}
     return Call("GET", "/v1/runs", _page(Run), params={key: value for key, value in given.items() if value})

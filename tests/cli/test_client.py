@@ -109,6 +109,16 @@ def test_requests_carry_key_body_and_idempotency_key(client: Client) -> None:
     assert (method, delete) == ("DELETE", "/v1/runs/a%2F..%2Fb")
 
 
+def test_a_fork_sends_only_what_is_given(client: Client) -> None:
+    client.fork("r1")
+    client.fork("r1", checkpoint=3, name="n", changes={"training": {"steps": 9}}, idempotency_key="k")
+    (_, path, _, first), (_, _, headers, second) = Api.seen
+    assert path == "/v1/runs/r1/fork"
+    assert json.loads(first) == {}
+    assert json.loads(second) == {"checkpoint": 3, "name": "n", "changes": {"training": {"steps": 9}}}
+    assert headers["Idempotency-Key"] == "k"
+
+
 @pytest.mark.parametrize(
     ("status", "kind"),
     [

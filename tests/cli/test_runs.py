@@ -24,6 +24,7 @@ from services.cli.exits import (
 from services.cli.launcher import Deployment
 from services.cli.main import app, main
 from services.contracts.errors import ConfigurationError, ConflictError, NotFoundError
+from tests.api.test_forks import write_checkpoint
 from tests.cli.rings import until
 
 pytestmark = pytest.mark.timeout(180)
@@ -204,6 +205,28 @@ async def test_the_asynchronous_client_says_the_same(deployment: Deployment, run
         assert {item.id for item in client.runs()} == {item.id async for item in other.runs()}
         with pytest.raises(NotFoundError):
             await other.run("nobody")
+
+
+def test_a_fork_goes_on_from_a_checkpoint_with_changes(deployment: Deployment, run_file: Path, client: Client) -> None:
+    parent = started(deployment, run_file, "--set", "training.steps=2")["id"]
+    in_state(client, parent, "succeeded")
+    with pytest.raises(ConflictError, match="checkpoint"):
+        turnout(deployment, "runs", "fork", parent)
+    for step in (1, 2):
+        write_checkpoint(deployment.plan.home / "runs" / parent, step)
+    changes = ["--set", "training.steps=7", "--set", "objective.name=grpo"]
+    child = json.loads(
+        turnout(deployment, "runs", "fork", parent, "--checkpoint", "1", "--name", "child", *changes, "--json")
+    )
+    assert (child["forked_from"], child["name"], child["num_steps"]) == ({"run_id": parent, "step": 1}, "child", 7)
+    config = client.run(child["id"]).config
+    assert config == client.run(parent).config | {
+        "name": "child",
+        "training": config["training"],
+        "objective": config["objective"],
+    }
+    assert (config["training"]["prompts_per_step"], config["objective"]["name"]) == (4, "grpo")
+    in_state(client, child["id"], "succeeded")
 
 
 def test_the_examples_of_the_client_page_work(

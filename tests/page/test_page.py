@@ -12,6 +12,8 @@ import pytest
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.keys import Keys
 
+from services.runtime.checkpoint_files import checkpoint_folder
+from tests.api.test_forks import write_checkpoint
 from tests.page.conftest import Api
 from tests.page.player import ENTROPY, Player
 from tests.page.visitor import PHONE, Visitor
@@ -177,6 +179,97 @@ def test_runs_are_compared_on_one_plot(api: Api, browser: Visitor, player: Playe
     address = browser.driver.current_url.split("/", 3)[3]
     browser.go(address)
     browser.until(lambda: len(browser.run(traces, plot.format("Evaluation accuracy (avg@k)"))) == 2, "the same again")
+
+
+def test_a_run_is_forked_and_deleted(api: Api, browser: Visitor, player: Player, run_text: str) -> None:
+    parent = start(api, browser, player, run_text)
+    browser.go(f"#/runs/{parent}")
+    browser.sees("No checkpoint on disk yet.")
+    player.state("stopped", "stopped by request")
+    write_checkpoint(api.home / "runs" / parent, 6)
+    player.checkpoint(6, str(checkpoint_folder(api.home / "runs" / parent, 6)))
+    browser.press("button", "Fork …")
+    browser.sees("This run stays as it is.")
+    browser.write("dialog textarea", "training.steps 80")
+    browser.press("dialog button", "Fork")
+    browser.sees("“training.steps 80” is not of the form field=value.")
+    browser.write("dialog textarea", "training.steps=3")
+    browser.press("dialog button", "Fork")
+    browser.sees("training.steps is 3, but the fork begins at step 6")
+    browser.write("dialog textarea", 'training.steps=80\nobjective.name=grpo\ndata={"shuffle": false}')
+    browser.write("dialog input", "the child")
+    browser.press("dialog button", "Fork")
+    browser.sees(f"Forked from {parent} at step 6")
+    child = get(api, f"/v1/runs/{browser.driver.current_url.rsplit('/', 1)[1]}")
+    assert (child["name"], child["num_steps"], child["objective"]) == ("the child", 80, "grpo")
+    assert child["config"]["data"] == get(api, f"/v1/runs/{parent}")["config"]["data"] | {"shuffle": False}
+    assert browser.find(".run-head a.button:last-of-type").get_attribute("href").endswith(f"{child['id']},{parent}")
+
+    browser.press(".reason a", parent)
+    browser.press("button", "Delete …")
+    browser.press("button", "Keep it")
+    browser.press("button", "Delete …")
+    browser.press("button", "Delete for good")
+    browser.find(f'.run[data-run="{child["id"]}"]')
+    browser.until(lambda: [run["id"] for run in get(api, "/v1/runs")["items"]] == [child["id"]], "the parent is gone")
+
+
+CONTRAST = """
+const pixel = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+const light = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
+const shown = (layers) => {
+  for (const layer of layers) { pixel.fillStyle = layer; pixel.fillRect(0, 0, 1, 1); }
+  return light(pixel.getImageData(0, 0, 1, 1).data);
+};
+const weak = [];
+const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (texts.nextNode()) {
+  const element = texts.currentNode.parentElement;
+  if (!texts.currentNode.data.trim() || !element.checkVisibility() || element.closest('svg, .skip, option')) continue;
+  const layers = [];
+  for (let e = element; e; e = e.parentElement) layers.unshift(getComputedStyle(e).backgroundColor);
+  const back = shown(layers), ink = shown([getComputedStyle(element).color]);
+  const ratio = (Math.max(back, ink) + 0.05) / (Math.min(back, ink) + 0.05);
+  if (ratio < 4.5) weak.push(`${ratio.toFixed(2)} ${texts.currentNode.data.trim().slice(0, 40)}`);
+}
+return [...new Set(weak)];"""
+"""Texts with less contrast to what is behind them than WCAG 2's AA asks for."""
+
+
+def test_every_text_can_be_read_in_light_and_dark(api: Api, browser: Visitor, player: Player, run_text: str) -> None:
+    run_id = start(api, browser, player, run_text)
+    player.note("warning", "a warning")
+    player.note("error", "an error")
+    for address, sign in (
+        ("", ".run"),
+        (f"#/runs/{run_id}", '.events [data-level="error"]'),
+        (f"#/runs/{run_id}/samples?numbers=1", ".token"),
+        (f"#/runs/{run_id}/samples?color=advantage", ".token"),
+        (f"#/compare?runs={run_id}", ".compare-main td"),
+        ("#/start", "#run-file"),
+    ):
+        for dark in (False, True):
+            browser.dark(dark)
+            browser.go(address)
+            browser.find(sign)
+            assert browser.run(CONTRAST) == [], (address, "dark" if dark else "light")
+
+
+def test_a_long_run_is_drawn_as_means_and_largest_values(browser: Visitor) -> None:
+    browser.go("#/start")
+    script = """
+    const [done] = [...arguments].slice(-1);
+    const charts = document.querySelector('link[rel=modulepreload]').href.replace('app.js', 'run_charts.js');
+    const steps = Array.from({ length: 1500 }, (_, i) => ({
+      step: i + 1, at: i, metrics: { reward_mean: i % 3, staleness_max: i % 3, ...(i % 2 ? {} : { rare: 4 }) } }));
+    import(charts).then(({ thinned }) => done([thinned(steps), thinned(steps.slice(0, 600)).width]));"""
+    thin, short_width = browser.driver.execute_async_script(script)
+    assert (thin["width"], len(thin["points"]), short_width) == (3, 500, 1)
+    assert {point["metrics"]["reward_mean"] for point in thin["points"]} == {1}
+    assert {point["metrics"]["staleness_max"] for point in thin["points"]} == {2}
+    assert {point["metrics"]["rare"] for point in thin["points"]} == {4}
+    assert thin["points"][-1]["step"] == 1500
 
 
 def test_addresses_of_nothing_say_so(browser: Visitor) -> None:

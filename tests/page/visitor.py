@@ -72,7 +72,8 @@ class Visitor:
             raise AssertionError(f"never: {what}. The page says:\n{self.text()}") from None
 
     def text(self) -> str:
-        return str(self.run("return document.body.innerText"))
+        """What the page shows; spaces that do not break are spaces."""
+        return str(self.run("return document.body.innerText")).replace("\u00a0", " ")
 
     def sees(self, text: str) -> None:
         self.until(lambda: text.lower() in self.text().lower(), f"the page shows {text!r}")

@@ -1,4 +1,4 @@
-// What people do to a run: pause, resume, stop; ending one is asked twice.
+// What people do to a run: pause, resume, stop, delete; what cannot be taken back is asked twice.
 // @ts-check
 import { call, runPath } from './api.js';
 import { announce, h } from './dom.js';
@@ -73,15 +73,21 @@ export function buttons(run, onchanged, onproblem) {
       ),
     );
   }
+  if (hasEnded(run.state)) {
+    made.push(h('button', { type: 'button', class: 'danger', onclick: () => deleteRun(run, onproblem) }, 'Delete …'));
+  }
   return made;
 }
 
 /**
- * @param {any} run
- * @param {boolean} stopping it has been asked to stop already
- * @returns {Promise<string>} the action, or an empty text
+ * Ask before something that cannot be taken back.
+ * @param {string} title
+ * @param {string} text
+ * @param {string} keep the button that does nothing
+ * @param {{text: string, value: string, kind: string}[]} choices
+ * @returns {Promise<string>} the value of the choice, or an empty text
  */
-function confirmStop(run, stopping) {
+export function confirm(title, text, keep, choices) {
   return new Promise((resolve) => {
     const answer = (/** @type {string} */ value) => () => {
       dialog.close();
@@ -90,37 +96,56 @@ function confirmStop(run, stopping) {
     const dialog = h(
       'dialog',
       {
-        'aria-labelledby': 'stop-title',
+        'aria-labelledby': 'confirm-title',
         onclose: () => {
           dialog.remove();
           resolve('');
         },
       },
-      h('h2', { id: 'stop-title' }, `Stop ${run.name}?`),
-      h(
-        'p',
-        {},
-        stopping
-          ? 'It is stopping: it finishes its step and writes a checkpoint. Stopping now loses what was trained since the last checkpoint.'
-          : 'It finishes its step and writes a checkpoint; it can be resumed from there. Stopping now writes none.',
-      ),
+      h('h2', { id: 'confirm-title' }, title),
+      h('p', {}, text),
       h(
         'div',
         { class: 'actions' },
-        h('button', { type: 'button', autofocus: true, onclick: answer('') }, 'Keep running'),
-        h(
-          'button',
-          { type: 'button', class: 'danger', onclick: answer('stop?now=true') },
-          'Stop now, without checkpoint',
-        ),
-        stopping
-          ? null
-          : h('button', { type: 'button', class: 'primary', onclick: answer('stop') }, 'Stop with checkpoint'),
+        h('button', { type: 'button', autofocus: true, onclick: answer('') }, keep),
+        choices.map((one) => h('button', { type: 'button', class: one.kind, onclick: answer(one.value) }, one.text)),
       ),
     );
     document.body.append(dialog);
     dialog.showModal();
   });
+}
+
+/** @param {any} run @param {boolean} stopping it has been asked to stop already */
+function confirmStop(run, stopping) {
+  const now = { text: 'Stop now, without checkpoint', value: 'stop?now=true', kind: 'danger' };
+  const orderly = { text: 'Stop with checkpoint', value: 'stop', kind: 'primary' };
+  return confirm(
+    `Stop ${run.name}?`,
+    stopping
+      ? 'It is stopping: it finishes its step and writes a checkpoint. Stopping now loses what was trained since the last checkpoint.'
+      : 'It finishes its step and writes a checkpoint; it can be resumed from there. Stopping now writes none.',
+    'Keep running',
+    stopping ? [now] : [now, orderly],
+  );
+}
+
+/** @param {any} run @param {(problem: any) => void} onproblem */
+async function deleteRun(run, onproblem) {
+  const choice = await confirm(
+    `Delete ${run.name}?`,
+    'Its weights, checkpoints and history are deleted and cannot be brought back. Forks of it keep their own files.',
+    'Keep it',
+    [{ text: 'Delete for good', value: 'delete', kind: 'danger' }],
+  );
+  if (!choice) return;
+  try {
+    await call(runPath(run.id), { method: 'DELETE' });
+    announce(`${run.name} is deleted`);
+    location.hash = '#/';
+  } catch (error) {
+    onproblem(error);
+  }
 }
 
 /** @param {any} problem */

@@ -1,15 +1,18 @@
 // One run, live. Everything that has a history comes from the event stream; services and queues are asked for.
 // @ts-check
-import { badge, buttons, hasEnded, problemBox } from './actions.js';
+import { problemBox } from './actions.js';
 import { call, runPath } from './api.js';
 import { connection, poll } from './connection.js';
-import { announce, fill, h, heading, notice } from './dom.js';
-import { duration } from './format.js';
-import { makePanels } from './run_charts.js';
-import { EventList, showQueues, showServices, showTiles } from './run_panels.js';
+import { announce, fill, h, heading, notice, say } from './dom.js';
+import { openFork } from './fork.js';
+import { makePanels, thinned } from './run_charts.js';
+import { showHead, showLedger } from './run_head.js';
+import { EventList, showCheckpoints, showQueues, showServices, showTiles } from './run_panels.js';
 import { follow } from './stream.js';
 
 const POLL_SECONDS = 2;
+/** Time left is reckoned from the mean time of so many steps. */
+const RATE_STEPS = 20;
 /** Shortest time between two drawings, so that a fast run does not keep the browser busy. */
 const DRAW_MILLISECONDS = 400;
 
@@ -33,6 +36,13 @@ class History {
     else if (type === 'weights') this.published = data.version;
   }
 
+  /** Seconds a step at the present speed, if that is known. */
+  pace() {
+    const newest = [...this.steps.values()].slice(-RATE_STEPS).map((step) => step.metrics.seconds);
+    const known = newest.filter(Number.isFinite);
+    return known.length ? known.reduce((a, b) => a + b, 0) / known.length : undefined;
+  }
+
   ordered() {
     return {
       steps: [...this.steps.values()].sort((a, b) => a.step - b.step),
@@ -49,7 +59,7 @@ export async function runView(box, { path }, signal) {
   if (!run || signal.aborted) return;
   const view = layout(run);
   const focused = box.contains(document.activeElement);
-  fill(box, view.head, view.problem, view.tiles, view.charts, view.lower);
+  fill(box, view.head, view.problem, view.tiles, view.width, view.charts, view.lower);
 
   const history = new History();
   const events = new EventList();
@@ -63,18 +73,26 @@ export async function runView(box, { path }, signal) {
 
   const onproblem = (/** @type {any} */ problem) => fill(view.problem, problemBox(problem));
   let shown = run;
+  /** @type {any[]} */
+  let checkpoints = [];
+  const fork = (/** @type {number | undefined} */ step) =>
+    openFork(
+      shown,
+      checkpoints.filter((one) => one.exists),
+      step,
+    );
   const onrun = (/** @type {any} */ now) => {
     if (now.state !== shown.state) announce(`${now.name} is ${now.state}`);
     shown = now;
-    showHead(
-      view.head,
-      now,
-      (changed) => {
+    showHead(view.head, now, history.pace(), {
+      canFork: checkpoints.some((one) => one.exists),
+      onfork: () => fork(undefined),
+      onchanged: (changed) => {
         fill(view.problem);
         onrun(changed);
       },
       onproblem,
-    );
+    });
   };
   onrun(run);
   if (focused) box.querySelector('h1')?.focus({ preventScroll: true });
@@ -83,12 +101,22 @@ export async function runView(box, { path }, signal) {
     const last = steps.at(-1);
     showTiles(view.tiles, last, evaluations);
     showLedger(view.ledger, history.groups);
+    const { points, width } = thinned(steps);
+    say(view.width, width > 1 ? `Each point of the charts stands for ${width} steps: their mean, or the largest.` : '');
     for (const panel of panels)
-      panel.chart.draw(panel.series(steps, evaluations), `step ${last?.step}: ${panel.summary(last?.metrics ?? {})}`);
+      panel.chart.draw(panel.series(points, evaluations), `step ${last?.step}: ${panel.summary(last?.metrics ?? {})}`);
   };
   draw();
   const drawSoon = throttled(draw, DRAW_MILLISECONDS);
   let refreshSoon = () => {};
+  const checkpointsSoon = throttled(async () => {
+    const answer = await call(`${runPath(id)}/checkpoints`, { signal }).catch(() => null); // the next event asks again
+    if (!answer || signal.aborted) return;
+    checkpoints = answer.items;
+    showCheckpoints(view.checkpoints, checkpoints, fork);
+    onrun(shown);
+  }, DRAW_MILLISECONDS);
+  checkpointsSoon();
   follow(
     id,
     signal,
@@ -97,6 +125,7 @@ export async function runView(box, { path }, signal) {
       events.add(news);
       drawSoon();
       if (news.some((event) => event.type === 'state' || event.type === 'step')) refreshSoon();
+      if (news.some((event) => event.type === 'state' || event.type === 'checkpoint')) checkpointsSoon();
     },
     onproblem,
   );
@@ -145,98 +174,35 @@ function layout(run) {
     head: h('div', { class: 'run-head' }),
     problem: h('div', {}),
     tiles: h('dl', { class: 'tiles' }),
+    width: h('p', { class: 'muted' }),
     charts: h('div', { class: 'charts' }),
     services: h('div', {}),
     queues: h('div', {}),
     ledger: h('p', { class: 'muted' }),
+    checkpoints: h('div', {}),
     events: h('div', {}),
   };
+  const column = (/** @type {HTMLElement[]} */ ...cards) => h('div', { class: 'column' }, cards);
   const lower = h(
     'div',
     { class: 'lower' },
-    part('Services', made.services),
-    part('Queues', made.queues, made.ledger),
-    part('Events', made.events),
-    h(
-      'section',
-      { class: 'card' },
+    column(part('Services', made.services), part('Events', made.events)),
+    column(
+      part('Queues', made.queues, made.ledger),
+      part('Checkpoints', made.checkpoints),
       h(
-        'details',
-        {},
-        h('summary', {}, 'Configuration'),
-        h('pre', { tabindex: '0' }, JSON.stringify(run.config, null, 2)),
+        'section',
+        { class: 'card' },
+        h(
+          'details',
+          {},
+          h('summary', {}, 'Configuration'),
+          h('pre', { tabindex: '0' }, JSON.stringify(run.config, null, 2)),
+        ),
       ),
     ),
   );
   return { ...made, lower };
-}
-
-/**
- * The heading with state and buttons; rebuilt only when it says something new, so that the focus stays where it is.
- * @param {HTMLElement} head
- * @param {any} run
- * @param {(run: any) => void} onchanged
- * @param {(problem: any) => void} onproblem
- */
-function showHead(head, run, onchanged, onproblem) {
-  const says = JSON.stringify([run.state, run.reason, run.desired]);
-  if (head.dataset.says !== says) {
-    const focused = head.contains(document.activeElement) ? document.activeElement?.tagName : null;
-    head.dataset.says = says;
-    const id = encodeURIComponent(run.id);
-    const asked =
-      run.desired === 'paused' && ['starting', 'running'].includes(run.state) ? 'pausing after this step' : '';
-    fill(
-      head,
-      h('p', { class: 'crumbs' }, h('a', { href: '#/' }, 'Runs'), ' / ', run.id),
-      h(
-        'div',
-        { class: 'title-row' },
-        heading(run.name, ' '),
-        badge(run.state),
-        h(
-          'div',
-          { class: 'actions' },
-          buttons(run, onchanged, onproblem),
-          h('a', { class: 'button', href: `#/runs/${id}/samples` }, 'Samples'),
-          h('a', { class: 'button', href: `#/compare?runs=${id}` }, 'Compare'),
-        ),
-      ),
-      asked || run.reason
-        ? h(
-            'p',
-            { class: run.state === 'failed' ? 'reason bad' : 'reason' },
-            [asked, run.reason].filter(Boolean).join(' · '),
-          )
-        : null,
-      h(
-        'div',
-        { class: 'run-progress wide' },
-        h('progress', { max: run.num_steps, 'aria-label': 'Steps' }),
-        h('span', { class: 'run-steps' }),
-      ),
-    );
-    // A button that was pressed may be gone; the heading takes the focus, so that a keyboard is not thrown to the top.
-    if (focused)
-      /** @type {HTMLElement} */ (
-        focused === 'H1' ? head.querySelector('h1') : (head.querySelector('button') ?? head.querySelector('h1'))
-      ).focus();
-  }
-  /** @type {any} */ (head.querySelector('progress')).value = run.step;
-  const end = hasEnded(run.state) ? run.finished_at : Date.now() / 1000;
-  const took = run.started_at ? ` · ${duration(end - run.started_at)}` : '';
-  fill(
-    /** @type {Element} */ (head.querySelector('.run-steps')),
-    `step ${run.step} of ${run.num_steps} · ${run.objective}${took}`,
-  );
-}
-
-/** @param {Element} place @param {Record<string, number>} groups */
-function showLedger(place, groups) {
-  const parts = Object.entries(groups).map(
-    ([name, count]) => `${name.replace('dropped_', 'dropped: ').replaceAll('_', ' ')} ${count}`,
-  );
-  fill(place, parts.length ? `Groups so far: ${parts.join(', ')}.` : '');
 }
 
 /** @param {() => void} act @param {number} milliseconds */

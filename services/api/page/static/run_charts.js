@@ -58,6 +58,34 @@ function phases(steps) {
   return [...known, { name: 'other', x: steps.map((s) => s.step), y: rest, kind: 'bars', color: 7 }];
 }
 
+/** More points than this cannot be told apart, and make a long run's charts slow. */
+const MOST_POINTS = 600;
+
+/**
+ * Steps as they are drawn: those of a long run in equal stretches, each with its means (of `_max` the largest).
+ * @param {Step[]} steps in order
+ * @returns {{points: Step[], width: number}} `width`: steps a point
+ */
+export function thinned(steps) {
+  const width = Math.ceil(steps.length / MOST_POINTS);
+  if (width <= 1) return { points: steps, width: 1 };
+  const points = [];
+  for (let start = 0; start < steps.length; start += width) points.push(summed(steps.slice(start, start + width)));
+  return { points, width };
+}
+
+/** @param {Step[]} part @returns {Step} */
+function summed(part) {
+  const last = part[part.length - 1];
+  /** @type {Record<string, number>} */
+  const metrics = {};
+  for (const name of new Set(part.flatMap((step) => Object.keys(step.metrics)))) {
+    const values = part.map((step) => step.metrics[name]).filter(Number.isFinite);
+    metrics[name] = name.endsWith('_max') ? Math.max(...values) : values.reduce((a, b) => a + b, 0) / values.length;
+  }
+  return { ...last, metrics };
+}
+
 /** @returns {Panel[]} */
 export function makePanels() {
   return [

@@ -1,7 +1,7 @@
 // One run beside its charts: key numbers, queues, services, events.
 // @ts-check
 import { fill, h, table } from './dom.js';
-import { clock, duration, fixed, percent, short, size, withUnit } from './format.js';
+import { ago, clock, duration, fixed, percent, short, size, withUnit } from './format.js';
 
 const MAX_EVENTS = 200;
 
@@ -51,10 +51,10 @@ export function showTiles(box, last, evaluations) {
 /** @param {Element} box @param {any[]} queues */
 export function showQueues(box, queues) {
   const hints = /** @type {Record<string, string>} */ ({
-    prompts: 'rollout servers',
-    completions: 'verifiers',
+    prompts: 'a rollout server',
+    completions: 'a verifier',
     scored: 'the learner',
-    evaluated: 'the learner (evaluation)',
+    evaluated: 'the learner, to evaluate',
     dead: 'nobody: unreadable messages',
   });
   const most = Math.max(1, ...queues.map((queue) => queue.depth));
@@ -91,7 +91,7 @@ export function showServices(box, services, run, published) {
       run.rollout_servers.includes(s.instance) ||
       s.kind === 'verifier',
   );
-  if (!mine.length) {
+  if (!mine.some((s) => s.kind !== 'verifier')) {
     fill(
       box,
       h(
@@ -128,6 +128,37 @@ export function showServices(box, services, run, published) {
       }),
       [4],
     ),
+  );
+}
+
+/**
+ * @param {Element} box
+ * @param {any[]} checkpoints in order
+ * @param {(step: number) => void} onfork
+ */
+export function showCheckpoints(box, checkpoints, onfork) {
+  const shown = checkpoints.filter((one) => one.exists).reverse();
+  const gone = checkpoints.length - shown.length;
+  fill(
+    box,
+    shown.length
+      ? table(
+          'Checkpoints',
+          ['Step', 'Written', 'Size', ''],
+          shown.map((one) => [
+            one.step,
+            h('time', { datetime: new Date(one.at * 1000).toISOString() }, `${ago(one.at)}, in ${duration(one.seconds)}`),
+            size(one.bytes),
+            h(
+              'button',
+              { type: 'button', class: 'small', 'aria-label': `Fork from step ${one.step}`, onclick: () => onfork(one.step) },
+              'Fork …',
+            ),
+          ]),
+          [0, 2],
+        )
+      : h('p', { class: 'muted' }, 'No checkpoint on disk yet. A run can be forked from its checkpoints.'),
+    gone ? h('p', { class: 'muted' }, `${gone} older ${gone === 1 ? 'one was' : 'ones were'} removed, as checkpoint.keep_last and keep_best ask.`) : null,
   );
 }
 

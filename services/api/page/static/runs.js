@@ -166,7 +166,7 @@ function makeRow(run, signal) {
       fill(steps, `${now.step} of ${now.num_steps} steps`);
       fill(
         about,
-        [now.id, now.objective, ago(now.created_at)].map((text) => h('span', {}, text)),
+        [now.id, now.objective, `created ${ago(now.created_at)}`].map((text) => h('span', {}, text)),
       );
       const accuracy = now.metrics.accuracy;
       fill(

@@ -10,7 +10,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 VARIABLE = "TURNOUT_ENGINE_LAST_WORDS"
@@ -36,7 +36,8 @@ class Recorder(logging.Handler):
         error = record.exc_info[1] if record.exc_info else None
         path = os.environ.get(VARIABLE)
         if error is not None and path and not os.path.exists(path):
-            Path(path).write_text(f"{type(error).__name__}: {error}")
+            with suppress(OSError):  # the engine has long started: nobody expects it, and the folder is gone
+                Path(path).write_text(f"{type(error).__name__}: {error}")
 
 
 def record() -> None:

@@ -21,6 +21,7 @@ from services.learner.minibatch import MinibatchReport, run_minibatch
 from services.learner.objectives.advantages import group_advantages
 from services.learner.objectives.routing import GroupOutcome, route_group
 from services.learner.sequence import TrainSequence
+from services.learner.tree_attention import share_prefixes
 
 NUM_GROUPS, GROUP_SIZE = 8, 8
 WARMUPS = 2
@@ -55,6 +56,7 @@ class PlainEngine:
     def __init__(self, vocabulary: int = 150, hidden: int = 96) -> None:
         self.student = policy(vocabulary, hidden)
         self.teacher = policy(vocabulary, hidden).requires_grad_(False)
+        assert all(map(share_prefixes, (self.student, self.teacher)))
         self.reference: torch.nn.Module | None = None
         self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=1e-4, fused=True)
 
@@ -146,7 +148,8 @@ def main() -> None:
         "## An update by objective and share of failed rollouts\n\n"
         f"{NUM_GROUPS} groups of {GROUP_SIZE} rollouts about as long as the embedded benchmark's, a policy of its "
         f"shape, one thread, plain AdamW; objectives in turn, medians of {arguments.repeats} in CPU seconds. "
-        "Needed/computed: tokens that the passes needed over those that they computed, padding included.\n\n"
+        "Responses are random: only prompts are shared. Needed/computed: tokens that the passes needed, common ones "
+        "once, over those that they computed.\n\n"
         "| failed | objective | CPU seconds | relative to sdpo | teacher passes | needed/computed |\n"
         "|---:|---|---:|---:|---:|---:|"
     )

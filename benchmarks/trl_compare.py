@@ -38,6 +38,7 @@ from services.learner.engine import DeepSpeedEngine  # noqa: E402
 from services.learner.minibatch import old_logprobs, run_minibatch  # noqa: E402
 from services.learner.objectives.advantages import group_advantages  # noqa: E402
 from services.learner.objectives.routing import GroupOutcome, route_group  # noqa: E402
+from services.learner.prefix_tree import grow  # noqa: E402
 from services.learner.sequence import TrainSequence  # noqa: E402
 from services.learner.weights import load_model  # noqa: E402
 
@@ -148,8 +149,8 @@ def with_failed(groups: Sequence[Group], share: float) -> list[Group]:
     return changed
 
 
-def learner(name: str, groups: Sequence[Group], ranks: Any) -> Callable[[], Spent]:
-    """Makes one step with the engine that runs use, and tells its time."""
+def learner(name: str, groups: Sequence[Group], ranks: Any, *, share: bool = True) -> Callable[[], Spent]:
+    """Makes one step with the engine that runs use, and tells its time. `share`: common prefixes are computed once."""
     run = config(name)
     model = load_model(
         ModelSection(path=str(POLICY), dtype="float32"),
@@ -157,6 +158,8 @@ def learner(name: str, groups: Sequence[Group], ranks: Any) -> Callable[[], Spen
         gradient_checkpointing=False,
         allow_remote_code=False,
     )
+    if not share:
+        model.set_attn_implementation("sdpa")
     engine, sequences = DeepSpeedEngine(run, model, ranks), prepare(groups, run)
     old = old_logprobs(engine, sequences, run)
     sequences = [
@@ -222,6 +225,27 @@ def race(contestants: dict[str, Callable[[], Spent]], repeats: int) -> dict[str,
     }
 
 
+def shared_text(groups: Sequence[Group]) -> str:
+    """How much Turnout's SRPO need not compute twice on these rollouts, as sentences."""
+    student = [(group["prompt_ids"], ids) for group in groups for ids in group["completions"]]
+    teacher = [
+        (group["teacher_prompts"][i], group["completions"][i])
+        for group in groups
+        for i in range(GROUP_SIZE)
+        if group["rewards"][i] == 0.0
+    ]
+    parts = []
+    for name, pairs in (("student", student), ("teacher", teacher)):
+        rows = [[*prompt, *ids[:-1]] for prompt, ids in pairs]
+        prompts = {tuple(prompt): len(prompt) for prompt, _ in pairs}
+        whole, by_prompt = sum(map(len, rows)), sum(prompts.values()) + sum(len(ids) - 1 for _, ids in pairs)
+        parts.append(f"{whole} tokens of the {name}'s rows are {grow(rows).num_nodes} ({by_prompt} by prompts alone)")
+    return (
+        "Turnout computes what rows have in common at their beginnings once; TRL does not: for SRPO as recorded, "
+        f"{' and '.join(parts)}. The replies of this small policy often begin alike; one row shares nothing."
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=9)
@@ -239,6 +263,7 @@ def main() -> None:
             for size in arguments.microbatches
         }
         contestants |= {f"Turnout {name.upper()}": learner(name, groups, ranks) for name in ("srpo", "sdpo", "grpo")}
+        contestants["Turnout SRPO, nothing shared"] = learner("srpo", groups, ranks, share=False)
         contestants |= {
             f"Turnout SRPO, {share:.0%} failed": learner("srpo", with_failed(groups, share), ranks) for share in SHARES
         }
@@ -260,8 +285,8 @@ def report(groups: Sequence[Group], medians: dict[str, Spent], repeats: int) -> 
         f"one thread each, steps in turn, medians of {repeats}. Generation, rewards and the making of prompts are left "
         "out; loss, backward pass, AdamW and the teacher's average are in. TRL runs through its own training loop, "
         "Turnout with DeepSpeed as in a run. Every rollout has an advantage and a teacher prompt: TRL's cost does not "
-        "depend on how many failed, SRPO's does, so it is timed with other rewards on the same rollouts too. Ratios "
-        "are of CPU seconds, TRL's best setting over the row.\n\n"
+        "depend on how many failed, SRPO's does, so it is timed with other rewards on the same rollouts too. "
+        f"{shared_text(groups)} Ratios are of CPU seconds, TRL's best setting over the row.\n\n"
         "| step | wall seconds | CPU seconds | TRL's SDPO / this | TRL's GRPO / this |\n|---|---:|---:|---:|---:|"
     )
     for name, (wall, cpu) in medians.items():

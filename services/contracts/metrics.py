@@ -38,7 +38,7 @@ STEP_METRICS: Final[dict[str, str]] = {
     "num_masked_rollouts": "rollouts left out because they were cut at the limit (objective.mask_truncated)",
     "num_uninformative_groups": "groups left out for want of signal (objective.skip_uninformative_groups)",
     "num_tokens": "response tokens trained in the step",
-    "num_computed_tokens": "tokens that the learner pushed through the models, padding included",
+    "num_computed_tokens": "tokens that the learner pushed through the models: shared prefixes once, padding included",
     "num_teacher_rollouts": "rollouts that cost a teacher pass",
     "mixed_group_ratio": "share of groups with both correct and failed rollouts",
     "seconds": "wall-clock time of the step, waiting included",

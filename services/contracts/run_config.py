@@ -118,7 +118,8 @@ class TrainingSection(Section):
     prompts_per_minibatch: Positive | None = None
     """Groups an optimizer update; must divide `prompts_per_step`. null: the whole step is one update."""
     tokens_per_microbatch: Positive = 16384
-    """Padded tokens in one forward pass, at most (a longer single sequence still goes alone)."""
+    """Tokens computed in one forward pass, at most; a prefix that sequences share counts once, padding counts (a longer
+    single sequence still goes alone)."""
     max_staleness: Annotated[int, Field(ge=0)] = 1
     """Age in weight versions that a trained token may have. 0 is on-policy; n >= 1 overlaps sampling and training."""
     seed: int = 0

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from services.contracts.errors import TurnoutError
 from services.contracts.run_config import ObjectiveSection
-from services.learner.packing import PaddedBatch, dummy_rows, pad_rows, plan_microbatches, row_length
+from services.learner.packing import PackedBatch, dummy_batch, pad_rows, plan_rows, row_length
+from services.learner.prefix_tree import grow, pack_tree, plan_trees
 from services.learner.sequence import TrainSequence
 
 STATS = ("logprobs", "old", "entropy", "teacher_entropy", "divergence", "loss", "clipped", "reference_kl")
@@ -124,41 +125,53 @@ class Visits:
     """Which sequences go through a model together, a list of indices a micro-batch."""
 
     batches: list[list[int]]
-    with_teacher_prompt: bool = False
+    num_needed_tokens: int
+    """What the passes must compute: no padding, and of a common prefix no more than one where prefixes are shared."""
+    share: bool
+    """As prefix trees, or as padded rows."""
+    with_teacher_prompt: bool
 
     def load(
         self, number: int, sequences: Sequence[TrainSequence], layout: Layout, device: torch.device
-    ) -> tuple[PaddedBatch, int]:
+    ) -> tuple[PackedBatch, int]:
         """Micro-batch `number` and how many of its response tokens, the first ones, are not routed to SDPO.
 
         Numbers past the end give a dummy, for ranks with fewer micro-batches than others.
         """
         if number >= len(self.batches):
-            return dummy_rows(device), 0
+            return dummy_batch(device), 0
         rows = sorted(self.batches[number], key=lambda row: sequences[row].route == "sdpo")
-        batch = pad_rows(
-            [self.prompt(sequences[row]) for row in rows],
+        pack = pack_tree if self.share else pad_rows
+        batch = pack(
+            [_prompt(sequences[row], self.with_teacher_prompt) for row in rows],
             [sequences[row].response_ids for row in rows],
             [layout.offsets[row] for row in rows],
             device,
         )
         return batch, sum(len(sequences[row].response_ids) for row in rows if sequences[row].route != "sdpo")
 
-    def num_needed_tokens(self, sequences: Sequence[TrainSequence]) -> int:
-        """Tokens of all micro-batches without padding."""
-        rows = (sequences[row] for batch in self.batches for row in batch)
-        return sum(row_length(self.prompt(row), row.response_ids) for row in rows)
 
-    def prompt(self, sequence: TrainSequence) -> list[int]:
-        """The prompt that this pass reads."""
-        return (sequence.teacher_prompt_ids or []) if self.with_teacher_prompt else sequence.prompt_ids
+def _prompt(sequence: TrainSequence, with_teacher_prompt: bool) -> list[int]:
+    """The prompt that a pass reads."""
+    return (sequence.teacher_prompt_ids or []) if with_teacher_prompt else sequence.prompt_ids
 
 
 def visits(
-    rows: Sequence[int], sequences: Sequence[TrainSequence], budget: int, *, with_teacher_prompt: bool = False
+    rows: Sequence[int],
+    sequences: Sequence[TrainSequence],
+    budget: int,
+    *,
+    share: bool,
+    with_teacher_prompt: bool = False,
 ) -> Visits:
-    """Cut the sequences `rows` into micro-batches of at most `budget` padded tokens."""
-    plan = Visits([], with_teacher_prompt)
-    lengths = [row_length(plan.prompt(sequences[row]), sequences[row].response_ids) for row in rows]
-    batches = [[rows[index] for index in batch] for batch in plan_microbatches(lengths, budget)]
-    return Visits(batches, with_teacher_prompt)
+    """Cut the sequences `rows` into micro-batches of at most `budget` computed tokens."""
+    if not rows:
+        return Visits([], 0, share, with_teacher_prompt)
+    pairs = [(_prompt(sequences[row], with_teacher_prompt), sequences[row].response_ids) for row in rows]
+    if share:
+        tree = grow([[*prompt, *response[:-1]] for prompt, response in pairs])
+        needed, batches = tree.num_nodes, plan_trees(tree, budget)
+    else:
+        lengths = [row_length(prompt, response) for prompt, response in pairs]
+        needed, batches = sum(lengths), plan_rows(lengths, budget)
+    return Visits([[rows[index] for index in batch] for batch in batches], needed, share, with_teacher_prompt)

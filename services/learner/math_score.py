@@ -11,9 +11,10 @@ from services.contracts.run_config import RunConfig
 from services.learner.math_cut import cut_fixed
 from services.learner.math_layout import Layout, lay_out, visits
 from services.learner.objectives.ratios import sequence_mean
-from services.learner.packing import PaddedBatch
+from services.learner.packing import PackedBatch
 from services.learner.passes import Project, chunk_slices, real_logits, run_with_job, select, vocabulary_size
 from services.learner.sequence import Engine, TrainSequence
+from services.learner.tree_attention import shares_prefixes
 
 
 def real_type(engine: Engine) -> torch.dtype:
@@ -37,7 +38,8 @@ def old_logprobs(engine: Engine, sequences: Sequence[TrainSequence], config: Run
         One tensor [num response tokens] a sequence, float32 on the engine's device; zeros where the route is `none`.
     """
     layout = lay_out(sequences, None, engine.device, real_type(engine))
-    plan = visits(layout.rows, sequences, config.training.tokens_per_microbatch)
+    budget, share = config.training.tokens_per_microbatch, shares_prefixes(engine.student)
+    plan = visits(layout.rows, sequences, budget, share=share)
     rounds = int(engine.all_reduce_max(numbers(engine, [len(plan.batches)])).item())
     scored = torch.zeros(layout.num_tokens, dtype=layout.stats.dtype, device=engine.device)
     for number in range(rounds):
@@ -52,7 +54,7 @@ def old_logprobs(engine: Engine, sequences: Sequence[TrainSequence], config: Run
 
 
 @torch.no_grad()
-def score(model: nn.Module, batch: PaddedBatch, layout: Layout, into: Tensor, temperature: float) -> None:
+def score(model: nn.Module, batch: PackedBatch, layout: Layout, into: Tensor, temperature: float) -> None:
     """One pass of `model`: write its log-probabilities of the batch's response tokens into `into`, [T]."""
 
     def job(project: Project, hidden: Tensor) -> Tensor:
@@ -60,7 +62,7 @@ def score(model: nn.Module, batch: PaddedBatch, layout: Layout, into: Tensor, te
         write_logprobs(project, states, batch.tokens, layout, into, temperature, vocabulary_size(model))
         return hidden.new_zeros(())
 
-    run_with_job(model, batch.input_ids, job)
+    run_with_job(model, batch, job)
 
 
 def write_logprobs(

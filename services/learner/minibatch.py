@@ -51,6 +51,7 @@ from services.learner.passes import (
     vocabulary_size,
 )
 from services.learner.sequence import Engine, TrainSequence
+from services.learner.tree_attention import shares_prefixes
 
 __all__ = ["MinibatchReport", "TokenDetail", "old_logprobs", "run_minibatch", "step_metrics", "weight_histogram"]
 
@@ -93,10 +94,11 @@ class _Update:
         silent = {row for row in rows if sequences[row].advantage == 0.0} - set(taught)
         referred = [row for row in rows if sequences[row].route == "grpo"] if objective.reference_kl_coefficient else []
         silent -= set(referred)
-        self.reference_visits = visits(referred, sequences, budget)
-        self.teacher_visits = visits(taught, sequences, budget, with_teacher_prompt=True)
-        self.silent_visits = visits([row for row in rows if row in silent], sequences, budget)
-        self.train_visits = visits([row for row in rows if row not in silent], sequences, budget)
+        share = shares_prefixes(engine.student)
+        self.reference_visits = visits(referred, sequences, budget, share=share)
+        self.teacher_visits = visits(taught, sequences, budget, share=share, with_teacher_prompt=True)
+        self.silent_visits = visits([row for row in rows if row in silent], sequences, budget, share=share)
+        self.train_visits = visits([row for row in rows if row not in silent], sequences, budget, share=share)
         self.num_taught = len(taught)
         self.num_computed = 0
         self.hidden: Tensor | None = None
@@ -171,7 +173,7 @@ class _Update:
                 layout.stat("teacher_entropy")[tokens] = cut.entropy.to(layout.stats.dtype)
             return hidden.new_zeros(())
 
-        run_with_job(engine.teacher, batch.input_ids, job)
+        run_with_job(engine.teacher, batch, job)
 
     def _refer(self, rounds: int) -> None:
         """Passes of the initial model over the GRPO branch, where its divergence is asked for."""
@@ -224,13 +226,13 @@ class _Update:
                     write_sequence_ratios(project, *whole, self.layout, self.config.rollout.temperature, width)
                 return chunked_loss(output_head(engine.student), states, chunks, chunk_loss)
 
-            return run_with_job(engine.student, batch.input_ids, job)
+            return run_with_job(engine.student, batch, job)
 
     def _gather(self) -> tuple[dict[str, float], list[int]]:
         """Sums over all ranks and the weights' histogram; refuses what is not finite."""
         layout = self.layout
         sdpo = float(layout.is_sdpo.sum())
-        needed = sum(plan.num_needed_tokens(self.sequences) for plan in self._plans)
+        needed = sum(plan.num_needed_tokens for plan in self._plans)
         counts = {
             "num_tokens": float(layout.num_tokens),
             "num_grpo_tokens": layout.num_tokens - sdpo,

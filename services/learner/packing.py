@@ -1,11 +1,11 @@
-"""How sequences become micro-batches: sorted by length, cut where padding would cost most, padded on the right.
+"""How sequences become micro-batches: what one forward pass gets, and which sequences go through it together.
 
-With causal attention a real token never looks at what stands to its right, so right-padded rows need no attention mask
-and keep positions 0, 1, 2, ... : each row computes what it would compute alone, and attention kernels run their
-fast causal path on CPU and GPU. (Packing several sequences into one row would need a block mask or a kernel for
-variable lengths; rows of nearly equal length waste little more.)
+A row is prompt and response without the last response token: nothing is predicted from it. There are two layouts;
+`tree_attention.share_prefixes` decides which one a model gets:
 
-A row is prompt and response without the last response token: nothing is predicted from it.
+- the nodes of the rows' prefix tree as one row without padding (`prefix_tree`);
+- here: rows sorted by length, cut where padding would cost most, padded on the right. With causal attention a real
+  token never looks at what stands to its right, so there is no mask and positions are 0, 1, 2, ...
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ PASS_OVERHEAD_TOKENS = 64
 """What one more forward and backward pass costs besides its tokens, in tokens: keeps cuts from becoming too many."""
 
 
-def plan_microbatches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Cut sequences into micro-batches of at most `budget` padded tokens.
+def plan_rows(lengths: Sequence[int], budget: int | None) -> list[list[int]]:
+    """Cut rows into batches of at most `budget` padded tokens; None for any number.
 
-    Minimises padded tokens plus `PASS_OVERHEAD_TOKENS` a micro-batch over all cuts of the sequences sorted by length
-    (exact, by dynamic programming; O(n^2) in numpy). A sequence longer than the budget goes alone.
+    Minimises padded tokens plus `PASS_OVERHEAD_TOKENS` a batch over all cuts of the rows sorted by length (exact, by
+    dynamic programming; O(n^2) in numpy). A row longer than the budget goes alone.
 
     Args:
         lengths: row lengths, each >= 1.
 
     Returns:
-        Micro-batches as lists of indices into `lengths`, each index once; longest rows first, so that a lack of
-        memory shows at once.
+        Batches as lists of indices into `lengths`, each index once; longest rows first, so that a lack of memory shows
+        at once.
     """
     if not lengths:
         return []
@@ -43,7 +43,7 @@ def plan_microbatches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     cut = np.zeros(num_rows + 1, dtype=np.int64)
     for end in range(1, num_rows + 1):
         longest = int(ordered[end - 1])
-        first = max(0, end - max(1, budget // longest))
+        first = 0 if budget is None else max(0, end - max(1, budget // longest))
         starts = np.arange(first, end)
         cost = best[first:end] + (end - starts) * longest + PASS_OVERHEAD_TOKENS
         cut[end] = first + int(cost.argmin())
@@ -57,15 +57,29 @@ def plan_microbatches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 @dataclass(frozen=True, slots=True)
-class PaddedBatch:
-    """Rows of one forward pass. n is the number of response tokens in it."""
+class Paths:
+    """How attention finds the rows of a prefix tree among the N tokens that the model gets."""
+
+    buckets: list[Tensor]
+    """[rows, longest] token numbers each, int64: rows of nearly equal length that attention reads together; past a
+    row's end any number."""
+    back: Tensor
+    """[N], int64: where each token stands among the positions of all buckets laid end to end."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """One forward pass. n is the number of response tokens in it."""
 
     input_ids: Tensor
-    """[rows, longest], int64, right-padded with 0."""
+    """[rows, longest], int64, right-padded with 0; [1, N] for a prefix tree."""
     positions: Tensor
-    """[n], int64: index into the flattened [rows * longest] positions from which each response token is predicted."""
+    """[n], int64: index into the flattened [rows * longest] places from which each response token is predicted."""
     tokens: Tensor
     """[n], int64: each token's place in the layout of all response tokens (`offsets`)."""
+    position_ids: Tensor | None = None
+    """[1, N], int64: place of each token in its rows, for a prefix tree."""
+    paths: Paths | None = None
 
 
 def row_length(prompt: Sequence[int], response: Sequence[int]) -> int:
@@ -78,7 +92,7 @@ def pad_rows(
     responses: Sequence[Sequence[int]],
     offsets: Sequence[int],
     device: torch.device,
-) -> PaddedBatch:
+) -> PackedBatch:
     """Lay sequences out as one padded batch.
 
     Args:
@@ -87,22 +101,27 @@ def pad_rows(
     """
     longest = max(row_length(prompt, response) for prompt, response in zip(prompts, responses, strict=True))
     ids = np.zeros((len(prompts), longest), dtype=np.int64)
-    positions: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
-    tokens: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
-    for row, (prompt, response, offset) in enumerate(zip(prompts, responses, offsets, strict=True)):
-        ids[row, : len(prompt)] = prompt
-        ids[row, len(prompt) : row_length(prompt, response)] = response[:-1]
-        steps = np.arange(len(response), dtype=np.int64)
-        positions.append(steps + (row * longest + len(prompt) - 1))
-        tokens.append(steps + offset)
-    return PaddedBatch(
+    for row, prompt, response in zip(ids, prompts, responses, strict=True):
+        row[: len(prompt)] = prompt
+        row[len(prompt) : row_length(prompt, response)] = response[:-1]
+    positions = [
+        row * longest + len(prompt) - 1 + np.arange(len(response))
+        for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
+    ]
+    return PackedBatch(
         input_ids=torch.from_numpy(ids).to(device),
         positions=torch.from_numpy(np.concatenate(positions)).to(device),
-        tokens=torch.from_numpy(np.concatenate(tokens)).to(device),
+        tokens=token_places(responses, offsets, device),
     )
 
 
-def dummy_rows(device: torch.device) -> PaddedBatch:
-    """A batch of one token and no response, for ranks that must run a pass but have no sequence left."""
+def token_places(responses: Sequence[Sequence[int]], offsets: Sequence[int], device: torch.device) -> Tensor:
+    """`PackedBatch.tokens` of whole responses."""
+    places = [offset + np.arange(len(response)) for response, offset in zip(responses, offsets, strict=True)]
+    return torch.from_numpy(np.concatenate(places)).to(device)
+
+
+def dummy_batch(device: torch.device) -> PackedBatch:
+    """One token and no response, for ranks that must run a pass but have no sequence left."""
     empty = torch.zeros(0, dtype=torch.int64, device=device)
-    return PaddedBatch(torch.zeros((1, 1), dtype=torch.int64, device=device), empty, empty)
+    return PackedBatch(torch.zeros((1, 1), dtype=torch.int64, device=device), empty, empty)

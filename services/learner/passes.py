@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from services.contracts.errors import ConfigurationError
+from services.learner.packing import PackedBatch
 
 CHUNK_LOGITS = 2**25
 """Logits of one chunk at most (128 MiB in float32)."""
@@ -59,19 +60,19 @@ def output_head(model: nn.Module) -> nn.Module:
     return head
 
 
-def run_with_job(model: nn.Module, input_ids: Tensor, job: Callable[[Project, Tensor], Tensor]) -> Tensor:
+def run_with_job(model: nn.Module, batch: PackedBatch, job: Callable[[Project, Tensor], Tensor]) -> Tensor:
     """Call the model with its LM head doing `job(project, hidden)` instead of computing logits.
 
     Args:
-        input_ids: [rows, longest], right-padded, int64.
         job: gets the head's own forward and the hidden states [rows, longest, hidden]; its result is returned.
     """
     head = output_head(model)
     project = head.forward
     own = head.__dict__.get("forward")
     head.forward = lambda hidden: job(project, hidden)
+    tree = {} if batch.paths is None else {"position_ids": batch.position_ids, "paths": batch.paths}
     try:
-        return model(input_ids=input_ids, use_cache=False).logits
+        return model(input_ids=batch.input_ids, use_cache=False, **tree).logits
     finally:
         if own is None:
             del head.forward

@@ -80,27 +80,35 @@ def _teacher_prompts(scored: ScoredGroup, assignments: Sequence[Assignment], tok
 
 
 def share_of_rank(sequences: Sequence[TrainSequence], rank: int, num_ranks: int) -> list[int]:
-    """Indices of the sequences that `rank` trains: longest first, each to the rank with the least so far.
+    """Indices of the sequences that `rank` trains: the row of all sequences cut into parts of nearly equal work.
 
-    A teacher pass counts its tokens as well. Alike on all ranks.
+    So siblings, which stand side by side and share their prompts, mostly go to one rank; a part is off by one sequence
+    at most. Alike on all ranks.
     """
-    if num_ranks == 1:
-        return list(range(len(sequences)))
-    costs = [_cost(sequence) for sequence in sequences]
-    loads = [0] * num_ranks
-    mine: list[int] = []
-    for index in sorted(range(len(sequences)), key=lambda index: (-costs[index], index)):
-        target = loads.index(min(loads))
-        loads[target] += costs[index]
-        if target == rank:
+    costs = _costs(sequences)
+    total, before, mine = max(1, sum(costs)), 0, []
+    for index, cost in enumerate(costs):
+        # By the middle of its work; the last one may be without any.
+        if min(num_ranks - 1, (2 * before + cost) * num_ranks // (2 * total)) == rank:
             mine.append(index)
-    return sorted(mine)
+        before += cost
+    return mine
 
 
-def _cost(sequence: TrainSequence) -> int:
-    """Roughly the work of one sequence, in forward tokens: a backward pass costs two forward passes."""
-    if sequence.route == "none":
-        return 0
-    teacher = sequence.teacher_prompt_ids
-    cost = 3 * (len(sequence.prompt_ids) + len(sequence.response_ids))
-    return cost if teacher is None else cost + len(teacher) + len(sequence.response_ids)
+def _costs(sequences: Sequence[TrainSequence]) -> list[int]:
+    """Roughly the work of each sequence after those before it, in forward tokens: a backward pass costs two forward
+    passes, a prompt like the last one nothing."""
+    costs: list[int] = []
+    last: list[int] | None = None
+    last_teacher: list[int] | None = None
+    for sequence in sequences:
+        prompt, teacher, length = sequence.prompt_ids, sequence.teacher_prompt_ids, len(sequence.response_ids)
+        cost = 0
+        if sequence.route != "none":
+            cost = 3 * (length if prompt == last else length + len(prompt))
+            last = prompt
+            if teacher is not None:
+                cost += length if teacher == last_teacher else length + len(teacher)
+                last_teacher = teacher
+        costs.append(cost)
+    return costs

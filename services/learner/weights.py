@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from services.contracts.errors import ConfigurationError
 from services.contracts.model_section import ModelSection
+from services.learner.tree_attention import share_prefixes
 
 SHARD_BYTES = 4 * 1024**3
 MIN_SHARD_BYTES = 32 * 2**20
@@ -42,6 +43,7 @@ def load_model(section: ModelSection, path: str, *, gradient_checkpointing: bool
     except (OSError, ValueError) as error:
         raise _unloadable("model", path, error) from error
     model.config.use_cache = False
+    share_prefixes(model)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()

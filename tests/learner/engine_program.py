@@ -23,7 +23,7 @@ NUM_UPDATES = 3
 VOCABULARY = 61
 
 
-def run_config(stage: int, dtype: str, kind: str = "full") -> RunConfig:
+def run_config(stage: int, dtype: str, kind: str = "full", tokens_per_microbatch: int = 4096) -> RunConfig:
     lora = {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]} if kind == "lora" else None
     return parse_run_config(
         {
@@ -32,7 +32,7 @@ def run_config(stage: int, dtype: str, kind: str = "full") -> RunConfig:
             "data": {"train": "unused"},
             "objective": {"reference_kl_coefficient": 0.1 if lora else 0.0},
             "optimizer": {"learning_rate": 1e-2, "warmup_steps": 2, "schedule": "cosine", "gradient_clip": 1.0},
-            "training": {"steps": 10, "zero_stage": stage},
+            "training": {"steps": 10, "zero_stage": stage, "tokens_per_microbatch": tokens_per_microbatch},
         }
     )
 
@@ -88,6 +88,30 @@ def train(engine: Any, updates: Tensor) -> list[float]:
     return norms
 
 
+def train_minibatches(ranks: Any, config: RunConfig, *, share: bool) -> dict[str, Any]:
+    """One step of SRPO in two updates, on all ranks together: losses and the weights afterwards."""
+    from services.learner.engine import DeepSpeedEngine
+    from services.learner.minibatch import old_logprobs, run_minibatch
+    from services.learner.prepare import share_of_rank
+    from services.learner.tree_attention import share_prefixes, shares_prefixes
+    from services.learner.weights import whole_weights
+    from tests.learner.objectives.builders import random_sequences
+
+    model = trained_model(config)
+    if share:
+        assert share_prefixes(model)
+    engine = DeepSpeedEngine(config, model, ranks)
+    assert shares_prefixes(engine.student) == share
+    halves = [random_sequences(seed, 12) for seed in (1, 2)]
+    mine = [[half[index] for index in share_of_rank(half, ranks.rank, ranks.num_ranks)] for half in halves]
+    later = old_logprobs(engine, mine[1], config)
+    reports = [run_minibatch(engine, mine[0], None, config), run_minibatch(engine, mine[1], later, config)]
+    return {
+        "losses": [report.loss for report in reports],
+        "weights": whole_weights(engine.module, 0, trained_only=True),
+    }
+
+
 def main(folder: Path, stages: list[int], dtype: str, kind: str) -> None:
     from services.learner.engine import DeepSpeedEngine
     from services.learner.optimizer_state import export_state, export_teacher
@@ -116,6 +140,9 @@ def main(folder: Path, stages: list[int], dtype: str, kind: str) -> None:
             for name in ("student", "teacher", "reference"):
                 model = getattr(engine, name)
                 result[f"{name}_logits"] = None if model is None else model(input_ids=data[0, :1]).logits
+        small = run_config(stage, dtype, kind, tokens_per_microbatch=40)
+        for name, share in (("single", False), ("shared", True)):
+            result[name] = train_minibatches(ranks, small, share=share)
         if ranks.rank == 0:
             torch.save(result, folder / f"stage{stage}.pt")
     leave()

@@ -11,7 +11,7 @@ from torch import nn
 
 from services.contracts.run_config import OptimizerSection
 from services.learner.engine import learning_rate, num_updates
-from tests.learner.engine_program import NUM_UPDATES, batches, row_loss, run_config, tiny_model
+from tests.learner.engine_program import NUM_UPDATES, batches, row_loss, run_config, tiny_model, trained_model
 from tests.learner.engine_runs import MIXED_STAGES, STAGES, EngineRuns, largest_difference, named
 
 
@@ -72,6 +72,27 @@ def test_state_goes_out_and_in_without_losing_a_bit(engine_runs: EngineRuns, num
     result = engine_runs.result(num_ranks, stage)
     assert largest_difference(result["later"], result["resumed_later"]) == 0.0
     assert largest_difference(result["later_teacher"], result["resumed_later_teacher"]) == 0.0
+
+
+@pytest.mark.parametrize("prefixes", ["shared", "single"])
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_minibatches_depend_on_neither_ranks_nor_stage_nor_sharing(
+    engine_runs: EngineRuns, kind: str, num_ranks: int, stage: int, prefixes: str
+) -> None:
+    found = engine_runs.result(num_ranks, stage, kind=kind)[prefixes]
+    expected = engine_runs.result(1, 0, kind=kind)["single"]
+    assert found["losses"] == pytest.approx(expected["losses"], rel=1e-5)
+    largest = max(float(value.abs().max()) for value in expected["weights"].values())
+    assert largest_difference(found["weights"], expected["weights"]) <= 1e-5 * largest
+    assert largest_difference(found["weights"], named(trained_model(run_config(stage, "float32", kind)))) > 1e-3
+
+
+@pytest.mark.parametrize("stage", MIXED_STAGES)
+def test_shared_prefixes_fit_bfloat16(engine_runs: EngineRuns, stage: int) -> None:
+    result = engine_runs.result(2, stage, "bfloat16")
+    assert result["shared"]["losses"] == pytest.approx(result["single"]["losses"], rel=0.02)
 
 
 @pytest.mark.parametrize("stage", MIXED_STAGES)

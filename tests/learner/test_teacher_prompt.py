@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from transformers import AutoTokenizer
 
 from services.contracts.messages import Question
 from services.contracts.run_config import parse_run_config
 from services.learner.prepare import prepare_group, share_of_rank
+from services.learner.sequence import TrainSequence
 from services.learner.teacher_prompt import teacher_prompt_ids, teacher_text, without_thinking
 from tests.learner.conftest import make_group
 from tests.learner.ring import POLICY
@@ -74,3 +77,19 @@ def test_a_group_is_prepared_as_the_routing_says() -> None:
     assert sum(sequence.advantage for sequence in prepared.sequences) == pytest.approx(0.0)
     shares = [share_of_rank(prepared.sequences, rank, 3) for rank in range(3)]
     assert sorted(index for share in shares for index in share) == [0, 1, 2, 3]
+
+
+def test_ranks_get_equal_work_and_siblings_stay_together() -> None:
+    rng = random.Random(0)
+    sequences = []
+    for group in range(16):
+        for _ in range(8):
+            response = [1] * rng.randint(1, 60)
+            sequences.append(TrainSequence([group] * 30, response, [-1.0] * len(response), 1.0, "grpo", None))
+    shares = [share_of_rank(sequences, rank, 3) for rank in range(3)]
+    assert sorted(index for share in shares for index in share) == list(range(128))
+    work = [sum(len(sequences[i].response_ids) for i in share) for share in shares]
+    assert max(work) - min(work) <= 2 * 90
+    homes = [{rank for rank in range(3) for i in shares[rank] if i // 8 == group} for group in range(16)]
+    assert sum(len(home) > 1 for home in homes) <= 2
+    assert [share_of_rank([], rank, 3) for rank in range(3)] == [[], [], []]

@@ -7,6 +7,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from services.contracts.run_config import RunConfig, parse_run_config
 from services.learner.sequence import TrainSequence
+from services.learner.tree_attention import share_prefixes
 
 VOCABULARY = 29
 
@@ -38,10 +39,12 @@ class PlainEngine:
     num_ranks = 1
     device = torch.device("cpu")
 
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float32, *, share: bool = True) -> None:
         self.student = tiny_model(1, dtype)
         self.teacher = tiny_model(2, dtype).requires_grad_(False)
         self.reference: torch.nn.Module | None = tiny_model(3, dtype).requires_grad_(False)
+        if share:
+            assert all(share_prefixes(model) for model in (self.student, self.teacher, self.reference))
         self.gradients: dict[str, torch.Tensor] = {}
         self.num_backward = 0
         self.lasts: list[bool] = []
@@ -78,11 +81,16 @@ def run_config(tokens_per_microbatch: int = 4096, **objective: object) -> RunCon
 def random_sequences(
     seed: int, number: int, *, longest: int = 7, routes: tuple[str, ...] = ("grpo", "sdpo"), teach_grpo: bool = False
 ) -> list[TrainSequence]:
-    """Sequences with every awkward length: empty, one token, long; advantage zero now and then."""
+    """Sequences with every awkward length: empty, one token, long; many begin alike; advantage zero now and then."""
     rng = random.Random(seed)
+    begun: list[list[int]] = [[]]
 
     def ids(least: int, most: int) -> list[int]:
-        return [rng.randrange(VOCABULARY) for _ in range(rng.randint(least, most))]
+        """As long as asked for; begins as an earlier one does, which may be all of it, every other time."""
+        length = rng.randint(least, most)
+        start = rng.choice(begun)[:length] if rng.random() < 0.5 else []
+        begun.append(start + [rng.randrange(VOCABULARY) for _ in range(length - len(start))])
+        return begun[-1]
 
     sequences = []
     for index in range(number):

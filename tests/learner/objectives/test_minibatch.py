@@ -57,7 +57,7 @@ def close(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], toleran
 @pytest.mark.parametrize("moved", [False, True], ids=["first-update", "later-update"])
 @pytest.mark.parametrize("case", OBJECTIVES)
 def test_loss_weights_and_gradients_are_the_references(case: str, moved: bool) -> None:
-    config = run_config(tokens_per_microbatch=40, **OBJECTIVES[case])
+    config = run_config(tokens_per_microbatch=20, **OBJECTIVES[case])
     sequences = sequences_for(config.objective.name)
     engine = PlainEngine(torch.float64)
     old = shifted(old_logprobs(engine, sequences, config)) if moved else None
@@ -78,14 +78,20 @@ def test_loss_weights_and_gradients_are_the_references(case: str, moved: bool) -
         assert report.details[index].weight == pytest.approx(row, rel=1e-6)
 
 
+@pytest.mark.parametrize("share", [True, False], ids=["prefixes-shared", "single-rows"])
 @pytest.mark.parametrize("case", ["srpo", "sdpo", "grpo", "advantage_mix", "srpo-gspo-kl"])
-def test_nothing_depends_on_cut_order_or_chunks(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_depends_on_cut_order_chunks_or_sharing(
+    case: str, share: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = run_config(tokens_per_microbatch=4096, **OBJECTIVES[case])
     sequences = sequences_for(whole.objective.name, number=24)
-    engine = PlainEngine()
-    old = shifted(old_logprobs(engine, sequences, whole))
-    base = run_minibatch(engine, sequences, old, whole)
-    expected = engine.gradients
+    single = PlainEngine(share=False)
+    old = shifted(old_logprobs(single, sequences, whole))
+    base = run_minibatch(single, sequences, old, whole)
+    expected = single.gradients
+    engine = PlainEngine(share=share)
+    for ours, theirs in zip(shifted(old_logprobs(engine, sequences, whole)), old, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6)
     for budget, seed, chunk in [(1, 0, None), (30, 1, None), (100, 2, 29 * 3), (4096, 3, 1)]:
         order = list(range(len(sequences)))
         random.Random(seed).shuffle(order)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.learner.packing import pad_rows, plan_microbatches, row_length
+from services.learner.packing import pad_rows, plan_rows, row_length
 from services.learner.passes import chunk_slices
 from tests.learner.objectives.builders import tiny_model
 
@@ -15,7 +15,7 @@ from tests.learner.objectives.builders import tiny_model
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 2000))
 def test_every_row_once_and_within_budget(lengths: list[int], budget: int) -> None:
-    batches = plan_microbatches(lengths, budget)
+    batches = plan_rows(lengths, budget)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= budget
@@ -27,7 +27,7 @@ def test_every_row_once_and_within_budget(lengths: list[int], budget: int) -> No
 def test_nine_tenths_of_the_computed_tokens_are_needed(least: int, most: int, budget: int) -> None:
     rng = random.Random(0)
     lengths = [rng.randint(least, most) for _ in range(64)]
-    batches = plan_microbatches(lengths, budget)
+    batches = plan_rows(lengths, budget)
     computed = sum(len(batch) * max(lengths[index] for index in batch) for batch in batches)
     assert sum(lengths) / computed >= 0.9
 

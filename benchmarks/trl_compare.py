@@ -149,6 +149,14 @@ def with_failed(groups: Sequence[Group], share: float) -> list[Group]:
     return changed
 
 
+def begun_apart(groups: Sequence[Group]) -> list[Group]:
+    """The same rollouts, but no two responses of a group begin alike."""
+    return [
+        {**group, "completions": [[number, *ids[1:]] for number, ids in enumerate(group["completions"])]}
+        for group in groups
+    ]
+
+
 def learner(name: str, groups: Sequence[Group], ranks: Any, *, share: bool = True) -> Callable[[], Spent]:
     """Makes one step with the engine that runs use, and tells its time. `share`: common prefixes are computed once."""
     run = config(name)
@@ -242,7 +250,8 @@ def shared_text(groups: Sequence[Group]) -> str:
         parts.append(f"{whole} tokens of the {name}'s rows are {grow(rows).num_nodes} ({by_prompt} by prompts alone)")
     return (
         "Turnout computes what rows have in common at their beginnings once; TRL does not: for SRPO as recorded, "
-        f"{' and '.join(parts)}. The replies of this small policy often begin alike; one row shares nothing."
+        f"{' and '.join(parts)}. The replies of this small policy often begin alike, so "
+        "one row is of replies whose first tokens were made to differ, and one shares nothing."
     )
 
 
@@ -263,6 +272,7 @@ def main() -> None:
             for size in arguments.microbatches
         }
         contestants |= {f"Turnout {name.upper()}": learner(name, groups, ranks) for name in ("srpo", "sdpo", "grpo")}
+        contestants["Turnout SRPO, only prompts shared"] = learner("srpo", begun_apart(groups), ranks)
         contestants["Turnout SRPO, nothing shared"] = learner("srpo", groups, ranks, share=False)
         contestants |= {
             f"Turnout SRPO, {share:.0%} failed": learner("srpo", with_failed(groups, share), ranks) for share in SHARES

@@ -67,6 +67,8 @@ def plan_trees(tree: Tree, budget: int) -> list[list[int]]:
     Returns:
         Micro-batches as lists of indices from before sorting; most nodes first, so that a lack of memory shows at once.
     """
+    if tree.num_nodes <= budget and tree.lengths.sum() <= ATTENDED_PER_NODE * budget:
+        return [tree.order]
     num_rows = len(tree.lengths)
     nodes = np.concatenate([[0], np.cumsum(tree.lengths - tree.shared)])
     attended = np.concatenate([[0], np.cumsum(tree.lengths)])

@@ -165,7 +165,7 @@ class RunConfig(Section):
 
     name: Annotated[str, Field(min_length=1, max_length=100, pattern=NAME_PATTERN)]
     """A name for people; need not be unique."""
-    preset: str | None = None
+    preset: Annotated[str | None, Field(json_schema_extra={"enum": [None, *sorted(PRESETS)]})] = None
     """Start from a preset's values: `paper-srpo`, `paper-grpo` or `paper-sdpo`. Fields given here win."""
     model: ModelSection
     data: DataSection

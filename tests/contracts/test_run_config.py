@@ -64,6 +64,7 @@ def test_fields_given_win_over_the_preset() -> None:
         ({"data": {}}, ["data.train is missing"]),
         ({"training": {"steps": 0}}, ["training.steps is 0", "greater than or equal to 1"]),
         ({"training": {"steps": "many"}}, ["training.steps is 'many'", "integer"]),
+        ({"training": {"steps": True}}, ["training.steps is True", "true and false"]),
         ({"preset": "best"}, ["preset 'best' does not exist", "paper-srpo"]),
         ({"rollout": {"group_size": 1}}, ["rollout.group_size is 1", "siblings"]),
         ({"rollout": {"temperature": 0}}, ["rollout.temperature is 0", "use about 1"]),

@@ -11,6 +11,7 @@ from fastapi.responses import StreamingResponse
 
 from services.api.history import repository
 from services.api.history.event_stream import event_stream
+from services.api.history.rows import TYPES
 from services.api.history.schemas import (
     CheckpointItem,
     CheckpointList,
@@ -26,11 +27,20 @@ from services.api.history.schemas import (
 from services.api.parts import PartsOf
 from services.api.problems import responses
 from services.api.runs.repository import get_run
-from services.contracts.errors import ConfigurationError
 
 router = APIRouter(prefix="/v1/runs/{run_id}", tags=["history"])
 MAX_ID = 2**63 - 1
 ERRORS = responses(401, 404, 422, 503)
+EVENT_SCHEMA = {
+    "type": "object",
+    "description": "One server-sent event.",
+    "required": ["id", "event", "data"],
+    "properties": {
+        "id": {"type": "string", "description": "Send as Last-Event-ID to go on behind it."},
+        "event": {"type": "string", "enum": sorted(TYPES.values())},
+        "data": {"type": "string", "contentMediaType": "application/json", "description": "The event's fields."},
+    },
+}
 
 
 @router.get("/steps", responses=ERRORS)
@@ -103,14 +113,14 @@ async def list_samples(
     "/events",
     response_class=StreamingResponse,
     responses={
-        200: {"description": "Server-sent events.", "content": {"text/event-stream": {"schema": {"type": "string"}}}},
+        200: {"description": "Server-sent events.", "content": {"text/event-stream": {"schema": EVENT_SCHEMA}}},
         **ERRORS,
     },
 )
 async def stream_events(
     run_id: str,
     parts: PartsOf,
-    last_event_id: Annotated[str | None, Header(max_length=20, description="Go on after this entry.")] = None,
+    last_event_id: Annotated[str, Header(pattern="^[0-9]{1,18}$", description="Go on after this entry.")] = "0",
     after: Annotated[int, Query(ge=0, le=MAX_ID, description="As Last-Event-ID, for those who cannot send it.")] = 0,
     follow: Annotated[bool, Query(description="Wait for more; false ends after what is there.")] = True,
 ) -> StreamingResponse:
@@ -120,15 +130,8 @@ async def stream_events(
     """
     async with parts.database.read() as session:
         await get_run(session, run_id)
-    start = after
-    if last_event_id:
-        if not (last_event_id.isascii() and last_event_id.isdigit() and int(last_event_id) <= MAX_ID):
-            raise ConfigurationError(
-                "Last-Event-ID is not the id of an event.", remedy="Send the last id received.", field="last-event-id"
-            )
-        start = int(last_event_id)
     return StreamingResponse(
-        event_stream(parts.database, parts.broadcaster, run_id, start, follow),
+        event_stream(parts.database, parts.broadcaster, run_id, int(last_event_id) or after, follow),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )

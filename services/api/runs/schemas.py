@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.api.runs.models import Run
+from services.contracts.model_section import Section
 from services.contracts.run_config import NAME_PATTERN
 from services.contracts.states import DesiredState, RunState
 
@@ -22,10 +23,8 @@ class ForkedFrom(BaseModel):
     """Step of the parent's checkpoint that the run began with."""
 
 
-class ForkRequest(BaseModel):
+class ForkRequest(Section):
     """How a fork differs from its parent."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     checkpoint: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     """Step of the checkpoint to begin with; null: the newest."""

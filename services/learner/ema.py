@@ -56,6 +56,7 @@ class EmaTeacher:
                 part.to("cpu" if self.offload else part.device, torch.float32, copy=True) if separate else part
             )
         assert len(self._averages) == len(self._student)
+        self.to_rest()
 
     def _own(self) -> Iterator[nn.Parameter]:
         return self.model.parameters()

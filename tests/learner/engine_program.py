@@ -180,8 +180,9 @@ def go_on(folder: Path, stages: list[int], dtype: str, kind: str, source: Path) 
     saved = torch.load(source, weights_only=True)
     for stage in stages:
         engine = resume(run_config(stage, dtype, kind), ranks, saved)
+        taken = {name.replace("later", "taken"): value for name, value in later(engine).items()}
         train(engine, batches()[NUM_UPDATES:])
-        result = later(engine)
+        result = later(engine) | taken
         if ranks.rank == 0:
             torch.save(result, folder / f"stage{stage}.pt")
     leave()

@@ -45,8 +45,13 @@ class EngineRuns:
         return {stage: _load(folder, stage) for stage in stages}
 
     def _run(self, num_ranks: int, arguments: list[str]) -> None:
-        with self._programs.ranks("engine", num_ranks, {}, arguments) as ranks:
-            assert [process.wait() for process in ranks] == [0] * num_ranks
+        run_ranks(self._programs, "engine", num_ranks, arguments)
+
+
+def run_ranks(programs: Programs, module: str, num_ranks: int, arguments: list[str]) -> None:
+    """One process a rank; all must end well."""
+    with programs.ranks(module, num_ranks, {}, arguments) as ranks:
+        assert [process.wait() for process in ranks] == [0] * num_ranks
 
 
 def _listed(stages: tuple[int, ...]) -> str:

@@ -24,7 +24,9 @@ import transformers.models.qwen3.modeling_qwen3  # noqa: E402, F401
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402, F401
 
 import services.learner.train as program  # noqa: E402
-from tests.learner import engine_program  # noqa: E402
+from tests.learner import engine_program, update_program  # noqa: E402
+
+PROGRAMS = {"engine": engine_program.run_from, "updates": update_program.run_from}
 
 
 def child(request: dict[str, object]) -> None:
@@ -38,7 +40,7 @@ def child(request: dict[str, object]) -> None:
         if request["module"] == "train":
             code = program.main()
         else:
-            engine_program.run_from(request["arguments"])  # type: ignore[arg-type]
+            PROGRAMS[str(request["module"])](request["arguments"])  # type: ignore[arg-type]
             code = 0
     finally:
         sys.stderr.flush()

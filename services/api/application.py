@@ -7,6 +7,7 @@ import asyncio
 from fastapi import FastAPI
 
 from services.api import problems
+from services.api.answers import Answers
 from services.api.fleet.endpoints import router as fleet_router
 from services.api.history.endpoints import router as history_router
 from services.api.keys.endpoints import router as keys_router
@@ -31,6 +32,7 @@ def make_application(parts: Parts) -> FastAPI:
     """The application over ready parts."""
     app = FastAPI(title="Turnout", version="0.1.0", description=DESCRIPTION, docs_url=None, redoc_url=None)
     app.state.parts = parts
+    app.add_middleware(Answers, database=parts.database)
     app.add_middleware(Guard, keys=parts.keys, limiter=RateLimiter(parts.settings.rate_limit))
     app.add_middleware(Page)  # in front of the guard: the page must load before it can ask for the key
     app.add_middleware(StrictHeaders)

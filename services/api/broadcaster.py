@@ -10,8 +10,12 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 WINDOW = 500
+GATHER_SECONDS = 0.2
+"""Listeners are woken so long after an entry, so that the several of one training step reach each in one
+piece: sending is what many listeners cost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,13 @@ class _Channel:
     """Entries with an id above this are all in `window`; None until the first entry comes."""
     window: deque[Entry] = field(default_factory=deque)
     news: asyncio.Event = field(default_factory=asyncio.Event)
+    waking: asyncio.TimerHandle | None = None
     num_listeners: int = 0
+
+    def wake(self) -> None:
+        self.waking = None
+        self.news.set()
+        self.news = asyncio.Event()
 
 
 class Broadcaster:
@@ -64,8 +74,14 @@ class Broadcaster:
             channel.window.append(entry)
             if len(channel.window) > WINDOW:
                 channel.floor = channel.window.popleft().id
-        channel.news.set()
-        channel.news = asyncio.Event()
+        if channel.waking is None:
+            channel.waking = asyncio.get_running_loop().call_later(GATHER_SECONDS, channel.wake)
+
+    def caught_up(self, run_id: str, last_id: int) -> None:
+        """Someone has read the database up to `last_id`, its newest entry then: the window has what comes after."""
+        channel = self._channels[run_id]
+        if channel.floor is None:
+            channel.floor = last_id
 
     def news(self, run_id: str) -> asyncio.Event:
         """An event that is set at the next `publish`. Take it before reading, so that nothing falls between."""
@@ -76,4 +92,5 @@ class Broadcaster:
         channel = self._channels[run_id]
         if channel.floor is None or last_id < channel.floor:
             return None
-        return [entry for entry in channel.window if entry.id > last_id]
+        newer = takewhile(lambda entry: entry.id > last_id, reversed(channel.window))
+        return list(newer)[::-1]

@@ -46,6 +46,8 @@ class Database:
         self.engine = engine
         self._sessions = async_sessionmaker(engine, expire_on_commit=False)
         self._writing = asyncio.Lock()
+        self.version = 0
+        """Grows with every change, and once more when what follows from one in memory is there too (`changed`)."""
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:
@@ -56,8 +58,15 @@ class Database:
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncSession]:
         """A session that commits at the end, or rolls back where the block raises."""
-        async with self._writing, self._sessions() as session, session.begin():
-            yield session
+        try:
+            async with self._writing, self._sessions() as session, session.begin():
+                yield session
+        finally:
+            self.changed()
+
+    def changed(self) -> None:
+        """Tell those who keep something that was read from here that it may be no longer so."""
+        self.version += 1
 
     async def close(self) -> None:
         await self.engine.dispose()
@@ -107,7 +116,8 @@ async def open_database(settings: Settings) -> Database:
         ConfigurationError: the URL is wrong.
         UnavailableError: the database does not answer or cannot be migrated.
     """
-    engine = create_async_engine(database_url(settings), pool_pre_ping=True)
+    url = database_url(settings)
+    engine = create_async_engine(url, pool_pre_ping=not url.startswith("sqlite"))  # a file does not hang up
     if engine.dialect.name == "sqlite":
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     try:

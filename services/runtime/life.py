@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import uvicorn
+import uvloop
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -62,7 +63,9 @@ def run_service(
         if check is not None:
             check()
         configure_logs(settings, kind)
-        code = asyncio.new_event_loop().run_until_complete(_run(kind, settings, loops))
+        # The API serves many connections, which costs uvloop a third less; in the others the loop is not what costs.
+        loop = uvloop.new_event_loop() if kind == "api" else asyncio.new_event_loop()
+        code = loop.run_until_complete(_run(kind, settings, loops))
     except TurnoutError as error:
         print(f"turnout {kind}: {error}", file=sys.stderr)
         code = 2

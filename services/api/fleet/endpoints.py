@@ -41,11 +41,12 @@ async def show_queues(
     parts: PartsOf, run_id: Annotated[str | None, Query(description="Only this run's.")] = None
 ) -> QueueList:
     """Depth and age of the queues of one run, or of every run that has not ended."""
-    async with parts.database.read() as session:
-        if run_id is not None:
-            ids = [(await get_run(session, run_id)).id]
-        else:
-            ids = [run.id for run in await unfinished_runs(session)]
+    if run_id is not None and run_id in parts.board.states:  # asked for often, and the database is what would cost
+        ids = [run_id]
+    else:
+        async with parts.database.read() as session:
+            runs = await unfinished_runs(session) if run_id is None else [await get_run(session, run_id)]
+        ids = [run.id for run in runs]
     return QueueList(items=await queue_states(parts.redis, ids))
 
 

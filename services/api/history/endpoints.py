@@ -128,8 +128,9 @@ async def stream_events(
 
     Each has an id; send the last one seen as Last-Event-ID (browsers do) and the stream goes on behind it.
     """
-    async with parts.database.read() as session:
-        await get_run(session, run_id)
+    if run_id not in parts.board.states:
+        async with parts.database.read() as session:
+            await get_run(session, run_id)
     return StreamingResponse(
         event_stream(parts.database, parts.broadcaster, run_id, int(last_event_id) or after, follow),
         media_type="text/event-stream",

@@ -30,6 +30,8 @@ async def event_stream(
             entries = broadcaster.after(run_id, last_id)
             if entries is None:
                 entries = await _read(database, run_id, last_id)
+                if len(entries) < PAGE:
+                    broadcaster.caught_up(run_id, entries[-1].id if entries else last_id)
             if entries:
                 yield "".join(render(entry) for entry in entries)
                 last_id = entries[-1].id

@@ -8,6 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.api.history.models import CheckpointRow, EvaluationRow, EventRow, SampleRow, StepRow, WeightPushRow
+from services.api.runs.models import Run
 
 
 async def steps_after(session: AsyncSession, run_id: str, after: int, limit: int) -> Sequence[StepRow]:
@@ -16,9 +17,9 @@ async def steps_after(session: AsyncSession, run_id: str, after: int, limit: int
     return (await session.scalars(query)).all()
 
 
-async def newest_step(session: AsyncSession, run_id: str) -> StepRow | None:
-    query = select(StepRow).where(StepRow.run_id == run_id).order_by(StepRow.at.desc()).limit(1)
-    return (await session.scalars(query)).one_or_none()
+async def newest_step(session: AsyncSession, run: Run) -> StepRow | None:
+    """The step that the run finished last."""
+    return await session.get(StepRow, (run.id, run.step))
 
 
 async def evaluations(session: AsyncSession, run_id: str) -> Sequence[EvaluationRow]:
@@ -28,8 +29,9 @@ async def evaluations(session: AsyncSession, run_id: str) -> Sequence[Evaluation
 
 async def first_and_last_accuracy(session: AsyncSession, run_id: str) -> tuple[float | None, float | None]:
     """avg@k of the first and the newest evaluation."""
-    found = await evaluations(session, run_id)
-    return (found[0].accuracy, found[-1].accuracy) if found else (None, None)
+    query = select(EvaluationRow.accuracy).where(EvaluationRow.run_id == run_id)
+    found = (await session.scalars(query.order_by(EvaluationRow.step, EvaluationRow.split))).all()
+    return (found[0], found[-1]) if found else (None, None)
 
 
 async def checkpoints(session: AsyncSession, run_id: str) -> Sequence[CheckpointRow]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.api.history import repository as history
 from services.api.parts import Parts, PartsOf
@@ -54,7 +55,7 @@ async def show_run(run_id: str, parts: PartsOf) -> RunDetail:
     """One run with its configuration and newest numbers."""
     async with parts.database.read() as session:
         run = await repository.get_run(session, run_id)
-    return await _detail(parts, run)
+        return await _described(session, run)
 
 
 @router.post("/{run_id}/fork", status_code=201, responses=responses(400, 401, 404, 409, 413, 422, 503))
@@ -110,8 +111,12 @@ def _metrics(parts: Parts, run: Run) -> dict[str, float]:
 
 async def _detail(parts: Parts, run: Run) -> RunDetail:
     async with parts.database.read() as session:
-        newest = await history.newest_step(session, run.id)
-        first, last = await history.first_and_last_accuracy(session, run.id)
+        return await _described(session, run)
+
+
+async def _described(session: AsyncSession, run: Run) -> RunDetail:
+    newest = await history.newest_step(session, run)
+    first, last = await history.first_and_last_accuracy(session, run.id)
     return RunDetail(
         **summary_fields(run),
         config=run.config,

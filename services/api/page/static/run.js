@@ -36,6 +36,10 @@ class History {
     else if (type === 'weights') this.published = data.version;
   }
 
+  newest() {
+    return this.steps.size ? Math.max(...this.steps.keys()) : 0;
+  }
+
   /** Seconds a step at the present speed, if that is known. */
   pace() {
     const newest = [...this.steps.values()].slice(-RATE_STEPS).map((step) => step.metrics.seconds);
@@ -84,7 +88,7 @@ export async function runView(box, { path }, signal) {
   const onrun = (/** @type {any} */ now) => {
     if (now.state !== shown.state) announce(`${now.name} is ${now.state}`);
     shown = now;
-    showHead(view.head, now, history.pace(), {
+    showHead(view.head, { ...now, step: Math.max(now.step, history.newest()) }, history.pace(), {
       canFork: checkpoints.some((one) => one.exists),
       onfork: () => fork(undefined),
       onchanged: (changed) => {
@@ -99,6 +103,7 @@ export async function runView(box, { path }, signal) {
   const draw = () => {
     const { steps, evaluations } = history.ordered();
     const last = steps.at(-1);
+    onrun(shown);
     showTiles(view.tiles, last, evaluations);
     showLedger(view.ledger, history.groups);
     const { points, width } = thinned(steps);
@@ -124,7 +129,7 @@ export async function runView(box, { path }, signal) {
       for (const event of news) history.take(event);
       events.add(news);
       drawSoon();
-      if (news.some((event) => event.type === 'state' || event.type === 'step')) refreshSoon();
+      if (news.some((event) => event.type === 'state')) refreshSoon();
       if (news.some((event) => event.type === 'state' || event.type === 'checkpoint')) checkpointsSoon();
     },
     onproblem,

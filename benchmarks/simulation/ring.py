@@ -1,0 +1,130 @@
+"""One simulated ring from its first prompt to its last checkpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from benchmarks.simulation import clock
+from benchmarks.simulation.learner import Learner, TrainedStep
+from benchmarks.simulation.meter import Meter
+from benchmarks.simulation.scenario import Scenario
+from benchmarks.simulation.servers import RolloutServer, make_verifier, stop
+from services.contracts import streams
+from services.learner.ledger import Ledger
+
+RUN = "simulation"
+SKIPPED_STEPS = 2
+"""Steps at the start that throughput leaves out: the ring fills up."""
+LOOK_SECONDS = 5.0
+MAX_CONNECTIONS = 10_000
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one ring did and cost."""
+
+    scenario: Scenario
+    steps: list[TrainedStep]
+    ledger: Ledger
+    fed: int
+    crashes: int
+    decoded_tokens: float
+    """Tokens that engines decoded, those of lost work included."""
+    virtual_seconds: float
+    max_buffered: int
+    largest_scored: int
+    """Most groups on the `scored` stream at once."""
+    left: dict[str, int]
+    """Messages on each stream at the end."""
+    meter: Meter
+
+    @property
+    def throughput(self) -> float:
+        """Trained tokens a second after the start, as a share of the slower side alone."""
+        scenario, later = self.scenario, self.steps[SKIPPED_STEPS:]
+        seconds = later[-1].ended_at - self.steps[SKIPPED_STEPS - 1].ended_at
+        ideal = min(scenario.rollout_tokens_a_second, scenario.learner_tokens_a_second)
+        return sum(step.tokens for step in later) / seconds / ideal
+
+    @property
+    def waiting_share(self) -> float:
+        """Share of the time in which the learner waited for groups."""
+        later = self.steps[SKIPPED_STEPS:]
+        return sum(step.waited for step in later) / (later[-1].ended_at - self.steps[SKIPPED_STEPS - 1].ended_at)
+
+    @property
+    def ages(self) -> dict[int, float]:
+        """Share of the trained tokens by age in versions."""
+        counts: dict[int, int] = {}
+        for step in self.steps[SKIPPED_STEPS:]:
+            for age, count in step.ages.items():
+                counts[age] = counts.get(age, 0) + count
+        total = sum(counts.values())
+        return {age: counts[age] / total for age in sorted(counts)}
+
+
+def simulate(scenario: Scenario, url: str) -> Outcome:
+    """Play the scenario on the Redis server at `url`, which is emptied."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    meter = Meter(url)
+    return clock.run(_play(scenario, url, meter))
+
+
+async def _play(scenario: Scenario, url: str, meter: Meter) -> Outcome:
+    redis: Any = clock.VirtualRedis.from_url(url, max_connections=MAX_CONNECTIONS)
+    await redis.flushall()
+    await redis.sadd(streams.RUNS, RUN)
+    totals: dict[str, Any] = {"crashes": 0, "decoded": [0.0]}
+    servers = [RolloutServer(scenario, redis, RUN, number, totals) for number in range(scenario.servers)]
+
+    async def push(version: int) -> None:
+        await asyncio.gather(*(server.push(version) for server in servers))
+
+    learner = Learner(scenario, redis, RUN, push)
+    largest = [0]
+    others = [server.run() for server in servers]
+    others += [make_verifier(scenario, redis, number).run() for number in range(scenario.verifiers)]
+    others += [_look(redis, meter, largest)]
+    with meter.measuring():
+        tasks = [asyncio.create_task(other) for other in others]
+        await _until_done(learner, tasks)
+        await stop(tasks)
+    makers = (streams.prompts, streams.completions, streams.scored, streams.dead)
+    left = {make(RUN).rsplit(":", 1)[1]: int(await redis.xlen(make(RUN))) for make in makers}
+    await redis.aclose()
+    return Outcome(
+        scenario=scenario,
+        steps=learner.steps,
+        ledger=learner.ledger,
+        fed=learner.fed,
+        crashes=totals["crashes"],
+        decoded_tokens=totals["decoded"][0],
+        virtual_seconds=asyncio.get_running_loop().time(),
+        max_buffered=learner.max_buffered,
+        largest_scored=largest[0],
+        left=left,
+        meter=meter,
+    )
+
+
+async def _until_done(learner: Learner, others: list[asyncio.Task[None]]) -> None:
+    """Run the learner to its end; a service that ends before is a fault."""
+    main = asyncio.create_task(learner.run())
+    await asyncio.wait([main, *others], return_when=asyncio.FIRST_COMPLETED)
+    for task in others:
+        if task.done():
+            main.cancel()
+            task.result()
+    await main
+
+
+async def _look(redis: Any, meter: Meter, largest: list[int]) -> None:
+    while True:
+        meter.look()
+        largest[0] = max(largest[0], int(await redis.xlen(streams.scored(RUN))))
+        await asyncio.sleep(LOOK_SECONDS)

@@ -41,9 +41,15 @@ def sections() -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
+def all_names() -> list[str]:
+    """Modules and packages beside this one; names with an underscore are parts of others."""
+    packages = [path.parent.name for path in HERE.glob("[a-z]*/__main__.py")]
+    return sorted(packages + [path.stem for path in HERE.glob("[a-z]*.py")])
+
+
 def main() -> int:
     """Run the benchmarks named (default: all); the exit code counts those that failed."""
-    names = sys.argv[1:] or sorted(path.stem for path in HERE.glob("[a-z]*.py"))
+    names = sys.argv[1:] or all_names()
     found = sections()
     failed = 0
     for number, name in enumerate(names, start=1):

@@ -157,9 +157,7 @@ def _task(number: int, tokens: int) -> PromptTask:
         sequence=number,
         purpose="train",
         question=question,
-        sampling=Sampling(
-            num_samples=GROUP_SIZE, temperature=1.0, top_p=1.0, top_k=0, max_response_tokens=tokens
-        ),
+        sampling=Sampling(num_samples=GROUP_SIZE, temperature=1.0, top_p=1.0, top_k=0, max_response_tokens=tokens),
         min_weight_version=0,
         step=0,
         max_prompt_tokens=2048,

@@ -67,9 +67,7 @@ class TimedEngine:
         self._waiting.clear()
 
     def _step_seconds(self) -> float:
-        return (
-            self._scenario.decode_base_seconds + self._scenario.decode_per_sequence_seconds * len(self._running)
-        )
+        return self._scenario.decode_base_seconds + self._scenario.decode_per_sequence_seconds * len(self._running)
 
     def _advance(self) -> None:
         now = self._loop.time()

@@ -65,9 +65,7 @@ class TrainedStep:
 class Learner:
     """One run's learner, from step 0 to the last, crashes included."""
 
-    def __init__(
-        self, scenario: Scenario, redis: Redis, run_id: str, push: Callable[[int], Awaitable[None]]
-    ) -> None:
+    def __init__(self, scenario: Scenario, redis: Redis, run_id: str, push: Callable[[int], Awaitable[None]]) -> None:
         self._scenario = scenario
         self._config = run_config(scenario)
         self._redis = redis

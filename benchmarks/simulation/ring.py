@@ -18,8 +18,6 @@ from services.contracts import streams
 from services.learner.ledger import Ledger
 
 RUN = "simulation"
-SKIPPED_STEPS = 2
-"""Steps at the start that throughput leaves out: the ring fills up."""
 LOOK_SECONDS = 5.0
 MAX_CONNECTIONS = 10_000
 
@@ -44,24 +42,43 @@ class Outcome:
     meter: Meter
 
     @property
+    def last_steps(self) -> list[TrainedStep]:
+        """The steps that lasted: of a step trained again after a crash, the last time."""
+        return list({step.step: step for step in self.steps}.values())
+
+    @property
+    def steady(self) -> list[TrainedStep]:
+        """The steps between the ring's filling and the last prompt's feeding."""
+        depth = self.scenario.max_staleness + 1
+        return self.last_steps[depth:-depth]
+
+    @property
+    def steady_seconds(self) -> float:
+        first = self.steady[0].step
+        before = next(step for step in self.last_steps if step.step == first - 1)
+        return self.steady[-1].ended_at - before.ended_at
+
+    @property
     def throughput(self) -> float:
-        """Trained tokens a second after the start, as a share of the slower side alone."""
-        scenario, later = self.scenario, self.steps[SKIPPED_STEPS:]
-        seconds = later[-1].ended_at - self.steps[SKIPPED_STEPS - 1].ended_at
-        ideal = min(scenario.rollout_tokens_a_second, scenario.learner_tokens_a_second)
-        return sum(step.tokens for step in later) / seconds / ideal
+        """Trained tokens a second in steady steps, as a share of the slower side alone."""
+        ideal = min(self.scenario.rollout_tokens_a_second, self.scenario.learner_tokens_a_second)
+        return sum(step.tokens for step in self.steady) / self.steady_seconds / ideal
 
     @property
     def waiting_share(self) -> float:
         """Share of the time in which the learner waited for groups."""
-        later = self.steps[SKIPPED_STEPS:]
-        return sum(step.waited for step in later) / (later[-1].ended_at - self.steps[SKIPPED_STEPS - 1].ended_at)
+        return sum(step.waited for step in self.steady) / self.steady_seconds
+
+    @property
+    def groups_a_second(self) -> float:
+        """Groups trained a second."""
+        return sum(len(step.sequences) for step in self.steady) / self.steady_seconds
 
     @property
     def ages(self) -> dict[int, float]:
         """Share of the trained tokens by age in versions."""
         counts: dict[int, int] = {}
-        for step in self.steps[SKIPPED_STEPS:]:
+        for step in self.last_steps:
             for age, count in step.ages.items():
                 counts[age] = counts.get(age, 0) + count
         total = sum(counts.values())

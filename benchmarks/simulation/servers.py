@@ -80,9 +80,7 @@ class RolloutServer:
         queue = Queue(self._redis, streams.GROUP_ROLLOUT, self._name)
         presence = Presence(self._redis, "rollout", self._name, "")
         sampler = cast(Any, TimedSampler(self._scenario, engine))
-        return RolloutWorker(
-            self._run_id, queue, cast(Any, engine), sampler, presence, self._scenario.max_num_seqs
-        )
+        return RolloutWorker(self._run_id, queue, cast(Any, engine), sampler, presence, self._scenario.max_num_seqs)
 
     async def push(self, version: int) -> None:
         """A weight update, as the API's pusher makes it. A server that is away takes the weights when it is back."""

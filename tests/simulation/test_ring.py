@@ -1,0 +1,77 @@
+"""Many servers on a virtual clock: services' own loops, feeder, batcher and ledger on a real Valkey server."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from typing import Any
+
+import pytest
+
+from benchmarks.simulation import clock
+from benchmarks.simulation.ring import Outcome, simulate
+from benchmarks.simulation.scenario import Scenario
+
+SMALL = Scenario(
+    servers=4,
+    verifiers=1,
+    prompts_per_step=24,
+    steps=8,
+    checkpoint_every=3,
+    max_num_seqs=32,
+    median_tokens=100,
+    max_tokens=1024,
+)
+
+
+def trained_once(outcome: Outcome) -> list[int]:
+    """Sequence numbers in the order of training; asserts what holds of every ring."""
+    scenario = outcome.scenario
+    steps = sorted(outcome.last_steps, key=lambda step: step.step)
+    trained = [sequence for step in steps for sequence in step.sequences]
+    assert len(trained) == len(set(trained)) == scenario.steps * scenario.prompts_per_step
+    assert trained == sorted(trained)
+    assert max(outcome.ages) <= scenario.max_staleness
+    assert outcome.left == {"prompts": 0, "completions": 0, "scored": 0, "dead": 0}
+    assert outcome.fed == outcome.ledger.decided == len(trained) + outcome.ledger.num_dropped
+    return trained
+
+
+@pytest.mark.parametrize("max_staleness", [0, 2])
+def test_servers_and_learner_crash_and_every_group_is_trained_once(valkey_url: str, max_staleness: int) -> None:
+    scenario = dataclasses.replace(SMALL, max_staleness=max_staleness, failures_an_hour=40.0, learner_crashes=(2, 5))
+    outcome = simulate(scenario, valkey_url)
+    assert outcome.crashes > 0
+    again = [step for step in outcome.steps if sum(other.step == step.step for other in outcome.steps) > 1]
+    assert {step.step for step in again} == {1, 2, 4, 5}
+    for step in again:  # a replayed step is made of the same groups
+        assert all(other.sequences == step.sequences for other in again if other.step == step.step)
+    trained_once(outcome)
+
+
+def test_staleness_hides_stragglers(valkey_url: str) -> None:
+    shares = []
+    for max_staleness in (0, 2):
+        outcome = simulate(dataclasses.replace(SMALL, max_staleness=max_staleness), valkey_url)
+        trained_once(outcome)
+        shares.append(outcome.throughput)
+    assert shares[1] > 1.5 * shares[0]
+
+
+def test_virtual_time_passes_without_waiting_and_never_during_a_call(valkey_url: str) -> None:
+    async def play() -> tuple[float, Any]:
+        redis: Any = clock.VirtualRedis.from_url(valkey_url)
+        loop = asyncio.get_running_loop()
+        await redis.xgroup_create("stream", "group", id="0", mkstream=True)
+        assert not await redis.xreadgroup("group", "a", {"stream": ">"}, block=3_600_000)
+        assert loop.time() == pytest.approx(3600, abs=1)
+        reading = asyncio.create_task(redis.xreadgroup("group", "a", {"stream": ">"}, block=3_600_000))
+        await asyncio.sleep(10)
+        await redis.xadd("stream", {"m": "x"})
+        found = await reading
+        await redis.aclose()
+        return loop.time(), found
+
+    at, found = clock.run(play())
+    assert found
+    assert at == pytest.approx(3610, abs=1)

@@ -1,80 +1,79 @@
-"""SRPO against staleness: the demo's run with max_staleness 0, 1, 2, 4, 8 on a whole deployment; writes a plot."""
+"""SRPO against staleness: the demo's run with max_staleness 0, 1, 2, 4, 8 and three seeds on one deployment.
+
+Prints the section and writes docs/staleness.png. `--steps 20 --values 0 2 --seeds 0` is a short form.
+"""
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 from pathlib import Path
 
-from services.cli.client import Client
-from tests.ring.deployment import demo_config, deployment, finish
+from benchmarks._runs import Curve, band, play, seeds_text, spread, table
+from tests.ring.deployment import deployment
 
 PLOT = Path(__file__).resolve().parent.parent / "docs" / "staleness.png"
-
-
-def measure(client: Client, staleness: int, num_steps: int, seed: int) -> dict[str, float]:
-    """One run; figures are means over its second half, accuracy is avg@16 on the test questions."""
-    run = client.create_run(
-        demo_config(
-            name=f"staleness {staleness}",
-            training={"steps": num_steps, "max_staleness": staleness, "seed": seed},
-            evaluation={"every_steps": num_steps // 4, "max_questions": 64},
-        )
-    )
-    ended = finish(client, run.id)
-    if ended.state != "succeeded":
-        raise SystemExit(f"run {run.id} is {ended.state}: {ended.reason}")
-    steps = list(client.steps(run.id))
-    half = steps[len(steps) // 2 :]
-
-    def mean(name: str) -> float:
-        return statistics.mean(step.metrics[name] for step in half)
-
-    return {
-        **{f"accuracy {item.step}": item.accuracy for item in client.evaluations(run.id)},
-        "staleness": mean("staleness_mean"),
-        "seconds": statistics.median(step.metrics["seconds"] for step in steps),
-        "wait": statistics.median(step.metrics["seconds_wait"] for step in steps),
-        "teacher entropy": mean("teacher_entropy_nats"),
-        "mismatch": mean("logprob_mismatch_nats"),
-        "truncated": mean("importance_weight_truncated_ratio"),
-        "reward": mean("reward_mean"),
-    }
+NUM_EVALUATIONS = 4
 
 
 def main() -> None:
-    """Print the section; `--steps` and `--values` shorten it."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Play all runs, then print the section."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--values", type=int, nargs="+", default=[0, 1, 2, 4, 8])
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
-    found: dict[int, dict[str, float]] = {}
+    found: dict[int, list[Curve]] = {value: [] for value in options.values}
     with tempfile.TemporaryDirectory(prefix="turnout-bench-") as folder, deployment(Path(folder)) as client:
-        for value in options.values:
-            found[value] = measure(client, value, options.steps, options.seed)
-    marks = sorted(int(name.split()[1]) for name in found[options.values[0]] if name.startswith("accuracy"))
+        for seed in options.seeds:  # values in turn, so that a change of the machine's load meets all of them
+            for value in options.values:
+                curve = play(
+                    client,
+                    f"max_staleness {value}",
+                    steps=options.steps,
+                    seed=seed,
+                    evaluations=NUM_EVALUATIONS,
+                    training={"max_staleness": value},
+                )
+                found[value].append(curve)
+    show(found, options.steps, options.seeds)
+    plot(found)
+
+
+def show(found: dict[int, list[Curve]], steps: int, seeds: list[int]) -> None:
+    marks = sorted(next(iter(found.values()))[0].accuracy)
+    half = marks[len(marks) // 2]
+    budget = min(curve.seconds for curves in found.values() for curve in curves)
     print("## SRPO against staleness\n")
     print(
-        f"The demo's run ({options.steps} steps, seed {options.seed}), `max_staleness` from on-policy upwards. "
-        "Accuracy is avg@16 on 64 held-out questions; other figures are means over the second half of the steps, times "
-        "medians. One seed: differences of a few points are noise. Plot: [staleness.png](staleness.png).\n"
+        f"The demo's run ({steps} steps, {seeds_text(seeds)}), `max_staleness` from on-policy upwards. Accuracy is "
+        f"avg@16 on 64 held-out questions, at equal steps and after {budget:.0f} s of training (what the fastest run "
+        "took, evaluations not counted); other figures are means over the second half of the steps, times medians. "
+        "Plot: [staleness.png](staleness.png), bands from the lowest to the highest seed.\n"
     )
-    accuracy = " | ".join(f"accuracy after {mark}" for mark in marks)
-    print(
-        f"| max_staleness | {accuracy} | mean age | s a step | of it waiting | teacher entropy | mismatch | truncated |"
-    )
-    print("|" + "---|" * (8 + len(marks)))
-    for value, row in found.items():
-        cells = [f"{row[f'accuracy {mark}']:.3f}" for mark in marks]
-        cells += [f"{row['staleness']:.2f}", f"{row['seconds']:.2f}", f"{row['wait']:.2f}"]
-        cells += [f"{row['teacher entropy']:.3f}", f"{row['mismatch']:.4f}", f"{row['truncated']:.4f}"]
-        print(f"| {value} | {' | '.join(cells)} |")
-    plot(found, marks)
+    head = ["max_staleness", f"after {half} steps", f"after {marks[-1]} steps", f"after {budget:.0f} s", "s a step"]
+    head += ["of it waiting", "mean age", "teacher entropy", "truncated weights", "mismatch", "SDPO share"]
+    rows = []
+    for value, curves in found.items():
+        rows.append(
+            [
+                str(value),
+                spread(curves, lambda curve: curve.accuracy[half]),
+                spread(curves, lambda curve: curve.accuracy[marks[-1]]),
+                spread(curves, lambda curve: curve.accuracy_after(budget)),
+                spread(curves, lambda curve: curve.median("seconds"), 2),
+                spread(curves, lambda curve: curve.median("seconds_wait"), 2),
+                spread(curves, lambda curve: curve.mean("staleness_mean"), 2),
+                spread(curves, lambda curve: curve.mean("teacher_entropy_nats")),
+                spread(curves, lambda curve: curve.mean("importance_weight_truncated_ratio"), 5),
+                spread(curves, lambda curve: curve.mean("logprob_mismatch_nats"), 4),
+                spread(curves, lambda curve: curve.mean("routing_ratio_sdpo"), 2),
+            ]
+        )
+    print(table(head, rows))
 
 
-def plot(found: dict[int, dict[str, float]], marks: list[int]) -> None:
+def plot(found: dict[int, list[Curve]]) -> None:
     """Accuracy against steps and against time, one line a value."""
     import matplotlib
 
@@ -82,12 +81,15 @@ def plot(found: dict[int, dict[str, float]], marks: list[int]) -> None:
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True)
-    for value, row in found.items():
-        accuracy = [row[f"accuracy {mark}"] for mark in marks]
-        left.plot(marks, accuracy, marker="o", label=f"max_staleness {value}")
-        right.plot([mark * row["seconds"] for mark in marks], accuracy, marker="o")
+    for value, curves in found.items():
+        marks = sorted(curves[0].accuracy)
+        rows = [[curve.accuracy[mark] for mark in marks] for curve in curves]
+        band(left, marks, rows, f"max_staleness {value}", "o")
+        longest = min(curve.seconds for curve in curves)
+        times = [longest * part / 20 for part in range(21)]
+        band(right, times, [[curve.accuracy_after(time) for time in times] for curve in curves], "")
     left.set(xlabel="step", ylabel="avg@16")
-    right.set(xlabel="seconds of training (median step times steps)")
+    right.set(xlabel="seconds of training, evaluations not counted")
     left.legend(frameon=False)
     figure.tight_layout()
     figure.savefig(PLOT, dpi=110)

@@ -22,8 +22,8 @@ STALENESS = (0, 1, 2, 4, 8)
 FAILURES = (1.0, 4.0)
 FAULTY = 3
 """Which of the sweep's rings is played with failures too."""
-STEADY_STEPS = (4, 6)
-"""Steps between the ring's filling and its emptying: large ring, others."""
+STEADY_STEPS = 6
+"""Least number of steps between the ring's filling and its emptying."""
 TOKENS = (64, 1024, 8192)
 
 
@@ -57,6 +57,12 @@ def check(outcome: Outcome) -> None:
         raise SystemExit(f"a token of age {max(outcome.ages)} was trained")
 
 
+def num_steps(max_staleness: int, steady: int) -> int:
+    """Steps to fill the ring, to empty it, and whole rounds between: n + 1 steps end in one burst."""
+    depth = max_staleness + 1
+    return depth * (2 + -(-steady // depth))
+
+
 def main() -> None:
     """Play all scenarios and write the page; the section for docs/performance.md goes to stdout."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -72,13 +78,13 @@ def main() -> None:
         servers=max(2, options.servers // scale),
         prompts_per_step=max(8, options.in_flight // (options.max_staleness + 1) // scale),
         max_staleness=options.max_staleness,
-        steps=2 * (options.max_staleness + 1) + STEADY_STEPS[0],
+        steps=num_steps(options.max_staleness, 1),
         checkpoint_every=4,
         failures_an_hour=options.failures,
     )
     base = dataclasses.replace(large, prompts_per_step=512 // scale, failures_an_hour=0.0)
     sweep = [
-        dataclasses.replace(base, max_staleness=value, steps=2 * (value + 1) + STEADY_STEPS[1]) for value in STALENESS
+        dataclasses.replace(base, max_staleness=value, steps=num_steps(value, STEADY_STEPS)) for value in STALENESS
     ]
     faults = [dataclasses.replace(sweep[FAULTY], failures_an_hour=rate) for rate in FAILURES]
     with _hops.valkey() as url:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 from typing import Any, cast
 from unittest.mock import patch
 
@@ -14,7 +15,7 @@ from benchmarks.simulation.engine import TimedEngine, TimedSampler
 from benchmarks.simulation.scenario import SECONDS_AN_HOUR, Scenario
 from services.contracts import streams
 from services.contracts.messages import Question, Rollout, Verdict
-from services.runtime.queue import Queue
+from services.runtime.queue import Delivery, Queue
 from services.runtime.registry import Presence
 
 register = CollectorRegistry.register
@@ -77,7 +78,7 @@ class RolloutServer:
         await asyncio.sleep(seconds - IDLE_SECONDS)
 
     def _worker(self, engine: TimedEngine) -> RolloutWorker:
-        queue = Queue(self._redis, streams.GROUP_ROLLOUT, self._name)
+        queue = KilledQueue(self._redis, streams.GROUP_ROLLOUT, self._name)
         presence = Presence(self._redis, "rollout", self._name, "")
         sampler = cast(Any, TimedSampler(self._scenario, engine))
         return RolloutWorker(self._run_id, queue, cast(Any, engine), sampler, presence, self._scenario.max_num_seqs)
@@ -91,6 +92,13 @@ class RolloutServer:
         await asyncio.sleep(self._scenario.push_seconds)
         if engine is self.engine:
             engine.resume(version)
+
+
+class KilledQueue(Queue):
+    """The queue of a process that gets SIGKILL: it does not live to hand anything back."""
+
+    async def hand_back(self, deliveries: Sequence[Delivery[Any]]) -> None:
+        return
 
 
 async def age_pending(redis: Redis, stream: str, group: str, consumer: str, seconds: float) -> None:

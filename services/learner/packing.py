@@ -21,14 +21,15 @@ PASS_OVERHEAD_TOKENS = 64
 """What one more forward and backward pass costs besides its tokens, in tokens: keeps cuts from becoming too many."""
 
 
-def plan_rows(lengths: Sequence[int], budget: int | None) -> list[list[int]]:
+def plan_rows(lengths: Sequence[int], budget: int | None, overhead: int = PASS_OVERHEAD_TOKENS) -> list[list[int]]:
     """Cut rows into batches of at most `budget` padded tokens; None for any number.
 
-    Minimises padded tokens plus `PASS_OVERHEAD_TOKENS` a batch over all cuts of the rows sorted by length (exact, by
-    dynamic programming; O(n^2) in numpy). A row longer than the budget goes alone.
+    Minimises padded tokens plus `overhead` a batch over all cuts of the rows sorted by length (exact, by dynamic
+    programming; O(n^2) in numpy). A row longer than the budget goes alone.
 
     Args:
         lengths: row lengths, each >= 1.
+        overhead: what one more batch costs besides its tokens, in tokens.
 
     Returns:
         Batches as lists of indices into `lengths`, each index once; longest rows first, so that a lack of memory shows
@@ -45,7 +46,7 @@ def plan_rows(lengths: Sequence[int], budget: int | None) -> list[list[int]]:
         longest = int(ordered[end - 1])
         first = 0 if budget is None else max(0, end - max(1, budget // longest))
         starts = np.arange(first, end)
-        cost = best[first:end] + (end - starts) * longest + PASS_OVERHEAD_TOKENS
+        cost = best[first:end] + (end - starts) * longest + overhead
         cut[end] = first + int(cost.argmin())
         best[end] = cost[cut[end] - first]
     batches: list[list[int]] = []

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from services.learner.packing import PASS_OVERHEAD_TOKENS, PackedBatch, Paths, plan_rows, token_places
 
 Array = NDArray[Any]
+BUCKET_OVERHEAD_TOKENS = 256
+"""What one more call of the attention kernel costs, in padded tokens of attention."""
 ATTENDED_PER_NODE = 2
 """Attention works on whole rows: a micro-batch has at most so many of their tokens for each token of the budget."""
 
@@ -123,7 +125,7 @@ def _paths(tree: Tree, nodes: Array, device: torch.device) -> Paths:
     whole = np.flatnonzero(np.append(tree.shared[1:] < tree.lengths[:-1], True))
     back = np.zeros(tree.num_nodes, dtype=np.int64)
     buckets, start = [], 0
-    for members in plan_rows(tree.lengths[whole].tolist(), None):
+    for members in plan_rows(tree.lengths[whole].tolist(), None, BUCKET_OVERHEAD_TOKENS):
         lengths = tree.lengths[whole[members]]
         bucket = nodes[whole[members], : lengths.max()]
         is_real = np.arange(bucket.shape[1]) < lengths[:, None]

@@ -2,7 +2,7 @@
 
 The rest of a model works token by token and needs nothing new. Rows gathered to nearly equal lengths need no mask, so
 the fast kernels stay usable on CPU and GPU, with grouped queries too, and nothing of size [tokens, tokens] exists. The
-price is that attention itself (a few percent of the work at lengths of thousands) is done for whole rows.
+price is that attention itself is done for whole rows.
 
 A model can share prefixes if all its layers are plain causal attention that transformers lets us replace: sliding
 windows and recurrent layers see neighbours in the row that they are given. Others get padded rows.

@@ -69,6 +69,8 @@ class Batcher:
     last_drop: tuple[DropReason, str] | None = None
     """Reason and first fault text of the newest drop, for messages to people."""
     num_dropped_in_a_row: int = 0
+    dropped: list[tuple[ScoredGroup, DropReason]] = field(default_factory=list)
+    """Groups dropped since somebody last emptied this; those lost on the way are not here."""
     _waiting: dict[int, Scored] = field(default_factory=dict)
     _chosen: list[ScoredGroup] = field(default_factory=list)
     _consumed: list[Scored] = field(default_factory=list)
@@ -121,6 +123,7 @@ class Batcher:
             reason = drop_reason(delivery.message, step - 1, self.max_staleness)
             if reason is not None:
                 self._drop(reason, _first_fault(delivery.message))
+                self.dropped.append((delivery.message, reason))
                 continue
             self._chosen.append(delivery.message)
             self._next += 1

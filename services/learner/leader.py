@@ -25,6 +25,7 @@ from services.learner.publish import Publisher
 from services.learner.questions import load_questions
 from services.learner.recovery import catch_up, find_lost, first_step, starting_ledger
 from services.learner.session import Trained, TrainingSession
+from services.learner.spans import record_dropped, record_trained
 from services.learner.step_report import group_metrics, samples_taken, staleness_histogram, token_ages, with_rates
 from services.learner.weights import load_tokenizer
 from services.learner.writer import Writer
@@ -171,6 +172,7 @@ class Leader:
 
     def _account(self) -> None:
         """Tell the feeder of drops; end a run in which nothing but drops comes in."""
+        record_dropped(self.batcher)
         dropped = self.batcher.ledger.num_dropped
         if dropped != self.link.num_dropped:
             self.link.num_dropped = dropped
@@ -185,7 +187,7 @@ class Leader:
 
     def _train(self, batch: Batch, started: float, waited: float) -> None:
         """Consumes a batch; produces the step's weights; hands publishing, reports and checkpoint to the writer."""
-        version = self.session.step
+        version, began = self.session.step, time.time()
         groups = [prepare_group(group, self.config, self.tokenizer) for group in batch.groups]
         due = self._checkpoint_due(batch.step)
         command = Step(self._minibatches(groups), due)
@@ -193,6 +195,7 @@ class Leader:
         shown = self._shown_group(groups, batch.step)
         trained = self.session.train(command, shown)
         weights = self._weights = self.session.weights()
+        record_trained(batch, began)
         paused = time.monotonic()
         snapshot = self._snapshot(weights) if due else None
         metrics = group_metrics(groups, version, self.config.objective) | step_metrics(trained.reports)
@@ -268,16 +271,8 @@ class Leader:
         self.link.acknowledge(settled)
         step = snapshot.state.step
         seconds = time.monotonic() - started
-        self.link.emit(
-            CheckpointWritten(
-                run_id=self.link.run_id,
-                at=time.time(),
-                step=step,
-                path=str(path.resolve()),
-                bytes=size,
-                seconds=seconds,
-            )
-        )
+        run_id, at, where = self.link.run_id, time.time(), str(path.resolve())
+        self.link.emit(CheckpointWritten(run_id=run_id, at=at, step=step, path=where, bytes=size, seconds=seconds))
         section = self.config.checkpoint
         accuracies = self.link.call(stored_accuracies(self.link.redis, self.link.run_id))
         self.store.collect(section.keep_last, section.keep_best, accuracies)

@@ -30,8 +30,9 @@ from services.learner.link import RunLink  # noqa: E402
 from services.learner.progress import EXIT_REPORTED, RUN_VARIABLE  # noqa: E402
 from services.learner.ranks import Ranks  # noqa: E402
 from services.learner.session import TrainingSession  # noqa: E402
-from services.runtime.logs import configure_logs, get_logger  # noqa: E402
+from services.runtime.logs import configure_logs, get_logger, set_log_fields  # noqa: E402
 from services.runtime.settings import Settings, load_settings  # noqa: E402
+from services.runtime.traces import configure_traces, flush_traces  # noqa: E402
 from services.runtime.weight_store import WeightStore  # noqa: E402
 
 log = get_logger(__name__)
@@ -45,6 +46,8 @@ def main() -> int:
     settings = load_settings()
     configure_logs(settings, "learner")
     run_id = os.environ[RUN_VARIABLE]
+    set_log_fields(run_id=run_id)
+    configure_traces("learner", settings.instance_name("learner"))
     if os.environ["RANK"] != "0":
         return follow(settings, run_id)
     return lead(settings, run_id)
@@ -162,6 +165,7 @@ def is_disk_full(error: BaseException) -> bool:
 
 if __name__ == "__main__":
     code = main()
+    flush_traces()
     sys.stdout.flush()
     sys.stderr.flush()
     # Threads of native libraries can hang an ordinary exit; everything of ours is closed by now.

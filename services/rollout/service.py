@@ -25,7 +25,7 @@ from services.rollout.sampling import GroupSampler
 from services.rollout.server import EngineServer
 from services.rollout.worker import RolloutWorker, stop
 from services.runtime.life import Service
-from services.runtime.logs import get_logger
+from services.runtime.logs import get_logger, set_log_fields
 from services.runtime.queue import Queue
 
 log = get_logger(__name__)
@@ -99,6 +99,7 @@ class Supervisor:
 
     async def _join(self, run_id: str) -> None:
         self._run_id = self._presence.run_id = run_id
+        set_log_fields(run_id=run_id)
         self._retry_at = time.monotonic() + RETRY_SECONDS
         raw = await self._redis.get(streams.config(run_id))
         if raw is None:
@@ -118,6 +119,7 @@ class Supervisor:
     async def _leave(self) -> None:
         await self._stop_worker()
         self._run_id = self._presence.run_id = self._run = None
+        set_log_fields(run_id=None)
         self._behind_since = None
         self._forget_failures()
 

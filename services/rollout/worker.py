@@ -23,6 +23,7 @@ from services.rollout.server import EngineServer
 from services.runtime.logs import get_logger
 from services.runtime.queue import Delivery, Queue
 from services.runtime.registry import Presence
+from services.runtime.traces import record
 
 log = get_logger(__name__)
 IDLE_SECONDS = 30.0
@@ -143,7 +144,7 @@ class RolloutWorker:
     async def _sample(self, delivery: Delivery[PromptTask]) -> None:
         """One group from task to published result."""
         task = delivery.message
-        started = time.monotonic()
+        began, started = time.time(), time.monotonic()
         try:
             prompt, rollouts = await self._sample_or_fault(task)
             seconds = time.monotonic() - started
@@ -165,10 +166,13 @@ class RolloutWorker:
             log.info("group was published by another server", group_id=task.group_id)
             return
         num_tokens = sum(len(rollout.token_ids) for rollout in rollouts)
+        num_faults = sum(rollout.status != "ok" for rollout in rollouts)
+        version = self._server.version
+        record("rollout", task, began, time.time(), num_tokens=num_tokens, num_faults=num_faults, version=version)
         self._presence.tokens_total += num_tokens
         telemetry.TOKENS.labels("rollout").inc(num_tokens)
         telemetry.GROUPS.labels(task.purpose).inc()
-        telemetry.FAULTS.inc(sum(rollout.status != "ok" for rollout in rollouts))
+        telemetry.FAULTS.inc(num_faults)
         telemetry.GENERATION_SECONDS.observe(seconds)
 
     async def _sample_or_fault(self, task: PromptTask) -> tuple[list[int], list[Rollout]]:

@@ -37,6 +37,7 @@ from services.runtime.logs import configure_logs, get_logger
 from services.runtime.queue import connect
 from services.runtime.registry import Presence
 from services.runtime.settings import Settings, load_settings
+from services.runtime.traces import configure_traces, flush_traces
 
 log = get_logger(__name__)
 T = TypeVar("T")
@@ -63,6 +64,7 @@ def run_service(
         if check is not None:
             check()
         configure_logs(settings, kind)
+        configure_traces(kind, settings.instance_name(kind))
         # The API serves many connections, which costs uvloop a third less; in the others the loop is not what costs.
         loop = uvloop.new_event_loop() if kind == "api" else asyncio.new_event_loop()
         code = loop.run_until_complete(_run(kind, settings, loops))
@@ -71,6 +73,7 @@ def run_service(
         code = 2
     except KeyboardInterrupt:
         code = 130
+    flush_traces()
     logging.shutdown()
     sys.stderr.flush()
     os._exit(code)  # a thread that still imports or computes must not hold up the end

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import cast
+from collections.abc import MutableMapping
+from contextlib import AbstractContextManager
+from typing import Any, cast
 
 import structlog
 
 from services.runtime.settings import Settings
+
+_fields: dict[str, str] = {}
+"""On every line of this process, whichever of its threads writes it."""
 
 
 def configure_logs(settings: Settings, service: str) -> None:
     """Send our logs and those of libraries to standard error, stamped with service and instance."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        _with_fields,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
@@ -41,7 +47,25 @@ def configure_logs(settings: Settings, service: str) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    structlog.contextvars.bind_contextvars(service=service, instance=settings.instance_name(service))
+    set_log_fields(service=service, instance=settings.instance_name(service))
+
+
+def set_log_fields(**fields: str | None) -> None:
+    """Put fields on every line of this process from now on; None takes one off."""
+    for name, value in fields.items():
+        if value is None:
+            _fields.pop(name, None)
+        else:
+            _fields[name] = value
+
+
+def log_fields(**fields: str) -> AbstractContextManager[Any]:
+    """Fields on the lines of the present task, as long as the context is entered."""
+    return structlog.contextvars.bound_contextvars(**fields)
+
+
+def _with_fields(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    return {**_fields, **event}
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:

@@ -16,9 +16,10 @@ from redis.exceptions import RedisError
 from services.contracts import codec, streams
 from services.contracts.events import Note
 from services.contracts.messages import CompletedGroup, ScoredGroup
-from services.runtime.logs import get_logger
+from services.runtime.logs import get_logger, log_fields
 from services.runtime.queue import Delivery, Queue
 from services.runtime.registry import Presence
+from services.runtime.traces import record
 from services.verifier import metrics
 from services.verifier.judge import Judge
 
@@ -140,9 +141,17 @@ class Verifier:
 
     async def _handle(self, delivery: Group) -> None:
         """Judge one group and give it on; a group that cannot be handled at all becomes a dead letter."""
+        task = delivery.message.task
+        with log_fields(run_id=task.run_id, group_id=task.group_id):
+            await self._judge_and_forward(delivery)
+
+    async def _judge_and_forward(self, delivery: Group) -> None:
+        task, began = delivery.message.task, time.time()
         try:
             scored = await self._score(delivery.message)
             await self._until_queued(lambda: self._forward(delivery, scored))
+            correct = sum(verdict.status == "ok" and verdict.correct for verdict in scored.verdicts)
+            record("verify", task, began, time.time(), kind=task.question.kind, num_correct=correct)
             await self._until_queued(lambda: self._tell_faults(scored))
         except Exception as error:  # the border: one group must not stop the others
             log.error("group not handled", group_id=delivery.message.task.group_id, exc_info=error)

@@ -14,6 +14,7 @@ import pytest
 
 from services.cli.client import Client
 from services.cli.models import Run
+from services.runtime.traces import group_ids
 from tests.conftest import ROOT
 from tests.ring.audit import Auditor
 from tests.ring.chaos import Action, Chaos, ledger_faults
@@ -31,8 +32,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(home: Path) -> Iterator[Client]:
-    with deployment(home) as found:
-        yield found
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_TRACES_EXPORTER", "console")  # into the services' logs
+        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
+        with deployment(home) as found:
+            yield found
 
 
 def run(client: Client, num_training_steps: int, **changes: Any) -> Run:
@@ -77,6 +81,35 @@ def test_a_run_goes_round_the_ring(client: Client, home: Path) -> None:
     assert f'turnout_routing_ratio{{branch="sdpo",run_id="{ended.id}"}}' in text or (
         f'turnout_routing_ratio{{run_id="{ended.id}",branch="sdpo"}}' in text
     )
+
+
+def test_each_group_of_the_run_left_one_trace(client: Client, home: Path) -> None:
+    ended = next(client.runs(state="succeeded"))
+
+    def traces() -> dict[str, dict[str, Any]]:
+        lines = [line for log in (home / "logs").glob("*.log") for line in log.read_text().splitlines()]
+        spans = [json.loads(line) for line in lines if line.startswith('{"name"')]
+        found: dict[str, dict[str, Any]] = {}
+        for span in spans:
+            if span["attributes"]["turnout.run_id"] == ended.id:
+                found.setdefault(span["attributes"]["turnout.group_id"], {})[span["name"]] = span
+        return found
+
+    whole = {"group", "rollout", "verify", "train"}
+    found = patiently(traces, lambda found: sum(found[group].keys() == whole for group in found) >= 48)
+    assert set(found) == {f"train-{number}" for number in range(48)}
+    for group_id, spans in found.items():
+        trace_id, span_id = group_ids(ended.id, group_id)
+        assert {int(span["context"]["trace_id"], 16) for span in spans.values()} == {trace_id}
+        group = spans.pop("group")
+        assert (int(group["context"]["span_id"], 16), group["parent_id"]) == (span_id, None)
+        assert group["attributes"]["turnout.outcome"] == "trained"
+        assert {int(span["parent_id"], 16) for span in spans.values()} == {span_id}
+        order = [group["start_time"], *(spans[name]["start_time"] for name in ("rollout", "verify", "train"))]
+        assert order == sorted(order)
+        assert spans["train"]["end_time"] == group["end_time"]
+    services = {span["resource"]["attributes"]["service.name"] for span in found["train-0"].values()}
+    assert services == {"turnout-rollout", "turnout-verifier", "turnout-learner"}
 
 
 def test_pause_stop_and_resume_lose_nothing(client: Client) -> None:

@@ -13,6 +13,8 @@ from services.cli import wire
 from services.cli.models import (
     Checkpoint,
     Evaluation,
+    Key,
+    NewKey,
     Queue,
     Run,
     RunEvent,
@@ -132,6 +134,15 @@ class AsyncClient:
 
     async def run_files(self) -> list[RunFile]:
         return [item async for item in self._pages(wire.run_files())]
+
+    async def keys(self) -> list[Key]:
+        return [item async for item in self._pages(wire.keys())]
+
+    async def create_key(self, name: str, role: str = "read") -> NewKey:
+        return await self._send(wire.create_key(name, role))
+
+    async def revoke_key(self, key_id: str) -> None:
+        await self._send(wire.revoke_key(key_id))
 
     async def ready(self) -> bool:
         try:

@@ -22,6 +22,8 @@ from services.cli.async_client import AsyncClient
 from services.cli.models import (
     Checkpoint,
     Evaluation,
+    Key,
+    NewKey,
     Queue,
     Run,
     RunEvent,
@@ -154,6 +156,16 @@ class Client:
     def run_files(self) -> list[RunFile]:
         """The run files that the deployment ships."""
         return list(self._pages(wire.run_files()))
+
+    def keys(self) -> list[Key]:
+        return list(self._pages(wire.keys()))
+
+    def create_key(self, name: str, role: str = "read") -> NewKey:
+        """Make a key with the role `read` or `operate`; its text is in the answer and nowhere else."""
+        return self._send(wire.create_key(name, role))
+
+    def revoke_key(self, key_id: str) -> None:
+        self._send(wire.revoke_key(key_id))
 
     def ready(self) -> bool:
         """Whether the API answers and calls itself ready."""

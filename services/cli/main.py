@@ -11,6 +11,7 @@ import typer
 
 from services.cli.exits import exit_code
 from services.cli.fleet import app as fleet
+from services.cli.keys import app as keys
 from services.cli.options import Json, examples
 from services.cli.runs import app as runs
 from services.contracts.errors import TurnoutError
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 app.add_typer(runs, name="runs")
 app.add_typer(fleet)
+app.add_typer(keys, name="keys")
 
 Home = Annotated[Path, typer.Option(help="Folder for queues, runs, logs and the state of what is running.")]
 

@@ -109,6 +109,23 @@ class RunFile(Model, frozen=True, kw_only=True):
     """YAML."""
 
 
+class Key(Model, frozen=True, kw_only=True):
+    """An API key without its text."""
+
+    id: str
+    name: str
+    role: str
+    """read or operate."""
+    created_at: float = 0.0
+
+
+class NewKey(Key, frozen=True, kw_only=True):
+    """A key that was just made."""
+
+    key: str
+    """Its text, shown this once."""
+
+
 class RunEvent(Model, frozen=True, kw_only=True):
     """One server-sent event. `id` goes into `after` to go on behind it."""
 

@@ -15,6 +15,8 @@ import msgspec
 from services.cli.models import (
     Checkpoint,
     Evaluation,
+    Key,
+    NewKey,
     Queue,
     Run,
     RunEvent,
@@ -139,6 +141,18 @@ def services() -> Call[Page[Service]]:
 
 def run_files() -> Call[Page[RunFile]]:
     return Call("GET", "/v1/run-files", _page(RunFile))
+
+
+def keys() -> Call[Page[Key]]:
+    return Call("GET", "/v1/keys", _page(Key))
+
+
+def create_key(name: str, role: str) -> Call[NewKey]:
+    return Call("POST", "/v1/keys", _one(NewKey), body={"name": name, "role": role})
+
+
+def revoke_key(key_id: str) -> Call[None]:
+    return Call("DELETE", f"/v1/keys/{quote(key_id, safe='')}", lambda _: None)
 
 
 def events(run_id: str, after: str | None, follow: bool) -> dict[str, Any]:

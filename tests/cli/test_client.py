@@ -9,11 +9,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from services.cli.client import Client
+from services.cli.main import app
 from services.contracts.errors import ConfigurationError, ConflictError, NotFoundError, TurnoutError, UnavailableError
 
 RUN = {"id": "r1", "name": "x", "state": "running", "brand_new_field": 1, "num_steps": 3}
+KEY = {"id": "k1", "name": "Ada", "role": "read", "created_at": 1.0}
 STREAM = ': alive\n\nid: 1\nevent: step\ndata: {"step":\ndata: 1}\n\nid: 2\nevent: note\ndata: {"text": "hi"}\n\n'
 
 
@@ -50,6 +53,10 @@ class Api(BaseHTTPRequestHandler):
             return self.json({"items": [RUN], "next_cursor": None if second else "two"})
         if path == "/v1/runs/r1/events":
             return 200, "text/event-stream", STREAM.encode()
+        if path == "/v1/keys" and self.command == "GET":
+            return self.json({"items": [KEY]})
+        if path == "/v1/keys":
+            return self.json(KEY | {"key": "turnout_k1_text"}, 201)
         if path == "/v1/runs/r2/events":
             return 200, "text/event-stream", self.streams.pop(0).encode()
         if path == "/v1/runs/r2":
@@ -168,3 +175,18 @@ def test_following_goes_on_behind_the_last_event_after_a_break(client: Client, m
     assert asked == [None, "2", "3"]
     with pytest.raises(NotFoundError):
         list(client.follow("status-404"))
+
+
+def test_keys_are_made_listed_and_revoked_by_command(client: Client) -> None:
+    def turnout(*arguments: str) -> str:
+        result = CliRunner().invoke(app, ["keys", *arguments, "--api-url", client.url], catch_exceptions=False)
+        assert result.exit_code == 0
+        return result.stdout
+
+    assert turnout("create", "Ada", "--role", "operate") == "turnout_k1_text\n"
+    assert turnout("list").splitlines()[1].startswith("k1\tAda\tread\t")
+    assert json.loads(turnout("list", "--json")) == [KEY]
+    assert turnout("revoke", "k1") == "k1 is revoked.\n"
+    (_, _, _, made), *_, (method, path, _, _) = Api.seen
+    assert json.loads(made) == {"name": "Ada", "role": "operate"}
+    assert (method, path) == ("DELETE", "/v1/keys/k1")

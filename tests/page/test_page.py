@@ -396,4 +396,22 @@ def test_the_key_is_asked_for_and_kept_for_the_tab(driver: Chrome, locked: Api) 
     browser.go("#/start")
     browser.choose("Begin with", "demo.yaml")
     assert "right key" not in browser.run("return JSON.stringify(localStorage) + document.cookie + location.href")
+
+    # Another key may only look; what it may not do is refused with the reason, and the first key can be put back.
+    call = """
+    const [done] = [...arguments].slice(-1);
+    const headers = { Authorization: 'Bearer right key', 'Content-Type': 'application/json' };
+    fetch('/v1/keys', { method: 'POST', headers, body: JSON.stringify({ name: 'a reader' }) })
+      .then((answer) => answer.json()).then((made) => done(made.key));"""
+    reader = browser.driver.execute_async_script(call)
+    browser.press("button", "Change key …")
+    browser.press("dialog button", "Cancel")
+    browser.press("button", "Change key …")
+    browser.write("dialog input", f"{reader}{Keys.ENTER}")
+    browser.choose("Begin with", "demo.yaml")
+    browser.press("button", "Start run")
+    browser.sees("This key has the role read")
+    browser.press("button", "Change key …")
+    browser.write("dialog input", f"right key{Keys.ENTER}")
+    browser.sees("The API checks every field before anything starts")
     browser.leave()

@@ -17,7 +17,7 @@ export class Problem extends Error {
 
 /** @type {Promise<void> | null} */
 let asking = null;
-/** Set by the page: asks a person for the key. @type {{ask: (wrong: boolean) => Promise<string>}} */
+/** Set by the page: asks a person for the key. @type {{ask: (wrong: boolean, optional?: boolean) => Promise<string>}} */
 export const keyPrompt = { ask: () => Promise.reject(new Problem({ status: 401, title: 'Unauthorized' })) };
 
 /** @returns {Record<string, string>} */
@@ -39,6 +39,18 @@ export async function askForKey(used) {
       asking = null;
     });
   await asking;
+}
+
+/** Whether a key is in use. */
+export function hasKey() {
+  return sessionStorage.getItem(KEY) !== null;
+}
+
+/** Ask for another key, for a person whose present one may not do what they want. */
+export async function changeKey() {
+  const key = await keyPrompt.ask(false, true);
+  if (key) sessionStorage.setItem(KEY, key);
+  return Boolean(key);
 }
 
 /**

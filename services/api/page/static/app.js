@@ -1,6 +1,6 @@
 // The page: which view the address names, the key, the focus. A view is a function of its box, its address and a signal.
 // @ts-check
-import { keyPrompt } from './api.js';
+import { changeKey, hasKey, keyPrompt } from './api.js';
 import { compareView } from './compare.js';
 import { connection } from './connection.js';
 import { fill, h, heading, notice } from './dom.js';
@@ -70,7 +70,7 @@ function show() {
   scrollTo(0, 0);
 }
 
-keyPrompt.ask = (wrong) =>
+keyPrompt.ask = (wrong, optional = false) =>
   new Promise((resolve) => {
     const input = h('input', {
       type: 'password',
@@ -79,28 +79,61 @@ keyPrompt.ask = (wrong) =>
       required: true,
       'aria-describedby': 'key-help',
     });
+    const end = (/** @type {string} */ key) => {
+      dialog.remove();
+      showKeyButton(key !== '' || optional);
+      resolve(key);
+    };
     const dialog = h(
       'dialog',
-      { 'aria-labelledby': 'key-title', oncancel: (/** @type {Event} */ event) => event.preventDefault() },
+      {
+        'aria-labelledby': 'key-title',
+        oncancel: (/** @type {Event} */ event) => {
+          if (!optional) event.preventDefault(); // nothing can be shown without one
+        },
+        onclose: () => end(''),
+      },
       h(
         'form',
         {
           onsubmit: (/** @type {Event} */ event) => {
             event.preventDefault();
-            dialog.close();
-            dialog.remove();
-            resolve(input.value.trim());
+            end(input.value.trim());
           },
         },
-        h('h2', { id: 'key-title' }, 'This API needs its key'),
+        h('h2', { id: 'key-title' }, optional ? 'Use another key' : 'This API needs its key'),
         h('p', { id: 'key-help' }, wrong ? 'The key was not accepted. ' : '', 'It is kept until this tab is closed.'),
         h('label', { class: 'field' }, h('span', {}, 'API key'), input),
-        h('div', { class: 'actions' }, h('button', { class: 'primary', type: 'submit' }, 'Use this key')),
+        h(
+          'div',
+          { class: 'actions' },
+          optional ? h('button', { type: 'button', onclick: () => dialog.close() }, 'Cancel') : null,
+          h('button', { class: 'primary', type: 'submit' }, 'Use this key'),
+        ),
       ),
     );
     document.body.append(dialog);
     dialog.showModal();
   });
+
+const keyButton = h(
+  'button',
+  {
+    type: 'button',
+    class: 'small',
+    hidden: !hasKey(),
+    onclick: async () => {
+      if (await changeKey()) show();
+    },
+  },
+  'Change key …',
+);
+/** @type {HTMLElement} */ (document.getElementById('connection')).before(keyButton);
+
+/** @param {boolean} on */
+function showKeyButton(on) {
+  keyButton.hidden = !on;
+}
 
 /** @type {HTMLElement} */ (document.querySelector('.skip')).addEventListener('click', (event) => {
   event.preventDefault(); // the address names the view, so the link must not change it

@@ -96,10 +96,19 @@ def spread(curves: Sequence[Curve], value: Callable[[Curve], float], digits: int
     return f"{mean:.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
-def band(axes: Any, places: Sequence[float], rows: Sequence[Sequence[float]], label: str, marker: str = "") -> None:
+def band(
+    axes: Any,
+    places: Sequence[float],
+    rows: Sequence[Sequence[float]],
+    label: str,
+    marker: str = "",
+    color: str | None = None,
+) -> None:
     """Mean line with a band from the lowest to the highest seed."""
     columns = list(zip(*rows, strict=True))
-    line = axes.plot(places, [statistics.fmean(column) for column in columns], label=label, marker=marker)[0]
+    line = axes.plot(places, [statistics.fmean(column) for column in columns], label=label, marker=marker, color=color)[
+        0
+    ]
     if len(rows) > 1:
         low, high = [min(column) for column in columns], [max(column) for column in columns]
         axes.fill_between(places, low, high, color=line.get_color(), alpha=0.15, linewidth=0)

@@ -23,6 +23,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "srpo-beta-0": {"name": "srpo", "beta": 0.0},
     "advantage_mix": {"name": "advantage_mix"},
 }
+COLOURS = dict(zip(OBJECTIVES, ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#aa3377"), strict=True))
 SHOWN = {
     "routing_ratio_sdpo": "share of rollouts routed to SDPO",
     "teacher_entropy_nats": "teacher entropy (nats)",
@@ -78,10 +79,18 @@ def show(found: dict[str, list[Curve]], steps: int, seeds: list[int], learning_r
     for name, curves in found.items():
         cells = [name]
         for metric in SHOWN:
+            if absent(curves, metric):
+                cells += ["-", "-"]
+                continue
             cells.append(spread(curves, lambda curve, metric=metric: curve.mean(metric, 0.0, 0.2), 2))
             cells.append(spread(curves, lambda curve, metric=metric: curve.mean(metric, 0.8, 1.0), 2))
         rows.append([*cells, spread(curves, lambda curve: curve.median("seconds"), 2)])
     print(table([*head, "s a step"], rows))
+
+
+def absent(curves: list[Curve], metric: str) -> bool:
+    """The objective has no such thing: GRPO has no teacher."""
+    return not any(row[metric] for curve in curves for row in curve.metrics)
 
 
 def plot(found: dict[str, list[Curve]]) -> None:
@@ -95,10 +104,12 @@ def plot(found: dict[str, list[Curve]]) -> None:
     places = [axes[0][0], axes[0][1], axes[1][0], axes[1][1]]
     for name, curves in found.items():
         marks = sorted(curves[0].accuracy)
-        band(places[0], marks, [[curve.accuracy[mark] for mark in marks] for curve in curves], name, "o")
+        band(places[0], marks, [[curve.accuracy[mark] for mark in marks] for curve in curves], name, "o", COLOURS[name])
         for axis, metric in zip(places[1:], SHOWN, strict=True):
+            if absent(curves, metric):
+                continue
             rows = [smooth([row[metric] for row in curve.metrics]) for curve in curves]
-            band(axis, range(1, len(rows[0]) + 1), rows, name)
+            band(axis, range(1, len(rows[0]) + 1), rows, name, color=COLOURS[name])
     for axis, label in zip(places, ["avg@16 on held-out questions", *SHOWN.values()], strict=True):
         axis.set(xlabel="step", ylabel=label)
     places[0].legend(frameon=False)

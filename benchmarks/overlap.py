@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def main() -> None:
         pin(Path(folder))
         alone = [sides_alone(client, Path(folder), options.steps) for _ in range(options.rounds)]
         ring = {
-            value: [ring_rate(client, options.steps, value) for _ in range(options.rounds)] for value in options.values
+            value: [ring_rate(client, Path(folder), options.steps, value) for _ in range(options.rounds)]
+            for value in options.values
         }
         curves = {
             value: [
@@ -148,25 +150,62 @@ def rate(times: Sequence[float]) -> float:
     return (len(times) - 1) / max(times[-1] - times[0], 1e-9)
 
 
-def ring_rate(client: Client, steps: int, max_staleness: int) -> tuple[float, float, float]:
-    """Groups a second of the whole ring once it goes round, seconds a step, share in which the learner waits."""
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """One run of the whole ring, once it goes round."""
+
+    groups_a_second: float
+    step_seconds: float
+    waiting: float
+    """Share of the time in which the learner waits."""
+    cpu: dict[str, float]
+    """CPU seconds a second, by service."""
+
+
+def ring_rate(client: Client, home: Path, steps: int, max_staleness: int) -> Ring:
+    """Run the ring and measure it."""
     run = client.create_run(config(steps, max_staleness))
+    skipped = min(steps // 4, 2 * (max_staleness + 1) + 2)
+    patiently(lambda: client.run(run.id).step, lambda step: step >= skipped)
+    before, started = cpu_seconds(home), time.monotonic()
+    patiently(lambda: client.run(run.id).step, lambda step: step >= steps - max_staleness - 3)
+    after, passed = cpu_seconds(home), time.monotonic() - started
     ended = finish(client, run.id)
     if ended.state != "succeeded":
         raise SystemExit(f"run {run.id} is {ended.state}: {ended.reason}")
     metrics = [step.metrics for step in client.steps(run.id)]
-    skipped = min(len(metrics) // 4, 2 * (max_staleness + 1) + 2)
-    steady = metrics[skipped : len(metrics) - max_staleness]
+    steady = metrics[skipped : steps - max_staleness]
     seconds = sum(row["seconds"] for row in steady)
-    waiting = sum(row["seconds_wait"] for row in steady) / seconds
-    found = PROMPTS_PER_STEP * len(steady) / seconds
-    print(f"  max_staleness {max_staleness}: {found:.1f} groups/s, {waiting:.0%} waiting", file=sys.stderr, flush=True)
-    return found, seconds / len(steady), waiting
+    found = Ring(
+        groups_a_second=PROMPTS_PER_STEP * len(steady) / seconds,
+        step_seconds=seconds / len(steady),
+        waiting=sum(row["seconds_wait"] for row in steady) / seconds,
+        cpu={name: (after[name] - before[name]) / max(passed, 1e-9) for name in before},
+    )
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in found.cpu.items())
+    figures = f"{found.groups_a_second:.1f} groups/s, {found.waiting:.0%} waiting; CPU {shares}"
+    print(f"  max_staleness {max_staleness}: {figures}", file=sys.stderr, flush=True)
+    return found
 
 
-def show(
-    alone: list[tuple[float, float]], ring: dict[int, list[tuple[float, float, float]]], steps: int, rounds: int
-) -> None:
+def cpu_seconds(home: Path) -> dict[str, float]:
+    """CPU seconds so far by service, those of its child processes included."""
+    state = read_state(home)
+    assert state is not None
+    found: dict[str, float] = {}
+    for record in state.processes:
+        process = psutil.Process(record.pid)
+        name = record.instance.rsplit("-", 1)[0]
+        for each in [process, *process.children(recursive=True)]:
+            try:
+                times = each.cpu_times()
+            except psutil.NoSuchProcess:  # a sandbox's process, just ended
+                continue
+            found[name] = found.get(name, 0.0) + times.user + times.system
+    return found
+
+
+def show(alone: list[tuple[float, float]], ring: dict[int, list[Ring]], steps: int, rounds: int) -> None:
     rollout = statistics.median(item[0] for item in alone)
     learner = statistics.median(item[1] for item in alone)
     slower = min(rollout, learner)
@@ -174,18 +213,23 @@ def show(
     print(
         f"The demo's run without evaluations, {steps} steps of {PROMPTS_PER_STEP} groups, policy kept as it is; "
         f"rollout server on one core, all others on the second; medians of {rounds} rounds. Alone, the rollout server "
-        f"makes {rollout:.1f} groups a second, the learner trains {learner:.1f}; together they could do {slower:.1f}.\n"
+        f"makes {rollout:.1f} groups a second, the learner trains {learner:.1f}; together they could do {slower:.1f}. "
+        "CPU is the share of one core.\n"
     )
     rows = []
-    synchronous = statistics.median(item[0] for item in ring[0]) if 0 in ring else 0.0
+    services = list(next(iter(ring.values()))[0].cpu)
+    synchronous = statistics.median(item.groups_a_second for item in ring[0]) if 0 in ring else 0.0
     for value, found in ring.items():
-        groups, seconds, waiting = (statistics.median(column) for column in zip(*found, strict=True))
-        to_synchronous = f"{groups / synchronous:.2f}" if synchronous else ""
-        row = [value, f"{groups:.1f}", f"{groups / slower:.2f}", to_synchronous, f"{seconds:.3f}", f"{waiting:.0%}"]
-        rows.append([str(cell) for cell in row])
+        groups = statistics.median(item.groups_a_second for item in found)
+        row = [str(value), f"{groups:.1f}", f"{groups / slower:.2f}"]
+        row += [f"{groups / synchronous:.2f}" if synchronous else ""]
+        row += [f"{statistics.median(item.step_seconds for item in found):.3f}"]
+        row += [f"{statistics.median(item.waiting for item in found):.0%}"]
+        row += [f"{statistics.median(item.cpu.get(name, 0.0) for item in found):.0%}" for name in services]
+        rows.append(row)
     head = ["max_staleness", "groups/s", "of the slower side alone", "of max_staleness 0", "s a step", "learner waits"]
-    print(table(head, rows))
-    best = max(statistics.median(item[0] for item in found) for found in ring.values()) / slower
+    print(table([*head, *(f"CPU {name}" for name in services)], rows))
+    best = max(statistics.median(item.groups_a_second for item in found) for found in ring.values()) / slower
     print(f"\nGoal: {GOAL} of the slower side; the best here is {best:.2f}.")
 
 

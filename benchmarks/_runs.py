@@ -106,9 +106,8 @@ def band(
 ) -> None:
     """Mean line with a band from the lowest to the highest seed."""
     columns = list(zip(*rows, strict=True))
-    line = axes.plot(places, [statistics.fmean(column) for column in columns], label=label, marker=marker, color=color)[
-        0
-    ]
+    means = [statistics.fmean(column) for column in columns]
+    (line,) = axes.plot(places, means, label=label, marker=marker, color=color)
     if len(rows) > 1:
         low, high = [min(column) for column in columns], [max(column) for column in columns]
         axes.fill_between(places, low, high, color=line.get_color(), alpha=0.15, linewidth=0)

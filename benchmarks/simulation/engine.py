@@ -8,6 +8,7 @@ one method of `GroupSampler` that it calls.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import random
 from collections import deque
@@ -37,6 +38,8 @@ class TimedEngine:
         self._number = 0
         self._versions: list[tuple[float, int]] = [(0.0, version)]
         self._timer: asyncio.TimerHandle | None = None
+        self._serving = asyncio.Event()
+        self._serving.set()
 
     async def decode(self, num_tokens: int) -> list[VersionSpan]:
         """Sample `num_tokens`; returns which weights sampled them."""
@@ -45,16 +48,24 @@ class TimedEngine:
         self._turn()
         return await future
 
+    async def until_serving(self, seconds: float) -> None:
+        """As `EngineServer`'s."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._serving.wait()
+
     def pause(self) -> None:
         """Stop decoding; sequences keep their place."""
         self._advance()
         self.phase = "paused"
+        self._serving.clear()
         self._turn()
 
     def resume(self, version: int) -> None:
         """Go on, with other weights."""
         self._advance()
         self.phase, self.version = "serving", version
+        self._serving.set()
         self._versions.append((self._steps, version))
         self._turn()
 

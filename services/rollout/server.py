@@ -95,6 +95,14 @@ class EngineServer:
         """An engine is attached and its process has died."""
         return self.engine is not None and bool(self.engine.errored)
 
+    async def until_serving(self, seconds: float) -> None:
+        """Wait until requests are sampled, at most so long."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._serving.wait()
+        except TimeoutError:
+            pass
+
     # -- sampling ------------------------------------------------------------------------------------------------
 
     async def generate(self, prompt_token_ids: list[int], params: SamplingParams) -> list[CompletionOutput]:

@@ -89,7 +89,7 @@ class RolloutWorker:
             log.warning("groups not handed back; others take them once they are idle", error=str(error))
 
     async def _turn(self) -> None:
-        """Start what may start, then take more if there is room, else wait a moment for a group to end."""
+        """Start what may start, then take more if there is room, else wait for the engine or for a group to end."""
         await self._start_held()
         room = self._room()
         if room > 0 and self._server.phase == "serving":
@@ -100,6 +100,9 @@ class RolloutWorker:
                 block_seconds=TICK_SECONDS if self._held else 0.5,
             )
             self._accept(found)
+        elif self._server.phase != "serving":
+            # not until a group ends: what may start after an update would leave the engine half empty meanwhile
+            await self._server.until_serving(0.5)
         elif self._active:
             await asyncio.wait(
                 [task for _, task in self._active.values()],

@@ -9,8 +9,14 @@ from typing import Any
 import pytest
 
 from benchmarks.simulation import clock
-from benchmarks.simulation.ring import Outcome, simulate
+from benchmarks.simulation.learner import run_config
+from benchmarks.simulation.ring import RUN, Outcome, simulate
 from benchmarks.simulation.scenario import Scenario
+from benchmarks.simulation.servers import RolloutServer, stop
+from services.contracts import streams
+from services.contracts.messages import Question
+from services.learner.feeder import Feeder
+from services.runtime.queue import Queue
 
 SMALL = Scenario(
     servers=4,
@@ -75,3 +81,34 @@ def test_virtual_time_passes_without_waiting_and_never_during_a_call(valkey_url:
     at, found = clock.run(play())
     assert found
     assert at == pytest.approx(3610, abs=1)
+
+
+def test_prompts_that_come_during_a_weight_update_are_sampled_when_it_ends(valkey_url: str) -> None:
+    """They do not wait for a group that was under way to end: the engine would be half empty meanwhile."""
+    scenario = dataclasses.replace(SMALL, median_tokens=1000, sigma=0.0, group_size=2, decode_per_sequence_seconds=0.0)
+
+    async def play() -> tuple[float, float]:
+        redis: Any = clock.VirtualRedis.from_url(valkey_url)
+        loop = asyncio.get_running_loop()
+        server = RolloutServer(scenario, redis, RUN, 0, {"crashes": 0, "decoded": [0.0]})
+        serving = asyncio.create_task(server.run())
+        queue = Queue(redis, streams.GROUP_LEARNER, "test")
+        feeder = Feeder(queue, RUN, run_config(scenario), [Question(id="0", kind="mcq", prompt="?", answer="B")])
+        try:
+            await queue.publish(streams.prompts(RUN), feeder.task(0, 0))
+            await asyncio.sleep(2)
+            assert server.engine is not None
+            update = asyncio.create_task(server.push(1))
+            await asyncio.sleep(0.95)
+            await queue.publish(streams.prompts(RUN), feeder.task(1, 0))
+            await update
+            resumed = loop.time()
+            while int(await redis.xlen(streams.completions(RUN))) < 2:
+                await asyncio.sleep(0.01)
+            return resumed, loop.time()
+        finally:
+            await stop([serving])
+            await redis.aclose()
+
+    resumed, ended = clock.run(play())
+    assert ended - resumed == pytest.approx(1000 * scenario.decode_base_seconds, abs=0.05)

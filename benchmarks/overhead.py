@@ -46,12 +46,19 @@ def main() -> None:
             cells += [f"{value * 1e3:.3f}" for value in (hop.client_seconds, hop.server_seconds, hop.wall_seconds)]
         rows.append(cells)
     print(table(head, rows))
-    print(f"\nA scored group has {short.wire_bytes} and {long.wire_bytes} bytes on the wire. Share of a step:\n")
+    print(f"\nA scored group has {short.wire_bytes} and {long.wire_bytes} bytes on the wire.")
+    print(
+        "Share of a step, as CPU seconds over the step's. Only the learner's side lies within a step, and it runs "
+        "in a thread beside training; the others work on other groups meanwhile. Responses of the demo have about 28 "
+        "tokens, so 64 is more than it pays.\n"
+    )
     rows = [
         share(short, "the demo's (measured)", step_seconds, prompts),
         share(long, "the paper's, every response at 8192 tokens", PAPER_STEP_SECONDS, PAPER_PROMPTS),
     ]
-    print(table(["step", "seconds", "groups", "learner's side", "all services", "with Valkey", "goal"], rows))
+    print(
+        table(["step", "seconds", "groups", f"learner's side (goal {GOAL:.0%})", "all services", "with Valkey"], rows)
+    )
 
 
 def demo_step(steps: int) -> tuple[float, int]:
@@ -72,7 +79,7 @@ def share(journey: _hops.Journey, name: str, seconds: float, groups: int) -> lis
     clients = sum(journey.client_seconds(service) for service in ("learner", "rollout", "verifier")) * groups / seconds
     server = journey.server_seconds * groups / seconds
     cells = [f"{value:.2%}" for value in (learner, clients, clients + server)]
-    return [name, f"{seconds:.2f}", str(groups), *cells, "reached" if learner <= GOAL else f"{GOAL:.0%} missed"]
+    return [name, f"{seconds:.2f}", str(groups), *cells]
 
 
 if __name__ == "__main__":

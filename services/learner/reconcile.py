@@ -10,38 +10,53 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from redis.asyncio import Redis
 
 from services.contracts import codec, streams
-from services.contracts.errors import MalformedMessageError
-from services.contracts.messages import CompletedGroup, PromptTask, ScoredGroup
+from services.contracts.messages import PromptTask
 
 MAX_REFEEDS = 2
+ENTRIES_A_CALL = 64
 _LOST = "lost"
+
+
+class _Names(msgspec.Struct):
+    """What of a task, completed or scored group says which group it is. The rest is passed over unread: with long
+    responses and thousands of groups it is gigabytes."""
+
+    group_id: str = ""
+    task: _Names | None = None
+    group: _Names | None = None
+
+
+_NAMES = msgspec.msgpack.Decoder(_Names)
+_HEADER = codec.MAGIC + bytes((codec.VERSION,))
 
 
 async def groups_on_streams(redis: Redis, names: Sequence[str]) -> set[str]:
     """Ids of the groups on these streams; give the streams in the order in which messages move."""
     found: set[str] = set()
     for name in names:
-        entries: Any = await redis.xrange(name)
-        found |= {group for _, fields in entries if (group := _group_of(fields.get(b"m", b""))) is not None}
+        start = "-"
+        while entries := cast(list[Any], await redis.xrange(name, min=start, count=ENTRIES_A_CALL)):
+            found |= {group for _, fields in entries if (group := _group_of(fields.get(b"m", b""))) is not None}
+            start = "(" + entries[-1][0].decode()
     return found
 
 
 def _group_of(payload: bytes) -> str | None:
-    try:
-        message: msgspec.Struct = codec.decode_any(payload)
-    except MalformedMessageError:
+    if payload[: len(_HEADER)] != _HEADER:
         return None
-    if isinstance(message, ScoredGroup):
-        return message.group.task.group_id
-    if isinstance(message, CompletedGroup):
-        return message.task.group_id
-    return message.group_id if isinstance(message, PromptTask) else None
+    try:
+        message = _NAMES.decode(payload[len(_HEADER) + 1 :])
+    except (msgspec.DecodeError, ValueError):
+        return None
+    while (inner := message.group or message.task) is not None:
+        message = inner
+    return message.group_id or None
 
 
 async def refeed(redis: Redis, run_id: str, tasks: Iterable[PromptTask]) -> tuple[list[str], list[str]]:

@@ -55,6 +55,15 @@ async def test_a_touched_message_is_not_reclaimed(redis: Redis) -> None:
     assert [item.message.sequence for item in await a.own_pending(PROMPTS, PromptTask)] == [0]
 
 
+async def test_a_dead_workers_messages_are_found_behind_those_of_many_living_ones(redis: Redis) -> None:
+    alive, dead, other = (Queue(redis, "g", name) for name in ("alive", "dead", "other"))
+    await alive.feed(PROMPTS, streams.feeder("run-1"), "train", 0, [task(number) for number in range(302)])
+    await alive.receive([PROMPTS], PromptTask, count=300)
+    await dead.hand_back(await dead.receive([PROMPTS], PromptTask, count=2))
+    found = await other.reclaim(PROMPTS, PromptTask, idle_seconds=60)
+    assert [item.message.sequence for item in found] == [300, 301]
+
+
 async def test_what_is_handed_back_is_taken_at_once_by_others_and_by_the_next_life(redis: Redis) -> None:
     a, b = Queue(redis, "g", "a"), Queue(redis, "g", "b")
     for number in range(2):

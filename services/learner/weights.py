@@ -31,14 +31,16 @@ def load_model(section: ModelSection, path: str, *, gradient_checkpointing: bool
     Raises:
         ConfigurationError: not a model that can be loaded.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    trusted = _remote_code(section, allow_remote_code)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             path,
+            config=without_dropout(AutoConfig.from_pretrained(path, trust_remote_code=trusted)),
             dtype=getattr(torch, section.dtype),
             attn_implementation="sdpa",
-            trust_remote_code=_remote_code(section, allow_remote_code),
+            trust_remote_code=trusted,
         )
     except (OSError, ValueError) as error:
         raise _unloadable("model", path, error) from error
@@ -49,6 +51,15 @@ def load_model(section: ModelSection, path: str, *, gradient_checkpointing: bool
     model.train()
     whole: nn.Module = model
     return whole
+
+
+def without_dropout(config: Any) -> Any:
+    """The model's configuration with every dropout rate at 0: rollouts are sampled without dropout, and the policy that
+    is trained must be the one that was sampled."""
+    for name, value in vars(config).items():
+        if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
+            setattr(config, name, 0.0)
+    return config
 
 
 def load_tokenizer(section: ModelSection, *, allow_remote_code: bool) -> Any:

@@ -91,6 +91,17 @@ def test_resuming_loses_no_bit(engine_runs: EngineRuns, dtype: str, stage: int) 
         assert any(bool((value != value.bfloat16().float()).any()) for value in result["teacher"].values())
 
 
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_passes_over_common_prefixes_train_the_same_adapter(
+    engine_runs: EngineRuns, num_ranks: int, stage: int
+) -> None:
+    found, plain = engine_runs.result(num_ranks, stage, kind="lora"), engine_runs.result(1, 0, kind="lora")["single"]
+    for way in ("single", "shared"):
+        assert found[way]["losses"] == pytest.approx(plain["losses"], rel=1e-4)
+        assert largest_difference(found[way]["weights"], plain["weights"]) < 1e-4
+
+
 def with_lora(**changes: Any) -> ModelSection:
     assert CONFIG.model.lora is not None
     return CONFIG.model.model_copy(update={"lora": CONFIG.model.lora.model_copy(update=changes)})

@@ -85,3 +85,16 @@ def test_only_what_is_routed_to_sdpo_costs_a_teacher_pass() -> None:
     assert seen
     assert marked not in seen
     assert {3, 9, 5, 7, 6} <= set(seen) <= {0, *plain}
+
+
+def test_a_models_own_dropout_is_off(tmp_path: Path) -> None:
+    """Rollouts are sampled without it."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    GPT2LMHeadModel(GPT2Config(vocab_size=29, n_positions=32, n_embd=8, n_layer=1, n_head=2)).save_pretrained(tmp_path)
+    section = ModelSection(path=str(tmp_path), dtype="float32")
+    model = load_model(section, str(tmp_path), gradient_checkpointing=False, allow_remote_code=False)
+    assert model.training
+    row = torch.tensor([[1, 2, 3, 4]])
+    assert torch.equal(model(input_ids=row).logits, model(input_ids=row).logits)
+    assert {module.p for module in model.modules() if isinstance(module, nn.Dropout)} == {0.0}

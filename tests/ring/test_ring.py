@@ -153,6 +153,29 @@ def test_the_other_objectives_train_too(client: Client, objective: str) -> None:
     assert all(step.metrics["staleness_max"] == 0 for step in client.steps(ended.id))
 
 
+def test_an_adapter_goes_round_the_ring(client: Client) -> None:
+    """What the servers sample with is, after every update, the policy that the learner trains."""
+    model = {"path": "deploy/embedded/policy", "dtype": "float32", "lora": {"rank": 8}}
+    ended = finish(
+        client,
+        run(
+            client,
+            3,
+            model=model,
+            objective={"reference_kl_coefficient": 0.001},
+            optimizer={"learning_rate": 1e-2, "warmup_steps": 0},
+            training={"max_staleness": 0},
+        ).id,
+    )
+    assert (ended.state, ended.step) == ("succeeded", 3), ended.reason
+    steps = list(client.steps(ended.id))
+    assert all(step.metrics["staleness_max"] == 0 for step in steps)
+    assert all(step.metrics["logprob_mismatch_nats"] < 1e-3 for step in steps)
+    divergences = [step.metrics["reference_kl_nats"] for step in steps]
+    assert divergences[0] < 1e-5
+    assert divergences[2] > 1e-2, "the adapter changes the policy much"
+
+
 def test_feedback_of_the_verifier_reaches_the_teacher(client: Client) -> None:
     """With `fallback`, failed rollouts whose group has no correct one still have teacher information."""
     ended = finish(client, run(client, 2, objective={"name": "srpo", "feedback": "fallback"}).id)

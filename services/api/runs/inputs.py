@@ -52,7 +52,7 @@ def _check_model(path: str, roots: Sequence[Path]) -> None:
         if not (folder / "config.json").is_file():
             raise ConfigurationError(
                 f"model.path is {path}, a folder without config.json.",
-                remedy="Name a folder in Hugging Face format.",
+                remedy="Name a folder in Hugging Face format; an adapter has to be merged with its base model first.",
                 field="model.path",
             )
         return

@@ -43,7 +43,10 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
         "Turnout: training",
         (
             Panel(
-                "Reward", gauge("reward_mean"), "Mean reward of each step. Should rise; flat means groups all alike."
+                "Reward",
+                gauge("reward_mean"),
+                "Mean reward of each step. Should rise. Flat: groups all alike; look at samples, or raise the "
+                "learning rate.",
             ),
             Panel(
                 "Accuracy",
@@ -51,17 +54,27 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
                 "Evaluations (validation) and each step's rollouts (train). A gap that widens is overfitting.",
                 "percentunit",
             ),
-            Panel("Loss", gauge("loss", "{{run_id}} {{branch}}"), "The objective and its two branches."),
+            Panel(
+                "Loss",
+                gauge("loss", "{{run_id}} {{branch}}"),
+                "The objective and its two branches. Its size says little; NaN or a jump: see Gradient norm.",
+            ),
             Panel(
                 "Policy entropy",
                 gauge("policy_entropy_nats"),
                 "Nats a token. Near 0 is collapse: lower the learning rate, or fork from an earlier checkpoint.",
             ),
-            Panel("Response length", gauge("response_tokens_mean"), "Tokens. GRPO tends to lengthen, SDPO to shorten."),
+            Panel(
+                "Response length",
+                gauge("response_tokens_mean"),
+                "Tokens. GRPO tends to lengthen, SDPO to shorten. Near max_response_tokens: replies are cut and "
+                "count as failed.",
+            ),
             Panel(
                 "Gradient norm",
                 gauge("gradient_norm"),
-                "Before clipping. Spikes: look at mismatch and truncated weights.",
+                "Before clipping. Spikes: look at mismatch and truncated weights; if they stay, lower the learning "
+                "rate.",
             ),
             Panel(
                 "Step time by phase",
@@ -69,7 +82,11 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
                 "Mostly waiting: add rollout servers. Mostly training: add ranks.",
                 "s",
             ),
-            Panel("Step", gauge("step"), "Training steps finished."),
+            Panel(
+                "Step",
+                gauge("step"),
+                "Training steps finished. Flat while the run is running: see Stalls in services and queues.",
+            ),
         ),
     ),
     "routing": (
@@ -90,12 +107,14 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
             Panel(
                 "Teacher entropy",
                 gauge("teacher_entropy_nats"),
-                "Nats over distilled tokens. Rising: the teacher is less sure, and the weights matter more.",
+                "Nats over distilled tokens. Rising: the teacher is less sure, and the weights matter more. Above "
+                "the policy: the demonstrations do not help it; read samples.",
             ),
             Panel(
                 "Distillation weight",
                 quantiles("distillation_weight"),
-                "Mean is 1 by construction; a wide spread means that few tokens carry the correction.",
+                "Mean is 1 by construction; a wide spread means that few tokens carry the correction. Too few: "
+                "lower objective.beta.",
             ),
         ),
     ),
@@ -105,7 +124,8 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
             Panel(
                 "Staleness",
                 quantiles("staleness_versions"),
-                "Age of trained tokens in versions; max_staleness bounds it.",
+                "Age of trained tokens in versions; max_staleness bounds it. Always at the bound: rollout runs "
+                "ahead of the learner.",
             ),
             Panel(
                 "Log-prob mismatch",
@@ -118,13 +138,30 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
                 "Share of tokens at the cap. Rising: lower max_staleness.",
                 "percentunit",
             ),
-            Panel("Clipped ratios", gauge("clip_ratio"), "Share of GRPO tokens outside the clip range.", "percentunit"),
+            Panel(
+                "Clipped ratios",
+                gauge("clip_ratio"),
+                "Share of GRPO tokens outside the clip range. Above a few percent: lower the learning rate.",
+                "percentunit",
+            ),
             Panel(
                 "Weight version",
                 (("turnout_weight_version", "{{instance}}"),),
-                "Rollout servers should follow the learner closely.",
+                "Rollout servers should follow the learner closely. One that stays behind: see Failed weight pushes "
+                "and its log.",
             ),
-            Panel("Weight push", quantiles("weight_push_seconds"), "Time to new, verified weights on a server.", "s"),
+            Panel(
+                "Weight push",
+                quantiles("weight_push_seconds"),
+                "Time to new, verified weights on a server. Sampling waits meanwhile; seconds of a step or more: "
+                "see Performance.",
+                "s",
+            ),
+            Panel(
+                "Failed weight pushes",
+                ((f"increase(turnout_weight_push_failures_total{{{RUN}}}[5m])", "{{run_id}}"),),
+                "In five minutes; 0 is right. Each is tried again; many: read the rollout server's log.",
+            ),
             Panel(
                 "Groups",
                 ((f"sum by (outcome) (rate(turnout_groups_total{{{RUN}}}[1m]))", "{{outcome}}"),),
@@ -138,13 +175,13 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
             Panel(
                 "Instances",
                 (("turnout_service_up", "{{instance}} {{state}}"),),
-                "1 for every living instance.",
+                "1 for every living instance, with its state. One that is missing has died: read logs/<instance>.log.",
                 kind="stat",
             ),
             Panel(
                 "Tokens a second",
                 (("sum by (service) (rate(turnout_tokens_total[1m]))", "{{service}}"),),
-                "All three follow the slowest one.",
+                "All three follow the slowest one; the one with the fullest queue before it is that one.",
             ),
             Panel(
                 "Queue depth",
@@ -160,13 +197,21 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
             Panel(
                 "Waiting",
                 gauge("stalled_seconds", "{{service}}: {{waiting_for}}"),
-                "Present waits. The longest names the culprit.",
+                "Present waits. Waits shorter than a step are normal; long ones show who is idle, Stalls says "
+                "because of whom.",
+                "s",
+            ),
+            Panel(
+                "Stalls",
+                ((f"turnout_stall_seconds{{{RUN}}} or vector(0)", "{{run_id}} {{culprit}} {{cause}}"),),
+                "0 is right. How long a run has not moved, and whose fault it is: read that service's log, restart it.",
                 "s",
             ),
             Panel(
                 "Out of rotation",
                 gauge("server_out_of_rotation", "{{instance}}"),
-                "1: the server failed to take weights and does not sample.",
+                "1: the server failed to take weights and does not sample. The API tries again; if it stays, "
+                "restart the server.",
             ),
         ),
     ),
@@ -182,7 +227,8 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
             Panel(
                 "Verdicts a second",
                 (("sum by (kind) (rate(turnout_verifier_seconds_count[1m]))", "{{kind}}"),),
-                "Rollouts judged a second, by kind of task.",
+                "Rollouts judged a second, by kind of task. Falls while completions wait: the verifier is the slow "
+                "part.",
             ),
             Panel(
                 "Sandbox violations",

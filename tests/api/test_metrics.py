@@ -194,7 +194,7 @@ async def test_services_queues_and_verifiers(
         have = await found()
     assert have[key("turnout_queue_oldest_seconds", run_id=run_id, stream="prompts")] >= 29
     assert have[key("turnout_tokens_total", service="rollout", instance="rollout-0")] == 77
-    assert have[key("turnout_weight_version", service="rollout", instance="rollout-0")] == 4
+    assert have[key("turnout_weight_version", run_id="", service="rollout", instance="rollout-0")] == 4
     assert have[key("turnout_stalled_seconds", run_id=run_id, service="learner", waiting_for="n of n groups")] >= 50
     assert have[key("turnout_sandbox_violations_total", reason="network", instance="verifier-0")] == 3
     assert not any(name.startswith("turnout_other") for name, _ in have)

@@ -142,13 +142,15 @@ class BoardCollector:
         labels = ["service", "instance"]
         up = GaugeMetricFamily("turnout_service_up", "1 for every instance that is alive.", labels=[*labels, "state"])
         tokens = CounterMetricFamily("turnout_tokens", "Tokens handled since the instance's start.", labels=labels)
-        version = GaugeMetricFamily("turnout_weight_version", "Weight version held or published.", labels=labels)
+        version = GaugeMetricFamily(
+            "turnout_weight_version", "Weight version held or published.", labels=["run_id", *labels]
+        )
         for record in self.board.services:
             up.add_metric([record.kind, record.instance, record.state], 1.0)
             if record.kind != "api":
                 tokens.add_metric([record.kind, record.instance], record.tokens_total)
             if record.weight_version is not None:
-                version.add_metric([record.kind, record.instance], record.weight_version)
+                version.add_metric([record.run_id or "", record.kind, record.instance], record.weight_version)
         yield from (up, tokens, version)
         stalled = GaugeMetricFamily(
             "turnout_stalled_seconds",

@@ -73,9 +73,6 @@ export function buttons(run, onchanged, onproblem) {
       ),
     );
   }
-  if (hasEnded(run.state)) {
-    made.push(h('button', { type: 'button', class: 'danger', onclick: () => deleteRun(run, onproblem) }, 'Delete …'));
-  }
   return made;
 }
 
@@ -128,6 +125,13 @@ function confirmStop(run, stopping) {
     'Keep running',
     stopping ? [now] : [now, orderly],
   );
+}
+
+/** For a run that has ended. @param {any} run @param {(problem: any) => void} onproblem */
+export function deleteButton(run, onproblem) {
+  return hasEnded(run.state)
+    ? h('button', { type: 'button', class: 'danger', onclick: () => deleteRun(run, onproblem) }, 'Delete …')
+    : null;
 }
 
 /** @param {any} run @param {(problem: any) => void} onproblem */

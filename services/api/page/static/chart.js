@@ -3,7 +3,7 @@
 import { h, say } from './dom.js';
 
 /** @typedef {{name: string, x: (number | null)[], y: (number | null)[], color?: number, dash?: string, symbol?: string, kind?: 'lines' | 'points' | 'area' | 'bars', hover?: string, width?: number}} Series */
-/** @typedef {{unit?: string, xTitle?: string, percent?: boolean, zero?: boolean, stacked?: boolean}} Axes */
+/** @typedef {{unit?: string, xTitle?: string, percent?: boolean, zero?: boolean, stacked?: boolean, empty?: string}} Axes */
 
 const FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif';
 const CONFIG = { displayModeBar: false, displaylogo: false, responsive: true, doubleClick: 'reset' };
@@ -129,7 +129,7 @@ export class Chart {
     /** @type {Series[]} */
     this.series = [];
     this.plot = h('div', { class: 'plot', role: 'img', 'aria-label': `${title}: no data yet` });
-    this.empty = h('p', { class: 'chart-empty' }, 'No data yet');
+    this.empty = h('p', { class: 'chart-empty' }, axes.empty ?? 'No data yet');
     this.title = title;
     this.element = h(
       'figure',

@@ -195,8 +195,7 @@ function showPicker(picker, runs, chosen, onchange) {
             else onchange(run.id, event.target.checked);
           },
         }),
-        h('span', {}, run.name, h('small', {}, run.id)),
-        badge(run.state),
+        h('span', {}, run.name, h('small', {}, run.id), badge(run.state)),
       ),
     ),
   );

@@ -62,7 +62,8 @@ export function duration(seconds) {
  */
 export function ago(at) {
   const seconds = Date.now() / 1000 - at;
-  return seconds < 5 ? 'just now' : `${duration(seconds)} ago`;
+  if (seconds < 5) return 'just now';
+  return `${seconds < 60 ? duration(seconds) : duration(seconds).split(' ').slice(0, 2).join(' ')} ago`;
 }
 
 /**

@@ -20,6 +20,18 @@ function line(steps, metric, name, style = {}) {
   return { name, x: steps.map((s) => s.step), y: steps.map((s) => s.metrics[metric] ?? null), ...style };
 }
 
+/**
+ * A number of the teacher's: none where no rollout was routed to it, which its 0 would hide.
+ * @param {Step[]} steps
+ * @param {string} metric
+ * @param {string} name
+ * @param {Partial<Series>} style
+ */
+function taught(steps, metric, name, style) {
+  const read = steps.map((s) => (s.metrics.routing_ratio_sdpo ? s.metrics[metric] ?? null : null));
+  return { ...line(steps, metric, name, style), y: read };
+}
+
 /** @param {Evaluation[]} evaluations @returns {Series[]} */
 function evaluated(evaluations) {
   const splits = [...new Set(evaluations.map((e) => `${e.split}\n${e.num_samples}`))];
@@ -122,7 +134,7 @@ export function makePanels() {
       ),
       series: (steps) => [
         line(steps, 'policy_entropy_nats', 'policy', { color: 0 }),
-        line(steps, 'teacher_entropy_nats', 'teacher', { color: 1, dash: 'dash' }),
+        taught(steps, 'teacher_entropy_nats', 'teacher', { color: 1, dash: 'dash' }),
       ],
       summary: (m) =>
         `policy ${withUnit(m.policy_entropy_nats, 'nats')}, teacher ${withUnit(m.teacher_entropy_nats, 'nats')}`,
@@ -131,9 +143,9 @@ export function makePanels() {
       chart: new Chart(
         'Divergence',
         'From the policy to its teacher, over tokens routed to SDPO: what there is to correct.',
-        { unit: 'nats' },
+        { unit: 'nats', empty: 'No rollout was routed to SDPO yet' },
       ),
-      series: (steps) => [line(steps, 'divergence_nats', 'mean', { color: 1 })],
+      series: (steps) => [taught(steps, 'divergence_nats', 'mean', { color: 1 })],
       summary: (m) => `mean ${withUnit(m.divergence_nats, 'nats')}`,
     },
     {

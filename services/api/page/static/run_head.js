@@ -1,6 +1,6 @@
 // A run's heading: its state, how far it is, and what can be done with it now.
 // @ts-check
-import { badge, buttons, hasEnded } from './actions.js';
+import { badge, buttons, deleteButton, hasEnded } from './actions.js';
 import { fill, h, heading } from './dom.js';
 import { duration } from './format.js';
 
@@ -35,6 +35,7 @@ export function showHead(head, run, pace, { canFork, onfork, onchanged, onproble
           canFork ? h('button', { type: 'button', onclick: onfork }, 'Fork …') : null,
           h('a', { class: 'button', href: `#/runs/${id}/samples` }, 'Samples'),
           h('a', { class: 'button', href: `#/compare?runs=${[run.id, parent].filter(Boolean).map(encodeURIComponent)}` }, 'Compare'),
+          deleteButton(run, onproblem),
         ),
       ),
       parent

@@ -1,5 +1,6 @@
 // One run beside its charts: key numbers, queues, services, events.
 // @ts-check
+import { hasEnded } from './actions.js';
 import { fill, h, table } from './dom.js';
 import { ago, clock, duration, fixed, percent, short, size, withUnit } from './format.js';
 
@@ -84,13 +85,8 @@ export function showQueues(box, queues) {
  * @param {number} published newest weight version
  */
 export function showServices(box, services, run, published) {
-  const mine = services.filter(
-    (s) =>
-      s.run_id === run.id ||
-      s.instance === run.learner ||
-      run.rollout_servers.includes(s.instance) ||
-      s.kind === 'verifier',
-  );
+  const assigned = hasEnded(run.state) ? [] : [run.learner, ...run.rollout_servers];
+  const mine = services.filter((s) => s.run_id === run.id || assigned.includes(s.instance) || s.kind === 'verifier');
   if (!mine.some((s) => s.kind !== 'verifier')) {
     fill(
       box,
@@ -99,7 +95,7 @@ export function showServices(box, services, run, published) {
         { class: 'muted' },
         run.state === 'queued'
           ? 'No service works for this run yet: it waits for an idle learner and an idle rollout server.'
-          : 'No service works for this run.',
+          : 'No service works for this run now.',
       ),
     );
     return;
@@ -110,7 +106,7 @@ export function showServices(box, services, run, published) {
       'Services',
       ['Service', 'State', 'Weights', 'Waits for', 'Tokens'],
       mine.map((s) => {
-        const behind = s.kind === 'rollout' && s.weight_version !== null ? published - s.weight_version : 0;
+        const behind = s.kind === 'rollout' && s.run_id === run.id && s.weight_version !== null ? published - s.weight_version : 0;
         const waits = s.waiting_for
           ? `${s.waiting_for} (${duration(s.at - (s.waiting_since ?? s.at))})`
           : s.state === 'ready'

@@ -2,7 +2,9 @@
 
 Two cores: the rollout server has one for itself, the learner shares the other with everything else. A side alone is
 measured in the ring itself: with credit for all steps the rollout server fills the queue while the learner is paused,
-then the learner empties it while the rollout server has nothing to do. Short form: `--steps 24 --accuracy-steps 0`.
+then the learner empties it while the rollout server has nothing to do.
+
+Short form: `--groups 192 --rounds 1 --accuracy-steps 0`.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+import urllib.request
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,23 +33,22 @@ from tests.ring.deployment import demo_config, deployment, finish, patiently
 
 GOAL = 0.95
 TARGET_ACCURACY = 0.6
-PROMPTS_PER_STEP = 8
 
 
 def main() -> None:
     """Measure and print the section."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--groups", type=int, default=960, help="groups in one run")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[8, 32], help="groups a step")
     parser.add_argument("--values", type=int, nargs="+", default=[0, 1, 2, 4])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--accuracy-steps", type=int, default=100, help="0 leaves the comparison at equal accuracy out")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="turnout-bench-") as folder, deployment(Path(folder)) as client:
         pin(Path(folder))
-        alone = [sides_alone(client, Path(folder), options.steps) for _ in range(options.rounds)]
-        ring = {
-            value: [ring_rate(client, Path(folder), options.steps, value) for _ in range(options.rounds)]
-            for value in options.values
+        sections = {
+            size: compare(client, Path(folder), options.groups // size, size, options.values, options.rounds)
+            for size in options.sizes
         }
         curves = {
             value: [
@@ -61,7 +63,7 @@ def main() -> None:
             ]
             for value in (options.values if options.accuracy_steps else [])
         }
-    show(alone, ring, options.steps, options.rounds)
+    show(sections, options.rounds)
     if curves:
         print(f"\nThe demo's learning rate, {options.accuracy_steps} steps, seed 0; evaluations are not counted:\n")
         to = f"s to accuracy {TARGET_ACCURACY}"
@@ -75,6 +77,17 @@ def main() -> None:
             for value, found in curves.items()
         ]
         print(table(["max_staleness", to, "s in all", "accuracy at the end"], rows))
+
+
+def compare(client: Client, home: Path, steps: int, size: int, values: list[int], rounds: int) -> Section:
+    """Both sides alone, then the ring at each `max_staleness`; `rounds` times, in turn."""
+    alone: list[tuple[float, float]] = []
+    ring: dict[int, list[Ring]] = {value: [] for value in values}
+    for _ in range(rounds):
+        alone.append(sides_alone(client, home, steps, size))
+        for value in values:
+            ring[value].append(ring_rate(client, home, steps, size, value))
+    return Section(alone, ring)
 
 
 def pin(home: Path) -> None:
@@ -92,31 +105,31 @@ def pin(home: Path) -> None:
                 os.sched_setaffinity(thread.id, {core})
 
 
-def config(steps: int, max_staleness: int) -> dict[str, Any]:
+def config(steps: int, size: int, max_staleness: int) -> dict[str, Any]:
     """The demo's run without evaluations; its policy stays as it is, so that every step is as much work."""
     return demo_config(
         name=f"overlap {max_staleness}",
-        training={"steps": steps, "prompts_per_step": PROMPTS_PER_STEP, "max_staleness": max_staleness},
+        training={"steps": steps, "prompts_per_step": size, "max_staleness": max_staleness},
         optimizer={"learning_rate": 1e-9},
         evaluation={"every_steps": None, "before_training": False, "after_training": False},
     )
 
 
-def sides_alone(client: Client, home: Path, steps: int) -> tuple[float, float]:
+def sides_alone(client: Client, home: Path, steps: int, size: int) -> tuple[float, float]:
     """Groups a second of the rollout server alone and of the learner alone."""
-    run = client.create_run(config(steps, steps))
+    run = client.create_run(config(steps, size, steps))
     patiently(lambda: client.run(run.id), lambda found: found.state == "running")
     client.pause(run.id)
     patiently(lambda: client.run(run.id), lambda found: found.state == "paused")
     first = client.run(run.id).step
-    wanted = steps * PROMPTS_PER_STEP - 2 * PROMPTS_PER_STEP
+    wanted = (steps - 2) * size
     state = read_state(home)
     assert state is not None
     times = patiently(lambda: scored_at(state.redis_url, run.id), lambda found: len(found) >= wanted)
     client.resume(run.id)
     finish(client, run.id)
-    rollout = rate(times[PROMPTS_PER_STEP * (first + 1) :])
-    learner = rate(ends(client, run.id)[first + 2 :]) * PROMPTS_PER_STEP
+    rollout = rate(times[size * (first + 1) :])
+    learner = rate(ends(client, run.id)[first + 2 :]) * size
     print(f"  alone: rollout {rollout:.1f}, learner {learner:.1f} groups/s", file=sys.stderr, flush=True)
     return rollout, learner
 
@@ -158,18 +171,41 @@ class Ring:
     step_seconds: float
     waiting: float
     """Share of the time in which the learner waits."""
+    pushing: float
+    """Share of the time in which the rollout server is being given new weights, and does not sample."""
     cpu: dict[str, float]
     """CPU seconds a second, by service."""
 
 
-def ring_rate(client: Client, home: Path, steps: int, max_staleness: int) -> Ring:
+@dataclass(frozen=True, slots=True)
+class Section:
+    """What was found at one size of step."""
+
+    alone: list[tuple[float, float]]
+    """Groups a second of rollout server and learner."""
+    ring: dict[int, list[Ring]]
+    """By max_staleness."""
+
+    @property
+    def rollout(self) -> float:
+        return statistics.median(item[0] for item in self.alone)
+
+    @property
+    def learner(self) -> float:
+        return statistics.median(item[1] for item in self.alone)
+
+    def median(self, value: int, figure: Callable[[Ring], float]) -> float:
+        return statistics.median(figure(item) for item in self.ring[value])
+
+
+def ring_rate(client: Client, home: Path, steps: int, size: int, max_staleness: int) -> Ring:
     """Run the ring and measure it."""
-    run = client.create_run(config(steps, max_staleness))
+    run = client.create_run(config(steps, size, max_staleness))
     skipped = min(steps // 4, 2 * (max_staleness + 1) + 2)
     patiently(lambda: client.run(run.id).step, lambda step: step >= skipped)
-    before, started = cpu_seconds(home), time.monotonic()
+    before, pushed, started = cpu_seconds(home), push_seconds(client), time.monotonic()
     patiently(lambda: client.run(run.id).step, lambda step: step >= steps - max_staleness - 3)
-    after, passed = cpu_seconds(home), time.monotonic() - started
+    after, pushed_after, passed = cpu_seconds(home), push_seconds(client), time.monotonic() - started
     ended = finish(client, run.id)
     if ended.state != "succeeded":
         raise SystemExit(f"run {run.id} is {ended.state}: {ended.reason}")
@@ -177,14 +213,17 @@ def ring_rate(client: Client, home: Path, steps: int, max_staleness: int) -> Rin
     steady = metrics[skipped : steps - max_staleness]
     seconds = sum(row["seconds"] for row in steady)
     found = Ring(
-        groups_a_second=PROMPTS_PER_STEP * len(steady) / seconds,
+        groups_a_second=size * len(steady) / seconds,
         step_seconds=seconds / len(steady),
         waiting=sum(row["seconds_wait"] for row in steady) / seconds,
+        pushing=(pushed_after - pushed) / max(passed, 1e-9),
         cpu={name: (after[name] - before[name]) / max(passed, 1e-9) for name in before},
     )
     shares = ", ".join(f"{name} {share:.0%}" for name, share in found.cpu.items())
-    figures = f"{found.groups_a_second:.1f} groups/s, {found.waiting:.0%} waiting; CPU {shares}"
-    print(f"  max_staleness {max_staleness}: {figures}", file=sys.stderr, flush=True)
+    figures = (
+        f"{found.groups_a_second:.1f} groups/s, {found.waiting:.0%} waiting, {found.pushing:.0%} pushing; CPU {shares}"
+    )
+    print(f"  {size} groups a step, max_staleness {max_staleness}: {figures}", file=sys.stderr, flush=True)
     return found
 
 
@@ -205,32 +244,48 @@ def cpu_seconds(home: Path) -> dict[str, float]:
     return found
 
 
-def show(alone: list[tuple[float, float]], ring: dict[int, list[Ring]], steps: int, rounds: int) -> None:
-    rollout = statistics.median(item[0] for item in alone)
-    learner = statistics.median(item[1] for item in alone)
-    slower = min(rollout, learner)
+def push_seconds(client: Client) -> float:
+    """Seconds that weight updates have taken so far."""
+    with urllib.request.urlopen(f"{client.url}/metrics") as reply:
+        lines = reply.read().decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("turnout_weight_push_seconds_sum"))
+
+
+def show(sections: dict[int, Section], rounds: int) -> None:
     print("## Overlap of sampling and training\n")
     print(
-        f"The demo's run without evaluations, {steps} steps of {PROMPTS_PER_STEP} groups, policy kept as it is; "
-        f"rollout server on one core, all others on the second; medians of {rounds} rounds. Alone, the rollout server "
-        f"makes {rollout:.1f} groups a second, the learner trains {learner:.1f}; together they could do {slower:.1f}. "
-        "CPU is the share of one core.\n"
+        "The demo's run without evaluations, policy kept as it is; rollout server on one core, all others on the "
+        f"second; medians of {rounds} rounds. Alone: groups a second of a side while the other stands still. Updating: share of "
+        "the time in which the server is being given weights, once a step. CPU: of one core. "
+        f"Goal: {GOAL} of the slower side alone.\n"
     )
+    services = list(next(iter(next(iter(sections.values())).ring.values()))[0].cpu)
+    head = [
+        "groups a step",
+        "max_staleness",
+        "groups/s",
+        "rollout alone",
+        "learner alone",
+        "of the slower",
+        "of synchronous",
+    ]
+    head += ["s a step", "learner waits", "updating", *(f"CPU {name}" for name in services)]
     rows = []
-    services = list(next(iter(ring.values()))[0].cpu)
-    synchronous = statistics.median(item.groups_a_second for item in ring[0]) if 0 in ring else 0.0
-    for value, found in ring.items():
-        groups = statistics.median(item.groups_a_second for item in found)
-        row = [str(value), f"{groups:.1f}", f"{groups / slower:.2f}"]
-        row += [f"{groups / synchronous:.2f}" if synchronous else ""]
-        row += [f"{statistics.median(item.step_seconds for item in found):.3f}"]
-        row += [f"{statistics.median(item.waiting for item in found):.0%}"]
-        row += [f"{statistics.median(item.cpu.get(name, 0.0) for item in found):.0%}" for name in services]
-        rows.append(row)
-    head = ["max_staleness", "groups/s", "of the slower side alone", "of max_staleness 0", "s a step", "learner waits"]
-    print(table([*head, *(f"CPU {name}" for name in services)], rows))
-    best = max(statistics.median(item.groups_a_second for item in found) for found in ring.values()) / slower
-    print(f"\nGoal: {GOAL} of the slower side; the best here is {best:.2f}.")
+    for size, section in sections.items():
+        slower = min(section.rollout, section.learner)
+        for value in section.ring:
+            groups = section.median(value, lambda item: item.groups_a_second)
+            row = [str(size), str(value), *(f"{item:.1f}" for item in (groups, section.rollout, section.learner))]
+            row += [f"{groups / slower:.2f}"]
+            row += [f"{groups / section.median(0, lambda item: item.groups_a_second):.2f}" if 0 in section.ring else ""]
+            row += [f"{section.median(value, lambda item: item.step_seconds):.3f}"]
+            row += [f"{section.median(value, lambda item: item.waiting):.0%}"]
+            row += [f"{section.median(value, lambda item: item.pushing):.0%}"]
+            row += [
+                f"{section.median(value, lambda item, name=name: item.cpu.get(name, 0.0)):.0%}" for name in services
+            ]
+            rows.append(row)
+    print(table(head, rows))
 
 
 if __name__ == "__main__":

@@ -255,8 +255,8 @@ def show(sections: dict[int, Section], rounds: int) -> None:
     print("## Overlap of sampling and training\n")
     print(
         "The demo's run without evaluations, policy kept as it is; rollout server on one core, all others on the "
-        f"second; medians of {rounds} rounds. Alone: groups a second of a side while the other stands still. Updating: share of "
-        "the time in which the server is being given weights, once a step. CPU: of one core. "
+        f"second; medians of {rounds} rounds. Alone: groups a second of a side while the other stands still. Updating: "
+        "share of the time in which the server is being given weights, once a step. CPU: of one core. "
         f"Goal: {GOAL} of the slower side alone.\n"
     )
     services = list(next(iter(next(iter(sections.values())).ring.values()))[0].cpu)

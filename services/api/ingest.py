@@ -60,6 +60,7 @@ class Ingest:
                 if isinstance(error, OperationalError | InterfaceError):
                     raise
                 reason = f"the database refuses it: {type(error).__name__}"
-                log.error("event refused", event_type=type(delivery.message).__name__, error=str(error))
+                run_id, kind = delivery.message.run_id, type(delivery.message).__name__
+                log.error("event refused", run_id=run_id, event_type=kind, error=str(error))
                 payload = codec.encode(delivery.message)
                 await self.queue.dead_letter(delivery.stream, delivery.message_id, payload, reason)

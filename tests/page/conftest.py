@@ -22,6 +22,9 @@ from tests.page.player import Player
 from tests.page.visitor import Visitor
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+PACKAGES = ("chromium", "chromium-driver")
+LOCK_WAIT = "DPkg::Lock::Timeout=300"
+"""Another installation on this machine is waited for."""
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -49,8 +52,8 @@ def chromium() -> tuple[str, str]:
     """Paths of Chromium and its driver; installs Debian's packages where that is possible."""
     found = _find()
     if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        subprocess.run(["apt-get", "update", "-qq"], check=False, capture_output=True)
-        command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium", "chromium-driver"]
+        subprocess.run(["apt-get", "update", "-qq", "-o", LOCK_WAIT], check=False, capture_output=True)
+        command = ["apt-get", "install", "-y", "-qq", "-o", LOCK_WAIT, "--no-install-recommends", *PACKAGES]
         subprocess.run(
             command, check=False, capture_output=True, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         )

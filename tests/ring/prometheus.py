@@ -17,14 +17,16 @@ from tests.conftest import ROOT, free_port
 from tests.ring.deployment import patiently
 
 RULES = ROOT / "deploy" / "prometheus"
+LOCK_WAIT = "DPkg::Lock::Timeout=300"
+"""Another installation on this machine is waited for."""
 
 
 def binary(name: str) -> str:
     """Path of `prometheus` or `promtool`; installs Debian's package where that is possible."""
     if shutil.which(name) is None and os.geteuid() == 0 and shutil.which("apt-get"):
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-        subprocess.run(["apt-get", "update", "-qq"], check=False, capture_output=True)
-        command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "prometheus"]
+        subprocess.run(["apt-get", "update", "-qq", "-o", LOCK_WAIT], check=False, capture_output=True)
+        command = ["apt-get", "install", "-y", "-qq", "-o", LOCK_WAIT, "--no-install-recommends", "prometheus"]
         subprocess.run(command, check=False, capture_output=True, env=environment)
     found = shutil.which(name)
     if found is None:

@@ -24,18 +24,28 @@ class Curve:
     """avg@k on the held-out questions, by step."""
     metrics: list[dict[str, float]]
     """Of each step, from the first."""
+    ahead: int
+    """Steps that can be sampled before they are needed."""
 
     def mean(self, name: str, start: float = 0.5, end: float = 1.0) -> float:
         """Mean of a metric over a part of the steps; the default is the second half."""
         count = len(self.metrics)
         return statistics.fmean(row[name] for row in self.metrics[int(start * count) : max(1, int(end * count))])
 
-    def median(self, name: str) -> float:
-        return statistics.median(row[name] for row in self.metrics)
+    @property
+    def undisturbed(self) -> list[dict[str, float]]:
+        """Steps that no evaluation sped up: during one, groups for the steps after it are sampled for nothing."""
+        helped = {mark + offset for mark in self.accuracy for offset in range(1, self.ahead + 1)}
+        rows = [row for step, row in enumerate(self.metrics, start=1) if step not in helped]
+        return rows or self.metrics
+
+    def pace(self, name: str = "seconds") -> float:
+        """Mean seconds a step, or of a part of it."""
+        return statistics.fmean(row[name] for row in self.undisturbed)
 
     def seconds_at(self, step: int) -> float:
-        """Training time up to `step`, without evaluations."""
-        return sum(row["seconds"] for row in self.metrics[:step])
+        """Training time up to `step`, as if there were no evaluations."""
+        return step * self.pace()
 
     @property
     def seconds(self) -> float:
@@ -73,6 +83,7 @@ def play(client: Client, name: str, *, steps: int, seed: int, evaluations: int, 
         seed,
         {item.step: item.accuracy for item in client.evaluations(run.id)},
         [step.metrics for step in client.steps(run.id)],
+        ended.config["training"]["max_staleness"] + 1,
     )
     last = max(curve.accuracy)
     print(

@@ -84,7 +84,7 @@ def show(found: dict[str, list[Curve]], steps: int, seeds: list[int], learning_r
                 continue
             cells.append(spread(curves, lambda curve, metric=metric: curve.mean(metric, 0.0, 0.2), 2))
             cells.append(spread(curves, lambda curve, metric=metric: curve.mean(metric, 0.8, 1.0), 2))
-        rows.append([*cells, spread(curves, lambda curve: curve.median("seconds"), 2)])
+        rows.append([*cells, spread(curves, lambda curve: curve.pace(), 2)])
     print(table([*head, "s a step"], rows))
 
 

@@ -48,7 +48,8 @@ def show(found: dict[int, list[Curve]], steps: int, seeds: list[int]) -> None:
     print(
         f"The demo's run ({steps} steps, {seeds_text(seeds)}), `max_staleness` from on-policy upwards. Accuracy is "
         f"avg@16 on 64 held-out questions, at equal steps and after {budget:.0f} s of training (what the fastest run "
-        "took, evaluations not counted); other figures are means over the second half of the steps, times medians. "
+        "took); other figures are means over the second half of the steps. Times leave out evaluations, and the "
+        "steps right after them, whose groups were sampled meanwhile. "
         "Plot: [staleness.png](staleness.png), bands from the lowest to the highest seed.\n"
     )
     head = ["max_staleness", f"after {half} steps", f"after {marks[-1]} steps", f"after {budget:.0f} s", "s a step"]
@@ -61,8 +62,8 @@ def show(found: dict[int, list[Curve]], steps: int, seeds: list[int]) -> None:
                 spread(curves, lambda curve: curve.accuracy[half]),
                 spread(curves, lambda curve: curve.accuracy[marks[-1]]),
                 spread(curves, lambda curve: curve.accuracy_after(budget)),
-                spread(curves, lambda curve: curve.median("seconds"), 2),
-                spread(curves, lambda curve: curve.median("seconds_wait"), 2),
+                spread(curves, lambda curve: curve.pace(), 2),
+                spread(curves, lambda curve: curve.pace("seconds_wait"), 2),
                 spread(curves, lambda curve: curve.mean("staleness_mean"), 2),
                 spread(curves, lambda curve: curve.mean("teacher_entropy_nats")),
                 spread(curves, lambda curve: curve.mean("importance_weight_truncated_ratio"), 5),

@@ -170,6 +170,7 @@ class Scheduler:
         for run in runs:
             await self._write_key(streams.config(run.id), msgspec.json.encode(run.config, order="deterministic"))
             await self._write_key(streams.desired(run.id), run.desired.encode())
+            await self._write_key(streams.attempt(run.id), repr(run.queued_at).encode())
             wanted |= {name: run.id for name in (run.learner, *run.rollout_servers) if name}
         ids = {run.id for run in runs}
         present = {as_text(value) for value in await self.redis.smembers(streams.RUNS)}

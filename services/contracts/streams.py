@@ -10,6 +10,7 @@
 | `turnout:{run}:feeder` | hash | learner | learner, API |
 | `turnout:{run}:config` | string (JSON) | API | all |
 | `turnout:{run}:desired` | string (`DesiredState`) | API | learner |
+| `turnout:{run}:attempt` | string: changes each time that the run is queued | API | learner |
 | `turnout:{run}:weights` | hash version, path, checksum | learner | API, rollout servers |
 | `turnout:runs` | set of run ids that are assigned | API | verifiers |
 | `turnout:events` | stream | learner, all services | API, group `api` |
@@ -62,6 +63,10 @@ def desired(run_id: str) -> str:
     return f"turnout:{{{run_id}}}:desired"
 
 
+def attempt(run_id: str) -> str:
+    return f"turnout:{{{run_id}}}:attempt"
+
+
 def weights(run_id: str) -> str:
     return f"turnout:{{{run_id}}}:weights"
 
@@ -76,5 +81,5 @@ def assignment(instance: str) -> str:
 
 def run_keys(run_id: str) -> list[str]:
     """Every key of one run: what deleting a run removes."""
-    makers = (prompts, completions, scored, evaluated, dead, feeder, config, desired, weights)
+    makers = (prompts, completions, scored, evaluated, dead, feeder, config, desired, attempt, weights)
     return [make(run_id) for make in makers]

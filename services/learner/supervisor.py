@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from dataclasses import dataclass, field
+from typing import cast
 
 import msgspec
 from redis.asyncio import Redis
@@ -66,6 +67,8 @@ class Supervisor:
     attempts: Attempts = field(default_factory=Attempts)
     _processes: list[asyncio.subprocess.Process] = field(default_factory=list)
     _error: str = ""
+    _attempt_seen: bytes | None = None
+    """`streams.attempt` of the run as its program was started."""
 
     async def run(self) -> None:
         """Consumes the assignment; produces a running program for it; waits for assignments. Until cancelled."""
@@ -124,6 +127,7 @@ class Supervisor:
         except TurnoutError as error:
             self._error = str(error)
             return 1
+        self._attempt_seen = await self._attempt_of_run(run_id)
         reader = await self._start(run_id, num_ranks)
         gone = asyncio.create_task(self._next_assignment(run_id))
         ended = asyncio.create_task(self._first_end())
@@ -140,20 +144,21 @@ class Supervisor:
             reader.cancel()
 
     async def _wait_for_change(self, run_id: str) -> None:
-        """After the end of a run: wait until it is taken away, or asked to go on after a stop."""
+        """After the end of a run: wait until it is taken away, or queued again. A resume can follow an end so closely
+        that the assignment never seems to change."""
         self.presence.waits_for("the next run")
-        was_stopped = await self._desired(run_id) in ("stopped", "stopped_now")
         while await self._assignment(run_id) == run_id:
-            if was_stopped and await self._desired(run_id) == "running":
+            if await self._attempt_of_run(run_id) not in (self._attempt_seen, None):
                 return
             await asyncio.sleep(POLL_SECONDS)
 
-    async def _desired(self, run_id: str) -> str:
+    async def _attempt_of_run(self, run_id: str) -> bytes | None:
+        """What the API changes each time that the run is queued; None where Redis does not say."""
         try:
-            value = await self.redis.get(streams.desired(run_id))
+            value = await self.redis.get(streams.attempt(run_id))
         except RedisError:
-            return ""
-        return value.decode() if isinstance(value, bytes) else "running"
+            return None
+        return cast("bytes | None", value)
 
     async def _num_ranks(self, run_id: str) -> int:
         value = await self.redis.get(streams.config(run_id))

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from redis.asyncio import Redis
@@ -33,6 +34,7 @@ async def test_a_killed_program_comes_back_and_the_run_succeeds(valkey_url: str,
         "TURNOUT_LOG_FORMAT": "text",
         "PYTHONWARNINGS": "ignore",
     }
+    await redis.set(streams.attempt("run"), "1")
     await put_run(redis, "run", run_values(training={"steps": 200}, checkpoint={"every_steps": 5}))
     ring = asyncio.create_task(FakeRing(redis, "run").run())
     log = EventLog(redis)
@@ -49,7 +51,13 @@ async def test_a_killed_program_comes_back_and_the_run_succeeds(valkey_url: str,
         await log.wait_for(lambda seen: any(isinstance(e, events.Note) and "SIGKILL" in e.text for e in seen))
         await log.wait_for(lambda seen: any(isinstance(e, events.Note) and "Resumed" in e.text for e in seen))
         await redis.set(streams.desired("run"), "stopped")
-        await log.wait_for(lambda seen: getattr(seen[-1], "state", "") == "stopped")
+        await log.wait_for(lambda seen: last_state(seen) == "stopped")
+        # Resumed before the program has quite ended: the assignment never changes.
+        await redis.set(streams.desired("run"), "running")
+        await redis.set(streams.attempt("run"), "2")
+        await log.wait_for(lambda seen: last_state(seen) == "running")
+        await redis.set(streams.desired("run"), "stopped")
+        await log.wait_for(lambda seen: last_state(seen) == "stopped")
         await redis.delete(streams.assignment("learner-0"))
         assert (await record(redis, "idle")).run_id is None
         service.terminate()
@@ -60,6 +68,10 @@ async def test_a_killed_program_comes_back_and_the_run_succeeds(valkey_url: str,
         while not ring.done():
             ring.cancel()
             await asyncio.wait([ring], timeout=0.5)
+
+
+def last_state(seen: list[Any]) -> str:
+    return [event.state for event in seen if isinstance(event, events.RunStateChanged)][-1]
 
 
 async def record(redis: Redis, state: str) -> ServiceRecord:

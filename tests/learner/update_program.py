@@ -40,6 +40,11 @@ SMALL_RATE = 2e-6
 SMALL_UPDATES = 60
 
 
+def stages_of(case: str) -> tuple[int, ...]:
+    """Options of memory and a restart differ by whether ZeRO cuts the weights, and no further."""
+    return STAGES if case in ("full", "lora") else (1, 3)
+
+
 def config(stage: int, case: str) -> RunConfig:
     special = dict(CASES[case])
     return parse_run_config(
@@ -80,7 +85,7 @@ def mine(sequences: list[TrainSequence], engine: DeepSpeedEngine) -> list[TrainS
 def updates(file: Path, cases: list[str]) -> None:
     ranks, found = join(), {}
     for case in cases:
-        for stage in STAGES:
+        for stage in stages_of(case):
             run = config(stage, case)
             engine = engine_for(run, case, ranks)
             rows = []

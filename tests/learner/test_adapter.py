@@ -83,23 +83,12 @@ def test_teacher_and_initial_model_share_the_base(
     ("dtype", "stage"), [*(("float32", stage) for stage in STAGES), *(("bfloat16", stage) for stage in MIXED_STAGES)]
 )
 def test_resuming_loses_no_bit(engine_runs: EngineRuns, dtype: str, stage: int) -> None:
-    result = engine_runs.result(2, stage, dtype, "lora")
+    result = engine_runs.result(2 if dtype == "float32" else 1, stage, dtype, "lora")
     for name in ("later", "later_state", "later_teacher"):
         assert largest_difference(result[name], result[f"resumed_{name}"]) == 0.0
     if dtype == "bfloat16":
         assert all(value.dtype == torch.bfloat16 for value in result["weights"].values())
         assert any(bool((value != value.bfloat16().float()).any()) for value in result["teacher"].values())
-
-
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("num_ranks", [1, 2])
-def test_passes_over_common_prefixes_train_the_same_adapter(
-    engine_runs: EngineRuns, num_ranks: int, stage: int
-) -> None:
-    found, plain = engine_runs.result(num_ranks, stage, kind="lora"), engine_runs.result(1, 0, kind="lora")["single"]
-    for way in ("single", "shared"):
-        assert found[way]["losses"] == pytest.approx(plain["losses"], rel=1e-4)
-        assert largest_difference(found[way]["weights"], plain["weights"]) < 1e-4
 
 
 def with_lora(**changes: Any) -> ModelSection:

@@ -40,8 +40,8 @@ def test_another_number_of_ranks_goes_on_as_if_nothing_had_happened(
 @pytest.mark.parametrize("stage", [1, 3])
 def test_bfloat16_takes_its_masters_along(engine_runs: EngineRuns, stage: int) -> None:
     """Bit for bit; what follows differs by the order in which bfloat16 gradients are summed over ranks."""
-    found = engine_runs.resumed((1, 2), 2, (stage,), "bfloat16", "full")[stage]
-    source = engine_runs.result(1, 2, "bfloat16")
+    found = engine_runs.resumed((2, 2), 1, (stage,), "bfloat16", "full")[stage]
+    source = engine_runs.result(2, 2, "bfloat16")
     for name, expected in (("taken", "weights"), ("taken_state", "state"), ("taken_teacher", "teacher")):
         assert largest_difference(found[name], source[expected]) == 0.0
     assert any(name.endswith("/master") for name in found["taken_state"])

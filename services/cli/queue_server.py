@@ -24,12 +24,12 @@ logfile ""
 loglevel notice
 save ""
 appendonly yes
-appendfsync everysec
+appendfsync always
 maxmemory-policy noeviction
 set-proc-title no
 """
-"""Every write reaches the file before its caller has the answer, and the disk within a second: killing the server
-loses nothing, a power cut at most the last second. No snapshots beside it. Nothing is ever evicted.
+"""Every write is on the disk before its caller has the answer: neither killing the server nor a power cut loses what
+was acknowledged. No snapshots beside it. Nothing is ever evicted.
 A changed title would overwrite the environment by which the launcher knows its processes."""
 
 

@@ -36,8 +36,6 @@ T = TypeVar("T")
 CONSUMER = "learner"
 """One learner serves a run at a time; whichever instance it is, it takes over what its predecessor had in hand."""
 POLL_SECONDS = 0.25
-EVENTS_KEPT = 200_000
-"""The events stream is cut to about this length; the API reads along within seconds."""
 
 
 class RunLink:
@@ -54,6 +52,7 @@ class RunLink:
         """Kept by the training thread: gives the feeder credit for replacements."""
         self.arrivals: queue.SimpleQueue[Delivery[ScoredGroup]] = queue.SimpleQueue()
         self.feeder: Feeder | None = None
+        self._announced: dict[str, str] = {}
         self._pipe = ProgressPipe()
         self._thread = LoopThread()
         self._tasks: list[asyncio.Task[None]] = []
@@ -86,6 +85,17 @@ class RunLink:
     def read_weights(self) -> dict[str, str]:
         """The `weights` hash: version, path, checksum of the newest published weights; empty for none."""
         return self.call(_read_hash(self.redis, streams.weights(self.run_id)))
+
+    def announce(self, weights: dict[str, str]) -> None:
+        """Make published weights known: the `weights` hash."""
+        self._announced = weights
+        self.call(_write_hash(self.redis, streams.weights(self.run_id), weights))
+
+    def announce_again(self) -> None:
+        """Restore the `weights` hash where Redis has lost it; servers would wait for a version that nobody names."""
+        if self._announced and self.read_weights() != self._announced:
+            self.announce(self._announced)
+            self.note(f"Redis had lost the weights of version {self._announced['version']}; named again.", "warning")
 
     def start(self, feeder: Feeder) -> None:
         """Start the loops. Groups that a predecessor had in hand arrive first, in stream order."""
@@ -207,6 +217,10 @@ async def _connect(url: str) -> Redis:
 async def _read(redis: Redis, key: str) -> bytes | None:
     value = await redis.get(key)
     return cast("bytes | None", value)
+
+
+async def _write_hash(redis: Redis, key: str, values: dict[Any, Any]) -> None:
+    await redis.hset(key, mapping=values)
 
 
 async def _read_hash(redis: Redis, key: str) -> dict[str, str]:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-from redis.asyncio import Redis
 from torch import Tensor
 
-from services.contracts import streams
 from services.contracts.events import WeightsPublished
 from services.learner.link import RunLink
-from services.runtime.weight_store import Manifest, WeightStore
+from services.runtime.weight_store import WeightStore
 
 KEEP_VERSIONS = 3
 """Versions kept in the weight store: the newest, and what slower servers may still be reading."""
@@ -36,7 +33,7 @@ class Publisher:
         self._store.collect(KEEP_VERSIONS - 1)
         manifest = self._store.publish(version, lambda folder: self._write(folder, weights))
         path = self._store.path(version).resolve()
-        self._link.call(_announce(self._link.redis, self._link.run_id, manifest, path))
+        self._link.announce({"version": str(version), "path": str(path), "checksum": manifest.checksum})
         self._link.emit(
             WeightsPublished(
                 run_id=self._link.run_id,
@@ -51,8 +48,3 @@ class Publisher:
         self._link.report(weight_version=version)
         self._link.wake_feeder()
         return time.monotonic() - started
-
-
-async def _announce(redis: Redis, run_id: str, manifest: Manifest, path: Path) -> None:
-    values: dict[Any, Any] = {"version": str(manifest.version), "path": str(path), "checksum": manifest.checksum}
-    await redis.hset(streams.weights(run_id), mapping=values)

@@ -76,7 +76,9 @@ async def _set_cursor(redis: Any, run_id: str, value: int) -> None:
 
 
 def find_lost(link: RunLink, batcher: Batcher, feeder: Feeder) -> None:
-    """Feed groups again that are on no stream and not here; give those up that were fed too often."""
+    """Feed groups again that are on no stream and not here; give those up that were fed too often. A Redis that has
+    lost its last moments (a replica was promoted) is also told again which weights are published."""
+    link.announce_again()
     wanted = [number for number in range(batcher.next_sequence, feeder.fed) if not batcher.has(number)]
     if not wanted:
         return

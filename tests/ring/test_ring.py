@@ -223,24 +223,28 @@ def test_a_hung_engine_is_named_by_the_run_and_by_a_metric(client: Client, home:
     assert service is not None
     engines = service.children(recursive=True)
     assert engines
+    said = (
+        r"Stalled: learner-0 has waited \d+ s for \d scored groups for step \d+: "
+        r"rollout server rollout-0 has sampled no group for \d+ s \(\d+ groups on prompts\)\."
+    )
     for engine in engines:
         engine.suspend()
     try:
+        patiently(lambda: notes(client, started.id), lambda found: any(re.fullmatch(said, text) for text in found))
         metric = f'turnout_stall_seconds{{cause="silent",culprit="rollout-0",run_id="{started.id}"}}'
         patiently(lambda: httpx.get(f"{client.url}/metrics", trust_env=False).text, lambda text: metric in text)
     finally:
         for engine in engines:
             engine.resume()
     finish(client, started.id)
-    page = httpx.get(f"{client.url}/v1/runs/{started.id}/events", params={"follow": "false"}, trust_env=False).text
+    assert any(text.startswith("Moving again. It was: learner-0 has waited") for text in notes(client, started.id))
+
+
+def notes(client: Client, run_id: str) -> list[str]:
+    """What services have noted on a run."""
+    page = httpx.get(f"{client.url}/v1/runs/{run_id}/events", params={"follow": "false"}, trust_env=False).text
     events = [json.loads(line.removeprefix("data:")) for line in page.splitlines() if line.startswith("data:")]
-    notes = [event["text"] for event in events if "text" in event]
-    said = (
-        r"Stalled: learner-0 has waited \d+ s for \d scored groups for step \d+: "
-        r"rollout server rollout-0 has sampled no group for \d+ s \(\d+ groups on prompts\)\."
-    )
-    assert any(re.fullmatch(said, text) for text in notes), notes
-    assert any(text.startswith("Moving again. It was: learner-0 has waited") for text in notes)
+    return [event["text"] for event in events if "text" in event]
 
 
 def test_a_run_survives_the_death_of_every_service(client: Client, home: Path) -> None:

@@ -26,6 +26,7 @@ from services.runtime.weight_store import Manifest, WeightStore
 ROOT = Path(__file__).resolve().parent.parent
 PHASES = ("pause", "start", "update", "finish", "resume")
 VOCABULARY = 16_000
+os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would say on standard output that it looked for a GPU
 
 
 def make_model(folder: Path, num_layers: int) -> None:

@@ -74,7 +74,7 @@ def valkey() -> Iterator[str]:
     """URL of a Valkey server of our own, with an append-only file as in a deployment."""
     with tempfile.TemporaryDirectory(prefix="turnout-bench-") as folder:
         port = free_port()
-        options = {"appendonly": "yes", "appendfsync": "everysec"}
+        options = {"appendonly": "yes", "appendfsync": "always"}
         server = ValkeyServer(port=port, data_dir=Path(folder), config=options)
         server.start()
         try:

@@ -33,8 +33,8 @@ def main() -> None:
     step_seconds, prompts = demo_step(options.steps)
     print("## Queue and codec as a share of a step\n")
     print(
-        "One group's way through real Valkey (append-only file, fsync every second), hop by hop, nothing else running. "
-        "CPU milliseconds a group; each hop encodes or decodes the whole message.\n"
+        "One group's way through real Valkey (append-only file, synced before each answer), hop by hop, nothing else "
+        "running. CPU milliseconds a group; each hop encodes or decodes the whole message.\n"
     )
     head = ["hop", "service"]
     for journey in (short, long):

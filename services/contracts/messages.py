@@ -12,6 +12,7 @@ from typing import Literal
 
 import msgspec
 
+from services.contracts.arrays import LogProbs, TokenIds
 from services.contracts.errors import MalformedMessageError
 
 Purpose = Literal["train", "evaluation"]
@@ -94,8 +95,8 @@ class Rollout(Message, frozen=True, kw_only=True):
     status: SampleStatus
     text: str = ""
     """The response as text, without special tokens."""
-    token_ids: list[int] = []
-    logprobs: list[float] = []
+    token_ids: TokenIds = msgspec.field(default_factory=TokenIds)
+    logprobs: LogProbs = msgspec.field(default_factory=LogProbs)
     """Natural-log probability of each token under the distribution that it was drawn from (temperature, cuts)."""
     weight_versions: list[VersionSpan] = []
     finish_reason: FinishReason = "stop"
@@ -104,17 +105,12 @@ class Rollout(Message, frozen=True, kw_only=True):
     """What went wrong, where status is not `ok`."""
 
     def check(self) -> None:
-        """Raise `MalformedMessageError` where lengths, numbers or spans do not fit together."""
+        """Raise `MalformedMessageError` where lengths or spans do not fit together."""
         num_tokens = len(self.token_ids)
         if self.status != "ok":
             return
         if len(self.logprobs) != num_tokens:
             raise MalformedMessageError(f"rollout has {num_tokens} token_ids but {len(self.logprobs)} logprobs.")
-        # sum, max and min run in C: thousands of tokens a group are checked in two services
-        if not math.isfinite(sum(self.logprobs)) or max(self.logprobs, default=0.0) > 1e-4:
-            raise MalformedMessageError("rollout.logprobs holds a value that is not a finite log-probability.")
-        if min(self.token_ids, default=0) < 0:
-            raise MalformedMessageError("rollout.token_ids holds a negative id.")
         position = 0
         for span in self.weight_versions:
             if span.start != position or span.end <= span.start or span.version < 0:
@@ -122,6 +118,12 @@ class Rollout(Message, frozen=True, kw_only=True):
             position = span.end
         if position != num_tokens:
             raise MalformedMessageError(f"rollout.weight_versions covers {position} of {num_tokens} tokens.")
+
+    def check_numbers(self) -> None:
+        """Raise `MalformedMessageError` where a log-prob is none. For the service that computes with them."""
+        # sum and max run in C
+        if not math.isfinite(sum(self.logprobs)) or max(self.logprobs, default=0.0) > 1e-4:
+            raise MalformedMessageError("rollout.logprobs holds a value that is not a finite log-probability.")
 
     @property
     def oldest_version(self) -> int | None:
@@ -133,7 +135,7 @@ class CompletedGroup(Message, frozen=True, kw_only=True):
     """A task with its sampled rollouts. Published by a rollout server on `completions`."""
 
     task: PromptTask
-    prompt_token_ids: list[int]
+    prompt_token_ids: TokenIds
     """The rendered prompt: system and user message through the chat template, generation prompt included."""
     rollouts: list[Rollout]
     """Exactly `task.sampling.num_samples` of them."""
@@ -187,6 +189,8 @@ class ScoredGroup(Message, frozen=True, kw_only=True):
                 f"group {self.group.task.group_id} has {len(self.verdicts)} verdicts "
                 f"for {len(self.group.rollouts)} rollouts."
             )
+        for rollout in self.group.rollouts:
+            rollout.check_numbers()
         for verdict in self.verdicts:
             verdict.check()
 

@@ -47,11 +47,12 @@ def prepare_group(scored: ScoredGroup, config: RunConfig, tokenizer: Any) -> Pre
     kept = leave_out(route_group(outcome, config.objective, seed), truncated, advantages, config.objective)
     assignments = kept.assignments
     prompts = _teacher_prompts(scored, assignments, tokenizer)
+    question = scored.group.prompt_token_ids.tolist()
     sequences = [
         TrainSequence(
-            prompt_ids=scored.group.prompt_token_ids,
-            response_ids=rollout.token_ids,
-            behaviour_logprobs=rollout.logprobs,
+            prompt_ids=question,
+            response_ids=rollout.token_ids.tolist(),
+            behaviour_logprobs=rollout.logprobs.tolist(),
             advantage=advantage,
             route=assignment.route,
             teacher_prompt_ids=prompt,

@@ -116,7 +116,7 @@ def samples_taken(
                 advantage=sequence.advantage,
                 feedback=verdict.feedback,
                 teacher_prompt="" if teacher is None else tokenizer.decode(teacher),
-                behaviour_logprobs=rollout.logprobs,
+                behaviour_logprobs=rollout.logprobs.tolist(),
                 logprobs=detail.logprobs if detail else [],
                 teacher_entropy=detail.teacher_entropy if detail else [],
                 distillation_weight=detail.weight if detail else [],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from services.contracts.arrays import LogProbs, TokenIds
 from services.contracts.errors import InfrastructureError
 from services.contracts.messages import PromptTask, Rollout, Sampling, VersionSpan
 from services.rollout.prompts import PromptRenderer
@@ -71,8 +72,8 @@ class GroupSampler:
         return Rollout(
             status="ok",
             text=self._renderer.tokenizer.decode(self._without_end(token_ids), skip_special_tokens=True),
-            token_ids=token_ids,
-            logprobs=logprobs,
+            token_ids=TokenIds(token_ids),
+            logprobs=LogProbs(logprobs),
             weight_versions=merge_spans(spans),
             finish_reason="stop" if output.finish_reason == "stop" else "length",
         )

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from redis.exceptions import RedisError
 
 from services.contracts import streams
+from services.contracts.arrays import TokenIds
 from services.contracts.messages import CompletedGroup, PromptTask, Rollout
 from services.rollout import telemetry
 from services.rollout.sampling import GroupSampler, fault
@@ -153,7 +154,7 @@ class RolloutWorker:
             seconds = time.monotonic() - started
             group = CompletedGroup(
                 task=task,
-                prompt_token_ids=prompt,
+                prompt_token_ids=TokenIds(prompt),
                 rollouts=rollouts,
                 server=self._presence.instance,
                 seconds=seconds,

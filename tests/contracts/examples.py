@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from services.contracts import events, messages
+from services.contracts.arrays import LogProbs, TokenIds
 
 QUESTION = messages.Question(id="q7", kind="mcq", prompt="What?", system="Be brief.", answer="B", tests="-")
 SAMPLING = messages.Sampling(num_samples=2, temperature=0.6, top_p=0.95, top_k=20, max_response_tokens=64)
@@ -24,15 +25,15 @@ ROLLOUTS = [
     messages.Rollout(
         status="ok",
         text="B",
-        token_ids=[5, 6, 1],
-        logprobs=[-0.5, -0.25, -1.0],
+        token_ids=TokenIds([5, 6, 1]),
+        logprobs=LogProbs([-0.5, -0.25, -1.0]),
         weight_versions=[messages.VersionSpan(4, 0, 2), messages.VersionSpan(5, 2, 3)],
         finish_reason="stop",
     ),
     messages.Rollout(status="infrastructure_fault", fault="engine died"),
 ]
 COMPLETED = messages.CompletedGroup(
-    task=TASK, prompt_token_ids=[1, 2, 3], rollouts=ROLLOUTS, server="rollout-0", seconds=0.5
+    task=TASK, prompt_token_ids=TokenIds([1, 2, 3]), rollouts=ROLLOUTS, server="rollout-0", seconds=0.5
 )
 VERDICTS = [
     messages.Verdict(

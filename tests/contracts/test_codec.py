@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import msgspec
@@ -9,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.contracts import codec, messages
+from services.contracts import arrays, codec, messages
+from services.contracts.arrays import LogProbs, TokenIds
 from services.contracts.errors import MalformedMessageError
 from tests.contracts.examples import COMPLETED, EXAMPLES, ROLLOUTS, TASK, VERDICTS
 
@@ -52,9 +54,9 @@ def test_a_damaged_message_is_refused_or_still_a_checked_message(data: st.DataOb
     ("payload", "reason"),
     [
         (b"", "magic"),
-        (b"XX\x01\x01", "magic"),
+        (b"XX\x02\x01", "magic"),
         (b"TN\x63\x01", "wire version 99"),
-        (b"TN\x01\xff", "type code 255"),
+        (b"TN\x02\xff", "type code 255"),
         (codec.encode(TASK), "expected ScoredGroup"),
     ],
 )
@@ -70,11 +72,10 @@ def rollout(**changes: object) -> messages.Rollout:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"logprobs": [-0.5]}, "3 token_ids but 1 logprobs"),
-        ({"logprobs": [-0.5, float("nan"), -1.0]}, "not a finite"),
-        ({"logprobs": [-0.5, float("-inf"), -1.0]}, "not a finite"),
-        ({"logprobs": [-0.5, 0.5, -1.0]}, "not a finite log-probability"),
-        ({"token_ids": [5, -6, 1]}, "negative id"),
+        ({"logprobs": LogProbs([-0.5])}, "3 token_ids but 1 logprobs"),
+        ({"logprobs": LogProbs([-0.5, float("nan"), -1.0])}, "not a finite"),
+        ({"logprobs": LogProbs([-0.5, float("-inf"), -1.0])}, "not a finite"),
+        ({"logprobs": LogProbs([-0.5, 0.5, -1.0])}, "not a finite log-probability"),
         ({"weight_versions": [messages.VersionSpan(4, 0, 2)]}, "covers 2 of 3"),
         ({"weight_versions": [messages.VersionSpan(4, 1, 3)]}, "gap"),
         ({"weight_versions": [messages.VersionSpan(4, 0, 2), messages.VersionSpan(4, 1, 3)]}, "gap, overlaps"),
@@ -82,8 +83,33 @@ def rollout(**changes: object) -> messages.Rollout:
 )
 def test_rollouts_whose_parts_do_not_fit_together_are_refused(changes: dict[str, object], reason: str) -> None:
     group = msgspec.structs.replace(COMPLETED, rollouts=[rollout(**changes), ROLLOUTS[1]])
+    scored = messages.ScoredGroup(group=group, verdicts=VERDICTS, verifier="v")
     with pytest.raises(MalformedMessageError, match=reason):
-        codec.decode(codec.encode(group), messages.CompletedGroup)
+        codec.decode(codec.encode(scored), messages.ScoredGroup)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ([5, 6, 1], "expected packed TokenIds, got list"),
+        (b"\x05\0\0\0\x06", "not a multiple of item size"),
+    ],
+)
+def test_numbers_that_are_not_packed_are_refused(value: object, reason: str) -> None:
+    body = msgspec.msgpack.decode(codec.encode(COMPLETED)[4:])
+    body["prompt_token_ids"] = value
+    payload = codec.encode(COMPLETED)[:4] + msgspec.msgpack.encode(body)
+    with pytest.raises(MalformedMessageError, match=reason):
+        codec.decode(payload, messages.CompletedGroup)
+
+
+@given(st.lists(st.integers(0, 2**32 - 1)), st.lists(st.floats(width=32, allow_nan=False)))
+def test_packed_numbers_come_back_bit_for_bit(ids: list[int], values: list[float]) -> None:
+    for found, given_ in ((TokenIds(ids), ids), (LogProbs(values), values)):
+        kind = type(found)
+        assert found.tolist() == given_
+        assert arrays.unpacked(kind, bytes(arrays.packed(found))) == found
+        assert pickle.loads(pickle.dumps(found)) == found
 
 
 def test_groups_must_have_all_their_rollouts_and_verdicts() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from services.contracts.arrays import LogProbs, TokenIds
 from services.contracts.messages import (
     CompletedGroup,
     PromptTask,
@@ -53,8 +54,8 @@ def make_group(
         else Rollout(
             status="ok",
             text=f"answer {index}",
-            token_ids=[5, 6],
-            logprobs=[-1.0, -1.0],
+            token_ids=TokenIds([5, 6]),
+            logprobs=LogProbs([-1.0, -1.0]),
             weight_versions=[VersionSpan(version, 0, 2)],
         )
         for index in range(len(rewards))
@@ -65,7 +66,7 @@ def make_group(
         else Verdict(status="ok", reward=reward, correct=reward == 1.0, feedback=feedback)
         for index, reward in enumerate(rewards)
     ]
-    group = CompletedGroup(task=task, prompt_token_ids=[1, 2, 3], rollouts=rollouts, server="r", seconds=0.0)
+    group = CompletedGroup(task=task, prompt_token_ids=TokenIds([1, 2, 3]), rollouts=rollouts, server="r", seconds=0.0)
     return ScoredGroup(group=group, verdicts=verdicts, verifier="v")
 
 

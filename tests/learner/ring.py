@@ -16,6 +16,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from services.contracts import codec, events, streams
+from services.contracts.arrays import LogProbs, TokenIds
 from services.contracts.messages import CompletedGroup, PromptTask, Rollout, ScoredGroup, Verdict, VersionSpan
 from services.runtime.queue import Queue
 
@@ -91,13 +92,15 @@ class FakeRing:
                 Rollout(
                     status="ok",
                     text=self.tokenizer.decode(tokens),
-                    token_ids=tokens,
-                    logprobs=[-5.0 - dice.random() for _ in tokens],
+                    token_ids=TokenIds(tokens),
+                    logprobs=LogProbs([-5.0 - dice.random() for _ in tokens]),
                     weight_versions=[VersionSpan(task.min_weight_version, 0, length)],
                 )
             )
             verdicts.append(Verdict(status="ok", reward=float(correct), correct=correct))
-        group = CompletedGroup(task=task, prompt_token_ids=prompt, rollouts=rollouts, server="fake", seconds=0.1)
+        group = CompletedGroup(
+            task=task, prompt_token_ids=TokenIds(prompt), rollouts=rollouts, server="fake", seconds=0.1
+        )
         return ScoredGroup(group=group, verdicts=verdicts, verifier="fake")
 
 

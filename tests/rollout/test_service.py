@@ -24,7 +24,7 @@ Make = Callable[[int], torch.nn.Module]
 
 def reference_logprobs(group: CompletedGroup, rollout: Rollout, seed: int, make: Make = make_model) -> torch.Tensor:
     """Log-probs of the rollout's tokens by transformers, fp32, temperature 1; shape [response tokens], nats."""
-    ids = torch.tensor([group.prompt_token_ids + rollout.token_ids])
+    ids = torch.tensor([group.prompt_token_ids.tolist() + rollout.token_ids.tolist()])
     with torch.no_grad():
         logits = make(seed)(ids).logits[0].float()
     start = len(group.prompt_token_ids)
@@ -63,7 +63,7 @@ def test_group_comes_back_whole(deployment: Deployment) -> None:
     assert group.task == task
     assert group.server == INSTANCE
     # <system> w1 w2 <user> w10 w11 w12 <assistant>
-    assert group.prompt_token_ids == [3, 7, 8, 4, 16, 17, 18, 5]
+    assert group.prompt_token_ids.tolist() == [3, 7, 8, 4, 16, 17, 18, 5]
     version = group.rollouts[0].weight_versions[0].version
     for rollout in group.rollouts:
         assert rollout.status == "ok"
@@ -172,12 +172,12 @@ def test_prefix_cache_never_serves_older_weights(deployment: Deployment) -> None
 def reference_greedy(group: CompletedGroup, seed: int) -> torch.Tensor:
     """Log-probs at temperature 1 of the service's greedy tokens, which must be the reference's best ones too."""
     rollout = group.rollouts[0]
-    ids = torch.tensor([group.prompt_token_ids + rollout.token_ids])
+    ids = torch.tensor([group.prompt_token_ids.tolist() + rollout.token_ids.tolist()])
     with torch.no_grad():
         table = make_model(seed)(ids).logits[0].float().log_softmax(-1)
     start = len(group.prompt_token_ids)
     best = table[start - 1 : -1].max(-1)
-    assert best.indices.tolist() == rollout.token_ids
+    assert best.indices.tolist() == rollout.token_ids.tolist()
     return best.values
 
 
@@ -275,7 +275,7 @@ def test_killed_service_leaves_no_engine(deployment: Deployment) -> None:
 
 def mismatch_greedy(group: CompletedGroup, model: torch.nn.Module) -> bool:
     rollout = group.rollouts[0]
-    ids = torch.tensor([group.prompt_token_ids + rollout.token_ids])
+    ids = torch.tensor([group.prompt_token_ids.tolist() + rollout.token_ids.tolist()])
     with torch.no_grad():
         best = model(ids).logits[0].argmax(-1)
     start = len(group.prompt_token_ids)

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 
+from services.contracts.arrays import LogProbs, TokenIds
 from services.contracts.messages import CompletedGroup, PromptTask, Purpose, Question, Rollout, Sampling, VersionSpan
 
 
@@ -25,8 +26,8 @@ def rollout(text: str, *, truncated: bool = False) -> Rollout:
     return Rollout(
         status="ok",
         text=text,
-        token_ids=[1, 2, 3],
-        logprobs=[-0.5, -0.5, -0.5],
+        token_ids=TokenIds([1, 2, 3]),
+        logprobs=LogProbs([-0.5, -0.5, -0.5]),
         weight_versions=[VersionSpan(0, 0, 3)],
         finish_reason="length" if truncated else "stop",
     )
@@ -53,4 +54,6 @@ def group(
         max_prompt_tokens=64,
         fed_at=time.time(),
     )
-    return CompletedGroup(task=task, prompt_token_ids=[1], rollouts=list(rollouts), server="rollout-0", seconds=0.1)
+    return CompletedGroup(
+        task=task, prompt_token_ids=TokenIds([1]), rollouts=list(rollouts), server="rollout-0", seconds=0.1
+    )

@@ -35,8 +35,8 @@ class Outcome:
     """Tokens that engines decoded, those of lost work included."""
     virtual_seconds: float
     max_buffered: int
-    largest_scored: int
-    """Most groups on the `scored` stream at once."""
+    largest: dict[str, int]
+    """Most messages at once by stream, and on all together (`all`)."""
     left: dict[str, int]
     """Messages on each stream at the end."""
     meter: Meter
@@ -103,7 +103,7 @@ async def _play(scenario: Scenario, url: str, meter: Meter) -> Outcome:
         await asyncio.gather(*(server.push(version) for server in servers))
 
     learner = Learner(scenario, redis, RUN, push)
-    largest = [0]
+    largest: dict[str, int] = {}
     others = [server.run() for server in servers]
     others += [make_verifier(scenario, redis, number).run() for number in range(scenario.verifiers)]
     others += [_look(redis, meter, largest)]
@@ -111,8 +111,7 @@ async def _play(scenario: Scenario, url: str, meter: Meter) -> Outcome:
         tasks = [asyncio.create_task(other) for other in others]
         await _until_done(learner, tasks)
         await stop(tasks)
-    makers = (streams.prompts, streams.completions, streams.scored, streams.dead)
-    left = {make(RUN).rsplit(":", 1)[1]: int(await redis.xlen(make(RUN))) for make in makers}
+    left = await _depths(redis)
     await redis.aclose()
     return Outcome(
         scenario=scenario,
@@ -123,7 +122,7 @@ async def _play(scenario: Scenario, url: str, meter: Meter) -> Outcome:
         decoded_tokens=totals["decoded"][0],
         virtual_seconds=asyncio.get_running_loop().time(),
         max_buffered=learner.max_buffered,
-        largest_scored=largest[0],
+        largest=largest,
         left=left,
         meter=meter,
     )
@@ -140,8 +139,19 @@ async def _until_done(learner: Learner, others: list[asyncio.Task[None]]) -> Non
     await main
 
 
-async def _look(redis: Any, meter: Meter, largest: list[int]) -> None:
+async def _look(redis: Any, meter: Meter, largest: dict[str, int]) -> None:
     while True:
         meter.look()
-        largest[0] = max(largest[0], int(await redis.xlen(streams.scored(RUN))))
+        depths = await _depths(redis)
+        for name, depth in {**depths, "all": sum(depths.values())}.items():
+            largest[name] = max(largest.get(name, 0), depth)
         await asyncio.sleep(LOOK_SECONDS)
+
+
+async def _depths(redis: Any) -> dict[str, int]:
+    """Messages on each stream of the run, all at one moment."""
+    names = [make(RUN) for make in (streams.prompts, streams.completions, streams.scored, streams.dead)]
+    async with redis.pipeline(transaction=True) as pipe:
+        for name in names:
+            pipe.xlen(name)
+        return {name.rsplit(":", 1)[1]: depth for name, depth in zip(names, await pipe.execute(), strict=True)}

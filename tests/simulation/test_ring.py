@@ -12,9 +12,9 @@ from benchmarks.simulation import clock
 from benchmarks.simulation.learner import run_config
 from benchmarks.simulation.ring import RUN, Outcome, simulate
 from benchmarks.simulation.scenario import Scenario
-from benchmarks.simulation.servers import RolloutServer, stop
+from benchmarks.simulation.servers import RolloutServer, TimedJudge, stop
 from services.contracts import streams
-from services.contracts.messages import Question
+from services.contracts.messages import Question, Rollout, Verdict
 from services.learner.feeder import Feeder
 from services.runtime.queue import Queue
 
@@ -53,6 +53,32 @@ def test_servers_and_learner_crash_and_every_group_is_trained_once(valkey_url: s
     for step in again:  # a replayed step is made of the same groups
         assert all(other.sequences == step.sequences for other in again if other.step == step.step)
     trained_once(outcome)
+
+
+def test_consumers_that_are_held_back_pile_nothing_up(valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verifiers that give nothing on for four minutes, or a learner of a tenth of the servers' speed: the feeder's
+    credit bounds streams and memory as in a ring in balance, whatever the speeds, and all is trained in the end."""
+    scenario = dataclasses.replace(SMALL, steps=9)
+    credit = scenario.groups_in_flight
+    verdict = TimedJudge.verdict
+
+    async def late_verdict(self: TimedJudge, question: Question, rollout: Rollout) -> Verdict:
+        await asyncio.sleep(max(0.0, 240 - asyncio.get_running_loop().time()))
+        return await verdict(self, question, rollout)
+
+    brisk = simulate(scenario, valkey_url)
+    slow_learner = simulate(dataclasses.replace(scenario, learner_share=0.1), valkey_url)
+    monkeypatch.setattr(TimedJudge, "verdict", late_verdict)
+    held_verifier = simulate(scenario, valkey_url)
+    assert held_verifier.largest["completions"] == credit, "all that may be fed lies before the verifiers"
+    assert held_verifier.virtual_seconds > 240
+    assert slow_learner.waiting_share < 0.05, "groups are always there before the learner is"
+    for outcome in (brisk, slow_learner, held_verifier):
+        trained_once(outcome)
+        assert outcome.largest["prompts"] <= credit
+        assert outcome.largest["completions"] <= credit
+        assert outcome.largest["all"] <= credit + scenario.checkpoint_every * scenario.prompts_per_step
+        assert outcome.meter.largest_bytes < 1.25 * brisk.meter.largest_bytes
 
 
 def test_staleness_hides_stragglers(valkey_url: str) -> None:

@@ -3,13 +3,48 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from services.cli.queue_server import answers, write_configuration
+from tests.conftest import free_port
+
+
+def soon_full(command: list[str], room: Path) -> list[str]:
+    """A program whose files may grow to as many KiB as the file `room` says when it starts (or `unlimited`): to the
+    program a full disk, for which no right to mount is needed."""
+    return ["sh", "-c", f"trap '' XFSZ; ulimit -f $(($(cat {room}) * 2)); exec {shlex.join(command)}"]
+
+
+class KillableValkey:
+    """The product's queue server, with its configuration; killed, it can be started again on the same data."""
+
+    def __init__(self, home: Path) -> None:
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.log = home / "logs" / "valkey.log"
+        self.log.parent.mkdir(parents=True)
+        self.room = home / "room"
+        self.room.write_text(str(1 << 30))
+        self._command = soon_full(write_configuration(home, self.port), self.room)
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(self._command, stdout=log, stderr=log)
+        while answers(self.url):
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.01)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
 
 
 class Address:

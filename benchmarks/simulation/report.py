@@ -56,7 +56,7 @@ def ring_table(outcomes: list[Outcome]) -> str:
         lines.append(
             f"| {scenario.servers} | {scenario.prompts_per_step} | {scenario.groups_in_flight} "
             f"| {scenario.max_staleness} | {outcome.crashes} | {outcome.throughput:.2f} | {outcome.waiting_share:.0%} "
-            f"| {decoded:.2f} | {age:.2f} | {outcome.largest["scored"]} | {outcome.max_buffered} |"
+            f"| {decoded:.2f} | {age:.2f} | {outcome.largest['scored']} | {outcome.max_buffered} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -84,7 +84,7 @@ def costs(ring: Outcome, own: Journey) -> str:
         f"Messages carried {ring.scenario.payload_scale:.3g} of the tokens. "
         f"Valkey: {meter.server_seconds / trained * 1000:.2f} ms of CPU a group (most of it {first[0]}), "
         f"{meter.largest_bytes / MIB:.0f} MiB at the most; with whole messages, {own.stored_bytes / 1024:.0f} KiB a "
-        f"group, that is {own.stored_bytes * ring.largest["scored"] / MIB:.0f} MiB.\n"
+        f"group, that is {own.stored_bytes * ring.largest['scored'] / MIB:.0f} MiB.\n"
     )
 
 

@@ -18,6 +18,7 @@ from starlette.routing import Route
 from services.contracts.errors import TurnoutError
 from services.contracts.run_config import field_of
 from services.runtime.logs import get_logger
+from services.runtime.queue_log import queue_server_fault
 
 log = get_logger(__name__)
 MEDIA_TYPE = "application/problem+json"
@@ -83,9 +84,11 @@ def install(app: FastAPI) -> None:
         return answer
 
     @app.exception_handler(RedisError)
-    async def no_redis(_: Request, error: RedisError) -> JSONResponse:
+    async def no_redis(request: Request, error: RedisError) -> JSONResponse:
         log.error("request failed: Redis", error=str(error))
-        return problem(503, "Unavailable", "The queue server does not answer.", remedy="Try again; see the API's log.")
+        known = queue_server_fault(request.app.state.parts.settings.home)
+        text, remedy = known or "The queue server does not answer.", "Try again; see the API's log."
+        return problem(503, "Unavailable", text, remedy=remedy)
 
     @app.exception_handler(SQLAlchemyError)
     async def no_database(_: Request, error: SQLAlchemyError) -> JSONResponse:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from services.api.database import Database
 from services.api.fleet.queues import queue_states
 from services.api.journal import Journal
 from services.api.runs.repository import unfinished_runs
-from services.api.stalls import Fleet, Stall, Wait, find_stalls, find_waits
+from services.api.stalls import Fleet, Stall, Wait, find_stalls, find_waits, no_queue_server
 from services.contracts.services import ServiceRecord
+from services.runtime.queue_log import queue_server_fault
 from services.runtime.registry import list_services
 
 STALL_SECONDS = 60.0
@@ -46,6 +50,7 @@ class Watchdog:
         redis: Redis,
         database: Database,
         journal: Journal,
+        home: Path,
         limit_seconds: float = STALL_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -53,23 +58,31 @@ class Watchdog:
         self.database = database
         self.journal = journal
         self.limit_seconds = limit_seconds
+        self.home = home
         self.silence = Silence(clock)
         self.waits: list[Wait] = []
         self.stalls: dict[tuple[str, str], Stall] = {}
 
     async def step(self) -> None:
-        """One round."""
-        services = await list_services(self.redis)
+        """One round. While the queue server does not answer, that is what every moving run waits for."""
         async with self.database.read() as session:
             runs = await unfinished_runs(session)
         moving = {run.id: [name for name in (run.learner, *run.rollout_servers) if name] for run in runs}
         moving = {run.id: moving[run.id] for run in runs if run.state in ("running", "starting") and run.learner}
-        queues = await queue_states(self.redis, list(moving))
+        try:
+            services = await list_services(self.redis)
+            queues = await queue_states(self.redis, list(moving))
+        except (RedisConnectionError, RedisTimeoutError):
+            without = no_queue_server(list(moving), queue_server_fault(self.home))
+            await self._note({**self.stalls, **{(stall.run_id, stall.key): stall for stall in without}})
+            raise
         self.waits = find_waits(services, [run.id for run in runs])
         fleet = Fleet(services, moving, self.silence.seconds(services))
-        found = {
-            (stall.run_id, stall.key): stall for stall in find_stalls(self.waits, queues, fleet, self.limit_seconds)
-        }
+        found = find_stalls(self.waits, queues, fleet, self.limit_seconds)
+        await self._note({(stall.run_id, stall.key): stall for stall in found})
+
+    async def _note(self, found: dict[tuple[str, str], Stall]) -> None:
+        """Make these the present stalls, with a note for each that is new or over."""
         old, self.stalls = self.stalls, found
         for key in found.keys() - old.keys():
             await self.journal.note(key[0], "warning", f"Stalled: {found[key].text}")

@@ -18,6 +18,7 @@ import msgspec
 from services.cli.exits import EXIT_FAILED, EXIT_OK
 from services.contracts.errors import TurnoutError, without_password
 from services.runtime.libraries import check_vllm_cpu
+from services.runtime.queue_log import queue_server_fault
 
 Status = Literal["ok", "warn", "fail"]
 GIB = 2**30
@@ -59,7 +60,7 @@ def examine(home: Path, api_port: int) -> Iterator[Finding]:
         check_packages,
         check_vllm,
         check_gpu,
-        check_queue_server,
+        lambda: check_queue_server(home),
         check_sandbox,
     ]
     for check in checks:
@@ -223,7 +224,7 @@ def check_gpu() -> Iterator[Finding]:
         )
 
 
-def check_queue_server() -> Iterator[Finding]:
+def check_queue_server(home: Path) -> Iterator[Finding]:
     from services.cli.queue_server import answers, find_binary
 
     url = os.environ.get("TURNOUT_REDIS_URL")
@@ -236,6 +237,9 @@ def check_queue_server() -> Iterator[Finding]:
         else:
             yield Finding(check="redis", status="ok", text=f"{shown} answers")
         return
+    if fault := queue_server_fault(home):
+        what, remedy = fault.split(". ", 1)
+        yield Finding(check="valkey", status="fail", text=what, remedy=remedy)
     try:
         code, text = _run([str(find_binary()), "--version"])
     except TurnoutError as error:

@@ -14,9 +14,11 @@ from services.cli.heartbeats import Heartbeats
 from services.cli.interrupts import Interrupts
 from services.cli.plan import Plan, check_plan, make_plan
 from services.cli.processes import HomeState, alive, end_home, read_state
+from services.cli.queue_server import INSTANCE as VALKEY
 from services.cli.supervisor import Supervisor
 from services.contracts.errors import TurnoutError, UnavailableError
 from services.contracts.services import ServiceRecord
+from services.runtime.queue_log import queue_server_fault
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -185,6 +187,8 @@ def status_rows(deployment: Deployment) -> list[dict[str, Any]]:
         record = deployment.records.get(running.child.instance)
         if running.process is None:
             state = f"ended with code {running.exit_code}, starts again soon"
+            if running.child.instance == VALKEY and (fault := queue_server_fault(deployment.plan.home)):
+                state = fault
         elif running.child.command[1:2] != ["-m"]:
             state = "running"
         else:

@@ -23,6 +23,7 @@ from services.cli.processes import HomeState, alive, end, record_of, remove_stat
 from services.cli.queue_server import INSTANCE as VALKEY
 from services.cli.queue_server import answers, write_configuration
 from services.contracts.errors import ConflictError, TurnoutError, UnavailableError
+from services.runtime.queue_log import queue_server_fault
 
 RESTART_SECONDS_FIRST = 0.5
 RESTART_SECONDS_MOST = 30.0
@@ -174,7 +175,7 @@ class Supervisor:
         while (reason := answers(self.plan.redis_url)) != "":
             if _has_ended(running.process) or time.monotonic() > deadline:
                 raise UnavailableError(
-                    f"The queue server did not come up: {last_words(running) or reason}",
+                    f"The queue server did not come up: {why_ended(running, self.plan.home) or reason}",
                     remedy=f"Its log is {running.log}, its data lie in {self.plan.home / 'queue'}.",
                 )
             time.sleep(0.05)
@@ -214,6 +215,12 @@ class Supervisor:
 
     def _write_state(self) -> None:
         write_state(self.plan.home, self._state())
+
+
+def why_ended(running: Running, home: Path) -> str:
+    """Why a child ended, by its own words."""
+    fault = queue_server_fault(home) if running.child.instance == VALKEY else ""
+    return fault or last_words(running)
 
 
 def last_words(running: Running) -> str:

@@ -23,7 +23,7 @@ from services.contracts import streams
 from services.contracts.errors import TurnoutError
 from services.contracts.events import Note, RunStateChanged
 from services.contracts.run_config import parse_run_config
-from services.learner.progress import EXIT_REPORTED, PIPE_VARIABLE, RUN_VARIABLE, Progress
+from services.learner.progress import EXIT_NO_QUEUE, EXIT_REPORTED, PIPE_VARIABLE, RUN_VARIABLE, Progress
 from services.runtime.logs import get_logger
 from services.runtime.queue import Queue
 from services.runtime.registry import Presence
@@ -110,6 +110,9 @@ class Supervisor:
                 self.presence.state = "ready" if code == 0 else "failed"
                 await self._wait_for_change(run_id)
                 return
+            if code == EXIT_NO_QUEUE:
+                await self._until_queue_answers()
+                continue
             pause = self.attempts.crashed()
             reason = self._error or _cause(code)
             if pause is None:
@@ -118,6 +121,16 @@ class Supervisor:
             await self._note(run_id, f"The training program ended ({reason}); it starts again in {pause:.0f} s.")
             self.presence.waits_for("a pause after a crash")
             await asyncio.sleep(pause)
+
+    async def _until_queue_answers(self) -> None:
+        """However long that takes: an outage counts as no crash, or the run would be given up with nobody to tell."""
+        self.presence.waits_for("the queue server")
+        while True:
+            try:
+                await self.redis.ping()
+                return
+            except RedisError as error:
+                log.warning("the queue server does not answer", error=str(error))
 
     async def _attempt(self, run_id: str) -> int | None:
         """One life of the program: its exit code, or None where it was ended because the assignment went."""

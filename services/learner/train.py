@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import IO
 
 import msgspec
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from services.learner.ranks import join, leave, prepare_environment
 
@@ -27,7 +29,7 @@ from services.learner.broadcast import Finish, Save, Start, Step, receive, recei
 from services.learner.checkpoint import CheckpointStore, Loaded, load  # noqa: E402
 from services.learner.leader import Leader  # noqa: E402
 from services.learner.link import RunLink  # noqa: E402
-from services.learner.progress import EXIT_REPORTED, RUN_VARIABLE  # noqa: E402
+from services.learner.progress import EXIT_NO_QUEUE, EXIT_REPORTED, RUN_VARIABLE  # noqa: E402
 from services.learner.ranks import Ranks  # noqa: E402
 from services.learner.session import TrainingSession  # noqa: E402
 from services.runtime.logs import configure_logs, get_logger, set_log_fields  # noqa: E402
@@ -40,7 +42,8 @@ LOCK_SECONDS = 30.0
 
 
 def main() -> int:
-    """Exit code 0: the run ended; `EXIT_REPORTED`: it failed and said so; anything else: start me again."""
+    """Exit code 0: the run ended; `EXIT_REPORTED`: it failed and said so; `EXIT_NO_QUEUE`: start me again once the
+    queue server answers; anything else: start me again."""
     # Ctrl-C goes to the whole group of processes; the supervisor decides what becomes of this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     settings = load_settings()
@@ -137,6 +140,8 @@ def report_failure(link: RunLink, error: Exception) -> int:
     sentence = describe(error)
     log.error("training failed", error=sentence, exc_info=error)
     ends_run = isinstance(error, TurnoutError) and not isinstance(error, UnavailableError)
+    if isinstance(error, RedisConnectionError | RedisTimeoutError):
+        return EXIT_NO_QUEUE
     try:
         link.report(error=sentence)
         link.send_progress()

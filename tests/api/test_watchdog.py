@@ -9,6 +9,9 @@ import httpx
 import msgspec
 import pytest
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from services.api.fleet.queues import QueueState
 from services.api.parts import Parts
@@ -18,6 +21,7 @@ from services.contracts.events import RunStateChanged
 from services.contracts.services import ServiceRecord
 from services.runtime.registry import Presence
 from tests.api.fakes import FakeInstance
+from tests.conftest import free_port
 
 
 def record(kind: Any, name: str, **fields: Any) -> ServiceRecord:
@@ -173,3 +177,38 @@ async def test_a_stall_is_noted_once_and_its_end_too(
     for _ in range(3):
         await parts.watchdog.step()
     assert "Moving again" in (await notes())[1]
+
+
+async def test_a_queue_server_that_is_away_is_what_every_moving_run_waits_for(
+    parts: Parts,
+    client: httpx.AsyncClient,
+    redis: Redis,
+    run_body: dict[str, Any],
+    learner: FakeInstance,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run_id = (await client.post("/v1/runs", json=run_body)).json()["id"]
+    for instance in (FakeInstance(redis, "rollout", "rollout-0"), FakeInstance(redis, "verifier", "verifier-0")):
+        await instance.publish()
+    await parts.scheduler.step()
+    log = parts.settings.home / "logs" / "valkey.log"
+    for folder in (log.parent, parts.settings.home / "queue"):
+        folder.mkdir(parents=True)
+    log.write_text("* Ready to accept connections tcp\n# Error writing to the AOF file: No space left on device\n")
+    away = Redis(port=free_port(), retry=Retry(NoBackoff(), 0))
+    monkeypatch.setattr(parts.watchdog, "redis", away)
+    for _ in range(2):
+        with pytest.raises(RedisConnectionError):
+            await parts.watchdog.step()
+    [stall] = parts.watchdog.stalls.values()
+    assert (stall.culprit.instance, stall.culprit.cause) == ("queue server", "failed")
+    monkeypatch.setattr(parts, "redis", away)
+    answer = await client.get("/v1/services")
+    assert (answer.status_code, "The queue server's disk is full" in answer.json()["detail"]) == (503, True)
+    monkeypatch.setattr(parts.watchdog, "redis", redis)
+    await parts.watchdog.step()
+    text = (await client.get(f"/v1/runs/{run_id}/events", params={"follow": "false"})).text
+    notes = [line for line in text.splitlines() if '"source":"api-0"' in line]
+    assert len(notes) == 2
+    assert "Stalled: The queue server's disk is full" in notes[0]
+    assert "Moving again. It was: The queue server's disk is full" in notes[1]

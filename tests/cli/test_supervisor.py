@@ -14,11 +14,15 @@ import psutil
 import pytest
 import redis as redis_sync
 
+from services.cli.doctor import check_queue_server
+from services.cli.launcher import Deployment, status_rows
 from services.cli.plan import LAUNCH_VARIABLE, Child, Plan, check_plan, make_plan
 from services.cli.processes import ProcessRecord, alive, end_home, find, launched, read_state, record_of
+from services.cli.queue_server import write_configuration
 from services.cli.supervisor import StartFailedError, Supervisor
 from services.contracts.errors import ConflictError, UnavailableError
 from tests.cli.rings import until
+from tests.faults import soon_full
 
 SLEEPER = "import time; print('here', flush=True); time.sleep(600)"
 PARENT = (
@@ -88,6 +92,36 @@ def test_a_killed_queue_server_comes_back_with_what_it_held(supervisor_of) -> No
         until(lambda: supervisor.children[0].num_restarts == 1, supervisor.tick)
         supervisor._wait_for_queue()
         assert client.xlen("stream") == 1
+
+
+def test_a_queue_server_whose_disk_is_full_says_so_until_there_is_room(
+    supervisor_of: Callable[..., Supervisor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the table of `turnout up`, and to `turnout doctor`; then it comes back with what it had acknowledged."""
+    room = tmp_path / "room"
+    room.write_text("64")
+    monkeypatch.setattr(
+        "services.cli.supervisor.write_configuration", lambda *where: soon_full(write_configuration(*where), room)
+    )
+    supervisor = supervisor_of(plain=SLEEPER)
+    supervisor.start()
+    deployment = Deployment(supervisor.plan)
+    deployment.supervisor = supervisor
+    kept: list[bytes] = []
+    with redis_sync.Redis.from_url(supervisor.plan.redis_url) as client:
+        with pytest.raises(redis_sync.ConnectionError):
+            kept.extend(client.xadd("stream", {"m": "x" * 1000}) for _ in range(1000))
+        until(lambda: supervisor.children[0].process is None, supervisor.tick)
+        state = status_rows(deployment)[0]["state"]
+        assert state.startswith("The queue server's ")
+        assert "writing to the AOF file" in state
+        [finding, *_] = check_queue_server(supervisor.plan.home)
+        assert (finding.status, finding.remedy[:15]) == ("fail", "Free some space")
+        room.write_text(str(1 << 30))
+        until(lambda: supervisor.children[0].num_restarts == 1, supervisor.tick)
+        supervisor._wait_for_queue()
+        assert [message_id for message_id, _ in client.xrange("stream")] == kept
+    assert [finding.status for finding in check_queue_server(supervisor.plan.home)] == ["ok"]
 
 
 def test_a_service_that_names_its_fault_ends_the_start(supervisor_of) -> None:

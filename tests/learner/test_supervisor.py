@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from services.contracts import events, streams
 from services.contracts.services import ServiceRecord
-from services.learner.supervisor import Attempts
+from services.learner.progress import EXIT_NO_QUEUE
+from services.learner.supervisor import Attempts, Supervisor
+from services.learner.train import report_failure
+from services.runtime.registry import Presence
 from tests.learner.ring import ROOT, EventLog, FakeRing, bytecode_cached, put_run, run_values
 
 
@@ -25,6 +30,28 @@ def test_attempts_are_bounded_and_a_step_forgives() -> None:
     assert attempts.crashed() == 1.0
     attempts.progressed(1)
     assert attempts.crashed() == 2.0
+
+
+async def test_an_outage_of_the_queue_server_counts_as_no_crash(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often the program finds no queue server, the run is not given up: nobody could be told."""
+    supervisor = Supervisor(redis, Presence(redis, "learner", "learner-0", ""), Attempts(limit=1))
+    codes = [EXIT_NO_QUEUE] * 5 + [0]
+
+    async def attempt(_: Supervisor, run_id: str) -> int:
+        if len(codes) == 1:
+            await redis.delete(streams.assignment("learner-0"))
+        return codes.pop(0)
+
+    monkeypatch.setattr(Supervisor, "_attempt", attempt)
+    await redis.set(streams.assignment("learner-0"), "run")
+    await supervisor._serve("run")
+    assert codes == []
+    assert supervisor.attempts.failed == 0
+
+
+def test_a_program_without_queue_server_says_so_to_its_supervisor() -> None:
+    link: Any = object()  # not asked: it would wait for the queue server
+    assert report_failure(link, RedisConnectionError("Connection refused")) == EXIT_NO_QUEUE
 
 
 async def test_a_killed_program_comes_back_and_the_run_succeeds(valkey_url: str, redis: Redis, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ check: install-dev  ## Format, lint, types, import borders, generated pages
 test: check  ## All tests, on real parts
 	$(BIN)/python -m pytest
 
-chaos: install-dev  ## One run under 30 SIGKILLs, with servers that join and leave: nothing lost, nothing twice
+chaos: install-dev  ## A run under 30 SIGKILLs, servers joining and leaving, beside an undisturbed one: a report
 	$(BIN)/python -m tests.ring.chaos
 
 bench: install-dev  ## Measure; rewrites the tables in docs/performance.md

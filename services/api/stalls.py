@@ -105,6 +105,7 @@ def find_stalls(waits: Sequence[Wait], queues: Sequence[QueueState], fleet: Flee
             silent for half as long: it had something to do before the others had to wait for it.
 
     Two kinds: a service that the run needs is not there (at once, whatever the limit); something waits too long.
+    Long responses are no stall: while an engine visibly samples what all wait for, nothing is the matter.
     """
     stalls = []
     for run_id in fleet.assigned:
@@ -115,6 +116,8 @@ def find_stalls(waits: Sequence[Wait], queues: Sequence[QueueState], fleet: Flee
             continue
         if queue.oldest_seconds > limit_seconds:
             culprit = find_culprit(queue.run_id, [queue], fleet, limit_seconds)
+            if culprit.cause == "unknown" and _samples(queue.run_id, [queue], fleet, limit_seconds):
+                continue
             text = (
                 f"{queue.depth} messages on {queue.stream} wait for a {consumer}, the oldest for "
                 f"{queue.oldest_seconds:.0f} s: {culprit.text}."
@@ -128,6 +131,8 @@ def find_stalls(waits: Sequence[Wait], queues: Sequence[QueueState], fleet: Flee
                 culprit = Culprit(wait.instance, "starting", "")
             else:
                 culprit = find_culprit(wait.run_id, own, fleet, limit_seconds, but=wait.instance)
+            if culprit.cause == "unknown" and _samples(wait.run_id, own, fleet, limit_seconds):
+                continue
             text += f": {culprit.text}." if culprit.text else "."
             stalls.append(Stall(wait.run_id, f"wait:{wait.instance}:{wait.label}", text, wait.seconds, culprit))
     return stalls
@@ -183,6 +188,17 @@ def find_culprit(
         return Culprit("", "unknown", "all its queues are empty")
     shown = ", ".join(f"{stream} {depth}" for stream, depth in lying.items())
     return Culprit("", "unknown", f"every service says that it works (messages in hand or waiting: {shown})")
+
+
+def _samples(run_id: str, queues: Sequence[QueueState], fleet: Fleet, limit_seconds: float) -> bool:
+    """Whether a server of the run is in the middle of responses and makes tokens, with nothing left to judge."""
+    if any(queue.depth for queue in queues if queue.stream == "completions"):
+        return False
+    servers = [record for record in fleet.services if record.instance in _consumers(run_id, "prompts", fleet)]
+    return any(
+        record.tokens_unfinished and fleet.silent_seconds.get(record.instance, 0.0) <= limit_seconds / 2
+        for record in servers
+    )
 
 
 def _consumers(run_id: str, stream: str, fleet: Fleet) -> list[str]:

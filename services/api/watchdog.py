@@ -28,14 +28,14 @@ class Silence:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._seen: dict[str, tuple[tuple[float, int], float]] = {}
+        self._seen: dict[str, tuple[tuple[float, int, int], float]] = {}
 
     def seconds(self, services: Sequence[ServiceRecord]) -> dict[str, float]:
         """Instance to seconds, as of this look. A process that we see for the first time has been silent for 0 s."""
         now = self._clock()
         seen = {}
         for record in services:
-            state = (record.started_at, record.tokens_total)
+            state = (record.started_at, record.tokens_total, record.tokens_unfinished)
             old = self._seen.get(record.instance)
             seen[record.instance] = old if old is not None and old[0] == state else (state, now)
         self._seen = seen

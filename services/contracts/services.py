@@ -39,6 +39,8 @@ class ServiceRecord(Message, frozen=True, kw_only=True):
     """Unix time by the instance's clock, always `at` less the time waited, however the clock was set meanwhile."""
     tokens_total: int = 0
     """Tokens handled since start: sampled (rollout), judged (verifier), trained (learner)."""
+    tokens_unfinished: int = 0
+    """Rollout servers: tokens sampled so far of responses that have not ended. It moves while the engine does."""
     details: dict[str, str] = {}
     """Anything else worth showing: engine version, sandbox layers, last fault."""
 

@@ -95,6 +95,13 @@ class EngineServer:
         """An engine is attached and its process has died."""
         return self.engine is not None and bool(self.engine.errored)
 
+    def count_unfinished(self) -> int:
+        """Tokens sampled so far of responses that have not ended; as long as it moves, the engine works."""
+        if self.engine is None:
+            return 0
+        states = self.engine.output_processor.request_states.values()
+        return sum(state.detokenizer.num_output_tokens() for state in states if state.detokenizer is not None)
+
     async def until_serving(self, seconds: float) -> None:
         """Wait until requests are sampled, at most so long."""
         try:

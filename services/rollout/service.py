@@ -47,6 +47,7 @@ class Supervisor:
         self._redis = service.redis
         self._queue = Queue(service.redis, streams.GROUP_ROLLOUT, service.presence.instance)
         self.server = EngineServer()
+        service.presence.count_unfinished = self.server.count_unfinished
         self._spec: engines.EngineSpec | None = None
         self._run: RunConfig | None = None
         self._run_id: str | None = None

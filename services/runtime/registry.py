@@ -40,6 +40,8 @@ class Presence:
         self.run_id: str | None = None
         self.weight_version: int | None = None
         self.tokens_total = 0
+        self.count_unfinished: Callable[[], int] = lambda: 0
+        """Gives `ServiceRecord.tokens_unfinished`; asked at each heartbeat."""
         self.details: dict[str, str] = {}
         self._started_at = time.time()
         self._waiting_for = ""
@@ -68,6 +70,7 @@ class Presence:
             waiting_for=self._waiting_for,
             waiting_since=None if since is None else now - (time.monotonic() - since),
             tokens_total=self.tokens_total,
+            tokens_unfinished=self.count_unfinished(),
             details=self.details,
         )
 

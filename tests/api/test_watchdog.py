@@ -82,6 +82,21 @@ def test_the_learners_wait_names_the_server_at_fault(server: Any, silent: float,
     assert stalls[-1].culprit.instance == "rollout-0"
 
 
+def test_long_responses_are_no_stall_while_tokens_come() -> None:
+    """Groups that take longer than the limit, while the engine visibly samples; once it does not, it is named."""
+    sampling = record("rollout", "rollout-0", run_id="a", tokens_unfinished=9000)
+    services, old = [LEARNER, VERIFIER, sampling], queue("prompts", 4, 90.0)
+    waits = find_waits([LEARNER], ["a"])
+    assert find_stalls(waits, [old], fleet(*services, silent=1.0), 60.0) == []
+    texts = [stall.text for stall in find_stalls(waits, [old], fleet(*services, silent=40.0), 60.0)]
+    assert len(texts) == 2
+    assert all("rollout server rollout-0 has sampled no group for 40 s" in text for text in texts)
+    held_up = fleet(*services, silent=1.0)
+    assert len(find_stalls(waits, [old, queue("completions", 2, 90.0)], held_up, 60.0)) == 2, (
+        "judging is what does not move"
+    )
+
+
 def test_a_verifier_that_hangs_is_named_before_the_servers_behind_it() -> None:
     services = [LEARNER, VERIFIER, ROLLOUT]
     (stall,) = find_stalls(find_waits([LEARNER], ["a"]), [PROMPTS, COMPLETIONS], fleet(*services, silent=75.0), 60.0)
@@ -138,6 +153,9 @@ def test_silence_is_counted_by_our_clock_since_the_last_tokens() -> None:
     now = 50.0
     assert silence.seconds([ROLLOUT]) == {"rollout-0": 50.0}
     assert silence.seconds([msgspec.structs.replace(ROLLOUT, tokens_total=9)]) == {"rollout-0": 0.0}
+    now = 70.0
+    sampling = msgspec.structs.replace(ROLLOUT, tokens_total=9, tokens_unfinished=5)
+    assert silence.seconds([sampling]) == {"rollout-0": 0.0}
 
 
 def test_a_clock_that_is_set_changes_no_wait(monkeypatch: pytest.MonkeyPatch, redis: Redis) -> None:

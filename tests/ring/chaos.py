@@ -6,18 +6,22 @@ python -m tests.ring.chaos [--steps 60] [--kills 30] [--seed 0]        the long 
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import NamedTuple
 
 from services.cli.client import Client
+from services.cli.models import Evaluation, Run
 from services.contracts.states import TERMINAL_STATES
+from tests.ring.audit import Auditor
 from tests.ring.deployment import demo_config, deployment, finish, joined, kill, patiently, service
 
 INSTANCES = ("rollout-0", "verifier-0", "learner-0", "api-0", "valkey")
@@ -52,12 +56,21 @@ class Chaos:
     `close` it: it ends the servers that have joined and not left.
     """
 
-    def __init__(self, client: Client, home: Path, run_id: str, num_training_steps: int) -> None:
+    def __init__(
+        self,
+        client: Client,
+        home: Path,
+        run_id: str,
+        num_training_steps: int,
+        look: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`look` is called again and again while the next action is waited for."""
         self.client = client
         self.home = home
         self.run_id = run_id
         self.num_training_steps = num_training_steps
-        self.num_done = 0
+        self.done: list[Action] = []
+        self._look = look
         self._joined: dict[str, subprocess.Popen[bytes]] = {}
         self._stack = ExitStack()
 
@@ -68,15 +81,23 @@ class Chaos:
         """Do each in turn, spread evenly over the run's steps; ends early where the run does."""
         for number, action in enumerate(actions):
             due = 1 + number * (self.num_training_steps - 2) // len(actions)
-            run = patiently(
-                lambda: self.client.run(self.run_id),
-                lambda run, due=due: run.step >= due or run.state in TERMINAL_STATES,
-            )
+            run = self._once_at(due)
             if run.state in TERMINAL_STATES:
                 return
-            print(f"step {run.step}: {action.verb} {action.instance}", flush=True)
+            where = f"step {run.step} of {self.num_training_steps}"
+            print(f"{where}: {action.verb} {action.instance} ({number + 1} of {len(actions)})", flush=True)
             getattr(self, action.verb)(action.instance)
-            self.num_done += 1
+            self.done.append(action)
+
+    def _once_at(self, due: int) -> Run:
+        """The run, once it has made `due` steps or has ended."""
+
+        def ask() -> Run:
+            self._look()
+            return self.client.run(self.run_id)
+
+        run: Run = patiently(ask, lambda run: run.step >= due or run.state in TERMINAL_STATES)
+        return run
 
     def kill(self, instance: str) -> None:
         """SIGKILL to an instance that its supervisor starts again."""
@@ -117,40 +138,89 @@ def long_form(num_kills: int, chance: random.Random) -> list[Action]:
     return actions
 
 
+def report(client: Client, runs: Sequence[Run], chaos: Chaos, auditor: Auditor, seconds: float) -> str:
+    """A section in Markdown: what was done to the second of `runs`, its ledger, and its accuracy beside the first's."""
+    calm, run = runs
+    groups = run.groups
+    done: dict[str, Counter[str]] = defaultdict(Counter)
+    for action in chaos.done:
+        done[action.instance][action.verb] += 1
+    lines = [
+        f"{run.step} steps in {seconds:.0f} s under {len(chaos.done)} kills, joins and leaves; run {run.state}.",
+        "",
+        "| instance | SIGKILL while it served | joined | left in order | SIGKILL for good |",
+        "|---|---:|---:|---:|---:|",
+        *(
+            f"| {name} | {counts['kill']} | {counts['join']} | {counts['leave']} | {counts['vanish']} |"
+            for name, counts in sorted(done.items())
+        ),
+        "",
+        "| groups | |",
+        "|---|---:|",
+        *(f"| {name.replace('_', ' ')} | {count} |" for name, count in groups.items()),
+        f"| on two streams, or lost, at one of {auditor.num_looks} looks | {len(auditor.faults)} |",
+        "",
+        "| accuracy on unseen questions (avg@n, with its standard error) | undisturbed | under faults |",
+        "|---|---:|---:|",
+    ]
+    for before, after in zip(client.evaluations(calm.id), client.evaluations(run.id), strict=True):
+        shown = (f"{item.accuracy:.3f} ± {standard_error(item):.3f}" for item in (before, after))
+        lines.append(f"| after step {before.step} (n = {before.num_samples}) | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def standard_error(evaluation: Evaluation) -> float:
+    """Of the accuracy, by its questions; samples of one question do not count as independent."""
+    return math.sqrt(evaluation.accuracy * (1 - evaluation.accuracy) / evaluation.num_questions)
+
+
+def accuracy_faults(client: Client, calm: Run, run: Run) -> list[str]:
+    """Empty where both runs' last accuracies differ by no more than chance: three standard errors of a difference."""
+    first, second = list(client.evaluations(calm.id))[-1], list(client.evaluations(run.id))[-1]
+    allowed = 3 * math.hypot(standard_error(first), standard_error(second))
+    if abs(first.accuracy - second.accuracy) <= allowed:
+        return []
+    return [f"accuracy {second.accuracy:.3f} is not that of the undisturbed run, {first.accuracy:.3f}"]
+
+
 def main() -> int:
-    """The long form; prints the ledger, exit code 1 where it does not balance or the run did not succeed."""
+    """The long form: an undisturbed run, then the same under faults. Prints a report; exit code 1 where the ledger does
+    not balance, the run does not succeed, or its accuracy differs by more than chance."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     actions = long_form(options.kills, random.Random(options.seed))
+    config = demo_config(
+        training={"steps": options.steps},
+        rollout={"num_servers": 2},
+        checkpoint={"every_steps": 5},
+        evaluation={"every_steps": None},
+    )
+    all_groups = options.steps * config["training"]["prompts_per_step"]
     with tempfile.TemporaryDirectory(prefix="turnout-chaos-") as folder, deployment(Path(folder)) as client:
+        print(f"an undisturbed run of {options.steps} steps ...", flush=True)
+        calm = finish(client, client.create_run(config).id)
+        print(f"run {calm.state}; now the same with {len(actions)} kills, joins and leaves ...", flush=True)
         started = time.monotonic()
-        run = client.create_run(
-            demo_config(
-                training={"steps": options.steps},
-                rollout={"num_servers": 2},
-                checkpoint={"every_steps": 5},
-                evaluation={"every_steps": None},
-            )
-        )
-        with closing(Chaos(client, Path(folder), run.id, options.steps)) as chaos:
+        run = client.create_run(config)
+        auditor = Auditor(client, Path(folder), run.id, checkpoint_groups=40, all_groups=all_groups)
+        with closing(Chaos(client, Path(folder), run.id, options.steps, auditor.look)) as chaos:
             chaos.do_all(actions)
             ended = finish(client, run.id)
+        seconds = time.monotonic() - started
         faults = ledger_faults(client, run.id, num_training_steps=options.steps)
-        for evaluation in client.evaluations(run.id):
-            print(f"avg@{evaluation.num_samples} after step {evaluation.step}: {evaluation.accuracy:.3f}")
-        print(
-            f"{chaos.num_done} of {len(actions)} kills, joins and leaves; "
-            f"run {ended.state} at step {ended.step} after {time.monotonic() - started:.0f} s"
-        )
-        print(f"ledger: {ended.groups}")
-    if chaos.num_done < len(actions):
+        faults += auditor.faults + accuracy_faults(client, calm, ended)
+        print("\n" + report(client, (calm, ended), chaos, auditor, seconds) + "\n")
+    if len(chaos.done) < len(actions):
         faults.append("the run ended before everything was done to it; give it more --steps")
+    if ended.state != "succeeded":
+        faults.append(f"the run {ended.state}: {ended.reason}")
     for fault in faults:
         print(f"FAULT: {fault}")
-    return int(bool(faults) or ended.state != "succeeded")
+    print("Nothing lost, nothing twice." if not faults else f"{len(faults)} faults.")
+    return int(bool(faults))
 
 
 if __name__ == "__main__":

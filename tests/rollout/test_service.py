@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from services.contracts import streams
 from services.contracts.messages import CompletedGroup, Rollout
+from services.runtime.queue import HANDED_BACK_SECONDS
 from tests.rollout.conftest import INSTANCE, MAX_PROMPT, MAX_RESPONSE, Deployment, make_adapted, make_model
 
 LONG = {"num_samples": 8, "max_response_tokens": MAX_RESPONSE}
@@ -243,10 +244,12 @@ def test_leaving_server_hands_back_what_it_holds(deployment: Deployment) -> None
     leaving.send_signal(signal.SIGTERM)
     assert leaving.wait(30) == 0
     assert deployment.record("rollout-late") is None
+    [pending] = deployment.redis.xpending_range(streams.prompts("run-t"), streams.GROUP_ROLLOUT, "-", "+", 10)
+    assert pending["time_since_delivered"] >= HANDED_BACK_SECONDS * 1000, "nobody waits for it to become idle"
     deployment.create_run(kv_cache_on_update="recompute")
     deployment.redis.set(streams.assignment(INSTANCE), "run-t")
     deployment.wait_record(lambda record: record.state == "ready")
-    deployment.wait(lambda: deployment.holders() == [INSTANCE], 20)  # an idle message would take 30 s
+    deployment.wait(lambda: deployment.holders() == [INSTANCE])
 
 
 def test_kv_cache_is_recomputed_at_updates_where_the_run_asks(deployment: Deployment) -> None:

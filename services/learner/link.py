@@ -59,7 +59,8 @@ class RunLink:
         self._fault: BaseException | None = None
         self._wake: asyncio.Event = self.call(_make_event())
         self.redis: Redis = self.call(_connect(settings.redis_url))
-        self.queue = Queue(self.redis, streams.GROUP_LEARNER, CONSUMER)
+        replicas = settings.redis_replicas
+        self.queue = Queue(self.redis, streams.GROUP_LEARNER, CONSUMER, num_replicas=replicas)
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the loop and wait for it."""

@@ -30,11 +30,14 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from services.contracts import codec
 from services.contracts.errors import MalformedMessageError
 from services.contracts.messages import DeadLetter
+from services.runtime.logs import get_logger
 
 M = TypeVar("M", bound=msgspec.Struct)
 BODY = b"m"
 HANDED_BACK_SECONDS = 86_400.0
 """Idle time of a message that was handed back: longer than anybody waits before it reclaims."""
+REPLICAS_SECONDS = 2.0
+log = get_logger(__name__)
 
 _FORWARD = """
 if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return false end
@@ -81,19 +84,34 @@ def connect(url: str) -> Redis:
 class Queue:
     """One consumer of one consumer group. Cheap; share the client between queues."""
 
-    def __init__(self, redis: Redis, group: str, consumer: str, dead_stream: str | None = None) -> None:
-        """`dead_stream` takes unreadable messages; None derives `<prefix>:dead` from each message's own stream."""
+    def __init__(
+        self, redis: Redis, group: str, consumer: str, dead_stream: str | None = None, num_replicas: int = 0
+    ) -> None:
+        """`dead_stream` takes unreadable messages; None derives `<prefix>:dead` from each message's own stream.
+        `num_replicas` must have what is published before `publish` returns."""
         self.redis = redis
         self.group = group
         self.consumer = consumer
         self._dead_stream = dead_stream
+        self._num_replicas = num_replicas
         self._known: set[str] = set()
-        self._forward = redis.register_script(_FORWARD)
-        self._feed = redis.register_script(_FEED)
 
     async def publish(self, stream: str, message: msgspec.Struct) -> str:
-        """Append a message that has no predecessor. Returns its stream id. May repeat under a lost connection."""
-        return _text(await self.redis.xadd(stream, {BODY: codec.encode(message)}))
+        """Append a message that has no predecessor. Returns its stream id. May repeat under a lost connection.
+
+        Replication is one sequence, so a replica that has the message has all that was done before it. Where replicas
+        do not confirm within `REPLICAS_SECONDS` it goes on with a warning: the primary has it.
+        """
+        payload = codec.encode(message)
+        if not self._num_replicas:
+            return _text(await self.redis.xadd(stream, {BODY: payload}))
+        async with self.redis.pipeline(transaction=False) as pipe:  # WAIT speaks of its own connection's writes
+            pipe.xadd(stream, {BODY: payload})
+            pipe.execute_command("WAIT", self._num_replicas, int(REPLICAS_SECONDS * 1000))
+            message_id, confirmed = await pipe.execute()
+        if confirmed < self._num_replicas:
+            log.warning("not on every replica", stream=stream, confirmed=confirmed, wanted=self._num_replicas)
+        return _text(message_id)
 
     async def receive(
         self, streams: Sequence[str], kind: type[M], *, count: int = 1, block_seconds: float = 1.0
@@ -186,8 +204,8 @@ class Queue:
 
     async def forward(self, delivery: Delivery[Any], stream: str, message: msgspec.Struct) -> bool:
         """Publish the successor and acknowledge, atomically. False where another consumer has done it already."""
-        reply = await self._forward(
-            keys=[delivery.stream, stream], args=[self.group, delivery.message_id, codec.encode(message)]
+        reply = await self._run(
+            _FORWARD, keys=[delivery.stream, stream], args=[self.group, delivery.message_id, codec.encode(message)]
         )
         return reply is not None
 
@@ -203,7 +221,7 @@ class Queue:
         """Move one message to the dead letters, with the reason."""
         letter = DeadLetter(stream=stream, message_id=message_id, reason=reason, payload=payload, at=time.time())
         target = self._dead_stream or stream.rsplit(":", 1)[0] + ":dead"
-        await self._forward(keys=[stream, target], args=[self.group, message_id, codec.encode(letter)])
+        await self._run(_FORWARD, keys=[stream, target], args=[self.group, message_id, codec.encode(letter)])
 
     async def feed(
         self, stream: str, cursor_key: str, field: str, expected: int, messages: Sequence[msgspec.Struct]
@@ -214,7 +232,7 @@ class Queue:
         reply had already fed them.
         """
         payloads = [codec.encode(message) for message in messages]
-        return int(await self._feed(keys=[stream, cursor_key], args=[field, expected, *payloads]))
+        return int(await self._run(_FEED, keys=[stream, cursor_key], args=[field, expected, *payloads]))
 
     async def depth(self, stream: str) -> int:
         """Messages not yet acknowledged, waiting or in hand."""
@@ -228,6 +246,11 @@ class Queue:
         milliseconds = int(_text(entries[0][0]).split("-")[0])
         now: Any = await self.redis.time()
         return max(0.0, float(now[0] + now[1] / 1e6 - milliseconds / 1000))
+
+    async def _run(self, script: str, keys: list[str], args: list[Any]) -> Any:
+        """Run a script by its text: a server that has just started again knows none by their hashes, and may start
+        again between the loading of a script and its call."""
+        return await cast(Any, self.redis.eval(script, len(keys), *keys, *args))
 
     def _forget(self, stream: str, error: ResponseError) -> None:
         """A stream deleted under us (its run was deleted) has no messages. Raises `error` where it is another one."""

@@ -18,6 +18,8 @@ class Settings(BaseSettings):
 
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
     """Redis or Valkey server that holds the queues."""
+    redis_replicas: int = Field(default=0, ge=0, le=10)
+    """Replicas of that server that must have a learner's events before it goes on, so that a failover loses none."""
     home: Path = Path(".turnout")
     """Folder for runs (weights, checkpoints), the SQLite database and logs."""
     weights_folder: Path | None = None

@@ -92,13 +92,13 @@ async def test_a_restarted_consumer_finds_what_it_held_in_order(redis: Redis) ->
 
 async def test_unreadable_bytes_go_to_the_dead_letters_with_the_reason(redis: Redis) -> None:
     queue = Queue(redis, "g", "a")
-    await redis.xadd(PROMPTS, {BODY: b"TN\x01\x02junk"})
+    await redis.xadd(PROMPTS, {BODY: b"TN\x02\x02junk"})
     await redis.xadd(PROMPTS, {b"other": b"field"})
     await queue.publish(PROMPTS, task(7))
     assert await take(queue, 10) == [7]
     letters = [codec.decode(fields[BODY], DeadLetter) for _, fields in await redis.xrange(streams.dead("run-1"))]
     assert len(letters) == 2
-    assert letters[0].payload == b"TN\x01\x02junk"
+    assert letters[0].payload == b"TN\x02\x02junk"
     assert "does not parse" in letters[0].reason
     assert letters[0].stream == PROMPTS
     assert await queue.depth(PROMPTS) == 1

@@ -37,11 +37,11 @@ class Load:
         loops = [self.feed(), self.report()]
         loops += [self.work(PROMPTS, NEXT, f"a{number}") for number in range(4)]
         loops += [self.work(NEXT, RESULTS, f"b{number}") for number in range(4)]
-        tasks = [asyncio.create_task(loop) for loop in loops]
-        yield
-        await end(tasks, seconds=10)
-        for ended in tasks:
-            assert ended.cancelled() or ended.exception() is None, ended.exception()
+        self.tasks = [asyncio.create_task(loop) for loop in loops]
+        try:
+            yield
+        finally:
+            await end(self.tasks, seconds=10)
 
     async def feed(self) -> None:
         queue, at = Queue(self.redis, "g", "feeder"), 0
@@ -63,6 +63,8 @@ class Load:
 
     async def until_done(self, number: int) -> None:
         while await self.redis.xlen(RESULTS) < number:
+            for loop in self.tasks:
+                assert not loop.done() or loop.exception() is None, loop.exception()
             await asyncio.sleep(0.01)
 
     async def check(self) -> None:
@@ -118,3 +120,36 @@ async def test_a_full_disk_loses_nothing_that_was_acknowledged_and_names_itself(
     finally:
         await redis.aclose()
         server.kill()
+
+
+async def test_no_acknowledged_event_is_lost_at_a_failover(tmp_path: Path) -> None:
+    """With a replica to wait for: killed at full speed, the primary has acknowledged nothing that the replica lacks."""
+    primary, other = KillableValkey(tmp_path / "primary"), KillableValkey(tmp_path / "replica")
+    for server in (primary, other):
+        server.start()
+    redis, replica = connect(primary.url), connect(other.url)
+    queue = Queue(redis, "g", "learner", num_replicas=1)
+    published: list[str] = []
+
+    async def publish() -> None:
+        while True:
+            published.append(await queue.publish(EVENTS, task(len(published))))
+
+    try:
+        await replica.replicaof("127.0.0.1", primary.port)
+        while (await replica.info("replication"))["master_link_status"] != "up":
+            await asyncio.sleep(0.01)
+        publishers = [asyncio.create_task(publish()) for _ in range(8)]
+        while len(published) < 300:
+            await asyncio.sleep(0)
+        primary.kill()
+        await end(publishers, seconds=10)
+        await replica.replicaof("NO", "ONE")
+        assert set(published) <= {message_id.decode() for message_id, _ in await replica.xrange(EVENTS)}
+        alone = Queue(replica, "g", "learner", num_replicas=1)
+        assert await alone.publish(EVENTS, task(0)), "a replica that is away holds up nobody for ever"
+    finally:
+        await redis.aclose()
+        await replica.aclose()
+        primary.kill()
+        other.kill()

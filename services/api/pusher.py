@@ -42,10 +42,17 @@ class ServerWeights:
     confirmed: Target | None = None
     """What the server was last seen to hold and to sample from."""
     num_failures: int = 0
-    """Tries that failed since the last success; above 0 the server is out of rotation."""
+    """Tries that failed since the last success."""
+    samples_on: bool = False
+    """The last try failed before the server's weights were touched: it samples on with older ones."""
     retry_at: float = 0.0
     """Monotonic time before which no new try starts."""
     error: str = ""
+
+    @property
+    def is_out(self) -> bool:
+        """Out of rotation: it samples nothing until an update succeeds."""
+        return self.num_failures > 0 and not self.samples_on
 
 
 class Pusher:
@@ -130,24 +137,33 @@ class Pusher:
             seconds=0.0,
             error="",
         )
+        samples_on = False
         try:
             if check_first and await self.client.confirm(record.url, target):
                 server.confirmed = target
                 return
             await self.client.update(record.url, target)
         except PushFailedError as error:
-            row.error = error.message
+            row.error, samples_on = error.message, error.samples_on
         row.seconds = time.monotonic() - started
-        was_out = server.num_failures > 0
+        was_out, was_told = server.is_out, server.num_failures > 0
+        server.samples_on = samples_on
         if row.error:
             server.confirmed, server.error = None, row.error
             server.retry_at = time.monotonic() + min(MAX_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2**server.num_failures)
             server.num_failures += 1
         else:
             server.confirmed, server.num_failures, server.error, server.retry_at = target, 0, "", 0.0
-        await self._record(row, was_out)
+        await self._record(row)
+        if row.error and not (was_told and was_out == server.is_out):
+            place = "is out of rotation" if server.is_out else "samples on with older weights"
+            text = f"Rollout server {row.instance} {place}: version {row.version} failed, {row.error}"
+            await self.journal.note(row.run_id, "error", text)
+        if not row.error and was_told:
+            place = "is back in rotation at" if was_out else "has taken"
+            await self.journal.note(row.run_id, "info", f"Rollout server {row.instance} {place} version {row.version}.")
 
-    async def _record(self, row: WeightPushRow, was_out: bool) -> None:
+    async def _record(self, row: WeightPushRow) -> None:
         fields = {"run_id": row.run_id, "server": row.instance, "version": row.version}
         self.on_push(row)
         if row.error:
@@ -156,16 +172,6 @@ class Pusher:
             log.info("weights pushed", seconds=row.seconds, **fields)
         async with self.database.write() as session:
             session.add(row)
-        if row.error and not was_out:
-            await self.journal.note(
-                row.run_id,
-                "error",
-                f"Rollout server {row.instance} is out of rotation: version {row.version} failed, {row.error}",
-            )
-        if not row.error and was_out:
-            await self.journal.note(
-                row.run_id, "info", f"Rollout server {row.instance} is back in rotation at version {row.version}."
-            )
 
 
 def _engine_is_up(record: ServiceRecord, run_id: str) -> bool:

@@ -1,9 +1,10 @@
-"""One weight update of one rollout server over HTTP: vLLM's four phases, every status checked, then the checksum.
+"""One weight update of one rollout server over HTTP: one call, in which the server walks vLLM's phases.
 
-    pause (keep) -> start -> update -> finish -> resume -> compare checksums
+    verify every byte (sampling goes on) -> pause (keep) -> start -> update -> finish -> resume -> compare checksums
 
-A server on which any phase failed stays paused: it must not sample from weights that nobody can name. The next try is a
-whole update again.
+The server goes to the next phase only where the one before succeeded, and its answer is checked. A server on which a
+phase after the verification failed samples nothing: it must not sample from weights that nobody can name. The next try
+is a whole update again.
 """
 
 from __future__ import annotations
@@ -15,15 +16,22 @@ import httpx
 
 from services.contracts.errors import UnavailableError
 
-PHASE_SECONDS = 600.0
-"""Longest time for one phase; loading a large model's weights takes minutes."""
+UPDATE_SECONDS = 1200.0
+"""Longest time for one update; verifying and loading a large model's weights takes minutes."""
 CHECK_SECONDS = 10.0
+SAMPLES_ON_STATUS = 422
+"""The server refused what was offered, and samples on with the weights that it has."""
 
 
 class PushFailedError(UnavailableError):
     """A rollout server did not take the weights."""
 
     title = "Weight update failed"
+
+    def __init__(self, message: str, *, samples_on: bool = False) -> None:
+        """`samples_on`: the server refused the weights before it touched anything, and is still of use."""
+        super().__init__(message)
+        self.samples_on = samples_on
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +56,17 @@ class WeightClient:
         Raises:
             PushFailedError: names the phase and what the server said.
         """
-        info = {"path": target.path, "checksum": target.checksum}
-        try:
-            await self._open(url)
-        except PushFailedError:
-            # An update that broke off (an API that was restarted in the middle of it) may still be open, and a server
-            # with an open update takes no other. Carry that one to its end, whatever it says, and start afresh.
-            await self._send("POST", url, "/v1/engine/update_weights", json={"update_info": info})
-            await self._send("POST", url, "/v1/engine/finish_weight_update", json={})
-            await self._open(url)
-        await self._post(url, "update_weights", json={"update_info": info})
-        await self._post(url, "finish_weight_update", json={"weight_version": str(target.version)})
-        await self._require_checksum(url, target)
-        await self._post(url, "resume")
-
-    async def _open(self, url: str) -> None:
-        await self._post(url, "pause", params={"mode": "keep", "clear_cache": "false"})
-        await self._post(url, "start_weight_update")
+        wanted = {"version": target.version, "path": target.path, "checksum": target.checksum}
+        reply = await self._send("PUT", url, "/v1/weights", json=wanted)
+        if not reply.is_success:
+            raise PushFailedError(
+                f"the server answered {reply.status_code}: {reply.text[:300]}",
+                samples_on=reply.status_code == SAMPLES_ON_STATUS,
+            )
+        checksum = _body(reply).get("checksum")
+        if checksum != target.checksum:
+            await self._send("POST", url, "/v1/engine/pause", params={"mode": "keep", "clear_cache": "false"})
+            raise PushFailedError(f"the server holds weights {checksum}, not {target.checksum}.")
 
     async def confirm(self, url: str, target: Target) -> bool:
         """Whether the server holds exactly `target` and is sampling. Raises `PushFailedError` where it is silent."""
@@ -72,29 +74,23 @@ class WeightClient:
         paused = await self._read(url, "/v1/engine/is_paused")
         return weights.get("checksum") == target.checksum and paused.get("is_paused") is False
 
-    async def _require_checksum(self, url: str, target: Target) -> None:
-        checksum = (await self._read(url, "/v1/weights")).get("checksum")
-        if checksum != target.checksum:
-            raise PushFailedError(f"the server holds weights {checksum}, not {target.checksum}.")
-
-    async def _post(self, url: str, phase: str, **arguments: Any) -> None:
-        reply = await self._send("POST", url, f"/v1/engine/{phase}", **arguments)
-        if not reply.is_success:
-            raise PushFailedError(f"{phase} answered {reply.status_code}: {reply.text[:300]}")
-
     async def _read(self, url: str, path: str) -> dict[str, Any]:
         reply = await self._send("GET", url, path, timeout=CHECK_SECONDS)
         if not reply.is_success:
             raise PushFailedError(f"{path} answered {reply.status_code}: {reply.text[:300]}")
-        try:
-            body = reply.json()
-        except ValueError as error:
-            raise PushFailedError(f"{path} did not answer with JSON.") from error
-        return body if isinstance(body, dict) else {}
+        return _body(reply)
 
     async def _send(self, method: str, url: str, path: str, **arguments: Any) -> httpx.Response:
-        arguments.setdefault("timeout", PHASE_SECONDS)
+        arguments.setdefault("timeout", UPDATE_SECONDS)
         try:
             return await self._client.request(method, url.rstrip("/") + path, headers=self._headers, **arguments)
         except httpx.HTTPError as error:
             raise PushFailedError(f"{path} failed: {type(error).__name__} {error}".rstrip()) from error
+
+
+def _body(reply: httpx.Response) -> dict[str, Any]:
+    try:
+        body = reply.json()
+    except ValueError as error:
+        raise PushFailedError(f"{reply.url.path} did not answer with JSON.") from error
+    return body if isinstance(body, dict) else {}

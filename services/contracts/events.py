@@ -86,7 +86,7 @@ class WeightsPublished(Event, frozen=True, kw_only=True):
     version: int
     path: str
     checksum: str
-    """`sha256:<hex>` of the manifest, which holds the checksum of every file."""
+    """`blake3:<hex>` of the manifest, which holds the checksum of every file."""
     bytes: int
 
 

@@ -24,11 +24,13 @@ from services.learner.weights import read_safetensors, sync_file, write_safetens
 from services.runtime.checkpoint_files import (
     CheckpointManifest,
     CorruptCheckpointError,
+    FileEntry,
     checkpoint_folder,
     checkpoint_steps,
     read_checkpoint_manifest,
+    sha256_of,
 )
-from services.runtime.weight_store import MANIFEST, FileEntry, sha256_of, sync_folder, write_atomically
+from services.runtime.weight_store import MANIFEST, sync_folder, write_atomically
 
 FORMAT = 1
 _RANDOM = "random_state"

@@ -16,6 +16,8 @@ from services.runtime.logs import get_logger
 from services.runtime.settings import Settings
 
 if TYPE_CHECKING:
+    from vllm.outputs import CompletionOutput
+    from vllm.sampling_params import SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
 log = get_logger(__name__)
@@ -152,6 +154,16 @@ def stay_offline(offline: bool) -> None:
 
     constants.HF_HUB_OFFLINE = offline
     os.environ["HF_HUB_OFFLINE"] = "1" if offline else "0"
+
+
+async def final_outputs(
+    engine: AsyncLLM, prompt: Any, params: SamplingParams, request_id: str
+) -> list[CompletionOutput]:
+    """Run one request to its end."""
+    final = None
+    async for output in engine.generate(prompt, params, request_id):
+        final = output
+    return [] if final is None else list(final.outputs)
 
 
 def end(engine: AsyncLLM) -> None:

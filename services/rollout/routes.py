@@ -1,4 +1,4 @@
-"""HTTP of a rollout server: vLLM's own update routes under /v1/engine, and what weights it holds.
+"""HTTP of a rollout server: what weights it holds, a whole update in one call, and vLLM's own routes under /v1/engine.
 
 vLLM's router talks to an engine client; it gets `GuardedClient`, which offers the calls of a weight update and nothing
 that could change weights past verification.
@@ -9,15 +9,26 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
-from services.contracts.errors import ConflictError, TurnoutError, UnavailableError
+from services.contracts.errors import ConfigurationError, ConflictError, TurnoutError, UnavailableError
 from services.rollout.server import EngineServer
 from services.runtime.access import is_service, unauthorized
+from services.runtime.logs import get_logger
 from services.runtime.settings import Settings
 
+log = get_logger(__name__)
 PREFIX = "/v1/engine"
+
+
+class WantedWeights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Body of `PUT /v1/weights`: one version of the weight store."""
+
+    version: int
+    path: str
+    checksum: str
 
 
 class GuardedClient:
@@ -69,9 +80,14 @@ class GuardedClient:
         return engine.vllm_config
 
     def _free(self) -> EngineServer:
-        if self._busy():
-            raise ConflictError("This server is loading the store's current weights by itself.", remedy="Try again.")
+        require_free(self._server, self._busy)
         return self._server
+
+
+def require_free(server: EngineServer, busy: Callable[[], bool]) -> None:
+    """Raise `ConflictError` while the server walks the phases of an update itself."""
+    if busy() or server.is_loading:
+        raise ConflictError("This server is loading weights.", remedy="Try again when it has ended.")
 
 
 def add_routes(app: FastAPI, server: EngineServer, settings: Settings, busy: Callable[[], bool]) -> FastAPI:
@@ -82,6 +98,22 @@ def add_routes(app: FastAPI, server: EngineServer, settings: Settings, busy: Cal
         if not is_service(request, settings):
             return unauthorized()
         return JSONResponse({"version": server.version, "checksum": server.checksum, "run_id": server.run_id})
+
+    @app.put("/v1/weights")
+    async def load(request: Request) -> Response:
+        """All phases of an update, each only where the one before succeeded. Answers when the server samples again."""
+        if not is_service(request, settings):
+            return unauthorized()
+        try:
+            require_free(server, busy)
+            wanted = msgspec.json.decode(await request.body(), type=WantedWeights)
+            seconds = await server.load(wanted.version, wanted.path, wanted.checksum)
+        except TurnoutError as error:
+            return problem(error)
+        except msgspec.DecodeError as error:
+            return problem(ConfigurationError(f"The body must be an object with version, path, checksum: {error}."))
+        log.info("weights loaded", weight_version=wanted.version, seconds=seconds)
+        return JSONResponse({"version": server.version, "checksum": server.checksum, "seconds": seconds})
 
     inner = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     inner.state.engine_client = GuardedClient(server, busy)

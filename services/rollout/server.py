@@ -4,6 +4,8 @@ Updates go through four phases, over HTTP from the API or by this service itself
 
     serving --pause--> paused --start--> open --update--> loaded --finish--> paused --resume--> serving
 
+`load` walks all of them and verifies before, while sampling goes on. Else the verification is a part of `update`.
+
 Any error in start, update or finish leads to `failed`: the server samples nothing until a full update has succeeded.
 Where the error may have left the model half-written the engine is built anew first.
 
@@ -19,13 +21,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-from services.contracts.errors import ConflictError, InfrastructureError, TurnoutError, UnavailableError
+from services.contracts.errors import ConflictError, InfrastructureError, UnavailableError
+from services.rollout.engine import final_outputs
 from services.rollout.environment import REFUSED
+from services.rollout.offers import Offer, WeightsRefusedError, WeightUpdateError, read_offer, verified_offer
 from services.runtime.logs import get_logger
-from services.runtime.weight_store import CorruptWeightsError, read_manifest
+from services.runtime.weight_store import Marks
 
 if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput
@@ -34,12 +38,6 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 Phase = Literal["absent", "serving", "paused", "open", "loaded", "failed"]
-
-
-class WeightUpdateError(TurnoutError):
-    """A weight update was refused or failed. The server is out of use until a full update succeeds."""
-
-    title = "Weight update failed"
 
 
 class EngineServer:
@@ -64,7 +62,9 @@ class EngineServer:
         self._serving = asyncio.Event()
         self._gone: asyncio.Future[Literal["died", "ended"]] = asyncio.get_running_loop().create_future()
         self._epoch = 0
-        self._offered: tuple[int, str] | None = None
+        self._offered: Offer | None = None
+        self._prepared: tuple[Offer, Marks] | None = None
+        self.is_loading = False  # all phases of an update, by `load`
         self._requests = itertools.count()
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ class EngineServer:
         engine, gone = self._require(), self._gone
         prompt = tokens_input(prompt_token_ids, cache_salt=str(self._epoch))
         request: asyncio.Future[Any] = asyncio.create_task(
-            _final_outputs(engine, prompt, params, f"r{next(self._requests)}")
+            final_outputs(engine, prompt, params, f"r{next(self._requests)}")
         )
         try:
             # an engine that dies or is ended may leave a request waiting for ever
@@ -185,7 +185,9 @@ class EngineServer:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         with self._failing("update"):
-            offered = self._read_offer(update_info)
+            offered = read_offer(update_info, self.run_id)
+            if self._prepared is not None and self._prepared[0] == offered:
+                update_info = update_info | {"marks": self._prepared[1]}
             await engine.update_weights(WeightTransferUpdateRequest(update_info=update_info))
         self._offered = offered
         self._move("loaded")
@@ -195,7 +197,7 @@ class EngineServer:
         engine = self._require()
         if self.phase != "loaded" or self._offered is None:
             raise ConflictError("Load weights before you finish the update.")
-        version, checksum = self._offered
+        version, checksum = self._offered.version, self._offered.checksum
         with self._failing("finish"):
             await engine.finish_weight_update(str(version))
             if weight_version is not None and weight_version != str(version):
@@ -213,27 +215,51 @@ class EngineServer:
         await engine.resume_generation()
         self._move("serving")
 
-    async def load(self, version: int, path: str, checksum: str) -> None:
-        """All phases at once, for a server that catches up by itself."""
-        await self.pause_generation()
-        await self.start_weight_update()
-        await self.update_weights({"path": path, "checksum": checksum})
-        await self.finish_weight_update(str(version))
-        await self.resume_generation()
+    async def prepare(self, path: str, checksum: str, version: int) -> None:
+        """Verify weights that are about to be loaded, in a thread, while sampling goes on.
+
+        Raises `WeightUpdateError` where they are not as promised; `WeightsRefusedError` if this server samples on.
+        """
+        try:
+            self._prepared = await asyncio.to_thread(verified_offer, path, checksum, version, self.run_id)
+        except WeightUpdateError as error:
+            log.error("weights refused", reason=str(error), phase=self.phase)
+            if self.phase == "serving":
+                raise WeightsRefusedError(str(error)) from error
+            raise
+
+    async def load(self, version: int, path: str, checksum: str) -> dict[str, float]:
+        """All phases at once: for the API's push, and for a server that catches up by itself.
+
+        The bytes are verified before sampling stops. Returns the seconds that each phase took.
+
+        Raises:
+            WeightUpdateError: names the phase; `WeightsRefusedError` where nothing was touched and sampling goes on.
+            ConflictError: another update is under way.
+        """
+        if self.is_loading or self.phase in ("open", "loaded"):
+            raise ConflictError("A weight update is under way.", remedy="Try again when it has ended.")
+        self._require()
+        steps: tuple[tuple[str, Callable[[], Awaitable[None]]], ...] = (
+            ("prepare", lambda: self.prepare(path, checksum, version)),
+            ("pause", self.pause_generation),
+            ("start", self.start_weight_update),
+            ("update", lambda: self.update_weights({"path": path, "checksum": checksum})),
+            ("finish", lambda: self.finish_weight_update(str(version))),
+            ("resume", self.resume_generation),
+        )
+        seconds = {}
+        self.is_loading = True
+        try:
+            for name, step in steps:
+                started = time.monotonic()
+                await step()
+                seconds[name] = time.monotonic() - started
+        finally:
+            self.is_loading, self._prepared = False, None
+        return seconds
 
     # -- inner ---------------------------------------------------------------------------------------------------
-
-    def _read_offer(self, update_info: Any) -> tuple[int, str]:
-        """Version and checksum of the offered folder; a first check, the worker verifies every byte."""
-        if not isinstance(update_info, dict) or set(update_info) != {"path", "checksum"}:
-            raise WeightUpdateError(f"{REFUSED}: update_info must be an object with path and checksum.")
-        try:
-            manifest = read_manifest(Path(str(update_info["path"])))
-        except CorruptWeightsError as error:
-            raise WeightUpdateError(f"{REFUSED}: {error}") from error
-        if manifest.run_id != self.run_id:
-            raise WeightUpdateError(f"{REFUSED}: the weights are of run {manifest.run_id}, not {self.run_id}.")
-        return manifest.version, str(update_info["checksum"])
 
     def _failing(self, step: str) -> _Failing:
         return _Failing(self, step)
@@ -279,12 +305,3 @@ class _Failing:
         self.server.fail(reason, half_written=not intact)
         if isinstance(error, Exception):
             raise WeightUpdateError(f"Phase {self.step} of the weight update failed: {reason}") from error
-
-
-async def _final_outputs(
-    engine: AsyncLLM, prompt: Any, params: SamplingParams, request_id: str
-) -> list[CompletionOutput]:
-    final = None
-    async for output in engine.generate(prompt, params, request_id):
-        final = output
-    return [] if final is None else list(final.outputs)

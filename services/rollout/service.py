@@ -200,6 +200,8 @@ class Supervisor:
     async def _catch_up(self) -> None:
         """Load the store's current weights where nobody pushes them: after a failed update, or with a silent API."""
         published, server, now = await self._published(), self.server, time.monotonic()
+        if server.is_loading:  # a push
+            return
         is_current = published is None or (published[0], published[2]) == (server.version, server.checksum)
         if is_current and server.phase == "serving":
             self._behind_since = None

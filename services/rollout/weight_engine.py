@@ -8,7 +8,7 @@ before the model is touched, so a refused update leaves the old weights whole.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from services.contracts.errors import TurnoutError
 from services.rollout import last_words
 from services.rollout.adapter import holds_adapter, merged_tensors
 from services.rollout.environment import BACKEND, REFUSED, die_with_parent
-from services.runtime.weight_store import CorruptWeightsError, verify
+from services.runtime.weight_store import CorruptWeightsError, Marks, verify
 
 
 @dataclass
@@ -40,7 +40,9 @@ class StoreUpdateInfo(WeightTransferUpdateInfo):
     """Folder with `manifest.json` and safetensors files: parameter names as in a Hugging Face checkpoint, or a LoRA
     adapter in PEFT's format."""
     checksum: str
-    """`sha256:<hex>` that the manifest must have."""
+    """`blake3:<hex>` that the manifest must have."""
+    marks: Marks = field(default_factory=dict)
+    """From the server, which has verified the folder already: files that bear them are not read twice."""
 
 
 class StoreWeightEngine(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
@@ -73,7 +75,7 @@ class StoreWeightEngine(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
 
         folder = Path(update_info.path)
         try:
-            tensors = self._checked_tensors(folder, update_info.checksum)
+            tensors = self._checked_tensors(folder, update_info)
         except (TurnoutError, OSError) as error:
             raise RuntimeError(f"{REFUSED}: {error}") from error
         parameters = {name for name, _ in self.model.named_parameters()}
@@ -84,9 +86,9 @@ class StoreWeightEngine(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
             missing = sorted(parameters - set(loaded))
             raise RuntimeError(f"weight folder {folder} lacks {missing[0]} and {len(missing) - 1} more parameters.")
 
-    def _checked_tensors(self, folder: Path, checksum: str) -> Iterator[tuple[str, torch.Tensor]]:
+    def _checked_tensors(self, folder: Path, info: StoreUpdateInfo) -> Iterator[tuple[str, torch.Tensor]]:
         """All weights of a version, read while they are loaded. Faults are found before the first of them."""
-        manifest = verify(folder, checksum)
+        manifest = verify(folder, info.checksum, info.marks)
         if holds_adapter(folder):
             return merged_tensors(folder, self.model_config.model, self.model_config.dtype)
         files = [folder / entry.name for entry in manifest.files if entry.name.endswith(".safetensors")]

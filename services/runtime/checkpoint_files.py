@@ -8,6 +8,7 @@ may delete its own names.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -15,20 +16,32 @@ from pathlib import Path
 import msgspec
 
 from services.contracts.errors import TurnoutError
-from services.runtime.weight_store import MANIFEST, FileEntry, sync_folder
+from services.runtime.weight_store import MANIFEST, sync_folder
 
 
 class CorruptCheckpointError(TurnoutError):
     """A checkpoint is incomplete or differs from its manifest. It must not be loaded."""
 
 
+class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    """Path relative to the checkpoint."""
+    bytes: int
+    sha256: str
+
+
 class CheckpointManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     files: list[FileEntry]
-    """Names are paths relative to the checkpoint."""
 
     @property
     def bytes(self) -> int:
         return sum(entry.bytes for entry in self.files)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256, which any machine's tools can check: checkpoints outlive the software that wrote them."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checkpoint_folder(run_folder: Path, step: int) -> Path:

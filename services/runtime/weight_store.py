@@ -1,7 +1,7 @@
 """Versioned weights on disk: safetensors in one folder a version, a manifest with checksums written last.
 
 A version is visible only once its manifest exists, and the manifest is renamed into place after everything else is
-written and synced. A reader verifies every file's SHA-256 against the manifest before it trusts a byte.
+written and synced. A reader verifies every file's BLAKE3 against the manifest before it trusts a byte.
 
     <home>/runs/<run>/weights/v00000012/model-00001-of-00002.safetensors
                                        /manifest.json
@@ -12,19 +12,24 @@ the learner publishes again from its checkpoint what it no longer finds whole.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
+from blake3 import blake3
 
 from services.contracts.errors import TurnoutError
 
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 20
+_SETTLED_NANOSECONDS = 50_000_000
+"""A file that was changed more recently than this may change once more within one tick of the clock that stamps it."""
+Marks = dict[str, list[int]]
+"""File name to inode, bytes, and the times of the last change of its bytes and of itself (nanoseconds)."""
 
 
 class CorruptWeightsError(TurnoutError):
@@ -34,7 +39,8 @@ class CorruptWeightsError(TurnoutError):
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     bytes: int
-    sha256: str
+    blake3: str
+    """Digest of the file's bytes, hex."""
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -46,8 +52,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def checksum(self) -> str:
-        """`sha256:<hex>` over the manifest, and so over every file: the identity of the weights."""
-        return "sha256:" + hashlib.sha256(msgspec.json.encode(self)).hexdigest()
+        """`blake3:<hex>` over the manifest, and so over every file: the identity of the weights."""
+        return "blake3:" + blake3(msgspec.json.encode(self)).hexdigest()
 
     @property
     def bytes(self) -> int:
@@ -72,7 +78,7 @@ class WeightStore:
         target.mkdir(parents=True)
         write(target)
         files = sorted(target.iterdir())
-        digests = sha256_of_all(files)
+        digests = digests_of(files)
         entries = []
         for path, digest in zip(files, digests, strict=True):
             with path.open("rb") as file:
@@ -104,8 +110,10 @@ def read_manifest(folder: Path) -> Manifest:
         raise CorruptWeightsError(f"Weight folder {folder} has no readable manifest: {error}.") from error
 
 
-def verify(folder: Path, checksum: str | None = None) -> Manifest:
+def verify(folder: Path, checksum: str | None = None, marks: Marks | None = None) -> Manifest:
     """Check every file of a weight folder against its manifest, and the manifest against `checksum`.
+
+    `marks` are from `verify_and_mark`: where no file has changed since, their bytes are not read again.
 
     Raises:
         CorruptWeightsError: names the first thing that differs.
@@ -119,24 +127,49 @@ def verify(folder: Path, checksum: str | None = None) -> Manifest:
         path = folder / entry.name
         if not path.is_file() or path.stat().st_size != entry.bytes:
             raise CorruptWeightsError(f"Weight file {path} is missing or not {entry.bytes} bytes long.")
+    if marks and marks == _marks_of(folder, manifest):
+        return manifest
     paths = [folder / entry.name for entry in manifest.files]
-    for path, entry, digest in zip(paths, manifest.files, sha256_of_all(paths), strict=True):
-        if digest != entry.sha256:
+    for path, entry, digest in zip(paths, manifest.files, digests_of(paths), strict=True):
+        if digest != entry.blake3:
             raise CorruptWeightsError(f"Weight file {path} differs from its checksum.")
     return manifest
 
 
-def sha256_of_all(paths: Sequence[Path]) -> list[str]:
-    """Digests of several files, on as many cores as there are."""
+def verify_and_mark(folder: Path, checksum: str) -> Marks:
+    """Verify a folder in full. Returns by what a change since then is seen; empty where a change could go unseen.
+
+    Raises:
+        CorruptWeightsError: names the first thing that differs.
+    """
+    try:
+        marks = _marks_of(folder, read_manifest(folder))
+    except OSError as error:
+        raise CorruptWeightsError(f"Weight folder {folder} is not complete: {error}.") from error
+    now = time.time_ns()
+    verify(folder, checksum)
+    settled = all(now - max(mark[2:]) > _SETTLED_NANOSECONDS for mark in marks.values())
+    return marks if settled else {}
+
+
+def _marks_of(folder: Path, manifest: Manifest) -> Marks:
+    found = ((entry.name, (folder / entry.name).stat()) for entry in manifest.files)
+    return {name: [stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for name, stat in found}
+
+
+def digests_of(paths: Sequence[Path]) -> list[str]:
+    """BLAKE3 of several files, on as many cores as there are."""
     with ThreadPoolExecutor(max(1, min(len(paths), os.cpu_count() or 1))) as pool:
-        return list(pool.map(sha256_of, paths))
+        return list(pool.map(_digest_of, paths))
 
 
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
+def _digest_of(path: Path) -> str:
+    """Read, not mapped: a mapped file that shrinks meanwhile would kill the process."""
+    digest = blake3()
+    buffer = memoryview(bytearray(_CHUNK))
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(buffer):
+            digest.update(buffer[:size])
     return digest.hexdigest()
 
 

@@ -21,6 +21,9 @@ from services.contracts.events import Event
 from services.contracts.services import ServiceKind, ServiceRecord, ServiceState
 from services.runtime.life import bind
 
+LOAD = ["prepare", "pause", "start_weight_update", "update_weights", "finish_weight_update", "resume"]
+"""The phases of one update."""
+
 
 async def eventually(
     check: Callable[[], Awaitable[Any]] | Callable[[], Any], *, seconds: float = 20.0, every: float = 0.02
@@ -106,7 +109,7 @@ class FakeInstance:
 
 
 class FakeRollout(FakeInstance):
-    """A rollout server with vLLM's weight-update routes and the refusals of ours.
+    """A rollout server: a whole update in one call, and vLLM's weight-update routes with the refusals of ours.
 
     `fail` scripts answers: the name of a call to a list of statuses, taken one by one.
     """
@@ -121,14 +124,13 @@ class FakeRollout(FakeInstance):
         """A checksum to show in place of the true one."""
         self.loading: dict[str, str] = {}
         self.tokens_seen: set[str] = set()
-        self.forget_finish = False
-        """Leave the update open in spite of `finish`, as when the caller died before it."""
         self.finish_gate = asyncio.Event()
         self.finish_gate.set()
         self.app = FastAPI()
         self.app.post("/v1/engine/{phase}")(self._phase)
         self.app.get("/v1/engine/is_paused")(self._is_paused)
         self.app.get("/v1/weights")(self._weights)
+        self.app.put("/v1/weights")(self._load)
 
     async def _phase(self, phase: str, request: Request, response: Response) -> dict[str, Any]:
         self.phases.append(phase)
@@ -146,6 +148,27 @@ class FakeRollout(FakeInstance):
             return {"error": "scripted"}
         await self._act(phase, content, dict(request.query_params))
         return {}
+
+    async def _load(self, request: Request, response: Response) -> dict[str, Any]:
+        self.tokens_seen.add(request.headers.get("authorization", ""))
+        wanted = await request.json()
+        if self.phase in ("open", "loaded"):
+            response.status_code = 409
+            return {}
+        info = {"path": wanted["path"], "checksum": wanted["checksum"]}
+        content = {"update_info": info, "weight_version": str(wanted["version"])}
+        for phase in LOAD:
+            self.phases.append(phase)
+            status = (self.fail.get(phase) or [200]).pop(0)
+            if status != 200:
+                if status == 500 and phase not in ("prepare", "pause", "resume"):
+                    self.phase = "failed"
+                response.status_code = status
+                return {"detail": f"scripted: {phase}"}
+            if phase != "prepare":
+                assert self._allowed(phase), (phase, self.phase)
+                await self._act(phase, content, {"mode": "keep", "clear_cache": "false"})
+        return await self._weights()
 
     def _allowed(self, call: str) -> bool:
         return {
@@ -166,8 +189,6 @@ class FakeRollout(FakeInstance):
             self.loading, self.phase = content["update_info"], "loaded"
         elif call == "finish_weight_update":
             await self.finish_gate.wait()
-            if self.forget_finish:
-                return
             self.phase, self.checksum = "paused", self.loading["checksum"]
             self.weight_version = int(content.get("weight_version") or self.weight_version or 0)
             await self.publish()

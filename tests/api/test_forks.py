@@ -12,8 +12,7 @@ import msgspec
 import pytest
 
 from services.api.parts import Parts
-from services.runtime.checkpoint_files import CheckpointManifest, checkpoint_folder
-from services.runtime.weight_store import FileEntry, sha256_of
+from services.runtime.checkpoint_files import CheckpointManifest, FileEntry, checkpoint_folder, sha256_of
 
 
 def write_checkpoint(run_folder: Path, step: int) -> Path:

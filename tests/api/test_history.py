@@ -57,7 +57,7 @@ def every_event(run_id: str, folder: Path) -> list[Any]:
         ),
         CheckpointWritten(run_id=run_id, at=5.0, step=1, path=str(folder), bytes=10, seconds=0.1),
         CheckpointWritten(run_id=run_id, at=6.0, step=2, path=str(folder / "gone"), bytes=10, seconds=0.1),
-        WeightsPublished(run_id=run_id, at=7.0, version=1, path="/w", checksum="sha256:1", bytes=9),
+        WeightsPublished(run_id=run_id, at=7.0, version=1, path="/w", checksum="blake3:1", bytes=9),
         Note(run_id=run_id, at=8.0, level="warning", source="learner-0", text="something"),
         SamplesTaken(
             run_id=run_id, at=9.0, step=1, group_id="train-0", question_id="q", prompt="p", answer="a", samples=[sample]

@@ -17,9 +17,7 @@ from services.api.parts import Parts, make_parts
 from services.contracts import streams
 from services.contracts.events import RunStateChanged, WeightsPublished
 from services.runtime.settings import Settings
-from tests.api.fakes import FakeInstance, FakeRollout, client_of, emit, eventually, looping, served
-
-FULL = ["pause", "start_weight_update", "update_weights", "finish_weight_update", "resume"]
+from tests.api.fakes import LOAD, FakeInstance, FakeRollout, client_of, emit, eventually, looping, served
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +48,7 @@ async def ring(
 
 async def publish(redis: Redis, run_id: str, version: int) -> None:
     """Publish weights as the learner does."""
-    path, checksum = f"/weights/v{version}", f"sha256:{version}"
+    path, checksum = f"/weights/v{version}", f"blake3:{version}"
     await redis.hset(streams.weights(run_id), mapping={"version": version, "path": path, "checksum": checksum})
     event = WeightsPublished(run_id=run_id, at=time.time(), version=version, path=path, checksum=checksum, bytes=10)
     await emit(redis, event)
@@ -58,7 +56,7 @@ async def publish(redis: Redis, run_id: str, version: int) -> None:
 
 def serves(server: FakeRollout, version: int) -> bool:
     """Whether the server samples from exactly this version."""
-    return server.phase == "serving" and server.checksum == f"sha256:{version}" and server.weight_version == version
+    return server.phase == "serving" and server.checksum == f"blake3:{version}" and server.weight_version == version
 
 
 async def test_all_servers_get_every_version(
@@ -68,7 +66,7 @@ async def test_all_servers_get_every_version(
         for version in (1, 2):
             await publish(redis, run_id, version)
             await eventually(lambda version=version: all(serves(server, version) for server in servers))
-        assert all(server.phases == FULL * 2 for server in servers)
+        assert all(server.phases == LOAD * 2 for server in servers)
 
         async def all_recorded() -> list[dict[str, Any]]:
             items = (await client.get(f"/v1/runs/{run_id}/weight-pushes")).json()["items"]
@@ -83,7 +81,7 @@ async def test_all_servers_get_every_version(
         ]
 
 
-@pytest.mark.parametrize("phase", FULL)
+@pytest.mark.parametrize("phase", LOAD)
 async def test_a_failing_server_is_shown_out_and_healed(
     client: httpx.AsyncClient, parts: Parts, loops: None, redis: Redis, run_body: dict[str, Any], phase: str
 ) -> None:
@@ -98,7 +96,7 @@ async def test_a_failing_server_is_shown_out_and_healed(
 
         await eventually(out)
         assert not serves(bad, 1)
-        assert phase == "pause" or bad.phase != "serving"
+        assert phase in ("prepare", "pause") or bad.phase != "serving"
         await eventually(lambda: serves(bad, 1))
 
         async def told() -> bool:
@@ -108,7 +106,7 @@ async def test_a_failing_server_is_shown_out_and_healed(
         await eventually(told)
         await eventually(lambda: parts.board.out_of_rotation.get((run_id, "rollout-1")) == 0)
         assert parts.board.runs[run_id].num_failed_pushes >= 1
-        assert good.phases == FULL
+        assert good.phases == LOAD
 
 
 async def test_a_wrong_checksum_is_a_failure(
@@ -116,9 +114,9 @@ async def test_a_wrong_checksum_is_a_failure(
 ) -> None:
     async with ring(redis, client, run_body, 1) as (run_id, (server,)):
         await publish(redis, run_id, 1)
-        await redis.hset(streams.weights(run_id), "checksum", "sha256:1")
+        await redis.hset(streams.weights(run_id), "checksum", "blake3:1")
         await eventually(lambda: serves(server, 1))
-        server.lie = "sha256:other"
+        server.lie = "blake3:other"
         await publish(redis, run_id, 2)
 
         async def failed() -> list[str]:
@@ -126,7 +124,7 @@ async def test_a_wrong_checksum_is_a_failure(
             return [push["error"] for push in pushes if push["error"]]
 
         errors = await eventually(failed)
-        assert "sha256:other" in errors[0]
+        assert "blake3:other" in errors[0]
         assert server.phase == "paused"
         server.lie = None
         await eventually(lambda: serves(server, 2))
@@ -143,10 +141,10 @@ async def test_versions_in_between_are_skipped(
             await publish(redis, run_id, version)
         server.finish_gate.set()
         await eventually(lambda: serves(server, 4))
-        assert server.phases == FULL * 2
+        assert server.phases == LOAD * 2
 
 
-async def test_an_api_that_dies_within_an_update_is_followed_by_one_that_ends_it(
+async def test_an_api_that_dies_within_an_update_is_followed_by_one_that_waits_for_its_end(
     settings: Settings, parts: Parts, redis: Redis, run_body: dict[str, Any]
 ) -> None:
     async with client_of(parts) as client, contextlib.AsyncExitStack() as stack:
@@ -156,17 +154,39 @@ async def test_an_api_that_dies_within_an_update_is_followed_by_one_that_ends_it
             await eventually(lambda: serves(server, 1))
             server.finish_gate.clear()
             await publish(redis, run_id, 2)
-            await eventually(lambda: "finish_weight_update" in server.phases[5:])
-            server.forget_finish = True
+            await eventually(lambda: "finish_weight_update" in server.phases[len(LOAD) :])
         await parts.pusher.close()
-        server.finish_gate.set()
         assert server.phase == "loaded"
         again = make_parts(settings, redis, await open_database(settings))
         async with looping(again):
-            await eventually(lambda: len(server.phases) > 10)
-            server.forget_finish = False
+            await eventually(lambda: [held.error for held in again.pusher.servers.values() if "409" in held.error])
+            server.finish_gate.set()
             await eventually(lambda: serves(server, 2))
+            await eventually(lambda: [held.confirmed for held in again.pusher.servers.values() if held.confirmed])
         await again.close()
+
+
+async def test_a_server_that_refuses_before_it_stops_is_not_shown_out(
+    client: httpx.AsyncClient, parts: Parts, loops: None, redis: Redis, run_body: dict[str, Any]
+) -> None:
+    async with ring(redis, client, run_body, 1) as (run_id, (server,)):
+        server.fail["prepare"] = [422] * 3
+        await publish(redis, run_id, 1)
+        await eventually(lambda: parts.pusher.servers["rollout-0"].num_failures if parts.pusher.servers else 0)
+        assert server.phase == "serving"
+        assert not parts.pusher.servers["rollout-0"].is_out
+        await eventually(lambda: serves(server, 1))
+
+        async def told() -> bool:
+            text = (await client.get(f"/v1/runs/{run_id}/events", params={"follow": "false"})).text
+            return "samples on with older weights" in text and "has taken version 1" in text
+
+        await eventually(told)
+        text = (await client.get(f"/v1/runs/{run_id}/events", params={"follow": "false"})).text
+        assert "out of rotation" not in text
+        assert text.count("samples on with older weights") == 1
+        errors = [push["error"] for push in (await client.get(f"/v1/runs/{run_id}/weight-pushes")).json()["items"]]
+        assert sum("scripted: prepare" in error for error in errors) == 3
 
 
 async def test_a_server_that_is_right_already_is_only_asked(
@@ -181,7 +201,7 @@ async def test_a_server_that_is_right_already_is_only_asked(
         again = make_parts(settings, redis, await open_database(settings))
         async with looping(again):
             await eventually(lambda: [held.confirmed for held in again.pusher.servers.values()])
-        assert server.phases == FULL
+        assert server.phases == LOAD
         await again.close()
 
         server.phase = "paused"  # what an API that died before `resume` leaves behind

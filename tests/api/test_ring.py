@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from services.contracts import streams
 from services.contracts.events import EvaluationFinished, RunStateChanged, StepFinished, WeightsPublished
-from tests.api.fakes import FakeInstance, FakeRollout, emit, eventually
+from tests.api.fakes import LOAD, FakeInstance, FakeRollout, emit, eventually
 
 
 async def test_a_run_goes_through_its_life(
@@ -40,15 +40,15 @@ async def test_a_run_goes_through_its_life(
     await emit(redis, RunStateChanged(run_id=run_id, at=time.time(), state="running"))
     await eventually(lambda: _is(state, "running"))
 
-    await redis.hset(streams.weights(run_id), mapping={"version": "1", "path": "/w/1", "checksum": "sha256:1"})
+    await redis.hset(streams.weights(run_id), mapping={"version": "1", "path": "/w/1", "checksum": "blake3:1"})
     await emit(
         redis,
         StepFinished(run_id=run_id, at=time.time(), step=1, metrics={"reward_mean": 0.5}, groups={"fed": 4}),
-        WeightsPublished(run_id=run_id, at=time.time(), version=1, path="/w/1", checksum="sha256:1", bytes=3),
+        WeightsPublished(run_id=run_id, at=time.time(), version=1, path="/w/1", checksum="blake3:1", bytes=3),
     )
     await eventually(lambda: rollout.weight_version == 1 and rollout.phase == "serving")
-    assert rollout.phases == ["pause", "start_weight_update", "update_weights", "finish_weight_update", "resume"]
-    assert rollout.loading == {"path": "/w/1", "checksum": "sha256:1"}
+    assert rollout.phases == LOAD
+    assert rollout.loading == {"path": "/w/1", "checksum": "blake3:1"}
 
     await emit(
         redis,

@@ -87,7 +87,7 @@ EXAMPLES: list[msgspec.Struct] = [
         seconds=2.5,
     ),
     events.CheckpointWritten(run_id="run-1", at=4.0, step=6, path="checkpoints/step-00000006", bytes=1024, seconds=0.5),
-    events.WeightsPublished(run_id="run-1", at=5.0, version=6, path="w", checksum="sha256:00", bytes=512),
+    events.WeightsPublished(run_id="run-1", at=5.0, version=6, path="w", checksum="blake3:00", bytes=512),
     events.Note(run_id="run-1", at=6.0, level="warning", source="learner-0", text="waiting"),
     events.SamplesTaken(
         run_id="run-1",

@@ -103,7 +103,7 @@ class Player:
         groups = {"fed": 8 * step + 8, "trained": 8 * step, "in_flight": 8, "dropped_stale": step // 20}
         self.emit(
             StepFinished(run_id=self.run_id, at=at, step=step, metrics=metrics, groups=groups),
-            WeightsPublished(run_id=self.run_id, at=at, version=step, path="v", checksum="sha256:0", bytes=1 << 22),
+            WeightsPublished(run_id=self.run_id, at=at, version=step, path="v", checksum="blake3:0", bytes=1 << 22),
         )
 
     def samples(self, step: int) -> None:

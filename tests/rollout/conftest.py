@@ -222,6 +222,14 @@ class Deployment:
         ]
         return [reply.status_code for reply in replies]
 
+    def load(self, version: int, path: str, checksum: str) -> httpx.Response:
+        """What the API's pusher does: the whole update in one call."""
+        record = self.record()
+        assert record is not None
+        wanted = {"version": version, "path": path, "checksum": checksum}
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        return httpx.put(record.url + "/v1/weights", json=wanted, headers=headers, timeout=60)
+
     # -- tasks
 
     def feed(self, group_id: str, prompt: str, **changes: Any) -> PromptTask:

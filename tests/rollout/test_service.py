@@ -144,7 +144,7 @@ def test_damaged_weights_are_refused_and_the_server_healed(deployment: Deploymen
     assert record.weight_version == 1
     deployment.feed("after", "w33")
     path, manifest = deployment.store_version(2, seed=12)
-    wrong = deployment.push(2, path, "sha256:" + "0" * 64)
+    wrong = deployment.push(2, path, "blake3:" + "0" * 64)
     assert wrong == [200, 200, 500, 409, 500]
     assert deployment.completed("after") is None
     assert deployment.push(2, path, manifest.checksum) == [200] * 5
@@ -152,6 +152,31 @@ def test_damaged_weights_are_refused_and_the_server_healed(deployment: Deploymen
     assert {span.version for rollout in group.rollouts for span in rollout.weight_versions} == {2}
     assert mismatch(group, 12) < 1e-3
     deployment.wait_record(lambda record: record.state == "ready" and "fault" not in record.details)
+
+
+def test_a_whole_update_in_one_call(deployment: Deployment) -> None:
+    """Damaged weights are refused while the server samples on; whole ones are verified, loaded and served."""
+    path, manifest = deployment.store_version(3, seed=12)
+    with open(f"{path}/model.safetensors", "r+b") as file:
+        file.seek(-100, os.SEEK_END)
+        file.write(b"\x01\x02\x03\x04")
+    for checksum, reason in ((manifest.checksum, "differs from its checksum"), ("blake3:0", "has checksum")):
+        refused = deployment.load(3, path, checksum)
+        assert refused.status_code == 422
+        assert reason in refused.json()["detail"]
+    assert deployment.load(4, path, manifest.checksum).status_code == 422, "another version than asked for"
+    deployment.feed("on", "w33")
+    group = deployment.wait_group("on")
+    assert {span.version for rollout in group.rollouts for span in rollout.weight_versions} == {2}
+    path, manifest = deployment.store_version(3, seed=23)
+    taken = deployment.load(3, path, manifest.checksum)
+    assert taken.status_code == 200, taken.text
+    assert list(taken.json()["seconds"]) == ["prepare", "pause", "start", "update", "finish", "resume"]
+    assert deployment.get_weights() == {"version": 3, "checksum": manifest.checksum, "run_id": "run-t"}
+    deployment.feed("one-call", "w33")
+    group = deployment.wait_group("one-call")
+    assert {span.version for rollout in group.rollouts for span in rollout.weight_versions} == {3}
+    assert mismatch(group, 23) < 1e-3
 
 
 def test_prefix_cache_never_serves_older_weights(deployment: Deployment) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from services.runtime.weight_store import MANIFEST, CorruptWeightsError, WeightStore, verify
+from services.runtime import weight_store
+from services.runtime.weight_store import MANIFEST, CorruptWeightsError, WeightStore, verify, verify_and_mark
 
 
 def publish(store: WeightStore, version: int, data: bytes = b"weights") -> str:
@@ -56,11 +58,66 @@ def test_damage_is_named_and_refused(tmp_path: Path, damage: str) -> None:
         verify(folder, None if damage == "path" else checksum)
 
 
+def settle(folder: Path) -> None:
+    """Wait until the clock that stamps files has moved on far enough for a change to be seen."""
+    while not verify_and_mark(folder, verify(folder).checksum):
+        pass
+
+
+@pytest.mark.parametrize("change", ["bytes", "bytes, time put back", "replaced"])
+def test_a_file_that_changes_after_it_was_verified_is_read_again(tmp_path: Path, change: str) -> None:
+    store = WeightStore(tmp_path, "run-1")
+    checksum = publish(store, 1)
+    folder = store.path(1)
+    weights = folder / "model.safetensors"
+    settle(folder)
+    marks = verify_and_mark(folder, checksum)
+    before = weights.stat()
+    if change == "replaced":
+        (folder / "new").write_bytes(b"weightz")
+        (folder / "new").rename(weights)
+    else:
+        weights.write_bytes(b"weightz")
+    if change != "bytes":
+        os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(CorruptWeightsError, match="differs from its checksum"):
+        verify(folder, checksum, marks)
+
+
+def test_unchanged_files_are_not_read_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = WeightStore(tmp_path, "run-1")
+    checksum = publish(store, 1)
+    settle(store.path(1))
+    marks = verify_and_mark(store.path(1), checksum)
+    monkeypatch.setattr(weight_store, "digests_of", lambda paths: pytest.fail("read again"))
+    assert verify(store.path(1), checksum, marks).version == 1
+    with pytest.raises(CorruptWeightsError, match="has checksum"):
+        verify(store.path(1), "blake3:00", marks)
+
+
+def test_a_file_written_a_moment_ago_gets_no_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second change within one tick of the file system's clock would leave the same times."""
+    store = WeightStore(tmp_path, "run-1")
+    checksum = publish(store, 1)
+    written = (store.path(1) / "model.safetensors").stat().st_ctime_ns
+    monkeypatch.setattr(weight_store.time, "time_ns", lambda: written + 1_000_000)
+    assert verify_and_mark(store.path(1), checksum) == {}
+
+
+def test_a_manifest_of_an_older_format_counts_as_unreadable(tmp_path: Path) -> None:
+    store = WeightStore(tmp_path, "run-1")
+    publish(store, 1)
+    manifest = store.path(1) / MANIFEST
+    manifest.write_text(manifest.read_text().replace("blake3", "sha256"))
+    with pytest.raises(CorruptWeightsError, match="no readable manifest"):
+        verify(store.path(1))
+
+
 def test_another_versions_checksum_is_refused(tmp_path: Path) -> None:
     store = WeightStore(tmp_path, "run-1")
     publish(store, 1)
     with pytest.raises(CorruptWeightsError, match="has checksum"):
-        verify(store.path(1), "sha256:00")
+        verify(store.path(1), "blake3:00")
 
 
 def test_a_version_without_manifest_does_not_count(tmp_path: Path) -> None:

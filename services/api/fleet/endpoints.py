@@ -28,7 +28,7 @@ async def show_services(parts: PartsOf) -> ServiceList:
     items = []
     for record in await list_services(parts.redis):
         server = parts.pusher.servers.get(record.instance)
-        out = server is not None and server.num_failures > 0
+        out = server is not None and server.is_out
         item = ServiceItem.model_validate(record)
         if server is not None and out:
             item = item.model_copy(update={"out_of_rotation": True, "weight_error": server.error})

@@ -36,6 +36,6 @@ class MetricsRefresh:
         board.waits = self.watchdog.waits
         board.stalls = list(self.watchdog.stalls.values())
         board.out_of_rotation = {
-            (server.run_id, name): int(server.num_failures > 0) for name, server in self.pusher.servers.items()
+            (server.run_id, name): int(server.is_out) for name, server in self.pusher.servers.items()
         }
         await self.federation.refresh(board.services)

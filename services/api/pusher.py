@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from redis.asyncio import Redis
 
@@ -21,7 +21,7 @@ from services.api.journal import Journal
 from services.api.runs.repository import unfinished_runs
 from services.api.scheduler import ACTIVE_STATES, as_text
 from services.api.signals import Signals
-from services.api.weight_client import PushFailedError, Target, WeightClient
+from services.api.weight_client import PushFailedError, Target, TransportFailedError, WeightClient
 from services.contracts import streams
 from services.contracts.services import ServiceRecord
 from services.runtime.logs import get_logger
@@ -30,6 +30,8 @@ from services.runtime.registry import list_services
 log = get_logger(__name__)
 FIRST_PAUSE_SECONDS = 0.5
 MAX_PAUSE_SECONDS = 15.0
+MAX_FAST_FAILURES = 3
+"""After so many in a row a server gets its weights from the store alone; each may stop it for half a minute."""
 
 
 @dataclass(slots=True)
@@ -48,6 +50,8 @@ class ServerWeights:
     retry_at: float = 0.0
     """Monotonic time before which no new try starts."""
     error: str = ""
+    num_fast_failures: dict[str, int] = field(default_factory=dict)
+    """Failures in a row of the fast transport, by the learner's offer."""
 
     @property
     def is_out(self) -> bool:
@@ -104,7 +108,7 @@ class Pusher:
         if not values:
             return None
         fields = {as_text(key): as_text(value) for key, value in values.items()}
-        return Target(int(fields["version"]), fields["path"], fields["checksum"])
+        return Target(int(fields["version"]), fields["path"], fields["checksum"], fields.get("transfer", ""))
 
     def _start_if_due(self, record: ServiceRecord, run_id: str, target: Target) -> None:
         server = self.servers.get(record.instance)
@@ -142,7 +146,7 @@ class Pusher:
             if check_first and await self.client.confirm(record.url, target):
                 server.confirmed = target
                 return
-            await self.client.update(record.url, target)
+            await self._update(record, server, target)
         except PushFailedError as error:
             row.error, samples_on = error.message, error.samples_on
         row.seconds = time.monotonic() - started
@@ -162,6 +166,23 @@ class Pusher:
         if not row.error and was_told:
             place = "is back in rotation at" if was_out else "has taken"
             await self.journal.note(row.run_id, "info", f"Rollout server {row.instance} {place} version {row.version}.")
+
+    async def _update(self, record: ServiceRecord, server: ServerWeights, target: Target) -> None:
+        """By the learner's fast transport where it offers one, else, or where that fails, from the store."""
+        if target.transfer and server.num_fast_failures.get(target.transfer, 0) < MAX_FAST_FAILURES:
+            try:
+                await self.client.update(record.url, target, fast=True)
+                server.num_fast_failures.clear()
+                return
+            except TransportFailedError as error:
+                failures = server.num_fast_failures.get(target.transfer, 0) + 1
+                server.num_fast_failures = {target.transfer: failures}
+                last = " It is not tried again until learner or server restarts." * (failures == MAX_FAST_FAILURES)
+                text = f"Rollout server {record.instance} takes version {target.version} from the store, since the"
+                await self.journal.note(
+                    server.run_id, "warning", f"{text} fast transport failed: {error.message}{last}"
+                )
+        await self.client.update(record.url, target)
 
     async def _record(self, row: WeightPushRow) -> None:
         fields = {"run_id": row.run_id, "server": row.instance, "version": row.version}

@@ -9,16 +9,19 @@ is a whole update again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import uuid
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import msgspec
 
 from services.contracts.errors import UnavailableError
 
 UPDATE_SECONDS = 1200.0
 """Longest time for one update; verifying and loading a large model's weights takes minutes."""
 CHECK_SECONDS = 10.0
+BUSY_STATUS = 409
 SAMPLES_ON_STATUS = 422
 """The server refused what was offered, and samples on with the weights that it has."""
 
@@ -34,6 +37,10 @@ class PushFailedError(UnavailableError):
         self.samples_on = samples_on
 
 
+class TransportFailedError(PushFailedError):
+    """A rollout server did not take the weights by the learner's fast transport; the store is left to try."""
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """The published weights of a run, as in `turnout:{run}:weights`."""
@@ -41,6 +48,8 @@ class Target:
     version: int
     path: str
     checksum: str
+    transfer: str = field(default="", compare=False)
+    """The learner's offer of a fast transport, as JSON; empty for the store alone."""
 
 
 class WeightClient:
@@ -50,14 +59,20 @@ class WeightClient:
         self._client = client
         self._headers = {"Authorization": f"Bearer {service_token}"} if service_token else {}
 
-    async def update(self, url: str, target: Target) -> None:
-        """Bring the server at `url` to `target`, whatever state an earlier try left it in.
+    async def update(self, url: str, target: Target, *, fast: bool = False) -> None:
+        """Bring the server at `url` to `target`, whatever state an earlier try left it in; `fast`: by the
+        transport that the learner offers.
 
         Raises:
+            TransportFailedError: with `fast`, where the store is worth a try.
             PushFailedError: names the phase and what the server said.
         """
-        wanted = {"version": target.version, "path": target.path, "checksum": target.checksum}
+        wanted: dict[str, Any] = {"version": target.version, "path": target.path, "checksum": target.checksum}
+        if fast:
+            wanted["transfer"] = {"attempt": uuid.uuid4().hex, "offer": msgspec.json.decode(target.transfer)}
         reply = await self._send("PUT", url, "/v1/weights", json=wanted)
+        if fast and not reply.is_success and reply.status_code != BUSY_STATUS:
+            raise TransportFailedError(f"the server answered {reply.status_code}: {reply.text[:600]}")
         if not reply.is_success:
             raise PushFailedError(
                 f"the server answered {reply.status_code}: {reply.text[:300]}",

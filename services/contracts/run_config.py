@@ -160,6 +160,13 @@ class CheckpointSection(Section):
     """Checkpoints with the best validation accuracy kept besides."""
 
 
+class WeightsSection(Section):
+    transport: Literal["store", "cuda_ipc", "nccl"] = "store"
+    """How new weights reach running rollout servers: from the weight store; or from the learner itself, through GPU
+    memory on one machine (`cuda_ipc`) or over the network to other GPUs (`nccl`). Where that fails a server takes the
+    store. Neither has been run on a GPU yet."""
+
+
 class RunConfig(Section):
     """One training run."""
 
@@ -175,6 +182,7 @@ class RunConfig(Section):
     training: TrainingSection
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    weights: WeightsSection = WeightsSection()
 
     @model_validator(mode="before")
     @classmethod
@@ -216,6 +224,11 @@ class RunConfig(Section):
             raise ValueError(
                 "training.offload_teacher has no use with model.lora, whose teacher is an adapter on the student's own "
                 "frozen weights; remove it"
+            )
+        if self.model.lora is not None and self.weights.transport != "store":
+            raise ValueError(
+                f"weights.transport {self.weights.transport} has no use with model.lora: adapters are small and "
+                "go by the store; remove it"
             )
         if training.max_staleness == 0 and rollout.num_servers > training.prompts_per_step:
             raise ValueError("rollout.num_servers exceeds training.prompts_per_step; the rest would never work")

@@ -11,7 +11,7 @@
 | `turnout:{run}:config` | string (JSON) | API | all |
 | `turnout:{run}:desired` | string (`DesiredState`) | API | learner |
 | `turnout:{run}:attempt` | string: changes each time that the run is queued | API | learner |
-| `turnout:{run}:weights` | hash version, path, checksum | learner | API, rollout servers |
+| `turnout:{run}:weights` | hash version, path, checksum, transfer | learner | API, rollout servers |
 | `turnout:runs` | set of run ids that are assigned | API | verifiers |
 | `turnout:events` | stream | learner, all services | API, group `api` |
 | `turnout:service:<instance>` | string (JSON `ServiceRecord`), expires | the service | API |

@@ -27,6 +27,7 @@ from services.learner.recovery import catch_up, find_lost, first_step, starting_
 from services.learner.session import Trained, TrainingSession
 from services.learner.spans import record_dropped, record_trained
 from services.learner.step_report import group_metrics, samples_taken, staleness_histogram, token_ages, with_rates
+from services.learner.transfer import make_sender
 from services.learner.weights import load_tokenizer
 from services.learner.writer import Writer
 from services.runtime.logs import get_logger
@@ -60,7 +61,10 @@ class Leader:
         began = first_step(checkpoint, link.run_id)
         self.evaluator = Evaluator(link.queue, link.run_id, self.config, validation, began)
         self.publisher = Publisher(
-            link, WeightStore(settings.weights_of(link.run_id), link.run_id), session.write_published
+            link,
+            WeightStore(settings.weights_of(link.run_id), link.run_id),
+            session.write_published,
+            make_sender(self.config, session.ranks.device, settings, lambda text: link.note(text, "warning")),
         )
         self.store = CheckpointStore(folder, lambda path, weights: session.save_model(path, weights, self.tokenizer))
         self.writer = Writer()
@@ -87,6 +91,7 @@ class Leader:
         send(Finish(), self.session.ranks.device)
         self.link.emit_state(ended, reason)  # type: ignore[arg-type]
         self.writer.close()
+        self.publisher.close()
 
     def _steps(self) -> None:
         """Consumes batches; produces steps, evaluations and checkpoints; waits for groups and for un-pausing."""

@@ -92,6 +92,10 @@ class RunLink:
         self._announced = weights
         self.call(_write_hash(self.redis, streams.weights(self.run_id), weights))
 
+    def withdraw_offer(self) -> None:
+        """Take back what a learner before this one offered beside the store."""
+        self.call(_forget(self.redis, streams.weights(self.run_id), "transfer"))
+
     def announce_again(self) -> None:
         """Restore the `weights` hash where Redis has lost it; servers would wait for a version that nobody names."""
         if self._announced and self.read_weights() != self._announced:
@@ -222,6 +226,10 @@ async def _read(redis: Redis, key: str) -> bytes | None:
 
 async def _write_hash(redis: Redis, key: str, values: dict[Any, Any]) -> None:
     await redis.hset(key, mapping=values)
+
+
+async def _forget(redis: Redis, key: str, field: str) -> None:
+    await cast(Any, redis.hdel(key, field))
 
 
 async def _read_hash(redis: Redis, key: str) -> dict[str, str]:

@@ -46,6 +46,7 @@ def catch_up(link: RunLink, session: TrainingSession, batcher: Batcher, feeder: 
     and the replay publishes the later ones again.
     """
     published = link.read_weights()
+    link.withdraw_offer()  # it was the predecessor's
     link.published_version = int(published.get("version", 0))
     if published and not is_whole(published):
         link.note(f"Published weights of version {link.published_version} are not whole any more.", "warning")

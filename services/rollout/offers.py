@@ -34,12 +34,12 @@ class Offer:
 
 
 def read_offer(update_info: Any, run_id: str | None) -> Offer:
-    """A first look at `update_info`, {"path", "checksum"}; nothing is verified yet.
+    """A first look at `update_info`, {"path", "checksum"} and perhaps "transfer"; nothing is verified yet.
 
     Raises:
         WeightUpdateError: it is no offer, or of another run.
     """
-    if not isinstance(update_info, dict) or set(update_info) != {"path", "checksum"}:
+    if not isinstance(update_info, dict) or set(update_info) - {"transfer"} != {"path", "checksum"}:
         raise WeightUpdateError(f"{REFUSED}: update_info must be an object with path and checksum.")
     path, checksum = str(update_info["path"]), str(update_info["checksum"])
     try:

@@ -29,6 +29,8 @@ class WantedWeights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int
     path: str
     checksum: str
+    transfer: dict[str, Any] | None = None
+    """How to take it from the learner itself, see `services.contracts.transfer`; vLLM's worker checks it."""
 
 
 class GuardedClient:
@@ -107,7 +109,7 @@ def add_routes(app: FastAPI, server: EngineServer, settings: Settings, busy: Cal
         try:
             require_free(server, busy)
             wanted = msgspec.json.decode(await request.body(), type=WantedWeights)
-            seconds = await server.load(wanted.version, wanted.path, wanted.checksum)
+            seconds = await server.load(wanted.version, wanted.path, wanted.checksum, wanted.transfer)
         except TurnoutError as error:
             return problem(error)
         except msgspec.DecodeError as error:

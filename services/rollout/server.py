@@ -178,7 +178,7 @@ class EngineServer:
         self._move("open")
 
     async def update_weights(self, update_info: Any) -> None:
-        """Load one verified version; `update_info` is {"path", "checksum"}."""
+        """Load one verified version; `update_info` is {"path", "checksum"}, by a fast transport also {"transfer"}."""
         engine = self._require()
         if self.phase != "open":
             raise ConflictError("Start a weight update first.")
@@ -228,10 +228,10 @@ class EngineServer:
                 raise WeightsRefusedError(str(error)) from error
             raise
 
-    async def load(self, version: int, path: str, checksum: str) -> dict[str, float]:
+    async def load(self, version: int, path: str, checksum: str, transfer: Any = None) -> dict[str, float]:
         """All phases at once: for the API's push, and for a server that catches up by itself.
 
-        The bytes are verified before sampling stops. Returns the seconds that each phase took.
+        Verified before sampling stops, by `transfer` (a fast transport) after. Returns the seconds of each phase.
 
         Raises:
             WeightUpdateError: names the phase; `WeightsRefusedError` where nothing was touched and sampling goes on.
@@ -240,18 +240,19 @@ class EngineServer:
         if self.is_loading or self.phase in ("open", "loaded"):
             raise ConflictError("A weight update is under way.", remedy="Try again when it has ended.")
         self._require()
+        info = {"path": path, "checksum": checksum} | ({} if transfer is None else {"transfer": transfer})
         steps: tuple[tuple[str, Callable[[], Awaitable[None]]], ...] = (
             ("prepare", lambda: self.prepare(path, checksum, version)),
             ("pause", self.pause_generation),
             ("start", self.start_weight_update),
-            ("update", lambda: self.update_weights({"path": path, "checksum": checksum})),
+            ("update", lambda: self.update_weights(info)),
             ("finish", lambda: self.finish_weight_update(str(version))),
             ("resume", self.resume_generation),
         )
         seconds = {}
         self.is_loading = True
         try:
-            for name, step in steps:
+            for name, step in steps[0 if transfer is None else 1 :]:
                 started = time.monotonic()
                 await step()
                 seconds[name] = time.monotonic() - started

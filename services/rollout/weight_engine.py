@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -24,6 +25,7 @@ from services.contracts.errors import TurnoutError
 from services.rollout import last_words
 from services.rollout.adapter import holds_adapter, merged_tensors
 from services.rollout.environment import BACKEND, REFUSED, die_with_parent
+from services.rollout.transfer import Receiver
 from services.runtime.weight_store import CorruptWeightsError, Marks, verify
 
 
@@ -43,6 +45,8 @@ class StoreUpdateInfo(WeightTransferUpdateInfo):
     """`blake3:<hex>` that the manifest must have."""
     marks: Marks = field(default_factory=dict)
     """From the server, which has verified the folder already: files that bear them are not read twice."""
+    transfer: dict[str, Any] | None = None
+    """How to take the version from the learner itself, see `services.contracts.transfer`; None: read the folder."""
 
 
 class StoreWeightEngine(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
@@ -55,6 +59,9 @@ class StoreWeightEngine(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
     def __init__(self, *args: object) -> None:
         super().__init__(*args)
         self._touched = False
+        parallel = self.parallel_config
+        worker = parallel.data_parallel_index * parallel.world_size + parallel.rank
+        self._receiver = Receiver(self.device, worker, parallel.world_size * parallel.data_parallel_size)
         die_with_parent()
 
     def init_transfer_engine(self, init_info: StoreInitInfo) -> None:
@@ -75,7 +82,10 @@ class StoreWeightEngine(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
 
         folder = Path(update_info.path)
         try:
-            tensors = self._checked_tensors(folder, update_info)
+            if update_info.transfer is None:
+                tensors = self._checked_tensors(folder, update_info)
+            else:
+                tensors = self._receiver.receive(folder, update_info.checksum, update_info.transfer)
         except (TurnoutError, OSError) as error:
             raise RuntimeError(f"{REFUSED}: {error}") from error
         parameters = {name for name, _ in self.model.named_parameters()}
@@ -107,7 +117,8 @@ class StoreWeightEngine(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
         self._touched = False
 
     def shutdown(self) -> None:
-        """Nothing is held."""
+        """Let go of the learner's memory."""
+        self._receiver.close()
 
 
 def process_tied_layers(model: torch.nn.Module) -> None:

@@ -157,6 +157,24 @@ def _marks_of(folder: Path, manifest: Manifest) -> Marks:
     return {name: [stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for name, stat in found}
 
 
+def read_verified(folder: Path, name: str, checksum: str) -> tuple[Manifest, bytes]:
+    """The manifest and one small file of a weight folder, checked as in `verify`.
+
+    Raises:
+        CorruptWeightsError: the manifest is not the one that `checksum` names, or the file is missing or differs.
+    """
+    manifest = read_manifest(folder)
+    if manifest.checksum != checksum:
+        raise CorruptWeightsError(f"Weight folder {folder} has checksum {manifest.checksum}, not {checksum}.")
+    entry = next((entry for entry in manifest.files if entry.name == name), None)
+    if entry is None or not (folder / name).is_file():
+        raise CorruptWeightsError(f"Weight folder {folder} has no file {name}.")
+    data = (folder / name).read_bytes()
+    if blake3(data).hexdigest() != entry.blake3:
+        raise CorruptWeightsError(f"Weight file {folder / name} differs from its checksum.")
+    return manifest, data
+
+
 def digests_of(paths: Sequence[Path]) -> list[str]:
     """BLAKE3 of several files, on as many cores as there are."""
     with ThreadPoolExecutor(max(1, min(len(paths), os.cpu_count() or 1))) as pool:

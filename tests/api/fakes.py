@@ -122,7 +122,7 @@ class FakeRollout(FakeInstance):
         self.checksum = "none"
         self.lie: str | None = None
         """A checksum to show in place of the true one."""
-        self.loading: dict[str, str] = {}
+        self.loading: dict[str, Any] = {}
         self.tokens_seen: set[str] = set()
         self.finish_gate = asyncio.Event()
         self.finish_gate.set()
@@ -155,9 +155,9 @@ class FakeRollout(FakeInstance):
         if self.phase in ("open", "loaded"):
             response.status_code = 409
             return {}
-        info = {"path": wanted["path"], "checksum": wanted["checksum"]}
+        info = {name: wanted[name] for name in ("path", "checksum", "transfer") if name in wanted}
         content = {"update_info": info, "weight_version": str(wanted["version"])}
-        for phase in LOAD:
+        for phase in LOAD[1:] if "transfer" in wanted else LOAD:
             self.phases.append(phase)
             status = (self.fail.get(phase) or [200]).pop(0)
             if status != 200:

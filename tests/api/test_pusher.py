@@ -223,3 +223,36 @@ async def test_the_service_token_is_sent(settings: Settings, redis: Redis, run_b
         await eventually(lambda: serves(server, 1))
         assert server.tokens_seen == {"Bearer secret-of-services"}
     await parts.close()
+
+
+async def offer(redis: Redis, run_id: str, version: int) -> None:
+    """Publish weights with a fast transport beside the store."""
+    transfer = '{"transport":"nccl","device":"GPU-1","address":"10.0.0.1","port":4711}'
+    await redis.hset(streams.weights(run_id), "transfer", transfer)
+    await publish(redis, run_id, version)
+
+
+async def test_a_fast_transport_that_fails_is_followed_by_the_store_at_once(
+    client: httpx.AsyncClient, loops: None, redis: Redis, run_body: dict[str, Any]
+) -> None:
+    async with ring(redis, client, run_body, 1) as (run_id, (server,)):
+        await offer(redis, run_id, 1)
+        await eventually(lambda: serves(server, 1))
+        first = server.loading["transfer"]
+        assert first["offer"]["address"] == "10.0.0.1"
+        for version in (2, 3, 4):
+            server.fail["update_weights"] = [500]
+            await offer(redis, run_id, version)
+            await eventually(lambda version=version: serves(server, version))
+            assert "transfer" not in server.loading
+        await offer(redis, run_id, 5)
+        await eventually(lambda: serves(server, 5))
+        assert "transfer" not in server.loading
+        assert server.phases == LOAD[1:] + (LOAD[1:4] + LOAD) * 3 + LOAD
+
+        async def told() -> bool:
+            text = (await client.get(f"/v1/runs/{run_id}/events", params={"follow": "false"})).text
+            assert "out of rotation" not in text
+            return text.count("fast transport failed") == 3 and text.count("not tried again") == 1
+
+        await eventually(told)

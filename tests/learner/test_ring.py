@@ -153,7 +153,8 @@ async def test_a_run_reports_everything_that_people_see(
     published = await log.of(events.WeightsPublished)
     assert [event.version for event in published] == [1, 2, 3]
     weights = {k.decode(): v.decode() for k, v in (await redis.hgetall(streams.weights("run"))).items()}
-    assert weights == {"version": "3", "path": published[-1].path, "checksum": published[-1].checksum}
+    named = {"version": "3", "path": published[-1].path, "checksum": published[-1].checksum}
+    assert weights == named | {"transfer": ""}
     verify(Path(published[-1].path), published[-1].checksum)
     samples = (await log.of(events.SamplesTaken))[0]
     assert len(samples.samples) == 4

@@ -211,12 +211,13 @@ class Deployment:
         body: dict[str, Any] = reply.json()
         return body
 
-    def push(self, version: int, path: str, checksum: str) -> list[int]:
+    def push(self, version: int, path: str, checksum: str, **transfer: Any) -> list[int]:
         """The API's four phases and what surrounds them; HTTP statuses."""
+        info = {"path": path, "checksum": checksum, **transfer}
         replies = [
             self.post("/pause", params={"mode": "keep", "clear_cache": "false"}),
             self.post("/start_weight_update"),
-            self.post("/update_weights", json={"update_info": {"path": path, "checksum": checksum}}),
+            self.post("/update_weights", json={"update_info": info}),
             self.post("/finish_weight_update", json={"weight_version": str(version)}),
             self.post("/resume"),
         ]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from services.contracts import streams
 from services.contracts.messages import CompletedGroup, Rollout
+from services.contracts.transfer import LAYOUT_FILE
+from services.learner.transfer_nccl import NcclSender
 from services.runtime.queue import HANDED_BACK_SECONDS
 from tests.rollout.conftest import INSTANCE, MAX_PROMPT, MAX_RESPONSE, Deployment, make_adapted, make_model
 
@@ -236,6 +240,38 @@ def test_an_adapter_of_another_model_is_refused(deployment: Deployment) -> None:
     assert deployment.push(6, path, manifest.checksum) == [200] * 5
     deployment.wait_record(lambda record: record.state == "ready")
     assert _children(deployment.processes[INSTANCE].pid) == engine
+
+
+def test_weights_come_from_the_learner_itself(deployment: Deployment) -> None:
+    """By transport `nccl`, with gloo in NCCL's place; what the learner does not hold is refused."""
+    sender = NcclSender("127.0.0.1", torch.device("cpu"))
+    sent = {name: value for name, value in make_model(26).state_dict().items() if name != "lm_head.weight"}
+    layout = msgspec.json.encode(sender.load(6, sent))
+
+    def write(folder: Path) -> None:
+        stored = {name: value for name, value in make_model(27).state_dict().items() if name != "lm_head.weight"}
+        save_file(stored, folder / "model.safetensors")  # other weights: what is sampled shows where they came from
+        (folder / LAYOUT_FILE).write_bytes(layout)
+
+    def transfer() -> dict[str, object]:
+        return {"attempt": uuid.uuid4().hex, "offer": msgspec.json.decode(msgspec.json.encode(sender.offer()))}
+
+    path, manifest = deployment.store(6, write)
+    try:
+        assert deployment.push(6, path, manifest.checksum, transfer=transfer()) == [200] * 5
+        assert deployment.get_weights()["checksum"] == manifest.checksum
+        deployment.feed("sent", "w60 w61")
+        assert mismatch(deployment.wait_group("sent"), 26) < 1e-3
+        sender.load(7, sent)
+        assert deployment.push(6, path, manifest.checksum, transfer=transfer()) == [200, 200, 500, 409, 500]
+        record = deployment.wait_record(lambda record: record.state == "failed")
+        assert "holds version 7, not version 6" in record.details["fault"]
+        assert deployment.push(6, path, manifest.checksum, transfer={"attempt": "?"}) == [200, 200, 500, 409, 500]
+    finally:
+        sender.close()
+    assert deployment.push(6, path, manifest.checksum) == [200] * 5
+    deployment.feed("stored", "w62 w63")
+    assert mismatch(deployment.wait_group("stored"), 27) < 1e-3
 
 
 def test_late_joiner_loads_the_store_and_dead_engine_is_replaced(deployment: Deployment) -> None:

@@ -38,10 +38,10 @@ TARGET_ACCURACY = 0.6
 def main() -> None:
     """Measure and print the section."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--groups", type=int, default=960, help="groups in one run")
+    parser.add_argument("--groups", type=int, default=480, help="groups in one run")
     parser.add_argument("--sizes", type=int, nargs="+", default=[8, 32], help="groups a step")
     parser.add_argument("--values", type=int, nargs="+", default=[0, 1, 2, 4])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--accuracy-steps", type=int, default=100, help="0 leaves the comparison at equal accuracy out")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="turnout-bench-") as folder, deployment(Path(folder)) as client:

@@ -51,15 +51,21 @@ def read_offer(update_info: Any, run_id: str | None) -> Offer:
     return Offer(path, checksum, manifest.version)
 
 
+def checked_offer(path: str, checksum: str, version: int, run_id: str | None) -> Offer:
+    """An offer of `version`; only its manifest is looked at. Raises `WeightUpdateError` where it is another."""
+    offer = read_offer({"path": path, "checksum": checksum}, run_id)
+    if offer.version != version:
+        raise WeightUpdateError(f"{REFUSED}: the folder holds version {offer.version}, not {version}.")
+    return offer
+
+
 def verified_offer(path: str, checksum: str, version: int, run_id: str | None) -> tuple[Offer, Marks]:
     """An offer whose every byte was read and compared; blocks for as long. With its marks: what shows a later change.
 
     Raises:
         WeightUpdateError: it is not what was promised.
     """
-    offer = read_offer({"path": path, "checksum": checksum}, run_id)
-    if offer.version != version:
-        raise WeightUpdateError(f"{REFUSED}: the folder holds version {offer.version}, not {version}.")
+    offer = checked_offer(path, checksum, version, run_id)
     try:
         return offer, verify_and_mark(Path(path), checksum)
     except (CorruptWeightsError, OSError) as error:

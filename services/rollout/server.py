@@ -27,7 +27,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from services.contracts.errors import ConflictError, InfrastructureError, UnavailableError
 from services.rollout.engine import final_outputs
 from services.rollout.environment import REFUSED
-from services.rollout.offers import Offer, WeightsRefusedError, WeightUpdateError, read_offer, verified_offer
+from services.rollout.offers import (
+    Offer,
+    WeightsRefusedError,
+    WeightUpdateError,
+    checked_offer,
+    read_offer,
+    verified_offer,
+)
 from services.runtime.logs import get_logger
 from services.runtime.weight_store import Marks
 
@@ -215,13 +222,16 @@ class EngineServer:
         await engine.resume_generation()
         self._move("serving")
 
-    async def prepare(self, path: str, checksum: str, version: int) -> None:
-        """Verify weights that are about to be loaded, in a thread, while sampling goes on.
+    async def prepare(self, path: str, checksum: str, version: int, *, every_byte: bool = True) -> None:
+        """Verify weights that are about to be loaded, in a thread, while sampling goes on; or their manifest only.
 
         Raises `WeightUpdateError` where they are not as promised; `WeightsRefusedError` if this server samples on.
         """
         try:
-            self._prepared = await asyncio.to_thread(verified_offer, path, checksum, version, self.run_id)
+            if every_byte:
+                self._prepared = await asyncio.to_thread(verified_offer, path, checksum, version, self.run_id)
+            else:
+                checked_offer(path, checksum, version, self.run_id)
         except WeightUpdateError as error:
             log.error("weights refused", reason=str(error), phase=self.phase)
             if self.phase == "serving":
@@ -242,7 +252,7 @@ class EngineServer:
         self._require()
         info = {"path": path, "checksum": checksum} | ({} if transfer is None else {"transfer": transfer})
         steps: tuple[tuple[str, Callable[[], Awaitable[None]]], ...] = (
-            ("prepare", lambda: self.prepare(path, checksum, version)),
+            ("prepare", lambda: self.prepare(path, checksum, version, every_byte=transfer is None)),
             ("pause", self.pause_generation),
             ("start", self.start_weight_update),
             ("update", lambda: self.update_weights(info)),
@@ -252,7 +262,7 @@ class EngineServer:
         seconds = {}
         self.is_loading = True
         try:
-            for name, step in steps[0 if transfer is None else 1 :]:
+            for name, step in steps:
                 started = time.monotonic()
                 await step()
                 seconds[name] = time.monotonic() - started

@@ -223,11 +223,11 @@ class Deployment:
         ]
         return [reply.status_code for reply in replies]
 
-    def load(self, version: int, path: str, checksum: str) -> httpx.Response:
+    def load(self, version: int, path: str, checksum: str, **transfer: Any) -> httpx.Response:
         """What the API's pusher does: the whole update in one call."""
         record = self.record()
         assert record is not None
-        wanted = {"version": version, "path": path, "checksum": checksum}
+        wanted = {"version": version, "path": path, "checksum": checksum, **transfer}
         headers = {"Authorization": f"Bearer {TOKEN}"}
         return httpx.put(record.url + "/v1/weights", json=wanted, headers=headers, timeout=60)
 

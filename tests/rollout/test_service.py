@@ -169,6 +169,7 @@ def test_a_whole_update_in_one_call(deployment: Deployment) -> None:
         assert refused.status_code == 422
         assert reason in refused.json()["detail"]
     assert deployment.load(4, path, manifest.checksum).status_code == 422, "another version than asked for"
+    assert deployment.load(4, path, manifest.checksum, transfer={}).status_code == 422, "by a fast transport too"
     deployment.feed("on", "w33")
     group = deployment.wait_group("on")
     assert {span.version for rollout in group.rollouts for span in rollout.weight_versions} == {2}
@@ -262,6 +263,7 @@ def test_weights_come_from_the_learner_itself(deployment: Deployment) -> None:
         assert deployment.get_weights()["checksum"] == manifest.checksum
         deployment.feed("sent", "w60 w61")
         assert mismatch(deployment.wait_group("sent"), 26) < 1e-3
+        assert deployment.load(6, path, manifest.checksum, transfer=transfer()).status_code == 200
         sender.load(7, sent)
         assert deployment.push(6, path, manifest.checksum, transfer=transfer()) == [200, 200, 500, 409, 500]
         record = deployment.wait_record(lambda record: record.state == "failed")

@@ -54,7 +54,7 @@ def main() -> None:
             value: [
                 play(
                     client,
-                    f"pinned, max_staleness {value}",
+                    f"pinned max_staleness {value}",
                     steps=options.accuracy_steps,
                     seed=0,
                     evaluations=10,

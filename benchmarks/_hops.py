@@ -32,7 +32,8 @@ from services.contracts.messages import (
     Verdict,
     VersionSpan,
 )
-from services.runtime.queue import Queue, connect
+from services.runtime.connection import connect
+from services.runtime.queue import Queue
 
 RUN = "hops"
 GROUP_SIZE = 8

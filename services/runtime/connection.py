@@ -1,0 +1,26 @@
+"""How services reach the queue server."""
+
+from __future__ import annotations
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+MAX_CONNECTIONS = 4096
+"""Groups that end together are published together, each on a connection of its own; the library's limit is 100, and
+what goes beyond it is an error."""
+
+
+def connect(url: str) -> Redis:
+    """A client that survives restarts of the server: calls are retried for about 20 s before the error shows."""
+    retry = Retry(ExponentialBackoff(cap=2.0, base=0.05), retries=15)
+    return Redis.from_url(
+        url,
+        max_connections=MAX_CONNECTIONS,
+        retry=retry,
+        retry_on_error=[RedisConnectionError, RedisTimeoutError, ConnectionError],
+        socket_connect_timeout=5,
+        health_check_interval=30,
+    )

@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks._runs import play, spread, table
+from benchmarks._runs import play, seeds_text, spread, table
 from services.cli.client import Client
 from services.cli.processes import read_state
 from services.contracts import streams
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--values", type=int, nargs="+", default=[0, 1, 2, 4])
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--accuracy-steps", type=int, default=100, help="0 leaves the comparison at equal accuracy out")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of that comparison")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="turnout-bench-") as folder, deployment(Path(folder)) as client:
         pin(Path(folder))
@@ -56,16 +57,18 @@ def main() -> None:
                     client,
                     f"pinned max_staleness {value}",
                     steps=options.accuracy_steps,
-                    seed=0,
+                    seed=seed,
                     evaluations=10,
                     training={"max_staleness": value},
                 )
+                for seed in options.seeds
             ]
             for value in (options.values if options.accuracy_steps else [])
         }
     show(sections, options.rounds)
     if curves:
-        print(f"\nThe demo's learning rate, {options.accuracy_steps} steps, seed 0; evaluations are not counted:\n")
+        about = f"{options.accuracy_steps} steps, {seeds_text(options.seeds)}"
+        print(f"\nThe demo's learning rate, {about}; evaluations are not counted:\n")
         to = f"s to accuracy {TARGET_ACCURACY}"
         rows = [
             [

@@ -1,7 +1,8 @@
 """Time to bring a rollout engine to new weights, by phase, against the time to copy the same bytes.
 
-`python -m benchmarks.weight_push [--layers 12] [--rounds 5] [--folders DISK /dev/shm]` prints a table: a random Qwen3
-in bfloat16 (12 layers: 190 MB) in each folder, and the demo's policy. The engine decodes meanwhile, as in a run.
+`python -m benchmarks.weight_push [--rounds 5] [--folders DISK /dev/shm] [--models ...]` prints a table: random Qwen3s in
+bfloat16 (a small one, and one of Qwen3-0.6B's shape) in each folder, and the demo's policy. The engine decodes
+meanwhile, as in a run.
 `publish` is the learner's side, beside training. The push is the server's: prepare (verify, while it samples), pause
 (until the decoding step in flight has ended), start, update (load), finish, resume. Sampling stands still for all but
 `prepare`. `copy` copies the published files into new ones in the same folder, unsynced.
@@ -25,32 +26,42 @@ from services.runtime.weight_store import WeightStore
 
 ROOT = Path(__file__).resolve().parent.parent
 PHASES = ("prepare", "pause", "start", "update", "finish", "resume")
-VOCABULARY = 16_000
+SHAPES: dict[str, dict[str, int]] = {
+    "small": {
+        "vocab_size": 16_000,
+        "hidden_size": 768,
+        "intermediate_size": 2304,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+    },
+    "Qwen3-0.6B": {
+        "vocab_size": 151_936,
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+    },
+}
 DEMO_POLICY = ROOT / "deploy" / "embedded" / "policy"
 os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would say on standard output that it looked for a GPU
 
 
-def make_model(folder: Path, num_layers: int) -> None:
+def make_model(folder: Path, shape: dict[str, int]) -> None:
     """A random model with a tokenizer that nothing uses."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    config = Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=768,
-        intermediate_size=2304,
-        num_hidden_layers=num_layers,
-        num_attention_heads=12,
-        num_key_value_heads=4,
-        head_dim=64,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        dtype="bfloat16",
-    )
+    config = Qwen3Config(**shape, max_position_embeddings=512, tie_word_embeddings=True, dtype="bfloat16")
     torch.manual_seed(0)
-    Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    shutil.copy(ROOT / "deploy" / "embedded" / "policy" / "tokenizer.json", folder)
-    shutil.copy(ROOT / "deploy" / "embedded" / "policy" / "tokenizer_config.json", folder)
+    torch.set_default_dtype(torch.bfloat16)
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    torch.set_default_dtype(torch.float32)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(DEMO_POLICY / name, folder)
 
 
 def copy_seconds(folder: Path) -> float:
@@ -116,8 +127,8 @@ def run_child(options: argparse.Namespace, model: str, folder: str) -> dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--models", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--folders", nargs="+", default=[tempfile.gettempdir(), "/dev/shm"])
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -128,22 +139,26 @@ def main() -> None:
         print("RESULT " + json.dumps(asyncio.run(measure(*options.child, options.rounds))), flush=True)
         return
     print("## Weight push\n")
-    with tempfile.TemporaryDirectory() as model:
-        make_model(Path(model), options.layers)
-        measured = [(folder, run_child(options, model, folder)) for folder in options.folders]
-    measured.append((options.folders[0], run_child(options, str(DEMO_POLICY), options.folders[0])))
+    measured = []
+    for name in options.models:
+        with tempfile.TemporaryDirectory() as model:
+            make_model(Path(model), SHAPES[name])
+            measured += [(name, folder, run_child(options, model, folder)) for folder in options.folders]
+    measured.append(("demo", options.folders[0], run_child(options, str(DEMO_POLICY), options.folders[0])))
     print(
         f"bfloat16, the engine decoding; medians of {options.rounds} rounds, in milliseconds; of the copies "
         "the quickest. The goal is 2.\n"
     )
     phases = " | ".join(PHASES)
-    print(f"| MB | weights in | publish (learner) | copy | {phases} | push | sampling stands still | push to copy |")
-    print("|" + "---|" * (len(PHASES) + 7))
-    for folder, result in measured:
-        total = sum(result[name] for name in PHASES)
-        shown = " | ".join(f"{1e3 * result[name]:.1f}" for name in ("publish", "copy", *PHASES))
+    print(
+        f"| model | MB | weights in | publish (learner) | copy | {phases} | push | sampling stands still | push to copy |"
+    )
+    print("|" + "---|" * (len(PHASES) + 8))
+    for name, folder, result in measured:
+        total = sum(result[phase] for phase in PHASES)
+        shown = " | ".join(f"{1e3 * result[phase]:.1f}" for phase in ("publish", "copy", *PHASES))
         still = total - result["prepare"]
-        print(f"| {result['bytes'] / 1e6:.1f} | `{folder}` | {shown} ", end="")
+        print(f"| {name} | {result['bytes'] / 1e6:.1f} | `{folder}` | {shown} ", end="")
         print(f"| {1e3 * total:.0f} | {1e3 * still:.0f} | {total / result['copy']:.1f} |", flush=True)
 
 

@@ -122,20 +122,25 @@ class StoreWeightEngine(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
 
 
 def process_tied_layers(model: torch.nn.Module) -> None:
-    """Redo the packing of layers that share another layer's weight (an output layer tied to the embedding).
+    """Bring layers that share another layer's weight (an output layer tied to the embedding) to its new values.
 
     The layerwise reload sees no weights of their own for such layers and leaves them; their values have changed through
-    the other layer, but the copy that CPU kernels have packed would be the old one.
+    the other layer, but the copy that CPU kernels have packed would be the old one. The other layer's is as good, and
+    is there once in memory instead of twice.
     """
-    seen: set[int] = set()
+    seen: dict[int, torch.nn.Module] = {}
     for layer in model.modules():
         weight = getattr(layer, "weight", None)
         method = getattr(layer, "quant_method", None)
         if weight is None or method is None:
             continue
-        if id(weight) in seen:
+        first = seen.setdefault(id(weight), layer)
+        if first is layer:
+            continue
+        if hasattr(first, "cpu_linear"):
+            layer.cpu_linear = first.cpu_linear
+        else:
             method.process_weights_after_loading(layer)
-        seen.add(id(weight))
 
 
 def tensors_of(files: list[Path]) -> Iterator[tuple[str, torch.Tensor]]:

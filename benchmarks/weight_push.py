@@ -1,7 +1,7 @@
 """Time to bring a rollout engine to new weights, by phase, against the time to copy the same bytes.
 
-`python -m benchmarks.weight_push [--rounds 5] [--folders DISK /dev/shm] [--models ...]` prints a table: random Qwen3s in
-bfloat16 (a small one, and one of Qwen3-0.6B's shape) in each folder, and the demo's policy. The engine decodes
+`python -m benchmarks.weight_push [--rounds 5] [--folders DISK /dev/shm] [--models ...]` prints a table: random models
+in bfloat16 (a small Qwen3, one of Qwen3-0.6B's shape) in each folder, and the demo's policy. The engine decodes
 meanwhile, as in a run.
 `publish` is the learner's side, beside training. The push is the server's: prepare (verify, while it samples), pause
 (until the decoding step in flight has ended), start, update (load), finish, resume. Sampling stands still for all but
@@ -150,9 +150,7 @@ def main() -> None:
         "the quickest. The goal is 2.\n"
     )
     phases = " | ".join(PHASES)
-    print(
-        f"| model | MB | weights in | publish (learner) | copy | {phases} | push | sampling stands still | push to copy |"
-    )
+    print(f"| model | MB | weights in | publish (learner) | copy | {phases} | push | standstill | push to copy |")
     print("|" + "---|" * (len(PHASES) + 8))
     for name, folder, result in measured:
         total = sum(result[phase] for phase in PHASES)

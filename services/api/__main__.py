@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
+from functools import partial
 
 from services.api.application import make_application, run_loops
 from services.api.database import open_database
+from services.api.owner import Owner, own_database
 from services.api.parts import make_parts
 from services.api.security import check_exposure
 from services.contracts.errors import TurnoutError
@@ -13,8 +16,9 @@ from services.runtime.life import Service, run_service
 from services.runtime.settings import load_settings
 
 
-async def loops(service: Service) -> None:
-    """Migrate the database, put the application in place of the plain health routes, run the loops."""
+async def loops(owner: Owner, service: Service) -> None:
+    """Migrate the database, put the application in place of the plain health routes, run the loops as long as the
+    database is this process's own."""
     database = await open_database(service.settings)
     parts = make_parts(service.settings, service.redis, database)
     try:
@@ -22,18 +26,24 @@ async def loops(service: Service) -> None:
         # Not a mount: that would leave paths with line breaks in them to the plain application.
         service.app.router.default = make_application(parts)
         service.presence.state = "ready"
-        await run_loops(parts)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(run_loops(parts))
+            group.create_task(owner.lost())
+    except BaseExceptionGroup as faults:
+        raise faults.exceptions[0] from None
     finally:
         await parts.close()
 
 
 def main() -> None:
     try:
-        check_exposure(load_settings())
+        settings = load_settings()
+        check_exposure(settings)
+        owner = own_database(settings)
     except TurnoutError as error:
         print(f"turnout api: {error}", file=sys.stderr)
         sys.exit(2)
-    run_service("api", loops)
+    run_service("api", partial(loops, owner))
 
 
 if __name__ == "__main__":

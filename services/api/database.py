@@ -1,8 +1,8 @@
 """The API's database: SQLite by default, PostgreSQL where `TURNOUT_DATABASE_URL` names one; migrated at start.
 
-One API process owns the database. All its writes go through `Database.write`, one at a time: SQLite has one writer
-anyway, and it makes the ids of events grow in the order in which they become visible, which readers of the event stream
-rely on.
+One API process owns the database (`owner.py`). All its writes go through `Database.write`, one at a time: SQLite has
+one writer anyway, and it makes the ids of events grow in the order in which they become visible, which readers of the
+event stream rely on.
 """
 
 from __future__ import annotations

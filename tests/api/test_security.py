@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 from services.api.__main__ import main
 from services.api.database import open_database
 from services.api.limiter import RateLimiter
+from services.api.owner import own_database
 from services.api.parts import Parts, make_parts
 from services.api.security import MAX_BODY_BYTES, check_exposure
 from services.contracts.errors import ConfigurationError, UnavailableError
@@ -228,6 +229,9 @@ async def test_secrets_are_in_no_answer_record_or_log(
         with pytest.raises(UnavailableError) as caught:
             await open_database(parts.settings)
         seen.append(str(caught.value))
+        with pytest.raises(UnavailableError) as caught:
+            own_database(parts.settings)
+        seen.append(str(caught.value))
     await parts.close()
     seen += capfd.readouterr()
     assert len(seen) > 15
@@ -238,9 +242,9 @@ async def test_secrets_are_in_no_answer_record_or_log(
 def test_errors_at_the_start_name_no_secret(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """The real process: a wrong database, then a queue server with a password that does not answer."""
+    """The real process: a queue server with a password that does not answer."""
     environment = {**os.environ, **SECRETS, "TURNOUT_HOME": str(tmp_path), "TURNOUT_LOG_FORMAT": "text"}
-    environment["TURNOUT_REDIS_URL"] = "redis://user:7777aaaa@127.0.0.1:1/0"
+    environment |= {"TURNOUT_REDIS_URL": "redis://user:7777aaaa@127.0.0.1:1/0", "TURNOUT_DATABASE_URL": ""}
     ended = subprocess.run([sys.executable, "-m", "services.api"], env=environment, capture_output=True, text=True)
     assert ended.returncode == 2
     assert "redis://***@127.0.0.1:1/0" in ended.stderr

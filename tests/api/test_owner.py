@@ -1,0 +1,111 @@
+"""One API process a database: others are refused, a killed one is followed at once, one that lost its lock ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import psycopg
+import pytest
+
+from services.api import owner as module
+from services.api.owner import own_database
+from services.contracts.errors import ConflictError, UnavailableError
+from services.runtime.settings import Settings
+from tests.conftest import free_port
+
+HOLD = """
+import sys, time
+from services.api.owner import own_database
+from services.runtime.settings import load_settings
+owner = own_database(load_settings())
+print("mine", flush=True)
+time.sleep(600)
+"""
+TERMINATE = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
+
+
+def environment_of(settings: Settings, **more: str) -> dict[str, str]:
+    given = {"HOME": str(settings.home), "REDIS_URL": settings.redis_url, "DATABASE_URL": settings.database_url}
+    return os.environ | {f"TURNOUT_{name}": value for name, value in (given | more).items()}
+
+
+@pytest.mark.both_databases
+def test_a_killed_holder_is_followed_at_once(settings: Settings) -> None:
+    environment = environment_of(settings, INSTANCE="first")
+    holder = subprocess.Popen([sys.executable, "-c", HOLD], env=environment, stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"mine\n"
+    with pytest.raises(ConflictError, match=f"Another API process has .*: first, pid {holder.pid} on ") as caught:
+        own_database(settings, wait_seconds=0)
+    assert "TURNOUT_DATABASE_URL" in caught.value.remedy
+    holder.kill()
+    holder.communicate()
+    owner = own_database(settings)
+    with pytest.raises(ConflictError, match=f"api-0, pid {os.getpid()} on "):
+        own_database(settings, wait_seconds=0)
+    owner.close()
+    own_database(settings, wait_seconds=0).close()
+
+
+def test_one_file_under_two_names_is_one_database(tmp_path: Path) -> None:
+    (tmp_path / "here.db").touch()
+    (tmp_path / "there.db").symlink_to("here.db")
+    owner = own_database(Settings(database_url=f"sqlite:///{tmp_path}/here.db"))
+    with pytest.raises(ConflictError):
+        own_database(Settings(database_url=f"sqlite:///{tmp_path}/there.db"), wait_seconds=0)
+    owner.close()
+
+
+def test_databases_in_memory_are_everyones_own() -> None:
+    owners = [own_database(Settings(database_url="sqlite://")) for _ in range(2)]
+    assert len(owners) == 2
+
+
+def test_a_lock_that_cannot_be_made(tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError, match=r"none/x\.db\.lock cannot be opened"):
+        own_database(Settings(database_url=f"sqlite:///{tmp_path}/none/x.db"))
+
+
+async def test_while_the_database_is_away_the_loss_is_not_told(
+    settings: Settings, postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An API that ended then could not start again; it goes on to say that the database is away."""
+    answers = [False, False, True]
+    monkeypatch.setattr(module, "WATCH_SECONDS", 0.0)
+    monkeypatch.setattr(module, "_can_connect", lambda _: answers.pop(0))
+    owner = own_database(settings.model_copy(update={"database_url": postgres}))
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(TERMINATE)
+    with pytest.raises(UnavailableError, match="was lost"):
+        await owner.lost()
+    assert answers == []
+    owner.close()
+
+
+def test_real_processes_on_postgresql(settings: Settings, postgres: str, tmp_path: Path) -> None:
+    """The second is refused with one sentence; the first ends by itself when its lock is gone."""
+    port, log = free_port(), tmp_path / "log"
+    environment = environment_of(settings, DATABASE_URL=postgres, PORT=str(port), INSTANCE="first")
+    command = [sys.executable, "-m", "services.api"]
+    with log.open("wb") as output:
+        first = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", transport=httpx.HTTPTransport(retries=20)) as client:
+            while client.get("/readyz").status_code != 200:
+                assert first.poll() is None, log.read_text()
+            second = subprocess.run(command, env=environment | {"TURNOUT_PORT": "0"}, capture_output=True, text=True)
+            assert second.returncode == 2
+            assert "turnout api: Another API process has the database" in second.stderr
+            assert f"first, pid {first.pid} on" in second.stderr
+            assert client.get("/v1/services").json()["items"][0]["state"] == "ready"
+        with psycopg.connect(postgres, autocommit=True) as connection:
+            connection.execute(TERMINATE)
+        assert first.wait(timeout=60) == 1
+        assert "was lost; another API may have written since" in log.read_text()
+    finally:
+        first.kill()
+        first.wait()

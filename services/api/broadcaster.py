@@ -77,6 +77,11 @@ class Broadcaster:
         if channel.waking is None:
             channel.waking = asyncio.get_running_loop().call_later(GATHER_SECONDS, channel.wake)
 
+    def wake_all(self) -> None:
+        """Let every listener look whether it may go on."""
+        for channel in self._channels.values():
+            channel.wake()
+
     def caught_up(self, run_id: str, last_id: int) -> None:
         """Someone has read the database up to `last_id`, its newest entry then: the window has what comes after."""
         channel = self._channels[run_id]

@@ -107,6 +107,7 @@ class Guard:
             return self._refuse_haste(address) or problem(
                 401, "Unauthorized", "This API needs a key.", remedy="Send one as Authorization: Bearer <key>."
             )
+        scope.setdefault("state", {})["caller"] = caller
         return self._refuse_haste(f"key {caller.id}") or _refuse_role(caller, method, path)
 
     async def _caller(self, headers: Headers) -> Caller | None:

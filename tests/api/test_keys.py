@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from redis.asyncio import Redis
 from services.api.database import open_database
 from services.api.parts import Parts, make_parts
 from services.runtime.settings import Settings
-from tests.api.fakes import client_of
+from tests.api.fakes import client_of, eventually
 
 BOOTSTRAP = "correct horse battery"
 
@@ -83,6 +84,26 @@ async def test_a_revoked_key_opens_nothing(keyed: httpx.AsyncClient) -> None:
     assert (await keyed.get("/v1/runs", headers=bearer(key["key"]))).status_code == 401
     assert (await keyed.get("/v1/runs", headers=bearer(other["key"]))).status_code == 200
     assert (await keyed.delete(f"/v1/keys/{key['id']}")).status_code == 404
+
+
+async def test_a_revoked_keys_event_streams_end(
+    keyed_parts: Parts, keyed: httpx.AsyncClient, run_body: dict[str, Any]
+) -> None:
+    """At once, also where nothing happens; streams of other keys go on, and nothing later is sent on the ended one."""
+    run_id = (await keyed.post("/v1/runs", json=run_body)).json()["id"]
+    key, other = await made(keyed), await made(keyed)
+    headers = [bearer(key["key"]), bearer(other["key"]), bearer(BOOTSTRAP)]
+    follow = [asyncio.create_task(keyed.get(f"/v1/runs/{run_id}/events", headers=header)) for header in headers]
+    await eventually(lambda: keyed_parts.broadcaster.num_listeners == 3)
+    assert (await keyed.delete(f"/v1/keys/{key['id']}")).status_code == 204
+    await keyed_parts.journal.note(run_id, "info", "said later")
+    ended = await follow[0]
+    assert (ended.status_code, "said later" in ended.text) == (200, False)
+    assert (await keyed.get(f"/v1/runs/{run_id}/events", headers=headers[0])).status_code == 401
+    assert [task.done() for task in follow] == [True, False, False]
+    for task in follow[1:]:
+        task.cancel()
+    await asyncio.wait(follow)
 
 
 async def test_keys_outlive_a_restart(settings: Settings, redis: Redis, keyed: httpx.AsyncClient) -> None:

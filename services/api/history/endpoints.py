@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import StreamingResponse
 
 from services.api.history import repository
@@ -119,6 +120,7 @@ async def list_samples(
 )
 async def stream_events(
     run_id: str,
+    request: Request,
     parts: PartsOf,
     last_event_id: Annotated[str, Header(pattern="^[0-9]{1,18}$", description="Go on after this entry.")] = "0",
     after: Annotated[int, Query(ge=0, le=MAX_ID, description="As Last-Event-ID, for those who cannot send it.")] = 0,
@@ -131,8 +133,10 @@ async def stream_events(
     if run_id not in parts.board.states:
         async with parts.database.read() as session:
             await get_run(session, run_id)
+    caller = getattr(request.state, "caller", None)
+    revoked = partial(parts.keys.is_revoked, caller)
     return StreamingResponse(
-        event_stream(parts.database, parts.broadcaster, run_id, int(last_event_id) or after, follow),
+        event_stream(parts.database, parts.broadcaster, run_id, int(last_event_id) or after, follow, revoked),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )

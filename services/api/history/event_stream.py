@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import msgspec
 
@@ -16,16 +16,22 @@ KEEP_ALIVE_SECONDS = 15.0
 
 
 async def event_stream(
-    database: Database, broadcaster: Broadcaster, run_id: str, last_id: int, follow: bool
+    database: Database,
+    broadcaster: Broadcaster,
+    run_id: str,
+    last_id: int,
+    follow: bool,
+    revoked: Callable[[], bool] = lambda: False,
 ) -> AsyncIterator[str]:
-    """Every entry after `last_id`, once and in order; with `follow`, new ones as they come, until the client leaves.
+    """Every entry after `last_id`, once and in order; with `follow`, new ones as they come, until the client leaves or
+    its key is `revoked`.
 
     While nothing happens, a comment every 15 s shows that the connection lives.
     """
     broadcaster.join(run_id)
     try:
         yield "retry: 1000\n\n"
-        while True:
+        while not revoked():
             news = broadcaster.news(run_id)  # before reading, so that nothing falls between
             entries = broadcaster.after(run_id, last_id)
             if entries is None:

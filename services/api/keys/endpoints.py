@@ -66,5 +66,6 @@ async def list_keys(parts: PartsOf) -> KeyList:
 
 @router.delete("/{key_id}", status_code=204, responses=responses(401, 404, 422, 503))
 async def revoke_key(key_id: str, parts: PartsOf) -> None:
-    """Make a key worthless from now on."""
+    """Make a key worthless from now on, and end the event streams that were opened with it."""
     await parts.keys.revoke(key_id)
+    parts.broadcaster.wake_all()

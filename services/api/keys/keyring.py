@@ -38,6 +38,7 @@ class Keyring:
         self.database = database
         self._bootstrap = [(_digest(bootstrap.encode()), Caller(BOOTSTRAP, "operate"))] if bootstrap else []
         self._made: list[tuple[str, Caller]] | None = None
+        self._revoked: set[str] = set()
 
     @property
     def required(self) -> bool:
@@ -91,6 +92,11 @@ class Keyring:
                     f"There is no key {key_id!r}.", remedy="GET /v1/keys lists the keys.", field="key_id"
                 )
         self._made = None
+        self._revoked.add(key_id)
+
+    def is_revoked(self, caller: Caller | None) -> bool:
+        """Whether the key that a request came with has been revoked since; for answers that go on for long."""
+        return caller is not None and caller.id in self._revoked
 
 
 def _digest(key: bytes) -> str:

@@ -63,15 +63,19 @@ def merged_tensors(folder: Path, model: str, dtype: torch.dtype) -> Iterator[tup
     Raises:
         CorruptWeightsError: the adapter does not fit the base model.
     """
+    return _merge(_base_files(model), checked_deltas(folder, model), dtype)
+
+
+def checked_deltas(folder: Path, model: str) -> dict[str, Delta]:
+    """What an adapter changes, by the name of the weight. Raises `CorruptWeightsError` where it does not fit."""
     deltas = _read(folder)
-    files = _base_files(model)
-    found = {name: shape for file in files for name, shape in _shapes(file) if name in deltas}
+    found = {name: shape for file in _base_files(model) for name, shape in _shapes(file) if name in deltas}
     for name, delta in deltas.items():
         if found.get(name) != delta.shape:
             raise CorruptWeightsError(
                 f"The adapter in {folder} changes {name} by {delta.shape}, which in {model} is {found.get(name)}."
             )
-    return _merge(files, deltas, dtype)
+    return deltas
 
 
 def _merge(files: list[Path], deltas: Mapping[str, Delta], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:

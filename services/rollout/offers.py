@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from services.contracts.errors import TurnoutError
+from services.contracts.transfer import LAYOUT_FILE, NcclOffer, parse_layout, parse_transfer
 from services.rollout.environment import REFUSED
-from services.runtime.weight_store import CorruptWeightsError, Marks, read_manifest, verify_and_mark
+from services.rollout.fit import ModelForm, forms_of_files, forms_of_layout
+from services.runtime.weight_store import CorruptWeightsError, Marks, read_manifest, read_verified, verify_and_mark
+
+REACH_SECONDS = 3.0
+"""For the learner's machine to answer at all."""
 
 
 class WeightUpdateError(TurnoutError):
@@ -31,42 +37,62 @@ class Offer:
     path: str
     checksum: str
     version: int
+    marks: Marks
+    """What shows a later change of the files, see `verify_and_mark`; empty with a fast transport."""
 
 
-def read_offer(update_info: Any, run_id: str | None) -> Offer:
-    """A first look at `update_info`, {"path", "checksum"} and perhaps "transfer"; nothing is verified yet.
+def examined(update_info: Any, run_id: str | None, form: ModelForm, version: int | None = None) -> Offer:
+    """`update_info`, {"path", "checksum"} and perhaps "transfer", looked at as far as it can be without touching
+    anything: every byte of the store's files, or, for a fast transport, whose bytes are verified on their way, the
+    layout and whether the learner can be reached; and whether the tensors fit the model. Blocks for as long.
+
+    Args:
+        form: the run's model.
+        version: must be the folder's, where given.
 
     Raises:
-        WeightUpdateError: it is no offer, or of another run.
+        WeightUpdateError: it is no offer, of another run or version, not what was promised, or does not fit.
     """
     if not isinstance(update_info, dict) or set(update_info) - {"transfer"} != {"path", "checksum"}:
         raise WeightUpdateError(f"{REFUSED}: update_info must be an object with path and checksum.")
     path, checksum = str(update_info["path"]), str(update_info["checksum"])
     try:
         manifest = read_manifest(Path(path))
-    except CorruptWeightsError as error:
+        if manifest.run_id != run_id:
+            raise CorruptWeightsError(f"The weights are of run {manifest.run_id}, not {run_id}.")
+        if version not in (None, manifest.version):
+            raise CorruptWeightsError(f"The folder holds version {manifest.version}, not {version}.")
+        if update_info.get("transfer") is None:
+            return Offer(path, checksum, manifest.version, _stored(Path(path), checksum, manifest.version, form))
+        _, layout = read_verified(Path(path), LAYOUT_FILE, checksum)
+        form.check(manifest.version, forms_of_layout(parse_layout(layout)))
+        offer = parse_transfer(update_info["transfer"]).offer
+        if isinstance(offer, NcclOffer):
+            reach(offer)
+    except (TurnoutError, OSError) as error:
         raise WeightUpdateError(f"{REFUSED}: {error}") from error
-    if manifest.run_id != run_id:
-        raise WeightUpdateError(f"{REFUSED}: the weights are of run {manifest.run_id}, not {run_id}.")
-    return Offer(path, checksum, manifest.version)
+    return Offer(path, checksum, manifest.version, {})
 
 
-def checked_offer(path: str, checksum: str, version: int, run_id: str | None) -> Offer:
-    """An offer of `version`; only its manifest is looked at. Raises `WeightUpdateError` where it is another."""
-    offer = read_offer({"path": path, "checksum": checksum}, run_id)
-    if offer.version != version:
-        raise WeightUpdateError(f"{REFUSED}: the folder holds version {offer.version}, not {version}.")
-    return offer
+def _stored(folder: Path, checksum: str, version: int, form: ModelForm) -> Marks:
+    """Marks of a folder that was verified and compared with the model."""
+    from services.rollout.adapter import checked_deltas, holds_adapter
+
+    marks = verify_and_mark(folder, checksum)
+    if holds_adapter(folder):
+        checked_deltas(folder, form.model)
+    else:
+        form.check(version, forms_of_files(folder))
+    return marks
 
 
-def verified_offer(path: str, checksum: str, version: int, run_id: str | None) -> tuple[Offer, Marks]:
-    """An offer whose every byte was read and compared; blocks for as long. With its marks: what shows a later change.
-
-    Raises:
-        WeightUpdateError: it is not what was promised.
-    """
-    offer = checked_offer(path, checksum, version, run_id)
+def reach(offer: NcclOffer) -> None:
+    """Raise `CorruptWeightsError` where the learner's meeting point is gone: torch's own client would ask on and on
+    for an answer while the server samples nothing."""
     try:
-        return offer, verify_and_mark(Path(path), checksum)
-    except (CorruptWeightsError, OSError) as error:
-        raise WeightUpdateError(f"{REFUSED}: {error}") from error
+        socket.create_connection((offer.address, offer.port), REACH_SECONDS).close()
+    except OSError as error:
+        raise CorruptWeightsError(
+            f"The learner does not answer at {offer.address} port {offer.port} ({error}): it has ended, or its "
+            "TURNOUT_ADVERTISE_URL names a host that cannot be reached from here."
+        ) from error

@@ -28,16 +28,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from services.contracts.errors import ConflictError, InfrastructureError, UnavailableError
 from services.rollout.engine import final_outputs
 from services.rollout.environment import REFUSED
-from services.rollout.offers import (
-    Offer,
-    WeightsRefusedError,
-    WeightUpdateError,
-    checked_offer,
-    read_offer,
-    verified_offer,
-)
+from services.rollout.fit import ModelForm
+from services.rollout.offers import Offer, WeightsRefusedError, WeightUpdateError, examined
 from services.runtime.logs import get_logger
-from services.runtime.weight_store import Marks
 
 if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput
@@ -70,8 +63,9 @@ class EngineServer:
         self._serving = asyncio.Event()
         self._gone: asyncio.Future[Literal["died", "ended"]] = asyncio.get_running_loop().create_future()
         self._epoch = 0
+        self._form = ModelForm("", "")
         self._offered: Offer | None = None
-        self._prepared: tuple[Offer, Marks] | None = None
+        self._prepared: Offer | None = None
         self.is_loading = False  # all phases of an update, by `load`
         self._requests = itertools.count()
 
@@ -84,6 +78,8 @@ class EngineServer:
         if engine is not self.engine:
             self._gone = asyncio.get_running_loop().create_future()
         self.engine, self.run_id = engine, run_id
+        model = engine.vllm_config.model_config
+        self._form = ModelForm(model.model, str(model.dtype).removeprefix("torch."), model.trust_remote_code)
         self.version, self.checksum = 0, None
         self.fault, self.must_rebuild = "", False
         self._epoch += 1
@@ -193,10 +189,14 @@ class EngineServer:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         with self._failing("update"):
-            offered = read_offer(update_info, self.run_id)
-            if self._prepared is not None and self._prepared[0] == offered:
-                update_info = update_info | {"marks": self._prepared[1]}
-            await engine.update_weights(WeightTransferUpdateRequest(update_info=update_info))
+            offered = self._prepared
+            try:
+                if offered is None:
+                    offered = await asyncio.to_thread(examined, update_info, self.run_id, self._form)
+                info = update_info | {"marks": offered.marks}
+            except WeightUpdateError as error:
+                info = {"path": "", "checksum": "", "refusal": str(error)}  # vLLM ends its session when this fails
+            await engine.update_weights(WeightTransferUpdateRequest(update_info=info))
         self._offered = offered
         self._move("loaded")
 
@@ -223,16 +223,13 @@ class EngineServer:
         await engine.resume_generation()
         self._move("serving")
 
-    async def prepare(self, path: str, checksum: str, version: int, *, every_byte: bool = True) -> None:
-        """Verify weights that are about to be loaded, in a thread, while sampling goes on; or their manifest only.
+    async def prepare(self, update_info: dict[str, Any], version: int) -> None:
+        """Look at weights that are about to be loaded, in a thread, while sampling goes on.
 
         Raises `WeightUpdateError` where they are not as promised; `WeightsRefusedError` if this server samples on.
         """
         try:
-            if every_byte:
-                self._prepared = await asyncio.to_thread(verified_offer, path, checksum, version, self.run_id)
-            else:
-                checked_offer(path, checksum, version, self.run_id)
+            self._prepared = await asyncio.to_thread(examined, update_info, self.run_id, self._form, version)
         except WeightUpdateError as error:
             log.error("weights refused", reason=str(error), phase=self.phase)
             if self.phase == "serving":
@@ -242,7 +239,8 @@ class EngineServer:
     async def load(self, version: int, path: str, checksum: str, transfer: Any = None) -> dict[str, float]:
         """All phases at once: for the API's push, and for a server that catches up by itself.
 
-        Verified before sampling stops, by `transfer` (a fast transport) after. Returns the seconds of each phase.
+        Verified before sampling stops; the bytes of a fast transport (`transfer`) after. Returns the seconds of each
+        phase.
 
         Raises:
             WeightUpdateError: names the phase; `WeightsRefusedError` where nothing was touched and sampling goes on.
@@ -253,7 +251,7 @@ class EngineServer:
         self._require()
         info = {"path": path, "checksum": checksum} | ({} if transfer is None else {"transfer": transfer})
         steps: tuple[tuple[str, Callable[[], Awaitable[None]]], ...] = (
-            ("prepare", lambda: self.prepare(path, checksum, version, every_byte=transfer is None)),
+            ("prepare", lambda: self.prepare(info, version)),
             ("pause", self.pause_generation),
             ("start", self.start_weight_update),
             ("update", lambda: self.update_weights(info)),

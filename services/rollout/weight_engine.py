@@ -47,6 +47,8 @@ class StoreUpdateInfo(WeightTransferUpdateInfo):
     """From the server, which has verified the folder already: files that bear them are not read twice."""
     transfer: dict[str, Any] | None = None
     """How to take the version from the learner itself, see `services.contracts.transfer`; None: read the folder."""
+    refusal: str = ""
+    """Why the server has refused this update, which the engine then refuses too: so vLLM learns that it has ended."""
 
 
 class StoreWeightEngine(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
@@ -80,6 +82,8 @@ class StoreWeightEngine(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
         """
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
+        if update_info.refusal:
+            raise RuntimeError(update_info.refusal)
         folder = Path(update_info.path)
         try:
             if update_info.transfer is None:

@@ -47,13 +47,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def make_model(seed: int) -> Qwen3ForCausalLM:
+def make_model(seed: int, intermediate_size: int = 96) -> Qwen3ForCausalLM:
     """A random policy that is far from uniform, with tied embeddings and grouped key-value heads."""
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=200,
         hidden_size=64,
-        intermediate_size=96,
+        intermediate_size=intermediate_size,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,

@@ -7,6 +7,7 @@ import signal
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,9 +16,12 @@ from safetensors.torch import load_file, save_file
 
 from services.contracts import streams
 from services.contracts.messages import CompletedGroup, Rollout
-from services.contracts.transfer import LAYOUT_FILE
+from services.contracts.transfer import LAYOUT_FILE, Layout
+from services.learner.transfer import plan
 from services.learner.transfer_nccl import NcclSender
+from services.learner.weights import whole_weights
 from services.runtime.queue import HANDED_BACK_SECONDS
+from tests.conftest import free_port
 from tests.rollout.conftest import INSTANCE, MAX_PROMPT, MAX_RESPONSE, Deployment, make_adapted, make_model
 
 LONG = {"num_samples": 8, "max_response_tokens": MAX_RESPONSE}
@@ -170,6 +174,7 @@ def test_a_whole_update_in_one_call(deployment: Deployment) -> None:
         assert reason in refused.json()["detail"]
     assert deployment.load(4, path, manifest.checksum).status_code == 422, "another version than asked for"
     assert deployment.load(4, path, manifest.checksum, transfer={}).status_code == 422, "by a fast transport too"
+    assert_another_model_is_refused(deployment, make_model(0, intermediate_size=80))
     deployment.feed("on", "w33")
     group = deployment.wait_group("on")
     assert {span.version for rollout in group.rollouts for span in rollout.weight_versions} == {2}
@@ -182,6 +187,24 @@ def test_a_whole_update_in_one_call(deployment: Deployment) -> None:
     group = deployment.wait_group("one-call")
     assert {span.version for rollout in group.rollouts for span in rollout.weight_versions} == {3}
     assert mismatch(group, 23) < 1e-3
+
+
+def assert_another_model_is_refused(deployment: Deployment, other: torch.nn.Module) -> None:
+    """By the store and by a fast transport; vLLM's fused layers do not hide the name."""
+    weights = whole_weights(other, 0)
+
+    def write(folder: Path) -> None:
+        save_file(weights, folder / "model.safetensors")
+        (folder / LAYOUT_FILE).write_bytes(msgspec.json.encode(Layout(plan(weights))))
+
+    path, manifest = deployment.store(3, write)
+    by_learner = {"transfer": {"attempt": uuid.uuid4().hex, "offer": {}}}
+    for how in ({}, by_learner):
+        refused = deployment.load(3, path, manifest.checksum, **how)
+        assert refused.status_code == 422
+        detail = refused.json()["detail"]
+        assert "mlp.down_proj.weight is float32 [64, 80]" in detail
+        assert "has float32 [64, 96]" in detail
 
 
 def test_prefix_cache_never_serves_older_weights(deployment: Deployment) -> None:
@@ -264,6 +287,11 @@ def test_weights_come_from_the_learner_itself(deployment: Deployment) -> None:
         deployment.feed("sent", "w60 w61")
         assert mismatch(deployment.wait_group("sent"), 26) < 1e-3
         assert deployment.load(6, path, manifest.checksum, transfer=transfer()).status_code == 200
+        stale: Any = transfer()
+        stale["offer"]["port"] = free_port()
+        refused = deployment.load(6, path, manifest.checksum, transfer=stale)
+        assert refused.status_code == 422, "it samples on"
+        assert "The learner does not answer at 127.0.0.1" in refused.json()["detail"]
         sender.load(7, sent)
         assert deployment.push(6, path, manifest.checksum, transfer=transfer()) == [200, 200, 500, 409, 500]
         record = deployment.wait_record(lambda record: record.state == "failed")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,10 @@ import msgspec
 import pytest
 
 from services.api.parts import Parts
+from services.api.runs.fork import UNFINISHED
 from services.runtime.checkpoint_files import CheckpointManifest, FileEntry, checkpoint_folder, sha256_of
+from services.runtime.settings import Settings
+from tests.api.processes import api_process, environment_of
 
 
 def write_checkpoint(run_folder: Path, step: int) -> Path:
@@ -170,6 +176,52 @@ async def test_a_repeated_request_makes_one_child(parts: Parts, client: httpx.As
     assert len(list(parts.settings.runs_folder.iterdir())) == 2
     other = await fork(client, parent, **body | {"name": "other"})
     assert (other.status_code, other.json()["field"]) == (422, "Idempotency-Key")
+
+
+KILLED = """
+import asyncio, os, signal, sys
+from redis.asyncio import Redis
+from services.api.database import open_database
+from services.api.parts import make_parts
+from services.api.runs.schemas import ForkRequest
+from services.api.runs.service import RunService
+from services.runtime.settings import load_settings
+settings = load_settings()
+settings.roots = "/"
+
+async def kill(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+async def main():
+    parts = make_parts(settings, Redis.from_url(settings.redis_url), await open_database(settings))
+    setattr(parts.runs, sys.argv[1], kill)
+    await parts.runs.fork(sys.argv[2], ForkRequest(name="killed" + sys.argv[1], changes={"training": {"steps": 9}}))
+
+asyncio.run(main())
+"""
+
+
+def fork_killed_in(method: str, parent: str, environment: dict[str, str]) -> None:
+    """Fork in a process that is killed where it would call this method."""
+    ended = subprocess.run([sys.executable, "-c", KILLED, method, parent], env=environment)
+    assert ended.returncode == -signal.SIGKILL
+
+
+async def test_an_api_that_is_killed_while_it_forks_leaves_nothing_after_its_next_start(
+    settings: Settings, parent: str, tmp_path: Path
+) -> None:
+    """Killed before the child is stored, and after: half a fork is gone, a whole one is a run."""
+    environment = environment_of(settings)
+    write_checkpoint(settings.runs_folder / "unknown", 3)  # perhaps of a run in another database: not ours to delete
+    for method in ("_add", "_settle_fork"):
+        fork_killed_in(method, parent, environment)
+    assert len(list(settings.runs_folder.glob(f"*/{UNFINISHED}"))) == 2
+    with api_process(environment, tmp_path / "log") as (_, api):
+        [child] = [run for run in api.get("/v1/runs").json()["items"] if run["id"] != parent]
+        [checkpoint] = api.get(f"/v1/runs/{child['id']}/checkpoints").json()["items"]
+        assert (child["name"], checkpoint["exists"]) == ("killed_settle_fork", True)
+    assert {path.name for path in settings.runs_folder.iterdir()} == {parent, child["id"], "unknown"}
+    assert not list(settings.runs_folder.glob(f"*/{UNFINISHED}"))
 
 
 async def test_a_fork_keeps_its_parents_adapter(

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
 import psycopg
 import pytest
 
@@ -15,7 +14,7 @@ from services.api import owner as module
 from services.api.owner import own_database
 from services.contracts.errors import ConflictError, UnavailableError
 from services.runtime.settings import Settings
-from tests.conftest import free_port
+from tests.api.processes import API, api_process, environment_of
 
 HOLD = """
 import sys, time
@@ -26,11 +25,6 @@ print("mine", flush=True)
 time.sleep(600)
 """
 TERMINATE = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
-
-
-def environment_of(settings: Settings, **more: str) -> dict[str, str]:
-    given = {"HOME": str(settings.home), "REDIS_URL": settings.redis_url, "DATABASE_URL": settings.database_url}
-    return os.environ | {f"TURNOUT_{name}": value for name, value in (given | more).items()}
 
 
 @pytest.mark.both_databases
@@ -88,24 +82,14 @@ async def test_while_the_database_is_away_the_loss_is_not_told(
 
 def test_real_processes_on_postgresql(settings: Settings, postgres: str, tmp_path: Path) -> None:
     """The second is refused with one sentence; the first ends by itself when its lock is gone."""
-    port, log = free_port(), tmp_path / "log"
-    environment = environment_of(settings, DATABASE_URL=postgres, PORT=str(port), INSTANCE="first")
-    command = [sys.executable, "-m", "services.api"]
-    with log.open("wb") as output:
-        first = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", transport=httpx.HTTPTransport(retries=20)) as client:
-            while client.get("/readyz").status_code != 200:
-                assert first.poll() is None, log.read_text()
-            second = subprocess.run(command, env=environment | {"TURNOUT_PORT": "0"}, capture_output=True, text=True)
-            assert second.returncode == 2
-            assert "turnout api: Another API process has the database" in second.stderr
-            assert f"first, pid {first.pid} on" in second.stderr
-            assert client.get("/v1/services").json()["items"][0]["state"] == "ready"
+    environment = environment_of(settings, DATABASE_URL=postgres, INSTANCE="first")
+    with api_process(environment, tmp_path / "log") as (first, client):
+        second = subprocess.run([sys.executable, *API], env=environment, capture_output=True, text=True)
+        assert second.returncode == 2
+        assert "turnout api: Another API process has the database" in second.stderr
+        assert f"first, pid {first.pid} on" in second.stderr
+        assert client.get("/v1/services").json()["items"][0]["state"] == "ready"
         with psycopg.connect(postgres, autocommit=True) as connection:
             connection.execute(TERMINATE)
         assert first.wait(timeout=60) == 1
-        assert "was lost; another API may have written since" in log.read_text()
-    finally:
-        first.kill()
-        first.wait()
+        assert "was lost; another API may have written since" in (tmp_path / "log").read_text()

@@ -20,7 +20,9 @@ from services.runtime.checkpoint_files import (
     give_checkpoint,
     read_checkpoint_manifest,
 )
+from services.runtime.weight_store import sync_folder
 
+UNFINISHED = ".unfinished-fork"
 _EVALUATION_SWITCHES = ("every_steps", "before_training", "after_training")
 
 
@@ -83,11 +85,16 @@ def choose_checkpoint(run_folder: Path, wanted: int | None) -> int:
 def hand_over(parent_folder: Path, child_folder: Path, step: int) -> int:
     """Give the child its own names of the checkpoint's files. Returns its size in bytes.
 
+    The child's folder is marked first, until `finish`: a kill may come before the child is stored.
+
     Raises:
         ConflictError: the parent deleted the checkpoint meanwhile.
         UnavailableError: the child's folder cannot be written.
     """
     try:
+        child_folder.mkdir(parents=True)
+        (child_folder / UNFINISHED).touch()
+        sync_folder(child_folder)
         return give_checkpoint(parent_folder, child_folder, step).bytes
     except CorruptCheckpointError as error:
         raise ConflictError(
@@ -99,6 +106,16 @@ def hand_over(parent_folder: Path, child_folder: Path, step: int) -> int:
             f"The checkpoint could not be put into the new run's folder: {error.strerror}.",
             remedy="Look at the disk under TURNOUT_HOME.",
         ) from error
+
+
+def finish(child_folder: Path) -> None:
+    """Take the mark away: the child is stored."""
+    (child_folder / UNFINISHED).unlink(missing_ok=True)
+
+
+def unfinished_forks(runs_folder: Path) -> list[Path]:
+    """Folders that are still marked. Other folders may well be those of runs in another database."""
+    return [mark.parent for mark in runs_folder.glob(f"*/{UNFINISHED}")]
 
 
 def _is_complete(run_folder: Path, step: int) -> bool:

@@ -8,6 +8,7 @@ import re
 import secrets
 import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,7 +19,7 @@ from services.api.database import Base, Database
 from services.api.history.models import CheckpointRow
 from services.api.journal import Journal
 from services.api.runs import repository
-from services.api.runs.fork import choose_checkpoint, forked_config, hand_over
+from services.api.runs.fork import choose_checkpoint, finish, forked_config, hand_over, unfinished_forks
 from services.api.runs.inputs import check_inputs
 from services.api.runs.models import Run
 from services.api.runs.schemas import ForkRequest
@@ -28,8 +29,11 @@ from services.contracts.errors import ConfigurationError, ConflictError
 from services.contracts.run_config import RunConfig
 from services.contracts.states import TERMINAL_STATES, RunState, check_transition
 from services.runtime.checkpoint_files import checkpoint_folder
+from services.runtime.logs import get_logger
 from services.runtime.registry import list_services
 from services.runtime.settings import Settings
+
+log = get_logger(__name__)
 
 
 class RunService:
@@ -82,14 +86,26 @@ class RunService:
             path = str(checkpoint_folder(folder, step).resolve())
             row = CheckpointRow(run_id=child.id, step=step, at=time.time(), path=path, bytes=size, seconds=0.0)
             added = await self._add(child, row)
-        except BaseException:
+        finally:
+            await self._settle_fork(folder)
+        if added is child:  # else another request with the same key was faster
+            await self.journal.note(child.id, "info", f"Forked from run {parent.id} at step {step}.")
+        return added
+
+    async def settle_forks(self) -> None:
+        """At start, before any request: forks that an API left unfinished, because it was killed."""
+        for folder in await asyncio.to_thread(unfinished_forks, self.settings.runs_folder):
+            await self._settle_fork(folder)
+
+    async def _settle_fork(self, folder: Path) -> None:
+        """Keep the child's folder where the child is stored, whatever became of the request; else delete it."""
+        async with self.database.read() as session:
+            stored = await session.get(Run, folder.name) is not None
+        if stored:
+            await asyncio.to_thread(finish, folder)
+        else:
+            log.info("folder of an unfinished fork deleted", run_id=folder.name)
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-            raise
-        if added is not child:  # another request with the same key was faster
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-            return added
-        await self.journal.note(child.id, "info", f"Forked from run {parent.id} at step {step}.")
-        return child
 
     async def _add(self, run: Run, *rows: Base) -> Run:
         """Store a new run; where its idempotency key has been taken meanwhile, give the run that has it."""

@@ -267,11 +267,12 @@ async def test_two_ranks_under_zero_3_train_the_same_run(
     assert difference < 1e-4
 
 
+@pytest.mark.parametrize("model", [{}, {"model": LORA}], ids=["full", "lora"])
 async def test_a_fork_goes_on_from_the_checkpoint(
-    valkey_url: str, redis: Redis, tmp_path: Path, programs: Programs, start_ring: StartRing
+    valkey_url: str, redis: Redis, tmp_path: Path, programs: Programs, start_ring: StartRing, model: dict[str, Any]
 ) -> None:
     """Unchanged, it arrives where its parent does, bit for bit; with another objective and batch it begins there."""
-    values = run_values(objective={"name": "grpo"}, training={"max_staleness": 0, "prompts_per_minibatch": 2})
+    values = run_values(objective={"name": "grpo"}, training={"max_staleness": 0, "prompts_per_minibatch": 2}, **model)
     await start_ring("parent", values)
     with programs.training(valkey_url, tmp_path, "parent") as process:
         assert await asyncio.to_thread(process.wait) == 0
@@ -290,11 +291,12 @@ async def test_a_fork_goes_on_from_the_checkpoint(
 
     await redis.delete(streams.EVENTS)
     other = run_values(
-        objective={"name": "srpo", "teacher_ema_rate": 0.5},
+        objective={"name": "srpo", "teacher_ema_rate": 0.5, "reference_kl_coefficient": 0.01},
         data={"validation": str(DATA / "validation.jsonl")},
         evaluation={"before_training": True, "max_questions": 4, "num_samples": 2},
         optimizer={"schedule": "linear", "warmup_steps": 0},
         training={"steps": 4, "prompts_per_step": 6, "max_staleness": 0, "zero_stage": 0, "num_ranks": 1},
+        **model,
     )
     ring = await start_ring("other", other)
     with programs.training(valkey_url, tmp_path, "other") as process:
@@ -313,6 +315,7 @@ async def test_a_fork_goes_on_from_the_checkpoint(
     )  # updates 5 and 6 of 6
     assert steps[0].metrics["staleness_max"] == 0
     assert any(event.metrics["routing_ratio_sdpo"] > 0 for event in steps)
+    assert steps[0].metrics["reference_kl_nats"] > 0, "the initial model is the parent's, not the checkpoint's"
     trained = {name for name in ring.served if name.startswith("train-")}
     assert trained == {f"train-{number}" for number in range(12, 24)}
     assert any("teacher" in name for name in tensors_of(checkpoint(tmp_path, "other", 4)))

@@ -175,6 +175,14 @@ def test_an_adapter_goes_round_the_ring(client: Client) -> None:
     assert divergences[0] < 1e-5
     assert divergences[2] > 1e-2, "the adapter changes the policy much"
 
+    forked = client.fork(ended.id, changes={"training": {"steps": 4}, "objective": {"name": "grpo"}})
+    client.delete(ended.id)
+    child = finish(client, forked.id)
+    assert (child.state, child.step) == ("succeeded", 4), child.reason
+    [step] = client.steps(child.id)
+    assert step.metrics["logprob_mismatch_nats"] < 1e-3, "the servers sample with the checkpoint's adapter"
+    assert step.metrics["reference_kl_nats"] > 1e-2, "the initial model is still the one without an adapter"
+
 
 def test_feedback_of_the_verifier_reaches_the_teacher(client: Client) -> None:
     """With `fallback`, failed rollouts whose group has no correct one still have teacher information."""

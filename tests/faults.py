@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import os
 import shlex
 import subprocess
 import time
@@ -15,6 +17,10 @@ import pytest
 
 from services.cli.queue_server import answers, write_configuration
 from tests.conftest import free_port
+
+ENTER_AS_USER = ["--mount", "--user", "--preserve-credentials"]
+NAMESPACES_OF = "TURNOUT_TESTS_NAMESPACES_OF"
+"""Environment variable: a process whose user and mount namespaces the training program joins."""
 
 
 def soon_full(command: list[str], room: Path) -> list[str]:
@@ -88,19 +94,48 @@ async def _copy(reader: Any, writer: Any) -> None:
     writer.close()
 
 
+def enter_namespaces(pid: int) -> None:
+    """Join the user and mount namespaces of `pid`, as `nsenter` does; the caller has one thread only."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for kind in ("user", "mnt"):
+        place = f"/proc/{pid}/ns/{kind}"
+        if os.stat(place).st_ino == os.stat(f"/proc/self/ns/{kind}").st_ino:
+            continue
+        with open(place) as namespace:
+            if libc.setns(namespace.fileno(), 0):
+                raise OSError(ctypes.get_errno(), f"setns {kind}")
+
+
+class SmallDisk:
+    """A file system of its own, in a mount namespace that only programs which enter it see."""
+
+    def __init__(self, folder: Path, holder: int, flags: list[str]) -> None:
+        self.folder = folder
+        """Where it is mounted, for programs inside."""
+        self.holder = holder
+        """A process inside."""
+        self.enter = ["nsenter", f"--target={holder}", *flags]
+        """Comes before the command of a program that is to see the disk."""
+
+    def leave_free(self, kibibytes: int) -> None:
+        """So much room is left from now on: a disk that has filled up, or that somebody has tidied up."""
+        disk = os.statvfs(f"/proc/{self.holder}/root{self.folder}")
+        used = (disk.f_blocks - disk.f_bfree) * disk.f_frsize // 1024
+        mount = ["mount", "-o", f"remount,size={used + kibibytes}k", str(self.folder)]
+        subprocess.run([*self.enter, *mount], check=True)
+
+
 @contextmanager
-def small_disk(folder: Path, kibibytes: int) -> Iterator[Path]:
-    """A file system of its own that is soon full. `remount` makes it larger."""
+def small_disk(folder: Path, kibibytes: int) -> Iterator[SmallDisk]:
+    """A disk of so many KiB at `folder`. It takes the right to mount, or that to make a user namespace, in which
+    everybody has it; where the machine grants neither, the test is skipped."""
     folder.mkdir(parents=True, exist_ok=True)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("a small disk needs the right to mount")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def remount(folder: Path, kibibytes: int) -> None:
-    """Room on a small disk, as after somebody has tidied up."""
-    subprocess.run(["mount", "-o", f"remount,size={kibibytes}k", str(folder)], check=True)
+    hold = f'mount -t tmpfs -o size={kibibytes}k tmpfs "$0" && echo mounted && exec cat'
+    for make, enter in ((["--mount"], ["--mount"]), (["--mount", "--user", "--map-root-user"], ENTER_AS_USER)):
+        command = ["unshare", *make, "sh", "-c", hold, str(folder)]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        with subprocess.Popen(command, **pipes) as holder:  # ends with its input, so at the latest with us
+            if holder.stdout is not None and holder.stdout.readline():
+                yield SmallDisk(folder, holder.pid, enter)
+                return
+    pytest.skip("a small disk needs the right to mount, or to make user namespaces")

@@ -18,6 +18,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from services.api.database import Database
+from services.api.fleet.roll_call import RollCall
 from services.api.journal import Journal
 from services.api.runs.models import Run
 from services.api.runs.repository import unfinished_runs
@@ -25,7 +26,6 @@ from services.contracts import streams
 from services.contracts.services import START_FAILURES, ServiceRecord
 from services.contracts.states import RunState
 from services.runtime.logs import get_logger
-from services.runtime.registry import list_services
 
 log = get_logger(__name__)
 MAX_START_FAILURES = 5
@@ -108,10 +108,16 @@ class Scheduler:
         self.redis = redis
         self.database = database
         self.journal = journal
+        self.roll = RollCall(redis)
 
     async def step(self) -> None:
         """One round: decide, write the database, then make Redis agree."""
-        services = await list_services(self.redis)
+        services = await self.roll.take()
+        if services is not None:
+            await self._decide(services)
+        await self._write_redis()
+
+    async def _decide(self, services: Sequence[ServiceRecord]) -> None:
         async with self.database.read() as session:
             runs = await unfinished_runs(session)
         planned = {item.run_id: item for item in plan([_assigned(run) for run in runs], services)}
@@ -120,7 +126,6 @@ class Scheduler:
             await self._carry_out(run, planned[run.id], records)
             if reason := hopeless(planned[run.id], records):
                 await self._give_up(run.id, reason)
-        await self._write_redis()
 
     async def _give_up(self, run_id: str, reason: str) -> None:
         async with self.database.write() as session:

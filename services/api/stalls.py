@@ -138,11 +138,12 @@ def find_stalls(waits: Sequence[Wait], queues: Sequence[QueueState], fleet: Flee
     return stalls
 
 
-def no_queue_server(run_ids: Sequence[str], fault: str) -> list[Stall]:
-    """The stall of every run while the queue server does not answer. `fault` is why, where that is known."""
+def no_queue_server(run_ids: Sequence[str], fault: str, seconds: float) -> list[Stall]:
+    """The stall of every run while the queue server is away. `fault` is why, where that is known."""
     text = fault or "The queue server does not answer; services go on where they were once it does."
     culprit = Culprit("queue server", "failed" if fault else "gone", text)
-    return [Stall(run_id, "no-queue-server", text, 0.0, culprit) for run_id in run_ids]
+    key = f"queue-server:{culprit.cause}"
+    return [Stall(run_id, key, text, seconds, culprit) for run_id in run_ids]
 
 
 def _missing(run_id: str, fleet: Fleet) -> list[Stall]:

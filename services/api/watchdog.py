@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from redis.asyncio import Redis
@@ -12,12 +13,12 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from services.api.database import Database
 from services.api.fleet.queues import queue_states
+from services.api.fleet.roll_call import RollCall
 from services.api.journal import Journal
 from services.api.runs.repository import unfinished_runs
 from services.api.stalls import Fleet, Stall, Wait, find_stalls, find_waits, no_queue_server
 from services.contracts.services import ServiceRecord
 from services.runtime.queue_log import queue_server_fault
-from services.runtime.registry import list_services
 
 STALL_SECONDS = 60.0
 """A wait longer than this is noted on the run."""
@@ -60,26 +61,48 @@ class Watchdog:
         self.limit_seconds = limit_seconds
         self.home = home
         self.silence = Silence(clock)
+        self._clock = clock
+        self.roll = RollCall(redis, clock)
+        self._away_since: float | None = None
+        """Since when the queue server has been away."""
         self.waits: list[Wait] = []
         self.stalls: dict[tuple[str, str], Stall] = {}
 
     async def step(self) -> None:
-        """One round. While the queue server does not answer, that is what every moving run waits for."""
+        """One round. While the queue server is away, that is what every moving run waits for.
+
+        One whose disk is full is asked nothing: it comes up for moments, with all heartbeats run out.
+        """
         async with self.database.read() as session:
             runs = await unfinished_runs(session)
         moving = {run.id: [name for name in (run.learner, *run.rollout_servers) if name] for run in runs}
         moving = {run.id: moving[run.id] for run in runs if run.state in ("running", "starting") and run.learner}
+        if fault := queue_server_fault(self.home):
+            await self._without_queue_server(list(moving), fault)
+            return
         try:
-            services = await list_services(self.redis)
+            services = await self.roll.take()
             queues = await queue_states(self.redis, list(moving))
         except (RedisConnectionError, RedisTimeoutError):
-            without = no_queue_server(list(moving), queue_server_fault(self.home))
-            await self._note({**self.stalls, **{(stall.run_id, stall.key): stall for stall in without}})
+            await self._without_queue_server(list(moving), "")
             raise
+        if services is None:
+            return  # it was away until a moment ago
+        self._away_since = None
         self.waits = find_waits(services, [run.id for run in runs])
         fleet = Fleet(services, moving, self.silence.seconds(services))
         found = find_stalls(self.waits, queues, fleet, self.limit_seconds)
         await self._note({(stall.run_id, stall.key): stall for stall in found})
+
+    async def _without_queue_server(self, run_ids: Sequence[str], fault: str) -> None:
+        """Add this stall to those before, with the text that it had when it was noted."""
+        now = self._clock()
+        self._away_since = now if self._away_since is None else self._away_since
+        found = dict(self.stalls)
+        for stall in no_queue_server(run_ids, fault, now - self._away_since):
+            key = (stall.run_id, stall.key)
+            found[key] = replace(found.get(key, stall), seconds=stall.seconds)
+        await self._note(found)
 
     async def _note(self, found: dict[tuple[str, str], Stall]) -> None:
         """Make these the present stalls, with a note for each that is new or over."""

@@ -141,6 +141,8 @@ class Supervisor:
         except TurnoutError as error:
             self._error = str(error)
             return 1
+        except RedisError:
+            return EXIT_NO_QUEUE
         self._attempt_seen = await self._attempt_of_run(run_id)
         reader = await self._start(run_id, num_ranks)
         gone = asyncio.create_task(self._next_assignment(run_id))

@@ -197,36 +197,97 @@ async def test_a_stall_is_noted_once_and_its_end_too(
     assert "Moving again" in (await notes())[1]
 
 
+@pytest.fixture
+async def moving(
+    parts: Parts, client: httpx.AsyncClient, redis: Redis, run_body: dict[str, Any], learner: FakeInstance
+) -> tuple[str, list[FakeInstance]]:
+    """A run with all that it needs: its id and its instances."""
+    run_id = (await client.post("/v1/runs", json=run_body)).json()["id"]
+    instances = [learner, FakeInstance(redis, "rollout", "rollout-0"), FakeInstance(redis, "verifier", "verifier-0")]
+    for instance in instances:
+        await instance.publish()
+    await parts.scheduler.step()
+    return run_id, instances
+
+
+async def notes_of(client: httpx.AsyncClient, run_id: str) -> list[str]:
+    text = (await client.get(f"/v1/runs/{run_id}/events", params={"follow": "false"})).text
+    return [line for line in text.splitlines() if '"source":"api-0"' in line]
+
+
 async def test_a_queue_server_that_is_away_is_what_every_moving_run_waits_for(
     parts: Parts,
     client: httpx.AsyncClient,
     redis: Redis,
-    run_body: dict[str, Any],
-    learner: FakeInstance,
+    moving: tuple[str, list[FakeInstance]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run_id = (await client.post("/v1/runs", json=run_body)).json()["id"]
-    for instance in (FakeInstance(redis, "rollout", "rollout-0"), FakeInstance(redis, "verifier", "verifier-0")):
-        await instance.publish()
-    await parts.scheduler.step()
-    log = parts.settings.home / "logs" / "valkey.log"
-    for folder in (log.parent, parts.settings.home / "queue"):
-        folder.mkdir(parents=True)
-    log.write_text("* Ready to accept connections tcp\n# Error writing to the AOF file: No space left on device\n")
     away = Redis(port=free_port(), retry=Retry(NoBackoff(), 0))
-    monkeypatch.setattr(parts.watchdog, "redis", away)
+    for part in (parts.watchdog, parts.watchdog.roll):
+        monkeypatch.setattr(part, "redis", away)
     for _ in range(2):
         with pytest.raises(RedisConnectionError):
             await parts.watchdog.step()
     [stall] = parts.watchdog.stalls.values()
-    assert (stall.culprit.instance, stall.culprit.cause) == ("queue server", "failed")
-    monkeypatch.setattr(parts, "redis", away)
-    answer = await client.get("/v1/services")
-    assert (answer.status_code, "The queue server's disk is full" in answer.json()["detail"]) == (503, True)
-    monkeypatch.setattr(parts.watchdog, "redis", redis)
+    assert (stall.culprit.instance, stall.culprit.cause) == ("queue server", "gone")
+    for part in (parts.watchdog, parts.watchdog.roll):
+        monkeypatch.setattr(part, "redis", redis)
     await parts.watchdog.step()
-    text = (await client.get(f"/v1/runs/{run_id}/events", params={"follow": "false"})).text
-    notes = [line for line in text.splitlines() if '"source":"api-0"' in line]
+    notes = await notes_of(client, moving[0])
     assert len(notes) == 2
+    assert "Stalled: The queue server does not answer" in notes[0]
+    assert "Moving again. It was: The queue server does not answer" in notes[1]
+
+
+async def test_a_queue_server_whose_disk_is_full_is_named_although_it_comes_up_again_and_again(
+    parts: Parts,
+    client: httpx.AsyncClient,
+    redis: Redis,
+    moving: tuple[str, list[FakeInstance]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each time it lives for a moment, with all heartbeats run out. Nobody is missing for that."""
+    run_id, instances = moving
+    now = [0.0]
+    for part in (parts.watchdog, parts.watchdog.roll, parts.scheduler.roll):
+        monkeypatch.setattr(part, "_clock", lambda: now[0])
+    await parts.journal.store([RunStateChanged(run_id=run_id, at=time.time(), state="running")])
+
+    async def look(at: float) -> None:
+        now[0] = at
+        await parts.scheduler.step()
+        await parts.watchdog.step()
+
+    log = parts.settings.home / "logs" / "valkey.log"
+    for folder in (log.parent, parts.settings.home / "queue"):
+        folder.mkdir(parents=True)
+    ready, full = "* Ready to accept connections tcp\n", "# Error writing to the AOF file: No space left on device\n"
+    await look(0.0)
+    for instance in instances:
+        await instance.vanish()
+    for at in (40.0, 80.0, 130.0):
+        now[0] = at
+        log.write_text(ready + full)
+        await parts.watchdog.step()
+        log.write_text(ready)
+        await look(at + 10)
+    [stall] = parts.watchdog.stalls.values()
+    assert (stall.culprit.instance, stall.culprit.cause, stall.seconds) == ("queue server", "failed", 90.0)
+    monkeypatch.setattr(parts.refresh, "redis", Redis(port=free_port(), retry=Retry(NoBackoff(), 0)))
+    with pytest.raises(RedisConnectionError):
+        await parts.refresh.step()
+    text = (await client.get("/metrics")).text
+    assert f'turnout_stall_seconds{{cause="failed",culprit="queue server",run_id="{run_id}"}} 90.0' in text
+    for instance in instances:
+        await instance.publish()
+    for at in (144.0, 148.0, 150.0):
+        await look(at)
+    assert (await client.get(f"/v1/runs/{run_id}")).json()["state"] == "running"
+    notes = await notes_of(client, run_id)
+    assert len(notes) == 2, notes
     assert "Stalled: The queue server's disk is full" in notes[0]
     assert "Moving again. It was: The queue server's disk is full" in notes[1]
+    log.write_text(ready + full)
+    monkeypatch.setattr(parts, "redis", Redis(port=free_port(), retry=Retry(NoBackoff(), 0)))
+    answer = await client.get("/v1/services")
+    assert (answer.status_code, "The queue server's disk is full" in answer.json()["detail"]) == (503, True)

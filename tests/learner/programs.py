@@ -14,6 +14,7 @@ from pathlib import Path
 
 from services.learner.progress import RUN_VARIABLE
 from tests.conftest import free_port
+from tests.faults import NAMESPACES_OF
 from tests.learner.ring import ROOT, bytecode_cached
 
 
@@ -106,14 +107,16 @@ class Programs:
                 program.wait()
 
     @contextmanager
-    def training(self, valkey_url: str, home: Path, run_id: str, num_ranks: int = 1) -> Iterator[Program]:
-        """The training program of a run; gives rank 0's process."""
+    def training(
+        self, valkey_url: str, home: Path, run_id: str, num_ranks: int = 1, inside: int | None = None
+    ) -> Iterator[Program]:
+        """The training program of a run; gives rank 0's process. `inside`: in the namespaces of this process."""
         variables = {
             "TURNOUT_REDIS_URL": valkey_url,
             "TURNOUT_HOME": str(home),
             "TURNOUT_LOG_FORMAT": "text",
             RUN_VARIABLE: run_id,
-        }
+        } | ({} if inside is None else {NAMESPACES_OF: str(inside)})
         with self.ranks("train", num_ranks, variables) as started:
             yield started[0]
 

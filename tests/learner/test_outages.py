@@ -14,7 +14,7 @@ from services.learner.progress import EXIT_REPORTED
 from services.runtime.connection import connect
 from services.runtime.life import end
 from tests.conftest import free_port
-from tests.faults import Address, remount, small_disk
+from tests.faults import Address, small_disk
 from tests.learner.programs import Programs
 from tests.learner.ring import EventLog, FakeRing, put_run, run_values
 
@@ -62,13 +62,13 @@ async def test_a_full_disk_ends_the_run_in_one_sentence_and_it_goes_on_with_room
     ring = asyncio.create_task(FakeRing(redis, "run").run())
     log = EventLog(redis)
     with small_disk(tmp_path / "runs" / "run" / what, kibibytes=64) as disk:
-        with programs.training(valkey_url, tmp_path, "run") as process:
+        with programs.training(valkey_url, tmp_path, "run", inside=disk.holder) as process:
             assert await asyncio.to_thread(process.wait) == EXIT_REPORTED
         [failed] = [event for event in await log.of(events.RunStateChanged) if event.state == "failed"]
         assert "The disk is full" in failed.reason
         assert await log.of(events.CheckpointWritten) == []
-        remount(disk, kibibytes=1 << 16)
-        with programs.training(valkey_url, tmp_path, "run") as process:
+        disk.leave_free(kibibytes=1 << 16)
+        with programs.training(valkey_url, tmp_path, "run", inside=disk.holder) as process:
             assert await asyncio.to_thread(process.wait) == 0
     last = (await log.of(events.StepFinished))[-1]
     assert (last.step, last.groups["trained"], last.groups["fed"]) == (4, 16, 16)

@@ -12,6 +12,8 @@ from typing import Any
 import msgspec
 import pytest
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from services.contracts import events, streams
@@ -20,6 +22,7 @@ from services.learner.progress import EXIT_NO_QUEUE
 from services.learner.supervisor import Attempts, Supervisor
 from services.learner.train import report_failure
 from services.runtime.registry import Presence
+from tests.conftest import free_port
 from tests.learner.ring import ROOT, EventLog, FakeRing, bytecode_cached, put_run, run_values
 
 
@@ -47,6 +50,16 @@ async def test_an_outage_of_the_queue_server_counts_as_no_crash(redis: Redis, mo
     await supervisor._serve("run")
     assert codes == []
     assert supervisor.attempts.failed == 0
+
+
+async def test_a_queue_server_that_is_away_before_the_program_starts_ends_nothing(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose disk is full answers a ping and is gone again before the run's configuration is read."""
+    away = Redis(port=free_port(), retry=Retry(NoBackoff(), 0))
+    supervisor = Supervisor(redis, Presence(redis, "learner", "learner-0", ""))
+    monkeypatch.setattr(supervisor, "redis", away)
+    assert await supervisor._attempt("run") == EXIT_NO_QUEUE
 
 
 def test_a_program_without_queue_server_says_so_to_its_supervisor() -> None:

@@ -24,6 +24,7 @@ import transformers.models.qwen3.modeling_qwen3  # noqa: E402, F401
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402, F401
 
 import services.learner.train as program  # noqa: E402
+from tests.faults import NAMESPACES_OF, enter_namespaces  # noqa: E402
 from tests.learner import engine_program, update_program  # noqa: E402
 
 PROGRAMS = {"engine": engine_program.run_from, "updates": update_program.run_from}
@@ -35,6 +36,8 @@ def child(request: dict[str, object]) -> None:
     os.environ.update(request["env"])  # type: ignore[call-overload]
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if NAMESPACES_OF in os.environ:
+        enter_namespaces(int(os.environ[NAMESPACES_OF]))
     code = 1
     try:
         if request["module"] == "train":

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import yaml
 
@@ -34,19 +36,24 @@ def demo_config(**changes: Any) -> dict[str, Any]:
     return merge(yaml.safe_load(DEMO.read_text()), changes)
 
 
-def turnout(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
+def turnout(*arguments: str, home: Path, within: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    """The command, its end awaited. `within` comes before it: what makes it run somewhere else."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment["TURNOUT_STALL_SECONDS"] = str(STALL_SECONDS)
     return subprocess.run(
-        [*TURNOUT, *arguments, "--home", str(home)], cwd=ROOT, env=environment, capture_output=True, text=True
+        [*within, *TURNOUT, *arguments, "--home", str(home)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
 
 
 @contextmanager
-def deployment(home: Path) -> Iterator[Client]:
+def deployment(home: Path, within: Sequence[str] = ()) -> Iterator[Client]:
     """`turnout up --detach` with a client of its API; `turnout down` at the end, whatever happened."""
     port = free_port()
-    started = turnout("up", "--detach", "--api-port", str(port), home=home)
+    started = turnout("up", "--detach", "--api-port", str(port), home=home, within=within)
     try:
         assert started.returncode == 0, started.stderr + started.stdout
         with Client(f"http://127.0.0.1:{port}") as client:
@@ -82,6 +89,12 @@ def joined(home: Path, instance: str) -> Iterator[subprocess.Popen[bytes]]:
 def service(client: Client, instance: str) -> Service | None:
     """What the API shows of one instance; None where it shows none."""
     return next((record for record in client.services() if record.instance == instance), None)
+
+
+def num_restarts(home: Path, instance: str) -> int:
+    """How often the supervisor has started an instance again; 0 while it is away."""
+    state = read_state(home)
+    return sum(record.num_restarts for record in state.processes if record.instance == instance) if state else 0
 
 
 def process_of(home: Path, instance: str) -> psutil.Process | None:
@@ -124,3 +137,10 @@ def finish(client: Client, run_id: str) -> Run:
 
 def num_steps(client: Client, run_id: str) -> int:
     return sum(1 for _ in client.steps(run_id))
+
+
+def notes(client: Client, run_id: str) -> list[str]:
+    """What services have noted on a run."""
+    page = httpx.get(f"{client.url}/v1/runs/{run_id}/events", params={"follow": "false"}, trust_env=False).text
+    events = [json.loads(line.removeprefix("data:")) for line in page.splitlines() if line.startswith("data:")]
+    return [event["text"] for event in events if "text" in event]

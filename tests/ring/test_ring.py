@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,16 @@ from services.cli.client import Client
 from services.cli.models import Run
 from services.runtime.traces import group_ids
 from tests.conftest import ROOT
+from tests.faults import SmallDisk, small_disk
 from tests.ring.audit import Auditor
 from tests.ring.chaos import Action, Chaos, ledger_faults
-from tests.ring.deployment import demo_config, deployment, finish, num_steps, patiently, process_of
+from tests.ring.deployment import demo_config, deployment, finish, notes, num_restarts, num_steps, patiently, process_of
 from tests.ring.prometheus import prometheus
 
 pytestmark = pytest.mark.timeout(900)
 SMALL = {"max_questions": 8, "num_samples": 4, "every_steps": None}
+ROOMY = 1 << 20
+"""KiB; memory is taken only as it is used."""
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +34,22 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def client(home: Path) -> Iterator[Client]:
+def queue_disk(home: Path) -> Iterator[SmallDisk | None]:
+    """The queue server's disk, which can be filled; None where the machine allows none of its own."""
+    with ExitStack() as stack:
+        try:
+            disk = stack.enter_context(small_disk(home / "queue", kibibytes=ROOMY))
+        except pytest.skip.Exception:
+            disk = None
+        yield disk
+
+
+@pytest.fixture(scope="module")
+def client(home: Path, queue_disk: SmallDisk | None) -> Iterator[Client]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OTEL_TRACES_EXPORTER", "console")  # into the services' logs
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
-        with deployment(home) as found:
+        with deployment(home, within=[] if queue_disk is None else queue_disk.enter) as found:
             yield found
 
 
@@ -248,11 +262,33 @@ def test_a_hung_engine_is_named_by_the_run_and_by_a_metric(client: Client, home:
     assert any(text.startswith("Moving again. It was: learner-0 has waited") for text in notes(client, started.id))
 
 
-def notes(client: Client, run_id: str) -> list[str]:
-    """What services have noted on a run."""
-    page = httpx.get(f"{client.url}/v1/runs/{run_id}/events", params={"follow": "false"}, trust_env=False).text
-    events = [json.loads(line.removeprefix("data:")) for line in page.splitlines() if line.startswith("data:")]
-    return [event["text"] for event in events if "text" in event]
+def test_a_full_disk_of_the_queue_server_holds_a_run_up_and_no_more(
+    client: Client, home: Path, queue_disk: SmallDisk | None
+) -> None:
+    """The run says what it waits for, no service dies, and with room it goes on by itself."""
+    if queue_disk is None:
+        pytest.skip("a small disk needs the right to mount, or to make user namespaces")
+    started = run(client, 8, checkpoint={"every_steps": 3})
+    patiently(lambda: client.run(started.id), lambda run: run.step >= 2)
+    names = ("api-0", "verifier-0", "rollout-0", "learner-0")
+    before = [process_of(home, name) for name in names]
+    queue_disk.leave_free(16)
+    full = f"The queue server's disk is full: {home / 'queue'} has 0 MiB free"
+    metric = f'turnout_stall_seconds{{cause="failed",culprit="queue server",run_id="{started.id}"}}'
+    try:
+        patiently(lambda: notes(client, started.id), lambda found: any(f"Stalled: {full}" in text for text in found))
+        patiently(lambda: httpx.get(f"{client.url}/metrics", trust_env=False).text, lambda text: metric in text)
+        patiently(lambda: num_restarts(home, "valkey"), lambda number: number >= 3)  # it ends at its first write
+        assert client.run(started.id).state == "running"
+    finally:
+        queue_disk.leave_free(ROOMY)
+    ended = finish(client, started.id)
+    assert (ended.state, ended.step) == ("succeeded", 8), ended.reason
+    assert ledger_faults(client, ended.id, num_training_steps=8) == []
+    over = f"Moving again. It was: {full}"
+    said = patiently(lambda: notes(client, started.id), lambda found: any(over in text for text in found))
+    assert not any("no sign of life" in text or "was lost" in text for text in said), said
+    assert [process_of(home, name) for name in names] == before, "no service has ended"
 
 
 def test_a_run_survives_the_death_of_every_service(client: Client, home: Path) -> None:

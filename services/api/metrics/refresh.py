@@ -29,12 +29,12 @@ class MetricsRefresh:
 
     async def step(self) -> None:
         board = self.board
+        board.stalls = list(self.watchdog.stalls.values())  # first: the queue server may be what is the matter
         board.services = await list_services(self.redis)
         await board.refresh_runs(self.database)
         active = [run_id for run_id, (_, state) in board.states.items() if state in ACTIVE_STATES]
         board.queues = await queue_states(self.redis, active)
         board.waits = self.watchdog.waits
-        board.stalls = list(self.watchdog.stalls.values())
         board.out_of_rotation = {
             (server.run_id, name): int(server.is_out) for name, server in self.pusher.servers.items()
         }

@@ -67,7 +67,7 @@ class Journal:
             return []
         if isinstance(event, events.RunStateChanged):
             apply_state(run, event.state, event.reason, event.at)
-            run.learner_spoke_at, run.learner_said = event.at, event.state
+            run.learner_said = event.state
         elif isinstance(event, events.StepFinished):
             run.step = event.step
         await store_rows(session, event)

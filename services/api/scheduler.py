@@ -29,6 +29,9 @@ from services.runtime.logs import get_logger
 
 log = get_logger(__name__)
 MAX_START_FAILURES = 5
+SPOKEN: frozenset[str] = frozenset({"ready", "updating"})
+"""A learner's word on its run is on the stream before its record shows one of these. Times would not tell as much: its
+clock may have been set between two processes."""
 ACTIVE_STATES: frozenset[str] = frozenset({"starting", "running", "paused", "stopping"})
 
 
@@ -208,9 +211,7 @@ def _learner_lost(run: Run, learner: ServiceRecord | None) -> bool:
     """Whether the learner is away, or is a new process that has not yet said what the run does."""
     if learner is None:
         return True
-    if run.learner_started_at is None or run.learner_started_at == learner.started_at:
-        return False
-    return run.learner_spoke_at is None or run.learner_spoke_at < learner.started_at
+    return run.learner_started_at not in (None, learner.started_at) and learner.state not in SPOKEN
 
 
 def _learner_back(run: Run, learner: ServiceRecord | None) -> bool:
@@ -219,8 +220,7 @@ def _learner_back(run: Run, learner: ServiceRecord | None) -> bool:
         learner is not None
         and run.learner_started_at == learner.started_at
         and run.learner_said in ("running", "paused")
-        and run.learner_spoke_at is not None
-        and run.learner_spoke_at >= learner.started_at
+        and learner.state in SPOKEN
     )
 
 

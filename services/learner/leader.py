@@ -79,7 +79,7 @@ class Leader:
         catch_up(self.link, self.session, self.batcher, self.feeder, self.publisher)
         self.link.start(self.feeder)
         self.link.emit_state("paused" if self.link.wanted() == "paused" else "running")
-        self.link.report(state="ready", weight_version=self.link.published_version)
+        self.link.report(state="ready", weight_version=self.link.published_version)  # ready: has spoken
         try:
             self._steps()
             ended, reason = "succeeded", ""

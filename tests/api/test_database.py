@@ -104,7 +104,7 @@ async def test_a_block_that_raises_changes_nothing(settings: Settings) -> None:
     with pytest.raises(RuntimeError):
         await break_off()
     async with database.read() as session:
-        assert (await session.execute(sa.text("SELECT version_num FROM alembic_version"))).scalar() == "0003"
+        assert (await session.execute(sa.text("SELECT version_num FROM alembic_version"))).scalar() == "0004"
     await database.close()
 
 

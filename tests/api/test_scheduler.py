@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import httpx
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
@@ -131,8 +132,8 @@ async def assigned(instances: Iterable[FakeInstance]) -> list[str | None]:
     return [await instance.assignment() for instance in instances]
 
 
-async def says(redis: Redis, run_id: str, state: Any) -> None:
-    await emit(redis, RunStateChanged(run_id=run_id, at=time.time(), state=state))
+async def says(redis: Redis, run_id: str, state: Any, at: float | None = None) -> None:
+    await emit(redis, RunStateChanged(run_id=run_id, at=at or time.time(), state=state))
 
 
 async def test_runs_wait_their_turn_and_capacity_goes_on(
@@ -216,35 +217,43 @@ async def test_pause_stop_and_resume_reach_the_learner(
     assert await learner.assignment() == run_id
 
 
+@pytest.mark.parametrize("clock", [0.0, -7200.0])
 async def test_a_lost_learner_means_starting_again(
-    client: httpx.AsyncClient, loops: None, redis: Redis, learner: FakeInstance, run_body: dict[str, Any]
+    client: httpx.AsyncClient, loops: None, redis: Redis, learner: FakeInstance, run_body: dict[str, Any], clock: float
 ) -> None:
+    """Also where the learner's clock is set by `clock` seconds between its processes."""
     await FakeInstance(redis, "rollout", "rollout-0").publish()
     run_id = await create(client, run_body)
     await reaches(client, run_id, "starting")
-    await says(redis, run_id, "running")
-    await reaches(client, run_id, "running")
 
+    async def trains() -> None:
+        await says(redis, run_id, "running", learner.started_at + 1.0)
+        learner.state = "ready"
+        await learner.publish()
+        await reaches(client, run_id, "running")
+
+    async def restarts() -> None:
+        learner.started_at += 60.0 + clock
+        learner.state = "starting"
+        await learner.publish()
+
+    await trains()
     await learner.vanish()
     await reaches(client, run_id, "starting")
     assert await learner.assignment() == run_id  # it carries the run's pending groups
-    learner.started_at = time.time()
-    await learner.publish()
-    await says(redis, run_id, "running")
-    await reaches(client, run_id, "running")
+    await restarts()
+    await trains()
 
-    learner.started_at = time.time()  # restarted so fast that its record never went away
-    await learner.publish()
+    await restarts()  # so fast that its record never went away
     await reaches(client, run_id, "starting")
-    await says(redis, run_id, "running")
-    await reaches(client, run_id, "running")
+    await trains()
 
     await learner.vanish()  # only silent for a while: the same process comes back and has nothing to announce
     await reaches(client, run_id, "starting")
     await learner.publish()
     await reaches(client, run_id, "running")
     text = (await client.get(f"/v1/runs/{run_id}/events", params={"follow": "false"})).text
-    assert "Learner learner-0 was lost" in text
+    assert text.count("Learner learner-0 was lost") == 3
 
 
 async def test_a_run_whose_servers_cannot_start_fails_with_their_reason(

@@ -35,11 +35,9 @@ class Run(Base):
     learner: Mapped[str | None] = mapped_column(String(200))
     """Instance that trains the run; kept after the end, since its unacknowledged groups carry its name."""
     learner_started_at: Mapped[float | None] = mapped_column(Float)
-    """Start of the learner process last seen, to notice that it restarted."""
-    learner_spoke_at: Mapped[float | None] = mapped_column(Float)
-    """Time of the newest state change that the learner reported."""
+    """Start of the learner process last seen, by the learner's clock: another number is another process."""
     learner_said: Mapped[str] = mapped_column(String(16), default="")
-    """That state."""
+    """State in the newest state change that the learner reported."""
     rollout_servers: Mapped[list[str]] = mapped_column(JSON, default=list)
     idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)
     request_digest: Mapped[str] = mapped_column(String(64), default="")

@@ -1,0 +1,19 @@
+"""Whether a learner has spoken is read from its record, no longer from the time of its word."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0004"
+down_revision = "0003"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    with op.batch_alter_table("runs") as table:
+        table.drop_column("learner_spoke_at")
+
+
+def downgrade() -> None:
+    with op.batch_alter_table("runs") as table:
+        table.add_column(sa.Column("learner_spoke_at", sa.Float(), nullable=True))

@@ -33,6 +33,14 @@ ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "token of the services"
 INSTANCE = "rollout-t"
 MAX_PROMPT, MAX_RESPONSE = 300, 700
+PROGRAM = """
+import runpy
+from services.rollout.environment import prepare
+prepare()
+from services.rollout import service
+service.STUCK_SECONDS = {stuck_seconds}
+runpy.run_module("services.rollout", run_name="__main__")
+"""
 TEMPLATE = (
     "{%- for message in messages -%}<{{ message['role'] }}> {{ message['content'] }} {% endfor -%}"
     "{%- if add_generation_prompt -%}<assistant>{%- endif -%}"
@@ -154,9 +162,9 @@ class Deployment:
 
     # -- service
 
-    def start(self, instance: str, assign: bool = True) -> subprocess.Popen[bytes]:
-        if assign:
-            self.redis.set(streams.assignment(instance), self.run_id)
+    def start(self, instance: str, stuck_seconds: float = 30.0) -> subprocess.Popen[bytes]:
+        """Start a service. `stuck_seconds`: after so long it ends an update that does not move on."""
+        self.redis.set(streams.assignment(instance), self.run_id)
         environment = {
             **os.environ,
             "TURNOUT_REDIS_URL": self.redis_url,
@@ -166,9 +174,8 @@ class Deployment:
             "TURNOUT_LOG_FORMAT": "text",
         }
         log = (self.folder / f"{instance}.log").open("ab")
-        process = subprocess.Popen(
-            [sys.executable, "-m", "services.rollout"], cwd=ROOT, env=environment, stdout=log, stderr=log
-        )
+        command = [sys.executable, "-c", PROGRAM.format(stuck_seconds=stuck_seconds)]
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
         self.processes[instance] = process
         return process
 

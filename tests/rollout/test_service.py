@@ -6,6 +6,7 @@ import os
 import signal
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from services.contracts import streams
+from services.contracts import codec, streams
 from services.contracts.messages import CompletedGroup, Rollout
 from services.contracts.transfer import LAYOUT_FILE, Layout
 from services.learner.transfer import plan
 from services.learner.transfer_nccl import NcclSender
 from services.learner.weights import whole_weights
 from services.runtime.queue import HANDED_BACK_SECONDS
+from services.runtime.weight_store import verify_and_mark
 from tests.conftest import free_port
 from tests.rollout.conftest import INSTANCE, MAX_PROMPT, MAX_RESPONSE, Deployment, make_adapted, make_model
 
@@ -207,6 +209,41 @@ def assert_another_model_is_refused(deployment: Deployment, other: torch.nn.Modu
         assert "has float32 [64, 96]" in detail
 
 
+def test_weights_that_change_between_verifying_and_loading_are_refused(deployment: Deployment) -> None:
+    """The server has verified the files; while it waits for the engine to pause, one is overwritten, with its size and
+    its time as before. The engine reads it again, and the server samples nothing until whole weights are there."""
+    path, manifest = deployment.store_version(4, seed=24)
+    while not verify_and_mark(Path(path), manifest.checksum):
+        pass  # until a change of the files can be seen by their times
+    weights = Path(path) / "model.safetensors"
+    engine = [int(pid) for pid in _children(deployment.processes[INSTANCE].pid)]
+    with ThreadPoolExecutor() as pool:
+        for pid in engine:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            pushed = pool.submit(deployment.load, 4, path, manifest.checksum)
+            deployment.wait_record(lambda record: record.state == "updating")
+            before = weights.stat()
+            with weights.open("r+b") as file:
+                file.seek(-100, os.SEEK_END)
+                file.write(b"\x01\x02\x03\x04")
+            os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+        finally:
+            for pid in engine:
+                os.kill(pid, signal.SIGCONT)
+        refused = pushed.result()
+    assert refused.status_code == 500
+    assert "differs from its checksum" in refused.json()["detail"]
+    deployment.feed("changed", "w34")
+    record = deployment.wait_record(lambda record: record.state == "failed")
+    assert record.weight_version == 3
+    assert deployment.completed("changed") is None
+    path, manifest = deployment.store_version(4, seed=24)
+    assert deployment.load(4, path, manifest.checksum).status_code == 200
+    assert mismatch(deployment.wait_group("changed"), 24) < 1e-3
+    assert [int(pid) for pid in _children(deployment.processes[INSTANCE].pid)] == engine, "nothing was half-written"
+
+
 def test_prefix_cache_never_serves_older_weights(deployment: Deployment) -> None:
     """A prompt that was cached under old weights gives, after an update, what the new weights give."""
     prompt = " ".join(f"w{index % 150}" for index in range(280))  # more than two cache blocks
@@ -309,7 +346,7 @@ def test_late_joiner_loads_the_store_and_dead_engine_is_replaced(deployment: Dep
     path, manifest = deployment.store_adapter(7, seed=17)
     deployment.announce(7, path, manifest.checksum)
     assert deployment.push(7, path, manifest.checksum) == [200] * 5
-    process = deployment.start("rollout-late")
+    process = deployment.start("rollout-late", stuck_seconds=1.0)
     record = deployment.wait_record(lambda record: record.state == "ready", "rollout-late")
     assert record.weight_version == 7
     assert deployment.get_weights("rollout-late")["checksum"] == manifest.checksum
@@ -325,6 +362,20 @@ def test_late_joiner_loads_the_store_and_dead_engine_is_replaced(deployment: Dep
     assert group.server == "rollout-late"
     assert {span.version for rollout in group.rollouts for span in rollout.weight_versions} == {7}
     assert mismatch_greedy(group, make_adapted(17))
+
+
+def test_an_update_that_its_caller_leaves_open_ends_in_a_new_engine(deployment: Deployment) -> None:
+    """A trainer of its own that pushed by vLLM's routes has died between two phases: nobody else can end its update."""
+    late = "rollout-late"
+    process = deployment.processes[late]
+    engine = _children(process.pid)
+    assert deployment.post("/pause", late, params={"mode": "keep"}).status_code == 200
+    assert deployment.post("/start_weight_update", late).status_code == 200
+    deployment.wait(lambda: not set(engine) & set(_children(process.pid)))
+    record = deployment.wait_record(lambda record: record.state == "ready", late)
+    assert record.weight_version == 7
+    notes = [codec.decode_any(fields[b"m"]) for _, fields in deployment.redis.xrange(streams.EVENTS)]
+    assert "The engine is built anew: the update was abandoned half-way." in [note.text for note in notes]
 
 
 def test_leaving_server_hands_back_what_it_holds(deployment: Deployment) -> None:

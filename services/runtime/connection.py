@@ -9,8 +9,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 MAX_CONNECTIONS = 4096
-"""Groups that end together are published together, each on a connection of its own; the library's limit is 100, and
-what goes beyond it is an error."""
+"""Every command in flight has a connection of its own, so a burst of requests to the API needs many; the library's
+limit is 100, and what goes beyond it is an error."""
 
 
 def connect(url: str) -> Redis:

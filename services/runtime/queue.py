@@ -3,7 +3,8 @@
 The rules that make "nothing lost, nothing twice" true:
 
 - A message is acknowledged only together with the publishing of its successor (`forward`), in one Lua script that
-  publishes only if the acknowledgement took. Of two workers that hold the same message, one publishes.
+  publishes only if the acknowledgement took. Of two workers that hold the same message, one publishes. Forwards that
+  are ready together share a round trip (`forwards.py`).
 - A worker that dies leaves its messages pending; another takes them over once they have been idle (`reclaim`). A worker
   that is slow but alive keeps them with `touch`; one that leaves in order gives them up at once with `hand_back`.
 - Bytes that cannot be read go to the dead-letter stream with the reason, and are acknowledged in the same script.
@@ -26,6 +27,7 @@ from redis.exceptions import ResponseError
 from services.contracts import codec
 from services.contracts.errors import MalformedMessageError
 from services.contracts.messages import DeadLetter
+from services.runtime.forwards import Forwards
 from services.runtime.logs import get_logger
 
 M = TypeVar("M", bound=msgspec.Struct)
@@ -35,11 +37,6 @@ HANDED_BACK_SECONDS = 86_400.0
 REPLICAS_SECONDS = 2.0
 log = get_logger(__name__)
 
-_FORWARD = """
-if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return false end
-redis.call('XDEL', KEYS[1], ARGV[2])
-return redis.call('XADD', KEYS[2], '*', 'm', ARGV[3])
-"""
 _FEED = """
 local at = tonumber(redis.call('HGET', KEYS[2], ARGV[1]) or '0')
 if at ~= tonumber(ARGV[2]) then return at end
@@ -73,6 +70,7 @@ class Queue:
         self._dead_stream = dead_stream
         self._num_replicas = num_replicas
         self._known: set[str] = set()
+        self._forwards = Forwards(redis, group)
 
     async def publish(self, stream: str, message: msgspec.Struct) -> str:
         """Append a message that has no predecessor. Returns its stream id. May repeat under a lost connection.
@@ -182,10 +180,7 @@ class Queue:
 
     async def forward(self, delivery: Delivery[Any], stream: str, message: msgspec.Struct) -> bool:
         """Publish the successor and acknowledge, atomically. False where another consumer has done it already."""
-        reply = await self._run(
-            _FORWARD, keys=[delivery.stream, stream], args=[self.group, delivery.message_id, codec.encode(message)]
-        )
-        return reply is not None
+        return await self._forwards.forward(delivery.stream, delivery.message_id, stream, codec.encode(message))
 
     async def acknowledge(self, deliveries: Sequence[Delivery[Any]]) -> None:
         """Acknowledge and delete messages that have no successor. Repeating it changes nothing."""
@@ -199,7 +194,7 @@ class Queue:
         """Move one message to the dead letters, with the reason."""
         letter = DeadLetter(stream=stream, message_id=message_id, reason=reason, payload=payload, at=time.time())
         target = self._dead_stream or stream.rsplit(":", 1)[0] + ":dead"
-        await self._run(_FORWARD, keys=[stream, target], args=[self.group, message_id, codec.encode(letter)])
+        await self._forwards.forward(stream, message_id, target, codec.encode(letter))
 
     async def feed(
         self, stream: str, cursor_key: str, field: str, expected: int, messages: Sequence[msgspec.Struct]

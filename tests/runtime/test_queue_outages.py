@@ -59,8 +59,7 @@ class Load:
         while True:
             found = await queue.receive([source], PromptTask, count=4, block_seconds=0.05)
             found = found or await queue.reclaim(source, PromptTask, idle_seconds=0.2)
-            for delivery in found:
-                await queue.forward(delivery, target, delivery.message)
+            await asyncio.gather(*(queue.forward(delivery, target, delivery.message) for delivery in found))
 
     async def until_done(self, number: int) -> None:
         while await self.redis.xlen(RESULTS) < number:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 from redis.asyncio import Redis
 
 from services.contracts import codec, streams
@@ -46,6 +46,7 @@ class Workers(RuleBasedStateMachine):
     async def connected(self) -> Redis:
         redis = connect(self.url)
         await redis.flushall()
+        await redis.config_set("hz", 500)  # a read that finds nothing ends with the server's next tick
         return redis
 
     def teardown(self) -> None:
@@ -58,6 +59,7 @@ class Workers(RuleBasedStateMachine):
                 self.wait(queue.forward(delivery, NEXT, delivery.message))
         assert sorted(self.successors()) == list(range(self.num_fed))
         assert len(self.dead()) == self.num_junk
+        self.wait(self.redis.config_set("hz", 10))
         self.wait(self.redis.aclose())
         self.loop.close()
 
@@ -70,11 +72,19 @@ class Workers(RuleBasedStateMachine):
         self.old += found
 
     def successors(self) -> list[int]:
-        entries = self.wait(self.redis.xrange(NEXT))
+        return self.successors_of(self.wait(self.redis.xrange(NEXT)))
+
+    def successors_of(self, entries: Any) -> list[int]:
         return [codec.decode(fields[BODY], PromptTask).sequence for _, fields in entries]
 
     def dead(self) -> list[DeadLetter]:
         return [codec.decode(fields[BODY], DeadLetter) for _, fields in self.wait(self.redis.xrange(DEAD))]
+
+    @initialize()
+    def begin(self) -> None:
+        """With something in hand: few of the searches would come to forwarding otherwise."""
+        self.feed(3, repeated=False)
+        self.receive("a", 2)
 
     @rule(count=st.integers(1, 3), repeated=st.booleans())
     def feed(self, count: int, repeated: bool) -> None:
@@ -127,6 +137,29 @@ class Workers(RuleBasedStateMachine):
         delivery = data.draw(st.sampled_from(self.old))
         self.wait(self.queue(name).forward(delivery, NEXT, delivery.message))
 
+    @precondition(lambda self: self.old)
+    @rule(data=st.data(), name=WORKERS, ticks=st.integers(0, 12))
+    def forward_together(self, data: st.DataObject, name: str, ticks: int) -> None:
+        """Several at once, the same one twice perhaps; after some turns of the loop some callers are cancelled."""
+        chosen = data.draw(st.lists(st.sampled_from(self.old), min_size=1, max_size=5))
+        leaving = data.draw(st.sets(st.integers(0, len(chosen) - 1)))
+        self.wait(self.forward_some(self.queue(name), chosen, leaving, ticks))
+
+    async def forward_some(
+        self, queue: Queue, chosen: list[Delivery[PromptTask]], leaving: set[int], ticks: int
+    ) -> None:
+        before = set(self.successors_of(await self.redis.xrange(NEXT)))
+        tasks = [asyncio.create_task(queue.forward(item, NEXT, item.message)) for item in chosen]
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        for number in leaving:
+            tasks[number].cancel()
+        await asyncio.wait(tasks)
+        for item, forwarded in zip(chosen, tasks, strict=True):
+            if not forwarded.cancelled() and forwarded.result():
+                assert item.message.sequence not in before, "a result is true once"
+                before.add(item.message.sequence)
+
     @invariant()
     def each_message_is_in_one_place(self) -> None:
         done = self.successors()
@@ -141,7 +174,7 @@ def test_each_message_has_exactly_one_successor_whatever_happens(valkey_url: str
     run_state_machine_as_test(
         Workers,
         settings=settings(
-            max_examples=40,
+            max_examples=60,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -146,11 +146,14 @@ async def test_a_restart_shows_the_same(
     run = await filled(parts, client, run_body)
     before = {name: value for name, value in samples((await client.get("/metrics")).text).items() if _of(name, run)}
     again = make_parts(settings, redis, await open_database(settings))
-    await again.board.rebuild(again.database)
     async with client_of(again) as other:
+        early = (await other.get("/v1/runs")).json()["items"][0]
+        await again.board.rebuild(again.database)
+        late = (await other.get("/v1/runs")).json()["items"][0]
         after = {name: value for name, value in samples((await other.get("/metrics")).text).items() if _of(name, run)}
     assert len(before) > 40
     assert after == before
+    assert late["metrics"] == (await client.get("/v1/runs")).json()["items"][0]["metrics"] != early["metrics"]
     await again.close()
 
 

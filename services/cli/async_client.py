@@ -23,7 +23,7 @@ from services.cli.models import (
     Step,
     WeightPush,
 )
-from services.cli.wire import Call, EventParser, Page, connection_fault, endpoint, is_loopback, parse, raise_for_status
+from services.cli.wire import Call, EventParser, Page, connection, connection_fault, parse, raise_for_status
 from services.contracts.errors import UnavailableError
 
 T = TypeVar("T")
@@ -40,14 +40,9 @@ class AsyncClient:
         timeout_seconds: float = 10.0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self.url, headers = endpoint(url, key)
-        self._http = httpx.AsyncClient(
-            base_url=self.url,
-            headers=headers,
-            timeout=timeout_seconds,
-            transport=transport,
-            trust_env=not is_loopback(self.url),
-        )
+        arguments = connection(url, key, timeout_seconds)
+        self.url: str = arguments["base_url"]
+        self._http = httpx.AsyncClient(**arguments, transport=transport)
 
     async def __aenter__(self) -> Self:
         return self

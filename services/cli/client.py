@@ -32,7 +32,7 @@ from services.cli.models import (
     Step,
     WeightPush,
 )
-from services.cli.wire import Call, EventParser, Page, connection_fault, endpoint, is_loopback, parse, raise_for_status
+from services.cli.wire import Call, EventParser, Page, connection, connection_fault, parse, raise_for_status
 from services.contracts.errors import UnavailableError
 
 __all__ = ["AsyncClient", "Client"]
@@ -51,14 +51,9 @@ class Client:
         timeout_seconds: float = 10.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self.url, headers = endpoint(url, key)
-        self._http = httpx.Client(
-            base_url=self.url,
-            headers=headers,
-            timeout=timeout_seconds,
-            transport=transport,
-            trust_env=not is_loopback(self.url),
-        )
+        arguments = connection(url, key, timeout_seconds)
+        self.url: str = arguments["base_url"]
+        self._http = httpx.Client(**arguments, transport=transport)
 
     def __enter__(self) -> Self:
         return self

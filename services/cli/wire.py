@@ -66,20 +66,21 @@ class Call(Generic[T]):
         return replace(self, params=self.params | query)
 
 
-def endpoint(url: str | None, key: str | None) -> tuple[str, dict[str, str]]:
-    """Base URL and headers, from arguments or the environment."""
+def connection(url: str | None, key: str | None, timeout_seconds: float) -> dict[str, Any]:
+    """Arguments of a client of httpx for the API that is named, or that the environment names."""
     url = (url or os.environ.get("TURNOUT_API_URL") or DEFAULT_URL).rstrip("/")
     if not url.startswith(("http://", "https://")):
         raise ConfigurationError(
             f"The API's URL {url!r} does not start with http:// or https://.", remedy=f"Give one like {DEFAULT_URL}."
         )
     key = key if key is not None else os.environ.get("TURNOUT_API_KEY", "")
-    return url, {"Authorization": f"Bearer {key}"} if key else {}
-
-
-def is_loopback(url: str) -> bool:
-    """Whether the URL names this machine: then a proxy from the environment has no business in between."""
-    return httpx.URL(url).host in LOOPBACK
+    return {
+        "base_url": url,
+        "headers": {"Authorization": f"Bearer {key}"} if key else {},
+        "timeout": timeout_seconds,
+        # On this machine a proxy from the environment has no business in between.
+        "trust_env": httpx.URL(url).host not in LOOPBACK,
+    }
 
 
 def create_run(config: dict[str, Any], idempotency_key: str | None) -> Call[Run]:

@@ -1,7 +1,10 @@
 """What one group costs on its way from feeder to acknowledgement, hop by hop, on a real Valkey server.
 
-Every hop is done for all groups before the next, one process, one group at a time, so that CPU seconds of client and
-server can be told apart by hop. No engine works meanwhile.
+Every hop is done for all groups before the next, in one process, so that CPU seconds of client and server can be told
+apart by hop. No engine works meanwhile. As in the ring, some groups are received and published together.
+
+Then the whole way is gone once more as in the ring: verifier and learner wait for what the one before them publishes,
+and so some of Valkey's work, the sync of its file above all, is done for writer and reader at once.
 """
 
 from __future__ import annotations
@@ -37,7 +40,10 @@ from services.runtime.queue import Queue
 
 RUN = "hops"
 GROUP_SIZE = 8
+PROMPTS, COMPLETIONS, SCORED = streams.prompts(RUN), streams.completions(RUN), streams.scored(RUN)
 PROMPT_TOKENS = 128
+FED_AT_ONCE = 8
+"""The demo's prompts a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +63,15 @@ class Journey:
 
     tokens: int
     """Response tokens of each rollout."""
+    together: int
+    """Groups that end, and so travel, at the same time."""
     wire_bytes: int
     """One scored group on the wire."""
     stored_bytes: float
     """Memory of the server for one scored group."""
     hops: list[Hop]
+    whole: Hop
+    """The whole way as in the ring, all services."""
 
     def client_seconds(self, service: str) -> float:
         return sum(hop.client_seconds for hop in self.hops if hop.service == service)
@@ -85,14 +95,13 @@ def valkey() -> Iterator[str]:
             server.stop()
 
 
-def measure(url: str, tokens: int, num_groups: int) -> Journey:
-    """Take `num_groups` groups of 8 rollouts of `tokens` tokens through the queue."""
-    return asyncio.run(_measure(url, tokens, num_groups))
+def measure(url: str, tokens: int, num_groups: int, together: int) -> Journey:
+    """Take `num_groups` groups of 8 rollouts of `tokens` tokens through the queue, `together` at a time."""
+    return asyncio.run(_measure(url, tokens, num_groups, together))
 
 
-async def _measure(url: str, tokens: int, num_groups: int) -> Journey:
+async def _measure(url: str, tokens: int, num_groups: int, together: int) -> Journey:
     redis = connect(url)
-    await redis.flushall()
     hops: list[Hop] = []
 
     async def hop(name: str, service: str, work: Callable[[], Awaitable[Any]]) -> Any:
@@ -102,43 +111,90 @@ async def _measure(url: str, tokens: int, num_groups: int) -> Journey:
         hops.append(Hop(name, service, *(value / num_groups for value in seconds)))
         return result
 
-    rollout, verifier, learner = (
-        Queue(redis, group, "bench") for group in (streams.GROUP_ROLLOUT, streams.GROUP_VERIFIER, streams.GROUP_LEARNER)
-    )
-    prompts, completions, scored = streams.prompts(RUN), streams.completions(RUN), streams.scored(RUN)
-    tasks = [_task(number, tokens) for number in range(num_groups)]
-    groups = [_completed(task, tokens) for task in tasks[:4]]
-    verdict = Verdict(status="ok", reward=1.0, correct=True, parsed_answer="B", format_ok=True)
-
-    async def receive(queue: Queue, stream: str, kind: Any) -> list[Any]:
-        found: list[Any] = []
-        while len(found) < num_groups:
-            found += await queue.receive([stream], kind, count=16)
-        return found
-
-    async def complete(held: list[Any]) -> None:
-        for index, delivery in enumerate(held):
-            await rollout.forward(delivery, completions, groups[index % 4])
-
-    async def score(held: list[Any]) -> None:
-        for delivery in held:
-            group = ScoredGroup(group=delivery.message, verdicts=[verdict] * GROUP_SIZE, verifier="bench")
-            await verifier.forward(delivery, scored, group)
-
-    await hop("feed", "learner", lambda: learner.feed(prompts, streams.feeder(RUN), "train", 0, tasks))
-    held = await hop("receive a task", "rollout", lambda: receive(rollout, prompts, PromptTask))
-    await hop("publish rollouts, acknowledge", "rollout", lambda: complete(held))
-    held = await hop("receive rollouts", "verifier", lambda: receive(verifier, completions, CompletedGroup))
+    way = await _Way.begin(redis, tokens, num_groups, together)
+    await hop("feed", "learner", way.feed)
+    held = await hop("receive a task", "rollout", lambda: way.receive(way.rollout, PROMPTS, PromptTask))
+    await hop("publish rollouts, acknowledge", "rollout", lambda: way.complete(held))
+    held = await hop("receive rollouts", "verifier", lambda: way.receive(way.verifier, COMPLETIONS, CompletedGroup))
     before = await _memory(redis)
-    await hop("publish verdicts, acknowledge", "verifier", lambda: score(held))
+    await hop("publish verdicts, acknowledge", "verifier", lambda: way.judge(held))
     stored = (await _memory(redis) - before) / num_groups
-    held = await hop("receive verdicts", "learner", lambda: receive(learner, scored, ScoredGroup))
+    held = await hop("receive verdicts", "learner", lambda: way.receive(way.learner, SCORED, ScoredGroup))
     wire = len(codec.encode(held[0].message))
     alone = await _memory(redis)
-    await hop("acknowledge", "learner", lambda: learner.acknowledge(held))
+    await hop("acknowledge", "learner", lambda: way.learner.acknowledge(held))
     stored = max(stored, (alone - await _memory(redis)) / num_groups)
+    way = await _Way.begin(redis, tokens, num_groups, together)
+    await hop("the whole way, readers waiting", "all", way.go)
     await redis.aclose()
-    return Journey(tokens, wire, stored, hops)
+    return Journey(tokens, together, wire, stored, hops[:-1], hops[-1])
+
+
+@dataclass(slots=True)
+class _Way:
+    """The services' calls, `together` groups at a time."""
+
+    rollout: Queue
+    verifier: Queue
+    learner: Queue
+    tasks: list[PromptTask]
+    groups: list[CompletedGroup]
+    together: int
+
+    @classmethod
+    async def begin(cls, redis: Redis, tokens: int, num_groups: int, together: int) -> _Way:
+        await redis.flushall()
+        services = streams.GROUP_ROLLOUT, streams.GROUP_VERIFIER, streams.GROUP_LEARNER
+        rollout, verifier, learner = (Queue(redis, group, "bench") for group in services)
+        tasks = [_task(number, tokens) for number in range(num_groups)]
+        groups = [_completed(task, tokens) for task in tasks[:4]]
+        return cls(rollout, verifier, learner, tasks, groups, together)
+
+    async def feed(self) -> None:
+        for at in range(0, len(self.tasks), FED_AT_ONCE):
+            await self.learner.feed(PROMPTS, streams.feeder(RUN), "train", at, self.tasks[at : at + FED_AT_ONCE])
+
+    async def receive(self, queue: Queue, stream: str, kind: Any, number: int = 0) -> list[Any]:
+        """So many messages; 0 for all groups."""
+        found: list[Any] = []
+        while len(found) < (number or len(self.tasks)):
+            found += await queue.receive([stream], kind, count=self.together)
+        return found
+
+    async def complete(self, held: list[Any]) -> None:
+        await self._forward(self.rollout, held, COMPLETIONS, lambda task: self.groups[task.sequence % len(self.groups)])
+
+    async def judge(self, held: list[Any]) -> None:
+        verdicts = [Verdict(status="ok", reward=1.0, correct=True, parsed_answer="B", format_ok=True)] * GROUP_SIZE
+        await self._forward(
+            self.verifier, held, SCORED, lambda group: ScoredGroup(group=group, verdicts=verdicts, verifier="bench")
+        )
+
+    async def _forward(self, queue: Queue, held: list[Any], stream: str, successor: Callable[[Any], Any]) -> None:
+        for at in range(0, len(held), self.together):
+            some = held[at : at + self.together]
+            await asyncio.gather(*(queue.forward(item, stream, successor(item.message)) for item in some))
+
+    async def go(self) -> None:
+        """All hops. The next groups are published when the learner has these."""
+        await self.feed()
+        trained: list[Any] = []
+        left = len(self.tasks)
+        while left:
+            number = min(self.together, left)
+            left -= number
+            judging = asyncio.create_task(self._judge_next(number))
+            learning = asyncio.create_task(self.receive(self.learner, SCORED, ScoredGroup, number))
+            await self.complete(await self.receive(self.rollout, PROMPTS, PromptTask, number))
+            await judging
+            trained += await learning
+        await self.learner.acknowledge(trained)
+
+    async def _judge_next(self, number: int) -> None:
+        while number:
+            held = await self.verifier.receive([COMPLETIONS], CompletedGroup, count=self.together)
+            await self.judge(held)
+            number -= len(held)
 
 
 async def _server_cpu(redis: Redis) -> float:

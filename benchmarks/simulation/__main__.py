@@ -25,6 +25,8 @@ FAULTY = 3
 STEADY_STEPS = 6
 """Least number of steps between the ring's filling and its emptying."""
 TOKENS = (64, 1024, 8192)
+TOGETHER = 8
+"""Groups at a time where a core has all the work that it can do."""
 
 
 def play(scenarios: Iterable[Scenario], url: str) -> list[Outcome]:
@@ -94,7 +96,8 @@ def main() -> None:
         staleness, failures = play(sweep, url), play(faults, url)
         failures.insert(0, staleness[FAULTY])
         mean = round(large.mean_tokens)
-        journeys = [_hops.measure(url, tokens, max(16, 60_000 // tokens)) for tokens in sorted({*TOKENS, mean})]
+        lengths = sorted({*TOKENS, mean})
+        journeys = [_hops.measure(url, tokens, max(16, 60_000 // tokens), TOGETHER) for tokens in lengths]
     report.write(ring, staleness, failures, journeys, short=options.short)
 
 

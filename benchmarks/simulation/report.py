@@ -102,7 +102,7 @@ def capacity_table(journeys: list[Journey]) -> str:
             f"| {journey.server_seconds * 1e3:.2f} | {learner * 1e3:.2f} | {verifier * 1e3:.2f} "
             f"| {rollout * 1e3:.2f} | {1 / journey.server_seconds:.0f} | {1 / learner:.0f} | {1 / verifier:.0f} |"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + f"\n\nGroups travel {journeys[0].together} at a time.\n"
 
 
 def verdict(ring: Outcome, own: Journey) -> str:

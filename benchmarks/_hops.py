@@ -10,6 +10,7 @@ and so some of Valkey's work, the sync of its file above all, is done for writer
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import tempfile
 import time
@@ -44,6 +45,8 @@ PROMPTS, COMPLETIONS, SCORED = streams.prompts(RUN), streams.completions(RUN), s
 PROMPT_TOKENS = 128
 FED_AT_ONCE = 8
 """The demo's prompts a step."""
+MAX_TAKEN = 2
+"""What a rollout server takes at once, so that servers share the tasks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +66,8 @@ class Journey:
 
     tokens: int
     """Response tokens of each rollout."""
-    together: int
-    """Groups that end, and so travel, at the same time."""
+    together: float
+    """Groups that end, and so travel, at the same time; their mean."""
     wire_bytes: int
     """One scored group on the wire."""
     stored_bytes: float
@@ -95,12 +98,12 @@ def valkey() -> Iterator[str]:
             server.stop()
 
 
-def measure(url: str, tokens: int, num_groups: int, together: int) -> Journey:
+def measure(url: str, tokens: int, num_groups: int, together: float) -> Journey:
     """Take `num_groups` groups of 8 rollouts of `tokens` tokens through the queue, `together` at a time."""
     return asyncio.run(_measure(url, tokens, num_groups, together))
 
 
-async def _measure(url: str, tokens: int, num_groups: int, together: int) -> Journey:
+async def _measure(url: str, tokens: int, num_groups: int, together: float) -> Journey:
     redis = connect(url)
     hops: list[Hop] = []
 
@@ -113,13 +116,13 @@ async def _measure(url: str, tokens: int, num_groups: int, together: int) -> Jou
 
     way = await _Way.begin(redis, tokens, num_groups, together)
     await hop("feed", "learner", way.feed)
-    held = await hop("receive a task", "rollout", lambda: way.receive(way.rollout, PROMPTS, PromptTask))
-    await hop("publish rollouts, acknowledge", "rollout", lambda: way.complete(held))
-    held = await hop("receive rollouts", "verifier", lambda: way.receive(way.verifier, COMPLETIONS, CompletedGroup))
+    held = await hop("receive a task", "rollout", lambda: way.each(way.take_tasks))
+    await hop("publish rollouts, acknowledge", "rollout", lambda: way.give(held, way.complete))
+    held = await hop("receive rollouts", "verifier", lambda: way.each(way.take_completed))
     before = await _memory(redis)
-    await hop("publish verdicts, acknowledge", "verifier", lambda: way.judge(held))
+    await hop("publish verdicts, acknowledge", "verifier", lambda: way.give(held, way.judge))
     stored = (await _memory(redis) - before) / num_groups
-    held = await hop("receive verdicts", "learner", lambda: way.receive(way.learner, SCORED, ScoredGroup))
+    held = await hop("receive verdicts", "learner", lambda: way.each(way.take_scored))
     wire = len(codec.encode(held[0].message))
     alone = await _memory(redis)
     await hop("acknowledge", "learner", lambda: way.learner.acknowledge(held))
@@ -132,69 +135,88 @@ async def _measure(url: str, tokens: int, num_groups: int, together: int) -> Jou
 
 @dataclass(slots=True)
 class _Way:
-    """The services' calls, `together` groups at a time."""
+    """The services' calls."""
 
     rollout: Queue
     verifier: Queue
     learner: Queue
     tasks: list[PromptTask]
     groups: list[CompletedGroup]
-    together: int
+    sizes: list[int]
+    """Of the groups that travel together."""
 
     @classmethod
-    async def begin(cls, redis: Redis, tokens: int, num_groups: int, together: int) -> _Way:
+    async def begin(cls, redis: Redis, tokens: int, num_groups: int, together: float) -> _Way:
         await redis.flushall()
         services = streams.GROUP_ROLLOUT, streams.GROUP_VERIFIER, streams.GROUP_LEARNER
         rollout, verifier, learner = (Queue(redis, group, "bench") for group in services)
         tasks = [_task(number, tokens) for number in range(num_groups)]
         groups = [_completed(task, tokens) for task in tasks[:4]]
-        return cls(rollout, verifier, learner, tasks, groups, together)
+        ends = {min(num_groups, round(number * together)) for number in range(num_groups + 1)}
+        sizes = [after - before for before, after in itertools.pairwise(sorted(ends))]
+        return cls(rollout, verifier, learner, tasks, groups, sizes)
 
     async def feed(self) -> None:
         for at in range(0, len(self.tasks), FED_AT_ONCE):
             await self.learner.feed(PROMPTS, streams.feeder(RUN), "train", at, self.tasks[at : at + FED_AT_ONCE])
 
-    async def receive(self, queue: Queue, stream: str, kind: Any, number: int = 0) -> list[Any]:
-        """So many messages; 0 for all groups."""
-        found: list[Any] = []
-        while len(found) < (number or len(self.tasks)):
-            found += await queue.receive([stream], kind, count=self.together)
-        return found
+    async def take_tasks(self, number: int) -> list[Any]:
+        return await _receive(self.rollout, PROMPTS, PromptTask, number, at_once=MAX_TAKEN)
+
+    async def take_completed(self, number: int) -> list[Any]:
+        return await _receive(self.verifier, COMPLETIONS, CompletedGroup, number)
+
+    async def take_scored(self, number: int) -> list[Any]:
+        return await _receive(self.learner, SCORED, ScoredGroup, number)
 
     async def complete(self, held: list[Any]) -> None:
-        await self._forward(self.rollout, held, COMPLETIONS, lambda task: self.groups[task.sequence % len(self.groups)])
+        groups = [self.groups[item.message.sequence % len(self.groups)] for item in held]
+        await _forward(self.rollout, held, COMPLETIONS, groups)
 
     async def judge(self, held: list[Any]) -> None:
         verdicts = [Verdict(status="ok", reward=1.0, correct=True, parsed_answer="B", format_ok=True)] * GROUP_SIZE
-        await self._forward(
-            self.verifier, held, SCORED, lambda group: ScoredGroup(group=group, verdicts=verdicts, verifier="bench")
-        )
+        groups = [ScoredGroup(group=item.message, verdicts=verdicts, verifier="bench") for item in held]
+        await _forward(self.verifier, held, SCORED, groups)
 
-    async def _forward(self, queue: Queue, held: list[Any], stream: str, successor: Callable[[Any], Any]) -> None:
-        for at in range(0, len(held), self.together):
-            some = held[at : at + self.together]
-            await asyncio.gather(*(queue.forward(item, stream, successor(item.message)) for item in some))
+    async def each(self, take: Callable[[int], Awaitable[list[Any]]]) -> list[Any]:
+        """One hop: all groups taken."""
+        return [item for size in self.sizes for item in await take(size)]
+
+    async def give(self, held: list[Any], publish: Callable[[list[Any]], Awaitable[None]]) -> None:
+        """One hop: all groups published."""
+        rest = iter(held)
+        for size in self.sizes:
+            await publish(list(itertools.islice(rest, size)))
 
     async def go(self) -> None:
-        """All hops. The next groups are published when the learner has these."""
+        """All hops. The next groups set out when the learner has these."""
         await self.feed()
         trained: list[Any] = []
-        left = len(self.tasks)
-        while left:
-            number = min(self.together, left)
-            left -= number
-            judging = asyncio.create_task(self._judge_next(number))
-            learning = asyncio.create_task(self.receive(self.learner, SCORED, ScoredGroup, number))
-            await self.complete(await self.receive(self.rollout, PROMPTS, PromptTask, number))
+        for size in self.sizes:
+            judging = asyncio.create_task(self._judge_next(size))
+            learning = asyncio.create_task(self.take_scored(size))
+            await self.complete(await self.take_tasks(size))
             await judging
             trained += await learning
         await self.learner.acknowledge(trained)
 
     async def _judge_next(self, number: int) -> None:
         while number:
-            held = await self.verifier.receive([COMPLETIONS], CompletedGroup, count=self.together)
+            held = await self.verifier.receive([COMPLETIONS], CompletedGroup, count=number)
             await self.judge(held)
             number -= len(held)
+
+
+async def _receive(queue: Queue, stream: str, kind: Any, number: int, at_once: int = 64) -> list[Any]:
+    found: list[Any] = []
+    while len(found) < number:
+        found += await queue.receive([stream], kind, count=min(at_once, number - len(found)))
+    return found
+
+
+async def _forward(queue: Queue, held: list[Any], stream: str, successors: list[Any]) -> None:
+    pairs = zip(held, successors, strict=True)
+    await asyncio.gather(*(queue.forward(item, stream, successor) for item, successor in pairs))
 
 
 async def _server_cpu(redis: Redis) -> float:

@@ -33,15 +33,15 @@ def main() -> None:
     step_seconds, prompts, together = demo_step(options.steps)
     print(f"  a step takes {step_seconds:.2f} s, {together:.1f} groups together", file=sys.stderr, flush=True)
     with _hops.valkey() as url:
-        short = _hops.measure(url, 64, options.groups, max(1, round(together)))
+        short = _hops.measure(url, 64, options.groups, max(1.0, together))
         long = _hops.measure(url, 8192, max(8, options.groups // 10), 1)
     print("## Queue and codec as a share of a step\n")
     print(
         "Groups on their way through real Valkey (append-only file, synced before each answer), hop by hop, nothing "
         "else running. CPU milliseconds a group; each hop encodes or decodes the whole message. Groups that are ready "
-        f"together share a round trip: in the demo's run {together:.1f} of them. Here the short ones go "
-        f"{short.together} at a time, the long ones {long.together}. In the last line verifier and learner wait for "
-        "what the one before them publishes, as in a run: Valkey then syncs its file for writer and reader at once.\n"
+        f"together share a round trip, in the demo's run {together:.1f} of them; here the short ones as many, the long "
+        "ones go alone. In the last line verifier and learner wait for what the one before them publishes, as in a "
+        "run: Valkey then syncs its file for writer and reader at once.\n"
     )
     print(hops_table(short, long))
     print(f"\nA scored group has {short.wire_bytes} and {long.wire_bytes} bytes on the wire.")

@@ -46,6 +46,7 @@ class Ingest:
                 self._replayed = False
                 await asyncio.sleep(GATHER_SECONDS)
                 deliveries += await self._receive(0.0)
+            deliveries = await self._with_missed(deliveries)
         self._replayed = False
         try:
             await self.journal.store(delivery.message for delivery in deliveries)
@@ -62,6 +63,18 @@ class Ingest:
         found = await self.queue.receive([streams.EVENTS], Event, count=BATCH, block_seconds=block_seconds)
         self._notice(found)
         return found
+
+    async def _with_missed(self, deliveries: list[Delivery[Event]]) -> list[Delivery[Event]]:
+        """These and those whose delivery never reached us, oldest first: what a state means depends on the order."""
+        in_hand = {delivery.message_id for delivery in deliveries}
+        missed: list[Delivery[Event]] = []
+        while found := await self.queue.missed(streams.EVENTS, Event, in_hand):
+            missed += found
+            in_hand |= {delivery.message_id for delivery in found}
+        if not missed:
+            return deliveries
+        self._notice(missed)
+        return sorted(deliveries + missed, key=lambda delivery: [int(part) for part in delivery.message_id.split("-")])
 
     def _notice(self, deliveries: list[Delivery[Event]]) -> None:
         """New weights are pushed before their event is stored: the pusher reads the published version from Redis."""

@@ -106,6 +106,9 @@ class Evaluator:
                 given_up |= await self._find_lost(outstanding)
                 silent_since = time.monotonic()
             arrived = await self._queue.receive([stream], ScoredGroup, count=64, block_seconds=0.5)
+            if not arrived:
+                in_hand = {delivery.message_id for delivery in judged.values()}
+                arrived = await self._queue.missed(stream, ScoredGroup, in_hand)
             await asyncio.sleep(0)
 
     async def _find_lost(self, outstanding: Sequence[PromptTask]) -> set[str]:

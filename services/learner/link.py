@@ -53,6 +53,8 @@ class RunLink:
         """Kept by the training thread: gives the feeder credit for replacements."""
         self.arrivals: queue.SimpleQueue[Delivery[ScoredGroup]] = queue.SimpleQueue()
         self.feeder: Feeder | None = None
+        self._in_hand: set[str] = set()
+        """Ids of the scored groups that arrived and are not acknowledged; used on the loop only."""
         self._announced: dict[str, str] = {}
         self._pipe = ProgressPipe()
         self._thread = LoopThread()
@@ -145,7 +147,11 @@ class RunLink:
 
     def acknowledge(self, deliveries: list[Delivery[ScoredGroup]]) -> None:
         if deliveries:
-            self.call(self.queue.acknowledge(deliveries))
+            self.call(self._acknowledge(deliveries))
+
+    async def _acknowledge(self, deliveries: list[Delivery[ScoredGroup]]) -> None:
+        await self.queue.acknowledge(deliveries)
+        self._in_hand.difference_update(delivery.message_id for delivery in deliveries)
 
     def report(self, **changes: Any) -> None:
         """Change the progress that the supervisor sees within a second."""
@@ -171,11 +177,15 @@ class RunLink:
         """Consumes `scored`; produces arrivals for the training thread; waits for verifiers. Bounded by the feeder's
         credit, so the queue needs no limit of its own."""
         stream = streams.scored(self.run_id)
-        for delivery in await self.queue.own_pending(stream, ScoredGroup):
-            self.arrivals.put(delivery)
+        self._arrive(await self.queue.own_pending(stream, ScoredGroup))
         while True:
-            for delivery in await self.queue.receive([stream], ScoredGroup, count=64, block_seconds=1.0):
-                self.arrivals.put(delivery)
+            arrived = await self.queue.receive([stream], ScoredGroup, count=64, block_seconds=1.0)
+            self._arrive(arrived or await self.queue.missed(stream, ScoredGroup, self._in_hand))
+
+    def _arrive(self, deliveries: list[Delivery[ScoredGroup]]) -> None:
+        for delivery in deliveries:
+            self._in_hand.add(delivery.message_id)
+            self.arrivals.put(delivery)
 
     async def _watch(self) -> None:
         """Consumes the desired state; produces progress lines; never waits for long."""

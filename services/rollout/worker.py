@@ -63,14 +63,18 @@ class RolloutWorker:
         """Sample until cancelled. Messages in hand are then handed back: another server, or this one's next life, takes
         them at once."""
         upkeep = asyncio.create_task(self._upkeep())
+        has_own = False
         try:
-            self._accept(await self._queue.own_pending(self._prompts, PromptTask))
-            while True:
+            while not upkeep.done():
                 try:
+                    if not has_own:
+                        self._accept(await self._queue.own_pending(self._prompts, PromptTask))
+                        has_own = True
                     await self._turn()
                 except RedisError as error:
                     log.warning("queue not reachable", error=str(error))
                     await asyncio.sleep(1.0)
+            upkeep.result()  # without it nothing is kept: its error is ours
         finally:
             in_hand = self._in_hand()
             await stop([upkeep, *(task for _, task in self._active.values())])

@@ -16,7 +16,7 @@ The rules that make "nothing lost, nothing twice" true:
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
@@ -134,6 +134,20 @@ class Queue:
                 return deliveries
             last = _text(entries[-1][0])
             deliveries += await self._read(stream, entries, kind)
+
+    async def missed(self, stream: str, kind: type[M], in_hand: Collection[str]) -> list[Delivery[M]]:
+        """What this consumer was given in an answer that a broken connection lost; the call that was then made again
+        gets newer messages. For consumers that nobody reclaims from. `in_hand`: ids of what it has, unacknowledged."""
+        await self._ensure_group(stream)
+        count = len(in_hand) + 1  # one that is missed is among so many
+        try:
+            found: Any = await self.redis.xpending_range(stream, self.group, "-", "+", count, self.consumer)
+            ids = [entry["message_id"] for entry in found if _text(entry["message_id"]) not in in_hand]
+            entries: Any = await self.redis.xclaim(stream, self.group, self.consumer, 0, ids) if ids else []
+        except ResponseError as error:
+            self._forget(stream, error)
+            return []
+        return await self._read(stream, entries, kind)
 
     async def reclaim(self, stream: str, kind: type[M], *, idle_seconds: float, count: int = 16) -> list[Delivery[M]]:
         """Take over messages that some consumer has held without a sign of life for `idle_seconds`.

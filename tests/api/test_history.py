@@ -126,6 +126,25 @@ async def test_events_become_rows_lists_and_stream(
     assert await redis.xlen(streams.EVENTS) == 0
 
 
+async def test_events_in_an_answer_that_was_lost_are_stored_in_their_order(
+    parts: Parts, client: httpx.AsyncClient, redis: Redis, run_id: str
+) -> None:
+    """The connection broke before the answer came: the events are the API's, which has never seen them."""
+    await parts.ingest.step()
+    states = ["starting", "running", "paused", "running"]
+    told = [RunStateChanged(run_id=run_id, at=float(at), state=state) for at, state in enumerate(states)]
+    await emit(redis, *told[:3])
+    await redis.xreadgroup(streams.GROUP_API, parts.ingest.queue.consumer, {streams.EVENTS: ">"})
+    await emit(redis, told[3])
+    await parts.ingest.step()
+    assert [data["state"] for _, kind, data in await entries(client, run_id) if kind == "state"] == states
+    await emit(redis, Note(run_id=run_id, at=8.0, level="info", source="learner-0", text="the last word"))
+    await redis.xreadgroup(streams.GROUP_API, parts.ingest.queue.consumer, {streams.EVENTS: ">"})
+    await parts.ingest.step()
+    assert (await entries(client, run_id))[-1][1] == "note"
+    assert await redis.xlen(streams.EVENTS) == 0
+
+
 async def test_events_delivered_again_change_nothing(
     parts: Parts, client: httpx.AsyncClient, redis: Redis, run_id: str, tmp_path: Path
 ) -> None:

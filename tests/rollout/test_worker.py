@@ -1,0 +1,43 @@
+"""The sampling loop while the queue server gives way. No engine: what it would do is not asked here."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from services.contracts import streams
+from services.contracts.messages import PromptTask
+from services.rollout.server import EngineServer
+from services.rollout.worker import RolloutWorker
+from services.runtime.life import end
+from services.runtime.queue import HANDED_BACK_SECONDS, Queue
+from services.runtime.registry import Presence
+from tests.conftest import free_port
+from tests.learner.conftest import make_group
+
+
+async def test_a_worker_that_starts_without_queue_server_takes_up_what_is_its_own(redis: Redis) -> None:
+    """An outage that begins while the engine starts. Were its fault to end the worker, the server would hold its groups
+    and look ready for ever."""
+    stream = streams.prompts("run")
+    queue = Queue(redis, streams.GROUP_ROLLOUT, "rollout-0")
+    await queue.publish(stream, make_group(0).group.task)
+    assert len(await queue.receive([stream], PromptTask)) == 1
+    queue.redis = Redis(port=free_port(), retry=Retry(NoBackoff(), 0))
+    unused: Any = None
+    presence = Presence(redis, "rollout", "rollout-0", "")
+    worker = RolloutWorker("run", queue, EngineServer(), unused, presence, max_num_seqs=8)
+    running = asyncio.create_task(worker.run())
+    await asyncio.wait([running], timeout=0.1)
+    queue.redis = redis
+    async with asyncio.timeout(20):
+        while "weights" not in presence.record().waiting_for:
+            assert not running.done(), running.exception()
+            await asyncio.sleep(0.02)
+    await end([running], seconds=10)
+    [pending] = await redis.xpending_range(stream, streams.GROUP_ROLLOUT, "-", "+", 10)
+    assert pending["time_since_delivered"] >= HANDED_BACK_SECONDS * 1000, "it had taken it up"

@@ -66,7 +66,7 @@ class Address:
         return int(self._server.sockets[0].getsockname()[1])
 
     def move(self, port: int) -> None:
-        """Point to another server; open connections break."""
+        """Point to another server; open connections break. (Where only `target` is set, they stay with the old one.)"""
         self.target = port
         for writer in list(self._connections):
             writer.close()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from services.api.database import Database
@@ -18,6 +19,7 @@ from services.api.journal import Journal
 from services.api.runs.repository import unfinished_runs
 from services.api.stalls import Fleet, Stall, Wait, find_stalls, find_waits, no_queue_server
 from services.contracts.services import ServiceRecord
+from services.runtime.connection import is_outage
 from services.runtime.queue_log import queue_server_fault
 
 STALL_SECONDS = 60.0
@@ -83,8 +85,10 @@ class Watchdog:
         try:
             services = await self.roll.take()
             queues = await queue_states(self.redis, list(moving))
-        except (RedisConnectionError, RedisTimeoutError):
-            await self._without_queue_server(list(moving), "")
+        except RedisError as error:
+            if is_outage(error):
+                says = "" if isinstance(error, RedisConnectionError | RedisTimeoutError) else str(error)
+                await self._without_queue_server(list(moving), says and f"The queue server takes no writes: {says}")
             raise
         if services is None:
             return  # it was away until a moment ago

@@ -15,6 +15,7 @@
 | `turnout:runs` | set of run ids that are assigned | API | verifiers |
 | `turnout:events` | stream | learner, all services | API, group `api` |
 | `turnout:service:<instance>` | string (JSON `ServiceRecord`), expires | the service | API |
+| `turnout:roll-call` | string, expires: whether writes are taken | API | nobody |
 | `turnout:assignment:<instance>` | string: a run id | API | that service |
 
 The run id in braces is a Redis Cluster hash tag: all keys of one run live on one node, so a message can be published
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 EVENTS = "turnout:events"
 RUNS = "turnout:runs"
+ROLL_CALL = "turnout:roll-call"
 GROUP_ROLLOUT = "rollout"
 GROUP_VERIFIER = "verifier"
 GROUP_LEARNER = "learner"

@@ -16,7 +16,7 @@ EXIT_REPORTED = 3
 """Exit code: the run ended or failed, and its state has been reported; starting again would not help."""
 EXIT_ORPHANED = 4
 EXIT_NO_QUEUE = 5
-"""Exit code: the queue server did not answer for long. Not the program's fault: start it again once it answers."""
+"""Exit code: the queue server did not serve for long. Not the program's fault: start it again once it does."""
 
 
 class Progress(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -127,10 +127,10 @@ class Supervisor:
         self.presence.waits_for("the queue server")
         while True:
             try:
-                await self.redis.ping()
+                await self.presence.publish()  # a write: a full disk or memory refuses nothing else
                 return
             except RedisError as error:
-                log.warning("the queue server does not answer", error=str(error))
+                log.warning("the queue server does not serve", error=str(error))
                 await asyncio.sleep(1.0)
 
     async def _attempt(self, run_id: str) -> int | None:

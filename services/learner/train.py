@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import IO
 
 import msgspec
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from services.learner.ranks import join, leave, prepare_environment
 
@@ -32,6 +30,7 @@ from services.learner.link import RunLink  # noqa: E402
 from services.learner.progress import EXIT_NO_QUEUE, EXIT_REPORTED, RUN_VARIABLE  # noqa: E402
 from services.learner.ranks import Ranks  # noqa: E402
 from services.learner.session import TrainingSession  # noqa: E402
+from services.runtime.connection import is_outage  # noqa: E402
 from services.runtime.logs import configure_logs, get_logger, set_log_fields  # noqa: E402
 from services.runtime.settings import Settings, load_settings  # noqa: E402
 from services.runtime.traces import configure_traces, flush_traces  # noqa: E402
@@ -140,7 +139,7 @@ def report_failure(link: RunLink, error: Exception) -> int:
     sentence = describe(error)
     log.error("training failed", error=sentence, exc_info=error)
     ends_run = isinstance(error, TurnoutError) and not isinstance(error, UnavailableError)
-    if isinstance(error, RedisConnectionError | RedisTimeoutError):
+    if is_outage(error):
         return EXIT_NO_QUEUE
     try:
         link.report(error=sentence)

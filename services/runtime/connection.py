@@ -6,6 +6,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 MAX_CONNECTIONS = 4096
@@ -13,14 +14,25 @@ MAX_CONNECTIONS = 4096
 limit is 100, and what goes beyond it is an error."""
 
 
+_REFUSALS = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN")
+
+
 def connect(url: str) -> Redis:
-    """A client that survives restarts of the server: calls are retried for about 20 s before the error shows."""
+    """A client that survives restarts of the server: calls are retried for about 20 s before the error shows, each on a
+    new connection, so that a primary which was demoted to a replica is left for the one its address leads to now."""
     retry = Retry(ExponentialBackoff(cap=2.0, base=0.05), retries=15)
     return Redis.from_url(
         url,
         max_connections=MAX_CONNECTIONS,
         retry=retry,
-        retry_on_error=[RedisConnectionError, RedisTimeoutError, ConnectionError],
+        retry_on_error=[RedisConnectionError, RedisTimeoutError, ConnectionError, ReadOnlyError],
         socket_connect_timeout=5,
         health_check_interval=30,
     )
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether the queue server cannot serve at the moment, which no new start of ours mends: it is away, or it takes no
+    writes (disk or memory full, demoted to a replica)."""
+    away = RedisConnectionError | RedisTimeoutError | ReadOnlyError | OutOfMemoryError
+    return isinstance(error, away) or (isinstance(error, ResponseError) and str(error).startswith(_REFUSALS))

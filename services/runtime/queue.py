@@ -109,7 +109,7 @@ class Queue:
                 block=max(1, int(block_seconds * 1000)),
             )
         except ResponseError as error:
-            if "NOGROUP" not in str(error):
+            if "NOGROUP" not in str(error) and "UNBLOCKED" not in str(error):  # the latter: it was demoted to a replica
                 raise
             self._known.clear()
             return []

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError
 
 from services.api.fleet.queues import QueueState
 from services.api.parts import Parts
@@ -237,6 +238,31 @@ async def test_a_queue_server_that_is_away_is_what_every_moving_run_waits_for(
     assert len(notes) == 2
     assert "Stalled: The queue server does not answer" in notes[0]
     assert "Moving again. It was: The queue server does not answer" in notes[1]
+
+
+async def test_a_queue_server_that_takes_no_writes_is_named_and_nobody_missed(
+    parts: Parts, client: httpx.AsyncClient, redis: Redis, moving: tuple[str, list[FakeInstance]]
+) -> None:
+    """No heartbeat can be written, so all run out; that says nothing about those who would write them."""
+    run_id, instances = moving
+    await parts.journal.store([RunStateChanged(run_id=run_id, at=time.time(), state="running")])
+    for instance in instances:
+        await instance.vanish()
+    await redis.config_set("maxmemory", 1)
+    try:
+        for step in (parts.watchdog.step, parts.scheduler.step):
+            with pytest.raises(OutOfMemoryError):
+                await step()
+    finally:
+        await redis.config_set("maxmemory", 0)
+    for instance in instances:
+        await instance.publish()
+    await parts.watchdog.step()
+    notes = await notes_of(client, run_id)
+    assert len(notes) == 2
+    assert "Stalled: The queue server takes no writes: command not allowed when used memory" in notes[0]
+    assert "Moving again." in notes[1]
+    assert (await client.get(f"/v1/runs/{run_id}")).json()["state"] == "running"
 
 
 async def test_a_queue_server_whose_disk_is_full_is_named_although_it_comes_up_again_and_again(

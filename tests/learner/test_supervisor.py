@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
 from services.contracts import events, streams
 from services.contracts.services import ServiceRecord
@@ -62,9 +63,24 @@ async def test_a_queue_server_that_is_away_before_the_program_starts_ends_nothin
     assert await supervisor._attempt("run") == EXIT_NO_QUEUE
 
 
-def test_a_program_without_queue_server_says_so_to_its_supervisor() -> None:
+async def test_a_program_without_queue_server_says_so_to_its_supervisor(redis: Redis) -> None:
+    """Also where it is there and takes no writes, for lack of memory or, not kept at each write, of disk."""
     link: Any = object()  # not asked: it would wait for the queue server
     assert report_failure(link, RedisConnectionError("Connection refused")) == EXIT_NO_QUEUE
+    full = ResponseError("MISCONF Errors writing to the AOF file: No space left on device")
+    assert report_failure(link, full) == EXIT_NO_QUEUE
+    supervisor = Supervisor(redis, Presence(redis, "learner", "learner-0", ""))
+    await redis.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(OutOfMemoryError) as refused:
+            await redis.set("a", "b")
+        waiting = asyncio.create_task(supervisor._until_queue_answers())
+        await asyncio.wait([waiting], timeout=0.1)
+        assert not waiting.done()
+    finally:
+        await redis.config_set("maxmemory", 0)
+    assert report_failure(link, refused.value) == EXIT_NO_QUEUE
+    await asyncio.wait_for(waiting, 20)
 
 
 async def test_a_killed_program_comes_back_and_the_run_succeeds(valkey_url: str, redis: Redis, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from services.runtime.connection import connect
 from services.runtime.life import end
 from services.runtime.queue import BODY, Queue
 from services.runtime.queue_log import queue_server_fault
-from tests.faults import KillableValkey
+from tests.faults import Address, KillableValkey
 from tests.runtime.test_queue import NEXT, PROMPTS, task
 
 RESULTS = streams.scored("run-1")
@@ -153,3 +153,38 @@ async def test_no_acknowledged_event_is_lost_at_a_failover(tmp_path: Path) -> No
         await replica.aclose()
         primary.kill()
         other.kill()
+
+
+async def test_a_primary_that_was_demoted_is_left_for_the_promoted_replica(tmp_path: Path) -> None:
+    """A planned failover: the old primary lives on as a replica, with our connections, and refuses every write."""
+    servers = [KillableValkey(tmp_path / name) for name in ("old", "new")]
+    for server in servers:
+        server.start()
+    address = Address(servers[0].port)
+    redis = connect(f"redis://127.0.0.1:{await address.open()}/0")
+    old, new = (connect(server.url) for server in servers)
+    queue = Queue(redis, "g", "worker")
+    try:
+        for number in range(3):
+            await queue.publish(PROMPTS, task(number))
+        first, second, third = await queue.receive([PROMPTS], PromptTask, count=3)
+        await new.replicaof("127.0.0.1", servers[0].port)
+        while (await new.info("replication"))["master_link_status"] != "up":
+            await asyncio.sleep(0.01)
+        waiting = asyncio.create_task(queue.receive([PROMPTS], PromptTask, block_seconds=60))
+        while not (await old.info("clients"))["blocked_clients"]:
+            await asyncio.sleep(0.01)
+        await new.replicaof("NO", "ONE")
+        address.target = servers[1].port
+        await old.replicaof("127.0.0.1", servers[1].port)
+        assert await waiting == []
+        await queue.acknowledge([first])
+        assert await queue.forward(second, NEXT, second.message)
+        await queue.touch([third])
+        assert [await new.xlen(stream) for stream in (PROMPTS, NEXT)] == [1, 1]
+    finally:
+        for client in (redis, old, new):
+            await client.aclose()
+        await address.close()
+        for server in servers:
+            server.kill()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from redis.asyncio import Redis
 
+from services.contracts import streams
 from services.contracts.services import HEARTBEAT_EXPIRES_SECONDS, ServiceRecord
 from services.runtime.registry import list_services
 
@@ -28,7 +29,12 @@ class RollCall:
         self._unsure_until = 0.0
 
     async def take(self) -> list[ServiceRecord] | None:
-        """All instances that are alive; None where an absence means nothing yet."""
+        """All instances that are alive; None where an absence means nothing yet.
+
+        Raises `RedisError` where the queue server does not serve, see `is_outage`.
+        """
+        # First a write of ours: a server that takes none (its disk or memory is full) takes no heartbeats either.
+        await self.redis.set(streams.ROLL_CALL, "", ex=int(HEARTBEAT_EXPIRES_SECONDS))
         services = await list_services(self.redis)
         now, before = self._clock(), self._looked_at
         self._looked_at = now

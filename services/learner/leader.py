@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from services.contracts.errors import TurnoutError
-from services.contracts.events import CheckpointWritten, StepFinished
+from services.contracts.events import StepFinished
 from services.contracts.states import DesiredState
 from services.learner.batcher import Batch, Batcher, Scored
 from services.learner.broadcast import BEAT_SECONDS, Finish, Save, Step, Wait, send
@@ -23,7 +23,7 @@ from services.learner.minibatch import step_metrics, weight_histogram
 from services.learner.prepare import PreparedGroup, prepare_group
 from services.learner.publish import Publisher
 from services.learner.questions import load_questions
-from services.learner.recovery import catch_up, find_lost, first_step, starting_ledger
+from services.learner.recovery import catch_up, find_lost, first_step, starting_ledger, tell_checkpoint
 from services.learner.session import Trained, TrainingSession
 from services.learner.spans import record_dropped, record_trained
 from services.learner.step_report import group_metrics, samples_taken, staleness_histogram, token_ages, with_rates
@@ -69,6 +69,7 @@ class Leader:
         self.store = CheckpointStore(folder, lambda path, weights: session.save_model(path, weights, self.tokenizer))
         self.writer = Writer()
         self._beat_at = time.monotonic()
+        self._resumed_from = checkpoint
         self._checkpoint_step = session.step
         self._tokens = 0
         self._weights: dict[str, Tensor] = {}
@@ -77,6 +78,8 @@ class Leader:
     def run(self) -> None:
         """The run's life. Ends with the state reported: succeeded or stopped."""
         catch_up(self.link, self.session, self.batcher, self.feeder, self.publisher)
+        if self._resumed_from is not None and self._resumed_from.state.run_id == self.link.run_id:
+            tell_checkpoint(self.link, self._resumed_from.folder, self.session.step)  # perhaps nobody was
         self.link.start(self.feeder)
         self.link.emit_state("paused" if self.link.wanted() == "paused" else "running")
         self.link.report(state="ready", weight_version=self.link.published_version)  # ready: has spoken
@@ -272,12 +275,9 @@ class Leader:
     def _write_checkpoint(self, snapshot: Snapshot, settled: list[Scored]) -> None:
         """On the writer thread: make it durable, then acknowledge the groups that it holds."""
         started = time.monotonic()
-        path, size = self.store.write(snapshot)
+        path, _ = self.store.write(snapshot)
         self.link.acknowledge(settled)
-        step = snapshot.state.step
-        seconds = time.monotonic() - started
-        run_id, at, where = self.link.run_id, time.time(), str(path.resolve())
-        self.link.emit(CheckpointWritten(run_id=run_id, at=at, step=step, path=where, bytes=size, seconds=seconds))
+        tell_checkpoint(self.link, path, snapshot.state.step, time.monotonic() - started)
         section = self.config.checkpoint
         accuracies = self.link.call(stored_accuracies(self.link.redis, self.link.run_id))
         self.store.collect(section.keep_last, section.keep_best, accuracies)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from services.contracts import streams
+from services.contracts.events import CheckpointWritten
 from services.contracts.run_config import RunConfig
 from services.learner.batcher import Batcher
 from services.learner.checkpoint import Loaded
@@ -16,7 +17,8 @@ from services.learner.link import RunLink
 from services.learner.publish import Publisher
 from services.learner.reconcile import add_lost, groups_on_streams, read_lost, refeed
 from services.learner.session import TrainingSession
-from services.runtime.weight_store import CorruptWeightsError, verify
+from services.runtime.checkpoint_files import read_checkpoint_manifest
+from services.runtime.weight_store import MANIFEST, CorruptWeightsError, verify
 
 
 def starting_ledger(checkpoint: Loaded | None, config: RunConfig) -> Ledger:
@@ -35,6 +37,13 @@ def starting_ledger(checkpoint: Loaded | None, config: RunConfig) -> Ledger:
 def first_step(checkpoint: Loaded | None, run_id: str) -> int:
     """Step that the run began at: 0, or that of a checkpoint which another run wrote."""
     return 0 if checkpoint is None or checkpoint.state.run_id == run_id else checkpoint.state.step
+
+
+def tell_checkpoint(link: RunLink, folder: Path, step: int, seconds: float = 0.0) -> None:
+    """Report a checkpoint. Told again it is the same event, since its time is that of the checkpoint's last file."""
+    at, size = (folder / MANIFEST).stat().st_mtime, read_checkpoint_manifest(folder).bytes
+    path = str(folder.resolve())
+    link.emit(CheckpointWritten(run_id=link.run_id, at=at, step=step, path=path, bytes=size, seconds=seconds))
 
 
 def catch_up(link: RunLink, session: TrainingSession, batcher: Batcher, feeder: Feeder, publisher: Publisher) -> None:

@@ -263,7 +263,8 @@ class Supervisor:
         log.error("giving up", run_id=run_id, error=text)
         self.presence.state = "failed"
         event = RunStateChanged(run_id=run_id, at=time.time(), state="failed", reason=text)
-        await self._publish(event)
+        while not await self._publish(event):
+            await asyncio.sleep(POLL_SECONDS)
         await self._wait_for_change(run_id)
 
     async def _note(self, run_id: str, text: str) -> None:
@@ -272,12 +273,14 @@ class Supervisor:
             Note(run_id=run_id, at=time.time(), level="warning", source=self.presence.instance, text=text)
         )
 
-    async def _publish(self, event: msgspec.Struct) -> None:
+    async def _publish(self, event: msgspec.Struct) -> bool:
         queue = Queue(self.redis, streams.GROUP_LEARNER, self.presence.instance)
         try:
             await queue.publish(streams.EVENTS, event)
         except RedisError as error:
             log.error("event not sent", error=str(error))
+            return False
+        return True
 
 
 def _cause(code: int) -> str:

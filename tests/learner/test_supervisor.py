@@ -63,6 +63,21 @@ async def test_a_queue_server_that_is_away_before_the_program_starts_ends_nothin
     assert await supervisor._attempt("run") == EXIT_NO_QUEUE
 
 
+async def test_a_run_that_is_given_up_during_an_outage_is_told_after_it(redis: Redis) -> None:
+    """Nobody else would end the run: it would be shown as running for ever."""
+    supervisor = Supervisor(redis, Presence(redis, "learner", "learner-0", ""))
+    await redis.set(streams.assignment("learner-0"), "run")
+    supervisor.redis = Redis(port=free_port(), retry=Retry(NoBackoff(), 0))
+    giving_up = asyncio.create_task(supervisor._give_up("run", "exit code 1"))
+    await asyncio.wait([giving_up], timeout=0.1)
+    supervisor.redis = redis
+    log = EventLog(redis)
+    await log.wait_for(lambda seen: bool(seen), seconds=20)
+    assert last_state(log.events) == "failed"
+    await redis.delete(streams.assignment("learner-0"))
+    await asyncio.wait_for(giving_up, 20)
+
+
 async def test_a_program_without_queue_server_says_so_to_its_supervisor(redis: Redis) -> None:
     """Also where it is there and takes no writes, for lack of memory or, not kept at each write, of disk."""
     link: Any = object()  # not asked: it would wait for the queue server

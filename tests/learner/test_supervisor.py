@@ -22,6 +22,7 @@ from services.contracts.services import ServiceRecord
 from services.learner.progress import EXIT_NO_QUEUE
 from services.learner.supervisor import Attempts, Supervisor
 from services.learner.train import report_failure
+from services.runtime.life import end
 from services.runtime.registry import Presence
 from tests.conftest import free_port
 from tests.learner.ring import ROOT, EventLog, FakeRing, bytecode_cached, put_run, run_values
@@ -69,13 +70,16 @@ async def test_a_run_that_is_given_up_during_an_outage_is_told_after_it(redis: R
     await redis.set(streams.assignment("learner-0"), "run")
     supervisor.redis = Redis(port=free_port(), retry=Retry(NoBackoff(), 0))
     giving_up = asyncio.create_task(supervisor._give_up("run", "exit code 1"))
-    await asyncio.wait([giving_up], timeout=0.1)
-    supervisor.redis = redis
-    log = EventLog(redis)
-    await log.wait_for(lambda seen: bool(seen), seconds=20)
-    assert last_state(log.events) == "failed"
-    await redis.delete(streams.assignment("learner-0"))
-    await asyncio.wait_for(giving_up, 20)
+    try:
+        await asyncio.wait([giving_up], timeout=0.1)
+        supervisor.redis = redis
+        log = EventLog(redis)
+        await log.wait_for(lambda seen: bool(seen), seconds=20)
+        assert last_state(log.events) == "failed"
+        await redis.delete(streams.assignment("learner-0"))
+        await asyncio.wait_for(giving_up, 20)
+    finally:
+        await end([giving_up], seconds=10)
 
 
 async def test_a_program_without_queue_server_says_so_to_its_supervisor(redis: Redis) -> None:

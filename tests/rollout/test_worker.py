@@ -32,12 +32,14 @@ async def test_a_worker_that_starts_without_queue_server_takes_up_what_is_its_ow
     presence = Presence(redis, "rollout", "rollout-0", "")
     worker = RolloutWorker("run", queue, EngineServer(), unused, presence, max_num_seqs=8)
     running = asyncio.create_task(worker.run())
-    await asyncio.wait([running], timeout=0.1)
-    queue.redis = redis
-    async with asyncio.timeout(20):
-        while "weights" not in presence.record().waiting_for:
-            assert not running.done(), running.exception()
-            await asyncio.sleep(0.02)
-    await end([running], seconds=10)
+    try:
+        await asyncio.wait([running], timeout=0.1)
+        queue.redis = redis
+        async with asyncio.timeout(20):
+            while "weights" not in presence.record().waiting_for:
+                assert not running.done(), running.exception()
+                await asyncio.sleep(0.02)
+    finally:
+        await end([running], seconds=10)
     [pending] = await redis.xpending_range(stream, streams.GROUP_ROLLOUT, "-", "+", 10)
     assert pending["time_since_delivered"] >= HANDED_BACK_SECONDS * 1000, "it had taken it up"

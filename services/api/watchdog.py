@@ -24,6 +24,8 @@ from services.runtime.queue_log import queue_server_fault
 
 STALL_SECONDS = 60.0
 """A wait longer than this is noted on the run."""
+SETTLED_SECONDS = 10.0
+"""A queue server that has answered for so long is back."""
 
 
 class Silence:
@@ -67,6 +69,8 @@ class Watchdog:
         self.roll = RollCall(redis, clock)
         self._away_since: float | None = None
         """Since when the queue server has been away."""
+        self._away_at = 0.0
+        """When it was last seen to be away. Between two deaths it lives for a moment, and may take small writes."""
         self.waits: list[Wait] = []
         self.stalls: dict[tuple[str, str], Stall] = {}
 
@@ -90,7 +94,7 @@ class Watchdog:
                 says = "" if isinstance(error, RedisConnectionError | RedisTimeoutError) else str(error)
                 await self._without_queue_server(list(moving), says and f"The queue server takes no writes: {says}")
             raise
-        if services is None:
+        if services is None or (self._away_since is not None and self._clock() - self._away_at < SETTLED_SECONDS):
             return  # it was away until a moment ago
         self._away_since = None
         self.waits = find_waits(services, [run.id for run in runs])
@@ -100,7 +104,7 @@ class Watchdog:
 
     async def _without_queue_server(self, run_ids: Sequence[str], fault: str) -> None:
         """Add this stall to those before, with the text that it had when it was noted."""
-        now = self._clock()
+        now = self._away_at = self._clock()
         self._away_since = now if self._away_since is None else self._away_since
         found = dict(self.stalls)
         for stall in no_queue_server(run_ids, fault, now - self._away_since):

@@ -17,7 +17,7 @@ from redis.exceptions import OutOfMemoryError
 from services.api.fleet.queues import QueueState
 from services.api.parts import Parts
 from services.api.stalls import Fleet, find_culprit, find_stalls, find_waits
-from services.api.watchdog import Silence
+from services.api.watchdog import SETTLED_SECONDS, Silence
 from services.contracts.events import RunStateChanged
 from services.contracts.services import ServiceRecord
 from services.runtime.registry import Presence
@@ -234,6 +234,9 @@ async def test_a_queue_server_that_is_away_is_what_every_moving_run_waits_for(
     for part in (parts.watchdog, parts.watchdog.roll):
         monkeypatch.setattr(part, "redis", redis)
     await parts.watchdog.step()
+    assert len(await notes_of(client, moving[0])) == 1, "it may be gone again the next moment"
+    monkeypatch.setattr(parts.watchdog, "_clock", lambda: time.monotonic() + SETTLED_SECONDS)
+    await parts.watchdog.step()
     notes = await notes_of(client, moving[0])
     assert len(notes) == 2
     assert "Stalled: The queue server does not answer" in notes[0]
@@ -241,7 +244,11 @@ async def test_a_queue_server_that_is_away_is_what_every_moving_run_waits_for(
 
 
 async def test_a_queue_server_that_takes_no_writes_is_named_and_nobody_missed(
-    parts: Parts, client: httpx.AsyncClient, redis: Redis, moving: tuple[str, list[FakeInstance]]
+    parts: Parts,
+    client: httpx.AsyncClient,
+    redis: Redis,
+    moving: tuple[str, list[FakeInstance]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """No heartbeat can be written, so all run out; that says nothing about those who would write them."""
     run_id, instances = moving
@@ -257,6 +264,7 @@ async def test_a_queue_server_that_takes_no_writes_is_named_and_nobody_missed(
         await redis.config_set("maxmemory", 0)
     for instance in instances:
         await instance.publish()
+    monkeypatch.setattr(parts.watchdog, "_clock", lambda: time.monotonic() + SETTLED_SECONDS)
     await parts.watchdog.step()
     notes = await notes_of(client, run_id)
     assert len(notes) == 2

@@ -41,7 +41,9 @@ T = TypeVar("T")
 WAIT = timedelta(seconds=10)
 """For each single wait: answer, joining, one broadcast."""
 TRANSFER_SECONDS = 20.0
-"""For all of one transfer; the server samples nothing meanwhile."""
+"""For all of one transfer, beside the time for its bytes; the server samples nothing meanwhile."""
+SLOWEST = 1e9
+"""Bytes a second that a transfer must reach: a large model has longer."""
 SPARE_BYTES = 2 << 30
 """Free GPU memory that verified copies leave for vLLM's own work while it loads."""
 
@@ -72,7 +74,7 @@ class Receiver:
         """(name, tensor) pairs of the version that `folder` and `checksum` name, verified.
 
         Raises:
-            TurnoutError: anything went wrong, or took longer than `TRANSFER_SECONDS`.
+            TurnoutError: anything went wrong, or took longer than `TRANSFER_SECONDS` and the time for its bytes.
         """
         manifest, data = read_verified(folder, LAYOUT_FILE, checksum)
         layout, asked = parse_layout(data), parse_transfer(transfer)
@@ -86,7 +88,7 @@ class Receiver:
                 source = self._broadcasts(asked.offer, Ask(asked.attempt, manifest.version, self._num_workers), layout)
             return verified(source, layout, stays=has_room(layout.bytes, self._device))
 
-        return unpacked(layout, within(TRANSFER_SECONDS, collect))
+        return unpacked(layout, within(TRANSFER_SECONDS + layout.bytes / SLOWEST, collect))
 
     def close(self) -> None:
         """Let go of the learner's memory."""

@@ -6,8 +6,12 @@ Services hand in their own torch: nothing here imports it.
 from __future__ import annotations
 
 import os
+import threading
 from datetime import timedelta
 from typing import Any
+
+_environment = threading.Lock()
+"""Groups for several servers are made at the same time; each needs the variable below while it is constructed."""
 
 
 def device_name(torch: Any, device: Any) -> str:
@@ -27,12 +31,13 @@ def make_group(torch: Any, store: Any, rank: int, size: int, device: Any, limit:
     torch.cuda.set_device(device)  # counts for this thread
     options = c10d.ProcessGroupNCCL.Options()
     options._timeout = limit
-    before = os.environ.get("TORCH_NCCL_BLOCKING_WAIT")
-    os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"
-    try:
-        return c10d.ProcessGroupNCCL(store, rank, size, options)
-    finally:
-        if before is None:
-            del os.environ["TORCH_NCCL_BLOCKING_WAIT"]
-        else:
-            os.environ["TORCH_NCCL_BLOCKING_WAIT"] = before
+    with _environment:
+        before = os.environ.get("TORCH_NCCL_BLOCKING_WAIT")
+        os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"
+        try:
+            return c10d.ProcessGroupNCCL(store, rank, size, options)
+        finally:
+            if before is None:
+                del os.environ["TORCH_NCCL_BLOCKING_WAIT"]
+            else:
+                os.environ["TORCH_NCCL_BLOCKING_WAIT"] = before

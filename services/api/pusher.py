@@ -140,13 +140,14 @@ class Pusher:
             at=time.time(),
             seconds=0.0,
             error="",
+            transport="store",
         )
         samples_on = False
         try:
             if check_first and await self.client.confirm(record.url, target):
                 server.confirmed = target
                 return
-            await self._update(record, server, target)
+            row.transport = await self._update(record, server, target)
         except PushFailedError as error:
             row.error, samples_on = error.message, error.samples_on
         row.seconds = time.monotonic() - started
@@ -167,13 +168,14 @@ class Pusher:
             place = "is back in rotation at" if was_out else "has taken"
             await self.journal.note(row.run_id, "info", f"Rollout server {row.instance} {place} version {row.version}.")
 
-    async def _update(self, record: ServiceRecord, server: ServerWeights, target: Target) -> None:
-        """By the learner's fast transport where it offers one, else, or where that fails, from the store."""
+    async def _update(self, record: ServiceRecord, server: ServerWeights, target: Target) -> str:
+        """By the learner's fast transport where it offers one, else, or where that fails, from the store. Returns
+        which of them it was."""
         if target.transfer and server.num_fast_failures.get(target.transfer, 0) < MAX_FAST_FAILURES:
             try:
                 await self.client.update(record.url, target, fast=True)
                 server.num_fast_failures.clear()
-                return
+                return target.transport
             except TransportFailedError as error:
                 failures = server.num_fast_failures.get(target.transfer, 0) + 1
                 server.num_fast_failures = {target.transfer: failures}
@@ -183,6 +185,7 @@ class Pusher:
                     server.run_id, "warning", f"{text} fast transport failed: {error.message}{last}"
                 )
         await self.client.update(record.url, target)
+        return "store"
 
     async def _record(self, row: WeightPushRow) -> None:
         fields = {"run_id": row.run_id, "server": row.instance, "version": row.version}
@@ -190,7 +193,7 @@ class Pusher:
         if row.error:
             log.warning("weight push failed", error=row.error, **fields)
         else:
-            log.info("weights pushed", seconds=row.seconds, **fields)
+            log.info("weights pushed", seconds=row.seconds, transport=row.transport, **fields)
         async with self.database.write() as session:
             session.add(row)
 

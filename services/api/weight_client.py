@@ -51,6 +51,11 @@ class Target:
     transfer: str = field(default="", compare=False)
     """The learner's offer of a fast transport, as JSON; empty for the store alone."""
 
+    @property
+    def transport(self) -> str:
+        """The transport that is offered, by its name in `weights.transport`."""
+        return str(msgspec.json.decode(self.transfer)["transport"]) if self.transfer else "store"
+
 
 class WeightClient:
     """Speaks to rollout servers."""

@@ -101,10 +101,17 @@ def pushes(
     """Show the newest tries to bring rollout servers to new weights."""
     items = _ask(api_url, run_id, lambda client, found: client.weight_pushes(found, limit=limit))
     rows = [
-        [str(item.version), item.instance, _when(item.at), f"{item.seconds:.2f} s", item.error or "confirmed"]
+        [
+            str(item.version),
+            item.instance,
+            _when(item.at),
+            f"{item.seconds:.2f} s",
+            item.transport,
+            item.error or "confirmed",
+        ]
         for item in items
     ]
-    _show(items, as_json, ["version", "server", "at", "took", "result"], rows, "No weights were pushed yet.")
+    _show(items, as_json, ["version", "server", "at", "took", "by", "result"], rows, "No weights were pushed yet.")
 
 
 @app.command(

@@ -99,6 +99,8 @@ class WeightPush(Model, frozen=True, kw_only=True):
     seconds: float = 0.0
     error: str = ""
     """Empty where the server's checksum was confirmed."""
+    transport: str = "store"
+    """How the weights went, or were last tried: `store`, `cuda_ipc` or `nccl`."""
 
 
 class RunFile(Model, frozen=True, kw_only=True):

@@ -250,6 +250,12 @@ async def test_a_fast_transport_that_fails_is_followed_by_the_store_at_once(
         assert "transfer" not in server.loading
         assert server.phases == LOAD[1:] + (LOAD[1:4] + LOAD) * 3 + LOAD
 
+        async def shown() -> bool:
+            items = (await client.get(f"/v1/runs/{run_id}/weight-pushes")).json()["items"]
+            return [item["transport"] for item in reversed(items)] == ["nccl", "store", "store", "store", "store"]
+
+        await eventually(shown)
+
         async def told() -> bool:
             text = (await client.get(f"/v1/runs/{run_id}/events", params={"follow": "false"})).text
             assert "out of rotation" not in text

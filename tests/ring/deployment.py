@@ -63,8 +63,8 @@ def deployment(home: Path, within: Sequence[str] = ()) -> Iterator[Client]:
 
 
 @contextmanager
-def joined(home: Path, instance: str) -> Iterator[subprocess.Popen[bytes]]:
-    """One more rollout server for a deployment that runs, as an operator would start it: beside the supervisor, which
+def joined(home: Path, instance: str, module: str = "services.rollout") -> Iterator[subprocess.Popen[bytes]]:
+    """One more service for a deployment that runs, as an operator would start it: beside the supervisor, which
     knows nothing of it and so does not start it again. Killed at the end if it has not left by then."""
     state = read_state(home)
     assert state is not None
@@ -76,9 +76,7 @@ def joined(home: Path, instance: str) -> Iterator[subprocess.Popen[bytes]]:
     }
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     with (home / "logs" / f"{instance}.log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "services.rollout"], cwd=ROOT, env=environment, stdout=log, stderr=log
-        )
+        process = subprocess.Popen([sys.executable, "-m", module], cwd=ROOT, env=environment, stdout=log, stderr=log)
     try:
         yield process
     finally:

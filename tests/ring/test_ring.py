@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from services.cli.client import Client
@@ -19,7 +20,19 @@ from tests.conftest import ROOT
 from tests.faults import SmallDisk, small_disk
 from tests.ring.audit import Auditor
 from tests.ring.chaos import Action, Chaos, ledger_faults
-from tests.ring.deployment import demo_config, deployment, finish, notes, num_restarts, num_steps, patiently, process_of
+from tests.ring.deployment import (
+    demo_config,
+    deployment,
+    finish,
+    joined,
+    kill,
+    notes,
+    num_restarts,
+    num_steps,
+    patiently,
+    process_of,
+    service,
+)
 from tests.ring.prometheus import prometheus
 
 pytestmark = pytest.mark.timeout(900)
@@ -196,6 +209,43 @@ def test_an_adapter_goes_round_the_ring(client: Client) -> None:
     [step] = client.steps(child.id)
     assert step.metrics["logprob_mismatch_nats"] < 1e-3, "the servers sample with the checkpoint's adapter"
     assert step.metrics["reference_kl_nats"] > 1e-2, "the initial model is still the one without an adapter"
+
+
+def test_weights_go_from_learner_to_servers_past_the_store(client: Client, home: Path) -> None:
+    """By transport `nccl` over gloo, until a side dies in the middle of a version: that one comes from the store, and
+    the next ones again from the learner. What is sampled is the learner's policy all along."""
+    hold, held = home / "hold", home / "held"
+    hold.touch()
+    with joined(home, "gloo-learner", "tests.ring.gloo_learner") as learner:
+        patiently(lambda: service(client, "gloo-learner"), lambda found: found and found.state == "idle")
+        started = run(
+            client, 6, weights={"transport": "nccl"}, training={"max_staleness": 0}, checkpoint={"every_steps": 1}
+        )
+        patiently(held.exists, bool)
+        [program] = psutil.Process(learner.pid).children()
+        program.kill()
+        patiently(lambda: sent(client, started.id, "store"), lambda found: found == [1])
+        held.unlink()
+        patiently(held.exists, bool)
+        assert kill(home, "rollout-0")
+        hold.unlink()
+        ended = finish(client, started.id)
+        learner.terminate()
+        assert learner.wait(60) == 0
+    assert (ended.state, ended.step) == ("succeeded", 6), ended.reason
+    assert ledger_faults(client, ended.id, num_training_steps=6) == []
+    assert all(step.metrics["logprob_mismatch_nats"] < 1e-3 for step in client.steps(ended.id))
+    assert sent(client, ended.id, "store") == [1]
+    assert {4, 5, 6} <= set(sent(client, ended.id))
+    said = [text for text in notes(client, ended.id) if "since the fast transport failed" in text]
+    assert len(said) == 1
+    assert "takes version 1 from the store" in said[0]
+
+
+def sent(client: Client, run_id: str, transport: str = "nccl") -> list[int]:
+    """Versions that servers have taken by a transport, oldest first."""
+    pushes = client.weight_pushes(run_id)
+    return [push.version for push in reversed(pushes) if push.transport == transport and not push.error]
 
 
 def test_feedback_of_the_verifier_reaches_the_teacher(client: Client) -> None:

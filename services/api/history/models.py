@@ -72,6 +72,8 @@ class WeightPushRow(Base):
     seconds: Mapped[float] = mapped_column(Float)
     error: Mapped[str] = mapped_column(Text, default="")
     """Empty where the server's checksum was confirmed; else what failed."""
+    transport: Mapped[str] = mapped_column(String(16), default="store", server_default="store")
+    """How the bytes went, or were last tried: store, cuda_ipc or nccl."""
 
 
 class EventRow(Base):

@@ -66,6 +66,8 @@ class WeightPushItem(Row):
     seconds: float
     error: str
     """Empty where the server's checksum was confirmed."""
+    transport: str
+    """How the weights went, or were last tried: `store`, `cuda_ipc` or `nccl`."""
 
 
 class WeightPushList(BaseModel):

@@ -1,0 +1,64 @@
+"""The learner service with gloo in NCCL's place: `python -m tests.ring.gloo_learner`.
+
+A learner without CUDA gives its weights to the store alone, whatever `weights.transport` says. Here the real service
+starts the real training program through this module, which changes what `make_sender` gives, and how much is packed
+into a chunk. While the file `hold` lies in TURNOUT_HOME, a version that is being sent stops after its first chunk, and
+`held` appears beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from services.learner import supervisor
+from services.learner.progress import RUN_VARIABLE
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHUNK_BYTES = 1 << 16
+
+
+def train() -> int:
+    """The training program."""
+    from services.learner import train, transfer, transfer_nccl  # isort: skip  # `train` prepares the environment
+    from services.learner import leader
+    from services.runtime.traces import flush_traces
+
+    hold, held = (Path(os.environ["TURNOUT_HOME"]) / name for name in ("hold", "held"))
+
+    def make_sender(config: Any, device: Any, settings: Any, warn: Any) -> transfer_nccl.NcclSender:
+        assert config.weights.transport == "nccl"
+        return transfer_nccl.NcclSender(settings.host, device)
+
+    def fill(buffer: Tensor, chunk: Any, weights: Mapping[str, Tensor]) -> None:
+        transfer.fill(buffer, chunk, weights)
+        begins = chunk.tensors[0].name == next(iter(weights))
+        while hold.exists() and not begins and threading.current_thread().name == "transfer-send":
+            held.touch()
+            time.sleep(0.01)
+
+    transfer.CHUNK_BYTES = CHUNK_BYTES
+    transfer_nccl.fill = fill
+    leader.make_sender = make_sender
+    code = train.main()
+    flush_traces()
+    return code
+
+
+if __name__ == "__main__":
+    if RUN_VARIABLE in os.environ:
+        code = train()
+        sys.stdout.flush()
+        os._exit(code)
+    from services.learner.__main__ import loops
+    from services.runtime.life import run_service
+
+    supervisor.PROGRAM = "tests.ring.gloo_learner"
+    run_service("learner", loops)

@@ -9,9 +9,10 @@ Written against vLLM 0.32's transfer engines and torch's handles; tested on the 
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import urlsplit
 
 import msgspec
@@ -23,6 +24,7 @@ from services.contracts.transfer import ALIGNMENT, Chunk, IpcOffer, Layout, Offe
 from services.runtime.digest import digest
 from services.runtime.process_group import device_name
 from services.runtime.settings import Settings
+from services.runtime.side_streams import SideStreams
 
 CHUNK_BYTES = 256 << 20
 """Tensors are packed up to this size; a larger one goes alone. Bounds the memory of a broadcast."""
@@ -44,7 +46,7 @@ class Sender(Protocol):
 def make_sender(
     config: RunConfig, device: torch.device, settings: Settings, warn: Callable[[str], None]
 ) -> Sender | None:
-    """The sender that `weights.transport` asks for; None for the store alone, with a warning where CUDA is missing."""
+    """The sender that `weights.transport` asks for; None for the store alone, with a warning where it cannot work."""
     transport = config.weights.transport
     if transport == "store":
         return None
@@ -55,10 +57,23 @@ def make_sender(
         )
         return None
     if transport == "cuda_ipc":
+        if name := expandable_segments():
+            warn(
+                f"weights.transport is cuda_ipc, but {name} sets expandable_segments:True, whose memory torch shares "
+                "with other processes as one open file for each 2 to 20 MB, so weights go by the store. Take it "
+                "out for the learner, or set weights.transport to nccl or store."
+            )
+            return None
         return IpcSender(device)
     from services.learner.transfer_nccl import NcclSender
 
     return NcclSender(urlsplit(settings.advertise_url).hostname or settings.host, device)
+
+
+def expandable_segments() -> str:
+    """The variable that turns torch's expandable segments on; empty where none does."""
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    return next((name for name in names if re.search(r"expandable_segments\s*:\s*True", os.environ.get(name, ""))), "")
 
 
 def plan(weights: Mapping[str, Tensor], chunk_bytes: int | None = None) -> list[Chunk]:
@@ -91,11 +106,6 @@ def with_digest(chunk: Chunk, buffer: Tensor) -> Chunk:
     return msgspec.structs.replace(chunk, digest=digest(buffer.view(torch.int64)))
 
 
-def beside_training(device: torch.device) -> AbstractContextManager[Any]:
-    """A CUDA stream of the caller's own: the default one would queue behind training's kernels."""
-    return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()
-
-
 class IpcSender:
     """One buffer in the learner's GPU memory, as large as the weights, exported once and overwritten by each version.
 
@@ -106,6 +116,7 @@ class IpcSender:
     def __init__(self, device: torch.device, share: Callable[[Tensor], IpcOffer] | None = None) -> None:
         """`share` exports the buffer; tests put something in its place."""
         self._device = device
+        self._streams = SideStreams(torch, device)
         self._share = share or share_cuda
         self._buffer: Tensor | None = None
         self._offer: IpcOffer | None = None
@@ -113,7 +124,7 @@ class IpcSender:
     def load(self, version: int, weights: Mapping[str, Tensor]) -> Layout:
         chunks = plan(weights)
         num_bytes = sum(chunk.bytes for chunk in chunks)
-        with beside_training(self._device):
+        with self._streams.one():  # the default one would queue behind training's kernels
             if self._buffer is None:
                 self._buffer = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
                 self._offer = self._share(self._buffer)

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from services.contracts.transfer import Ask, Layout, NcclOffer, Offer
-from services.learner.transfer import beside_training, fill, plan, with_digest
+from services.contracts.transfer import Ask, Chunk, Layout, NcclOffer, Offer
+from services.learner.transfer import fill, plan, with_digest
 from services.runtime.logs import get_logger
 from services.runtime.process_group import device_name, make_group
+from services.runtime.side_streams import SideStreams
 
 log = get_logger(__name__)
 LIMIT = timedelta(seconds=10)
@@ -44,6 +45,7 @@ class NcclSender:
     def __init__(self, address: str, device: torch.device) -> None:
         """`address` is where servers reach this machine. On a CPU device gloo takes NCCL's place, for tests."""
         self._device = device
+        self._streams = SideStreams(torch, device)
         self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=LIMIT)
         self._offer = NcclOffer(device_name(torch, device), address, self._store.port)
         self._held: Held | None = None
@@ -51,14 +53,19 @@ class NcclSender:
         threading.Thread(target=self._listen, name="transfer", daemon=True).start()
 
     def load(self, version: int, weights: Mapping[str, Tensor]) -> Layout:
-        with beside_training(self._device):
-            done = []
-            for chunk in plan(weights):
-                buffer = torch.empty(chunk.bytes, dtype=torch.uint8, device=self._device)
-                fill(buffer, chunk, weights)
-                done.append(with_digest(chunk, buffer))
+        chunks, done = plan(weights), []
+        with self._streams.one():
+            buffer = self._buffer_for(chunks)
+            for chunk in chunks:
+                part = buffer[: chunk.bytes]
+                fill(part, chunk, weights)
+                done.append(with_digest(chunk, part))
         self._held = Held(version, Layout(done), weights)
         return self._held.layout
+
+    def _buffer_for(self, chunks: list[Chunk]) -> Tensor:
+        """Of the largest chunk's size, for one after the other."""
+        return torch.empty(max((chunk.bytes for chunk in chunks), default=0), dtype=torch.uint8, device=self._device)
 
     def offer(self) -> Offer:
         return self._offer
@@ -96,11 +103,12 @@ class NcclSender:
         options = BroadcastOptions()
         options.rootRank = 0
         try:
-            with beside_training(self._device):
+            with self._streams.one():
+                buffer = self._buffer_for(held.layout.chunks)
                 for chunk in held.layout.chunks:
-                    buffer = torch.empty(chunk.bytes, dtype=torch.uint8, device=self._device)
-                    fill(buffer, chunk, held.weights)
-                    group.broadcast([buffer], options).wait(LIMIT)
+                    part = buffer[: chunk.bytes]
+                    fill(part, chunk, held.weights)
+                    group.broadcast([part], options).wait(LIMIT)  # ended by then, so the buffer is free again
             # the group must stand until the last byte has left this machine
             store.wait([f"done/{ask.attempt}/{rank}" for rank in range(1, 1 + ask.num_workers)], LIMIT)
         finally:

@@ -104,9 +104,14 @@ def _unloadable(what: str, path: str, error: Exception) -> ConfigurationError:
 def whole_weights(module: nn.Module, rank: int, *, trained_only: bool = False) -> dict[str, Tensor]:
     """Copies in CPU memory of all weights by Hugging Face name, tied ones once; empty on ranks other than 0.
 
-    Collective under ZeRO-3.
+    What a model keeps in buffers and saves (the routing bias of some mixtures of experts) is one of its weights, though
+    not a trained one. Collective under ZeRO-3.
     """
     weights: dict[str, Tensor] = {}
+    if rank == 0 and not trained_only:
+        saved = module.state_dict(keep_vars=True)
+        buffers = {name: value for name, value in saved.items() if not isinstance(value, nn.Parameter)}
+        weights |= {name: buffer.to("cpu", copy=True).contiguous() for name, buffer in buffers.items()}
     for names, parameters in _runs_of_parameters(module, trained_only):
         with _gathered(parameters):
             if rank == 0:

@@ -3,11 +3,13 @@
 What a version must hold follows from the model's configuration: its Hugging Face class is built on torch's meta device,
 without memory, and has the same parameters as the learner's model, which is of the same class. vLLM's own parameters
 are no measure: they are fused (`qkv_proj`), cut over workers and padded. Nor are the files of the base model, whose
-names a class may change when it loads them. A model that cannot be built so is not compared; vLLM then decides.
+names a class may change when it loads them. A model that cannot be built so, or whose layers quantisation replaces, is
+not compared; vLLM then decides.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +20,8 @@ from services.contracts.transfer import Layout
 from services.runtime.logs import get_logger
 
 log = get_logger(__name__)
+_UNUSED = re.compile(r"\.rotary_(pos_)?emb\.(inv_freq|cos_cached|sin_cached)$")
+"""Tables in old checkpoints that no class has any more; vLLM passes over them."""
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """safetensors' names of dtypes to torch's."""
 
@@ -40,6 +44,17 @@ class Form:
         return f"{self.dtype} {list(self.shape)}"
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A parameter or saved buffer of the model."""
+
+    first: str
+    """Its first name: tied parameters have several."""
+    shape: tuple[int, ...]
+    is_parameter: bool
+    """Else it may be missing, and have any dtype."""
+
+
 @dataclass(frozen=True)
 class ModelForm:
     """What versions of a run's weights must look like."""
@@ -51,22 +66,25 @@ class ModelForm:
     trust_remote_code: bool = False
 
     @cached_property
-    def parameters(self) -> dict[str, tuple[str, tuple[int, ...]]] | None:
-        """By each name that a parameter has: its first name (tied ones have several) and its shape. None: not known."""
+    def tensors(self) -> dict[str, Known] | None:
+        """What a version may hold, by each of its names. None: not known."""
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
         try:
             config = AutoConfig.from_pretrained(self.model, trust_remote_code=self.trust_remote_code)
+            if getattr(config, "quantization_config", None):
+                raise ValueError("it is quantised")
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config, trust_remote_code=self.trust_remote_code)
+            saved = model.state_dict(keep_vars=True)
         except Exception as error:  # noqa: BLE001 - a model's own code may raise anything; vLLM has loaded the model
             log.warning("weights are not compared with the model's shapes", model=self.model, reason=str(error))
             return None
         first: dict[int, str] = {}
         return {
-            name: (first.setdefault(id(parameter), name), tuple(parameter.shape))
-            for name, parameter in model.named_parameters(remove_duplicate=False)
+            name: Known(first.setdefault(id(value), name), tuple(value.shape), isinstance(value, torch.nn.Parameter))
+            for name, value in saved.items()
         }
 
     def check(self, version: int, found: Mapping[str, Form]) -> None:
@@ -76,19 +94,22 @@ class ModelForm:
         Raises:
             UnfitWeightsError: names the first tensor that differs, both forms and the remedy.
         """
-        if self.parameters is None:
+        if self.tensors is None:
             return
-        missing = {first for first, _ in self.parameters.values()}
+        missing = {known.first for known in self.tensors.values() if known.is_parameter}
         for name, form in sorted(found.items(), key=lambda item: item[0]):
-            if name not in self.parameters:
+            known = self.tensors.get(name)
+            if known is None:
+                if _UNUSED.search(name):
+                    continue
                 raise self._unfit(version, name, f"is {form}", "has no such parameter")
-            first, shape = self.parameters[name]
-            missing.discard(first)
-            if form.shape != shape or form.dtype not in (self.dtype, "float32"):
-                raise self._unfit(version, name, f"is {form}", f"has {Form(self.dtype, shape)}")
+            missing.discard(known.first)
+            right_dtype = form.dtype in (self.dtype, "float32") or not known.is_parameter
+            if form.shape != known.shape or not right_dtype:
+                raise self._unfit(version, name, f"is {form}", f"has {Form(self.dtype, known.shape)}")
         if missing:
             name = min(missing)
-            raise self._unfit(version, name, "is missing", f"has {Form(self.dtype, self.parameters[name][1])}")
+            raise self._unfit(version, name, "is missing", f"has {Form(self.dtype, self.tensors[name].shape)}")
 
     def _unfit(self, version: int, name: str, ours: str, theirs: str) -> UnfitWeightsError:
         return UnfitWeightsError(

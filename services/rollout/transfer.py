@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +36,7 @@ from services.contracts.transfer import (
 )
 from services.runtime.digest import digest
 from services.runtime.process_group import device_name, make_group
+from services.runtime.side_streams import SideStreams
 from services.runtime.weight_store import read_verified
 
 T = TypeVar("T")
@@ -61,13 +63,17 @@ class Receiver:
         worker: int = 0,
         num_workers: int = 1,
         open_buffer: Callable[[IpcOffer], Tensor] | None = None,
+        nccl_environment: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         """`worker` of `num_workers` counts over tensor, pipeline and data parallel. `open_buffer` maps the learner's
-        memory; tests put something in its place."""
+        memory; tests put something in its place. `nccl_environment` gives NCCL's variables as the learner has them:
+        NCCL hangs where two sides differ."""
         self._device = device
+        self._streams = SideStreams(torch, device)
         self._worker = worker
         self._num_workers = num_workers
         self._open = open_buffer or open_cuda
+        self._nccl_environment = nccl_environment
         self._mapped: tuple[IpcOffer, Tensor] | None = None
 
     def receive(self, folder: Path, checksum: str, transfer: Any) -> Iterator[tuple[str, Tensor]]:
@@ -86,9 +92,14 @@ class Receiver:
                 source = self._copies(asked.offer, layout)
             else:
                 source = self._broadcasts(asked.offer, Ask(asked.attempt, manifest.version, self._num_workers), layout)
-            return verified(source, layout, stays=has_room(layout.bytes, self._device))
+            with self._streams.one():  # a broadcast that hangs on the default one would hold up vLLM
+                return verified(source, layout, stays=has_room(layout.bytes, self._device))
 
-        return unpacked(layout, within(TRANSFER_SECONDS + layout.bytes / SLOWEST, collect))
+        # Round all of it, since the first broadcast makes the communicator; and in the thread that waits, so that one
+        # that is left behind cannot put older variables back in the middle of the next transfer.
+        with nullcontext() if isinstance(asked.offer, IpcOffer) else self._nccl_environment():
+            chunks = within(TRANSFER_SECONDS + layout.bytes / SLOWEST, collect)
+        return unpacked(layout, chunks)
 
     def close(self) -> None:
         """Let go of the learner's memory."""
@@ -140,15 +151,22 @@ def verified(source: Iterator[Tensor], layout: Layout, *, stays: bool) -> list[T
 
 
 def unpacked(layout: Layout, chunks: list[Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Views of the chunks' bytes as the tensors that they are."""
-    for chunk, data in zip(layout.chunks, chunks, strict=True):
+    """Views of the chunks' bytes as the tensors that they are. Takes each chunk out of the list, so that its memory is
+    free again once its tensors are."""
+    for chunk in layout.chunks:
+        data = chunks.pop(0)
+        if data.is_cuda:  # allocated on the transfer's stream, read on the caller's
+            data.record_stream(torch.cuda.current_stream(data.device))
         for tensor in chunk.tensors:
             flat = data[tensor.offset : tensor.offset + tensor.bytes]
             yield tensor.name, flat.view(getattr(torch, tensor.dtype)).view(tensor.shape)
 
 
 def has_room(num_bytes: int, device: torch.device) -> bool:
-    return device.type != "cuda" or torch.cuda.mem_get_info(device)[0] > num_bytes + SPARE_BYTES
+    if device.type != "cuda":
+        return True
+    torch.cuda.empty_cache()  # what torch only keeps, an earlier transfer's chunks among it, is room too
+    return torch.cuda.mem_get_info(device)[0] > num_bytes + SPARE_BYTES
 
 
 def within(seconds: float, work: Callable[[], T]) -> T:
@@ -172,6 +190,13 @@ def within(seconds: float, work: Callable[[], T]) -> T:
         raise TransferError(f"The transfer took longer than {seconds:.0f} s.") from error
     except (RuntimeError, AssertionError, ValueError) as error:
         raise TransferError(f"{type(error).__name__}: {str(error).split(chr(10))[0]}") from error
+
+
+def any_refuses(refuses: bool, group: Any) -> bool:
+    """Whether one of the workers in `group`, a group for CPU tensors, refuses an update. All of them must ask."""
+    flag = torch.tensor([int(refuses)], device="cpu")
+    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=group)
+    return bool(flag)
 
 
 def check_devices(theirs: str, ours: str) -> None:

@@ -20,12 +20,12 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.utils.nccl import unpinned_nccl_env
 
-from services.contracts.errors import TurnoutError
 from services.rollout import last_words
 from services.rollout.adapter import holds_adapter, merged_tensors
 from services.rollout.environment import BACKEND, REFUSED, die_with_parent
-from services.rollout.transfer import Receiver
+from services.rollout.transfer import Receiver, any_refuses
 from services.runtime.weight_store import CorruptWeightsError, Marks, verify
 
 
@@ -63,7 +63,8 @@ class StoreWeightEngine(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
         self._touched = False
         parallel = self.parallel_config
         worker = parallel.data_parallel_index * parallel.world_size + parallel.rank
-        self._receiver = Receiver(self.device, worker, parallel.world_size * parallel.data_parallel_size)
+        workers = parallel.world_size * parallel.data_parallel_size
+        self._receiver = Receiver(self.device, worker, workers, nccl_environment=unpinned_nccl_env)
         die_with_parent()
 
     def init_transfer_engine(self, init_info: StoreInitInfo) -> None:
@@ -77,21 +78,17 @@ class StoreWeightEngine(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
         """Verify the folder, then load it.
 
         Raises:
-            RuntimeError: begins with `REFUSED` where the folder is not what the checksum promises; the model is as it
-                was. Any other error may have left it half-written.
+            RuntimeError: begins with `REFUSED` where the folder is not what the checksum promises, here or at another
+                worker of the engine; the model is as it was. Any other error may have left it half-written.
         """
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
         if update_info.refusal:
             raise RuntimeError(update_info.refusal)
         folder = Path(update_info.path)
-        try:
-            if update_info.transfer is None:
-                tensors = self._checked_tensors(folder, update_info)
-            else:
-                tensors = self._receiver.receive(folder, update_info.checksum, update_info.transfer)
-        except (TurnoutError, OSError) as error:
-            raise RuntimeError(f"{REFUSED}: {error}") from error
+        tensors, failure = self._offered_tensors(folder, update_info)
+        if self._any_refuses(failure is not None):
+            raise RuntimeError(f"{REFUSED}: {failure or 'another worker of this engine refuses it.'}") from failure
         parameters = {name for name, _ in self.model.named_parameters()}
         initialize_layerwise_reload(self.model)
         self._touched = True
@@ -99,6 +96,25 @@ class StoreWeightEngine(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
         if loaded is not None and not parameters <= set(loaded):
             missing = sorted(parameters - set(loaded))
             raise RuntimeError(f"weight folder {folder} lacks {missing[0]} and {len(missing) - 1} more parameters.")
+
+    def _offered_tensors(
+        self, folder: Path, info: StoreUpdateInfo
+    ) -> tuple[Iterator[tuple[str, torch.Tensor]], Exception | None]:
+        """All weights of a version, verified, or why there are none."""
+        try:
+            if info.transfer is None:
+                return self._checked_tensors(folder, info), None
+            return self._receiver.receive(folder, info.checksum, info.transfer), None
+        except Exception as error:  # noqa: BLE001 - nothing is touched yet, and other workers wait for this one's word
+            return iter(()), error
+
+    def _any_refuses(self, refuses: bool) -> bool:
+        """Agree with the engine's other workers: where one opened its model and another did not, only a new engine
+        would help."""
+        from vllm.distributed.parallel_state import get_world_group
+
+        workers = get_world_group()
+        return refuses if workers.world_size == 1 else any_refuses(refuses, workers.cpu_group)
 
     def _checked_tensors(self, folder: Path, info: StoreUpdateInfo) -> Iterator[tuple[str, torch.Tensor]]:
         """All weights of a version, read while they are loaded. Faults are found before the first of them."""
@@ -118,6 +134,7 @@ class StoreWeightEngine(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
             raise RuntimeError(f"{REFUSED}: the update was finished without weights.")
         finalize_layerwise_reload(self.model, self.model_config)
         process_tied_layers(self.model)
+        torch.cuda.empty_cache()  # torch would keep a whole copy's memory, which the learner may need on the same GPU
         self._touched = False
 
     def shutdown(self) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import uuid
+import weakref
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from services.contracts.errors import ConfigurationError, MalformedMessageError
 from services.contracts.run_config import parse_run_config
@@ -37,6 +40,7 @@ from services.rollout import transfer as rollout
 from services.rollout.transfer import Receiver, TransferError
 from services.runtime import digest as digests
 from services.runtime.digest import digest
+from services.runtime.process_group import make_group
 from services.runtime.settings import Settings
 from services.runtime.weight_store import CorruptWeightsError, WeightStore
 
@@ -217,6 +221,65 @@ def test_a_transfer_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> N
         rollout.within(0.05, Event().wait)
 
 
+def test_the_communicator_is_made_in_nccls_environment_as_the_learner_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, seen = [False], []
+
+    @contextmanager
+    def environment() -> Iterator[None]:
+        inside[0] = True
+        yield
+        inside[0] = False
+
+    def has_room(*_: object) -> bool:  # asked for once in each transfer, before the first chunk
+        seen.append(inside[0])
+        return True
+
+    monkeypatch.setattr(rollout, "has_room", has_room)
+    sender = NcclSender("127.0.0.1", CPU)
+    try:
+        folder, checksum = publish(tmp_path, 1, sender, weights_of(1))
+        receiver = Receiver(CPU, nccl_environment=environment)
+        assert_same(receiver.receive(folder, checksum, transfer_of(sender)), weights_of(1))
+    finally:
+        sender.close()
+    assert seen == [True]
+    assert inside == [False]
+
+
+def test_chunks_are_let_go_of_while_they_are_consumed() -> None:
+    weights = weights_of(1)
+    chunks, filled = [], []
+    for chunk in learner.plan(weights, 100):
+        buffer = torch.empty(chunk.bytes, dtype=torch.uint8)
+        learner.fill(buffer, chunk, weights)
+        chunks.append(chunk)
+        filled.append(buffer)
+    del buffer
+    held = [weakref.ref(data) for data in filled]
+    assert len(held) > 2
+    received = rollout.unpacked(Layout(chunks), filled)
+    for number, chunk in enumerate(chunks):
+        for _ in chunk.tensors:
+            next(received)
+        assert [ref() is None for ref in held].count(True) == number
+    assert next(received, None) is None
+    assert [ref() for ref in held] == [None] * len(held)
+
+
+@pytest.mark.parametrize("refusing", [None, 0, 2])
+def test_one_worker_that_refuses_stops_all(refusing: int | None) -> None:
+    store = HashStore()
+
+    def ask(worker: int) -> bool:
+        group = make_group(torch, store, worker, 3, CPU, timedelta(seconds=60))
+        return rollout.any_refuses(worker == refusing, group)
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(ask, range(3))) == [refusing is not None] * 3
+
+
 def test_devices_that_cannot_work_together_are_named() -> None:
     with pytest.raises(TransferError, match=r"needs the learner's GPU GPU-1; visible here: none.*set it to store"):
         rollout.open_cuda(OFFER)
@@ -279,6 +342,19 @@ def test_the_setting_chooses_and_a_learner_without_cuda_says_so() -> None:
         assert "set weights.transport to store" in warnings[-1]
         with pytest.raises(ConfigurationError, match="no use with model"):
             parse_run_config(BODY | {"weights": {"transport": transport}, "model": {"path": "m", "lora": {"rank": 2}}})
+
+
+@pytest.mark.parametrize("variable", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_memory_that_cannot_be_shared_is_named(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    warnings: list[str] = []
+    config = parse_run_config(BODY | {"weights": {"transport": "cuda_ipc"}})
+    monkeypatch.setenv(variable, "max_split_size_mb:512,expandable_segments:False")
+    assert isinstance(make_sender(config, torch.device("cuda"), Settings(), warnings.append), IpcSender)
+    assert warnings == []
+    monkeypatch.setenv(variable, "max_split_size_mb:512,expandable_segments:True")
+    assert make_sender(config, torch.device("cuda"), Settings(), warnings.append) is None
+    assert f"{variable} sets expandable_segments:True" in warnings[0]
+    assert "weights go by the store" in warnings[0]
 
 
 class Link:

@@ -65,7 +65,7 @@ def make_parts(settings: Settings, redis: Redis, database: Database) -> Parts:
     journal = Journal(database, broadcaster, instance)
     client = WeightClient(http, settings.service_token)
     pusher = Pusher(redis, database, journal, client, signals, board.on_push)
-    watchdog = Watchdog(redis, database, journal, settings.home, settings.stall_seconds)
+    watchdog = Watchdog(redis, database, journal, board, settings.home, settings.stall_seconds)
     federation = Federation(http, settings.service_token)
 
     def wake(event: Event) -> None:

@@ -16,6 +16,7 @@ from services.api.database import Database
 from services.api.fleet.queues import queue_states
 from services.api.fleet.roll_call import RollCall
 from services.api.journal import Journal
+from services.api.metrics.board import Board
 from services.api.runs.repository import unfinished_runs
 from services.api.stalls import Fleet, Stall, Wait, find_stalls, find_waits, no_queue_server
 from services.contracts.services import ServiceRecord
@@ -48,13 +49,15 @@ class Silence:
 
 
 class Watchdog:
-    """Consumes: records, queue depths. Produces: a note for each new stall, one when it is over; the present waits."""
+    """Consumes: records, queue depths. Produces: a note for each new stall, one when it is over; the present waits; the
+    stalls on the board."""
 
     def __init__(
         self,
         redis: Redis,
         database: Database,
         journal: Journal,
+        board: Board,
         home: Path,
         limit_seconds: float = STALL_SECONDS,
         clock: Callable[[], float] = time.monotonic,
@@ -62,6 +65,7 @@ class Watchdog:
         self.redis = redis
         self.database = database
         self.journal = journal
+        self.board = board
         self.limit_seconds = limit_seconds
         self.home = home
         self.silence = Silence(clock)
@@ -115,6 +119,7 @@ class Watchdog:
     async def _note(self, found: dict[tuple[str, str], Stall]) -> None:
         """Make these the present stalls, with a note for each that is new or over."""
         old, self.stalls = self.stalls, found
+        self.board.stalls = list(found.values())  # by nobody else: other loops may hang where the queue server does
         for key in found.keys() - old.keys():
             await self.journal.note(key[0], "warning", f"Stalled: {found[key].text}")
         for key in old.keys() - found.keys():

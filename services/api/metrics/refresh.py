@@ -29,7 +29,6 @@ class MetricsRefresh:
 
     async def step(self) -> None:
         board = self.board
-        board.stalls = list(self.watchdog.stalls.values())  # first: the queue server may be what is the matter
         board.services = await list_services(self.redis)
         await board.refresh_runs(self.database)
         active = [run_id for run_id, (_, state) in board.states.items() if state in ACTIVE_STATES]

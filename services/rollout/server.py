@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -245,12 +245,13 @@ class EngineServer:
         Raises:
             WeightUpdateError: names the phase; `WeightsRefusedError` where nothing was touched and sampling goes on.
             ConflictError: another update is under way.
+            UnavailableError: the engine was ended meanwhile.
         """
         if self.is_loading or self.phase in ("open", "loaded"):
             raise ConflictError("A weight update is under way.", remedy="Try again when it has ended.")
         self._require()
         info = {"path": path, "checksum": checksum} | ({} if transfer is None else {"transfer": transfer})
-        steps: tuple[tuple[str, Callable[[], Awaitable[None]]], ...] = (
+        steps: tuple[tuple[str, Callable[[], Coroutine[Any, Any, None]]], ...] = (
             ("prepare", lambda: self.prepare(info, version)),
             ("pause", self.pause_generation),
             ("start", self.start_weight_update),
@@ -263,7 +264,7 @@ class EngineServer:
         try:
             for name, step in steps:
                 started = time.monotonic()
-                await step()
+                await self._while_attached(step())
                 seconds[name] = time.monotonic() - started
         finally:
             self.is_loading, self._prepared = False, None
@@ -271,15 +272,31 @@ class EngineServer:
 
     # -- inner ---------------------------------------------------------------------------------------------------
 
+    async def _while_attached(self, step: Coroutine[Any, Any, None]) -> None:
+        """One step of an update; given up once its engine is ended, which may leave it waiting for ever."""
+        task = asyncio.create_task(step)
+        waited: set[asyncio.Future[Any]] = {task, self._gone}
+        try:
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+        if task.cancelled():
+            raise UnavailableError("The engine was ended during the weight update.")
+        task.result()
+
     @contextmanager
     def _failing(self, step: str) -> Iterator[None]:
         """Turns any error of one update phase into phase `failed` and a `WeightUpdateError`."""
+        engine = self.engine
         try:
             yield
         except BaseException as error:  # a cancelled update may have left the model half-written too
             intact = step == "update" and REFUSED in str(error)
             reason = str(error) or type(error).__name__
-            self.fail(reason, half_written=not intact)
+            if self.engine is engine:  # else it was ended, and what follows it has no fault
+                self.fail(reason, half_written=not intact)
             if isinstance(error, Exception):
                 raise WeightUpdateError(f"Phase {step} of the weight update failed: {reason}") from error
             raise

@@ -109,8 +109,11 @@ class Supervisor:
         run = RunConfig.model_validate_json(raw)
         self.server.recomputes_kv_cache = run.rollout.kv_cache_on_update == "recompute"
         spec = engines.spec_for(run, self._service.settings, self._presence.instance)
-        reusable = self.server.phase == "serving" and spec == self._spec and not self.server.is_dead
-        if not (reusable and self.server.checksum is None and await self._reuse(run_id)):
+        server = self.server
+        reusable = server.phase == "serving" and spec == self._spec and not server.is_dead
+        # A push that is under way would go on with the last run's weights.
+        has_own_weights = server.checksum is None and not server.is_loading
+        if not (reusable and has_own_weights and await self._reuse(run_id)):
             await self._end_engine()  # the model's own weights come back with a new engine only
         self._spec, self._run, self._retry_at = spec, run, 0.0
         self._forget_failures()

@@ -21,17 +21,23 @@ from services.runtime.settings import Settings
 from tests.learner.ring import put_run, run_values
 
 
-async def test_a_run_that_cannot_be_taken_up_is_not_served_with_the_last_runs_engine(
-    redis: Redis, tmp_path: Path
-) -> None:
-    """Its configuration is refused, or cannot be read for an outage, while the engine of the run before is still there:
-    that would sample its prompts with another model."""
-    settings = Settings(home=tmp_path, instance="rollout-0")
+def serving(redis: Redis, home: Path) -> Supervisor:
+    """A server whose engine still serves another run, with the model's own weights. No engine: none is asked."""
+    settings = Settings(home=home, instance="rollout-0")
     supervisor = Supervisor(Service(settings, redis, Presence(redis, "rollout", "rollout-0", ""), FastAPI()))
     engine: Any = SimpleNamespace(errored=False)
     supervisor.server.engine, supervisor.server.run_id = engine, "before"
     supervisor.server._move("serving")
     supervisor._spec = spec_for(parse_run_config(run_values()), settings, "rollout-0")
+    return supervisor
+
+
+async def test_a_run_that_cannot_be_taken_up_is_not_served_with_the_last_runs_engine(
+    redis: Redis, tmp_path: Path
+) -> None:
+    """Its configuration is refused, or cannot be read for an outage, while the engine of the run before is still there:
+    that would sample its prompts with another model."""
+    supervisor = serving(redis, tmp_path)
     refused = run_values()
     refused["model"]["trust_remote_code"] = True
     await put_run(redis, "run", refused)
@@ -41,3 +47,23 @@ async def test_a_run_that_cannot_be_taken_up_is_not_served_with_the_last_runs_en
             await supervisor._tick()
         supervisor._retry_at = 0.0
     assert supervisor._worker is None
+
+
+@pytest.mark.parametrize("is_loading", [False, True])
+async def test_an_engine_in_the_middle_of_a_push_is_not_reused(
+    redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_loading: bool
+) -> None:
+    """The push would go on, and the new run would be sampled with the weights of the run before."""
+    supervisor = serving(redis, tmp_path)
+    engine, reused, ended = supervisor.server.engine, [], []
+
+    async def reuse(run_id: str) -> bool:
+        reused.append(run_id)
+        return True
+
+    monkeypatch.setattr(supervisor, "_reuse", reuse)
+    monkeypatch.setattr("services.rollout.service.engines.end", ended.append)
+    supervisor.server.is_loading = is_loading
+    await put_run(redis, "run", run_values())
+    await supervisor._join("run")
+    assert (reused, ended) == (([], [engine]) if is_loading else (["run"], []))

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 from services.cli.queue_server import answers, write_configuration
 from tests.conftest import free_port
@@ -27,6 +30,20 @@ def soon_full(command: list[str], room: Path) -> list[str]:
     """A program whose files may grow to as many KiB as the file `room` says when it starts (or `unlimited`): to the
     program a full disk, for which no right to mount is needed."""
     return ["sh", "-c", f"trap '' XFSZ; ulimit -f $(($(cat {room}) * 2)); exec {shlex.join(command)}"]
+
+
+class Away(Redis):
+    """A client whose server does not answer."""
+
+    def __init__(self) -> None:
+        super().__init__(port=free_port(), retry=Retry(NoBackoff(), 0))
+        self.has_refused = asyncio.Event()
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        try:
+            return await super().execute_command(*args, **options)
+        finally:
+            self.has_refused.set()
 
 
 class KillableValkey:

@@ -9,8 +9,6 @@ import httpx
 import msgspec
 import pytest
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError
 
@@ -22,7 +20,7 @@ from services.contracts.events import RunStateChanged
 from services.contracts.services import ServiceRecord
 from services.runtime.registry import Presence
 from tests.api.fakes import FakeInstance
-from tests.conftest import free_port
+from tests.faults import Away
 
 
 def record(kind: Any, name: str, **fields: Any) -> ServiceRecord:
@@ -223,7 +221,7 @@ async def test_a_queue_server_that_is_away_is_what_every_moving_run_waits_for(
     moving: tuple[str, list[FakeInstance]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    away = Redis(port=free_port(), retry=Retry(NoBackoff(), 0))
+    away = Away()
     for part in (parts.watchdog, parts.watchdog.roll):
         monkeypatch.setattr(part, "redis", away)
     for _ in range(2):
@@ -307,7 +305,7 @@ async def test_a_queue_server_whose_disk_is_full_is_named_although_it_comes_up_a
         await look(at + 10)
     [stall] = parts.watchdog.stalls.values()
     assert (stall.culprit.instance, stall.culprit.cause, stall.seconds) == ("queue server", "failed", 90.0)
-    monkeypatch.setattr(parts.refresh, "redis", Redis(port=free_port(), retry=Retry(NoBackoff(), 0)))
+    monkeypatch.setattr(parts.refresh, "redis", Away())
     with pytest.raises(RedisConnectionError):
         await parts.refresh.step()
     text = (await client.get("/metrics")).text
@@ -322,6 +320,6 @@ async def test_a_queue_server_whose_disk_is_full_is_named_although_it_comes_up_a
     assert "Stalled: The queue server's disk is full" in notes[0]
     assert "Moving again. It was: The queue server's disk is full" in notes[1]
     log.write_text(ready + full)
-    monkeypatch.setattr(parts, "redis", Redis(port=free_port(), retry=Retry(NoBackoff(), 0)))
+    monkeypatch.setattr(parts, "redis", Away())
     answer = await client.get("/v1/services")
     assert (answer.status_code, "The queue server's disk is full" in answer.json()["detail"]) == (503, True)

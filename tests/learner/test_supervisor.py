@@ -12,8 +12,6 @@ from typing import Any
 import msgspec
 import pytest
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, ResponseError
 
@@ -24,7 +22,7 @@ from services.learner.supervisor import Attempts, Supervisor
 from services.learner.train import report_failure
 from services.runtime.life import end
 from services.runtime.registry import Presence
-from tests.conftest import free_port
+from tests.faults import Away
 from tests.learner.ring import ROOT, EventLog, FakeRing, bytecode_cached, put_run, run_values
 
 
@@ -58,7 +56,7 @@ async def test_a_queue_server_that_is_away_before_the_program_starts_ends_nothin
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One whose disk is full answers a ping and is gone again before the run's configuration is read."""
-    away = Redis(port=free_port(), retry=Retry(NoBackoff(), 0))
+    away = Away()
     supervisor = Supervisor(redis, Presence(redis, "learner", "learner-0", ""))
     monkeypatch.setattr(supervisor, "redis", away)
     assert await supervisor._attempt("run") == EXIT_NO_QUEUE
@@ -68,10 +66,10 @@ async def test_a_run_that_is_given_up_during_an_outage_is_told_after_it(redis: R
     """Nobody else would end the run: it would be shown as running for ever."""
     supervisor = Supervisor(redis, Presence(redis, "learner", "learner-0", ""))
     await redis.set(streams.assignment("learner-0"), "run")
-    supervisor.redis = Redis(port=free_port(), retry=Retry(NoBackoff(), 0))
+    supervisor.redis = away = Away()
     giving_up = asyncio.create_task(supervisor._give_up("run", "exit code 1"))
     try:
-        await asyncio.wait([giving_up], timeout=0.1)
+        await asyncio.wait_for(away.has_refused.wait(), 20)
         supervisor.redis = redis
         log = EventLog(redis)
         await log.wait_for(lambda seen: bool(seen), seconds=20)
@@ -82,19 +80,32 @@ async def test_a_run_that_is_given_up_during_an_outage_is_told_after_it(redis: R
         await end([giving_up], seconds=10)
 
 
-async def test_a_program_without_queue_server_says_so_to_its_supervisor(redis: Redis) -> None:
+async def test_a_program_without_queue_server_says_so_to_its_supervisor(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where it is there and takes no writes, for lack of memory or, not kept at each write, of disk."""
     link: Any = object()  # not asked: it would wait for the queue server
     assert report_failure(link, RedisConnectionError("Connection refused")) == EXIT_NO_QUEUE
     full = ResponseError("MISCONF Errors writing to the AOF file: No space left on device")
     assert report_failure(link, full) == EXIT_NO_QUEUE
-    supervisor = Supervisor(redis, Presence(redis, "learner", "learner-0", ""))
+    presence, has_refused = Presence(redis, "learner", "learner-0", ""), asyncio.Event()
+    publish = presence.publish
+
+    async def watched() -> None:
+        try:
+            await publish()
+        except OutOfMemoryError:
+            has_refused.set()
+            raise
+
+    monkeypatch.setattr(presence, "publish", watched)
+    supervisor = Supervisor(redis, presence)
     await redis.config_set("maxmemory", 1)
     try:
         with pytest.raises(OutOfMemoryError) as refused:
             await redis.set("a", "b")
         waiting = asyncio.create_task(supervisor._until_queue_answers())
-        await asyncio.wait([waiting], timeout=0.1)
+        await asyncio.wait_for(has_refused.wait(), 20)
         assert not waiting.done()
     finally:
         await redis.config_set("maxmemory", 0)

@@ -28,6 +28,7 @@ from services.contracts.messages import CompletedGroup, PromptTask, Question, Sa
 from services.contracts.run_config import parse_run_config
 from services.contracts.services import ServiceRecord
 from services.runtime.weight_store import Manifest, WeightStore
+from tests.conftest import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "token of the services"
@@ -45,14 +46,6 @@ TEMPLATE = (
     "{%- for message in messages -%}<{{ message['role'] }}> {{ message['content'] }} {% endfor -%}"
     "{%- if add_generation_prompt -%}<assistant>{%- endif -%}"
 )
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def make_model(seed: int, intermediate_size: int = 96) -> Qwen3ForCausalLM:

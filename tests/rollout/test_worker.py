@@ -6,8 +6,6 @@ import asyncio
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
 from services.contracts import streams
 from services.contracts.messages import PromptTask
@@ -16,7 +14,7 @@ from services.rollout.worker import RolloutWorker
 from services.runtime.life import end
 from services.runtime.queue import HANDED_BACK_SECONDS, Queue
 from services.runtime.registry import Presence
-from tests.conftest import free_port
+from tests.faults import Away
 from tests.learner.conftest import make_group
 
 
@@ -27,15 +25,15 @@ async def test_a_worker_that_starts_without_queue_server_takes_up_what_is_its_ow
     queue = Queue(redis, streams.GROUP_ROLLOUT, "rollout-0")
     await queue.publish(stream, make_group(0).group.task)
     assert len(await queue.receive([stream], PromptTask)) == 1
-    queue.redis = Redis(port=free_port(), retry=Retry(NoBackoff(), 0))
+    queue.redis = away = Away()
     unused: Any = None
     presence = Presence(redis, "rollout", "rollout-0", "")
     worker = RolloutWorker("run", queue, EngineServer(), unused, presence, max_num_seqs=8)
     running = asyncio.create_task(worker.run())
     try:
-        await asyncio.wait([running], timeout=0.1)
-        queue.redis = redis
         async with asyncio.timeout(20):
+            await away.has_refused.wait()
+            queue.redis = redis
             while "weights" not in presence.record().waiting_for:
                 assert not running.done(), running.exception()
                 await asyncio.sleep(0.02)

@@ -21,10 +21,19 @@ os.environ["TURNOUT_ROOTS"] = f"{ROOT}:{tempfile.gettempdir()}"
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nothing listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port on loopback that nothing listens on, and that the system gives to nobody else in the next minute.
+
+    The end of a connection to it (TIME_WAIT) keeps it from all who ask for any port, be it only to connect from; a
+    server that names it may have it, since all set SO_REUSEADDR.
+    """
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        address = listener.getsockname()
+        with socket.create_connection(address):
+            listener.accept()[0].close()
+    return int(address[1])
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,9 @@ from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "deploy" / "make_smollm2.py"
+from tests.conftest import ROOT
+
+SCRIPT = ROOT / "deploy" / "make_smollm2.py"
 
 
 @pytest.fixture(scope="module")

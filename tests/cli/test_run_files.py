@@ -8,8 +8,8 @@ import pytest
 
 from services.cli.run_file import check, load_run, read_run_file
 from services.contracts.errors import ConfigurationError
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "deploy" / "runs").glob("*.yaml"))
 GOOD = "name: x\nmodel: {path: m}\ndata: {train: t}\ntraining:\n  steps: 3\n"
 

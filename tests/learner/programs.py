@@ -13,9 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from services.learner.progress import RUN_VARIABLE
-from tests.conftest import free_port
+from tests.conftest import ROOT, free_port
 from tests.faults import NAMESPACES_OF
-from tests.learner.ring import ROOT, bytecode_cached
+from tests.learner.ring import bytecode_cached
 
 
 class Program:

@@ -19,8 +19,8 @@ from services.contracts import codec, events, streams
 from services.contracts.arrays import LogProbs, TokenIds
 from services.contracts.messages import CompletedGroup, PromptTask, Rollout, ScoredGroup, Verdict, VersionSpan
 from services.runtime.queue import Queue
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 POLICY = ROOT / "deploy" / "embedded" / "policy"
 DATA = ROOT / "deploy" / "embedded" / "data"
 VOCABULARY = 271

@@ -22,8 +22,9 @@ from services.learner.supervisor import Attempts, Supervisor
 from services.learner.train import report_failure
 from services.runtime.life import end
 from services.runtime.registry import Presence
+from tests.conftest import ROOT
 from tests.faults import Away
-from tests.learner.ring import ROOT, EventLog, FakeRing, bytecode_cached, put_run, run_values
+from tests.learner.ring import EventLog, FakeRing, bytecode_cached, put_run, run_values
 
 
 def test_attempts_are_bounded_and_a_step_forgives() -> None:

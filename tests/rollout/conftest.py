@@ -28,9 +28,8 @@ from services.contracts.messages import CompletedGroup, PromptTask, Question, Sa
 from services.contracts.run_config import parse_run_config
 from services.contracts.services import ServiceRecord
 from services.runtime.weight_store import Manifest, WeightStore
-from tests.conftest import free_port
+from tests.conftest import ROOT, free_port
 
-ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "token of the services"
 INSTANCE = "rollout-t"
 MAX_PROMPT, MAX_RESPONSE = 300, 700

@@ -1,21 +1,17 @@
-"""Puts the repository's root on the import path, and parts of the verifier that are slow to start."""
+"""Parts of the verifier that are slow to start."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from services.verifier.sandbox.api import Sandbox  # noqa: E402 - needs the path
-from services.verifier.workers import WorkerPool  # noqa: E402
+from services.verifier.sandbox.api import Sandbox
+from services.verifier.workers import WorkerPool
+from tests.conftest import ROOT
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import httpx
 import msgspec
@@ -22,9 +21,9 @@ from services.runtime.registry import Presence
 from services.verifier.judge import Judge, Unavailable
 from services.verifier.rewards.registry import Judgement
 from services.verifier.service import Verifier
+from tests.conftest import ROOT
 from tests.verifier.builders import group, question, rollout
 
-ROOT = Path(__file__).resolve().parents[2]
 RIGHT, WRONG = rollout("<answer>B</answer>"), rollout("<answer>C</answer>")
 MCQ = question("mcq", "B")
 

@@ -8,12 +8,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(ROOT))
-
-from services.contracts.errors import UnavailableError  # noqa: E402
-from services.runtime.life import LoopThread  # noqa: E402
-from services.verifier.sandbox.api import Sandbox  # noqa: E402
+from services.contracts.errors import UnavailableError
+from services.runtime.life import LoopThread
+from services.verifier.sandbox.api import Sandbox
 
 PYTHONS = (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3")
 """Tried in this order: an interpreter below /root, say, cannot be read by the users that programs run as."""

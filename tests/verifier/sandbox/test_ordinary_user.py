@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.verifier.sandbox.conftest import PYTHONS, ROOT
+from tests.conftest import ROOT
+from tests.verifier.sandbox.conftest import PYTHONS
 from tests.verifier.sandbox.corpus import corpus
 
 NOBODY = 65534

@@ -207,7 +207,7 @@ def same_output(case: Case, output: str) -> bool:
     if case.call is not None:
         try:
             return _close(json.loads(output), case.expected)
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError, OverflowError):  # the last: a whole number that no float can hold
             return False
     given, wanted = ([line.strip() for line in text.strip().split("\n")] for text in (output, case.stdout or ""))
     if len(given) != len(wanted):

@@ -36,6 +36,7 @@ class _Round:
 
     entries: list[tuple[str, bytes] | None] = field(default_factory=list)
     """Message id and successor; None for one whose caller left before it was sent."""
+    has_set_out: bool = False
     num_bytes: int = 0
     num_waiting: int = 0
     trip: asyncio.Task[list[bool]] = field(init=False)
@@ -55,8 +56,8 @@ class Forwards:
         """Acknowledge and delete the message, and publish its successor. False, and nothing published, where it was
         acknowledged before.
 
-        Who is cancelled leaves the others alone: its message stays out where the round trip has not begun, and a round
-        trip that nobody waits for is given up. Raises `RedisError` to all of a round.
+        Who is cancelled leaves the others alone: its message stays out where the round trip has not begun, and one in
+        flight that nobody waits for is given up. Raises `RedisError` to all of a round.
         """
         streams = source, target
         round_ = self._open.get(streams)
@@ -70,8 +71,7 @@ class Forwards:
             taken = await asyncio.shield(round_.trip)
         except asyncio.CancelledError:
             round_.entries[place] = None
-            if round_.num_waiting == 1:
-                self._close(streams, round_)
+            if round_.num_waiting == 1 and round_.has_set_out:
                 round_.trip.cancel()
             raise
         finally:
@@ -89,18 +89,18 @@ class Forwards:
         try:
             if before is not None:
                 await asyncio.wait([before.trip])
-            self._close(streams, round_)
+            round_.has_set_out = True
+            if self._open.get(streams) is round_:
+                del self._open[streams]
             sent = [(place, entry) for place, entry in enumerate(round_.entries) if entry is not None]
+            taken = [False] * len(round_.entries)
+            if not sent:
+                return taken
             arguments = [part for _, entry in sent for part in entry]
             reply = await cast(Any, self._redis.eval(_FORWARD, 2, *streams, self._group, *arguments))
-            taken = [False] * len(round_.entries)
             for (place, _), one in zip(sent, reply, strict=True):
                 taken[place] = bool(one)
             return taken
         finally:
             if self._last.get(streams) is round_:
                 del self._last[streams]
-
-    def _close(self, streams: tuple[str, str], round_: _Round) -> None:
-        if self._open.get(streams) is round_:
-            del self._open[streams]

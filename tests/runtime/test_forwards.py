@@ -50,12 +50,17 @@ async def writes_paused(redis: Redis) -> AsyncIterator[None]:
         await redis.client_unpause()
 
 
+async def stuck(redis: Redis) -> list[str]:
+    """Connections' ids of commands that are with the server, which does not answer them."""
+    return [client["id"] for client in await redis.client_list() if "b" in client["flags"]]
+
+
 async def until_stuck(redis: Redis, other_than: str = "") -> str:
-    """Until one command is with the server, which does not answer it. Returns its connection's id."""
+    """Until that is one. Returns its connection's id."""
     while True:
-        stuck = [client["id"] for client in await redis.client_list() if "b" in client["flags"]]
-        if len(stuck) == 1 and stuck != [other_than]:
-            return str(stuck[0])
+        found = await stuck(redis)
+        if len(found) == 1 and found != [other_than]:
+            return found[0]
         await asyncio.sleep(0.001)
 
 
@@ -116,7 +121,7 @@ async def test_who_is_cancelled_before_it_is_sent_keeps_its_message_and_the_othe
     assert await pending(queue) == [2]
 
 
-async def test_who_comes_at_the_moment_when_a_round_is_given_up_goes_with_a_new_one(redis: Redis) -> None:
+async def test_who_comes_as_the_only_one_leaves_a_waiting_round_still_waits_for_the_one_in_flight(redis: Redis) -> None:
     queue = Queue(redis, "g", "a")
     deliveries = await held(queue, 3)
     async with writes_paused(redis):
@@ -127,6 +132,9 @@ async def test_who_comes_at_the_moment_when_a_round_is_given_up_goes_with_a_new_
         tasks[1].cancel()
         tasks += started(queue, deliveries[2:])
         await asyncio.wait(tasks[1:2])
+        for _ in range(20):  # long enough for a second one to reach the server
+            await redis.ping()
+        assert len(await stuck(redis)) == 1
     assert await asyncio.gather(tasks[0], tasks[2]) == [True, True]
     assert await successors(redis) == [0, 2]
     assert await pending(queue) == [1]

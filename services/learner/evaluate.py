@@ -115,7 +115,7 @@ class Evaluator:
         names = [make(self._run_id) for make in (streams.prompts, streams.completions, streams.evaluated)]
         present = await groups_on_streams(self._queue.redis, names)
         lost = [task for task in outstanding if task.group_id not in present]
-        _, given_up = await refeed(self._queue.redis, self._run_id, lost)
+        _, given_up = await refeed(self._queue, self._run_id, lost)
         return set(given_up)
 
     def _task(self, index: int, step: int) -> PromptTask:

@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 
 from services.contracts import codec, streams
 from services.contracts.messages import PromptTask
+from services.runtime.queue import Queue
 
 MAX_REFEEDS = 2
 ENTRIES_A_CALL = 64
@@ -59,17 +60,18 @@ def _group_of(payload: bytes) -> str | None:
     return message.group_id or None
 
 
-async def refeed(redis: Redis, run_id: str, tasks: Iterable[PromptTask]) -> tuple[list[str], list[str]]:
-    """Feed lost tasks again. Returns the group ids fed again and those given up."""
+async def refeed(queue: Queue, run_id: str, tasks: Iterable[PromptTask]) -> tuple[list[str], list[str]]:
+    """Feed lost tasks again, each in one step with its count. Returns the group ids fed again and those given up."""
     key = streams.feeder(run_id)
     again: list[str] = []
     given_up: list[str] = []
     for task in tasks:
-        tries = int(await redis.hincrby(key, f"refed:{task.group_id}", 1))
-        if tries > MAX_REFEEDS:
+        field = f"refed:{task.group_id}"
+        tries = int(await cast(Any, queue.redis.hget(key, field)) or 0)
+        if tries >= MAX_REFEEDS:
             given_up.append(task.group_id)
             continue
-        await redis.xadd(streams.prompts(run_id), {b"m": codec.encode(task)})
+        await queue.feed(streams.prompts(run_id), key, field, tries, [task])
         again.append(task.group_id)
     return again, given_up
 

@@ -98,7 +98,7 @@ def find_lost(link: RunLink, batcher: Batcher, feeder: Feeder) -> None:
     lost = [task for task in tasks if task.group_id not in present]
     if not lost:
         return
-    again, given_up = link.call(refeed(link.redis, link.run_id, lost))
+    again, given_up = link.call(refeed(link.queue, link.run_id, lost))
     if again:
         link.note(f"{len(again)} groups were on no stream and were fed again, the first: {again[0]}.", "warning")
     if given_up:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from services.contracts import codec, streams
 from services.contracts.messages import PromptTask
 from services.learner.reconcile import MAX_REFEEDS, add_lost, groups_on_streams, read_lost, refeed
+from services.runtime.queue import Queue
 from tests.learner.conftest import make_group
 
 
@@ -19,9 +24,34 @@ async def test_what_is_on_no_stream_is_found_fed_again_and_at_last_given_up(redi
     await redis.xadd(names[2], {b"m": b"rubbish"})
     present = await groups_on_streams(redis, names)
     assert present == {"train-0", "train-1", "train-2"}
+    queue = Queue(redis, "learner", "learner")
     for _ in range(MAX_REFEEDS):
-        assert await refeed(redis, "run", [tasks[3]]) == (["train-3"], [])
+        assert await refeed(queue, "run", [tasks[3]]) == (["train-3"], [])
     entries = await redis.xrange(names[0])
     assert codec.decode(entries[-1][1][b"m"], PromptTask) == tasks[3]
-    assert await refeed(redis, "run", [tasks[3]]) == ([], ["train-3"])
+    assert await refeed(queue, "run", [tasks[3]]) == ([], ["train-3"])
     assert await add_lost(redis, "run", [3]) == await read_lost(redis, "run") == frozenset({3})
+
+
+@pytest.mark.parametrize("num_commands", [0, 1, 2, 3])
+async def test_a_learner_that_dies_while_it_feeds_again_has_counted_what_it_fed(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch, num_commands: int
+) -> None:
+    """Killed after any command. Were a try counted that fed nothing, the group would be given up too early."""
+    execute, left = redis.execute_command, num_commands
+
+    async def dying(*args: Any, **options: Any) -> Any:
+        nonlocal left
+        if not left:
+            raise RedisError("killed")
+        left -= 1
+        return await execute(*args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(redis, "execute_command", dying)
+        try:
+            await refeed(Queue(redis, "learner", "learner"), "run", [make_group(0).group.task])
+        except RedisError:
+            assert num_commands < 2
+    fed = await redis.xlen(streams.prompts("run"))
+    assert int(await redis.hget(streams.feeder("run"), "refed:train-0") or 0) == fed == (num_commands > 1)  # type: ignore[misc]

@@ -72,8 +72,7 @@ class Leader:
         self._resumed_from = checkpoint
         self._checkpoint_step = session.step
         self._tokens = 0
-        self._weights: dict[str, Tensor] = {}
-        """Copies of the newest weights."""
+        self._weights: dict[str, Tensor] = {}  # copies of the newest
 
     def run(self) -> None:
         """The run's life. Ends with the state reported: succeeded or stopped."""
@@ -105,7 +104,8 @@ class Leader:
             batch = self._collect(self.session.step + 1)
             self._train(batch, started, time.monotonic() - started)
             self._evaluate(self.session.step)
-        self.writer.check()
+        self.writer.drain()
+        self.link.acknowledge_rest()
 
     def _obey(self) -> None:
         """Waits while the run is paused; `Stopped` where it is to end."""
@@ -179,13 +179,14 @@ class Leader:
             self._idle(0.0)
 
     def _account(self) -> None:
-        """Tell the feeder of drops; end a run in which nothing but drops comes in."""
+        """Tell the feeder of drops; end a run in which nothing but drops comes in. Those that a predecessor had in hand
+        do not count: it may have ended for them."""
         record_dropped(self.batcher)
         dropped = self.batcher.ledger.num_dropped
         if dropped != self.link.num_dropped:
             self.link.num_dropped = dropped
             self.link.wake_feeder()
-        limit = max(32, 4 * self.config.training.prompts_per_step)
+        limit = max(32, 4 * self.config.training.prompts_per_step) + self.link.num_replayed
         if self.batcher.num_dropped_in_a_row >= limit and self.batcher.last_drop is not None:
             reason, fault = self.batcher.last_drop
             raise TurnoutError(
@@ -235,8 +236,7 @@ class Leader:
 
     def _shown_group(self, groups: Sequence[PreparedGroup], step: int) -> range:
         """Which sequences of the first mini-batch people get to see: every few steps those of its first group."""
-        wanted = step == 1 or step % SAMPLES_EVERY_STEPS == 0
-        return range(len(groups[0].sequences) if wanted else 0)
+        return range(len(groups[0].sequences) if step == 1 or step % SAMPLES_EVERY_STEPS == 0 else 0)
 
     def _samples(self, groups: Sequence[PreparedGroup], trained: Trained, step: int) -> Any:
         share, details = trained.shares[0], trained.reports[0].details

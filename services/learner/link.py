@@ -52,6 +52,8 @@ class RunLink:
         self.num_dropped = 0
         """Kept by the training thread: gives the feeder credit for replacements."""
         self.arrivals: queue.SimpleQueue[Delivery[ScoredGroup]] = queue.SimpleQueue()
+        self.num_replayed = 0
+        """Of the arrivals, those that a predecessor had in hand."""
         self.feeder: Feeder | None = None
         self._in_hand: set[str] = set()
         """Ids of the scored groups that arrived and are not acknowledged; used on the loop only."""
@@ -153,6 +155,14 @@ class RunLink:
         await self.queue.acknowledge(deliveries)
         self._in_hand.difference_update(delivery.message_id for delivery in deliveries)
 
+    def acknowledge_rest(self) -> None:
+        """The run is trained to its end: acknowledge what a learner that died after its last checkpoint left."""
+        self.call(self._acknowledge_rest())
+
+    async def _acknowledge_rest(self) -> None:
+        for stream in (streams.scored(self.run_id), streams.evaluated(self.run_id)):
+            await self.queue.acknowledge(await self.queue.own_pending(stream, ScoredGroup))
+
     def report(self, **changes: Any) -> None:
         """Change the progress that the supervisor sees within a second."""
         self.progress = msgspec.structs.replace(self.progress, **changes)
@@ -177,7 +187,9 @@ class RunLink:
         """Consumes `scored`; produces arrivals for the training thread; waits for verifiers. Bounded by the feeder's
         credit, so the queue needs no limit of its own."""
         stream = streams.scored(self.run_id)
-        self._arrive(await self.queue.own_pending(stream, ScoredGroup))
+        replayed = await self.queue.own_pending(stream, ScoredGroup)
+        self.num_replayed = len(replayed)
+        self._arrive(replayed)
         while True:
             arrived = await self.queue.receive([stream], ScoredGroup, count=64, block_seconds=1.0)
             self._arrive(arrived or await self.queue.missed(stream, ScoredGroup, self._in_hand))

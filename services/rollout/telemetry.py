@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
-TOKENS = Counter("turnout_tokens_total", "Tokens handled since start.", ["service"])
 WEIGHT_VERSION = Gauge("turnout_weight_version", "Verified weight version in use.", ["service", "instance"])
 GROUPS = Counter("turnout_rollout_groups_total", "Groups sampled and published.", ["purpose"])
 FAULTS = Counter("turnout_rollout_faults_total", "Rollouts that ended as an infrastructure fault.")

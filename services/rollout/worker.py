@@ -22,6 +22,7 @@ from services.rollout import telemetry
 from services.rollout.sampling import GroupSampler, fault
 from services.rollout.server import EngineServer
 from services.runtime.logs import get_logger
+from services.runtime.metrics import TOKENS
 from services.runtime.queue import Delivery, Queue
 from services.runtime.registry import Presence
 from services.runtime.traces import record
@@ -178,7 +179,7 @@ class RolloutWorker:
         version = self._server.version
         record("rollout", task, began, time.time(), num_tokens=num_tokens, num_faults=num_faults, version=version)
         self._presence.tokens_total += num_tokens
-        telemetry.TOKENS.labels("rollout").inc(num_tokens)
+        TOKENS.labels("rollout", self._run_id).inc(num_tokens)
         telemetry.GROUPS.labels(task.purpose).inc()
         telemetry.FAULTS.inc(num_faults)
         telemetry.GENERATION_SECONDS.observe(seconds)

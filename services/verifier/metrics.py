@@ -12,7 +12,6 @@ SECONDS: Final = Histogram(
     ["kind"],
     buckets=(0.0001, 0.001, 0.01, 0.1, 0.3, 1, 3, 10, 30, 100),
 )
-TOKENS: Final = Counter("turnout_tokens", "Response tokens handled.", ["service", "run_id"])
 GROUPS: Final = Counter(
     "turnout_verifier_groups",
     "Groups judged, by outcome: scored, evaluated or taken_over (another verifier was first).",

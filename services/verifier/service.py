@@ -17,6 +17,7 @@ from services.contracts import codec, streams
 from services.contracts.events import Note
 from services.contracts.messages import CompletedGroup, ScoredGroup
 from services.runtime.logs import get_logger, log_fields
+from services.runtime.metrics import TOKENS
 from services.runtime.queue import Delivery, Queue
 from services.runtime.registry import Presence
 from services.runtime.traces import record
@@ -180,7 +181,7 @@ class Verifier:
             outcome = "taken_over"
         num_tokens = sum(len(rollout.token_ids) for rollout in scored.group.rollouts)
         self.presence.tokens_total += num_tokens
-        metrics.TOKENS.labels("verifier", task.run_id).inc(num_tokens)
+        TOKENS.labels("verifier", task.run_id).inc(num_tokens)
         metrics.GROUPS.labels(task.run_id, outcome).inc()
 
     async def _tell_faults(self, scored: ScoredGroup) -> None:

@@ -152,8 +152,8 @@ class AsyncClient:
                 if not answer.is_success:
                     await answer.aread()
                     raise_for_status(answer)
-                async for line in answer.aiter_lines():
-                    for event in parser.feed(line):
+                async for text in answer.aiter_text():
+                    for event in parser.feed(text):
                         yield event
         except httpx.TransportError as error:
             raise connection_fault(self.url, error) from error

@@ -179,8 +179,8 @@ class Client:
                 if not answer.is_success:
                     answer.read()
                     raise_for_status(answer)
-                for line in answer.iter_lines():
-                    yield from parser.feed(line)
+                for text in answer.iter_text():
+                    yield from parser.feed(text)
         except httpx.TransportError as error:
             raise connection_fault(self.url, error) from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated
 
 import typer
@@ -27,7 +26,7 @@ def services(as_json: Json = False, api_url: Url = None) -> None:
     for item in items:
         waits = item.waiting_for
         if waits and item.waiting_since is not None:
-            waits += f" ({output.duration(time.time() - item.waiting_since)})"
+            waits += f" ({output.duration(item.at - item.waiting_since)})"
         state = f"out of rotation: {item.weight_error}" if item.out_of_rotation else item.state
         version = "-" if item.weight_version is None else str(item.weight_version)
         rows.append([item.instance, state, item.run_id or "-", version, waits or "-"])

@@ -31,6 +31,7 @@ from services.contracts.errors import (
     NotFoundError,
     TurnoutError,
     UnavailableError,
+    check_secret,
 )
 from services.contracts.states import TERMINAL_STATES
 
@@ -69,17 +70,21 @@ class Call(Generic[T]):
 def connection(url: str | None, key: str | None, timeout_seconds: float) -> dict[str, Any]:
     """Arguments of a client of httpx for the API that is named, or that the environment names."""
     url = (url or os.environ.get("TURNOUT_API_URL") or DEFAULT_URL).rstrip("/")
+    remedy = f"Give one like {DEFAULT_URL}, with --api-url or TURNOUT_API_URL."
     if not url.startswith(("http://", "https://")):
-        raise ConfigurationError(
-            f"The API's URL {url!r} does not start with http:// or https://.", remedy=f"Give one like {DEFAULT_URL}."
-        )
+        raise ConfigurationError(f"The API's URL {url!r} does not start with http:// or https://.", remedy=remedy)
+    try:
+        host = httpx.URL(url).host
+    except httpx.InvalidURL as error:
+        raise ConfigurationError(f"The API's URL {url!r} is not one: {error}.", remedy=remedy) from error
     key = key if key is not None else os.environ.get("TURNOUT_API_KEY", "")
+    check_secret("TURNOUT_API_KEY", key)
     return {
         "base_url": url,
         "headers": {"Authorization": f"Bearer {key}"} if key else {},
         "timeout": timeout_seconds,
         # On this machine a proxy from the environment has no business in between.
-        "trust_env": httpx.URL(url).host not in LOOPBACK,
+        "trust_env": host not in LOOPBACK,
     }
 
 
@@ -250,14 +255,23 @@ def connection_fault(url: str, error: httpx.TransportError) -> UnavailableError:
 
 
 class EventParser:
-    """Lines of a server-sent event stream in, events out."""
+    """Text of a server-sent event stream in, events out.
+
+    Lines end with a line feed alone; httpx would end them within JSON text too, at U+2028 and its like.
+    """
 
     def __init__(self) -> None:
+        self._rest = ""
         self._fields: dict[str, str] = {}
         self._id = ""
 
-    def feed(self, line: str) -> Iterator[RunEvent]:
-        """Take one line without its end; an empty one completes an event."""
+    def feed(self, text: str) -> Iterator[RunEvent]:
+        """Take the next piece of text, cut anywhere; an empty line completes an event."""
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            yield from self._line(line.removesuffix("\r"))
+
+    def _line(self, line: str) -> Iterator[RunEvent]:
         if line:
             name, _, value = line.partition(":")
             value = value.removeprefix(" ")

@@ -59,6 +59,16 @@ class InfrastructureError(TurnoutError):
     title = "Infrastructure fault"
 
 
+def check_secret(name: str, secret: str) -> None:
+    """Raise `ConfigurationError` where a key or token cannot be sent in a header. Libraries' errors would quote it."""
+    if not (secret.isascii() and secret.isprintable()) or secret != secret.strip():
+        raise ConfigurationError(
+            f"{name} has a line break, a space at an end or another character that no header takes.",
+            remedy="Take it out (a file that it was read from may end with a line break).",
+            field=name,
+        )
+
+
 def without_password(url: str) -> str:
     """A server's URL as it may be shown in errors and logs."""
     head, separator, tail = url.rpartition("@")

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from services.contracts.errors import ConfigurationError
+from services.contracts.errors import ConfigurationError, check_secret
 
 
 class Settings(BaseSettings):
@@ -92,6 +92,8 @@ def load_settings() -> Settings:
         raise ConfigurationError(
             f"{name} is {item.get('input')!r}: {item['msg'].lower()}.", remedy="Correct or unset it.", field=name
         ) from error
+    check_secret("TURNOUT_API_KEY", settings.api_key)
+    check_secret("TURNOUT_SERVICE_TOKEN", settings.service_token)
     if settings.host not in LOOPBACK and not settings.service_token:
         raise ConfigurationError(
             f"TURNOUT_HOST is {settings.host}, which other machines can reach, but TURNOUT_SERVICE_TOKEN is not set.",

@@ -162,6 +162,21 @@ def test_events_are_read_whole(client: Client) -> None:
         list(client.events("status-404"))
 
 
+def test_events_end_at_line_feeds_alone(client: Client) -> None:
+    Api.streams = ['id: 1\nevent: note\ndata: {"text": "a\u2028b\u0085c"}\n\n']
+    assert [event.data for event in client.events("r2")] == [{"text": "a\u2028b\u0085c"}]
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "says"),
+    [("http://x:port", "", "'http://x:port'"), ("x", "", "'x'"), (None, "hunter2\n", "TURNOUT_API_KEY")],
+)
+def test_what_no_request_can_be_made_with_is_named(url: str | None, key: str, says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says) as caught:
+        Client(url, key)
+    assert "hunter2" not in str(caught.value)
+
+
 def test_following_goes_on_behind_the_last_event_after_a_break(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.cli.wire.LONGEST_WAIT_SECONDS", 0.0)
     Api.streams = [

@@ -22,7 +22,7 @@ async def loops(owner: Owner, service: Service) -> None:
     database = await open_database(service.settings)
     parts = make_parts(service.settings, service.redis, database)
     try:
-        await parts.runs.settle_forks()
+        await parts.runs.settle()
         service.app.router.routes.clear()
         # Not a mount: that would leave paths with line breaks in them to the plain application.
         service.app.router.default = make_application(parts)

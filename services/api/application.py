@@ -19,7 +19,7 @@ from services.api.parts import Parts
 from services.api.problems import Problem
 from services.api.reference import router as reference_router
 from services.api.runs.endpoints import router as runs_router
-from services.api.security import HEALTH_PATHS, Guard, StrictHeaders
+from services.api.security import HEADERS, HEALTH_PATHS, Guard, StrictHeaders
 
 DESCRIPTION = "Runs, their history, services and metrics. Errors are RFC 9457 problem documents."
 SCHEDULE_SECONDS = 0.5
@@ -36,7 +36,7 @@ def make_application(parts: Parts) -> FastAPI:
     app.add_middleware(Guard, keys=parts.keys, limiter=RateLimiter(parts.settings.rate_limit))
     app.add_middleware(Page)  # in front of the guard: the page must load before it can ask for the key
     app.add_middleware(StrictHeaders)
-    problems.install(app)
+    problems.install(app, HEADERS)
     for router in (runs_router, history_router, fleet_router, run_files_router, keys_router, reference_router):
         app.include_router(router)
     _describe_problems(app)

@@ -36,6 +36,7 @@ class _Channel:
     news: asyncio.Event = field(default_factory=asyncio.Event)
     waking: asyncio.TimerHandle | None = None
     num_listeners: int = 0
+    ended: bool = False
 
     def wake(self) -> None:
         self.waking = None
@@ -68,8 +69,8 @@ class Broadcaster:
         channel = self._channels.get(run_id)
         if channel is None or not entries:
             return
-        if channel.floor is None:
-            channel.floor = entries[0].id - 1
+        before = entries[0].id - 1
+        channel.floor = before if channel.floor is None else min(channel.floor, before)  # clients may name any id
         for entry in entries:
             channel.window.append(entry)
             if len(channel.window) > WINDOW:
@@ -81,6 +82,15 @@ class Broadcaster:
         """Let every listener look whether it may go on."""
         for channel in self._channels.values():
             channel.wake()
+
+    def end(self, run_id: str) -> None:
+        """The run is deleted: its listeners hear nothing any more."""
+        if (channel := self._channels.get(run_id)) is not None:
+            channel.ended = True
+            channel.wake()
+
+    def has_ended(self, run_id: str) -> bool:
+        return self._channels[run_id].ended
 
     def caught_up(self, run_id: str, last_id: int) -> None:
         """Someone has read the database up to `last_id`, its newest entry then: the window has what comes after."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import Connection, MetaData, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
@@ -47,7 +48,7 @@ class Database:
         self._sessions = async_sessionmaker(engine, expire_on_commit=False)
         self._writing = asyncio.Lock()
         self.version = 0
-        """Grows with every change, and once more when what follows from one in memory is there too (`changed`)."""
+        """Grows with every change: who keeps something that was read from here sees that it may be no longer so."""
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:
@@ -62,11 +63,7 @@ class Database:
             async with self._writing, self._sessions() as session, session.begin():
                 yield session
         finally:
-            self.changed()
-
-    def changed(self) -> None:
-        """Tell those who keep something that was read from here that it may be no longer so."""
-        self.version += 1
+            self.version += 1
 
     async def close(self) -> None:
         await self.engine.dispose()
@@ -123,6 +120,12 @@ async def open_database(settings: Settings) -> Database:
     try:
         async with engine.begin() as connection:
             await connection.run_sync(migrate)
+    except CommandError as error:
+        await engine.dispose()
+        raise UnavailableError(
+            f"The database's tables are of another release, which this one does not know: {error}.",
+            remedy="Start the release that made them, or give this one another TURNOUT_HOME or TURNOUT_DATABASE_URL.",
+        ) from error
     except (SQLAlchemyError, OSError) as error:
         await engine.dispose()
         raise UnavailableError(

@@ -102,7 +102,6 @@ class Journal:
             self.broadcaster.publish(event.run_id, [entry])
             for listener in self._listeners:
                 listener(event)
-        self.database.changed()  # lists show numbers that listeners keep
 
     async def _append(self, session: AsyncSession, event: events.Event) -> Entry | None:
         data = event_data(event)

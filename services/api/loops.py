@@ -15,7 +15,7 @@ MAX_PAUSE_SECONDS = 5.0
 
 @dataclass(slots=True)
 class LoopStatus:
-    """How the loops fare, for /readyz and /v1/services."""
+    """How the loops fare, for /readyz."""
 
     faults: dict[str, str] = field(default_factory=dict)
     """Loop name to its present fault; a loop that works is absent."""
@@ -47,7 +47,7 @@ async def repeat(
             num_faults += 1
             status.faults[name] = f"{type(error).__name__}: {error}"
             log.error("loop failed", loop=name, error=str(error), since=time.time(), exc_info=num_faults == 1)
-            await asyncio.sleep(min(MAX_PAUSE_SECONDS, 0.1 * 2**num_faults))
+            await asyncio.sleep(growing_pause(0.2, num_faults, MAX_PAUSE_SECONDS))
             continue
         num_faults = 0
         status.faults.pop(name, None)
@@ -56,6 +56,11 @@ async def repeat(
             await asyncio.sleep(seconds)
             continue
         await wait_at_most(wake, seconds)
+
+
+def growing_pause(first: float, num_failures: int, most: float) -> float:
+    """Seconds to wait after so many failures in a row: `first`, doubled with each further one, up to `most`."""
+    return min(most, first * 2.0 ** min(num_failures - 1, 60))  # further powers soon fit no float
 
 
 def _is_cancelled() -> bool:

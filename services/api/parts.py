@@ -25,6 +25,7 @@ from services.api.signals import Signals
 from services.api.watchdog import Watchdog
 from services.api.weight_client import WeightClient
 from services.contracts.events import Event, RunStateChanged
+from services.runtime.connection import connect_impatiently
 from services.runtime.settings import Settings
 
 
@@ -34,6 +35,7 @@ class Parts:
 
     settings: Settings
     redis: Redis
+    """For requests, whose senders wait. Loops have one that waits for the queue server itself."""
     database: Database
     http: httpx.AsyncClient
     broadcaster: Broadcaster
@@ -53,14 +55,16 @@ class Parts:
     async def close(self) -> None:
         await self.pusher.close()
         await self.http.aclose()
+        await self.redis.aclose()
         await self.database.close()
 
 
 def make_parts(settings: Settings, redis: Redis, database: Database) -> Parts:
-    """Wire the parts together. Nothing runs yet."""
+    """Wire the parts together. Nothing runs yet. `redis` is for the loops, and stays open."""
     instance = settings.instance_name("api")
     # Services are addressed directly: a proxy of the environment has no business between them.
     http = httpx.AsyncClient(trust_env=False)
+    impatient = connect_impatiently(settings.redis_url)
     broadcaster, signals, board = Broadcaster(), Signals(), Board()
     journal = Journal(database, broadcaster, instance)
     client = WeightClient(http, settings.service_token)
@@ -76,7 +80,7 @@ def make_parts(settings: Settings, redis: Redis, database: Database) -> Parts:
     journal.listen(wake)
     return Parts(
         settings=settings,
-        redis=redis,
+        redis=impatient,
         database=database,
         http=http,
         broadcaster=broadcaster,
@@ -86,7 +90,7 @@ def make_parts(settings: Settings, redis: Redis, database: Database) -> Parts:
         federation=federation,
         journal=journal,
         keys=Keyring(database, settings.api_key),
-        runs=RunService(settings, redis, database, journal, signals),
+        runs=RunService(settings, impatient, database, journal, signals),
         scheduler=Scheduler(redis, database, journal),
         ingest=Ingest(redis, journal, signals, instance),
         pusher=pusher,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -11,12 +11,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 from redis.exceptions import RedisError
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from services.contracts.errors import TurnoutError
-from services.contracts.run_config import field_of
+from services.contracts.run_config import field_of, sentence
 from services.runtime.logs import get_logger
 from services.runtime.queue_log import queue_server_fault
 
@@ -60,8 +60,8 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def install(app: FastAPI) -> None:
-    """Render every error of `app` as a problem."""
+def install(app: FastAPI, headers: Mapping[str, str]) -> None:
+    """Render every error of `app` as a problem. `headers` go with a fault's, whose answer no middleware sees."""
 
     @app.exception_handler(TurnoutError)
     async def named(_: Request, error: TurnoutError) -> JSONResponse:
@@ -90,6 +90,11 @@ def install(app: FastAPI) -> None:
         text, remedy = known or "The queue server does not answer.", "Try again; see the API's log."
         return problem(503, "Unavailable", text, remedy=remedy)
 
+    @app.exception_handler(DataError)
+    async def unstorable(_: Request, error: DataError) -> JSONResponse:
+        text = "The request holds a text or number that the database cannot hold."
+        return problem(422, "Invalid request", text, remedy="Leave out NUL characters.")
+
     @app.exception_handler(SQLAlchemyError)
     async def no_database(_: Request, error: SQLAlchemyError) -> JSONResponse:
         log.error("request failed: database", error=str(error), exc_info=error)
@@ -99,7 +104,9 @@ def install(app: FastAPI) -> None:
     async def unknown(_: Request, error: Exception) -> JSONResponse:
         # The text may hold anything, so it goes into the log only.
         log.error("request failed", error=str(error), exc_info=error)
-        return problem(500, "Internal error", "The API has a fault.", remedy="The API's log has the details.")
+        answer = problem(500, "Internal error", "The API has a fault.", remedy="The API's log has the details.")
+        answer.headers.update(headers)
+        return answer
 
 
 def _methods(request: Request) -> list[str]:
@@ -124,20 +131,10 @@ def invalid_request(errors: Sequence[Any]) -> JSONResponse:
     )
 
 
-def _place(item: Any) -> str:
-    return ".".join(str(part) for part in item["loc"][1:])
-
-
 def _sentence(item: Any) -> str:
-    place = _place(item)
-    message = str(item["msg"]).removeprefix("Value error, ")
+    location = item["loc"][1:]
     if item["type"] == "json_invalid":
         return "the body is not JSON"
-    if item["type"] == "extra_forbidden":
-        return f"{place} is not a field"
-    if item["type"] == "missing":
-        return f"{place or 'the body'} is missing"
-    if not place:
-        return message
-    shown = repr(item.get("input"))
-    return f"{place} is {shown if len(shown) <= 80 else shown[:77] + '...'}: {message[:1].lower()}{message[1:]}"
+    if item["type"] == "missing" and not location:
+        return "the body is missing"
+    return sentence(item, location)

@@ -18,8 +18,9 @@ from redis.asyncio import Redis
 from services.api.database import Database
 from services.api.history.models import WeightPushRow
 from services.api.journal import Journal
-from services.api.runs.repository import unfinished_runs
-from services.api.scheduler import ACTIVE_STATES, as_text
+from services.api.loops import growing_pause
+from services.api.runs.repository import active_runs
+from services.api.scheduler import as_text
 from services.api.signals import Signals
 from services.api.weight_client import PushFailedError, Target, TransportFailedError, WeightClient
 from services.contracts import streams
@@ -84,7 +85,7 @@ class Pusher:
         """One round: start what is due. Does not wait for the updates themselves."""
         records = {record.instance: record for record in await list_services(self.redis)}
         async with self.database.read() as session:
-            runs = [run for run in await unfinished_runs(session) if run.state in ACTIVE_STATES]
+            runs = await active_runs(session)
         assigned: set[str] = set()
         for run in runs:
             target = await self._published(run.id)
@@ -155,8 +156,9 @@ class Pusher:
         server.samples_on = samples_on
         if row.error:
             server.confirmed, server.error = None, row.error
-            server.retry_at = time.monotonic() + min(MAX_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2**server.num_failures)
             server.num_failures += 1
+            pause = growing_pause(FIRST_PAUSE_SECONDS, server.num_failures, MAX_PAUSE_SECONDS)
+            server.retry_at = time.monotonic() + pause
         else:
             server.confirmed, server.num_failures, server.error, server.retry_at = target, 0, "", 0.0
         await self._record(row)

@@ -21,10 +21,10 @@ from services.api.database import Database
 from services.api.fleet.roll_call import RollCall
 from services.api.journal import Journal
 from services.api.runs.models import Run
-from services.api.runs.repository import unfinished_runs
+from services.api.runs.repository import active_runs, unfinished_runs
 from services.contracts import streams
 from services.contracts.services import START_FAILURES, ServiceRecord
-from services.contracts.states import RunState
+from services.contracts.states import ACTIVE_STATES, RunState
 from services.runtime.logs import get_logger
 
 log = get_logger(__name__)
@@ -32,7 +32,6 @@ MAX_START_FAILURES = 5
 SPOKEN: frozenset[str] = frozenset({"ready", "updating"})
 """A learner's word on its run is on the stream before its record shows one of these. Times would not tell as much: its
 clock may have been set between two processes."""
-ACTIVE_STATES: frozenset[str] = frozenset({"starting", "running", "paused", "stopping"})
 
 
 @dataclass(slots=True)
@@ -173,7 +172,7 @@ class Scheduler:
     async def _write_redis(self) -> None:
         """Make the runs' keys, the set of runs and the assignments what the database says."""
         async with self.database.read() as session:
-            runs = [run for run in await unfinished_runs(session) if run.state in ACTIVE_STATES]
+            runs = await active_runs(session)
         wanted: dict[str, str] = {}
         for run in runs:
             await self._write_key(streams.config(run.id), msgspec.json.encode(run.config, order="deterministic"))

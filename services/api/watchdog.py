@@ -17,7 +17,7 @@ from services.api.fleet.queues import queue_states
 from services.api.fleet.roll_call import RollCall
 from services.api.journal import Journal
 from services.api.metrics.board import Board
-from services.api.runs.repository import unfinished_runs
+from services.api.runs.repository import active_runs
 from services.api.stalls import Fleet, Stall, Wait, find_stalls, find_waits, no_queue_server
 from services.contracts.services import ServiceRecord
 from services.runtime.connection import is_outage
@@ -84,9 +84,12 @@ class Watchdog:
         One whose disk is full is asked nothing: it comes up for moments, with all heartbeats run out.
         """
         async with self.database.read() as session:
-            runs = await unfinished_runs(session)
-        moving = {run.id: [name for name in (run.learner, *run.rollout_servers) if name] for run in runs}
-        moving = {run.id: moving[run.id] for run in runs if run.state in ("running", "starting") and run.learner}
+            runs = await active_runs(session)
+        moving = {
+            run.id: [run.learner, *run.rollout_servers]
+            for run in runs
+            if run.learner and run.state in ("running", "starting")
+        }
         if fault := queue_server_fault(self.home):
             await self._without_queue_server(list(moving), fault)
             return

@@ -104,7 +104,7 @@ class WeightClient:
         arguments.setdefault("timeout", UPDATE_SECONDS)
         try:
             return await self._client.request(method, url.rstrip("/") + path, headers=self._headers, **arguments)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise PushFailedError(f"{path} failed: {type(error).__name__} {error}".rstrip()) from error
 
 

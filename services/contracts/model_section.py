@@ -25,6 +25,14 @@ class Section(BaseModel):
             raise ValueError("true and false are no values of this field")
         return value
 
+    @field_validator("*")
+    @classmethod
+    def refuse_huge_integers(cls, value: Any) -> Any:
+        """Neither messages nor the database hold more."""
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError("integers have at most 64 bits")
+        return value
+
 
 class LoraSection(Section):
     """There is no dropout: rollouts are sampled without it, and the policy that is trained must be the one sampled."""

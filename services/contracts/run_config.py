@@ -274,7 +274,9 @@ def parse_run_config(values: Any) -> RunConfig:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigurationError(
-            "The run configuration is not valid: " + "; ".join(_sentence(item) for item in error.errors()) + ".",
+            "The run configuration is not valid: "
+            + "; ".join(sentence(item, item["loc"]) for item in error.errors())
+            + ".",
             remedy="See docs/configuration.md for every field.",
             field=field_of(error.errors()[0]["loc"], error.errors()[0]["msg"]),
         ) from error
@@ -286,8 +288,9 @@ def field_of(place: Sequence[object], message: str) -> str | None:
     return ".".join(str(part) for part in place) or (named[1] if named else None)
 
 
-def _sentence(item: Any) -> str:
-    place = ".".join(str(part) for part in item["loc"])
+def sentence(item: Any, location: Sequence[object]) -> str:
+    """One of pydantic's errors in words: the field, the value found, what is asked for."""
+    place = ".".join(str(part) for part in location)
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
         return f"{place} is not a field"
@@ -295,5 +298,8 @@ def _sentence(item: Any) -> str:
         return f"{place} is missing"
     if not place:
         return str(message)
-    shown = repr(item.get("input"))
+    try:
+        shown = repr(item.get("input"))
+    except (ValueError, RecursionError):  # a number of very many digits, a value of very many levels
+        shown = "too long to be shown"
     return f"{place} is {shown if len(shown) <= 80 else shown[:77] + '...'}: {message[0].lower()}{message[1:]}"

@@ -11,6 +11,8 @@ DesiredState = Literal["running", "paused", "stopped", "stopped_now"]
 """What a person asked for. `stopped` ends gracefully with a checkpoint, `stopped_now` at once without one."""
 
 RUN_STATES: Final[tuple[RunState, ...]] = get_args(RunState)
+ACTIVE_STATES: Final[frozenset[RunState]] = frozenset({"starting", "running", "paused", "stopping"})
+"""Instances work for the run."""
 TERMINAL_STATES: Final[frozenset[RunState]] = frozenset({"stopped", "succeeded", "failed"})
 
 TRANSITIONS: Final[dict[RunState, frozenset[RunState]]] = {

@@ -20,13 +20,23 @@ _REFUSALS = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN")
 def connect(url: str) -> Redis:
     """A client that survives restarts of the server: calls are retried for about 20 s before the error shows, each on a
     new connection, so that a primary which was demoted to a replica is left for the one its address leads to now."""
-    retry = Retry(ExponentialBackoff(cap=2.0, base=0.05), retries=15)
+    return _client(url, retries=15, timeout_seconds=5.0)
+
+
+def connect_impatiently(url: str) -> Redis:
+    """The same for calls that somebody waits for: where the server is away the error shows at once, where it hangs in
+    six seconds."""
+    return _client(url, retries=1, timeout_seconds=1.5)
+
+
+def _client(url: str, retries: int, timeout_seconds: float) -> Redis:
     return Redis.from_url(
         url,
         max_connections=MAX_CONNECTIONS,
-        retry=retry,
+        retry=Retry(ExponentialBackoff(cap=2.0, base=0.05), retries),
         retry_on_error=[RedisConnectionError, RedisTimeoutError, ConnectionError, ReadOnlyError],
-        socket_connect_timeout=5,
+        socket_connect_timeout=timeout_seconds,
+        socket_timeout=timeout_seconds,
         health_check_interval=30,
     )
 

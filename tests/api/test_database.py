@@ -133,6 +133,17 @@ def test_a_wrong_url_is_named_without_its_secret(given: str) -> None:
     assert "secret" not in str(caught.value)
 
 
+async def test_tables_of_a_newer_release_are_named(settings: Settings) -> None:
+    database = await open_database(settings)
+    async with database.write() as session:
+        await session.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    await database.close()
+    with pytest.raises(UnavailableError, match="another release") as caught:
+        await open_database(settings)
+    assert "9999" in str(caught.value)
+    assert caught.value.remedy
+
+
 async def test_a_database_that_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UnavailableError) as caught:

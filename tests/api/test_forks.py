@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from services.api.parts import Parts
-from services.api.runs.fork import UNFINISHED
+from services.api.runs.fork import UNSETTLED
 from services.runtime.checkpoint_files import CheckpointManifest, FileEntry, checkpoint_folder, sha256_of
 from services.runtime.settings import Settings
 from tests.api.processes import api_process, environment_of
@@ -213,15 +213,15 @@ async def test_an_api_that_is_killed_while_it_forks_leaves_nothing_after_its_nex
     """Killed before the child is stored, and after: half a fork is gone, a whole one is a run."""
     environment = environment_of(settings)
     write_checkpoint(settings.runs_folder / "unknown", 3)  # perhaps of a run in another database: not ours to delete
-    for method in ("_add", "_settle_fork"):
+    for method in ("_add", "_settle"):
         fork_killed_in(method, parent, environment)
-    assert len(list(settings.runs_folder.glob(f"*/{UNFINISHED}"))) == 2
+    assert len(list(settings.runs_folder.glob(f"*/{UNSETTLED}"))) == 2
     with api_process(environment, tmp_path / "log") as (_, api):
         [child] = [run for run in api.get("/v1/runs").json()["items"] if run["id"] != parent]
         [checkpoint] = api.get(f"/v1/runs/{child['id']}/checkpoints").json()["items"]
-        assert (child["name"], checkpoint["exists"]) == ("killed_settle_fork", True)
+        assert (child["name"], checkpoint["exists"]) == ("killed_settle", True)
     assert {path.name for path in settings.runs_folder.iterdir()} == {parent, child["id"], "unknown"}
-    assert not list(settings.runs_folder.glob(f"*/{UNFINISHED}"))
+    assert not list(settings.runs_folder.glob(f"*/{UNSETTLED}"))
 
 
 async def test_a_fork_keeps_its_parents_adapter(
@@ -240,3 +240,12 @@ async def test_a_fork_keeps_its_parents_adapter(
     for other in ({"rank": 8}, None):
         refused = await fork(client, run_id, changes={"model": {"lora": other}, "training": {"steps": 9}})
         assert (refused.status_code, refused.json()["field"]) == (422, "changes.model.lora")
+
+
+async def test_changes_that_no_configuration_can_hold_are_refused(client: httpx.AsyncClient, parent: str) -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(300):
+        deep = {"training": deep}
+    for changes in (deep, {"training": {"steps": 2**70}}, {"optimizer": {"betas": [2**70]}}):
+        refused = await fork(client, parent, changes=changes)
+        assert (refused.status_code, refused.json()["field"]) == (422, "changes"), refused.text

@@ -278,6 +278,25 @@ async def test_a_listener_hears_of_an_event_as_it_comes(
         assert [data["step"] for _, _, data in await asyncio.wait_for(listener, 20)] == [1, 2]
 
 
+async def test_the_streams_of_a_deleted_run_end(parts: Parts, client: httpx.AsyncClient, run_id: str) -> None:
+    await client.post(f"/v1/runs/{run_id}/stop")
+    listener = asyncio.create_task(client.get(f"/v1/runs/{run_id}/events"))
+    await eventually(lambda: parts.broadcaster.num_listeners == 1)
+    await parts.board.refresh_runs(parts.database)
+    assert (await client.delete(f"/v1/runs/{run_id}")).status_code == 204
+    assert '"state":"stopped"' in (await asyncio.wait_for(listener, 20)).text
+    assert (await client.get(f"/v1/runs/{run_id}/events")).status_code == 404
+
+
+async def test_a_listener_that_claims_to_be_ahead_keeps_no_other_from_the_window() -> None:
+    channels = broadcaster.Broadcaster()
+    channels.join("a")
+    channels.caught_up("a", 10**18)
+    entry = broadcaster.Entry(5, "note", "{}")
+    channels.publish("a", [entry])
+    assert channels.after("a", 4) == [entry]
+
+
 async def test_a_failed_transaction_tells_nobody(parts: Parts, run_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[Any] = []
     parts.journal.listen(heard.append)

@@ -106,6 +106,28 @@ async def test_a_revoked_keys_event_streams_end(
     await asyncio.wait(follow)
 
 
+async def test_keys_made_and_revoked_while_the_keys_are_read_count(
+    keyed_parts: Parts, keyed: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = await made(keyed)
+    listed = keyed_parts.keys.list
+    changed: list[Any] = []
+
+    async def list_slowly() -> Any:
+        found = await listed()
+        if not changed:
+            changed.append(None)  # the calls below read no keys
+            monkeypatch.undo()
+            changed[0] = await keyed_parts.keys.create("made meanwhile", "read")
+            await keyed_parts.keys.revoke(gone["id"])
+        return found
+
+    monkeypatch.setattr(keyed_parts.keys, "list", list_slowly)
+    assert await keyed_parts.keys.find(gone["key"].encode()) is None
+    assert await keyed_parts.keys.find(gone["key"].encode()) is None
+    assert await keyed_parts.keys.find(changed[0][1].encode()) is not None
+
+
 async def test_keys_outlive_a_restart(settings: Settings, redis: Redis, keyed: httpx.AsyncClient) -> None:
     key = await made(keyed)
     again = settings.model_copy(update={"api_key": "another one of the sort"})

@@ -211,6 +211,16 @@ async def test_a_server_that_is_right_already_is_only_asked(
         await third.close()
 
 
+async def test_a_server_that_fails_for_days_is_tried_in_pauses(parts: Parts, redis: Redis) -> None:
+    """The thousands of failures, and an address that is none, are told like any other."""
+    server = FakeInstance(redis, "rollout", "rollout-0", "http://no:port")
+    held = pusher.ServerWeights("a", server.started_at, num_failures=5000)
+    await parts.pusher._bring(server.record(), held, pusher.Target(1, "/w", "blake3:1"), check_first=False)
+    assert "Invalid port" in held.error
+    assert held.num_failures == 5001
+    assert held.retry_at > time.monotonic()
+
+
 async def test_the_service_token_is_sent(settings: Settings, redis: Redis, run_body: dict[str, Any]) -> None:
     with_token = settings.model_copy(update={"service_token": "secret-of-services"})
     parts = make_parts(with_token, redis, await open_database(with_token))

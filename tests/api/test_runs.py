@@ -14,8 +14,10 @@ from redis.asyncio import Redis
 from services.api.database import open_database
 from services.api.parts import Parts, make_parts
 from services.contracts import streams
+from services.contracts.events import StepFinished
 from services.runtime.settings import Settings
 from tests.api.fakes import client_of
+from tests.faults import Away
 
 
 def changed(body: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
@@ -51,6 +53,7 @@ async def test_a_preset_gives_its_values_and_fields_win(client: httpx.AsyncClien
     ("place", "value", "field", "words"),
     [
         ("training.steps", 0, "training.steps", "training.steps is 0"),
+        ("training.steps", 2**70, "training.steps", "at most 64 bits"),
         ("training.stepz", 1, "training.stepz", "training.stepz is not a field"),
         ("rollout.top_p", "much", "rollout.top_p", "'much'"),
         ("preset", "paper-x", "preset", "paper-x"),
@@ -189,6 +192,68 @@ async def test_deleting_a_run_removes_files_and_keys(
     assert (await client.delete(f"/v1/runs/{run_id}")).status_code == 404
 
 
+async def test_a_deletion_that_fails_loses_nothing(
+    parts: Parts, client: httpx.AsyncClient, run_body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = (await client.post("/v1/runs", json=run_body)).json()["id"]
+    await client.post(f"/v1/runs/{run_id}/stop")
+    checkpoints = parts.settings.runs_folder / run_id / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    with monkeypatch.context() as away:
+        away.setattr(parts.runs, "redis", Away())
+        assert (await client.delete(f"/v1/runs/{run_id}")).status_code == 503
+    assert (await client.get(f"/v1/runs/{run_id}")).status_code == 200
+    await parts.runs.settle()  # the next start
+    assert checkpoints.is_dir()
+
+
+async def test_a_deletion_cut_short_by_the_apis_end_is_finished_at_its_next_start(
+    settings: Settings, redis: Redis, run_body: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings.model_copy(update={"weights_folder": tmp_path / "memory"})
+    parts = make_parts(settings, redis, await open_database(settings))
+    async with client_of(parts) as client:
+        run_id = (await client.post("/v1/runs", json=run_body)).json()["id"]
+        await client.post(f"/v1/runs/{run_id}/stop")
+        folders = [settings.runs_folder / run_id / "checkpoints", settings.weights_of(run_id)]
+        for folder in folders:
+            folder.mkdir(parents=True)
+        with monkeypatch.context() as ends:
+            ends.setattr(parts.runs, "_settle", asyncio.CancelledError)
+            await client.delete(f"/v1/runs/{run_id}")
+        assert (await client.get(f"/v1/runs/{run_id}")).status_code == 404
+        await parts.runs.settle()
+    assert not [folder for folder in folders if folder.exists()]
+    await parts.close()
+
+
+@pytest.mark.both_databases
+async def test_lists_have_the_newest_metrics_of_every_run(
+    parts: Parts, client: httpx.AsyncClient, run_body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of those that ended so long ago that they are on the board of metrics no more."""
+    monkeypatch.setattr("services.api.metrics.board.MAX_ENDED_RUNS", 0)
+    run_id, other = [(await client.post("/v1/runs", json=run_body)).json()["id"] for _ in range(2)]
+    for step in (1, 2):
+        await parts.journal.store([StepFinished(run_id=run_id, at=float(step), step=step, metrics={"loss": step / 4})])
+    await client.post(f"/v1/runs/{run_id}/stop")
+    await parts.board.refresh_runs(parts.database)
+    listed = {run["id"]: run["metrics"] for run in (await client.get("/v1/runs")).json()["items"]}
+    assert listed == {run_id: {"loss": 0.5}, other: {}}
+
+
+@pytest.mark.both_databases
+@pytest.mark.parametrize("path", ["/v1/runs?name=a%00b", "/v1/runs/a%00b", "/v1/runs/a%00b/events"])
+async def test_characters_that_a_database_does_not_keep_are_no_outage(client: httpx.AsyncClient, path: str) -> None:
+    assert (await client.get(path)).status_code in (200, 404, 422)
+
+
+async def test_a_number_too_long_to_be_written_is_named(client: httpx.AsyncClient) -> None:
+    text = "name: x\nmodel: {path: m}\ndata: {train: t}\ntraining: {steps: 0x" + "F" * 5000 + "}"
+    problem = (await client.post("/v1/run-files/check", json={"text": text})).json()["problem"]
+    assert problem["field"] == "training.steps"
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
@@ -221,3 +286,27 @@ async def test_redis_away_is_a_503(parts: Parts, client: httpx.AsyncClient, monk
     assert (ready.status_code, ready.json()["faults"]) == (503, ["redis"])
     assert (await client.get("/healthz")).status_code == 200
     await dead.aclose()
+
+
+async def test_a_queue_server_that_is_away_is_told_soon(
+    settings: Settings, redis: Redis, run_body: dict[str, Any]
+) -> None:
+    """Requests try a few times and then answer; the loops go on for longer. A stop with a checkpoint needs it not."""
+    tries = 0
+
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal tries
+        tries += 1
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+        url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        parts = make_parts(settings.model_copy(update={"redis_url": url}), redis, await open_database(settings))
+        async with client_of(parts) as client:
+            for method, path in (("GET", "/v1/services"), ("GET", "/readyz"), ("POST", "/v1/runs/x/stop?now=true")):
+                tries = 0
+                assert (await client.request(method, path)).status_code == 503
+                assert tries <= 4
+            run_id = (await client.post("/v1/runs", json=run_body)).json()["id"]
+            assert (await client.post(f"/v1/runs/{run_id}/stop")).json()["state"] == "stopped"
+        await parts.close()

@@ -23,7 +23,7 @@ from services.api.parts import Parts, make_parts
 from services.api.security import MAX_BODY_BYTES, check_exposure
 from services.contracts.errors import ConfigurationError, UnavailableError
 from services.runtime.logs import configure_logs
-from services.runtime.settings import Settings
+from services.runtime.settings import Settings, load_settings
 from tests.api.fakes import client_of, eventually, looping
 
 KEY = "correct horse battery"
@@ -89,6 +89,19 @@ def test_the_process_refuses_to_listen_for_others_without_a_key(
     assert not (tmp_path / "home").exists()
 
 
+@pytest.mark.parametrize("name", ["TURNOUT_API_KEY", "TURNOUT_SERVICE_TOKEN"])
+@pytest.mark.parametrize("secret", ["hunter2\n", " hunter2", "hunter2\u00e9"])
+def test_a_secret_that_no_header_takes_is_named_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, name: str, secret: str
+) -> None:
+    """Libraries' errors would quote it, up to the history of a run."""
+    monkeypatch.setenv(name, secret)
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings()
+    assert caught.value.field == name
+    assert "hunter2" not in str(caught.value)
+
+
 async def limited(settings: Settings, redis: Redis, **changes: Any) -> Parts:
     changed = settings.model_copy(update=changes)
     return make_parts(changed, redis, await open_database(changed))
@@ -147,9 +160,16 @@ async def test_no_answer_lets_other_sites_read_it(client: httpx.AsyncClient, gua
             assert not [name for name in reply.headers if name.startswith("access-control-")]
 
 
-@pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json", "/v1/runs", "/metrics", "/healthz", "/nothing"])
-async def test_every_answer_has_strict_headers(client: httpx.AsyncClient, path: str) -> None:
-    headers = (await client.get(path)).headers
+@pytest.mark.parametrize(
+    "path", ["/", "/docs", "/openapi.json", "/v1/runs", "/metrics", "/healthz", "/nothing", "fault"]
+)
+async def test_every_answer_has_strict_headers(
+    parts: Parts, client: httpx.AsyncClient, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "keys" if path == "fault" else "refresh", None)
+    answer = await client.get("/v1/keys" if path == "fault" else path)
+    assert (answer.status_code == 500) == (path == "fault")
+    headers = answer.headers
     assert "default-src 'none'" in headers["content-security-policy"]
     assert "frame-ancestors 'none'" in headers["content-security-policy"]
     assert "unsafe-eval" not in headers["content-security-policy"]

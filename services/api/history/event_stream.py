@@ -23,15 +23,15 @@ async def event_stream(
     follow: bool,
     revoked: Callable[[], bool] = lambda: False,
 ) -> AsyncIterator[str]:
-    """Every entry after `last_id`, once and in order; with `follow`, new ones as they come, until the client leaves or
-    its key is `revoked`.
+    """Every entry after `last_id`, once and in order; with `follow`, new ones as they come, until the client leaves,
+    its key is `revoked` or the run is deleted.
 
     While nothing happens, a comment every 15 s shows that the connection lives.
     """
     broadcaster.join(run_id)
     try:
         yield "retry: 1000\n\n"
-        while not revoked():
+        while not revoked() and not broadcaster.has_ended(run_id):
             news = broadcaster.news(run_id)  # before reading, so that nothing falls between
             entries = broadcaster.after(run_id, last_id)
             if entries is None:

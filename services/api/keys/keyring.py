@@ -38,6 +38,7 @@ class Keyring:
         self.database = database
         self._bootstrap = [(_digest(bootstrap.encode()), Caller(BOOTSTRAP, "operate"))] if bootstrap else []
         self._made: list[tuple[str, Caller]] | None = None
+        self._num_changes = 0
         self._revoked: set[str] = set()
 
     @property
@@ -51,11 +52,23 @@ class Keyring:
         Digests are compared, all of them and in constant time: neither a key's length nor its first wrong letter shows
         in the time that it takes.
         """
-        if self._made is None:
-            self._made = [(row.digest, Caller(row.id, row.role)) for row in await self.list()]  # type: ignore[arg-type]
         seen = _digest(key)
-        matches = [caller for digest, caller in (*self._bootstrap, *self._made) if hmac.compare_digest(digest, seen)]
+        made = self._made if self._made is not None else await self._read()
+        matches = [caller for digest, caller in (*self._bootstrap, *made) if hmac.compare_digest(digest, seen)]
         return matches[0] if matches else None
+
+    async def _read(self) -> list[tuple[str, Caller]]:
+        """Read the digests, and keep them unless a key was made or revoked meanwhile: they may lack that."""
+        while True:
+            before = self._num_changes
+            made = [(row.digest, Caller(row.id, row.role)) for row in await self.list()]  # type: ignore[arg-type]
+            if before == self._num_changes:
+                self._made = made
+                return made
+
+    def _changed(self) -> None:
+        self._made = None
+        self._num_changes += 1
 
     async def list(self) -> Sequence[ApiKey]:
         """Every key that people made, oldest first."""
@@ -80,7 +93,7 @@ class Keyring:
         row = ApiKey(id=key_id, name=name, role=role, digest=_digest(text.encode()), created_at=time.time())
         async with self.database.write() as session:
             session.add(row)
-        self._made = None
+        self._changed()
         return row, text
 
     async def revoke(self, key_id: str) -> None:
@@ -91,8 +104,8 @@ class Keyring:
                 raise NotFoundError(
                     f"There is no key {key_id!r}.", remedy="GET /v1/keys lists the keys.", field="key_id"
                 )
-        self._made = None
         self._revoked.add(key_id)
+        self._changed()
 
     def is_revoked(self, caller: Caller | None) -> bool:
         """Whether the key that a request came with has been revoked since; for answers that go on for long."""

@@ -94,7 +94,6 @@ class Board:
         await self.refresh_runs(database)
         for run_id in self.states:
             await self._rebuild_run(database, run_id)
-        database.changed()  # answers that were made meanwhile lack these numbers
 
     async def _rebuild_run(self, database: Database, run_id: str) -> None:
         numbers = self.of(run_id)

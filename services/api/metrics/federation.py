@@ -32,10 +32,10 @@ class Federation:
     async def refresh(self, services: list[ServiceRecord]) -> None:
         """Read all verifiers at the same time. One that does not answer is left out."""
         verifiers = [record for record in services if record.kind == "verifier"]
-        texts = await asyncio.gather(*(self._read(record) for record in verifiers))
+        pages = await asyncio.gather(*(self._read(record) for record in verifiers))
         families = {name: _empty(name) for name in NAMES}
-        for record, text in zip(verifiers, texts, strict=True):
-            for family in text_string_to_metric_families(text):
+        for record, found in zip(verifiers, pages, strict=True):
+            for family in found:
                 if family.name in families:
                     target = families[family.name]
                     for sample in family.samples[: MAX_SAMPLES - len(target.samples)]:
@@ -47,15 +47,15 @@ class Federation:
     def collect(self) -> Iterator[Metric]:
         yield from self._families.values()
 
-    async def _read(self, record: ServiceRecord) -> str:
+    async def _read(self, record: ServiceRecord) -> list[Metric]:
         try:
             reply = await self._client.get(
                 record.url.rstrip("/") + "/metrics", headers=self._headers, timeout=TIMEOUT_SECONDS
             )
-        except httpx.HTTPError as error:
+            return list(text_string_to_metric_families(reply.text)) if reply.is_success else []
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # ValueError: no page of metrics
             log.debug("metrics of a verifier are not readable", verifier=record.instance, error=str(error))
-            return ""
-        return reply.text if reply.is_success else ""
+            return []
 
 
 def _empty(name: str) -> Metric:

@@ -9,8 +9,8 @@ from services.api.fleet.queues import queue_states
 from services.api.metrics.board import Board
 from services.api.metrics.federation import Federation
 from services.api.pusher import Pusher
-from services.api.scheduler import ACTIVE_STATES
 from services.api.watchdog import Watchdog
+from services.contracts.states import ACTIVE_STATES
 from services.runtime.registry import list_services
 
 

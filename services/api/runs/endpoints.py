@@ -46,7 +46,7 @@ async def list_runs(
         runs, next_cursor = await repository.page_of_runs(
             session, state=state or [], name=name, sort=sort, cursor=cursor, limit=limit
         )
-    items = [RunSummary(**summary_fields(run), metrics=_metrics(parts, run)) for run in runs]
+    items = [RunSummary(**summary_fields(run), metrics=metrics) for run, metrics in runs]
     return RunPage(items=items, next_cursor=next_cursor)
 
 
@@ -100,13 +100,10 @@ async def resume_run(run_id: str, parts: PartsOf) -> RunDetail:
 
 @router.delete("/{run_id}", status_code=204, responses=responses(401, 404, 409, 422, 503))
 async def delete_run(run_id: str, parts: PartsOf) -> None:
-    """Delete a run that has ended, with its files, queues and history."""
+    """Delete a run that has ended, with its files, queues and history; its event streams end."""
     await parts.runs.delete(run_id)
-
-
-def _metrics(parts: Parts, run: Run) -> dict[str, float]:
-    numbers = parts.board.runs.get(run.id)
-    return numbers.metrics if numbers is not None else {}
+    parts.board.states.pop(run_id, None)
+    parts.broadcaster.end(run_id)
 
 
 async def _detail(parts: Parts, run: Run) -> RunDetail:

@@ -22,7 +22,8 @@ from services.runtime.checkpoint_files import (
 )
 from services.runtime.weight_store import sync_folder
 
-UNFINISHED = ".unfinished-fork"
+UNSETTLED = ".unsettled"
+"""Mark in a run's folder: delete it unless the run is stored. A kill may come between the folder and the database."""
 _EVALUATION_SWITCHES = ("every_steps", "before_training", "after_training")
 
 
@@ -85,16 +86,14 @@ def choose_checkpoint(run_folder: Path, wanted: int | None) -> int:
 def hand_over(parent_folder: Path, child_folder: Path, step: int) -> int:
     """Give the child its own names of the checkpoint's files. Returns its size in bytes.
 
-    The child's folder is marked first, until `finish`: a kill may come before the child is stored.
+    The child's folder is marked first, until `settle`.
 
     Raises:
         ConflictError: the parent deleted the checkpoint meanwhile.
         UnavailableError: the child's folder cannot be written.
     """
     try:
-        child_folder.mkdir(parents=True)
-        (child_folder / UNFINISHED).touch()
-        sync_folder(child_folder)
+        unsettle(child_folder)
         return give_checkpoint(parent_folder, child_folder, step).bytes
     except CorruptCheckpointError as error:
         raise ConflictError(
@@ -108,14 +107,21 @@ def hand_over(parent_folder: Path, child_folder: Path, step: int) -> int:
         ) from error
 
 
-def finish(child_folder: Path) -> None:
-    """Take the mark away: the child is stored."""
-    (child_folder / UNFINISHED).unlink(missing_ok=True)
+def unsettle(run_folder: Path) -> None:
+    """Mark the folder, which is made where it is missing."""
+    run_folder.mkdir(parents=True, exist_ok=True)
+    (run_folder / UNSETTLED).touch()
+    sync_folder(run_folder)
 
 
-def unfinished_forks(runs_folder: Path) -> list[Path]:
+def settle(run_folder: Path) -> None:
+    """Take the mark away: the run is stored."""
+    (run_folder / UNSETTLED).unlink(missing_ok=True)
+
+
+def unsettled(runs_folder: Path) -> list[Path]:
     """Folders that are still marked. Other folders may well be those of runs in another database."""
-    return [mark.parent for mark in runs_folder.glob(f"*/{UNFINISHED}")]
+    return [mark.parent for mark in runs_folder.glob(f"*/{UNSETTLED}")]
 
 
 def _is_complete(run_folder: Path, step: int) -> bool:

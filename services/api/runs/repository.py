@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from services.api.history.models import CheckpointRow, EvaluationRow, EventRow, SampleRow, StepRow, WeightPushRow
 from services.api.runs.models import Run
 from services.contracts.errors import ConfigurationError, NotFoundError
-from services.contracts.states import TERMINAL_STATES, RunState
+from services.contracts.states import ACTIVE_STATES, TERMINAL_STATES, RunState
 
 Sort = Literal["created_at", "-created_at", "name", "-name", "state", "-state", "step", "-step"]
 
@@ -33,6 +33,12 @@ async def unfinished_runs(session: AsyncSession) -> Sequence[Run]:
     return (await session.scalars(query)).all()
 
 
+async def active_runs(session: AsyncSession) -> Sequence[Run]:
+    """Every run that instances work for; queued ones may be very many."""
+    query = select(Run).where(Run.state.in_(ACTIVE_STATES)).order_by(Run.queued_at, Run.id)
+    return (await session.scalars(query)).all()
+
+
 async def newest_runs(session: AsyncSession, limit: int) -> Sequence[Run]:
     return (await session.scalars(select(Run).order_by(Run.created_at.desc(), Run.id.desc()).limit(limit))).all()
 
@@ -43,8 +49,8 @@ async def run_of_key(session: AsyncSession, idempotency_key: str) -> Run | None:
 
 async def page_of_runs(
     session: AsyncSession, *, state: Sequence[RunState], name: str | None, sort: Sort, cursor: str | None, limit: int
-) -> tuple[Sequence[Run], str | None]:
-    """One page of runs and the cursor of the next, or None at the end.
+) -> tuple[list[tuple[Run, dict[str, float]]], str | None]:
+    """One page of runs with the metrics of their newest steps, and the cursor of the next, or None at the end.
 
     Args:
         state: only runs in one of these states; empty for all.
@@ -55,7 +61,8 @@ async def page_of_runs(
     """
     column = {"created_at": Run.created_at, "name": Run.name, "state": Run.state, "step": Run.step}[sort.lstrip("-")]
     descending = sort.startswith("-")
-    query = select(Run)
+    newest = and_(StepRow.run_id == Run.id, StepRow.step == Run.step)
+    query = select(Run, StepRow.metrics).outerjoin(StepRow, newest)
     if state:
         query = query.where(Run.state.in_(state))
     if name:
@@ -66,10 +73,10 @@ async def page_of_runs(
         further: ColumnElement[bool] = column < value if descending else column > value
         query = query.where(or_(further, and_(column == value, ids)))
     order = (column.desc(), Run.id.desc()) if descending else (column.asc(), Run.id.asc())
-    runs = (await session.scalars(query.order_by(*order).limit(limit + 1))).all()
+    runs = [(run, metrics or {}) for run, metrics in await session.execute(query.order_by(*order).limit(limit + 1))]
     if len(runs) <= limit:
         return runs, None
-    last = runs[limit - 1]
+    last = runs[limit - 1][0]
     return runs[:limit], _write_cursor(getattr(last, sort.lstrip("-")), last.id, sort)
 
 

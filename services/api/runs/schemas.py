@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from services.api.runs.models import Run
 from services.contracts.model_section import Section
 from services.contracts.run_config import NAME_PATTERN
 from services.contracts.states import DesiredState, RunState
+
+MAX_DEPTH = 10
 
 
 class ForkedFrom(BaseModel):
@@ -32,6 +34,20 @@ class ForkRequest(Section):
     """The new run's name; null: `<parent's name> from <step>`."""
     changes: dict[str, Any] = {}
     """Part of a run configuration, laid on the parent's section by section. `model` cannot change."""
+
+    @field_validator("changes")
+    @classmethod
+    def plain(cls, changes: dict[str, Any]) -> dict[str, Any]:
+        """Refuse what no configuration holds and no digest can be made of, before the fields are looked at."""
+        level: list[Any] = [changes]
+        for _ in range(MAX_DEPTH):
+            level = [item for value in level for item in (value.values() if isinstance(value, dict) else value)]
+            if any(isinstance(item, int) and not -(2**63) <= item < 2**63 for item in level):
+                raise ValueError("integers have at most 64 bits")
+            level = [item for item in level if isinstance(item, dict | list)]
+        if level:
+            raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
+        return changes
 
 
 class RunSummary(BaseModel):

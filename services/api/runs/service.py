@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import re
 import secrets
@@ -19,7 +20,7 @@ from services.api.database import Base, Database
 from services.api.history.models import CheckpointRow
 from services.api.journal import Journal
 from services.api.runs import repository
-from services.api.runs.fork import choose_checkpoint, finish, forked_config, hand_over, unfinished_forks
+from services.api.runs.fork import choose_checkpoint, forked_config, hand_over, settle, unsettle, unsettled
 from services.api.runs.inputs import check_inputs
 from services.api.runs.models import Run
 from services.api.runs.schemas import ForkRequest
@@ -87,25 +88,26 @@ class RunService:
             row = CheckpointRow(run_id=child.id, step=step, at=time.time(), path=path, bytes=size, seconds=0.0)
             added = await self._add(child, row)
         finally:
-            await self._settle_fork(folder)
+            await self._settle(folder)
         if added is child:  # else another request with the same key was faster
             await self.journal.note(child.id, "info", f"Forked from run {parent.id} at step {step}.")
         return added
 
-    async def settle_forks(self) -> None:
-        """At start, before any request: forks that an API left unfinished, because it was killed."""
-        for folder in await asyncio.to_thread(unfinished_forks, self.settings.runs_folder):
-            await self._settle_fork(folder)
+    async def settle(self) -> None:
+        """At start, before any request: forks and deletions that an API left unfinished, because it was killed."""
+        for folder in await asyncio.to_thread(unsettled, self.settings.runs_folder):
+            await self._settle(folder)
 
-    async def _settle_fork(self, folder: Path) -> None:
-        """Keep the child's folder where the child is stored, whatever became of the request; else delete it."""
+    async def _settle(self, folder: Path) -> None:
+        """Keep a run's files where the run is stored, whatever became of the request; else delete them."""
         async with self.database.read() as session:
             stored = await session.get(Run, folder.name) is not None
         if stored:
-            await asyncio.to_thread(finish, folder)
-        else:
-            log.info("folder of an unfinished fork deleted", run_id=folder.name)
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            await asyncio.to_thread(settle, folder)
+            return
+        log.info("files of a run that is not stored deleted", run_id=folder.name)
+        for place in (self.settings.weights_of(folder.name), folder):
+            await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
 
     async def _add(self, run: Run, *rows: Base) -> Run:
         """Store a new run; where its idempotency key has been taken meanwhile, give the run that has it."""
@@ -139,11 +141,10 @@ class RunService:
         Raises:
             ConflictError: the run has succeeded or failed.
         """
-        alive = {record.instance for record in await list_services(self.redis)}
+        alive = {record.instance for record in await list_services(self.redis)} if now else set()
         async with self.database.write() as session:
             run = await repository.get_run(session, run_id)
-            abandoned = run.learner not in alive
-            immediate = run.state == "queued" or (now and abandoned)
+            immediate = run.state == "queued" or (now and run.learner not in alive)
             told = []
             if run.state != "stopped":
                 target: RunState = "stopped" if immediate else "stopping"
@@ -187,7 +188,8 @@ class RunService:
         return run
 
     async def delete(self, run_id: str) -> None:
-        """Delete a run that has ended: files, queues, history.
+        """Delete a run that has ended: history, queues, files. The files last, outside the transaction: they can take
+        long, and where anything before them fails, the run is as it was.
 
         Raises:
             ConflictError: the run has not ended.
@@ -196,10 +198,12 @@ class RunService:
             run = await repository.get_run(session, run_id)
             if run.state not in TERMINAL_STATES:
                 raise ConflictError(f"The run is {run.state}; only ended runs can be deleted.", remedy="Stop it first.")
-            for folder in (self.settings.runs_folder / run.id, self.settings.weights_of(run.id)):
-                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-            await self.redis.delete(*streams.run_keys(run.id))
+            folder = self.settings.runs_folder / run.id
+            with contextlib.suppress(OSError):  # a full disk; then only a kill before the end leaves files
+                await asyncio.to_thread(unsettle, folder)
             await repository.delete_run_rows(session, run.id)
+            await self.redis.delete(*streams.run_keys(run.id))
+        await self._settle(folder)
 
 
 def _queued(config: RunConfig, idempotency_key: str | None, digest: str) -> Run:

@@ -71,15 +71,11 @@ class GuardedClient:
         return str(self._server.version)
 
     async def compute_weight_checksums(self) -> Any:
-        engine = self._server.engine
-        assert engine is not None
-        return await engine.compute_weight_checksums()
+        return await self._server.while_attached(self._server.require().compute_weight_checksums())
 
     @property
     def vllm_config(self) -> Any:
-        engine = self._server.engine
-        assert engine is not None
-        return engine.vllm_config
+        return self._server.require().vllm_config
 
     def _free(self) -> EngineServer:
         require_free(self._server, self._busy)
@@ -87,8 +83,8 @@ class GuardedClient:
 
 
 def require_free(server: EngineServer, busy: Callable[[], bool]) -> None:
-    """Raise `ConflictError` while the server walks the phases of an update itself."""
-    if busy() or server.is_loading:
+    """Raise `ConflictError` while the server walks the phases of an update itself, or is in the middle of one."""
+    if busy() or server.is_busy:
         raise ConflictError("This server is loading weights.", remedy="Try again when it has ended.")
 
 

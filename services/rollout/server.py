@@ -1,6 +1,4 @@
-"""The engine as the rest of the service sees it: present or not, serving or not, and with which verified weights.
-
-Updates go through four phases, over HTTP from the API or by this service itself when it joins late:
+"""Weight updates of the engine at hand, over HTTP from the API or by this service itself when it joins late.
 
     serving --pause--> paused --start--> open --update--> loaded --finish--> paused --resume--> serving
 
@@ -9,154 +7,64 @@ Updates go through four phases, over HTTP from the API or by this service itself
 Any error in start, update or finish leads to `failed`: the server samples nothing until a full update has succeeded.
 Where the error may have left the model half-written the engine is built anew first.
 
-Prefix cache and weights: every request carries the engine's weight epoch as its cache salt, and the epoch moves when an
-update starts. Requests that had not sampled a token by then are taken back and submitted again under the new epoch, so
-no request that begins under new weights can meet cache blocks of older ones. Requests in mid-response keep their KV
-cache, or have it recomputed with the new weights where the run (`rollout.kv_cache_on_update`) or the pause asks for
-that; their tokens say which version sampled them.
+The weight epoch moves when an update starts. Requests that had not sampled a token by then are taken back and submitted
+again under the new epoch. Requests in mid-response keep their KV cache, or have it recomputed with the new weights
+where the run (`rollout.kv_cache_on_update`) or the pause asks for that; their tokens say which version sampled them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
+import functools
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Concatenate, ParamSpec
 
-from services.contracts.errors import ConflictError, InfrastructureError, UnavailableError
-from services.rollout.engine import final_outputs
+from services.contracts.errors import ConflictError
 from services.rollout.environment import REFUSED
-from services.rollout.fit import ModelForm
+from services.rollout.holder import EngineHolder
 from services.rollout.offers import Offer, WeightsRefusedError, WeightUpdateError, examined
 from services.runtime.logs import get_logger
 
-if TYPE_CHECKING:
-    from vllm.outputs import CompletionOutput
-    from vllm.sampling_params import SamplingParams
-    from vllm.v1.engine.async_llm import AsyncLLM
-
 log = get_logger(__name__)
-Phase = Literal["absent", "serving", "paused", "open", "loaded", "failed"]
+P = ParamSpec("P")
+Step = Coroutine[Any, Any, None]
 
 
-class EngineServer:
-    """One engine at a time, its update phases and its weights. All methods run on the service's event loop."""
+def while_attached(
+    step: Callable[Concatenate[EngineServer, P], Step],
+) -> Callable[Concatenate[EngineServer, P], Step]:
+    """A step of an update: `UnavailableError` without an engine, or where it is ended meanwhile."""
+
+    @functools.wraps(step)
+    async def given_up_with_engine(self: EngineServer, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        self.require()
+        await self.while_attached(step(self, *args, **kwargs))
+
+    return given_up_with_engine
+
+
+class EngineServer(EngineHolder):
+    """The engine with its update phases."""
 
     def __init__(self) -> None:
-        self.engine: AsyncLLM | None = None
-        self.run_id: str | None = None
-        self.phase: Phase = "absent"
-        self.version: int | None = None
-        """Version of the weights, verified; None before the first is known."""
-        self.checksum: str | None = None
-        """Checksum of the verified weight folder; None for the model as it came."""
-        self.fault = ""
-        """Why the server is in phase `failed`."""
+        super().__init__()
         self.recomputes_kv_cache = False
         """Whether requests in mid-response get a new KV cache at each update, by the run's setting."""
-        self.must_rebuild = False
-        """The model may be half-written: only a new engine helps."""
-        self.changed_at = time.monotonic()
-        """When the phase changed last, by the monotonic clock."""
-        self._serving = asyncio.Event()
-        self._gone: asyncio.Future[Literal["died", "ended"]] = asyncio.get_running_loop().create_future()
-        self._epoch = 0
-        self._form = ModelForm("", "")
+        self.is_loading = False  # all phases of an update, by `load`
         self._offered: Offer | None = None
         self._prepared: Offer | None = None
-        self.is_loading = False  # all phases of an update, by `load`
-        self._requests = itertools.count()
-
-    # -- life ----------------------------------------------------------------------------------------------------
-
-    async def attach(self, engine: AsyncLLM, run_id: str) -> None:
-        """Take an engine that holds its model's own weights, version 0 of the run. It is paused until weights are."""
-        await engine.pause_generation(mode="keep", clear_cache=False)
-        await engine.update_weight_version("0")
-        if engine is not self.engine:
-            self._gone = asyncio.get_running_loop().create_future()
-        self.engine, self.run_id = engine, run_id
-        model = engine.vllm_config.model_config
-        self._form = ModelForm(model.model, str(model.dtype).removeprefix("torch."), model.trust_remote_code)
-        self.version, self.checksum = 0, None
-        self.fault, self.must_rebuild = "", False
-        self._epoch += 1
-        self._move("paused")
-
-    def detach(self) -> AsyncLLM | None:
-        """Give the engine away (to be ended). Whoever waits for its outputs submits again to the next one."""
-        if not self._gone.done():
-            self._gone.set_result("died" if self.is_dead else "ended")
-        engine, self.engine = self.engine, None
-        self.version = self.checksum = None
-        self._move("absent")
-        return engine
 
     @property
-    def is_dead(self) -> bool:
-        """An engine is attached and its process has died."""
-        return self.engine is not None and bool(self.engine.errored)
+    def is_busy(self) -> bool:
+        """A step of an update is under way, by whomever."""
+        return self.is_loading or self.num_calls > 0
 
-    def count_unfinished(self) -> int:
-        """Tokens sampled so far of responses that have not ended; as long as it moves, the engine works."""
-        if self.engine is None:
-            return 0
-        states = self.engine.output_processor.request_states.values()
-        return sum(state.detokenizer.num_output_tokens() for state in states if state.detokenizer is not None)
-
-    async def until_serving(self, seconds: float) -> None:
-        """Wait until requests are sampled, at most so long."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._serving.wait()
-        except TimeoutError:
-            pass
-
-    # -- sampling ------------------------------------------------------------------------------------------------
-
-    async def generate(self, prompt_token_ids: list[int], params: SamplingParams) -> list[CompletionOutput]:
-        """Sample `params.n` responses.
-
-        Submit again those that are missing or have finish reason `abort`: an update took them back, or the engine was
-        exchanged.
-
-        Raises:
-            InfrastructureError: the engine failed on this request, or died.
-        """
-        from vllm.inputs.engine import tokens_input
-
-        await self._serving.wait()
-        engine, gone = self._require(), self._gone
-        prompt = tokens_input(prompt_token_ids, cache_salt=str(self._epoch))
-        request: asyncio.Future[Any] = asyncio.create_task(
-            final_outputs(engine, prompt, params, f"r{next(self._requests)}")
-        )
-        try:
-            # an engine that dies or is ended may leave a request waiting for ever
-            waited: set[asyncio.Future[Any]] = {request, gone}
-            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            if not request.done():
-                request.cancel()
-        if not request.done():
-            if gone.result() == "died":
-                raise InfrastructureError("The engine died.")
-            return []
-        error = request.exception()
-        if error is None:
-            outputs: list[CompletionOutput] = request.result()
-            return outputs
-        if engine is self.engine and self.is_dead:
-            self.fail("the engine has died", half_written=True)
-        raise InfrastructureError(f"The engine failed: {type(error).__name__}: {error}") from error
-
-    # -- the four phases -----------------------------------------------------------------------------------------
-
+    @while_attached
     async def pause_generation(self, *, mode: str = "keep", clear_cache: bool = False) -> None:
         """Stop decoding. Requests in flight are kept (mode `keep`), with their KV cache unless it is to be cleared."""
-        engine = self._require()
+        engine = self.require()
         if self.phase in ("open", "loaded"):
             raise ConflictError(f"A weight update is in phase {self.phase}; finish it before you pause again.")
         self._serving.clear()
@@ -164,9 +72,10 @@ class EngineServer:
             self._move("paused")
         await engine.pause_generation(mode=mode, clear_cache=clear_cache or self.recomputes_kv_cache)
 
+    @while_attached
     async def start_weight_update(self) -> None:
         """Begin an update. The server must be paused. Takes back requests that have sampled nothing yet."""
-        engine = self._require()
+        engine = self.require()
         if self.must_rebuild:
             raise ConflictError(f"The engine is being built anew after: {self.fault}")
         if self.phase not in ("paused", "failed") or not await engine.is_paused():
@@ -181,9 +90,10 @@ class EngineServer:
             await engine.start_weight_update()
         self._move("open")
 
+    @while_attached
     async def update_weights(self, update_info: Any) -> None:
         """Load one verified version; `update_info` is {"path", "checksum"}, by a fast transport also {"transfer"}."""
-        engine = self._require()
+        engine = self.require()
         if self.phase != "open":
             raise ConflictError("Start a weight update first.")
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
@@ -200,9 +110,10 @@ class EngineServer:
         self._offered = offered
         self._move("loaded")
 
+    @while_attached
     async def finish_weight_update(self, weight_version: str | None = None) -> None:
         """End the update. `weight_version` must be the version that the folder's manifest names."""
-        engine = self._require()
+        engine = self.require()
         if self.phase != "loaded" or self._offered is None:
             raise ConflictError("Load weights before you finish the update.")
         version, checksum = self._offered.version, self._offered.checksum
@@ -213,9 +124,10 @@ class EngineServer:
         self.version, self.checksum, self.fault = version, checksum, ""
         self._move("paused")
 
+    @while_attached
     async def resume_generation(self) -> None:
         """Decode on. Refused while an update is open or has failed."""
-        engine = self._require()
+        engine = self.require()
         if self.phase in ("open", "loaded"):
             raise ConflictError("A weight update is open; finish it first.")
         if self.phase == "failed":
@@ -223,6 +135,7 @@ class EngineServer:
         await engine.resume_generation()
         self._move("serving")
 
+    @while_attached
     async def prepare(self, update_info: dict[str, Any], version: int) -> None:
         """Look at weights that are about to be loaded, in a thread, while sampling goes on.
 
@@ -247,11 +160,10 @@ class EngineServer:
             ConflictError: another update is under way.
             UnavailableError: the engine was ended meanwhile.
         """
-        if self.is_loading or self.phase in ("open", "loaded"):
+        if self.is_busy or self.phase in ("open", "loaded"):
             raise ConflictError("A weight update is under way.", remedy="Try again when it has ended.")
-        self._require()
         info = {"path": path, "checksum": checksum} | ({} if transfer is None else {"transfer": transfer})
-        steps: tuple[tuple[str, Callable[[], Coroutine[Any, Any, None]]], ...] = (
+        steps: tuple[tuple[str, Callable[[], Step]], ...] = (
             ("prepare", lambda: self.prepare(info, version)),
             ("pause", self.pause_generation),
             ("start", self.start_weight_update),
@@ -264,27 +176,11 @@ class EngineServer:
         try:
             for name, step in steps:
                 started = time.monotonic()
-                await self._while_attached(step())
+                await step()
                 seconds[name] = time.monotonic() - started
         finally:
             self.is_loading, self._prepared = False, None
         return seconds
-
-    # -- inner ---------------------------------------------------------------------------------------------------
-
-    async def _while_attached(self, step: Coroutine[Any, Any, None]) -> None:
-        """One step of an update; given up once its engine is ended, which may leave it waiting for ever."""
-        task = asyncio.create_task(step)
-        waited: set[asyncio.Future[Any]] = {task, self._gone}
-        try:
-            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait({task})
-        if task.cancelled():
-            raise UnavailableError("The engine was ended during the weight update.")
-        task.result()
 
     @contextmanager
     def _failing(self, step: str) -> Iterator[None]:
@@ -300,26 +196,3 @@ class EngineServer:
             if isinstance(error, Exception):
                 raise WeightUpdateError(f"Phase {step} of the weight update failed: {reason}") from error
             raise
-
-    def fail(self, reason: str, *, half_written: bool) -> None:
-        """Take the server out of use."""
-        self.fault = reason
-        self.must_rebuild = self.must_rebuild or half_written
-        log.error("weight update failed", reason=reason, rebuild=self.must_rebuild)
-        self._move("failed")
-
-    def _move(self, phase: Phase) -> None:
-        self.phase = phase
-        self.changed_at = time.monotonic()
-        if phase == "serving":
-            self._serving.set()
-        else:
-            self._serving.clear()
-
-    def _require(self) -> AsyncLLM:
-        if self.engine is None:
-            raise UnavailableError(
-                "This rollout server has no engine: no run is assigned, or the engine is starting.",
-                remedy="Wait until its heartbeat says ready.",
-            )
-        return self.engine

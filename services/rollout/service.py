@@ -10,12 +10,13 @@ import asyncio
 import time
 from typing import Literal, cast
 
+import msgspec
 from redis.exceptions import RedisError
 
 from services.contracts import streams
 from services.contracts.errors import ConfigurationError, ConflictError, TurnoutError
 from services.contracts.events import Note
-from services.contracts.run_config import RunConfig
+from services.contracts.run_config import RunConfig, parse_run_config
 from services.contracts.services import START_FAILURES, ServiceState
 from services.rollout import engine as engines
 from services.rollout import environment, telemetry
@@ -106,13 +107,13 @@ class Supervisor:
         raw = await self._redis.get(streams.config(run_id))
         if raw is None:
             raise ConfigurationError(f"Run {run_id} is assigned but has no configuration.", remedy="Is it deleted?")
-        run = RunConfig.model_validate_json(raw)
+        run = parse_run_config(msgspec.json.decode(raw))
         self.server.recomputes_kv_cache = run.rollout.kv_cache_on_update == "recompute"
         spec = engines.spec_for(run, self._service.settings, self._presence.instance)
         server = self.server
         reusable = server.phase == "serving" and spec == self._spec and not server.is_dead
         # A push that is under way would go on with the last run's weights.
-        has_own_weights = server.checksum is None and not server.is_loading
+        has_own_weights = server.checksum is None and not server.is_busy
         if not (reusable and has_own_weights and await self._reuse(run_id)):
             await self._end_engine()  # the model's own weights come back with a new engine only
         self._spec, self._run, self._retry_at = spec, run, 0.0
@@ -201,7 +202,7 @@ class Supervisor:
     async def _catch_up(self) -> None:
         """Load the store's current weights where nobody pushes them: after a failed update, or with a silent API."""
         published, server, now = await self._published(), self.server, time.monotonic()
-        if server.is_loading:  # a push
+        if server.is_busy:  # a push
             return
         is_current = published is None or (published[0], published[2]) == (server.version, server.checksum)
         if is_current and server.phase == "serving":

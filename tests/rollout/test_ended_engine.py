@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from services.contracts.errors import UnavailableError
-from services.rollout.server import EngineServer, Phase
+from services.contracts.errors import ConflictError, UnavailableError
+from services.rollout.holder import Phase
+from services.rollout.routes import GuardedClient
+from services.rollout.server import EngineServer
 
 
 class Engine:
@@ -54,10 +56,30 @@ async def test_its_update_ends_and_the_next_engine_is_without_fault(hangs: str, 
         await first.reached.wait()
         assert server.phase == phase
         server.detach()
-        with pytest.raises(UnavailableError, match="ended during"):
+        with pytest.raises(UnavailableError, match="ended meanwhile"):
             await update
     assert (server.phase, server.is_loading) == ("absent", False)
     second: Any = Engine("nothing")
     await server.attach(second, "run")
     await server.resume_generation()
     assert (server.phase, server.must_rebuild, server.fault) == ("serving", False, "")
+
+
+@pytest.mark.parametrize("hangs", ["pause_generation", "start_weight_update", "resume_generation"])
+async def test_who_calls_single_phases_is_told_too(hangs: str) -> None:
+    """By vLLM's own routes, where no `load` watches over the call."""
+    server = EngineServer()
+    engine: Any = Engine(hangs="nothing")
+    await server.attach(engine, "run")
+    engine.hangs = hangs
+    client = GuardedClient(server, busy=lambda: False)
+    options = {"mode": "keep", "clear_cache": False} if hangs == "pause_generation" else {}
+    call = asyncio.create_task(getattr(client, hangs)(**options))
+    async with asyncio.timeout(20):
+        await engine.reached.wait()
+        with pytest.raises(ConflictError):
+            await client.resume_generation()
+        server.detach()
+        with pytest.raises(UnavailableError, match="ended meanwhile"):
+            await call
+    assert not server.is_busy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from services.contracts.errors import ConfigurationError
 from services.contracts.run_config import parse_run_config
 from services.rollout.engine import spec_for
 from services.rollout.service import Supervisor
+from services.rollout.worker import stop
 from services.runtime.life import Service
 from services.runtime.registry import Presence
 from services.runtime.settings import Settings
@@ -47,6 +49,30 @@ async def test_a_run_that_cannot_be_taken_up_is_not_served_with_the_last_runs_en
             await supervisor._tick()
         supervisor._retry_at = 0.0
     assert supervisor._worker is None
+
+
+async def test_a_configuration_that_this_version_does_not_know_is_named(redis: Redis, tmp_path: Path) -> None:
+    """As any fault of a run: were it to end the service, it would start again and again."""
+    supervisor = serving(redis, tmp_path)
+    await put_run(redis, "run", run_values(rollout={"of_tomorrow": 1}))
+    await redis.set(streams.assignment("rollout-0"), "run")
+    with pytest.raises(ConfigurationError, match="of_tomorrow"):
+        await supervisor._tick()
+
+
+async def test_an_update_by_single_phases_may_take_long(redis: Redis, tmp_path: Path) -> None:
+    """Only one that its caller has left open between two phases is abandoned."""
+    supervisor = serving(redis, tmp_path)
+    server, supervisor._run_id = supervisor.server, "run"
+    server._move("open")
+    server.changed_at -= 3600
+    step = asyncio.create_task(server.while_attached(asyncio.Event().wait()))
+    await asyncio.sleep(0)
+    await supervisor._catch_up()
+    assert server.phase == "open"
+    await stop([step])
+    await supervisor._catch_up()
+    assert (server.phase, server.must_rebuild) == ("failed", True)
 
 
 @pytest.mark.parametrize("is_loading", [False, True])

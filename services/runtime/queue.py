@@ -59,15 +59,11 @@ class Delivery(Generic[M]):
 class Queue:
     """One consumer of one consumer group. Cheap; share the client between queues."""
 
-    def __init__(
-        self, redis: Redis, group: str, consumer: str, dead_stream: str | None = None, num_replicas: int = 0
-    ) -> None:
-        """`dead_stream` takes unreadable messages; None derives `<prefix>:dead` from each message's own stream.
-        `num_replicas` must have what is published before `publish` returns."""
+    def __init__(self, redis: Redis, group: str, consumer: str, num_replicas: int = 0) -> None:
+        """`num_replicas` must have what is published before `publish` returns."""
         self.redis = redis
         self.group = group
         self.consumer = consumer
-        self._dead_stream = dead_stream
         self._num_replicas = num_replicas
         self._known: set[str] = set()
         self._forwards = Forwards(redis, group)
@@ -205,9 +201,9 @@ class Queue:
                 await pipe.execute()
 
     async def dead_letter(self, stream: str, message_id: str, payload: bytes, reason: str) -> None:
-        """Move one message to the dead letters, with the reason."""
+        """Move one message to the dead letters beside its stream (`<prefix>:dead`), with the reason."""
         letter = DeadLetter(stream=stream, message_id=message_id, reason=reason, payload=payload, at=time.time())
-        target = self._dead_stream or stream.rsplit(":", 1)[0] + ":dead"
+        target = stream.rsplit(":", 1)[0] + ":dead"
         await self._forwards.forward(stream, message_id, target, codec.encode(letter))
 
     async def feed(
@@ -219,25 +215,9 @@ class Queue:
         reply had already fed them.
         """
         payloads = [codec.encode(message) for message in messages]
-        return int(await self._run(_FEED, keys=[stream, cursor_key], args=[field, expected, *payloads]))
-
-    async def depth(self, stream: str) -> int:
-        """Messages not yet acknowledged, waiting or in hand."""
-        return int(await self.redis.xlen(stream))
-
-    async def oldest_seconds(self, stream: str) -> float:
-        """Age of the oldest message not yet acknowledged, by the server's clock; 0 for an empty stream."""
-        entries: Any = await self.redis.xrange(stream, count=1)
-        if not entries:
-            return 0.0
-        milliseconds = int(_text(entries[0][0]).split("-")[0])
-        now: Any = await self.redis.time()
-        return max(0.0, float(now[0] + now[1] / 1e6 - milliseconds / 1000))
-
-    async def _run(self, script: str, keys: list[str], args: list[Any]) -> Any:
-        """Run a script by its text: a server that has just started again knows none by their hashes, and may start
-        again between the loading of a script and its call."""
-        return await cast(Any, self.redis.eval(script, len(keys), *keys, *args))
+        # By its text: a server that has just started again knows no script by its hash, and may start again between the
+        # loading of a script and its call.
+        return int(await cast(Any, self.redis.eval(_FEED, 2, stream, cursor_key, field, expected, *payloads)))
 
     def _forget(self, stream: str, error: ResponseError) -> None:
         """A stream deleted under us (its run was deleted) has no messages. Raises `error` where it is another one."""

@@ -107,17 +107,3 @@ async def list_services(redis: Redis) -> list[ServiceRecord]:
     values = await redis.mget(keys) if keys else []
     records = [msgspec.json.decode(value, type=ServiceRecord) for value in values if value]
     return sorted(records, key=lambda record: record.instance)
-
-
-async def follow_assignment(presence: Presence, on_change: Callable[[str | None], None], seconds: float = 0.5) -> None:
-    """Call `on_change` with the run id (or None) at start and whenever the assignment changes, until cancelled."""
-    last: str | None = ""
-    while True:
-        try:
-            current = await presence.assignment()
-            if current != last:
-                last = current
-                on_change(current)
-        except RedisError as error:
-            log.warning("assignment not readable", error=str(error))
-        await asyncio.sleep(seconds)

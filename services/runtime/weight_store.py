@@ -91,11 +91,6 @@ class WeightStore:
     def read_manifest(self, version: int) -> Manifest:
         return read_manifest(self.path(version))
 
-    def latest(self) -> int | None:
-        """Newest complete version, or None."""
-        versions = [int(path.name[1:]) for path in self.folder.glob("v*") if (path / MANIFEST).exists()]
-        return max(versions, default=None)
-
     def collect(self, keep: int) -> None:
         """Delete all but the newest `keep` versions."""
         for path in sorted(self.folder.glob("v*"), reverse=True)[keep:]:

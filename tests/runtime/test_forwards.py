@@ -71,7 +71,7 @@ async def test_those_that_are_ready_together_share_a_round_trip_in_order(redis: 
     assert await asyncio.gather(*started(queue, deliveries)) == [True] * 8
     assert await num_scripts(redis) == before + 1
     assert await successors(redis) == list(range(8))
-    assert await queue.depth(PROMPTS) == 0
+    assert await redis.xlen(PROMPTS) == 0
 
 
 async def test_each_is_told_its_own_result(redis: Redis) -> None:

@@ -42,8 +42,8 @@ async def test_of_two_holders_of_a_message_one_publishes_its_successor(redis: Re
     assert taken_over.message == mine.message
     assert await a.forward(mine, NEXT, task(0)) is True
     assert await b.forward(taken_over, NEXT, task(0)) is False
-    assert await a.depth(NEXT) == 1
-    assert await a.depth(PROMPTS) == 0
+    assert await redis.xlen(NEXT) == 1
+    assert await redis.xlen(PROMPTS) == 0
 
 
 async def test_a_touched_message_is_not_reclaimed(redis: Redis) -> None:
@@ -76,7 +76,7 @@ async def test_what_is_handed_back_is_taken_at_once_by_others_and_by_the_next_li
     assert [item.message.sequence for item in await b.reclaim(PROMPTS, PromptTask, idle_seconds=3600)] == [1]
     assert await b.forward(held[1], NEXT, task(1)) is True
     await a.hand_back(held)  # one of them is handled by now
-    assert await b.depth(PROMPTS) == 1
+    assert await redis.xlen(PROMPTS) == 1
 
 
 async def test_a_restarted_consumer_finds_what_it_held_in_order(redis: Redis) -> None:
@@ -101,7 +101,7 @@ async def test_unreadable_bytes_go_to_the_dead_letters_with_the_reason(redis: Re
     assert letters[0].payload == b"TN\x02\x02junk"
     assert "does not parse" in letters[0].reason
     assert letters[0].stream == PROMPTS
-    assert await queue.depth(PROMPTS) == 1
+    assert await redis.xlen(PROMPTS) == 1
 
 
 async def test_feeding_the_same_numbers_twice_feeds_once(redis: Redis) -> None:
@@ -138,14 +138,6 @@ async def test_holding_messages_of_a_deleted_stream_is_no_error(redis: Redis) ->
         assert await queue.forward(held[0], streams.completions("r1"), TASK) == remains
 
 
-async def test_the_age_of_the_oldest_message(redis: Redis) -> None:
-    queue = Queue(redis, "g", "a")
-    assert await queue.oldest_seconds(PROMPTS) == 0.0
-    now, _ = await redis.time()  # type: ignore[misc]
-    await redis.xadd(PROMPTS, {BODY: codec.encode(task(0))}, id=f"{(now - 90) * 1000}-0")
-    assert 89 <= await queue.oldest_seconds(PROMPTS) < 120
-
-
 async def test_many_workers_that_drop_work_lose_and_repeat_nothing(redis: Redis) -> None:
     """Twelve workers take 200 messages; each forgets a third of what it takes, others reclaim it."""
     source = Queue(redis, "g", "source")
@@ -155,7 +147,7 @@ async def test_many_workers_that_drop_work_lose_and_repeat_nothing(redis: Redis)
 
     async def work(name: str) -> None:
         queue = Queue(redis, "g", name)
-        while await queue.depth(PROMPTS):
+        while await redis.xlen(PROMPTS):
             held = await queue.receive([PROMPTS], PromptTask, count=3, block_seconds=0.005)
             held += await queue.reclaim(PROMPTS, PromptTask, idle_seconds=0, count=2)
             for item in held:

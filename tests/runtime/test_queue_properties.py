@@ -59,7 +59,7 @@ class Workers(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Whoever is left takes over and ends the work; then nothing is missing and nothing doubled."""
         queue = Queue(self.redis, "g", "last")
-        while self.wait(queue.depth(PROMPTS)):
+        while self.wait(self.redis.xlen(PROMPTS)):
             found = self.wait(queue.reclaim(PROMPTS, PromptTask, idle_seconds=0, count=50))
             found += self.wait(queue.receive([PROMPTS], PromptTask, count=50, block_seconds=0.001))
             for delivery in found:

@@ -140,8 +140,7 @@ class Learner:
                 self._credit.set()
             delivery = await self._arrivals.get()
             while True:
-                if not batcher.offer(delivery):
-                    await self._queue.acknowledge([delivery])
+                batcher.offer(delivery)
                 if self._arrivals.empty():
                     break
                 delivery = self._arrivals.get_nowait()

@@ -74,6 +74,7 @@ class Batcher:
     _waiting: dict[int, Scored] = field(default_factory=dict)
     _chosen: list[ScoredGroup] = field(default_factory=list)
     _consumed: list[Scored] = field(default_factory=list)
+    _again: list[Scored] = field(default_factory=list)
     _settled: list[Scored] = field(default_factory=list)
     _next: int = -1
 
@@ -102,13 +103,14 @@ class Batcher:
     def has(self, sequence: int) -> bool:
         return sequence < self._next or sequence in self._waiting
 
-    def offer(self, delivery: Scored) -> bool:
-        """Take a delivered group. False for a duplicate, which the caller acknowledges at once."""
+    def offer(self, delivery: Scored) -> None:
+        """Take a delivered group. One that comes again is acknowledged with the first, not before: after a failover of
+        the queue server it may be the only one that is still there."""
         sequence = delivery.message.group.task.sequence
         if self.has(sequence):
-            return False
-        self._waiting[sequence] = delivery
-        return True
+            self._again.append(delivery)
+        else:
+            self._waiting[sequence] = delivery
 
     def take(self, step: int) -> Batch | None:
         """The batch of `step` (from 1), or None while groups are missing. Drops are decided and counted on the way."""
@@ -133,6 +135,10 @@ class Batcher:
         self.boundary = self.ledger.copy()
         self._settled += self._consumed
         self._consumed = []
+        again, self._again = self._again, []
+        for delivery in again:
+            decided = delivery.message.group.task.sequence < self._next
+            (self._settled if decided else self._again).append(delivery)
         return Batch(step, groups, sum(usable_samples(group).count(False) for group in groups))
 
     def take_settled(self) -> list[Scored]:

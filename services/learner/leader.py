@@ -140,13 +140,11 @@ class Leader:
         the verifier's publishing frees. Drops give the feeder credit at once."""
         self.link.check()
         silent_since = time.monotonic()
-        duplicates: list[Scored] = []
         while True:
-            arrived = self._take_arrivals(duplicates)
+            arrived = self._take_arrivals()
             batch = self.batcher.take(step)
             self._account()
             if batch is not None:
-                self.link.acknowledge(duplicates)
                 self.link.report(waiting_for="")
                 return batch
             if arrived:
@@ -160,7 +158,7 @@ class Leader:
                 silent_since = time.monotonic()
             self._wait_for_arrival()
 
-    def _take_arrivals(self, duplicates: list[Scored]) -> int:
+    def _take_arrivals(self) -> int:
         count = 0
         while True:
             try:
@@ -168,8 +166,7 @@ class Leader:
             except queue.Empty:
                 return count
             count += 1
-            if not self.batcher.offer(delivery):
-                duplicates.append(delivery)
+            self.batcher.offer(delivery)
 
     def _wait_for_arrival(self) -> None:
         try:

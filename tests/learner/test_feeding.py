@@ -15,7 +15,7 @@ from services.contracts.run_config import parse_run_config
 from services.learner.batcher import Batcher
 from services.learner.feeder import Credit, Feeder
 from services.learner.ledger import Ledger
-from services.runtime.queue import Queue
+from services.runtime.queue import Delivery, Queue
 from tests.learner.conftest import delivered, make_group
 
 
@@ -45,7 +45,7 @@ def test_a_ring_fed_by_credit_never_trains_a_token_that_is_too_old(
         assert in_work, "the ring stands still"
         sequence, needed = in_work.pop(dice.randrange(len(in_work)))
         faulty = (0, 1, 2) if dice.random() < drop_chance else ()
-        assert batcher.offer(delivered(make_group(sequence, version=needed, faulty=faulty)))
+        batcher.offer(delivered(make_group(sequence, version=needed, faulty=faulty)))
         while version < steps and (batch := batcher.take(version + 1)) is not None:
             assert len(batch.groups) == prompts_per_step
             version += 1
@@ -87,13 +87,18 @@ def test_drops_say_why_and_give_replacements() -> None:
     assert batch.num_excluded_rollouts == 1
 
 
-def test_a_group_that_comes_twice_is_trained_once() -> None:
-    batcher = Batcher(1, 0, Ledger())
-    assert batcher.offer(delivered(make_group(0)))
-    assert not batcher.offer(delivered(make_group(0)))
+def test_a_group_that_comes_twice_is_trained_once_and_acknowledged_no_sooner() -> None:
+    """A failover can take the first from the queue server, after which a checkpoint still has to come."""
+    batcher = Batcher(1, 9, Ledger())
+    first, second = make_group(0), make_group(1)
+    for message_id, group in (("a", first), ("b", second), ("c", second), ("d", first)):
+        batcher.offer(Delivery(group, "scored", message_id))
     assert batcher.take(1) is not None
-    assert not batcher.offer(delivered(make_group(0)))
-    assert [d.message.group.task.sequence for d in batcher.take_settled()] == [0]
+    assert [delivery.message_id for delivery in batcher.take_settled()] == ["a", "d"]
+    batcher.offer(Delivery(first, "scored", "e"))
+    assert batcher.take(2) is not None
+    assert [delivery.message_id for delivery in batcher.take_settled()] == ["b", "c", "e"]
+    assert batcher.ledger.trained == 2
 
 
 def test_what_a_checkpoint_holds_ends_at_the_last_whole_batch() -> None:

@@ -29,6 +29,7 @@ from services.runtime.checkpoint_files import (
     checkpoint_steps,
     read_checkpoint_manifest,
     sha256_of,
+    sync_names,
 )
 from services.runtime.weight_store import MANIFEST, sync_folder, write_atomically
 
@@ -117,7 +118,7 @@ class CheckpointStore:
         manifest = _seal(temporary)
         shutil.rmtree(target, ignore_errors=True)
         os.rename(temporary, target)
-        sync_folder(self.folder)
+        sync_names(self._run_folder)
         return target, manifest.bytes
 
     def load_newest(self, on_torn: Callable[[str], None]) -> Loaded | None:
@@ -158,6 +159,14 @@ def load(folder: Path) -> Loaded:
             path = folder / entry.name
             if path.stat().st_size != entry.bytes or sha256_of(path) != entry.sha256:
                 raise CorruptCheckpointError(f"Checkpoint file {path} differs from its checksum.")
+    except OSError as error:
+        raise CorruptCheckpointError(f"Checkpoint {folder} is not complete: {error}.") from error
+    return read(folder)
+
+
+def read(folder: Path) -> Loaded:
+    """A checkpoint that another rank has verified. Raises `CorruptCheckpointError` where its state is not readable."""
+    try:
         state = msgspec.json.decode((folder / "state" / "state.json").read_bytes(), type=State)
     except (OSError, msgspec.DecodeError) as error:
         raise CorruptCheckpointError(f"Checkpoint {folder} is not complete: {error}.") from error

@@ -90,8 +90,14 @@ def give_checkpoint(source_run: Path, target_run: Path, step: int) -> Checkpoint
     for folder in {path.parent for path in temporary.rglob("*")}:
         sync_folder(folder)
     os.rename(temporary, target)
-    sync_folder(target.parent)
+    sync_names(target_run)
     return manifest
+
+
+def sync_names(run_folder: Path) -> None:
+    """Make the names on the way to a run's checkpoints durable: the folders may be as new as its first checkpoint."""
+    for folder in (run_folder / "checkpoints", run_folder, run_folder.parent, run_folder.parent.parent):
+        sync_folder(folder)
 
 
 def _link(source: Path, destination: Path) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from services.learner.checkpoint import FORMAT, CheckpointStore, CorruptCheckpointError, Snapshot, State
+from services.learner.checkpoint import FORMAT, CheckpointStore, CorruptCheckpointError, Snapshot, State, read
 from services.learner.weights import read_safetensors, write_safetensors
+from services.runtime.checkpoint_files import give_checkpoint
 
 
 def snapshot(step: int) -> Snapshot:
@@ -84,6 +85,31 @@ def test_a_half_written_one_is_not_there(store: CheckpointStore) -> None:
     store.write(snapshot(4))
     assert store.steps() == [2, 4]
     assert not half.exists()
+
+
+def test_a_rank_beside_the_first_does_not_read_the_tensors_again(store: CheckpointStore) -> None:
+    """Rank 0 has compared every byte; with eight ranks it would be eight times as many."""
+    written = snapshot(2)
+    path, _ = store.write(written)
+    (path / "state" / "optimizer.safetensors").unlink()
+    assert read(path).state == written.state
+
+
+def test_the_folders_on_the_way_to_a_new_checkpoint_are_durable_too(
+    store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its groups are acknowledged next: a power cut must not take a folder that the first checkpoint of a run made."""
+    synced: list[tuple[Path, list[str]]] = []
+    monkeypatch.setattr(
+        "services.runtime.checkpoint_files.sync_folder",
+        lambda folder: synced.append((folder, sorted(path.name for path in folder.iterdir()))),
+    )
+    path, _ = store.write(snapshot(2))
+    fork = tmp_path / "runs" / "fork"
+    give_checkpoint(tmp_path, fork, 2)
+    for target in (path, fork / "checkpoints" / path.name):
+        for child in (target, target.parent, target.parent.parent):
+            assert (child.parent, True) in [(folder, child.name in names) for folder, names in synced], child
 
 
 def test_keeps_the_newest_and_the_best(store: CheckpointStore) -> None:

@@ -1,17 +1,20 @@
 """What the training program tells its supervisor: one JSON line a second through a pipe.
 
 The pipe is also how an orphan learns that its supervisor died: writing fails, and the program ends itself, so that
-there are never two learners for one run.
+there are never two learners for one run. Ranks without a pipe look after their parent.
 """
 
 from __future__ import annotations
 
 import os
+import threading
+import time
 
 import msgspec
 
 PIPE_VARIABLE = "TURNOUT_PROGRESS_FD"
 RUN_VARIABLE = "TURNOUT_RUN_ID"
+SUPERVISOR_VARIABLE = "TURNOUT_SUPERVISOR_PID"
 EXIT_REPORTED = 3
 """Exit code: the run ended or failed, and its state has been reported; starting again would not help."""
 EXIT_ORPHANED = 4
@@ -43,3 +46,20 @@ class ProgressPipe:
         """Raise `BrokenPipeError` where the supervisor is gone."""
         if self._descriptor is not None:
             os.write(self._descriptor, msgspec.json.encode(progress) + b"\n")
+
+
+def end_with_supervisor() -> None:
+    """End this process, from a thread, within a second of its supervisor's death; nothing where it has none.
+
+    A rank that waits in a collective would else hold its GPU until the collective's time is up.
+    """
+    if SUPERVISOR_VARIABLE not in os.environ:
+        return
+    supervisor = int(os.environ[SUPERVISOR_VARIABLE])
+
+    def watch() -> None:
+        while os.getppid() == supervisor:
+            time.sleep(0.5)
+        os._exit(EXIT_ORPHANED)
+
+    threading.Thread(target=watch, name="orphan", daemon=True).start()

@@ -1,7 +1,6 @@
 """The learner service's work: keep the training program running for the assigned run. No heavy import here.
 
-`Attempts` decides whether to start again after a crash; `Supervisor` follows the assignment, owns the processes (one a
-rank) and passes their progress on to the heartbeat.
+It follows the assignment, owns the processes (one a rank) and passes their progress on to the heartbeat.
 """
 
 from __future__ import annotations
@@ -23,7 +22,15 @@ from services.contracts import streams
 from services.contracts.errors import TurnoutError
 from services.contracts.events import Note, RunStateChanged
 from services.contracts.run_config import parse_run_config
-from services.learner.progress import EXIT_NO_QUEUE, EXIT_REPORTED, PIPE_VARIABLE, RUN_VARIABLE, Progress
+from services.learner.attempts import Attempts
+from services.learner.progress import (
+    EXIT_NO_QUEUE,
+    EXIT_REPORTED,
+    PIPE_VARIABLE,
+    RUN_VARIABLE,
+    SUPERVISOR_VARIABLE,
+    Progress,
+)
 from services.runtime.logs import get_logger
 from services.runtime.queue import Queue
 from services.runtime.registry import Presence
@@ -33,29 +40,6 @@ log = get_logger(__name__)
 POLL_SECONDS = 0.25
 STOP_SECONDS = 10.0
 PROGRAM = "services.learner.train"
-
-
-@dataclass(slots=True)
-class Attempts:
-    """Restarts after crashes: with growing pauses, a bounded number of times without a step in between."""
-
-    limit: int = 5
-    first_pause_seconds: float = 1.0
-    longest_pause_seconds: float = 30.0
-    failed: int = 0
-    step: int = 0
-
-    def progressed(self, step: int) -> None:
-        """A step was made: crashes before it no longer count."""
-        if step > self.step:
-            self.step, self.failed = step, 0
-
-    def crashed(self) -> float | None:
-        """Seconds to wait before the next start, or None to give up."""
-        self.failed += 1
-        if self.failed > self.limit:
-            return None
-        return min(self.longest_pause_seconds, self.first_pause_seconds * 2.0 ** (self.failed - 1))
 
 
 @dataclass(slots=True)
@@ -189,6 +173,7 @@ class Supervisor:
         for rank in range(num_ranks):
             environment = os.environ | {
                 RUN_VARIABLE: run_id,
+                SUPERVISOR_VARIABLE: str(os.getpid()),
                 "TURNOUT_INSTANCE": self.presence.instance,
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
@@ -230,19 +215,22 @@ class Supervisor:
             transport.close()
 
     async def _first_end(self) -> int:
-        """The exit code that decides: rank 0's, or that of a rank that ended badly before it."""
+        """The exit code that decides: rank 0's, or that of a rank that ended badly before it.
+
+        A fault that all ranks meet (numbers that are not finite) is reported by rank 0 alone, which then may be the
+        last to end: it gets the time for that.
+        """
         waits = [asyncio.create_task(process.wait()) for process in self._processes]
         try:
-            while True:
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-                bad = [wait.result() for wait in waits if wait.done() and wait.result() != 0]
-                if waits[0].done():
-                    return waits[0].result()
-                if bad:
-                    return bad[0] if bad[0] != EXIT_REPORTED else 1
-                await asyncio.wait(waits[:1], timeout=STOP_SECONDS)
-                if not waits[0].done():
-                    return 1
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            bad = [] if waits[0].done() else [wait.result() for wait in waits[1:] if wait.done() and wait.result()]
+            await asyncio.wait(waits[:1], timeout=STOP_SECONDS)
+            code = waits[0].result() if waits[0].done() else 1
+            if not bad or code in (0, EXIT_REPORTED, EXIT_NO_QUEUE):
+                return code
+            if bad[0] < 0:
+                self._error = ""  # rank 0's is what it saw of the other's death
+            return bad[0]
         finally:
             for wait in waits:
                 wait.cancel()

@@ -24,10 +24,15 @@ prepare_environment()
 from services.contracts.errors import TurnoutError, UnavailableError  # noqa: E402
 from services.contracts.run_config import RunConfig, parse_run_config  # noqa: E402
 from services.learner.broadcast import Finish, Save, Start, Step, receive, receive_start, send_start  # noqa: E402
-from services.learner.checkpoint import CheckpointStore, Loaded, load  # noqa: E402
+from services.learner.checkpoint import CheckpointStore, Loaded, read  # noqa: E402
 from services.learner.leader import Leader  # noqa: E402
 from services.learner.link import RunLink  # noqa: E402
-from services.learner.progress import EXIT_NO_QUEUE, EXIT_REPORTED, RUN_VARIABLE  # noqa: E402
+from services.learner.progress import (  # noqa: E402
+    EXIT_NO_QUEUE,
+    EXIT_REPORTED,
+    RUN_VARIABLE,
+    end_with_supervisor,
+)
 from services.learner.ranks import Ranks  # noqa: E402
 from services.learner.session import TrainingSession  # noqa: E402
 from services.runtime.connection import is_outage  # noqa: E402
@@ -50,9 +55,14 @@ def main() -> int:
     run_id = os.environ[RUN_VARIABLE]
     set_log_fields(run_id=run_id)
     configure_traces("learner", settings.instance_name("learner"))
-    if os.environ["RANK"] != "0":
+    if os.environ["RANK"] == "0":
+        return lead(settings, run_id)
+    end_with_supervisor()
+    try:
         return follow(settings, run_id)
-    return lead(settings, run_id)
+    except Exception as error:
+        log.error("training failed", error=describe(error), exc_info=error)
+        return 1
 
 
 def lead(settings: Settings, run_id: str) -> int:
@@ -86,7 +96,7 @@ def follow(settings: Settings, run_id: str) -> int:
     ranks = join()
     start = receive_start(ranks.device)
     config = parse_run_config(msgspec.json.decode(start.config))
-    checkpoint = None if start.checkpoint is None else load(Path(start.checkpoint))
+    checkpoint = None if start.checkpoint is None else read(Path(start.checkpoint))
     session = open_session(config, ranks, checkpoint, settings)
     weights = session.weights()
     while True:

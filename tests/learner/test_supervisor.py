@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 
 from services.contracts import events, streams
 from services.contracts.services import ServiceRecord
-from services.learner.progress import EXIT_NO_QUEUE
-from services.learner.supervisor import Attempts, Supervisor
+from services.learner.attempts import Attempts
+from services.learner.progress import EXIT_NO_QUEUE, EXIT_REPORTED, SUPERVISOR_VARIABLE
+from services.learner.supervisor import Supervisor
 from services.learner.train import report_failure
 from services.runtime.life import end
 from services.runtime.registry import Presence
@@ -112,6 +114,55 @@ async def test_a_program_without_queue_server_says_so_to_its_supervisor(
         await redis.config_set("maxmemory", 0)
     assert report_failure(link, refused.value) == EXIT_NO_QUEUE
     await asyncio.wait_for(waiting, 20)
+
+
+class Ended:
+    """A rank that ends with `code` after `turns` of the loop; None: it hangs."""
+
+    def __init__(self, code: int | None, turns: int = 0) -> None:
+        self.code, self.turns = code, turns
+
+    async def wait(self) -> int:
+        for _ in range(self.turns):
+            await asyncio.sleep(0)
+        if self.code is None:
+            await asyncio.Event().wait()
+        assert self.code is not None
+        return self.code
+
+
+@pytest.mark.parametrize(
+    ("ranks", "code", "error"),
+    [
+        ([Ended(EXIT_REPORTED, 9), Ended(1)], EXIT_REPORTED, "seen"),  # all met it; rank 0 says so, and ends later
+        ([Ended(1, 9), Ended(-9)], -9, ""),  # rank 0 only saw that the other had gone
+        ([Ended(1, 9), Ended(0), Ended(2)], 2, "seen"),
+        ([Ended(None), Ended(1)], 1, "seen"),
+        ([Ended(None), Ended(0)], 1, "seen"),
+        ([Ended(0, 9), Ended(0)], 0, "seen"),
+        ([Ended(-11), Ended(1, 9)], -11, "seen"),
+    ],
+)
+async def test_the_rank_that_knows_why_decides(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch, ranks: list[Any], code: int, error: str
+) -> None:
+    monkeypatch.setattr("services.learner.supervisor.STOP_SECONDS", 0.2)
+    supervisor = Supervisor(redis, Presence(redis, "learner", "learner-0", ""))
+    supervisor._processes, supervisor._error = ranks, "seen"
+    assert await supervisor._first_end() == code
+    assert supervisor._error == error
+
+
+def test_a_rank_ends_with_its_supervisor() -> None:
+    """Whatever it waits for."""
+    rank = "import time; from services.learner import progress; progress.end_with_supervisor(); time.sleep(600)"
+    start = (
+        f"import os, subprocess, sys; variables = os.environ | {{{SUPERVISOR_VARIABLE!r}: str(os.getpid())}}; "
+        f"subprocess.Popen([sys.executable, '-c', {rank!r}], env=variables)"
+    )
+    supervisor = subprocess.Popen([sys.executable, "-c", start], cwd=ROOT, stdout=subprocess.PIPE)
+    # The pipe ends with the last process that holds it, which is the rank.
+    assert supervisor.communicate(timeout=60) == (b"", None)
 
 
 async def test_a_killed_program_comes_back_and_the_run_succeeds(valkey_url: str, redis: Redis, tmp_path: Path) -> None:

@@ -1,0 +1,28 @@
+"""Whether to start the training program again after a crash, and when."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Attempts:
+    """Restarts after crashes: with growing pauses, a bounded number of times without a step in between."""
+
+    limit: int = 5
+    first_pause_seconds: float = 1.0
+    longest_pause_seconds: float = 30.0
+    failed: int = 0
+    step: int = 0
+
+    def progressed(self, step: int) -> None:
+        """A step was made: crashes before it no longer count."""
+        if step > self.step:
+            self.step, self.failed = step, 0
+
+    def crashed(self) -> float | None:
+        """Seconds to wait before the next start, or None to give up."""
+        self.failed += 1
+        if self.failed > self.limit:
+            return None
+        return min(self.longest_pause_seconds, self.first_pause_seconds * 2.0 ** (self.failed - 1))

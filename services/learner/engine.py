@@ -178,10 +178,6 @@ class DeepSpeedEngine:
             distributed.all_reduce(result, op=operation)
         return result
 
-    def parameter_names(self) -> list[str]:
-        """Names of trained parameters, tied ones once, in the model's order."""
-        return [name for name, parameter in self.module.named_parameters() if parameter.requires_grad]
-
 
 def _refuse_non_finite(norm: float) -> None:
     if not math.isfinite(norm):

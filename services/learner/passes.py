@@ -27,7 +27,7 @@ CHUNK_LOGITS = 2**25
 """Logits of one chunk at most (128 MiB in float32)."""
 
 Project = Callable[[Tensor], Tensor]
-Job = Callable[[Tensor], Tensor]
+Job = Callable[[Project, Tensor], Tensor]
 ChunkLoss = Callable[[Tensor, slice], Tensor]
 
 
@@ -60,7 +60,7 @@ def output_head(model: nn.Module) -> nn.Module:
     return head
 
 
-def run_with_job(model: nn.Module, batch: PackedBatch, job: Callable[[Project, Tensor], Tensor]) -> Tensor:
+def run_with_job(model: nn.Module, batch: PackedBatch, job: Job) -> Tensor:
     """Call the model with its LM head doing `job(project, hidden)` instead of computing logits.
 
     Args:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from services.contracts.errors import ConfigurationError
 from services.contracts.model_section import ModelSection
+from services.learner.passes import gathered
 from services.learner.tree_attention import share_prefixes
 
 SHARD_BYTES = 4 * 1024**3
@@ -113,20 +113,11 @@ def whole_weights(module: nn.Module, rank: int, *, trained_only: bool = False) -
         buffers = {name: value for name, value in saved.items() if not isinstance(value, nn.Parameter)}
         weights |= {name: buffer.to("cpu", copy=True).contiguous() for name, buffer in buffers.items()}
     for names, parameters in _runs_of_parameters(module, trained_only):
-        with _gathered(parameters):
+        with gathered(parameters):
             if rank == 0:
                 for name, parameter in zip(names, parameters, strict=True):
                     weights[name] = parameter.detach().to("cpu", copy=True).contiguous()
     return weights
-
-
-def _gathered(parameters: list[nn.Parameter]) -> AbstractContextManager[object]:
-    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
-        return nullcontext()
-    import deepspeed
-
-    whole: AbstractContextManager[object] = deepspeed.zero.GatheredParameters(parameters)
-    return whole
 
 
 def _runs_of_parameters(module: nn.Module, trained_only: bool) -> list[tuple[list[str], list[nn.Parameter]]]:

@@ -135,6 +135,7 @@ def main(folder: Path, stages: list[int], dtype: str, kind: str) -> None:
             "teacher": teacher,
             **later(engine),
             **{f"resumed_{name}": value for name, value in later(resumed).items()},
+            **{f"refused_{name}": value for name, value in after_bad_gradients(resumed, data[0]).items()},
         }
         with torch.no_grad():
             for name in ("student", "teacher", "reference"):
@@ -146,6 +147,21 @@ def main(folder: Path, stages: list[int], dtype: str, kind: str) -> None:
         if ranks.rank == 0:
             torch.save(result, folder / f"stage{stage}.pt")
     leave()
+
+
+def after_bad_gradients(engine: Any, rows: Tensor) -> dict[str, Any]:
+    """`later` after an update whose gradients are NaN on one rank, though the loss is finite."""
+    from services.learner.engine import NumericalError
+
+    loss = row_loss(engine.student, rows[0])
+    if engine.rank == engine.num_ranks - 1:
+        loss.register_hook(lambda gradient: gradient * float("nan"))
+    engine.backward(loss, last=True)
+    try:
+        engine.step()
+    except NumericalError:
+        return later(engine)
+    return {}
 
 
 def later(engine: Any) -> dict[str, Any]:

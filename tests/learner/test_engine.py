@@ -74,6 +74,16 @@ def test_state_goes_out_and_in_without_losing_a_bit(engine_runs: EngineRuns, num
     assert largest_difference(result["later_teacher"], result["resumed_later_teacher"]) == 0.0
 
 
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_gradients_that_are_not_finite_on_one_rank_are_refused_and_change_nothing(
+    engine_runs: EngineRuns, num_ranks: int, stage: int
+) -> None:
+    result = engine_runs.result(num_ranks, stage)
+    for name in ("later", "later_state", "later_teacher"):
+        assert largest_difference(result[f"refused_{name}"], result[f"resumed_{name}"]) == 0.0
+
+
 @pytest.mark.parametrize("prefixes", ["shared", "single"])
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("num_ranks", [1, 2])

@@ -46,6 +46,6 @@ STEP_METRICS: Final[dict[str, str]] = {
     "seconds_teacher": "time spent in teacher passes",
     "seconds_train": "time spent in student passes and the optimizer",
     "seconds_publish": "time spent publishing weights",
-    "seconds_checkpoint": "time spent writing a checkpoint",
+    "seconds_checkpoint": "time that training stood still for a checkpoint: its copies, or an older one's writing",
     "tokens_per_second": "response tokens trained a second of wall-clock time",
 }

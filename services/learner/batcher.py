@@ -52,7 +52,6 @@ class Batch:
     step: int
     """From 1; the weights that it makes have this version."""
     groups: list[ScoredGroup]
-    num_excluded_rollouts: int
 
 
 @dataclass(slots=True)
@@ -139,7 +138,7 @@ class Batcher:
         for delivery in again:
             decided = delivery.message.group.task.sequence < self._next
             (self._settled if decided else self._again).append(delivery)
-        return Batch(step, groups, sum(usable_samples(group).count(False) for group in groups))
+        return Batch(step, groups)
 
     def take_settled(self) -> list[Scored]:
         """Deliveries decided in complete batches since the last call: acknowledge them once a checkpoint of the last

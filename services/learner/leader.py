@@ -69,6 +69,8 @@ class Leader:
         self.store = CheckpointStore(folder, lambda path, weights: session.save_model(path, weights, self.tokenizer))
         self.writer = Writer()
         self._beat_at = time.monotonic()
+        self._began_at = time.monotonic()
+        """When the step began that is under way; a pause begins it anew."""
         self._resumed_from = checkpoint
         self._checkpoint_step = session.step
         self._tokens = 0
@@ -99,10 +101,8 @@ class Leader:
         """Consumes batches; produces steps, evaluations and checkpoints; waits for groups and for un-pausing."""
         self._evaluate(self.session.step)  # also one that a crash broke off; a finished one is only told again
         while self.session.step < self.config.training.steps:
-            started = time.monotonic()
-            self._obey()
-            batch = self._collect(self.session.step + 1)
-            self._train(batch, started, time.monotonic() - started)
+            self._began_at = time.monotonic()
+            self._train(self._collect(self.session.step + 1))
             self._evaluate(self.session.step)
         self.writer.drain()
         self.link.acknowledge_rest()
@@ -119,6 +119,7 @@ class Leader:
                 self.link.emit_state("running")
                 self.link.wake_feeder()
             self.link.report(waiting_for="")
+            self._began_at = time.monotonic()
         if self.link.wanted() in STOPS:
             raise Stopped
 
@@ -137,10 +138,12 @@ class Leader:
 
     def _collect(self, step: int) -> Batch:
         """Consumes arrivals; produces the batch of `step`; waits for the group that is next in feeding order, which
-        the verifier's publishing frees. Drops give the feeder credit at once."""
+        the verifier's publishing frees. Drops give the feeder credit at once. A pause takes effect meanwhile too: what
+        is missing may not have been fed."""
         self.link.check()
         silent_since = time.monotonic()
         while True:
+            self._obey()
             arrived = self._take_arrivals()
             batch = self.batcher.take(step)
             self._account()
@@ -149,8 +152,6 @@ class Leader:
                 return batch
             if arrived:
                 silent_since = time.monotonic()
-            if self.link.wanted() in STOPS:
-                raise Stopped
             missing = self.config.training.prompts_per_step - self.batcher.num_chosen
             self.link.report(waiting_for=f"{missing} scored groups for step {step}")
             if time.monotonic() - silent_since > SILENCE_SECONDS:
@@ -191,9 +192,9 @@ class Leader:
                 remedy="Mend the cause, then resume the run.",
             )
 
-    def _train(self, batch: Batch, started: float, waited: float) -> None:
+    def _train(self, batch: Batch) -> None:
         """Consumes a batch; produces the step's weights; hands publishing, reports and checkpoint to the writer."""
-        version, began = self.session.step, time.time()
+        version, began, waited = self.session.step, time.time(), time.monotonic() - self._began_at
         groups = [prepare_group(group, self.config, self.tokenizer) for group in batch.groups]
         due = self._checkpoint_due(batch.step)
         command = Step(self._minibatches(groups), due)
@@ -204,10 +205,10 @@ class Leader:
         record_trained(batch, began)
         paused = time.monotonic()
         snapshot = self._snapshot(weights) if due else None
+        self.writer.wait_for_room()
+        blocked = time.monotonic() - paused
         metrics = group_metrics(groups, version, self.config.objective) | step_metrics(trained.reports)
-        metrics["num_excluded_rollouts"] = float(batch.num_excluded_rollouts)
-        metrics["learning_rate"] = self.session.engine.last_learning_rate
-        metrics["seconds_wait"] = waited
+        metrics |= {"learning_rate": self.session.engine.last_learning_rate, "seconds_wait": waited}
         self._tokens += int(metrics["num_tokens"])
         self.link.report(step=batch.step, tokens_total=self._tokens)
         event = StepFinished(
@@ -222,8 +223,7 @@ class Leader:
             groups=self.batcher.boundary.groups(self.feeder.fed),
         )
         samples = self._samples(groups, trained, batch.step) if shown else None
-        blocked = time.monotonic() - paused
-        event = with_rates(event, seconds=time.monotonic() - started, seconds_checkpoint=blocked if due else 0.0)
+        event = with_rates(event, seconds=time.monotonic() - self._began_at, seconds_checkpoint=blocked)
         self._submit(event, samples, weights, snapshot)
 
     def _minibatches(self, groups: Sequence[PreparedGroup]) -> list[list[Any]]:

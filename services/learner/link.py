@@ -7,7 +7,9 @@ the progress report). The training thread reads plain attributes and a queue, an
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
+import threading
 import time
 from collections.abc import Coroutine
 from concurrent.futures import Future
@@ -59,6 +61,7 @@ class RunLink:
         """Ids of the scored groups that arrived and are not acknowledged; used on the loop only."""
         self._announced: dict[str, str] = {}
         self._pipe = ProgressPipe()
+        self._reporting = threading.Lock()
         self._thread = LoopThread()
         self._tasks: list[asyncio.Task[None]] = []
         self._fault: BaseException | None = None
@@ -164,8 +167,9 @@ class RunLink:
             await self.queue.acknowledge(await self.queue.own_pending(stream, ScoredGroup))
 
     def report(self, **changes: Any) -> None:
-        """Change the progress that the supervisor sees within a second."""
-        self.progress = msgspec.structs.replace(self.progress, **changes)
+        """Change the progress that the supervisor sees within a second. Training and writer thread both do."""
+        with self._reporting:
+            self.progress = msgspec.structs.replace(self.progress, **changes)
 
     def send_progress(self) -> None:
         """Send it now."""
@@ -214,8 +218,6 @@ class RunLink:
                     self.send_progress()
                 except OSError:
                     log.error("the supervisor is gone; this learner ends")
-                    import os
-
                     os._exit(EXIT_ORPHANED)
             await asyncio.sleep(POLL_SECONDS)
 

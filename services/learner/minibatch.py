@@ -108,6 +108,8 @@ class _Update:
         rounds = self._agree()
         self._teach(rounds[0])
         self._refer(rounds[3])
+        if self.engine.device.type == "cuda":
+            torch.cuda.synchronize(self.engine.device)  # else what is queued would count as training
         taught = time.perf_counter()
         self._train(rounds[1], rounds[2])
         sums, counts = self._gather()

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any, Final
 
+import msgspec
+
 from services.contracts.events import Histogram, Sample, SamplesTaken, StepFinished
 from services.contracts.messages import Rollout
 from services.contracts.run_config import ObjectiveSection
@@ -42,6 +44,7 @@ def group_metrics(groups: Sequence[PreparedGroup], version: int, objective: Obje
         "staleness_max": float(max(ages, default=0)),
         "num_groups": float(len(groups)),
         "num_rollouts": float(len(used)),
+        "num_excluded_rollouts": float(sum(group.usable.count(False) for group in groups)),
         "num_masked_rollouts": float(sum(group.num_masked for group in groups)),
         "num_uninformative_groups": float(sum(group.uninformative for group in groups)),
         "mixed_group_ratio": fmean(_is_mixed(group) for group in groups),
@@ -84,14 +87,7 @@ def with_rates(event: StepFinished, **seconds: float) -> StepFinished:
     metrics = event.metrics | seconds
     whole = metrics["seconds"]
     metrics["tokens_per_second"] = metrics["num_tokens"] / whole if whole > 0 else 0.0
-    return StepFinished(
-        run_id=event.run_id,
-        at=time.time(),
-        step=event.step,
-        metrics=metrics,
-        histograms=event.histograms,
-        groups=event.groups,
-    )
+    return msgspec.structs.replace(event, at=time.time(), metrics=metrics)
 
 
 def samples_taken(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -16,14 +15,16 @@ class Writer:
         self._pending: list[Future[None]] = []
         self._max_pending = max_pending
 
-    def submit(self, job: Callable[[], None]) -> float:
-        """Hand over a job. Returns the seconds that had to be waited for room."""
-        started = time.monotonic()
+    def wait_for_room(self) -> None:
+        """Wait until a further job would be one of `max_pending`."""
         self.check()
         while len(self._pending) > self._max_pending:
             self._pending.pop(0).result()
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Hand over a job."""
+        self.wait_for_room()
         self._pending.append(self._pool.submit(job))
-        return time.monotonic() - started
 
     def check(self) -> None:
         """Raise the fault of a finished job, if one failed."""

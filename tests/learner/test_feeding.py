@@ -82,9 +82,7 @@ def test_drops_say_why_and_give_replacements() -> None:
     assert batcher.ledger.dropped == {"stale": 1, "faulty": 1, "too_few": 1, "lost": 1}
     assert Credit(1, 1, 100).limit(3, batcher.ledger.num_dropped) == 5 + 4
     batcher.offer(delivered(make_group(4, version=2, faulty=(1,))))
-    batch = batcher.take(4)
-    assert batch is not None
-    assert batch.num_excluded_rollouts == 1
+    assert batcher.take(4) is not None
 
 
 def test_a_group_that_comes_twice_is_trained_once_and_acknowledged_no_sooner() -> None:

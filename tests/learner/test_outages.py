@@ -18,6 +18,7 @@ from services.contracts import codec, events, streams
 from services.contracts.messages import ScoredGroup, Verdict
 from services.learner.link import CONSUMER
 from services.learner.progress import EXIT_REPORTED
+from services.learner.reconcile import groups_on_streams
 from services.runtime.connection import connect
 from services.runtime.life import end
 from services.runtime.queue import BODY, Delivery, Queue
@@ -162,6 +163,7 @@ async def test_a_full_disk_ends_the_run_in_one_sentence_and_it_goes_on_with_room
         [failed] = [event for event in await log.of(events.RunStateChanged) if event.state == "failed"]
         assert "The disk is full" in failed.reason
         assert await log.of(events.CheckpointWritten) == []
+        assert {f"train-{number}" for number in range(4)} <= await groups_on_streams(redis, [streams.scored("run")])
         disk.leave_free(kibibytes=1 << 16)
         with programs.training(valkey_url, tmp_path, "run", inside=disk.holder) as process:
             assert await asyncio.to_thread(process.wait) == 0

@@ -204,9 +204,14 @@ async def test_pause_and_stop_and_go_on(
     memory = tmp_path / "memory"
     monkeypatch.setenv("TURNOUT_WEIGHTS_FOLDER", str(memory))
     values = run_values(training={"steps": 400, "max_staleness": 1}, checkpoint={"every_steps": 100})
-    await start_ring("run", values)
+    await put_run(redis, "run", values)
     log = EventLog(redis)
     with programs.training(valkey_url, tmp_path, "run") as process:
+        while await redis.xlen(streams.prompts("run")) < 8:
+            await asyncio.sleep(0.02)
+        await redis.set(streams.desired("run"), "paused")  # while it waits for groups that nobody samples
+        await log.wait_for(lambda seen: getattr(seen[-1], "state", "") == "paused")
+        await start_ring("run", values)
         await log.wait_for(lambda seen: any(isinstance(event, events.StepFinished) for event in seen))
         await redis.set(streams.desired("run"), "paused")
         await log.wait_for(lambda seen: getattr(seen[-1], "state", "") == "paused")
@@ -214,7 +219,7 @@ async def test_pause_and_stop_and_go_on(
         await log.wait_for(lambda seen: isinstance(seen[-1], events.StepFinished))
         await redis.set(streams.desired("run"), "stopped")
         assert await asyncio.to_thread(process.wait) == 0
-    assert await log.states() == ["running", "paused", "running", "stopped"]
+    assert await log.states() == ["running", "paused", "running", "paused", "running", "stopped"]
     stopped_at = (await log.of(events.StepFinished))[-1].step
     assert (await log.of(events.CheckpointWritten))[-1].step == stopped_at
 

@@ -63,8 +63,16 @@ def test_compose_mounts_what_exists() -> None:
             assert (ROOT / "deploy" / option.removeprefix("seccomp=")).exists(), option
 
 
+def test_who_runs_strangers_programs_sees_neither_files_nor_database() -> None:
+    services = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())["services"]
+    verifier = services["verifier"]
+    assert verifier["volumes"] == []
+    assert not set(verifier["networks"]) & set(services["postgres"]["networks"])
+    assert not {"TURNOUT_API_KEY", "PGPASSWORD"} & verifier["environment"].keys()
+
+
 def test_compose_files_set_variables_that_services_read() -> None:
-    elsewhere = {"OMP_NUM_THREADS"}
+    elsewhere = {"OMP_NUM_THREADS", "PGPASSWORD"}
     for path in (ROOT / "deploy").glob("compose*.yaml"):
         compose = yaml.load(path.read_text(), ComposeLoader)
         for name, service in compose["services"].items():

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 
 from tests.conftest import ROOT, free_port
 from tests.ring.deployment import patiently
@@ -56,14 +57,15 @@ class Prometheus:
 
 @contextmanager
 def prometheus(api_url: str, folder: Path) -> Iterator[Prometheus]:
-    """A server that scrapes `api_url` every second with the rules that we ship."""
+    """A server that scrapes `api_url` every second, otherwise with the configuration that we ship."""
+    shipped = yaml.safe_load((RULES / "prometheus.yml").read_text())
+    [job] = [job for job in shipped["scrape_configs"] if job["job_name"] == "turnout"]
+    del job["authorization"]
+    job["static_configs"] = [{"targets": [api_url.removeprefix("http://")]}]
+    shipped |= {"scrape_configs": [job], "rule_files": [str(RULES / "rules.yml")]}
+    shipped["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config = folder / "prometheus.yml"
-    target = api_url.removeprefix("http://")
-    config.write_text(
-        f"global: {{scrape_interval: 1s, evaluation_interval: 1s}}\n"
-        f"rule_files: [{RULES / 'rules.yml'}]\n"
-        f"scrape_configs: [{{job_name: turnout, static_configs: [{{targets: ['{target}']}}]}}]\n"
-    )
+    config.write_text(yaml.safe_dump(shipped))
     port = free_port()
     log = (folder / "prometheus.log").open("w")
     process = subprocess.Popen(

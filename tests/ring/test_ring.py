@@ -272,7 +272,8 @@ def test_every_panel_of_the_dashboards_shows_data(client: Client, tmp_path: Path
     }
     assert len(missing) > 25
     with prometheus(client.url, tmp_path) as server:
-        patiently(lambda: server.query("turnout_service_up"), bool)
+        shown = patiently(lambda: server.query("turnout_service_up"), bool)
+        assert {"api-0", "learner-0"} <= {sample["metric"]["instance"] for sample in shown}
         started = run(client, 20)
 
         def ask() -> bool:

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from services.contracts.model_section import MAX_INTEGER
 from services.contracts.presets import PRESETS
 from services.contracts.run_config import RunConfig
 from services.runtime.settings import Settings
@@ -30,7 +31,7 @@ Generated from the code by `make docs`; do not edit.
 
 A run file is YAML with the sections below; a REST body is the same as JSON. Unknown fields, values out of range and
 combinations that cannot work are refused with the field's name. Defaults are the paper's SRPO settings unless a field
-says otherwise. `preset:` starts from one of the paper's settings; fields that you give win.
+says otherwise. `preset:` starts from one of the paper's settings; fields that you give win. Integers go up to 2^53 - 1.
 """
 
 
@@ -55,7 +56,8 @@ def bounds(field: FieldInfo) -> str:
     found = []
     for item in field.metadata:
         for name, sign in signs.items():
-            if (value := getattr(item, name, None)) is not None:
+            value = getattr(item, name, None)
+            if value is not None and abs(value) != MAX_INTEGER:
                 found.append(f"{sign} {value:g}")
     return f" ({', '.join(found)})" if found else ""
 

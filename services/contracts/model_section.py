@@ -6,7 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-Positive = Annotated[int, Field(ge=1)]
+MAX_INTEGER = 2**53 - 1
+"""Many readers of JSON, browsers among them, keep no larger one exactly."""
+Integer = Annotated[int, Field(ge=-MAX_INTEGER, le=MAX_INTEGER)]
+Positive = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
+NotNegative = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 OUTSIDE_LAYERS = ("embed_tokens", "lm_head")
@@ -23,14 +27,6 @@ class Section(BaseModel):
         """`steps: yes` is a slip, not 1."""
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
             raise ValueError("true and false are no values of this field")
-        return value
-
-    @field_validator("*")
-    @classmethod
-    def refuse_huge_integers(cls, value: Any) -> Any:
-        """Neither messages nor the database hold more."""
-        if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise ValueError("integers have at most 64 bits")
         return value
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from services.contracts.errors import ConfigurationError
-from services.contracts.model_section import Fraction, ModelSection, Positive, Section
+from services.contracts.model_section import Fraction, Integer, ModelSection, NotNegative, Positive, Section
 from services.contracts.presets import PRESETS
 
 _NAMED_FIELD = re.compile(r"(preset|[a-z]+\.[a-z_]+) ")
@@ -77,7 +77,7 @@ class RolloutSection(Section):
     """Sampling temperature in training; must be above 0."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of probability kept when sampling; 1 for all."""
-    top_k: Annotated[int, Field(ge=0)] = 0
+    top_k: NotNegative = 0
     """Tokens kept when sampling; 0 for all."""
     max_prompt_tokens: Positive = 2048
     """Prompts that render to more tokens are left out, and counted."""
@@ -96,7 +96,7 @@ class RolloutSection(Section):
 class OptimizerSection(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 5e-6
     """AdamW's learning rate after warm-up."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 10
+    warmup_steps: NotNegative = 10
     """Optimizer updates over which the learning rate rises linearly from 0."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Course of the learning rate after warm-up, to 0 at the last step for linear and cosine."""
@@ -120,9 +120,9 @@ class TrainingSection(Section):
     tokens_per_microbatch: Positive = 16384
     """Tokens computed in one forward pass, at most; a prefix that sequences share counts once, padding counts (a longer
     single sequence still goes alone)."""
-    max_staleness: Annotated[int, Field(ge=0)] = 1
+    max_staleness: NotNegative = 1
     """Age in weight versions that a trained token may have. 0 is on-policy; n >= 1 overlaps sampling and training."""
-    seed: int = 0
+    seed: Integer = 0
     """Seed of the question order and of the learner's random choices."""
     num_ranks: Positive = 1
     """Data-parallel learner processes (GPUs)."""
@@ -156,7 +156,7 @@ class CheckpointSection(Section):
     """Write a checkpoint after every so many steps, and at the end. A crash repeats at most this many."""
     keep_last: Positive = 2
     """Newest checkpoints kept."""
-    keep_best: Annotated[int, Field(ge=0)] = 1
+    keep_best: NotNegative = 1
     """Checkpoints with the best validation accuracy kept besides."""
 
 

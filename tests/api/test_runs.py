@@ -53,7 +53,7 @@ async def test_a_preset_gives_its_values_and_fields_win(client: httpx.AsyncClien
     ("place", "value", "field", "words"),
     [
         ("training.steps", 0, "training.steps", "training.steps is 0"),
-        ("training.steps", 2**70, "training.steps", "at most 64 bits"),
+        ("training.steps", 2**70, "training.steps", "less than or equal to 9007199254740991"),
         ("training.stepz", 1, "training.stepz", "training.stepz is not a field"),
         ("rollout.top_p", "much", "rollout.top_p", "'much'"),
         ("preset", "paper-x", "preset", "paper-x"),

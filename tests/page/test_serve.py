@@ -28,7 +28,7 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
     app = FastAPI()
     app.add_middleware(Page)
     app.include_router(router)
-    problems.install(app)
+    problems.install(app, {})
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://page") as made:
         yield made
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from services.api.runs.models import Run
-from services.contracts.model_section import Section
+from services.contracts.model_section import MAX_INTEGER, Section
 from services.contracts.run_config import NAME_PATTERN
 from services.contracts.states import DesiredState, RunState
 
@@ -42,8 +42,8 @@ class ForkRequest(Section):
         level: list[Any] = [changes]
         for _ in range(MAX_DEPTH):
             level = [item for value in level for item in (value.values() if isinstance(value, dict) else value)]
-            if any(isinstance(item, int) and not -(2**63) <= item < 2**63 for item in level):
-                raise ValueError("integers have at most 64 bits")
+            if any(isinstance(item, int) and abs(item) > MAX_INTEGER for item in level):
+                raise ValueError(f"integers go up to {MAX_INTEGER}")
             level = [item for item in level if isinstance(item, dict | list)]
         if level:
             raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")

@@ -207,8 +207,7 @@ async def test_pause_and_stop_and_go_on(
     await put_run(redis, "run", values)
     log = EventLog(redis)
     with programs.training(valkey_url, tmp_path, "run") as process:
-        while await redis.xlen(streams.prompts("run")) < 8:
-            await asyncio.sleep(0.02)
+        await log.wait_for(lambda seen: bool(seen) and getattr(seen[-1], "state", "") == "running")
         await redis.set(streams.desired("run"), "paused")  # while it waits for groups that nobody samples
         await log.wait_for(lambda seen: getattr(seen[-1], "state", "") == "paused")
         await start_ring("run", values)

@@ -12,10 +12,11 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError
 
-from services.api.fleet.queues import QueueState
+from services.api.fleet.queues import QueueState, queue_states
 from services.api.parts import Parts
 from services.api.stalls import Fleet, find_culprit, find_stalls, find_waits
 from services.api.watchdog import SETTLED_SECONDS, Silence
+from services.contracts import streams
 from services.contracts.events import RunStateChanged
 from services.contracts.services import ServiceRecord
 from services.runtime.registry import Presence
@@ -323,3 +324,14 @@ async def test_a_queue_server_whose_disk_is_full_is_named_although_it_comes_up_a
     monkeypatch.setattr(parts, "redis", Away())
     answer = await client.get("/v1/services")
     assert (answer.status_code, "The queue server's disk is full" in answer.json()["detail"]) == (503, True)
+
+
+async def test_looking_at_queues_takes_no_groups_along(redis: Redis) -> None:
+    """Every page asks for their depth and age; a group of long responses is a megabyte."""
+    for number in range(2):
+        await redis.xadd(streams.scored("a"), {b"m": b"x" * 1_000_000}, id=f"{1000 * (number + 1)}-0")
+    before = (await redis.info("stats"))["total_net_output_bytes"]
+    found = {state.stream: state for state in await queue_states(redis, ["a"])}
+    assert (await redis.info("stats"))["total_net_output_bytes"] - before < 100_000
+    assert (found["scored"].depth, found["dead"].depth, found["dead"].oldest_seconds) == (2, 0, 0.0)
+    assert found["scored"].oldest_seconds == pytest.approx((await redis.time())[0] - 1, abs=60)  # type: ignore[misc]

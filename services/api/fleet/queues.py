@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel
 from redis.asyncio import Redis
@@ -17,6 +17,16 @@ STREAMS = {
     "evaluated": streams.evaluated,
     "dead": streams.dead,
 }
+
+_LOOK = """
+local found = {redis.call('TIME')}
+for i, key in ipairs(KEYS) do
+  local first = redis.call('XRANGE', key, '-', '+', 'COUNT', 1)[1]
+  found[i + 1] = {redis.call('XLEN', key), first and first[1] or ''}
+end
+return found
+"""
+"""The first message by its id alone: with its body, a group of long responses, it would be a megabyte for each page."""
 
 
 class QueueState(BaseModel):
@@ -36,28 +46,14 @@ async def queue_states(redis: Redis, run_ids: Sequence[str]) -> list[QueueState]
     names = [(run_id, stream) for run_id in run_ids for stream in STREAMS]
     if not names:
         return []
-    async with redis.pipeline(transaction=False) as pipe:
-        pipe.time()
-        for run_id, stream in names:
-            key = STREAMS[stream](run_id)
-            pipe.xlen(key)
-            pipe.xrange(key, count=1)
-        replies: list[Any] = await pipe.execute()
-    now = replies[0][0] + replies[0][1] / 1e6
+    keys = [STREAMS[stream](run_id) for run_id, stream in names]
+    (seconds, microseconds), *found = await cast(Any, redis.eval_ro(_LOOK, len(keys), *keys))
+    now = int(seconds) + int(microseconds) / 1e6
     return [
-        QueueState(
-            run_id=run_id,
-            stream=stream,
-            depth=int(replies[1 + 2 * index]),
-            oldest_seconds=_age(replies[2 + 2 * index], now),
-        )
-        for index, (run_id, stream) in enumerate(names)
+        QueueState(run_id=run_id, stream=stream, depth=depth, oldest_seconds=_age(first, now))
+        for (run_id, stream), (depth, first) in zip(names, found, strict=True)
     ]
 
 
-def _age(entries: list[Any], now: float) -> float:
-    if not entries:
-        return 0.0
-    message_id = entries[0][0]
-    text = message_id.decode() if isinstance(message_id, bytes) else str(message_id)
-    return float(max(0.0, now - int(text.split("-")[0]) / 1000))
+def _age(message_id: bytes, now: float) -> float:
+    return max(0.0, now - int(message_id.partition(b"-")[0]) / 1000) if message_id else 0.0

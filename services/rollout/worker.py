@@ -187,7 +187,9 @@ class RolloutWorker:
     async def _sample_or_fault(self, task: PromptTask) -> tuple[list[int], list[Rollout]]:
         try:
             return await self._sampler.sample(task)
-        except Exception as error:
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a tokenizer's panic is no `Exception`; the group would come back for ever
             log.exception("sampling failed", group_id=task.group_id)
             return [], [fault(f"{type(error).__name__}: {error}")] * task.sampling.num_samples
 

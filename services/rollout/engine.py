@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ log = get_logger(__name__)
 CPU_BLOCK_TOKENS = 128
 """Tokens in a block of the KV cache, vLLM's default on CPU."""
 GIB = 1 << 30
+EXIT_SECONDS = 10.0
+"""For a process that was killed."""
 
 
 class EngineStartError(TurnoutError):
@@ -167,9 +170,22 @@ async def final_outputs(
 
 
 def end(engine: AsyncLLM) -> None:
-    """Stop an engine and its processes. Blocks up to some seconds: run it in a thread."""
+    """Stop an engine and its processes, whose memory is free afterwards. Blocks up to some seconds: run it in a
+    thread."""
+    processes = list(_processes(engine))
     if on_cpu():
         # it holds nothing that must be put in order, and vLLM's own way waits for it for five seconds
-        for process in getattr(engine.engine_core.resources.engine_manager, "processes", ()):
+        for process in processes:
             process.kill()
     engine.shutdown(timeout=0)
+    for process in processes:
+        process.join(EXIT_SECONDS)
+
+
+def process_ids(engine: AsyncLLM) -> list[int]:
+    """Processes of vLLM's that run the engine; they may have children."""
+    return [process.pid for process in _processes(engine)]
+
+
+def _processes(engine: AsyncLLM) -> Sequence[Any]:
+    return getattr(engine.engine_core.resources.engine_manager, "processes", ())

@@ -50,6 +50,8 @@ class EngineHolder:
         self._serving = asyncio.Event()
         self._gone: asyncio.Future[Literal["died", "ended"]] = asyncio.get_running_loop().create_future()
         self._epoch = 0
+        self.num_sampling = 0
+        """Calls of `generate` that the engine has not answered yet."""
         self._form = ModelForm("", "")
         self._requests = itertools.count()
 
@@ -114,9 +116,11 @@ class EngineHolder:
             final_outputs(engine, prompt, params, f"r{next(self._requests)}")
         )
         try:
+            self.num_sampling += 1
             waited: set[asyncio.Future[Any]] = {request, gone}
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            self.num_sampling -= 1
             if not request.done():
                 request.cancel()
         if not request.done():

@@ -55,11 +55,17 @@ class EngineServer(EngineHolder):
         self.is_loading = False  # all phases of an update, by `load`
         self._offered: Offer | None = None
         self._prepared: Offer | None = None
+        self._is_examining = False
 
     @property
     def is_busy(self) -> bool:
         """A step of an update is under way, by whomever."""
         return self.is_loading or self.num_calls > 0
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Somebody waits for the engine itself to do something."""
+        return (self.phase == "serving" and self.num_sampling > 0) or (self.num_calls > 0 and not self._is_examining)
 
     @while_attached
     async def pause_generation(self, *, mode: str = "keep", clear_cache: bool = False) -> None:
@@ -102,7 +108,7 @@ class EngineServer(EngineHolder):
             offered = self._prepared
             try:
                 if offered is None:
-                    offered = await asyncio.to_thread(examined, update_info, self.run_id, self._form)
+                    offered = await self._examine(update_info)
                 info = update_info | {"marks": offered.marks}
             except WeightUpdateError as error:
                 info = {"path": "", "checksum": "", "refusal": str(error)}  # vLLM ends its session when this fails
@@ -142,7 +148,7 @@ class EngineServer(EngineHolder):
         Raises `WeightUpdateError` where they are not as promised; `WeightsRefusedError` if this server samples on.
         """
         try:
-            self._prepared = await asyncio.to_thread(examined, update_info, self.run_id, self._form, version)
+            self._prepared = await self._examine(update_info, version)
         except WeightUpdateError as error:
             log.error("weights refused", reason=str(error), phase=self.phase)
             if self.phase == "serving":
@@ -181,6 +187,13 @@ class EngineServer(EngineHolder):
         finally:
             self.is_loading, self._prepared = False, None
         return seconds
+
+    async def _examine(self, update_info: Any, version: int | None = None) -> Offer:
+        self._is_examining = True
+        try:
+            return await asyncio.to_thread(examined, update_info, self.run_id, self._form, version)
+        finally:
+            self._is_examining = False
 
     @contextmanager
     def _failing(self, step: str) -> Iterator[None]:

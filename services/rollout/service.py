@@ -19,7 +19,7 @@ from services.contracts.events import Note
 from services.contracts.run_config import RunConfig, parse_run_config
 from services.contracts.services import START_FAILURES, ServiceState
 from services.rollout import engine as engines
-from services.rollout import environment, telemetry
+from services.rollout import environment, pulse, telemetry
 from services.rollout.prompts import PromptRenderer, load_tokenizer, stop_tokens
 from services.rollout.routes import add_routes, include_vllm
 from services.rollout.sampling import GroupSampler
@@ -53,6 +53,8 @@ class Supervisor:
         self._run: RunConfig | None = None
         self._run_id: str | None = None
         self._worker: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()
+        """An engine that ends still holds memory that the next one needs."""
         self._loading = False
         self._behind_since: float | None = None
         self._retry_at = 0.0
@@ -64,8 +66,9 @@ class Supervisor:
 
     async def run(self) -> None:
         """Supervise until cancelled, then stop worker and engine."""
+        watch = asyncio.create_task(pulse.watch(self.server, self._replace_hung), name="pulse")
         try:
-            while True:
+            while not watch.done():
                 try:
                     await self._tick()
                 except RedisError as error:
@@ -74,7 +77,9 @@ class Supervisor:
                     await self._report(error)
                 self._show()
                 await asyncio.sleep(TICK_SECONDS)
+            watch.result()  # its error ends the service
         finally:
+            await stop([watch])
             await self._stop_worker()
             await self._end_engine()
 
@@ -137,8 +142,6 @@ class Supervisor:
         )
         return RolloutWorker(self._run_id, self._queue, self.server, sampler, self._presence, spec.max_num_seqs)
 
-    # -- engine --------------------------------------------------------------------------------------------------
-
     async def _start_engine(self) -> None:
         assert self._spec is not None
         assert self._run_id is not None
@@ -147,7 +150,8 @@ class Supervisor:
         started = time.monotonic()
         self._loading = True
         try:
-            engine = await asyncio.to_thread(engines.build, self._spec)
+            async with self._turn:
+                engine = await asyncio.to_thread(engines.build, self._spec)
             await self.server.attach(engine, self._run_id)
             telemetry.ENGINE_STARTS.inc()
             telemetry.ENGINE_START_SECONDS.set(time.monotonic() - started)
@@ -192,12 +196,15 @@ class Supervisor:
         else:
             await self.server.load(*published)
 
-    async def _end_engine(self) -> None:
-        engine = self.server.detach()
-        if engine is not None:
-            await asyncio.to_thread(engines.end, engine)
+    async def _replace_hung(self, seconds: float) -> None:
+        """End the engine, whoever waits for it; the next tick starts another."""
+        await self._end_engine()
+        await self._note("error", f"The engine hung for {seconds:.0f} s while it was waited for; it is built anew.")
 
-    # -- weights -------------------------------------------------------------------------------------------------
+    async def _end_engine(self) -> None:
+        if (engine := self.server.detach()) is not None:
+            async with self._turn:
+                await asyncio.to_thread(engines.end, engine)
 
     async def _catch_up(self) -> None:
         """Load the store's current weights where nobody pushes them: after a failed update, or with a silent API."""
@@ -238,8 +245,6 @@ class Supervisor:
         if not values:
             return None
         return int(values["version"]), values["path"], values["checksum"]
-
-    # -- word to others ------------------------------------------------------------------------------------------
 
     def _show(self) -> None:
         """Say in the heartbeat how things stand."""

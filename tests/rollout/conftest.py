@@ -37,8 +37,9 @@ PROGRAM = """
 import runpy
 from services.rollout.environment import prepare
 prepare()
-from services.rollout import service
+from services.rollout import pulse, service
 service.STUCK_SECONDS = {stuck_seconds}
+pulse.LOOK_SECONDS, pulse.STILL_SECONDS = {still_seconds} / 20, {still_seconds}
 runpy.run_module("services.rollout", run_name="__main__")
 """
 TEMPLATE = (
@@ -154,8 +155,11 @@ class Deployment:
 
     # -- service
 
-    def start(self, instance: str, stuck_seconds: float = 30.0) -> subprocess.Popen[bytes]:
-        """Start a service. `stuck_seconds`: after so long it ends an update that does not move on."""
+    def start(
+        self, instance: str, stuck_seconds: float = 30.0, still_seconds: float = 300.0
+    ) -> subprocess.Popen[bytes]:
+        """Start a service. After `stuck_seconds` it ends an update that does not move on, after `still_seconds` an
+        engine that hangs."""
         self.redis.set(streams.assignment(instance), self.run_id)
         environment = {
             **os.environ,
@@ -166,7 +170,7 @@ class Deployment:
             "TURNOUT_LOG_FORMAT": "text",
         }
         log = (self.folder / f"{instance}.log").open("ab")
-        command = [sys.executable, "-c", PROGRAM.format(stuck_seconds=stuck_seconds)]
+        command = [sys.executable, "-c", PROGRAM.format(stuck_seconds=stuck_seconds, still_seconds=still_seconds)]
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
         self.processes[instance] = process
         return process

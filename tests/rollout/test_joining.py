@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +15,9 @@ from redis.asyncio import Redis
 from services.contracts import streams
 from services.contracts.errors import ConfigurationError
 from services.contracts.run_config import parse_run_config
-from services.rollout.engine import spec_for
+from services.rollout.engine import EngineStartError, spec_for
 from services.rollout.service import Supervisor
-from services.rollout.worker import stop
-from services.runtime.life import Service
+from services.runtime.life import Service, end
 from services.runtime.registry import Presence
 from services.runtime.settings import Settings
 from tests.learner.ring import put_run, run_values
@@ -70,9 +70,38 @@ async def test_an_update_by_single_phases_may_take_long(redis: Redis, tmp_path: 
     await asyncio.sleep(0)
     await supervisor._catch_up()
     assert server.phase == "open"
-    await stop([step])
+    await end([step], seconds=10)
     await supervisor._catch_up()
     assert (server.phase, server.must_rebuild) == ("failed", True)
+
+
+async def test_a_new_engine_waits_until_the_one_that_hung_is_gone(
+    redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would need the memory at the same time."""
+    supervisor, order, may_end = serving(redis, tmp_path), [], threading.Event()
+    supervisor._run_id = "run"
+
+    def end_engine(_: object) -> None:
+        may_end.wait()
+        order.append("ended")
+
+    def build(_: object) -> None:
+        order.append("built")
+        raise EngineStartError("It is only asked for.")
+
+    monkeypatch.setattr("services.rollout.service.engines.end", end_engine)
+    monkeypatch.setattr("services.rollout.service.engines.build", build)
+    replacing = asyncio.create_task(supervisor._replace_hung(300.0))
+    await asyncio.sleep(0)
+    assert supervisor.server.engine is None
+    starting = asyncio.create_task(supervisor._start_engine())
+    await asyncio.wait({starting}, timeout=0.1)
+    may_end.set()
+    await replacing
+    with pytest.raises(EngineStartError):
+        await starting
+    assert order == ["ended", "built"]
 
 
 @pytest.mark.parametrize("is_loading", [False, True])

@@ -346,7 +346,7 @@ def test_late_joiner_loads_the_store_and_dead_engine_is_replaced(deployment: Dep
     path, manifest = deployment.store_adapter(7, seed=17)
     deployment.announce(7, path, manifest.checksum)
     assert deployment.push(7, path, manifest.checksum) == [200] * 5
-    process = deployment.start("rollout-late", stuck_seconds=1.0)
+    process = deployment.start("rollout-late", stuck_seconds=1.0, still_seconds=4.0)
     record = deployment.wait_record(lambda record: record.state == "ready", "rollout-late")
     assert record.weight_version == 7
     assert deployment.get_weights("rollout-late")["checksum"] == manifest.checksum
@@ -376,6 +376,20 @@ def test_an_update_that_its_caller_leaves_open_ends_in_a_new_engine(deployment: 
     assert record.weight_version == 7
     notes = [codec.decode_any(fields[b"m"]) for _, fields in deployment.redis.xrange(streams.EVENTS)]
     assert "The engine is built anew: the update was abandoned half-way." in [note.text for note in notes]
+
+
+def test_an_engine_that_hangs_is_replaced_and_its_groups_sampled(deployment: Deployment) -> None:
+    """Its process is stopped: it is there, answers nothing, and no error shows. Nobody has to help."""
+    late = "rollout-late"
+    process = deployment.processes[late]
+    deployment.feed("hung", "w42", sampling={"max_response_tokens": 700, "temperature": 0.001})
+    deployment.wait(lambda: len(deployment.holders()) == 1)
+    for pid in _children(process.pid):
+        os.kill(int(pid), signal.SIGSTOP)
+    group = deployment.wait_group("hung")
+    assert group.server == late
+    assert mismatch_greedy(group, make_adapted(17))
+    assert process.poll() is None
 
 
 def test_leaving_server_hands_back_what_it_holds(deployment: Deployment) -> None:

@@ -16,7 +16,8 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from services.contracts.errors import TurnoutError
-from services.contracts.run_config import field_of, sentence
+from services.contracts.faults import field_of
+from services.contracts.run_config import sentence
 from services.runtime.logs import get_logger
 from services.runtime.queue_log import queue_server_fault
 
@@ -132,9 +133,6 @@ def invalid_request(errors: Sequence[Any]) -> JSONResponse:
 
 
 def _sentence(item: Any) -> str:
-    location = item["loc"][1:]
     if item["type"] == "json_invalid":
         return "the body is not JSON"
-    if item["type"] == "missing" and not location:
-        return "the body is missing"
-    return sentence(item, location)
+    return sentence(item, skip=1)

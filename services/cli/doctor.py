@@ -124,7 +124,7 @@ def check_disk(home: Path) -> Iterator[Finding]:
             check="disk",
             status="fail" if free < GIB else "warn",
             text=text,
-            remedy="Free some space: checkpoints hold three copies of a model in fp32.",
+            remedy="Free some space: a checkpoint takes up to 18 bytes a parameter, and a run keeps several.",
         )
     else:
         yield Finding(check="disk", status="ok", text=text)

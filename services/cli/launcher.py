@@ -110,6 +110,10 @@ def say_ready(api_url: str, home: Path, as_json: bool, *, detached: bool) -> Non
         print(json.dumps({"ready": True, "api_url": api_url, "home": str(home)}), flush=True)
         return
     print(f"Ready. API and page: {api_url}   logs: {home / 'logs'}", flush=True)
+    from services.cli.wire import DEFAULT_URL
+
+    if api_url != (os.environ.get("TURNOUT_API_URL") or DEFAULT_URL).rstrip("/"):
+        print(f"Other commands find it with `export TURNOUT_API_URL={api_url}`.", flush=True)
     print(f"End it with `turnout down --home {home}`." if detached else "End it with Ctrl-C.", flush=True)
 
 

@@ -18,7 +18,6 @@ from services.contracts.errors import TurnoutError
 
 app = typer.Typer(
     name="turnout",
-    help="Trains language models with SRPO: an asynchronous ring of rollout, verifier and learner services.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -26,6 +25,24 @@ app = typer.Typer(
 app.add_typer(runs, name="runs")
 app.add_typer(fleet)
 app.add_typer(keys, name="keys")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"turnout {version('turnout')}")
+        raise typer.Exit
+
+
+@app.callback()
+def every_command(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """Trains language models with SRPO: an asynchronous ring of rollout, verifier and learner services."""
+
 
 Home = Annotated[Path, typer.Option(help="Folder for queues, runs, logs and the state of what is running.")]
 

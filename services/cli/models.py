@@ -29,6 +29,8 @@ class Run(Model, frozen=True, kw_only=True):
     state: RunState
     reason: str = ""
     """Why the run is in its state, where that needs a word."""
+    desired: str = ""
+    """What was asked for last: running, paused, stopped or stopped_now."""
     step: int = 0
     """Newest finished training step."""
     created_at: float = 0.0

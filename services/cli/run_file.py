@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ import yaml
 from pydantic import ValidationError
 
 from services.contracts.errors import ConfigurationError
-from services.contracts.run_config import RunConfig, parse_run_config
+from services.contracts.faults import Conflicts, field_of
+from services.contracts.run_config import RunConfig, parse_run_config, sentence
 
 Location = tuple[str | int, ...]
 REMEDY = "See docs/configuration.md for every field."
@@ -108,19 +109,22 @@ def changes_of(settings: Sequence[str]) -> dict[str, Any]:
 
 
 def check(file: RunFile) -> RunConfig:
-    """The checked configuration. Raises `ConfigurationError` with one clause a wrong field, each with its line."""
+    """The checked configuration. Raises `ConfigurationError` with one line a fault, each with its place in the file."""
     try:
         return parse_run_config(file.values)
     except ConfigurationError as error:
         cause = error.__cause__
         if not isinstance(cause, ValidationError):
             raise
-        clauses = error.message.removeprefix("The run configuration is not valid: ").removesuffix(".").split("; ")
-        places = [_place(file, tuple(item["loc"])) for item in cause.errors()]
-        if len(clauses) != len(places):  # a clause with a semicolon of its own: name the first line only
-            clauses, places = ["; ".join(clauses)], places[:1]
-        text = "; ".join(f"{place}: {clause}" for place, clause in zip(places, clauses, strict=True))
-        raise ConfigurationError(f"{text}.", remedy=REMEDY, field=error.field) from error
+        text = "\n".join(f"{place}: {clause}." for item in cause.errors() for place, clause in _clauses(file, item))
+        raise ConfigurationError(text, remedy=REMEDY, field=error.field) from error
+
+
+def _clauses(file: RunFile, item: Any) -> Iterator[tuple[str, str]]:
+    """Place and words of what one of pydantic's errors names."""
+    error = item.get("ctx", {}).get("error")
+    for clause in error.sentences if isinstance(error, Conflicts) else [sentence(item)]:
+        yield _place(file, tuple(item["loc"]) or tuple((field_of((), clause) or "").split("."))), clause
 
 
 def _place(file: RunFile, location: Location) -> str:

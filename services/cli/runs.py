@@ -255,7 +255,8 @@ def _act(run_id: str, action: Callable[[Client, str], Any], as_json: bool, api_u
 
     with Client(api_url) as client:
         run = action(client, full_id(client, run_id))
-        output.show(run, as_json, f"{run.id}  {run.name}: {run.state}")
+        coming = {("running", "paused"): "; pauses after its present step", ("paused", "running"): "; goes on now"}
+        output.show(run, as_json, f"{run.id}  {run.name}: {run.state}{coming.get((run.state, run.desired), '')}")
 
 
 def _watch(client: Client, run_id: str, as_json: bool) -> int:

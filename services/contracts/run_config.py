@@ -6,17 +6,16 @@ settings (arXiv 2604.02288, table 3) unless a field says otherwise.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from services.contracts.errors import ConfigurationError
+from services.contracts.faults import Conflicts, dots, field_names, field_of, sentence_of
 from services.contracts.model_section import Fraction, Integer, ModelSection, NotNegative, Positive, Section
 from services.contracts.presets import PRESETS
 
-_NAMED_FIELD = re.compile(r"(preset|[a-z]+\.[a-z_]+) ")
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$"
 
 
@@ -197,41 +196,9 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def cross_check(self) -> Self:
-        """Refuse combinations in which a setting could not do what it says."""
-        training, objective, rollout = self.training, self.objective, self.rollout
-        minibatch = training.prompts_per_minibatch
-        if minibatch is not None and training.prompts_per_step % minibatch:
-            raise ValueError(
-                f"training.prompts_per_minibatch is {minibatch}, which does not divide "
-                f"training.prompts_per_step ({training.prompts_per_step}); choose a divisor"
-            )
-        if rollout.group_size < 2 and (objective.name != "sdpo" or objective.feedback == "none"):
-            raise ValueError(
-                "rollout.group_size is 1, but advantages and demonstrations need siblings; use 2 or more "
-                "(1 works only with objective.name sdpo and feedback)"
-            )
-        if rollout.temperature == 0:
-            raise ValueError("rollout.temperature is 0: greedy siblings are all alike and teach nothing; use about 1")
-        if (objective.feedback == "alone") and objective.name == "grpo":
-            raise ValueError("objective.feedback has no use with objective.name grpo; remove it")
-        if objective.name == "sdpo":
-            for field in ("ratio", "reference_kl_coefficient", "skip_uninformative_groups"):
-                if getattr(objective, field) != ObjectiveSection.model_fields[field].default:
-                    raise ValueError(
-                        f"objective.{field} is about the GRPO branch, which objective.name sdpo lacks; remove it"
-                    )
-        if self.model.lora is not None and training.offload_teacher:
-            raise ValueError(
-                "training.offload_teacher has no use with model.lora, whose teacher is an adapter on the student's own "
-                "frozen weights; remove it"
-            )
-        if self.model.lora is not None and self.weights.transport != "store":
-            raise ValueError(
-                f"weights.transport {self.weights.transport} has no use with model.lora: adapters are small and "
-                "go by the store; remove it"
-            )
-        if training.max_staleness == 0 and rollout.num_servers > training.prompts_per_step:
-            raise ValueError("rollout.num_servers exceeds training.prompts_per_step; the rest would never work")
+        """Refuse combinations in which a setting could not do what it says, all at once."""
+        if faults := list(self._conflicts()):
+            raise Conflicts(faults)
         if self.data.validation is None and self.evaluation.every_steps is not None:
             object.__setattr__(
                 self,
@@ -242,6 +209,47 @@ class RunConfig(Section):
             )
         return self
 
+    def _conflicts(self) -> Iterator[str]:
+        """One sentence a combination that cannot work; it begins with the field and ends with the remedy."""
+        training, objective, rollout, lora = self.training, self.objective, self.rollout, self.model.lora
+        minibatch = training.prompts_per_minibatch
+        if minibatch is not None and training.prompts_per_step % minibatch:
+            yield (
+                f"training.prompts_per_minibatch is {minibatch}, which does not divide "
+                f"training.prompts_per_step ({training.prompts_per_step}); choose a divisor"
+            )
+        if rollout.group_size < 2 and (objective.name != "sdpo" or objective.feedback == "none"):
+            yield (
+                "rollout.group_size is 1, but advantages and demonstrations need siblings; use 2 or more "
+                "(1 works only with objective.name sdpo and feedback)"
+            )
+        if rollout.temperature == 0:
+            yield "rollout.temperature is 0: greedy siblings are all alike and teach nothing; use about 1"
+        if objective.feedback != "none" and objective.name == "grpo":
+            yield f"objective.feedback is {objective.feedback}, but objective.name grpo has no teacher; remove it"
+        if objective.name == "sdpo":
+            for field in ("ratio", "reference_kl_coefficient", "skip_uninformative_groups"):
+                if getattr(objective, field) != ObjectiveSection.model_fields[field].default:
+                    yield f"objective.{field} is about the GRPO branch, which objective.name sdpo lacks; remove it"
+        if lora is not None and training.offload_teacher:
+            yield (
+                "training.offload_teacher has no use with model.lora, whose teacher is an adapter on the student's own "
+                "frozen weights; remove it"
+            )
+        if lora is not None and self.weights.transport != "store":
+            yield (
+                f"weights.transport {self.weights.transport} has no use with model.lora: adapters are small and "
+                "go by the store; remove it"
+            )
+        if training.max_staleness == 0 and rollout.num_servers > training.prompts_per_step:
+            yield (
+                f"rollout.num_servers is {rollout.num_servers}, more than training.prompts_per_step "
+                f"({training.prompts_per_step}); the rest would never work: lower it"
+            )
+        every = self.evaluation.every_steps
+        if self.data.validation is None and every is not None and "every_steps" in self.evaluation.model_fields_set:
+            yield f"evaluation.every_steps is {every}, but there are no questions; add data.validation or remove it"
+
     @property
     def prompts_per_minibatch(self) -> int:
         """Groups an optimizer update, with the default filled in."""
@@ -251,6 +259,11 @@ class RunConfig(Section):
     def max_model_tokens(self) -> int:
         """Longest sequence that the rollout engine must hold: prompt and response."""
         return self.rollout.max_prompt_tokens + self.rollout.max_response_tokens
+
+
+def sentence(item: Any, skip: int = 0) -> str:
+    """What one of pydantic's errors says of a run, without the first `skip` parts of the field's place."""
+    return sentence_of(item, dots(item["loc"][skip:]), field_names(RunConfig))
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -274,32 +287,7 @@ def parse_run_config(values: Any) -> RunConfig:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigurationError(
-            "The run configuration is not valid: "
-            + "; ".join(sentence(item, item["loc"]) for item in error.errors())
-            + ".",
+            "The run configuration is not valid: " + "; ".join(map(sentence, error.errors())) + ".",
             remedy="See docs/configuration.md for every field.",
             field=field_of(error.errors()[0]["loc"], error.errors()[0]["msg"]),
         ) from error
-
-
-def field_of(place: Sequence[object], message: str) -> str | None:
-    """The field, in dots, that one of pydantic's errors is about. Cross-checks name it first in their sentence."""
-    named = _NAMED_FIELD.match(message.removeprefix("Value error, "))
-    return ".".join(str(part) for part in place) or (named[1] if named else None)
-
-
-def sentence(item: Any, location: Sequence[object]) -> str:
-    """One of pydantic's errors in words: the field, the value found, what is asked for."""
-    place = ".".join(str(part) for part in location)
-    message = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "extra_forbidden":
-        return f"{place} is not a field"
-    if item["type"] == "missing":
-        return f"{place} is missing"
-    if not place:
-        return str(message)
-    try:
-        shown = repr(item.get("input"))
-    except (ValueError, RecursionError):  # a number of very many digits, a value of very many levels
-        shown = "too long to be shown"
-    return f"{place} is {shown if len(shown) <= 80 else shown[:77] + '...'}: {message[0].lower()}{message[1:]}"

@@ -188,7 +188,7 @@ class Leader:
         if self.batcher.num_dropped_in_a_row >= limit and self.batcher.last_drop is not None:
             reason, fault = self.batcher.last_drop
             raise TurnoutError(
-                f"The last {limit} groups were all dropped ({reason}{': ' + fault if fault else ''}).",
+                f"The last {limit} groups were all dropped as {reason}{': ' + fault.rstrip('.') if fault else ''}.",
                 remedy="Mend the cause, then resume the run.",
             )
 

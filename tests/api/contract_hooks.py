@@ -37,6 +37,7 @@ def valid_run(body: dict[str, Any]) -> dict[str, Any]:
     run = {**body, "preset": None}
     run["model"] = {"path": MODEL}
     run["data"] = {**run["data"], "train": DATA, "validation": None}
+    run["evaluation"] = {**run.get("evaluation", {}), "every_steps": None}
     run["objective"] = {"name": run.get("objective", {}).get("name", "srpo")}
     training = {**run["training"], "prompts_per_minibatch": None}
     training["max_staleness"] = max(1, training.get("max_staleness", 1))

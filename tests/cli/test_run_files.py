@@ -58,14 +58,15 @@ def test_settings_are_laid_over_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "line", "says"),
     [
-        (GOOD + "  stepz: 4\n", 6, "training.stepz is not a field"),
+        (GOOD + "  stepz: 4\n", 6, "training.stepz is not a field (perhaps training.steps is meant)"),
+        (GOOD + "  num_servers: 2\n", 6, "(perhaps rollout.num_servers is meant)"),
         (GOOD + "rollout:\n  top_p: 7\n", 7, "rollout.top_p is 7"),
-        (GOOD + "rollout:\n  temperature: 0\n", 1, "rollout.temperature is 0"),
+        (GOOD + "rollout:\n  temperature: 0\n", 7, "rollout.temperature is 0"),
         (GOOD + "name: y\n", 6, "name is given twice"),
         (GOOD + "data: [\n", 7, "expected"),
         ("- a\n", 1, "mapping"),
         ("name: x\nmodel: {path: m}\ndata: {}\ntraining: {steps: 1}\n", 3, "data.train is missing"),
-        (GOOD + "preset: nope\n", 1, "preset 'nope' does not exist"),
+        (GOOD + "preset: nope\n", 6, "preset 'nope' does not exist"),
     ],
 )
 def test_wrong_files_are_told_with_their_line(tmp_path: Path, text: str, line: int, says: str) -> None:
@@ -77,11 +78,15 @@ def test_wrong_files_are_told_with_their_line(tmp_path: Path, text: str, line: i
 
 
 def test_every_wrong_field_has_its_own_line(tmp_path: Path) -> None:
-    path = written(tmp_path, GOOD + "rollout:\n  top_p: 7\n  top_k: -1\n")
-    with pytest.raises(ConfigurationError) as caught:
-        load_run(path)
-    assert f"{path}, line 7: rollout.top_p" in caught.value.message
-    assert f"{path}, line 8: rollout.top_k" in caught.value.message
+    for rollout in ("  top_p: 7\n  top_k: -1\n", "  group_size: 1\n  temperature: 0\n"):
+        path = written(tmp_path, GOOD + "rollout:\n" + rollout)
+        with pytest.raises(ConfigurationError) as caught:
+            load_run(path)
+        first, second = rollout.split()[::2]
+        assert [line.split(" is ")[0] for line in caught.value.message.split("\n")] == [
+            f"{path}, line 7: rollout.{first.strip(':')}",
+            f"{path}, line 8: rollout.{second.strip(':')}",
+        ]
 
 
 def test_a_wrong_setting_is_told_as_such(tmp_path: Path) -> None:

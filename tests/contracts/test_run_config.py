@@ -72,6 +72,11 @@ def test_fields_given_win_over_the_preset() -> None:
             {"training": {"steps": 1, "prompts_per_step": 8, "prompts_per_minibatch": 3}},
             ["prompts_per_minibatch is 3", "does not divide", "choose a divisor"],
         ),
+        ({"objective": {"name": "grpo", "feedback": "fallback"}}, ["objective.feedback is fallback", "remove it"]),
+        (
+            {"data": {"train": "t.jsonl"}, "evaluation": {"every_steps": 5}},
+            ["evaluation.every_steps is 5", "add data.validation"],
+        ),
         ({"optimizer": {"learning_rate": float("nan")}}, ["optimizer.learning_rate", "finite"]),
         ({"name": "../../etc"}, ["name is '../../etc'"]),
         ({"model": {"lora": {"rank": 0}}}, ["model.lora.rank is 0", "greater than or equal to 1"]),

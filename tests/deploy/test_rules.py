@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from services.runtime.settings import Settings
+from services.verifier.settings import EndpointSettings
 from tests.conftest import ROOT
 from tests.ring.prometheus import RULES, binary
 
@@ -33,10 +34,12 @@ def test_every_alert_has_a_test() -> None:
 
 def test_every_alert_names_its_remedy() -> None:
     rules = yaml.safe_load((RULES / "rules.yml").read_text())
+    page = (ROOT / "docs" / "operations.md").read_text()
     for group in rules["groups"]:
         for rule in group["rules"]:
             if "alert" in rule:
                 assert {"summary", "remedy"} <= set(rule["annotations"])
+                assert f"| `{rule['alert']}`" in page
 
 
 def test_dashboards_are_what_their_tables_say() -> None:
@@ -72,7 +75,8 @@ def test_who_runs_strangers_programs_sees_neither_files_nor_database() -> None:
 
 
 def test_compose_files_set_variables_that_services_read() -> None:
-    elsewhere = {"OMP_NUM_THREADS", "PGPASSWORD"}
+    rewards = {f"TURNOUT_REWARD_{name.upper()}" for name in EndpointSettings.model_fields}
+    elsewhere = {"OMP_NUM_THREADS", "PGPASSWORD", *rewards}
     for path in (ROOT / "deploy").glob("compose*.yaml"):
         compose = yaml.load(path.read_text(), ComposeLoader)
         for name, service in compose["services"].items():

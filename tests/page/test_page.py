@@ -73,7 +73,7 @@ def test_a_run_from_start_to_stop(api: Api, browser: Visitor, player: Player, ru
     player.step(2)
     player.evaluation(2, 0.4375)
     browser.until(lambda: "step 2 of 60" in browser.text(), "step 2 arrives")
-    browser.sees("43.8 %")
+    browser.sees("43.8%")
     browser.sees("scored groups")
     browser.find('[data-chart="Reward and accuracy"] .scatterlayer')
     label = browser.find('[data-chart="Routing"] .plot').get_attribute("aria-label")
@@ -212,6 +212,15 @@ def test_a_run_is_forked_and_deleted(api: Api, browser: Visitor, player: Player,
     browser.press("button", "Delete for good")
     browser.find(f'.run[data-run="{child["id"]}"]')
     browser.until(lambda: [run["id"] for run in get(api, "/v1/runs")["items"]] == [child["id"]], "the parent is gone")
+
+    player.run_id = None
+    browser.until(lambda: get(api, f"/v1/runs/{child['id']}")["state"] == "starting", "the child has its services")
+    player.take(child["id"])
+    player.state("failed", "The whole reason.")
+    browser.until(lambda: browser.find(".run-why").text == "The whole reason.", "the list says why a run failed")
+    browser.go(f"#/runs/{child['id']}")
+    browser.sees("The whole reason.")
+    browser.lacks("No data yet")  # nothing will come any more
 
 
 CONTRAST = """

@@ -31,7 +31,7 @@ export function short(value) {
  * @param {number | null | undefined} value 0 to 1
  */
 export function percent(value) {
-  return Number.isFinite(value) ? `${fixed(/** @type {number} */ (value) * 100, 1)}\u00a0%` : MISSING;
+  return Number.isFinite(value) ? `${fixed(/** @type {number} */ (value) * 100, 1)}%` : MISSING;
 }
 
 /**

@@ -1,6 +1,6 @@
 // One run, live. Everything that has a history comes from the event stream; services and queues are asked for.
 // @ts-check
-import { problemBox } from './actions.js';
+import { hasEnded, problemBox } from './actions.js';
 import { call, runPath } from './api.js';
 import { connection, poll } from './connection.js';
 import { announce, fill, h, heading, notice, say } from './dom.js';
@@ -104,6 +104,8 @@ export async function runView(box, { path }, signal) {
     const { steps, evaluations } = history.ordered();
     const last = steps.at(-1);
     onrun(shown);
+    const nothing = hasEnded(shown.state) && !last && !evaluations.length;
+    view.tiles.hidden = view.charts.hidden = nothing;
     showTiles(view.tiles, last, evaluations);
     showLedger(view.ledger, history.groups);
     const { points, width } = thinned(steps);

@@ -126,6 +126,7 @@ function render(list, rows, runs, filter, signal) {
 function makeRow(run, signal) {
   const spark = new Sparkline(`Reward of ${run.name}`);
   const state = h('div', { class: 'run-state' });
+  const why = h('p', { class: 'run-why reason bad' });
   const progress = h('progress', { max: run.num_steps, 'aria-label': `Steps of ${run.name}` });
   const steps = h('span', { class: 'run-steps' });
   const reward = h('span', { class: 'run-reward' });
@@ -142,6 +143,7 @@ function makeRow(run, signal) {
     state,
     h('div', { class: 'run-progress' }, progress, steps),
     h('div', { class: 'run-spark' }, spark.element, reward),
+    why,
   );
   /** @type {number[]} */
   let values = [];
@@ -173,11 +175,13 @@ function makeRow(run, signal) {
         reward,
         Number.isFinite(now.metrics.reward_mean)
           ? [h('strong', {}, fixed(now.metrics.reward_mean)), ` reward · ${percent(accuracy)} correct`]
-          : 'no step yet',
+          : 'no step',
       );
       if (shown !== now.state + now.reason) {
         shown = now.state + now.reason;
-        fill(state, badge(now.state), now.reason ? h('p', { class: 'reason' }, now.reason) : null);
+        const failed = now.state === 'failed';
+        fill(state, badge(now.state), now.reason && !failed ? h('p', { class: 'reason' }, now.reason) : null);
+        fill(why, failed ? now.reason : '');
       }
       if (now.step !== last) learn(now.step);
     },

@@ -1,0 +1,70 @@
+"""What pydantic finds wrong, as sentences for people: the field, the value found, what is asked for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from functools import cache
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+_NAMED_FIELD = re.compile(r"(preset|[a-z]+\.[a-z_]+) ")
+
+
+class Conflicts(ValueError):
+    """Combinations of fields that cannot work, a sentence each, which begins with the field."""
+
+    def __init__(self, sentences: Sequence[str]) -> None:
+        super().__init__("; ".join(sentences))
+        self.sentences = sentences
+
+
+def dots(place: Sequence[object]) -> str:
+    """A field's place as people write it: `training.steps`."""
+    return ".".join(str(part) for part in place)
+
+
+def field_of(place: Sequence[object], message: str) -> str | None:
+    """The field, in dots, that one of pydantic's errors is about. Cross-checks name it first in their sentence."""
+    named = _NAMED_FIELD.match(message.removeprefix("Value error, "))
+    return dots(place) or (named[1] if named else None)
+
+
+def sentence_of(item: Any, place: str, fields: Sequence[str]) -> str:
+    """One of pydantic's errors; `fields` are all that there are, to guess what a misspelt one means."""
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        return f"{place} is not a field{_meant(place, fields)}"
+    if item["type"] == "missing":
+        return f"{place or 'the body'} is missing"
+    if not place:
+        return str(message)
+    try:
+        shown = repr(item.get("input"))
+    except (ValueError, RecursionError):  # a number of very many digits, a value of very many levels
+        shown = "too long to be shown"
+    return f"{place} is {shown if len(shown) <= 80 else shown[:77] + '...'}: {message[:1].lower()}{message[1:]}"
+
+
+def _meant(place: str, fields: Sequence[str]) -> str:
+    """The field with this name in another section, or the one of the same section with nearly this name."""
+    section, _, name = place.rpartition(".")
+    elsewhere = [field for field in fields if field.rpartition(".")[2] == name]
+    siblings = [field for field in fields if field.rpartition(".")[0] == section]
+    near = get_close_matches(name, [field.rpartition(".")[2] for field in siblings], n=1)
+    meant = elsewhere or [f"{section}.{found}".lstrip(".") for found in near]
+    return f" (perhaps {meant[0]} is meant)" if meant else ""
+
+
+@cache
+def field_names(section: type[BaseModel], head: str = "") -> tuple[str, ...]:
+    """Every field and section of a model, in dots."""
+    names: list[str] = []
+    for name, field in section.model_fields.items():
+        names.append(head + name)
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                names += field_names(kind, f"{head}{name}.")
+    return tuple(names)

@@ -169,6 +169,18 @@ async def final_outputs(
     return [] if final is None else list(final.outputs)
 
 
+async def pause(engine: AsyncLLM, mode: Any, *, clear_cache: bool) -> None:
+    """Stop decoding; returns when the step in flight has ended.
+
+    vLLM's own `pause_generation` then sleeps 20 ms more, for callers who want to have the last outputs by then: half of
+    a small model's weight update. Here nobody does; a request whose first token is still on its way counts as one that
+    has sampled nothing.
+    """
+    if clear_cache:
+        await engine.renderer.clear_mm_cache_async()
+    await engine.engine_core.pause_scheduler_async(mode=mode, clear_cache=clear_cache)
+
+
 def end(engine: AsyncLLM) -> None:
     """Stop an engine and its processes, whose memory is free afterwards. Blocks up to some seconds: run it in a
     thread."""

@@ -14,7 +14,7 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from services.contracts.errors import InfrastructureError, UnavailableError
-from services.rollout.engine import final_outputs
+from services.rollout.engine import final_outputs, pause
 from services.rollout.fit import ModelForm
 from services.runtime.logs import get_logger
 
@@ -57,7 +57,7 @@ class EngineHolder:
 
     async def attach(self, engine: AsyncLLM, run_id: str) -> None:
         """Take an engine that holds its model's own weights, version 0 of the run. It is paused until weights are."""
-        await engine.pause_generation(mode="keep", clear_cache=False)
+        await pause(engine, "keep", clear_cache=False)
         await engine.update_weight_version("0")
         if engine is not self.engine:
             self._gone = asyncio.get_running_loop().create_future()

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from typing import Any, Concatenate, ParamSpec
 
 from services.contracts.errors import ConflictError
+from services.rollout.engine import pause
 from services.rollout.environment import REFUSED
 from services.rollout.holder import EngineHolder
 from services.rollout.offers import Offer, WeightsRefusedError, WeightUpdateError, examined
@@ -76,7 +77,7 @@ class EngineServer(EngineHolder):
         self._serving.clear()
         if self.phase == "serving":
             self._move("paused")
-        await engine.pause_generation(mode=mode, clear_cache=clear_cache or self.recomputes_kv_cache)
+        await pause(engine, mode, clear_cache=clear_cache or self.recomputes_kv_cache)
 
     @while_attached
     async def start_weight_update(self) -> None:

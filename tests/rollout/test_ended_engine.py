@@ -26,6 +26,7 @@ class Engine:
             model_config=SimpleNamespace(model="", dtype="torch.float32", trust_remote_code=False)
         )
         self.output_processor = SimpleNamespace(request_states={})
+        self.engine_core = self
 
     def __getattr__(self, name: str) -> Any:
         async def call(*_: object, **__: object) -> bool:
@@ -37,7 +38,7 @@ class Engine:
         return call
 
 
-@pytest.mark.parametrize(("hangs", "phase"), [("pause_generation", "paused"), ("start_weight_update", "paused")])
+@pytest.mark.parametrize(("hangs", "phase"), [("pause_scheduler_async", "paused"), ("start_weight_update", "paused")])
 async def test_its_update_ends_and_the_next_engine_is_without_fault(hangs: str, phase: Phase) -> None:
     """A run that is resumed at once ends the engine that the last push is about. Were the push to wait on, the server
     would take no other for ever."""
@@ -65,16 +66,23 @@ async def test_its_update_ends_and_the_next_engine_is_without_fault(hangs: str, 
     assert (server.phase, server.must_rebuild, server.fault) == ("serving", False, "")
 
 
-@pytest.mark.parametrize("hangs", ["pause_generation", "start_weight_update", "resume_generation"])
-async def test_who_calls_single_phases_is_told_too(hangs: str) -> None:
+@pytest.mark.parametrize(
+    ("phase", "hangs"),
+    [
+        ("pause_generation", "pause_scheduler_async"),
+        ("start_weight_update", "start_weight_update"),
+        ("resume_generation", "resume_generation"),
+    ],
+)
+async def test_who_calls_single_phases_is_told_too(phase: str, hangs: str) -> None:
     """By vLLM's own routes, where no `load` watches over the call."""
     server = EngineServer()
     engine: Any = Engine(hangs="nothing")
     await server.attach(engine, "run")
     engine.hangs = hangs
     client = GuardedClient(server, busy=lambda: False)
-    options = {"mode": "keep", "clear_cache": False} if hangs == "pause_generation" else {}
-    call = asyncio.create_task(getattr(client, hangs)(**options))
+    options = {"mode": "keep", "clear_cache": False} if phase == "pause_generation" else {}
+    call = asyncio.create_task(getattr(client, phase)(**options))
     async with asyncio.timeout(20):
         await engine.reached.wait()
         with pytest.raises(ConflictError):

@@ -1,6 +1,6 @@
 """Processes that the launcher owns: who they are, how to end them and nobody else.
 
-A process is known by its pid and its start time together, since the system gives pids out again. Everything that one
+A process is known by its pid and its start together, since the system gives pids out again. Everything that one
 launch starts also inherits `TURNOUT_LAUNCH`, a random text in its environment, so that a child which outlived its
 parent (an engine's worker, say) is still found and nothing foreign is ever touched.
 """
@@ -31,7 +31,9 @@ class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True):
     instance: str
     pid: int
     started: float
-    """Unix time in seconds at which the kernel started it."""
+    """Seconds from the system's boot to its start: a time of day would change whenever the clock is set."""
+    boot: str = ""
+    """Which boot."""
     num_restarts: int = 0
 
 
@@ -71,8 +73,7 @@ def read_state(home: Path) -> HomeState | None:
 
 def write_state(home: Path, state: HomeState) -> None:
     """Replace the home's state file, whole or not at all."""
-    write_atomically(home / STATE_FILE, msgspec.json.format(msgspec.json.encode(state)))
-    (home / STATE_FILE).chmod(0o600)
+    write_atomically(home / STATE_FILE, msgspec.json.format(msgspec.json.encode(state)), mode=0o600)
 
 
 def remove_state(home: Path) -> None:
@@ -81,18 +82,33 @@ def remove_state(home: Path) -> None:
 
 def record_of(pid: int, instance: str, num_restarts: int = 0) -> ProcessRecord:
     """The record of a living process."""
-    return ProcessRecord(
-        instance=instance, pid=pid, started=psutil.Process(pid).create_time(), num_restarts=num_restarts
-    )
+    started = _seconds_since_boot(psutil.Process(pid))
+    return ProcessRecord(instance=instance, pid=pid, started=started, boot=_boot(), num_restarts=num_restarts)
+
+
+def _seconds_since_boot(process: psutil.Process) -> float:
+    return process.create_time() - psutil.boot_time()
+
+
+def _boot() -> str:
+    """An id of the system's present boot; empty where it has none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _is(process: psutil.Process, record: ProcessRecord) -> bool:
+    """Whether this is the recorded process. Raises `psutil.Error` where it has gone."""
+    apart = abs(_seconds_since_boot(process) - record.started)
+    return apart <= START_TOLERANCE_SECONDS and record.boot == _boot()
 
 
 def find(record: ProcessRecord) -> psutil.Process | None:
     """The recorded process if it still runs: same pid and same start time, and not a zombie."""
     try:
         process = psutil.Process(record.pid)
-        if abs(process.create_time() - record.started) > START_TOLERANCE_SECONDS:
-            return None
-        return None if process.status() == psutil.STATUS_ZOMBIE else process
+        return process if _is(process, record) and process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.Error:
         return None
 
@@ -115,7 +131,7 @@ def group_of(record: ProcessRecord) -> list[psutil.Process]:
     Empty where the pid has been given to a stranger meanwhile (which the system does only once the group is empty).
     """
     try:
-        if abs(psutil.Process(record.pid).create_time() - record.started) > START_TOLERANCE_SECONDS:
+        if not _is(psutil.Process(record.pid), record):
             return []
     except psutil.Error:
         pass  # the leader has gone

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 import redis as redis_sync
@@ -194,6 +195,15 @@ def test_a_pid_given_out_again_is_not_touched() -> None:
     assert find(record) is None
 
 
+def test_a_process_is_known_whatever_is_done_to_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system reckons starts from the time of its boot, which moves as the clock is set, after a sleep, say."""
+    record = record_of(os.getpid(), "own")
+    booted = psutil.boot_time()
+    monkeypatch.setattr("psutil._psplatform.boot_time", lambda: booted + 3600)
+    assert find(record) is not None
+    assert find(msgspec.structs.replace(record, boot="another")) is None
+
+
 def test_small_machines_compute_with_one_thread_a_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
@@ -204,6 +214,20 @@ def test_small_machines_compute_with_one_thread_a_service(tmp_path: Path, monkey
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     plan = make_plan(tmp_path, num_rollout_servers=1, num_verifiers=1, api_port=0)
     assert all("OMP_NUM_THREADS" not in child.environment for child in plan.children)
+
+
+def test_nobody_else_ever_reads_the_state_file(supervisor_of, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may hold a password of the queue server; so its first name may not be readable either."""
+    modes: list[int] = []
+    replace = os.replace
+
+    def note(source: Path, target: Path) -> None:
+        modes.append(os.stat(source).st_mode & 0o777)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", note)
+    supervisor_of(plain=SLEEPER).start()
+    assert set(modes) == {0o600}
 
 
 def test_psutil_sees_our_environment() -> None:

@@ -27,8 +27,19 @@ TRANSITIONS: Final[dict[RunState, frozenset[RunState]]] = {
 }
 """`running -> starting`: the learner died and is coming back. `stopped -> queued`, `failed -> queued`: a resume."""
 
+_REMEDIES: Final[dict[RunState, str]] = {
+    "queued": "Wait until it has started, or stop it.",
+    "starting": "Wait until it has started.",
+    "running": "Look at its present state.",
+    "paused": "Resume it first.",
+    "stopping": "Wait until it has stopped; it can be resumed then.",
+    "stopped": "Resume it first.",
+    "succeeded": "It has ended for good; fork it to train on.",
+    "failed": "It has ended; resume it once what its reason names is mended.",
+}
+
 
 def check_transition(old: RunState, new: RunState) -> None:
     """Raise `ConflictError` unless a run may go from `old` to `new`. Staying in a state is always allowed."""
     if old != new and new not in TRANSITIONS[old]:
-        raise ConflictError(f"A run that is {old} cannot become {new}.")
+        raise ConflictError(f"A run that is {old} cannot become {new}.", remedy=_REMEDIES[old])

@@ -10,6 +10,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from functools import lru_cache
 
 import msgspec
 from redis.asyncio import Redis
@@ -102,8 +103,19 @@ class Presence:
 
 
 async def list_services(redis: Redis) -> list[ServiceRecord]:
-    """All instances that are alive, by name."""
+    """All instances that are alive, by name; without those whose records cannot be read, being of another release."""
     keys = [key async for key in redis.scan_iter(match=streams.service("*"), count=1000)]
     values = await redis.mget(keys) if keys else []
-    records = [msgspec.json.decode(value, type=ServiceRecord) for value in values if value]
+    records = []
+    for key, value in zip(keys, values, strict=True):
+        try:
+            records += [msgspec.json.decode(value, type=ServiceRecord)] if value else []
+        except msgspec.DecodeError as error:
+            _complain(str(key), str(error))
     return sorted(records, key=lambda record: record.instance)
+
+
+@lru_cache(maxsize=100)
+def _complain(key: str, error: str) -> None:
+    """Log it once, not at every look."""
+    log.error("record of a service is not readable; is it of another release?", key=key, error=error)

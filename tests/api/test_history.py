@@ -229,6 +229,23 @@ async def test_steps_come_in_pages(parts: Parts, client: httpx.AsyncClient, run_
     assert seen == list(range(1, 8))
 
 
+async def test_samples_of_long_responses_come_fewer_at_once(
+    parts: Parts, client: httpx.AsyncClient, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = {"a": "x", "b": "x", "c": "x" * 1000}
+    for name, text in texts.items():
+        sample = Sample(index=0, text=text, tokens=[], reward=1.0, correct=True, route="grpo", advantage=0.5)
+        group = SamplesTaken(
+            run_id=run_id, at=1.0, step=1, group_id=name, question_id="q", prompt="p", answer="", samples=[sample]
+        )
+        await parts.journal.store([group])
+    monkeypatch.setattr("services.api.history.repository.MAX_SAMPLES_BYTES", 1000)
+    assert [group["group_id"] for group in await listed(client, run_id, "samples")] == ["a", "b"]
+    monkeypatch.setattr("services.api.history.repository.MAX_SAMPLES_BYTES", 1)
+    parts.database.version += 1
+    assert [group["group_id"] for group in await listed(client, run_id, "samples")] == ["a"]
+
+
 async def test_last_event_id_goes_on_where_it_was(parts: Parts, client: httpx.AsyncClient, run_id: str) -> None:
     await parts.journal.store([step_event(run_id, step) for step in range(1, 6)])
     found = await entries(client, run_id)

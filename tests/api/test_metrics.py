@@ -172,6 +172,7 @@ async def test_services_queues_and_verifiers(
     await server.publish()
     await FakeInstance(redis, "verifier", "verifier-dead").publish()
     await FakeInstance(redis, "verifier", "verifier-odd", "http://no:port").publish()
+    await redis.set(streams.service("verifier-of-tomorrow"), b'{"kind": "verifier", "brand_new": 1}')
     async with looping(parts), served(verifier_app) as url:
         await FakeInstance(redis, "verifier", "verifier-0", url).publish()
         run_id = (await client.post("/v1/runs", json=run_body)).json()["id"]

@@ -106,6 +106,7 @@ async def test_what_people_may_do_in_each_state(
         if status == 409:
             assert reply.headers["content-type"] == "application/problem+json"
             assert state in reply.json()["detail"]
+            assert reply.json()["remedy"]
 
 
 async def test_delete_takes_only_ended_runs(parts: Parts, client: httpx.AsyncClient, run_body: dict[str, Any]) -> None:

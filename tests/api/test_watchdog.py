@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -168,59 +169,62 @@ def test_a_clock_that_is_set_changes_no_wait(monkeypatch: pytest.MonkeyPatch, re
         assert 0 <= presence.record().waiting_seconds < 60
 
 
-async def test_a_stall_is_noted_once_and_its_end_too(
-    parts: Parts, client: httpx.AsyncClient, redis: Redis, run_body: dict[str, Any], learner: FakeInstance
-) -> None:
-    run_id = (await client.post("/v1/runs", json=run_body)).json()["id"]
-    server = FakeInstance(redis, "rollout", "rollout-0")
-    verifier = FakeInstance(redis, "verifier", "verifier-0")
-    for instance in (server, verifier):
-        await instance.publish()
-    await parts.scheduler.step()
-    await parts.journal.store([RunStateChanged(run_id=run_id, at=1.0, state="running")])
+@dataclass
+class Moving:
+    """A run that trains, with all that it needs."""
 
-    async def notes() -> list[str]:
-        text = (await client.get(f"/v1/runs/{run_id}/events", params={"follow": "false"})).text
+    client: httpx.AsyncClient
+    run_id: str
+    instances: list[FakeInstance]
+
+    async def notes(self) -> list[str]:
+        """What the API has noted on the run."""
+        text = (await self.client.get(f"/v1/runs/{self.run_id}/events", params={"follow": "false"})).text
         return [line for line in text.splitlines() if '"source":"api-0"' in line]
 
-    for _ in range(3):
-        await parts.watchdog.step()
-    assert await notes() == []
-    await server.vanish()
-    for _ in range(3):
-        await parts.watchdog.step()
-    (note,) = await notes()
-    assert "Stalled: rollout-0 gives no sign of life" in note
-    await server.publish()
-    for _ in range(3):
-        await parts.watchdog.step()
-    assert "Moving again" in (await notes())[1]
+    async def state(self) -> str:
+        return str((await self.client.get(f"/v1/runs/{self.run_id}")).json()["state"])
+
+    async def publish(self) -> None:
+        for instance in self.instances:
+            await instance.publish()
+
+    async def vanish(self) -> None:
+        for instance in self.instances:
+            await instance.vanish()
 
 
 @pytest.fixture
 async def moving(
     parts: Parts, client: httpx.AsyncClient, redis: Redis, run_body: dict[str, Any], learner: FakeInstance
-) -> tuple[str, list[FakeInstance]]:
-    """A run with all that it needs: its id and its instances."""
+) -> Moving:
     run_id = (await client.post("/v1/runs", json=run_body)).json()["id"]
-    instances = [learner, FakeInstance(redis, "rollout", "rollout-0"), FakeInstance(redis, "verifier", "verifier-0")]
-    for instance in instances:
-        await instance.publish()
+    others = [FakeInstance(redis, "rollout", "rollout-0"), FakeInstance(redis, "verifier", "verifier-0")]
+    made = Moving(client, run_id, [learner, *others])
+    await made.publish()
     await parts.scheduler.step()
-    return run_id, instances
+    await parts.journal.store([RunStateChanged(run_id=run_id, at=time.time(), state="running")])
+    return made
 
 
-async def notes_of(client: httpx.AsyncClient, run_id: str) -> list[str]:
-    text = (await client.get(f"/v1/runs/{run_id}/events", params={"follow": "false"})).text
-    return [line for line in text.splitlines() if '"source":"api-0"' in line]
+async def test_a_stall_is_noted_once_and_its_end_too(parts: Parts, moving: Moving) -> None:
+    server = moving.instances[1]
+    for _ in range(3):
+        await parts.watchdog.step()
+    assert await moving.notes() == []
+    await server.vanish()
+    for _ in range(3):
+        await parts.watchdog.step()
+    (note,) = await moving.notes()
+    assert "Stalled: rollout-0 gives no sign of life" in note
+    await server.publish()
+    for _ in range(3):
+        await parts.watchdog.step()
+    assert "Moving again" in (await moving.notes())[1]
 
 
 async def test_a_queue_server_that_is_away_is_what_every_moving_run_waits_for(
-    parts: Parts,
-    client: httpx.AsyncClient,
-    redis: Redis,
-    moving: tuple[str, list[FakeInstance]],
-    monkeypatch: pytest.MonkeyPatch,
+    parts: Parts, redis: Redis, moving: Moving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     away = Away()
     for part in (parts.watchdog, parts.watchdog.roll):
@@ -233,27 +237,20 @@ async def test_a_queue_server_that_is_away_is_what_every_moving_run_waits_for(
     for part in (parts.watchdog, parts.watchdog.roll):
         monkeypatch.setattr(part, "redis", redis)
     await parts.watchdog.step()
-    assert len(await notes_of(client, moving[0])) == 1, "it may be gone again the next moment"
+    assert len(await moving.notes()) == 1, "it may be gone again the next moment"
     monkeypatch.setattr(parts.watchdog, "_clock", lambda: time.monotonic() + SETTLED_SECONDS)
     await parts.watchdog.step()
-    notes = await notes_of(client, moving[0])
+    notes = await moving.notes()
     assert len(notes) == 2
     assert "Stalled: The queue server does not answer" in notes[0]
     assert "Moving again. It was: The queue server does not answer" in notes[1]
 
 
 async def test_a_queue_server_that_takes_no_writes_is_named_and_nobody_missed(
-    parts: Parts,
-    client: httpx.AsyncClient,
-    redis: Redis,
-    moving: tuple[str, list[FakeInstance]],
-    monkeypatch: pytest.MonkeyPatch,
+    parts: Parts, redis: Redis, moving: Moving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No heartbeat can be written, so all run out; that says nothing about those who would write them."""
-    run_id, instances = moving
-    await parts.journal.store([RunStateChanged(run_id=run_id, at=time.time(), state="running")])
-    for instance in instances:
-        await instance.vanish()
+    await moving.vanish()
     await redis.config_set("maxmemory", 1)
     try:
         for step in (parts.watchdog.step, parts.scheduler.step):
@@ -261,30 +258,23 @@ async def test_a_queue_server_that_takes_no_writes_is_named_and_nobody_missed(
                 await step()
     finally:
         await redis.config_set("maxmemory", 0)
-    for instance in instances:
-        await instance.publish()
+    await moving.publish()
     monkeypatch.setattr(parts.watchdog, "_clock", lambda: time.monotonic() + SETTLED_SECONDS)
     await parts.watchdog.step()
-    notes = await notes_of(client, run_id)
+    notes = await moving.notes()
     assert len(notes) == 2
     assert "Stalled: The queue server takes no writes: command not allowed when used memory" in notes[0]
     assert "Moving again." in notes[1]
-    assert (await client.get(f"/v1/runs/{run_id}")).json()["state"] == "running"
+    assert await moving.state() == "running"
 
 
 async def test_a_queue_server_whose_disk_is_full_is_named_although_it_comes_up_again_and_again(
-    parts: Parts,
-    client: httpx.AsyncClient,
-    redis: Redis,
-    moving: tuple[str, list[FakeInstance]],
-    monkeypatch: pytest.MonkeyPatch,
+    parts: Parts, client: httpx.AsyncClient, moving: Moving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each time it lives for a moment, with all heartbeats run out. Nobody is missing for that."""
-    run_id, instances = moving
     now = [0.0]
     for part in (parts.watchdog, parts.watchdog.roll, parts.scheduler.roll):
         monkeypatch.setattr(part, "_clock", lambda: now[0])
-    await parts.journal.store([RunStateChanged(run_id=run_id, at=time.time(), state="running")])
 
     async def look(at: float) -> None:
         now[0] = at
@@ -296,8 +286,7 @@ async def test_a_queue_server_whose_disk_is_full_is_named_although_it_comes_up_a
         folder.mkdir(parents=True)
     ready, full = "* Ready to accept connections tcp\n", "# Error writing to the AOF file: No space left on device\n"
     await look(0.0)
-    for instance in instances:
-        await instance.vanish()
+    await moving.vanish()
     for at in (40.0, 80.0, 130.0):
         now[0] = at
         log.write_text(ready + full)
@@ -310,13 +299,12 @@ async def test_a_queue_server_whose_disk_is_full_is_named_although_it_comes_up_a
     with pytest.raises(RedisConnectionError):
         await parts.refresh.step()
     text = (await client.get("/metrics")).text
-    assert f'turnout_stall_seconds{{cause="failed",culprit="queue server",run_id="{run_id}"}} 90.0' in text
-    for instance in instances:
-        await instance.publish()
+    assert f'turnout_stall_seconds{{cause="failed",culprit="queue server",run_id="{moving.run_id}"}} 90.0' in text
+    await moving.publish()
     for at in (144.0, 148.0, 150.0):
         await look(at)
-    assert (await client.get(f"/v1/runs/{run_id}")).json()["state"] == "running"
-    notes = await notes_of(client, run_id)
+    assert await moving.state() == "running"
+    notes = await moving.notes()
     assert len(notes) == 2, notes
     assert "Stalled: The queue server's disk is full" in notes[0]
     assert "Moving again. It was: The queue server's disk is full" in notes[1]

@@ -103,7 +103,7 @@ async def list_samples(
     step: Annotated[int | None, Query(ge=0, le=2**31 - 1, description="Only groups of this step.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 20,
 ) -> SampleList:
-    """Groups with all their rollouts, newest step first."""
+    """Groups with all their rollouts, newest step first: `limit` of them, or fewer where they exceed 32 MiB."""
     async with parts.database.read() as session:
         await get_run(session, run_id)
         rows = await repository.samples(session, run_id, step, limit)

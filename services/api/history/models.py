@@ -62,7 +62,7 @@ class WeightPushRow(Base):
     """One try to bring one rollout server to one weight version."""
 
     __tablename__ = "weight_pushes"
-    __table_args__ = (Index(None, "run_id", "version"),)
+    __table_args__ = (Index(None, "run_id", "id"),)
 
     id: Mapped[int] = mapped_column(Serial, primary_key=True, autoincrement=True)
     run_id: Mapped[str] = mapped_column(String(64))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
-from sqlalchemy import select
+from sqlalchemy import Text, cast, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.api.history.models import CheckpointRow, EvaluationRow, EventRow, SampleRow, StepRow, WeightPushRow
 from services.api.runs.models import Run
+
+MAX_SAMPLES_BYTES = 32 << 20
+"""Of JSON text in one answer; as values it takes ten times as much memory."""
 
 
 async def steps_after(session: AsyncSession, run_id: str, after: int, limit: int) -> Sequence[StepRow]:
@@ -46,11 +50,14 @@ async def weight_pushes(session: AsyncSession, run_id: str, limit: int) -> Seque
 
 
 async def samples(session: AsyncSession, run_id: str, step: int | None, limit: int) -> Sequence[SampleRow]:
-    """Sampled groups of one step, or the newest ones of all."""
-    query = select(SampleRow).where(SampleRow.run_id == run_id)
-    if step is not None:
-        query = query.where(SampleRow.step == step)
-    return (await session.scalars(query.order_by(SampleRow.step.desc(), SampleRow.group_id).limit(limit))).all()
+    """Sampled groups of one step, or the newest ones of all; fewer than `limit` where they are larger than
+    `MAX_SAMPLES_BYTES` together, but one at least: a long group has megabytes."""
+    chosen = [SampleRow.run_id == run_id, *([] if step is None else [SampleRow.step == step])]
+    order = (SampleRow.step.desc(), SampleRow.group_id)
+    length = func.length(cast(SampleRow.samples, Text))
+    lengths = await session.scalars(select(length).where(*chosen).order_by(*order).limit(limit))
+    fit = sum(total <= MAX_SAMPLES_BYTES for total in accumulate(lengths))
+    return (await session.scalars(select(SampleRow).where(*chosen).order_by(*order).limit(max(1, fit)))).all()
 
 
 async def events_after(session: AsyncSession, run_id: str, after: int, limit: int) -> Sequence[EventRow]:

@@ -11,10 +11,11 @@ from services.api.database import Database
 from services.api.fleet.queues import QueueState
 from services.api.history.models import EvaluationRow, StepRow, WeightPushRow
 from services.api.metrics.histograms import RunningHistogram, push_histogram
-from services.api.runs.repository import newest_runs, unfinished_runs
+from services.api.runs.models import Run
 from services.api.stalls import Stall, Wait
 from services.contracts.events import EvaluationFinished, Event, Histogram, StepFinished
 from services.contracts.services import ServiceRecord
+from services.contracts.states import TERMINAL_STATES
 
 MAX_ENDED_RUNS = 20
 """Ended runs that keep their metrics, newest first: what bounds the number of series."""
@@ -35,14 +36,14 @@ class RunNumbers:
     push_seconds: RunningHistogram = field(default_factory=push_histogram)
     num_failed_pushes: int = 0
 
-    def add_step(self, step: int, metrics: dict[str, float], histograms: dict[str, Histogram]) -> None:
-        """Take in a step. One trained again after a resume replaces the gauges but is not counted twice."""
+    def add_histograms(self, step: int, histograms: dict[str, Histogram]) -> None:
+        """Count a step's values. One trained again after a resume is not counted twice."""
         if step > self.step:
             if "distillation_weight" in histograms:
                 self.distillation_weight.add(histograms["distillation_weight"])
             if "staleness_versions" in histograms:
                 self.staleness_versions.add(histograms["staleness_versions"])
-        self.step, self.metrics = max(step, self.step), metrics
+            self.step = step
 
     def add_push(self, row: WeightPushRow) -> None:
         if row.error:
@@ -73,8 +74,8 @@ class Board:
         match event:
             case StepFinished():
                 numbers = self.of(event.run_id)
-                numbers.add_step(event.step, event.metrics, event.histograms)
-                numbers.groups = event.groups
+                numbers.add_histograms(event.step, event.histograms)
+                numbers.metrics, numbers.groups = event.metrics, event.groups
             case EvaluationFinished():
                 self.of(event.run_id).accuracy[event.split, event.num_samples] = event.accuracy
 
@@ -84,8 +85,10 @@ class Board:
     async def refresh_runs(self, database: Database) -> None:
         """Which runs are shown: all that have not ended and the newest others."""
         async with database.read() as session:
-            shown = [*await unfinished_runs(session), *await newest_runs(session, MAX_ENDED_RUNS)]
-        self.states = {run.id: (run.name, run.state) for run in shown}
+            runs = select(Run.id, Run.name, Run.state)
+            going = await session.execute(runs.where(Run.state.not_in(TERMINAL_STATES)))
+            newest = await session.execute(runs.order_by(Run.created_at.desc(), Run.id.desc()).limit(MAX_ENDED_RUNS))
+            self.states = {run_id: (name, state) for run_id, name, state in (*going, *newest)}
         for run_id in self.runs.keys() - self.states.keys():
             del self.runs[run_id]
 
@@ -98,10 +101,16 @@ class Board:
     async def _rebuild_run(self, database: Database, run_id: str) -> None:
         numbers = self.of(run_id)
         async with database.read() as session:
-            steps = await session.stream_scalars(select(StepRow).where(StepRow.run_id == run_id).order_by(StepRow.step))
-            async for row in steps:
-                numbers.add_step(row.step, row.metrics, msgspec.convert(row.histograms, dict[str, Histogram]))
-                numbers.groups = row.groups
+            of_run = StepRow.run_id == run_id
+            newest = await session.scalar(select(StepRow).where(of_run).order_by(StepRow.step.desc()).limit(1))
+            if newest is not None:
+                numbers.metrics, numbers.groups = newest.metrics, newest.groups
+            histograms = select(StepRow.step, StepRow.histograms).where(of_run).order_by(StepRow.step)
+            async for part in (await session.stream(histograms)).partitions(
+                1000
+            ):  # metrics would cost three times as much
+                for step, counts in part:
+                    numbers.add_histograms(step, msgspec.convert(counts, dict[str, Histogram]))
             query = select(EvaluationRow).where(EvaluationRow.run_id == run_id).order_by(EvaluationRow.step)
             for evaluation in await session.scalars(query):
                 numbers.accuracy[evaluation.split, evaluation.num_samples] = evaluation.accuracy

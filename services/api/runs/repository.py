@@ -39,10 +39,6 @@ async def active_runs(session: AsyncSession) -> Sequence[Run]:
     return (await session.scalars(query)).all()
 
 
-async def newest_runs(session: AsyncSession, limit: int) -> Sequence[Run]:
-    return (await session.scalars(select(Run).order_by(Run.created_at.desc(), Run.id.desc()).limit(limit))).all()
-
-
 async def run_of_key(session: AsyncSession, idempotency_key: str) -> Run | None:
     return (await session.scalars(select(Run).where(Run.idempotency_key == idempotency_key))).one_or_none()
 

@@ -164,11 +164,7 @@ class RolloutWorker:
                 server=self._presence.instance,
                 seconds=seconds,
             )
-            published = await self._queue.forward(delivery, streams.completions(self._run_id), group)
-        except RedisError as error:
-            # the message stays pending and, untouched from now on, is reclaimed and sampled again
-            log.warning("group could not be published", group_id=task.group_id, error=str(error))
-            return
+            published = await self._forward(delivery, group)
         finally:
             self._active.pop(delivery.message_id, None)
         if not published:
@@ -183,6 +179,15 @@ class RolloutWorker:
         telemetry.GROUPS.labels(task.purpose).inc()
         telemetry.FAULTS.inc(num_faults)
         telemetry.GENERATION_SECONDS.observe(seconds)
+
+    async def _forward(self, delivery: Delivery[PromptTask], group: CompletedGroup) -> bool:
+        """Publish, tried again while the queue server does not take it: sampling anew would cost more than waiting."""
+        while True:
+            try:
+                return await self._queue.forward(delivery, streams.completions(self._run_id), group)
+            except RedisError as error:
+                log.warning("group could not be published", group_id=group.task.group_id, error=str(error))
+                await asyncio.sleep(1.0)
 
     async def _sample_or_fault(self, task: PromptTask) -> tuple[list[int], list[Rollout]]:
         try:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
 
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 from services.contracts import codec, streams
-from services.contracts.messages import CompletedGroup, PromptTask
+from services.contracts.messages import CompletedGroup, PromptTask, Rollout
 from services.rollout.server import EngineServer
 from services.rollout.worker import RolloutWorker
 from services.runtime.life import end
 from services.runtime.queue import HANDED_BACK_SECONDS, Queue
 from services.runtime.registry import Presence
-from tests.faults import Away
+from tests.faults import Away, KillableValkey
 from tests.learner.conftest import make_group
 
 
@@ -47,26 +51,65 @@ class Panic(BaseException):
     """What a fault in a library written in Rust, such as a tokenizer, raises: no `Exception`."""
 
 
-class PanickingSampler:
-    async def sample(self, task: PromptTask) -> None:
-        raise Panic("index out of bounds")
+class PlayedSampler:
+    """Does `act` in place of sampling."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self.act = act
+        self.num_calls = 0
+
+    async def sample(self, task: PromptTask) -> tuple[list[int], list[Rollout]]:
+        self.num_calls += 1
+        self.act()
+        group = make_group(task.sequence).group
+        return group.prompt_token_ids.tolist(), group.rollouts
 
 
-async def test_a_prompt_that_makes_a_library_panic_is_a_fault_and_does_not_come_back_for_ever(redis: Redis) -> None:
+async def completed(
+    redis: Redis, sampler: PlayedSampler, meanwhile: Callable[[], None] = lambda: None
+) -> CompletedGroup:
+    """The one group that a worker makes of the one prompt there is."""
     queue = Queue(redis, streams.GROUP_ROLLOUT, "rollout-0")
     await queue.publish(streams.prompts("run"), make_group(0).group.task)
-    server, sampler = EngineServer(), PanickingSampler()
+    server, played = EngineServer(), cast(Any, sampler)
     server.version = 0
     server._move("serving")
-    worker = RolloutWorker("run", queue, server, sampler, Presence(redis, "rollout", "rollout-0", ""), max_num_seqs=8)  # type: ignore[arg-type]
+    worker = RolloutWorker("run", queue, server, played, Presence(redis, "rollout", "rollout-0", ""), max_num_seqs=8)
     running = asyncio.create_task(worker.run())
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
+            await asyncio.to_thread(meanwhile)
             while not (found := await redis.xrange(streams.completions("run"))):
                 await asyncio.sleep(0.02)
     finally:
         await end([running], seconds=10)
-    group = codec.decode(found[0][1][b"m"], CompletedGroup)
+    assert await redis.xlen(streams.prompts("run")) == 0
+    return codec.decode(cast(Any, found)[0][1][b"m"], CompletedGroup)
+
+
+async def test_a_prompt_that_makes_a_library_panic_is_a_fault_and_does_not_come_back_for_ever(redis: Redis) -> None:
+    def panic() -> None:
+        raise Panic("index out of bounds")
+
+    group = await completed(redis, PlayedSampler(panic))
     assert [rollout.status for rollout in group.rollouts] == ["infrastructure_fault"] * 3
     assert "index out of bounds" in group.rollouts[0].fault
-    assert await redis.xlen(streams.prompts("run")) == 0
+
+
+async def test_a_group_that_was_sampled_during_an_outage_is_published_after_it(tmp_path: Path) -> None:
+    """Long responses take minutes; an outage throws none of them away."""
+    server = KillableValkey(tmp_path)
+    server.start()
+    redis = Redis(port=server.port, retry=Retry(NoBackoff(), 0))
+    sampler = PlayedSampler(server.kill)
+
+    def restart() -> None:
+        server.process.wait()
+        server.start()
+
+    try:
+        group = await completed(redis, sampler, restart)
+        assert (group.rollouts[0].status, sampler.num_calls) == ("ok", 1)
+    finally:
+        await redis.aclose()
+        server.kill()

@@ -104,8 +104,9 @@ class Guard:
             log.error("keys cannot be read", error=type(error).__name__)
             return problem(503, "Unavailable", "The database does not answer.", remedy="Try again; see the API's log.")
         if caller is None:
+            sent = "The key is wrong or was revoked." if headers.get(b"authorization") else "This API needs a key."
             return self._refuse_haste(address) or problem(
-                401, "Unauthorized", "This API needs a key.", remedy="Send one as Authorization: Bearer <key>."
+                401, "Unauthorized", sent, remedy="Send one as Authorization: Bearer <key>."
             )
         scope.setdefault("state", {})["caller"] = caller
         return self._refuse_haste(f"key {caller.id}") or _refuse_role(caller, method, path)

@@ -67,7 +67,7 @@ def checkpoints(run_id: Id, as_json: Json = False, api_url: Url = None) -> None:
     _show(items, as_json, ["step", "written", "size", "on disk", "path"], rows, "No checkpoints yet.")
 
 
-@app.command(epilog=examples("turnout runs samples demo-3f", "turnout runs samples demo-3f --step 12 --limit 2"))
+@app.command(epilog=examples("turnout runs samples demo-3f", "turnout runs samples demo-3f --step 10"))
 def samples(
     run_id: Id,
     step: Annotated[int | None, typer.Option(min=0, help="Only groups of this step.")] = None,

@@ -229,7 +229,7 @@ def raise_for_status(answer: httpx.Response) -> None:
         problem.get("detail") or problem.get("title") or f"{answer.request.url} answered {answer.reason_phrase}."
     )
     remedy = str(problem.get("remedy") or "")
-    if answer.status_code in (401, 403) and not remedy:
+    if answer.status_code == 401 or (answer.status_code == 403 and not remedy):
         remedy = "Set TURNOUT_API_KEY to a key of this deployment."
     if "problem+json" not in answer.headers.get("content-type", "") and answer.status_code == 404:
         raise UnavailableError(

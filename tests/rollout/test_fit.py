@@ -16,7 +16,7 @@ from services.learner import transfer as learner
 from services.learner.weights import whole_weights
 from services.rollout import fit
 from services.rollout.fit import Form, ModelForm, UnfitWeightsError, forms_of_files, forms_of_layout
-from tests.rollout.conftest import make_model
+from tests.rollout.models import make_model
 
 
 @pytest.fixture(scope="module")

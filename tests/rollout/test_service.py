@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import uuid
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from services.contracts import codec, streams
-from services.contracts.messages import CompletedGroup, Rollout
 from services.contracts.transfer import LAYOUT_FILE, Layout
 from services.learner.transfer import plan
 from services.learner.transfer_nccl import NcclSender
@@ -24,46 +22,12 @@ from services.learner.weights import whole_weights
 from services.runtime.queue import HANDED_BACK_SECONDS
 from services.runtime.weight_store import verify_and_mark
 from tests.conftest import free_port
-from tests.rollout.conftest import INSTANCE, MAX_PROMPT, MAX_RESPONSE, Deployment, make_adapted, make_model
+from tests.rollout.conftest import INSTANCE, MAX_PROMPT, MAX_RESPONSE, Deployment
+from tests.rollout.models import make_adapted, make_model
+from tests.rollout.references import mismatch, mismatch_after_update, mismatch_greedy, reference_greedy
 
 LONG = {"num_samples": 8, "max_response_tokens": MAX_RESPONSE}
 pytestmark = pytest.mark.timeout(400)
-
-
-Make = Callable[[int], torch.nn.Module]
-
-
-def reference_logprobs(group: CompletedGroup, rollout: Rollout, seed: int, make: Make = make_model) -> torch.Tensor:
-    """Log-probs of the rollout's tokens by transformers, fp32, temperature 1; shape [response tokens], nats."""
-    ids = torch.tensor([group.prompt_token_ids.tolist() + rollout.token_ids.tolist()])
-    with torch.no_grad():
-        logits = make(seed)(ids).logits[0].float()
-    start = len(group.prompt_token_ids)
-    table = (logits / group.task.sampling.temperature).log_softmax(-1)[start - 1 : -1]
-    return table.gather(1, ids[0, start:, None])[:, 0]
-
-
-def mismatch(group: CompletedGroup, seed: int, make: Make = make_model) -> float:
-    """Mean |service minus transformers| over all tokens of a group, nats."""
-    differences = [
-        (torch.tensor(rollout.logprobs) - reference_logprobs(group, rollout, seed, make)).abs()
-        for rollout in group.rollouts
-    ]
-    return float(torch.cat(differences).mean())
-
-
-def mismatch_after_update(group: CompletedGroup, version: int, seed: int) -> float:
-    """Mean |service minus transformers|, nats, over what `version` sampled in responses that older weights began."""
-    group.check()
-    differences = []
-    for rollout in group.rollouts:
-        if len(rollout.weight_versions) == 2:
-            span = rollout.weight_versions[1]
-            assert span.version == version
-            expected = reference_logprobs(group, rollout, seed)[span.start : span.end]
-            differences.append((torch.tensor(rollout.logprobs)[span.start : span.end] - expected).abs())
-    assert differences, "no response was in flight during the update"
-    return float(torch.cat(differences).mean())
 
 
 def test_group_comes_back_whole(deployment: Deployment) -> None:
@@ -123,13 +87,12 @@ def test_routes_ask_for_the_token(deployment: Deployment) -> None:
 
 def test_update_in_flight_and_old_task_held(deployment: Deployment) -> None:
     """Responses in flight survive an update; their tokens say which version sampled them; younger tasks wait."""
+    path, manifest = deployment.store_version(1, seed=11)
     deployment.feed("future", "w30", min_weight_version=1)
     deployment.feed("flight", "w31 w32", sampling={"num_samples": 8, "max_response_tokens": 700, "temperature": 0.001})
-    deployment.wait(lambda: len(deployment.holders()) == 2)
-    assert deployment.completed("future") is None
-    path, manifest = deployment.store_version(1, seed=11)
     deployment.feed("kept", "w31 w32", sampling=LONG)
-    deployment.wait(lambda: len(deployment.holders()) == 3)
+    deployment.wait_sampling(16 * 4)  # all 16 are decoded together
+    assert deployment.completed("future") is None
     assert deployment.push(1, path, manifest.checksum) == [200] * 5
     assert deployment.get_weights() == {"version": 1, "checksum": manifest.checksum, "run_id": "run-t"}
     future, flight = deployment.wait_group("future"), deployment.wait_group("flight")
@@ -258,18 +221,6 @@ def test_prefix_cache_never_serves_older_weights(deployment: Deployment) -> None
             for rollout in group.rollouts:
                 expected = reference_greedy(group, 10 + version)
                 assert torch.allclose(torch.tensor(rollout.logprobs), expected[: len(rollout.logprobs)], atol=1e-3)
-
-
-def reference_greedy(group: CompletedGroup, seed: int) -> torch.Tensor:
-    """Log-probs at temperature 1 of the service's greedy tokens, which must be the reference's best ones too."""
-    rollout = group.rollouts[0]
-    ids = torch.tensor([group.prompt_token_ids.tolist() + rollout.token_ids.tolist()])
-    with torch.no_grad():
-        table = make_model(seed)(ids).logits[0].float().log_softmax(-1)
-    start = len(group.prompt_token_ids)
-    best = table[start - 1 : -1].max(-1)
-    assert best.indices.tolist() == rollout.token_ids.tolist()
-    return best.values
 
 
 def test_an_adapter_is_merged_with_the_base(deployment: Deployment) -> None:
@@ -413,7 +364,7 @@ def test_kv_cache_is_recomputed_at_updates_where_the_run_asks(deployment: Deploy
     `keep` (group "kept" above) it has not: older weights made the keys and values that it attends to."""
     path, manifest = deployment.store_version(8, seed=18)
     deployment.feed("recomputed", "w31 w32", sampling=LONG)
-    deployment.wait(lambda: len(deployment.holders()) == 2)
+    deployment.wait_sampling(8 * 4)
     assert deployment.push(8, path, manifest.checksum) == [200] * 5
     recomputed, handed = deployment.wait_group("recomputed"), deployment.wait_group("handed")
     assert recomputed.server == handed.server == INSTANCE
@@ -430,16 +381,6 @@ def test_killed_service_leaves_no_engine(deployment: Deployment) -> None:
     process.kill()
     process.wait()
     deployment.wait(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in children))
-
-
-def mismatch_greedy(group: CompletedGroup, model: torch.nn.Module) -> bool:
-    rollout = group.rollouts[0]
-    ids = torch.tensor([group.prompt_token_ids.tolist() + rollout.token_ids.tolist()])
-    with torch.no_grad():
-        best = model(ids).logits[0].argmax(-1)
-    start = len(group.prompt_token_ids)
-    agree = (best[start - 1 : -1] == ids[0, start:]).float().mean()
-    return bool(agree > 0.98)
 
 
 def _children(pid: int) -> list[str]:

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import uuid
-import weakref
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import msgspec
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from services.contracts.errors import ConfigurationError, MalformedMessageError
 from services.contracts.run_config import parse_run_config
 from services.contracts.transfer import (
-    ITEM_BYTES,
     LAYOUT_FILE,
-    Chunk,
     IpcOffer,
     Layout,
-    PackedTensor,
     parse_offer,
     parse_transfer,
     to_text,
@@ -38,23 +33,13 @@ from services.learner.transfer import IpcSender, Sender, make_sender
 from services.learner.transfer_nccl import NcclSender
 from services.rollout import transfer as rollout
 from services.rollout.transfer import Receiver, TransferError
-from services.runtime import digest as digests
-from services.runtime.digest import digest
 from services.runtime.process_group import make_group
 from services.runtime.settings import Settings
 from services.runtime.weight_store import CorruptWeightsError, WeightStore
+from tests.rollout.test_packing import assert_same, weights_of
 
 CPU = torch.device("cpu")
 OFFER = IpcOffer("GPU-1", to_text(b"\x01" * 66), 64, 0, to_text(b"/torch_1_2_3"), 0, to_text(b"e" * 64), True)
-
-
-def weights_of(seed: int) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    sizes = {"a.weight": (7, 5), "a.bias": (3,), "b.weight": (40, 9), "scale": (), "c.weight": (2, 3, 4)}
-    return {
-        name: torch.randn(size, generator=generator).to(torch.bfloat16 if "b" in name else torch.float32)
-        for name, size in sizes.items()
-    }
 
 
 def publish(folder: Path, version: int, sender: Sender, weights: Mapping[str, Tensor]) -> tuple[Path, str]:
@@ -72,67 +57,6 @@ def transfer_of(sender: Sender) -> dict[str, Any]:
     """As it reaches the worker: through JSON."""
     offer = msgspec.json.decode(msgspec.json.encode(sender.offer()))
     return {"attempt": uuid.uuid4().hex, "offer": offer}
-
-
-def assert_same(received: Iterator[tuple[str, Tensor]], weights: Mapping[str, Tensor]) -> None:
-    found = dict(received)
-    assert found.keys() == weights.keys()
-    for name, tensor in weights.items():
-        assert found[name].dtype == tensor.dtype
-        assert torch.equal(found[name], tensor)
-
-
-shapes = st.lists(st.lists(st.integers(0, 6), max_size=3), min_size=1, max_size=8)
-
-
-@settings(max_examples=60, deadline=None)
-@given(shapes, st.lists(st.sampled_from(sorted(ITEM_BYTES)), min_size=8, max_size=8), st.integers(1, 400))
-def test_packing_gives_back_every_tensor(sizes: list[list[int]], dtypes: list[str], chunk_bytes: int) -> None:
-    weights = {f"w{i}": torch.randn(size).to(getattr(torch, dtypes[i])) for i, size in enumerate(sizes)}
-    chunks, filled = [], []
-    for chunk in learner.plan(weights, chunk_bytes):
-        buffer = torch.empty(chunk.bytes, dtype=torch.uint8)
-        learner.fill(buffer, chunk, weights)
-        chunks.append(learner.with_digest(chunk, buffer))
-        filled.append(buffer)
-        assert chunk.bytes <= chunk_bytes + 16 * len(chunk.tensors) or len(chunk.tensors) == 1
-    layout = Layout(chunks)
-    assert_same(rollout.unpacked(layout, rollout.verified(iter(filled), layout, stays=True)), weights)
-
-
-def test_digest_sees_any_changed_byte_and_any_other_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = torch.randint(0, 256, (256,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    whole = digest(data.view(torch.int64))
-    for place in range(256):
-        for bit in (1, 128):
-            changed = data.clone()
-            changed[place] ^= bit
-            assert digest(changed.view(torch.int64)) != whole
-    words = data.view(torch.int64)
-    for first in range(32):
-        for second in range(first):
-            order = list(range(32))
-            order[first], order[second] = second, first
-            assert digest(words[order]) != whole
-    assert digest(torch.zeros(8, dtype=torch.int64)) != digest(torch.zeros(9, dtype=torch.int64))
-    monkeypatch.setattr(digests, "_PIECE", 5)
-    assert digest(words) == whole
-
-
-def test_digest_is_the_published_form() -> None:
-    """Learner and servers may run different builds: the numbers are part of the format. Computed by plain integers."""
-
-    def plain(words: list[int]) -> str:
-        mask, total = (1 << 64) - 1, 0
-        for place, word in enumerate(words, start=1):
-            mixed = (word + place * 0x9E3779B97F4A7C15) & mask
-            mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & mask
-            mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & mask
-            total += mixed ^ (mixed >> 31)
-        return f"{total & mask:016x}"
-
-    words = [0, 1, -1, 2**63 - 1, -(2**63), 123456789]
-    assert digest(torch.tensor(words)) == plain(words)
 
 
 def test_ipc_brings_a_version_and_refuses_one_that_is_overwritten(
@@ -215,10 +139,12 @@ def test_a_learner_that_is_gone_is_an_error_in_time(tmp_path: Path, monkeypatch:
 
 
 def test_a_transfer_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    from threading import Event
-
-    with pytest.raises(TransferError, match="longer than"):
-        rollout.within(0.05, Event().wait)
+    end = Event()
+    try:
+        with pytest.raises(TransferError, match="longer than"):
+            rollout.within(0.05, end.wait)
+    finally:
+        end.set()
 
 
 def test_the_communicator_is_made_in_nccls_environment_as_the_learner_has_it(
@@ -246,26 +172,6 @@ def test_the_communicator_is_made_in_nccls_environment_as_the_learner_has_it(
         sender.close()
     assert seen == [True]
     assert inside == [False]
-
-
-def test_chunks_are_let_go_of_while_they_are_consumed() -> None:
-    weights = weights_of(1)
-    chunks, filled = [], []
-    for chunk in learner.plan(weights, 100):
-        buffer = torch.empty(chunk.bytes, dtype=torch.uint8)
-        learner.fill(buffer, chunk, weights)
-        chunks.append(chunk)
-        filled.append(buffer)
-    del buffer
-    held = [weakref.ref(data) for data in filled]
-    assert len(held) > 2
-    received = rollout.unpacked(Layout(chunks), filled)
-    for number, chunk in enumerate(chunks):
-        for _ in chunk.tensors:
-            next(received)
-        assert [ref() is None for ref in held].count(True) == number
-    assert next(received, None) is None
-    assert [ref() for ref in held] == [None] * len(held)
 
 
 @pytest.mark.parametrize("refusing", [None, 0, 2])
@@ -310,21 +216,6 @@ def test_an_offer_is_checked_field_by_field(changes: dict[str, Any], reason: str
         parse_offer(values | changes)
     with pytest.raises(MalformedMessageError, match="attempt"):
         parse_transfer({"attempt": "x", "offer": values})
-
-
-@pytest.mark.parametrize(
-    "chunk",
-    [
-        Chunk(32, "", [PackedTensor("a", "float32", [4], 0), PackedTensor("b", "float32", [4], 0)]),
-        Chunk(32, "", [PackedTensor("a", "float32", [9], 0)]),
-        Chunk(32, "", [PackedTensor("a", "float32", [1], 4)]),
-        Chunk(32, "", [PackedTensor("a", "int8", [4], 0)]),
-        Chunk(33, "", []),
-    ],
-)
-def test_a_layout_that_does_not_fit_is_refused(chunk: Chunk) -> None:
-    with pytest.raises(MalformedMessageError):
-        Layout([chunk]).check()
 
 
 BODY = {"name": "t", "model": {"path": "m"}, "data": {"train": "d"}, "training": {"steps": 1}}

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from tests.conftest import ROOT, free_port
+from tests.conftest import free_port
+from tests.page.forked import start_api
 from tests.page.player import Player
 from tests.page.visitor import Visitor
 
@@ -84,7 +84,7 @@ class Api:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.home = home
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: ForkServerProcess | None = None
         self._environment = {
             **os.environ,
             "TURNOUT_HOME": str(home),
@@ -95,15 +95,12 @@ class Api:
 
     def start(self) -> None:
         self.home.mkdir(parents=True, exist_ok=True)
-        with (self.home / "api.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "services.api"], cwd=ROOT, env=self._environment, stdout=log, stderr=log
-            )
+        self._process = start_api(self._environment, self.home / "api.log")
         deadline = time.monotonic() + START_SECONDS
         while not self._ready():
-            assert self._process.poll() is None, (self.home / "api.log").read_text()
+            assert self._process.is_alive(), (self.home / "api.log").read_text()
             assert time.monotonic() < deadline, "the API did not become ready"
-            time.sleep(0.1)
+            time.sleep(0.02)
 
     def _ready(self) -> bool:
         try:
@@ -115,8 +112,8 @@ class Api:
     def kill(self) -> None:
         """End it at once, as a crash does."""
         if self._process is not None:
-            self._process.send_signal(signal.SIGKILL)
-            self._process.wait()
+            self._process.kill()
+            self._process.join()
             self._process = None
 
 

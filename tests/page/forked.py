@@ -1,0 +1,33 @@
+"""The API's real program in a real process, forked from one that has its imports done: a start costs no import."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Mapping
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload(["services.api.__main__", "tests.page.forked"])
+
+
+def start_api(environment: Mapping[str, str], log: Path) -> ForkServerProcess:
+    """Start it with these variables; what it writes is appended to `log`."""
+    process = _forks.Process(target=_program, args=(dict(environment), str(log)), daemon=True)
+    process.start()
+    return process
+
+
+def _program(environment: dict[str, str], log: str) -> None:
+    from services.api.__main__ import main
+
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(ROOT)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    main()

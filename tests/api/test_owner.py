@@ -31,13 +31,15 @@ TERMINATE = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'ad
 def test_a_killed_holder_is_followed_at_once(settings: Settings) -> None:
     environment = environment_of(settings, INSTANCE="first")
     holder = subprocess.Popen([sys.executable, "-c", HOLD], env=environment, stdout=subprocess.PIPE)
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == b"mine\n"
-    with pytest.raises(ConflictError, match=f"Another API process has .*: first, pid {holder.pid} on ") as caught:
-        own_database(settings, wait_seconds=0)
-    assert "TURNOUT_DATABASE_URL" in caught.value.remedy
-    holder.kill()
-    holder.communicate()
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"mine\n"
+        with pytest.raises(ConflictError, match=f"Another API process has .*: first, pid {holder.pid} on ") as caught:
+            own_database(settings, wait_seconds=0)
+        assert "TURNOUT_DATABASE_URL" in caught.value.remedy
+    finally:
+        holder.kill()
+        holder.communicate()
     owner = own_database(settings)
     with pytest.raises(ConflictError, match=f"api-0, pid {os.getpid()} on "):
         own_database(settings, wait_seconds=0)

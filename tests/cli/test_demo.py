@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -105,7 +106,7 @@ def test_ctrl_c_before_the_run_leaves_nothing(tmp_path: Path, run_file: Path, pl
 
     def press() -> None:
         while read_state(home) is None:
-            pass
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=press, daemon=True)

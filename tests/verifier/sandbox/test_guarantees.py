@@ -117,6 +117,13 @@ def test_crash_and_forbidden_call_are_killed(run) -> None:  # type: ignore[no-un
     assert forbidden.violations == ["system_call"]
 
 
+async def started(others: set[int]) -> set[int]:
+    """The process of a program, once there is one beside `others`."""
+    while not (program := set(living(os.getpid())) - others):
+        await asyncio.sleep(0.01)
+    return program
+
+
 def test_dead_zygote_is_our_fault_and_replaced(loop: LoopThread) -> None:
     others = living(os.getpid())
     sandbox = start(loop, num_zygotes=1)
@@ -124,8 +131,7 @@ def test_dead_zygote_is_our_fault_and_replaced(loop: LoopThread) -> None:
 
     async def kill_while_running() -> tuple[Result, Result]:
         task = asyncio.create_task(sandbox.run(Program("while True: pass", wall_seconds=60, cpu_seconds=60)))
-        while not (program := set(living(os.getpid())) - set(others) - zygote):
-            await asyncio.sleep(0.01)
+        program = await started(set(others) | zygote)
         os.kill(min(zygote), signal.SIGKILL)
         fault = await task
         while (program | zygote) & set(living(os.getpid())):  # the test's time limit ends this if it must
@@ -178,10 +184,12 @@ def test_close_ends_runs_and_those_that_wait(loop: LoopThread) -> None:
     others = living(os.getpid())
     sandbox = start(loop, num_zygotes=1)
 
+    zygote = set(living(os.getpid())) - set(others)
+
     async def close_in_the_middle() -> list[Result | BaseException]:
         endless = Program("while True: pass", wall_seconds=60, cpu_seconds=60)
         tasks = [asyncio.create_task(sandbox.run(endless)) for _ in range(3)]
-        await asyncio.sleep(0.05)
+        await started(set(others) | zygote)
         await sandbox.close()
         return await asyncio.gather(*tasks, return_exceptions=True)
 

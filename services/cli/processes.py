@@ -128,8 +128,11 @@ def launched(launch: str) -> list[psutil.Process]:
 def group_of(record: ProcessRecord) -> list[psutil.Process]:
     """The living members of the process group that a recorded service leads, also after the leader itself has gone.
 
-    Empty where the pid has been given to a stranger meanwhile (which the system does only once the group is empty).
+    Empty where the pid has been given to a stranger meanwhile (which the system does only once the group is empty), or
+    the machine was started anew.
     """
+    if record.boot != _boot():
+        return []
     try:
         if not _is(psutil.Process(record.pid), record):
             return []

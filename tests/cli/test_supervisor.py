@@ -18,7 +18,7 @@ import redis as redis_sync
 from services.cli.doctor import check_queue_server
 from services.cli.launcher import Deployment, status_rows
 from services.cli.plan import LAUNCH_VARIABLE, Child, Plan, check_plan, make_plan
-from services.cli.processes import ProcessRecord, alive, end_home, find, launched, read_state, record_of
+from services.cli.processes import ProcessRecord, alive, end_home, find, group_of, launched, read_state, record_of
 from services.cli.queue_server import write_configuration
 from services.cli.supervisor import StartFailedError, Supervisor
 from services.contracts.errors import ConflictError, UnavailableError
@@ -202,6 +202,19 @@ def test_a_process_is_known_whatever_is_done_to_the_clock(monkeypatch: pytest.Mo
     monkeypatch.setattr("psutil._psplatform.boot_time", lambda: booted + 3600)
     assert find(record) is not None
     assert find(msgspec.structs.replace(record, boot="another")) is None
+
+
+def test_a_group_without_its_leader_is_ours_only_within_one_boot() -> None:
+    """After a start of the machine the number may be that of a stranger's group, whose leader has gone too."""
+    leave = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SLEEPER!r}])"
+    leader = subprocess.Popen([sys.executable, "-c", leave], start_new_session=True, stdout=subprocess.DEVNULL)
+    try:
+        record = record_of(leader.pid, "own")
+        assert leader.wait() == 0
+        assert len(group_of(record)) == 1
+        assert group_of(msgspec.structs.replace(record, boot="another")) == []
+    finally:
+        os.killpg(leader.pid, signal.SIGKILL)
 
 
 def test_small_machines_compute_with_one_thread_a_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

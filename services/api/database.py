@@ -26,6 +26,14 @@ from services.contracts.errors import ConfigurationError, UnavailableError
 from services.runtime.settings import Settings
 
 MIGRATIONS = Path(__file__).resolve().parent / "migrations"
+NETWORK = {
+    "connect_timeout": 5,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+"""How PostgreSQL is reached where the URL does not say: a dead network is noticed in 11 s, instead of minutes."""
 
 
 class Base(DeclarativeBase):
@@ -114,9 +122,13 @@ async def open_database(settings: Settings) -> Database:
         UnavailableError: the database does not answer or cannot be migrated.
     """
     url = database_url(settings)
-    engine = create_async_engine(url, pool_pre_ping=not url.startswith("sqlite"))  # a file does not hang up
-    if engine.dialect.name == "sqlite":
+    if url.startswith("sqlite"):
+        engine = create_async_engine(url)
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+    else:
+        given = make_url(url).query
+        network = {name: value for name, value in NETWORK.items() if name not in given}
+        engine = create_async_engine(url, pool_pre_ping=True, connect_args=network)
     try:
         async with engine.begin() as connection:
             await connection.run_sync(migrate)

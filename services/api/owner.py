@@ -18,7 +18,7 @@ from typing import IO, Any, NoReturn
 import psycopg
 from sqlalchemy.engine import URL, make_url
 
-from services.api.database import database_url
+from services.api.database import NETWORK, database_url
 from services.contracts.errors import ConflictError, UnavailableError
 from services.runtime.logs import get_logger
 from services.runtime.settings import Settings
@@ -29,10 +29,8 @@ WAIT_SECONDS = 5.0
 WATCH_SECONDS = 1.0
 ADVISORY_KEY = int.from_bytes(b"turn", "big")
 """PostgreSQL's advisory locks are numbers, for each database apart."""
-_KEEP_ALIVE = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 10_000}
-"""We notice a dead network in 11 s ..."""
 _SERVER_KEEP_ALIVE = "SET tcp_keepalives_idle = 15; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3"
-"""... and the server frees the lock of a dead machine in 30 s, later, so that two never believe to have it."""
+"""The server frees a dead machine's lock in 30 s, later than we notice (`NETWORK`): two never believe to have it."""
 _HOLDER = """
     SELECT application_name FROM pg_locks JOIN pg_stat_activity USING (pid)
     WHERE locktype = 'advisory' AND granted AND classid = 0 AND objid = %s AND objsubid = 1
@@ -131,7 +129,7 @@ def _own_file(database: Path, name: str, wait_seconds: float) -> Owner:
 
 def _own_session(url: URL, name: str, wait_seconds: float) -> SessionOwner:
     _, given = url.get_dialect()().create_connect_args(url)
-    arguments: dict[str, Any] = {**given, **_KEEP_ALIVE, "application_name": name[:63], "autocommit": True}
+    arguments: dict[str, Any] = {**NETWORK, **given, "application_name": name[:63], "autocommit": True}
     try:
         connection = psycopg.connect(**arguments)
         connection.execute(_SERVER_KEEP_ALIVE)

@@ -144,6 +144,22 @@ async def test_tables_of_a_newer_release_are_named(settings: Settings) -> None:
     assert caught.value.remedy
 
 
+async def test_a_database_server_that_does_not_speak_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(module.NETWORK, "connect_timeout", 2)
+    gone = asyncio.Event()
+
+    async def say_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await gone.wait()
+        writer.close()
+
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as server:
+        url = f"postgresql://nobody@127.0.0.1:{server.sockets[0].getsockname()[1]}/none"
+        async with asyncio.timeout(60):  # the driver's own limit is 130 s
+            with pytest.raises(UnavailableError):
+                await open_database(Settings(database_url=url))
+        gone.set()
+
+
 async def test_a_database_that_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UnavailableError) as caught:

@@ -203,8 +203,7 @@ async def test_a_deletion_that_fails_loses_nothing(
         away.setattr(parts.runs, "redis", Away())
         assert (await client.delete(f"/v1/runs/{run_id}")).status_code == 503
     assert (await client.get(f"/v1/runs/{run_id}")).status_code == 200
-    await parts.runs.settle()  # the next start
-    assert checkpoints.is_dir()
+    assert [path.name for path in checkpoints.parent.iterdir()] == ["checkpoints"]
 
 
 async def test_a_deletion_cut_short_by_the_apis_end_is_finished_at_its_next_start(
@@ -243,9 +242,9 @@ async def test_lists_have_the_newest_metrics_of_every_run(
 
 
 @pytest.mark.both_databases
-@pytest.mark.parametrize("path", ["/v1/runs?name=a%00b", "/v1/runs/a%00b", "/v1/runs/a%00b/events"])
-async def test_characters_that_a_database_does_not_keep_are_no_outage(client: httpx.AsyncClient, path: str) -> None:
-    assert (await client.get(path)).status_code in (200, 404, 422)
+async def test_characters_that_a_database_does_not_keep_are_no_outage(client: httpx.AsyncClient) -> None:
+    for path in ("/v1/runs?name=a%00b", "/v1/runs/a%00b", "/v1/runs/a%00b/events"):
+        assert (await client.get(path)).status_code in (200, 404, 422), path
 
 
 async def test_a_number_too_long_to_be_written_is_named(client: httpx.AsyncClient) -> None:

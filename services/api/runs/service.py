@@ -201,8 +201,12 @@ class RunService:
             folder = self.settings.runs_folder / run.id
             with contextlib.suppress(OSError):  # a full disk; then only a kill before the end leaves files
                 await asyncio.to_thread(unsettle, folder)
-            await repository.delete_run_rows(session, run.id)
-            await self.redis.delete(*streams.run_keys(run.id))
+            try:
+                await repository.delete_run_rows(session, run.id)
+                await self.redis.delete(*streams.run_keys(run.id))
+            except BaseException:
+                await asyncio.to_thread(settle, folder)
+                raise
         await self._settle(folder)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -68,9 +70,24 @@ def settings(tmp_path: Path, valkey_url: str, database_url: str) -> Settings:
     )
 
 
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite file as the migrations leave it, made once: most of what a test of the API would begin with."""
+
+    async def migrate() -> None:
+        await (await open_database(Settings(home=home))).close()
+
+    home = tmp_path_factory.mktemp("migrated")
+    asyncio.run(migrate())
+    return home / "turnout.db"
+
+
 @pytest.fixture
-async def parts(settings: Settings, redis: Redis) -> AsyncIterator[Parts]:
+async def parts(settings: Settings, redis: Redis, migrated: Path) -> AsyncIterator[Parts]:
     """The API's parts, with no loop running."""
+    if not settings.database_url:
+        settings.home.mkdir(parents=True, exist_ok=True)
+        shutil.copy(migrated, settings.home)
     made = make_parts(settings, redis, await open_database(settings))
     yield made
     await made.close()

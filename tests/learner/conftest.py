@@ -70,6 +70,16 @@ def make_group(
     return ScoredGroup(group=group, verdicts=verdicts, verifier="v")
 
 
+class Letters:
+    """A tokenizer: one token a character, no template."""
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **_: object) -> str:
+        return messages[-1]["content"]
+
+    def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
+        return {"input_ids": [ord(letter) for letter in text]}
+
+
 def delivered(group: ScoredGroup) -> Delivery[ScoredGroup]:
     return Delivery(group, "scored", f"{group.group.task.sequence}-0")
 

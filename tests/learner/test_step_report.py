@@ -10,17 +10,7 @@ from services.contracts.run_config import ObjectiveSection, RunConfig, parse_run
 from services.learner.evaluate import summarise
 from services.learner.prepare import PreparedGroup, prepare_group
 from services.learner.step_report import group_metrics, staleness_histogram, token_ages
-from tests.learner.conftest import make_group
-
-
-class Words:
-    """A tokenizer: one token a character."""
-
-    def apply_chat_template(self, messages: list[dict[str, str]], **_: object) -> str:
-        return messages[-1]["content"]
-
-    def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
-        return {"input_ids": [ord(letter) for letter in text]}
+from tests.learner.conftest import Letters, make_group
 
 
 def run_config(**objective: object) -> RunConfig:
@@ -44,7 +34,7 @@ def prepared() -> list[PreparedGroup]:
     )
     mixed = msgspec.structs.replace(mixed, group=msgspec.structs.replace(mixed.group, rollouts=rollouts))
     config = run_config(mask_truncated=True, skip_uninformative_groups=True)
-    return [prepare_group(group, config, Words()) for group in (mixed, make_group(1, rewards=(1.0, 1.0), version=1))]
+    return [prepare_group(group, config, Letters()) for group in (mixed, make_group(1, rewards=(1.0, 1.0), version=1))]
 
 
 def test_a_steps_numbers_are_those_of_its_groups() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 from transformers import AutoTokenizer
 
@@ -12,7 +13,7 @@ from services.contracts.run_config import parse_run_config
 from services.learner.prepare import prepare_group, share_of_rank
 from services.learner.sequence import TrainSequence
 from services.learner.teacher_prompt import teacher_prompt_ids, teacher_text, without_thinking
-from tests.learner.conftest import make_group
+from tests.learner.conftest import Letters, make_group
 from tests.learner.ring import POLICY
 
 GOLDEN = """What is 2 + 2?
@@ -77,6 +78,24 @@ def test_a_group_is_prepared_as_the_routing_says() -> None:
     assert sum(sequence.advantage for sequence in prepared.sequences) == pytest.approx(0.0)
     shares = [share_of_rank(prepared.sequences, rank, 3) for rank in range(3)]
     assert sorted(index for share in shares for index in share) == [0, 1, 2, 3]
+
+
+def test_each_teacher_reads_its_own_rollouts_feedback() -> None:
+    """Siblings share a demonstration, and so most of their prompt; what was wrong with them they do not share."""
+    objective = {"feedback": "with_solution"}
+    values = {"name": "r", "model": {"path": "m"}, "data": {"train": "t"}, "training": {"steps": 1}}
+    config = parse_run_config(values | {"objective": objective})
+    group = make_group(0, rewards=(0.0, 1.0, 0.0, 0.0))
+    verdicts = [
+        msgspec.structs.replace(verdict, feedback=feedback)
+        for verdict, feedback in zip(group.verdicts, ["too low", "", "too high", "too low"], strict=True)
+    ]
+    prepared = prepare_group(msgspec.structs.replace(group, verdicts=verdicts), config, Letters())
+    read = [sequence.teacher_prompt_ids for sequence in prepared.sequences]
+    assert read[1] is None
+    assert ["".join(map(chr, ids)) for ids in read if ids] == [
+        teacher_text("What is 2 + 2?", "answer 1", feedback) for feedback in ("too low", "too high", "too low")
+    ]
 
 
 def test_ranks_get_equal_work_and_siblings_stay_together() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import torch
@@ -21,6 +22,13 @@ def real_type(engine: Engine) -> torch.dtype:
     """float64 for float64 models (tests), float32 for all others."""
     kind = next(engine.student.parameters()).dtype
     return torch.promote_types(kind, torch.float32)
+
+
+def clock(engine: Engine) -> float:
+    """`time.perf_counter`, once the device has done what was queued: else it would count as what comes next."""
+    if engine.device.type == "cuda":
+        torch.cuda.synchronize(engine.device)
+    return time.perf_counter()
 
 
 def numbers(engine: Engine, values: Sequence[float]) -> Tensor:

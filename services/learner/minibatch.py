@@ -14,7 +14,6 @@ Order of work on every rank (method sections 3 to 6):
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 
@@ -35,7 +34,7 @@ from services.learner.math_report import (
     take_details,
     weight_histogram,
 )
-from services.learner.math_score import numbers, old_logprobs, real_type, score, write_sequence_ratios
+from services.learner.math_score import clock, numbers, old_logprobs, real_type, score, write_sequence_ratios
 from services.learner.objectives.finite import require_finite
 from services.learner.objectives.weights import dynamic_weights
 from services.learner.passes import (
@@ -104,17 +103,15 @@ class _Update:
         self.hidden: Tensor | None = None
 
     def run(self, details: Collection[int]) -> MinibatchReport:
-        started = time.perf_counter()
+        started = clock(self.engine)
         rounds = self._agree()
         self._teach(rounds[0])
         self._refer(rounds[3])
-        if self.engine.device.type == "cuda":
-            torch.cuda.synchronize(self.engine.device)  # else what is queued would count as training
-        taught = time.perf_counter()
+        taught = clock(self.engine)
         self._train(rounds[1], rounds[2])
         sums, counts = self._gather()
         norm = self.engine.step()
-        finished = time.perf_counter()
+        finished = clock(self.engine)
         lengths = {row: len(self.sequences[row].response_ids) for row in self.layout.rows}
         return MinibatchReport(
             sums=sums,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from services.learner import adapter
 from services.learner.broadcast import Step
 from services.learner.checkpoint import FORMAT, Loaded, Snapshot, State
 from services.learner.engine import DeepSpeedEngine
+from services.learner.math_score import clock
 from services.learner.minibatch import MinibatchReport, old_logprobs, run_minibatch
 from services.learner.optimizer_state import export_state, export_teacher, import_state, import_teacher
 from services.learner.prepare import share_of_rank
@@ -67,7 +68,8 @@ class TrainingSession:
         self.engine.num_updates = self.engine.updates + (self.config.training.steps - self.step) * updates_per_step
 
     def train(self, command: Step, details: Collection[int] = ()) -> Trained:
-        """One training step. pi_old of every mini-batch is fixed before the first update.
+        """One training step. pi_old of every mini-batch is fixed before the first update; its passes are student
+        passes, and the first report has their time.
 
         Args:
             details: indices into the first mini-batch whose tokens are wanted one by one.
@@ -75,11 +77,14 @@ class TrainingSession:
         shares = [share_of_rank(batch, self.engine.rank, self.engine.num_ranks) for batch in command.minibatches]
         mine = [[batch[index] for index in share] for batch, share in zip(command.minibatches, shares, strict=True)]
         with _TeacherOnDevice(self.engine):
+            began = clock(self.engine)
             later = self._old(mine[1:])
+            scored = clock(self.engine)
             wanted = {shares[0].index(index) for index in details if index in shares[0]}
             reports = [run_minibatch(self.engine, mine[0], None, self.config, wanted)]
             for sequences, old in zip(mine[1:], later, strict=True):
                 reports.append(run_minibatch(self.engine, sequences, old, self.config))
+        reports[0] = replace(reports[0], seconds_train=reports[0].seconds_train + scored - began)
         self.step += 1
         return Trained(reports, shares)
 

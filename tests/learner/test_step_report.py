@@ -7,10 +7,14 @@ import pytest
 
 from services.contracts.messages import VersionSpan
 from services.contracts.run_config import ObjectiveSection, RunConfig, parse_run_config
+from services.learner.broadcast import Step
 from services.learner.evaluate import summarise
 from services.learner.prepare import PreparedGroup, prepare_group
+from services.learner.session import TrainingSession
 from services.learner.step_report import group_metrics, staleness_histogram, token_ages
 from tests.learner.conftest import Letters, make_group
+from tests.learner.objectives import builders
+from tests.learner.objectives.builders import PlainEngine, random_sequences
 
 
 def run_config(**objective: object) -> RunConfig:
@@ -59,6 +63,18 @@ def test_a_steps_numbers_are_those_of_its_groups() -> None:
             "mixed_group_ratio": 1 / 2,
         }
     )
+
+
+def test_the_passes_that_fix_pi_old_count_as_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([10.0, 14.0])
+    session = TrainingSession.__new__(TrainingSession)
+    session.engine, session.config, session.step = PlainEngine(), builders.run_config(name="grpo"), 0  # type: ignore[assignment]
+    session.engine.ema = None
+    monkeypatch.setattr("services.learner.session.clock", lambda _: next(times))
+    monkeypatch.setattr("services.learner.math_score.time.perf_counter", lambda: 0.0)
+    batch = random_sequences(1, 4, routes=("grpo",))
+    reports = session.train(Step([batch, batch], False)).reports
+    assert [(report.seconds_teacher, report.seconds_train) for report in reports] == [(0.0, 4.0), (0.0, 0.0)]
 
 
 def test_ages_are_counted_in_their_buckets() -> None:

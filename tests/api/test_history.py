@@ -55,6 +55,16 @@ def every_event(run_id: str, folder: Path) -> list[Any]:
             accuracy=0.5,
             pass_at_k=0.75,
         ),
+        EvaluationFinished(
+            run_id=run_id,
+            at=4.5,
+            step=2,
+            split="validation",
+            num_questions=4,
+            num_samples=16,
+            accuracy=0.25,
+            pass_at_k=0.75,
+        ),
         CheckpointWritten(run_id=run_id, at=5.0, step=1, path=str(folder), bytes=10, seconds=0.1),
         CheckpointWritten(run_id=run_id, at=6.0, step=2, path=str(folder / "gone"), bytes=10, seconds=0.1),
         WeightsPublished(run_id=run_id, at=7.0, version=1, path="/w", checksum="blake3:1", bytes=9),
@@ -105,6 +115,7 @@ async def test_events_become_rows_lists_and_stream(
         {"step": 1, "at": 3.0, "metrics": {"reward_mean": 0.5}, "groups": {"fed": 4, "trained": 2}}
     ]
     assert (await listed(client, run_id, "evaluations"))[0]["pass_at_k"] == 0.75
+    assert (run["accuracy_first"], run["accuracy_last"]) == (0.5, 0.25)
     assert [(item["step"], item["exists"]) for item in await listed(client, run_id, "checkpoints")] == [
         (1, True),
         (2, False),
@@ -115,6 +126,7 @@ async def test_events_become_rows_lists_and_stream(
         "state",
         "state",
         "step",
+        "evaluation",
         "evaluation",
         "checkpoint",
         "checkpoint",

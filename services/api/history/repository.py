@@ -33,9 +33,9 @@ async def evaluations(session: AsyncSession, run_id: str) -> Sequence[Evaluation
 
 async def first_and_last_accuracy(session: AsyncSession, run_id: str) -> tuple[float | None, float | None]:
     """avg@k of the first and the newest evaluation."""
-    query = select(EvaluationRow.accuracy).where(EvaluationRow.run_id == run_id)
-    found = (await session.scalars(query.order_by(EvaluationRow.step, EvaluationRow.split))).all()
-    return (found[0], found[-1]) if found else (None, None)
+    query = select(EvaluationRow.accuracy).where(EvaluationRow.run_id == run_id).limit(1)
+    first = await session.scalar(query.order_by(EvaluationRow.step, EvaluationRow.split))
+    return first, await session.scalar(query.order_by(EvaluationRow.step.desc(), EvaluationRow.split.desc()))
 
 
 async def checkpoints(session: AsyncSession, run_id: str) -> Sequence[CheckpointRow]:

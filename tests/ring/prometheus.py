@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,8 +50,15 @@ class Prometheus:
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """Samples of an instant query; an expression that is not valid is an error."""
-        answer = httpx.get(f"{self.url}/api/v1/query", params={"query": expression}, trust_env=False).json()
-        assert answer["status"] == "success", (expression, answer)
+        return self._ask("query", query=expression)
+
+    def query_since(self, start: float, expression: str) -> list[dict[str, Any]]:
+        """The same at every second since `start` (Unix time): one entry a series that had samples."""
+        return self._ask("query_range", query=expression, start=start, end=time.time(), step=1)
+
+    def _ask(self, what: str, **parameters: Any) -> list[dict[str, Any]]:
+        answer = httpx.get(f"{self.url}/api/v1/{what}", params=parameters, trust_env=False).json()
+        assert answer["status"] == "success", (parameters, answer)
         found: list[dict[str, Any]] = answer["data"]["result"]
         return found
 

@@ -33,7 +33,7 @@ from tests.ring.deployment import (
     process_of,
     service,
 )
-from tests.ring.prometheus import prometheus
+from tests.ring.prometheus import Prometheus, prometheus
 
 pytestmark = pytest.mark.timeout(900)
 SMALL = {"max_questions": 8, "num_samples": 4, "every_steps": None}
@@ -71,8 +71,19 @@ def run(client: Client, num_training_steps: int, **changes: Any) -> Run:
     return client.create_run(demo_config(training=training, evaluation=SMALL, **changes))
 
 
-def test_a_run_goes_round_the_ring(client: Client, home: Path) -> None:
-    started = run(client, 6, checkpoint={"every_steps": 2})
+@pytest.fixture(scope="module")
+def scraped(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """A real Prometheus that scrapes the API from before the first run on."""
+    with prometheus(client.url, tmp_path_factory.mktemp("prometheus")) as server:
+        shown = patiently(lambda: server.query("turnout_service_up"), bool)
+        assert {"api-0", "learner-0"} <= {sample["metric"]["instance"] for sample in shown}
+        yield server
+
+
+@pytest.fixture(scope="module")
+def whole_run(client: Client, home: Path, scraped: Prometheus) -> tuple[Run, Auditor]:
+    """An undisturbed run of six steps, looked at all the while. Tests only read what it has left."""
+    started = run(client, 6, checkpoint={"every_steps": 2}, objective={"feedback": "fallback"})
     auditor = Auditor(client, home, started.id, checkpoint_groups=16, all_groups=48)
 
     def look() -> Run:
@@ -81,6 +92,11 @@ def test_a_run_goes_round_the_ring(client: Client, home: Path) -> None:
 
     ended = patiently(look, lambda run: run.has_ended)
     assert (ended.state, ended.step) == ("succeeded", 6), ended.reason
+    return ended, auditor
+
+
+def test_a_run_goes_round_the_ring(client: Client, whole_run: tuple[Run, Auditor]) -> None:
+    ended, auditor = whole_run
     assert auditor.num_looks > 10
     assert auditor.faults == []
     steps = list(client.steps(ended.id))
@@ -100,21 +116,16 @@ def test_a_run_goes_round_the_ring(client: Client, home: Path) -> None:
         (6, 8, 4),
     ]
     newest = client.checkpoints(ended.id)[-1]
-    files = {path.name for path in Path(newest.path).rglob("*")} or {
-        path.name for path in (home / "runs" / ended.id / newest.path).rglob("*")
-    }
+    files = {path.name for path in Path(newest.path).rglob("*")}
     assert {"config.json", "tokenizer.json", "chat_template.jinja"} <= files
-    text = httpx.get(f"{client.url}/metrics", trust_env=False).text
-    assert f'turnout_routing_ratio{{branch="sdpo",run_id="{ended.id}"}}' in text or (
-        f'turnout_routing_ratio{{run_id="{ended.id}",branch="sdpo"}}' in text
-    )
 
 
-def test_each_group_of_the_run_left_one_trace(client: Client, home: Path) -> None:
-    ended = next(client.runs(state="succeeded"))
+def test_each_group_of_the_run_left_one_trace(home: Path, whole_run: tuple[Run, Auditor]) -> None:
+    ended, _ = whole_run
 
     def traces() -> dict[str, dict[str, Any]]:
-        lines = [line for log in (home / "logs").glob("*.log") for line in log.read_text().splitlines()]
+        # The last line may be half written.
+        lines = [line for log in (home / "logs").glob("*.log") for line in log.read_text().split("\n")[:-1]]
         spans = [json.loads(line) for line in lines if line.startswith('{"name"')]
         found: dict[str, dict[str, Any]] = {}
         for span in spans:
@@ -139,8 +150,38 @@ def test_each_group_of_the_run_left_one_trace(client: Client, home: Path) -> Non
     assert services == {"turnout-rollout", "turnout-verifier", "turnout-learner"}
 
 
+def test_feedback_of_the_verifier_reaches_the_teacher(client: Client, whole_run: tuple[Run, Auditor]) -> None:
+    """With `fallback`, failed rollouts whose group has no correct one still have teacher information."""
+    ended, _ = whole_run
+    [group, *_] = client.samples(ended.id, limit=5)
+    taught = [sample for sample in group["samples"] if sample["route"] == "sdpo"]
+    assert taught, "the policy fails often at the start"
+    for sample in taught:
+        solution, feedback = "Correct solution" in sample["teacher_prompt"], sample["feedback"]
+        assert solution or (feedback and feedback in sample["teacher_prompt"])
+    failed = [sample for sample in group["samples"] if not sample["correct"] and sample["feedback"]]
+    assert all(sample["route"] == "sdpo" for sample in failed)
+
+
+def test_every_panel_of_the_dashboards_shows_data(scraped: Prometheus, whole_run: tuple[Run, Auditor]) -> None:
+    """Each query of each panel had samples at some moment of the run; queues are shown only while one goes on."""
+    ended, _ = whole_run
+    queries = {
+        (path.stem, panel["title"], target["expr"].replace("$run", ".*"))
+        for path in (ROOT / "deploy" / "grafana" / "dashboards").glob("*.json")
+        for panel in json.loads(path.read_text())["panels"]
+        for target in panel["targets"]
+    }
+    assert len(queries) > 25
+
+    over = f'turnout_run_state{{run_id="{ended.id}",state="succeeded"}} == 1'
+    patiently(lambda: scraped.query(over), bool)  # its end has been scraped
+    assert {query for query in queries if not scraped.query_since(ended.created_at, query[2])} == set()
+    assert ended.id in {sample["metric"]["run_id"] for sample in scraped.query("turnout_run_info")}
+
+
 def test_pause_stop_and_resume_lose_nothing(client: Client) -> None:
-    started = run(client, 8, checkpoint={"every_steps": 3})
+    started = run(client, 8, checkpoint={"every_steps": 3}, objective={"name": "advantage_mix"})
     patiently(lambda: num_steps(client, started.id), lambda number: number >= 1)
     client.pause(started.id)
     patiently(lambda: client.run(started.id).state, lambda state: state == "paused")
@@ -156,9 +197,9 @@ def test_pause_stop_and_resume_lose_nothing(client: Client) -> None:
 
 
 def test_a_fork_goes_on_without_its_parent(client: Client) -> None:
-    """From GRPO's second step on with SRPO and larger steps; the parent is deleted before the child has trained."""
+    """From GRPO's second step on with SDPO and larger steps; the parent is deleted before the child has trained."""
     parent = finish(client, run(client, 2, objective={"name": "grpo"}).id)
-    changes = {"objective": {"name": "srpo"}, "training": {"steps": 4, "prompts_per_step": 10, "max_staleness": 0}}
+    changes = {"objective": {"name": "sdpo"}, "training": {"steps": 4, "prompts_per_step": 10, "max_staleness": 0}}
     reply = httpx.post(f"{client.url}/v1/runs/{parent.id}/fork", json={"changes": changes}, trust_env=False)
     assert reply.status_code == 201, reply.text
     child = reply.json()
@@ -171,13 +212,6 @@ def test_a_fork_goes_on_without_its_parent(client: Client) -> None:
     assert all(step.metrics["staleness_max"] == 0 and step.metrics["num_rollouts"] == 80 for step in steps)
     assert steps[0].metrics["logprob_mismatch_nats"] < 1e-3, "the servers sample with the checkpoint's weights"
     assert [item.step for item in client.evaluations(ended.id)] == [2, 4]
-
-
-@pytest.mark.parametrize("objective", ["grpo", "sdpo", "advantage_mix"])
-def test_the_other_objectives_train_too(client: Client, objective: str) -> None:
-    ended = finish(client, run(client, 2, objective={"name": objective}, training={"max_staleness": 0}).id)
-    assert (ended.state, ended.step) == ("succeeded", 2), ended.reason
-    assert all(step.metrics["staleness_max"] == 0 for step in client.steps(ended.id))
 
 
 def test_an_adapter_goes_round_the_ring(client: Client) -> None:
@@ -248,50 +282,10 @@ def sent(client: Client, run_id: str, transport: str = "nccl") -> list[int]:
     return [push.version for push in reversed(pushes) if push.transport == transport and not push.error]
 
 
-def test_feedback_of_the_verifier_reaches_the_teacher(client: Client) -> None:
-    """With `fallback`, failed rollouts whose group has no correct one still have teacher information."""
-    ended = finish(client, run(client, 2, objective={"name": "srpo", "feedback": "fallback"}).id)
-    assert (ended.state, ended.step) == ("succeeded", 2), ended.reason
-    [group, *_] = client.samples(ended.id, limit=5)
-    taught = [sample for sample in group["samples"] if sample["route"] == "sdpo"]
-    assert taught, "the policy fails often at the start"
-    for sample in taught:
-        solution, feedback = "Correct solution" in sample["teacher_prompt"], sample["feedback"]
-        assert solution or (feedback and feedback in sample["teacher_prompt"])
-    failed = [sample for sample in group["samples"] if not sample["correct"] and sample["feedback"]]
-    assert all(sample["route"] == "sdpo" for sample in failed)
-
-
-def test_every_panel_of_the_dashboards_shows_data(client: Client, tmp_path: Path) -> None:
-    """A real Prometheus scrapes the API during a run; each query of each panel has samples then."""
-    missing = {
-        (path.stem, panel["title"], target["expr"].replace("$run", ".*"))
-        for path in (ROOT / "deploy" / "grafana" / "dashboards").glob("*.json")
-        for panel in json.loads(path.read_text())["panels"]
-        for target in panel["targets"]
-    }
-    assert len(missing) > 25
-    with prometheus(client.url, tmp_path) as server:
-        shown = patiently(lambda: server.query("turnout_service_up"), bool)
-        assert {"api-0", "learner-0"} <= {sample["metric"]["instance"] for sample in shown}
-        started = run(client, 20)
-
-        def ask() -> bool:
-            """Queues are shown only while a run goes on, so all queries are asked again and again during it."""
-            missing.difference_update([panel for panel in missing if server.query(panel[2])])
-            return not missing or client.run(started.id).has_ended
-
-        patiently(ask, bool)
-        finish(client, started.id)
-        ask()
-        assert missing == set()
-        assert started.id in {sample["metric"]["run_id"] for sample in server.query("turnout_run_info")}
-
-
 def test_a_hung_engine_is_named_by_the_run_and_by_a_metric(client: Client, home: Path) -> None:
     """The engine's process is stopped while its service lives: no error shows anywhere, but the stall does. It may be
     taking new weights at that moment, and then the stall says that as well."""
-    started = run(client, 10)
+    started = run(client, 1000)
     patiently(lambda: client.run(started.id), lambda run: run.step >= 2)
     service = process_of(home, "rollout-0")
     assert service is not None
@@ -314,8 +308,10 @@ def test_a_hung_engine_is_named_by_the_run_and_by_a_metric(client: Client, home:
     finally:
         for engine in engines:
             engine.resume()
-    finish(client, started.id)
-    assert any(text.startswith("Moving again. It was: learner-0 has waited") for text in notes(client, started.id))
+    over = "Moving again. It was: learner-0 has waited"
+    patiently(lambda: notes(client, started.id), lambda found: any(text.startswith(over) for text in found))
+    client.stop(started.id)
+    assert finish(client, started.id).state == "stopped"
 
 
 def test_a_full_disk_of_the_queue_server_holds_a_run_up_and_no_more(

@@ -135,11 +135,18 @@ class SmallDisk:
         """Comes before the command of a program that is to see the disk."""
 
     def leave_free(self, kibibytes: int) -> None:
-        """So much room is left from now on: a disk that has filled up, or that somebody has tidied up."""
-        disk = os.statvfs(f"/proc/{self.holder}/root{self.folder}")
-        used = (disk.f_blocks - disk.f_bfree) * disk.f_frsize // 1024
-        mount = ["mount", "-o", f"remount,size={used + kibibytes}k", str(self.folder)]
-        subprocess.run([*self.enter, *mount], check=True)
+        """So much room is left from now on: a disk that has filled up, or that somebody has tidied up.
+
+        Asked for again where it is refused, since more than that has been written after we looked.
+        """
+        for _ in range(100):
+            disk = os.statvfs(f"/proc/{self.holder}/root{self.folder}")
+            used = (disk.f_blocks - disk.f_bfree) * disk.f_frsize // 1024
+            mount = ["mount", "-o", f"remount,size={used + kibibytes}k", str(self.folder)]
+            done = subprocess.run([*self.enter, *mount], capture_output=True, text=True)
+            if done.returncode == 0:
+                return
+        raise AssertionError(done.stderr)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from services.learner.recovery import catch_up, find_lost, first_step, starting_
 from services.learner.session import Trained, TrainingSession
 from services.learner.spans import record_dropped, record_trained
 from services.learner.step_report import group_metrics, samples_taken, staleness_histogram, token_ages, with_rates
+from services.learner.teacher_prompt import position_warning
 from services.learner.transfer import make_sender
 from services.learner.weights import load_tokenizer
 from services.learner.writer import Writer
@@ -84,6 +85,8 @@ class Leader:
         self.link.start(self.feeder)
         self.link.emit_state("paused" if self.link.wanted() == "paused" else "running")
         self.link.report(state="ready", weight_version=self.link.published_version)  # ready: has spoken
+        if self._resumed_from is None and (warning := position_warning(self.config, self.session.num_positions)):
+            self.link.note(warning, "warning")
         try:
             self._steps()
             ended, reason = "succeeded", ""

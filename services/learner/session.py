@@ -56,6 +56,11 @@ class TrainingSession:
         if checkpoint is not None:
             self._restore(checkpoint)
 
+    @property
+    def num_positions(self) -> int | None:
+        """Tokens of the longest sequence that the model was made for, where it says."""
+        return getattr(self.engine.module.config.get_text_config(), "max_position_embeddings", None)  # type: ignore[union-attr,operator]
+
     def _restore(self, checkpoint: Loaded) -> None:
         import_state(self.engine, checkpoint.optimizer(), checkpoint.state.updates)
         teacher = checkpoint.teacher()

@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 from services.contracts.messages import Question
+from services.contracts.run_config import RunConfig
 
 SOLUTION_HEADING = "Correct solution:"
 FEEDBACK_HEADING = "The following is feedback from your unsuccessful earlier attempt:"
@@ -45,3 +46,19 @@ def teacher_prompt_ids(tokenizer: Any, question: Question, solution: str | None,
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
+
+
+def position_warning(config: RunConfig, num_positions: int | None) -> str | None:
+    """What to tell a run's people where its teacher may read further than the model has positions, else None.
+
+    Solution and response are of one model under one limit each. Feedback comes on top, and what the headings take.
+    """
+    rollout = config.rollout
+    num_tokens = rollout.max_prompt_tokens + 2 * rollout.max_response_tokens
+    if config.objective.name == "grpo" or num_positions is None or num_tokens <= num_positions:
+        return None
+    return (
+        f"The self-teacher reads question, solution and response: up to {num_tokens} tokens and any feedback, but the "
+        f"model has {num_positions} positions. Beyond them its word is worth little, and some models fail there. Lower "
+        "rollout.max_response_tokens if responses get that long."
+    )

@@ -12,7 +12,7 @@ from services.contracts.messages import Question
 from services.contracts.run_config import parse_run_config
 from services.learner.prepare import prepare_group, share_of_rank
 from services.learner.sequence import TrainSequence
-from services.learner.teacher_prompt import teacher_prompt_ids, teacher_text, without_thinking
+from services.learner.teacher_prompt import position_warning, teacher_prompt_ids, teacher_text, without_thinking
 from tests.learner.conftest import Letters, make_group
 from tests.learner.ring import POLICY
 
@@ -96,6 +96,20 @@ def test_each_teacher_reads_its_own_rollouts_feedback() -> None:
     assert ["".join(map(chr, ids)) for ids in read if ids] == [
         teacher_text("What is 2 + 2?", "answer 1", feedback) for feedback in ("too low", "too high", "too low")
     ]
+
+
+@pytest.mark.parametrize(
+    ("objective", "num_positions", "warns"),
+    [("srpo", 499, True), ("srpo", 500, False), ("sdpo", 499, True), ("grpo", 499, False), ("srpo", None, False)],
+)
+def test_a_teacher_that_may_read_beyond_the_models_positions_is_told_of(
+    objective: str, num_positions: int | None, warns: bool
+) -> None:
+    values = {"name": "r", "model": {"path": "m"}, "data": {"train": "t"}, "training": {"steps": 1}}
+    rollout = {"max_prompt_tokens": 100, "max_response_tokens": 200}
+    config = parse_run_config(values | {"objective": {"name": objective}, "rollout": rollout})
+    warning = position_warning(config, num_positions)
+    assert (warning is not None and "500 tokens" in warning and "499 positions" in warning) == warns
 
 
 def test_ranks_get_equal_work_and_siblings_stay_together() -> None:

@@ -59,12 +59,14 @@ export async function runsView(box, address, signal) {
   signal.addEventListener('abort', () => {
     for (const row of rows.values()) row.close();
   });
+  let asked = 0;
   const load = async () => {
+    const own = ++asked;
     const query = new URLSearchParams({ limit: String(filter.limit) });
     if (filter.state) query.set('state', filter.state);
     if (filter.name) query.set('name', filter.name);
     const page = await call(`/v1/runs?${query}`, { signal });
-    if (signal.aborted) return;
+    if (signal.aborted || own !== asked) return; // a later question is under way
     render(list, rows, page.items, filter, signal);
     fill(
       more,

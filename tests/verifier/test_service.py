@@ -106,6 +106,8 @@ async def test_an_unknown_kind_is_a_fault_that_names_kind_and_remedy(redis: Redi
     async with running(redis):
         await feed(redis, *(group(question("poetry"), [RIGHT, WRONG], sequence=i) for i in range(3)))
         scored, *_ = await collect(redis, streams.scored("r1"), 3)
+        while not await redis.xlen(streams.EVENTS):  # the note follows the groups
+            await asyncio.sleep(0.01)
     verdict = scored.verdicts[0]
     assert verdict.status == "infrastructure_fault"
     assert "'poetry'" in verdict.fault

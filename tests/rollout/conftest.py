@@ -130,8 +130,9 @@ class Deployment:
         return msgspec.json.decode(raw, type=ServiceRecord) if isinstance(raw, bytes) else None
 
     def wait_sampling(self, num_tokens: int) -> None:
-        """Wait until the responses in flight have so many tokens together."""
-        self.wait_record(lambda record: record.tokens_unfinished >= num_tokens)
+        """Wait until the responses in flight have so many tokens together, by a heartbeat from now on."""
+        now = time.time()
+        self.wait_record(lambda record: record.at > now and record.tokens_unfinished >= num_tokens)
 
     def wait_record(self, what: Any, instance: str = INSTANCE, seconds: float = 200) -> ServiceRecord:
         """Wait until the instance's heartbeat fulfils `what`."""

@@ -180,6 +180,8 @@ def test_weights_that_change_between_verifying_and_loading_are_refused(deploymen
         pass  # until a change of the files can be seen by their times
     weights = Path(path) / "model.safetensors"
     engine = [int(pid) for pid in _children(deployment.processes[INSTANCE].pid)]
+    # a heartbeat may still tell of the push before
+    deployment.wait_record(lambda record: record.state == "ready" and record.weight_version == 3)
     with ThreadPoolExecutor() as pool:
         for pid in engine:
             os.kill(pid, signal.SIGSTOP)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 import pytest
 from redis.asyncio import Redis
+from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
 
 from services.api.database import open_database
 from services.api.parts import Parts, make_parts
@@ -192,15 +197,34 @@ async def test_deleting_a_run_removes_files_and_keys(
     assert (await client.delete(f"/v1/runs/{run_id}")).status_code == 404
 
 
+@contextmanager
+def no_queue_server(parts: Parts) -> Iterator[None]:
+    with patch.object(parts.runs, "redis", Away()):
+        yield
+
+
+@contextmanager
+def no_commit(parts: Parts) -> Iterator[None]:
+    def fail(_: object) -> None:
+        raise OperationalError("COMMIT", {}, Exception("disk is full"))
+
+    event.listen(parts.database.engine.sync_engine, "commit", fail)
+    yield
+    event.remove(parts.database.engine.sync_engine, "commit", fail)
+
+
+@pytest.mark.parametrize("fault", [no_queue_server, no_commit])
 async def test_a_deletion_that_fails_loses_nothing(
-    parts: Parts, client: httpx.AsyncClient, run_body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    parts: Parts,
+    client: httpx.AsyncClient,
+    run_body: dict[str, Any],
+    fault: Callable[[Parts], AbstractContextManager[None]],
 ) -> None:
     run_id = (await client.post("/v1/runs", json=run_body)).json()["id"]
     await client.post(f"/v1/runs/{run_id}/stop")
     checkpoints = parts.settings.runs_folder / run_id / "checkpoints"
     checkpoints.mkdir(parents=True)
-    with monkeypatch.context() as away:
-        away.setattr(parts.runs, "redis", Away())
+    with fault(parts):
         assert (await client.delete(f"/v1/runs/{run_id}")).status_code == 503
     assert (await client.get(f"/v1/runs/{run_id}")).status_code == 200
     assert [path.name for path in checkpoints.parent.iterdir()] == ["checkpoints"]

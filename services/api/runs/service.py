@@ -194,20 +194,23 @@ class RunService:
         Raises:
             ConflictError: the run has not ended.
         """
-        async with self.database.write() as session:
-            run = await repository.get_run(session, run_id)
-            if run.state not in TERMINAL_STATES:
-                raise ConflictError(f"The run is {run.state}; only ended runs can be deleted.", remedy="Stop it first.")
-            folder = self.settings.runs_folder / run.id
-            with contextlib.suppress(OSError):  # a full disk; then only a kill before the end leaves files
-                await asyncio.to_thread(unsettle, folder)
-            try:
-                await repository.delete_run_rows(session, run.id)
-                await self.redis.delete(*streams.run_keys(run.id))
-            except BaseException:
-                await asyncio.to_thread(settle, folder)
-                raise
-        await self._settle(folder)
+        async with self.database.read() as session:
+            _require_ended(await repository.get_run(session, run_id))
+        folder = self.settings.runs_folder / run_id
+        with contextlib.suppress(OSError):  # a full disk; then only a kill before the end leaves files
+            await asyncio.to_thread(unsettle, folder)
+        try:
+            async with self.database.write() as session:
+                _require_ended(await repository.get_run(session, run_id))
+                await repository.delete_run_rows(session, run_id)
+                await self.redis.delete(*streams.run_keys(run_id))
+        finally:
+            await self._settle(folder)
+
+
+def _require_ended(run: Run) -> None:
+    if run.state not in TERMINAL_STATES:
+        raise ConflictError(f"The run is {run.state}; only ended runs can be deleted.", remedy="Stop it first.")
 
 
 def _queued(config: RunConfig, idempotency_key: str | None, digest: str) -> Run:

@@ -192,7 +192,7 @@ class RolloutWorker:
     async def _sample_or_fault(self, task: PromptTask) -> tuple[list[int], list[Rollout]]:
         try:
             return await self._sampler.sample(task)
-        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+        except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a tokenizer's panic is no `Exception`; the group would come back for ever
             log.exception("sampling failed", group_id=task.group_id)

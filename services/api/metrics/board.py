@@ -105,10 +105,9 @@ class Board:
             newest = await session.scalar(select(StepRow).where(of_run).order_by(StepRow.step.desc()).limit(1))
             if newest is not None:
                 numbers.metrics, numbers.groups = newest.metrics, newest.groups
+            # of all other steps no metrics: reading them would cost three times as much
             histograms = select(StepRow.step, StepRow.histograms).where(of_run).order_by(StepRow.step)
-            async for part in (await session.stream(histograms)).partitions(
-                1000
-            ):  # metrics would cost three times as much
+            async for part in (await session.stream(histograms)).partitions(1000):
                 for step, counts in part:
                     numbers.add_histograms(step, msgspec.convert(counts, dict[str, Histogram]))
             query = select(EvaluationRow).where(EvaluationRow.run_id == run_id).order_by(EvaluationRow.step)

@@ -13,16 +13,14 @@ import dataclasses
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from benchmarks._trl import TRL, Spent, say, trl, trl_python
 from services.learner.ranks import join, leave, prepare_environment
 
 # Both programs on the CPU, in one thread; said before torch and DeepSpeed look for themselves.
@@ -42,42 +40,12 @@ from services.learner.prefix_tree import grow  # noqa: E402
 from services.learner.sequence import TrainSequence  # noqa: E402
 from services.learner.weights import load_model  # noqa: E402
 
-TRL = "1.16.0"
 NUM_GROUPS, GROUP_SIZE, NUM_ASKED = 16, 8, 96
 WARMUPS = 2
 SHARES = (0.4, 0.2)
 """Shares of failed rollouts that SRPO is timed with besides the recorded one."""
 KINDS = ("SDPO", "GRPO")
-OURS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "PYTHONPATH")
-"""Variables of our process group, which TRL's processes are no part of."""
-Spent = tuple[float, float]
-"""Wall and CPU seconds."""
 Group = dict[str, Any]
-
-
-def trl_python(environment: Path) -> Path:
-    """The Python of TRL's environment, which is made where it does not exist."""
-    python = environment / "bin" / "python"
-    if python.exists() and subprocess.run([python, "-c", "import trl"], capture_output=True).returncode == 0:
-        return python
-    say(f"installing TRL {TRL} into {environment}")
-    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
-    links = os.environ.get("PIP_FIND_LINKS", "")
-    torch = version("torch").partition("+")[0]
-    variables = {**os.environ, "VIRTUAL_ENV": str(environment.resolve())}
-    if links:
-        variables.setdefault("UV_FIND_LINKS", links.replace(" ", ","))
-    local = any(Path(link).is_dir() and any(Path(link).glob(f"torch-{torch}*")) for link in links.split())
-    packages = [f"trl=={TRL}", f"torch=={torch}", f"transformers=={version('transformers')}"]
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "uv==0.13.9"], check=True, stdout=sys.stderr)
-    build = [] if local else ["--torch-backend", "cpu"]
-    command = [environment / "bin" / "uv", "pip", "install", "--quiet", *packages, *build]
-    subprocess.run(command, check=True, env=variables, stdout=sys.stderr)
-    return python
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def record() -> list[Group]:
@@ -182,43 +150,6 @@ def learner(name: str, groups: Sequence[Group], ranks: Any, *, share: bool = Tru
     return step
 
 
-@contextmanager
-def trl(python: Path, kind: str, recording: Path, microbatch: int) -> Iterator[Callable[[], Spent]]:
-    """A trainer of TRL in a process of its own; the function makes one step and tells its time."""
-    folder = recording.parent / f"{kind}-{microbatch}"
-    side = Path(__file__).with_name("_trl_side.py")
-    alone = {name: value for name, value in os.environ.items() if name not in OURS}
-    variables = {**alone, "TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1"}
-    command = [python, side, kind, recording, POLICY, str(microbatch), folder]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=variables
-    )
-    assert process.stdin is not None
-    tail: list[str] = []
-
-    def until(word: str) -> list[str]:
-        assert process.stderr is not None
-        for line in process.stderr:
-            tail.append(line)
-            if line.startswith(word):
-                return line.split()[1:]
-        raise RuntimeError(f"TRL's {kind} ended: {''.join(tail[-15:])}")
-
-    def step() -> Spent:
-        assert process.stdin is not None
-        process.stdin.write("step\n")
-        process.stdin.flush()
-        wall, cpu, *_ = until("STEP")
-        return float(wall), float(cpu)
-
-    try:
-        until("READY")
-        yield step
-    finally:
-        process.stdin.close()
-        process.wait()
-
-
 def race(contestants: dict[str, Callable[[], Spent]], repeats: int) -> dict[str, Spent]:
     """Median times by contestant; all of them in turn, `repeats` times."""
     times: dict[str, list[Spent]] = {name: [] for name in contestants}
@@ -267,7 +198,7 @@ def main() -> None:
         recording = folder / "recording.json"
         recording.write_text(json.dumps(groups))
         contestants = {
-            f"TRL {kind.upper()}, {size} rows a pass": stack.enter_context(trl(python, kind, recording, size))
+            f"TRL {kind.upper()}, {size} rows a pass": stack.enter_context(trl(python, kind, recording, POLICY, size))
             for kind in ("sdpo", "grpo")
             for size in arguments.microbatches
         }

@@ -21,7 +21,7 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$"
 
 class DataSection(Section):
     train: str
-    """JSON-lines file, or `hub:<dataset name>[:<split>]`."""
+    """JSON-lines file, or `hub:<owner>/<name>[:<split>]`."""
     validation: str | None = None
     """Questions for evaluations; None for no evaluation."""
     max_train_questions: Positive | None = None

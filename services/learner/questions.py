@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from services.contracts.errors import ConfigurationError
+from services.contracts.hub import PREFIX, parse_hub_data
 from services.contracts.messages import Question
 
 FIELDS = ("id", "kind", "system", "prompt", "answer", "tests")
@@ -24,12 +25,12 @@ def load_questions(source: str, limit: int | None = None) -> list[Question]:
     """The questions of `data.train` or `data.validation`; `limit` keeps the first so many.
 
     Args:
-        source: path of a JSON-lines file, or `hub:<dataset name>[:<split>]` (split `train` by default).
+        source: path of a JSON-lines file, or `hub:<owner>/<name>[:<split>]` (split `train` by default).
 
     Raises:
         ConfigurationError: names file, line and remedy.
     """
-    rows = _hub_rows(source) if source.startswith("hub:") else _file_rows(Path(source))
+    rows = _hub_rows(source) if source.startswith(PREFIX) else _file_rows(Path(source))
     questions: list[Question] = []
     for place, row in rows:
         questions.append(_question(place, row, len(questions)))
@@ -62,11 +63,11 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _hub_rows(source: str) -> Iterable[tuple[str, Any]]:
-    name, _, split = source.removeprefix("hub:").partition(":")
+    name, split = parse_hub_data(source)
     from datasets import load_dataset  # heavy, and most runs read files
 
     try:
-        rows = load_dataset(name, split=split or "train")
+        rows = load_dataset(f"hf://datasets/{name}", split=split)  # so spelled, a folder of that name is not read
     except Exception as error:
         raise ConfigurationError(
             f"The dataset {source} cannot be loaded: {error}.",

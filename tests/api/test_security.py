@@ -195,6 +195,21 @@ async def test_links_cannot_lead_out_of_the_roots(
     assert (await client.post("/v1/runs", json=body)).status_code == 201
 
 
+@pytest.mark.parametrize(
+    "name", ["..", "../..", "folder/sub/", "folder", "a\\b", "%2e%2e/x", "owner/n\u00e4me", "o/n@main", "/etc"]
+)
+async def test_no_hub_name_leads_out_of_the_roots(
+    client: httpx.AsyncClient, run_body: dict[str, Any], name: str
+) -> None:
+    for field, value in (("train", f"hub:{name}"), ("validation", f"hub:{name}:train")):
+        body = run_body | {"data": run_body["data"] | {field: value}}
+        reply = await client.post("/v1/runs", json=body)
+        assert (reply.status_code, reply.json()["field"]) == (422, f"data.{field}")
+        assert "owner/name" in reply.json()["remedy"]
+    reply = await client.post("/v1/runs", json=run_body | {"model": {"path": f"hub:{name}"}})
+    assert (reply.status_code, reply.json()["field"]) == (422, "model.path")
+
+
 def test_the_roots_that_hold_where_none_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TURNOUT_ROOTS")

@@ -62,3 +62,17 @@ def test_epochs_differ_and_repeat() -> None:
     assert orders[0] != orders[1]
     assert [question_index(i, 50, 7, True) for i in range(50)] == orders[0]
     assert [question_index(i, 50, 7, False) for i in range(3)] == [0, 1, 2]
+
+
+def test_a_folder_with_the_name_of_a_dataset_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub is asked, which is out of reach here; nothing beside the learner is taken in its place."""
+    import datasets.config
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder" / "sub").mkdir(parents=True)
+    for place in (tmp_path, tmp_path / "folder", tmp_path / "folder" / "sub"):
+        (place / "train.jsonl").write_text(GOOD + "\n")
+    for source in ("hub:..", "hub:../..", "hub:folder", "hub:folder/..", "hub:json", "hub:folder/sub"):
+        with pytest.raises(ConfigurationError, match=r"cannot be loaded|is not hub:|which is not"):
+            load_questions(source)

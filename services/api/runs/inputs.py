@@ -6,16 +6,13 @@ they exist: who may start runs cannot feel about in the rest of the disk.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from services.contracts.errors import ConfigurationError
+from services.contracts.hub import PREFIX, is_hub_name, parse_hub_data
 from services.contracts.run_config import RunConfig
 from services.runtime.settings import Settings
-
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_DATA = re.compile(r"hub:[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 
 
 def check_inputs(config: RunConfig, settings: Settings, prefix: str = "") -> None:
@@ -45,7 +42,7 @@ def _check_inputs(config: RunConfig, settings: Settings) -> None:
 
 
 def _check_model(path: str, roots: Sequence[Path]) -> None:
-    if _HUB_NAME.fullmatch(path) and not Path(path.split("/")[0]).exists():
+    if is_hub_name(path) and not Path(path.split("/")[0]).exists():
         return
     folder = _path("model.path", path, roots)
     if folder.is_dir():
@@ -64,18 +61,13 @@ def _check_model(path: str, roots: Sequence[Path]) -> None:
 
 
 def _check_data(field: str, name: str, roots: Sequence[Path]) -> None:
-    if name.startswith("hub:"):
-        if not _HUB_DATA.fullmatch(name):
-            raise ConfigurationError(
-                f"{field} is {name}, which is not hub:<dataset name>[:<split>].",
-                remedy="Write for example hub:owner/name:train.",
-                field=field,
-            )
+    if name.startswith(PREFIX):
+        parse_hub_data(name, field)
         return
     if not _path(field, name, roots).is_file():
         raise ConfigurationError(
             f"{field} is {name}, but there is no such file.",
-            remedy=f"Correct it (relative paths start at {Path.cwd()}), or write hub:<dataset name>.",
+            remedy=f"Correct it (relative paths start at {Path.cwd()}), or write hub:<owner>/<name>.",
             field=field,
         )
 

@@ -1,0 +1,36 @@
+"""Names on the Hugging Face hub. A name that is not one is never looked up: libraries take it for a folder instead."""
+
+from __future__ import annotations
+
+import re
+
+from services.contracts.errors import ConfigurationError
+
+PREFIX = "hub:"
+_PART = r"(?![-.])[A-Za-z0-9._-]{1,96}(?<![-.])"
+_NAME = re.compile(f"{_PART}/{_PART}")
+_SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether `text` is `owner/name` by the hub's own rules (`huggingface_hub.utils.validate_repo_id`).
+
+    Names without an owner are left out: `datasets` takes `hub:json` for its JSON reader, on the working folder.
+    """
+    return bool(_NAME.fullmatch(text)) and "--" not in text and ".." not in text and not text.endswith(".git")
+
+
+def parse_hub_data(source: str, field: str = "data.train") -> tuple[str, str]:
+    """Name and split of `hub:<owner>/<name>[:<split>]`.
+
+    Raises:
+        ConfigurationError: the name is not one of the hub, or the split is not one.
+    """
+    name, colon, split = source.removeprefix(PREFIX).partition(":")
+    if not is_hub_name(name) or (colon and not _SPLIT.fullmatch(split)):
+        raise ConfigurationError(
+            f"{field} is {source[:200]}, which is not hub:<owner>/<name>[:<split>].",
+            remedy="Write for example hub:owner/name:train; revisions cannot be named.",
+            field=field,
+        )
+    return name, split or "train"

@@ -20,7 +20,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import uvicorn
 import uvloop
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -34,6 +33,7 @@ from services.contracts.errors import TurnoutError, UnavailableError, without_pa
 from services.contracts.services import ServiceKind
 from services.runtime.access import is_service, unauthorized
 from services.runtime.connection import connect
+from services.runtime.http_server import http_server, raise_descriptor_limit
 from services.runtime.logs import configure_logs, get_logger
 from services.runtime.registry import Presence
 from services.runtime.settings import Settings, load_settings
@@ -65,6 +65,8 @@ def run_service(
             check()
         configure_logs(settings, kind)
         configure_traces(kind, settings.instance_name(kind))
+        if kind == "api":
+            raise_descriptor_limit()
         # The API serves many connections, which costs uvloop a third less; in the others the loop is not what costs.
         loop = uvloop.new_event_loop() if kind == "api" else asyncio.new_event_loop()
         code = loop.run_until_complete(_run(kind, settings, loops))
@@ -87,8 +89,7 @@ async def _run(kind: ServiceKind, settings: Settings, loops: Callable[[Service],
     url = settings.advertise_url or f"http://{settings.host}:{port}"
     presence = Presence(redis, kind, settings.instance_name(kind), url)
     service = Service(settings, redis, presence, make_app(presence, settings))
-    server = uvicorn.Server(uvicorn.Config(service.app, log_config=None, access_log=False, timeout_graceful_shutdown=2))
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    server = http_server(service.app)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

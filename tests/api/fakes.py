@@ -10,7 +10,6 @@ from typing import Any
 
 import httpx
 import msgspec
-import uvicorn
 from fastapi import FastAPI, Request, Response
 from redis.asyncio import Redis
 
@@ -19,6 +18,7 @@ from services.api.parts import Parts
 from services.contracts import codec, streams
 from services.contracts.events import Event
 from services.contracts.services import ServiceKind, ServiceRecord, ServiceState
+from services.runtime.http_server import http_server
 from services.runtime.life import bind
 
 LOAD = ["prepare", "pause", "start_weight_update", "update_weights", "finish_weight_update", "resume"]
@@ -206,8 +206,7 @@ class FakeRollout(FakeInstance):
 async def served(app: FastAPI) -> AsyncIterator[str]:
     """Serve an application on a real port; gives its URL."""
     listener = bind("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    server = http_server(app)
     task = asyncio.create_task(server._serve(sockets=[listener]))
     try:
         await eventually(lambda: server.started)

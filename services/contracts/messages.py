@@ -144,6 +144,10 @@ class CompletedGroup(Message, frozen=True, kw_only=True):
     seconds: float
     """Time from taking the task to its last token."""
 
+    @property
+    def run_id(self) -> str:
+        return self.task.run_id
+
     def check(self) -> None:
         if len(self.rollouts) != self.task.sampling.num_samples:
             raise MalformedMessageError(
@@ -181,6 +185,10 @@ class ScoredGroup(Message, frozen=True, kw_only=True):
     verdicts: list[Verdict]
     verifier: str
     """Instance name of the verifier."""
+
+    @property
+    def run_id(self) -> str:
+        return self.group.run_id
 
     def check(self) -> None:
         self.group.check()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
+import msgspec
 from pydantic import Field, ValidationError, model_validator
 
 from services.contracts.errors import ConfigurationError
@@ -291,3 +292,18 @@ def parse_run_config(values: Any) -> RunConfig:
             remedy="See docs/configuration.md for every field.",
             field=field_of(error.errors()[0]["loc"], error.errors()[0]["msg"]),
         ) from error
+
+
+def read_run_config(text: bytes | str) -> RunConfig:
+    """The checked configuration of a JSON text, as it lies under `streams.config`.
+
+    Raises:
+        ConfigurationError: as `parse_run_config`, or it is no JSON.
+    """
+    try:
+        values = msgspec.json.decode(text)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise ConfigurationError(
+            f"The run's configuration is not JSON: {error}.", remedy="Start the run anew."
+        ) from error
+    return parse_run_config(values)

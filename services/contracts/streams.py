@@ -24,6 +24,10 @@ and its predecessor acknowledged in one transaction.
 
 from __future__ import annotations
 
+import re
+
+from services.contracts.errors import MalformedMessageError
+
 EVENTS = "turnout:events"
 RUNS = "turnout:runs"
 ROLL_CALL = "turnout:roll-call"
@@ -33,44 +37,70 @@ GROUP_LEARNER = "learner"
 GROUP_API = "api"
 
 
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_OF_A_RUN = re.compile(r"turnout:\{([^{}]*)\}:\w+")
+
+
+def is_run_id(text: str) -> bool:
+    """Whether a text can be a run's id: it names folders and keys, so it has letters, digits, `-` and `_` only."""
+    return _RUN_ID.fullmatch(text) is not None
+
+
+def check_run_id(text: str) -> str:
+    """The run id. Raises `MalformedMessageError` where it is none."""
+    if not is_run_id(text):
+        raise MalformedMessageError(f"{text[:100]!r} is not a run id (1 to 64 letters, digits, - and _).")
+    return text
+
+
+def run_of(key: str) -> str | None:
+    """The run that a key belongs to; None for keys of no run."""
+    found = _OF_A_RUN.fullmatch(key)
+    return found[1] if found else None
+
+
+def _key(run_id: str, name: str) -> str:
+    return f"turnout:{{{check_run_id(run_id)}}}:{name}"
+
+
 def prompts(run_id: str) -> str:
-    return f"turnout:{{{run_id}}}:prompts"
+    return _key(run_id, "prompts")
 
 
 def completions(run_id: str) -> str:
-    return f"turnout:{{{run_id}}}:completions"
+    return _key(run_id, "completions")
 
 
 def scored(run_id: str) -> str:
-    return f"turnout:{{{run_id}}}:scored"
+    return _key(run_id, "scored")
 
 
 def evaluated(run_id: str) -> str:
-    return f"turnout:{{{run_id}}}:evaluated"
+    return _key(run_id, "evaluated")
 
 
 def dead(run_id: str) -> str:
-    return f"turnout:{{{run_id}}}:dead"
+    return _key(run_id, "dead")
 
 
 def feeder(run_id: str) -> str:
-    return f"turnout:{{{run_id}}}:feeder"
+    return _key(run_id, "feeder")
 
 
 def config(run_id: str) -> str:
-    return f"turnout:{{{run_id}}}:config"
+    return _key(run_id, "config")
 
 
 def desired(run_id: str) -> str:
-    return f"turnout:{{{run_id}}}:desired"
+    return _key(run_id, "desired")
 
 
 def attempt(run_id: str) -> str:
-    return f"turnout:{{{run_id}}}:attempt"
+    return _key(run_id, "attempt")
 
 
 def weights(run_id: str) -> str:
-    return f"turnout:{{{run_id}}}:weights"
+    return _key(run_id, "weights")
 
 
 def service(instance: str) -> str:

@@ -23,7 +23,7 @@ from services.contracts import streams
 from services.contracts.errors import TurnoutError, UnavailableError
 from services.contracts.events import Event, Note, RunStateChanged
 from services.contracts.messages import ScoredGroup
-from services.contracts.run_config import RunConfig, parse_run_config
+from services.contracts.run_config import RunConfig, read_run_config
 from services.contracts.states import DesiredState, RunState
 from services.learner.feeder import Feeder
 from services.learner.progress import EXIT_ORPHANED, Progress, ProgressPipe
@@ -89,7 +89,7 @@ class RunLink:
             raise UnavailableError(
                 f"Redis holds no configuration of run {self.run_id}.", remedy="Start the run through the API."
             )
-        return parse_run_config(msgspec.json.decode(text))
+        return read_run_config(text)
 
     def read_weights(self) -> dict[str, str]:
         """The `weights` hash: version, path, checksum of the newest published weights; empty for none."""

@@ -36,6 +36,11 @@ class Publisher:
         self._store = store
         self._write = write
 
+    @property
+    def folder(self) -> Path:
+        """Where the run's versions lie."""
+        return self._store.folder
+
     def publish(self, version: int, weights: Mapping[str, Tensor]) -> float:
         """Make version `version` visible to rollout servers. Returns the seconds that it took."""
         started = time.monotonic()

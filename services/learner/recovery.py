@@ -57,7 +57,7 @@ def catch_up(link: RunLink, session: TrainingSession, batcher: Batcher, feeder: 
     published = link.read_weights()
     link.withdraw_offer()  # it was the predecessor's
     link.published_version = int(published.get("version", 0))
-    if published and not is_whole(published):
+    if published and not is_whole(published, publisher.folder):
         link.note(f"Published weights of version {link.published_version} are not whole any more.", "warning")
         link.published_version = -1
     link.num_dropped = batcher.ledger.num_dropped
@@ -72,11 +72,14 @@ def catch_up(link: RunLink, session: TrainingSession, batcher: Batcher, feeder: 
         link.note(f"Resumed from the checkpoint of step {session.step}; published version {link.published_version}.")
 
 
-def is_whole(published: Mapping[str, str]) -> bool:
-    """Whether the weights that the hash names can be loaded."""
+def is_whole(published: Mapping[str, str], folder: Path) -> bool:
+    """Whether the weights that the hash names are a version in `folder`, the run's, and can be loaded."""
+    path = Path(published["path"])
     try:
-        verify(Path(published["path"]), published["checksum"])
-    except (CorruptWeightsError, OSError):
+        if path.resolve().parent != folder.resolve():
+            return False
+        verify(path, published["checksum"])
+    except (CorruptWeightsError, OSError, ValueError):
         return False
     return True
 

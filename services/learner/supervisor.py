@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 from services.contracts import streams
 from services.contracts.errors import TurnoutError
 from services.contracts.events import Note, RunStateChanged
-from services.contracts.run_config import parse_run_config
+from services.contracts.run_config import read_run_config
 from services.learner.attempts import Attempts
 from services.learner.progress import (
     EXIT_NO_QUEUE,
@@ -164,7 +164,7 @@ class Supervisor:
         value = await self.redis.get(streams.config(run_id))
         if value is None:
             return 1  # the program itself says what is wrong
-        return parse_run_config(msgspec.json.decode(value)).training.num_ranks
+        return read_run_config(value).training.num_ranks
 
     async def _start(self, run_id: str, num_ranks: int) -> asyncio.Task[None]:
         """Start one process a rank; gives the task that reads rank 0's progress."""

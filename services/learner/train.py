@@ -36,6 +36,7 @@ from services.learner.progress import (  # noqa: E402
 from services.learner.ranks import Ranks  # noqa: E402
 from services.learner.session import TrainingSession  # noqa: E402
 from services.runtime.connection import is_outage  # noqa: E402
+from services.runtime.inputs import check_places  # noqa: E402
 from services.runtime.logs import configure_logs, get_logger, set_log_fields  # noqa: E402
 from services.runtime.settings import Settings, load_settings  # noqa: E402
 from services.runtime.traces import configure_traces, flush_traces  # noqa: E402
@@ -67,11 +68,12 @@ def main() -> int:
 
 def lead(settings: Settings, run_id: str) -> int:
     """Rank 0."""
+    folder = settings.run_folder(run_id)
     link = RunLink(settings, run_id)
-    folder = settings.runs_folder / run_id
     try:
         with lock_run(folder):
             config = link.read_config()
+            check_places(config, settings)  # the API has, but this came by a queue
             link.report(waiting_for="the model to load")
             link.send_progress()
             checkpoint = newest_checkpoint(folder, link)
@@ -96,6 +98,7 @@ def follow(settings: Settings, run_id: str) -> int:
     ranks = join()
     start = receive_start(ranks.device)
     config = parse_run_config(msgspec.json.decode(start.config))
+    check_places(config, settings)
     checkpoint = None if start.checkpoint is None else read(Path(start.checkpoint))
     session = open_session(config, ranks, checkpoint, settings)
     weights = session.weights()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,13 +42,16 @@ class Offer:
     """What shows a later change of the files, see `verify_and_mark`; empty with a fast transport."""
 
 
-def examined(update_info: Any, run_id: str | None, form: ModelForm, version: int | None = None) -> Offer:
+def examined(
+    update_info: Any, run_id: str | None, form: ModelForm, folders: Sequence[Path], version: int | None = None
+) -> Offer:
     """`update_info`, {"path", "checksum"} and perhaps "transfer", looked at as far as it can be without touching
     anything: every byte of the store's files, or, for a fast transport, whose bytes are verified on their way, the
     layout and whether the learner can be reached; and whether the tensors fit the model. Blocks for as long.
 
     Args:
         form: the run's model.
+        folders: what lies outside them is not looked at.
         version: must be the folder's, where given.
 
     Raises:
@@ -57,6 +61,8 @@ def examined(update_info: Any, run_id: str | None, form: ModelForm, version: int
         raise WeightUpdateError(f"{REFUSED}: update_info must be an object with path and checksum.")
     path, checksum = str(update_info["path"]), str(update_info["checksum"])
     try:
+        if not any(Path(path).resolve().is_relative_to(folder.resolve()) for folder in folders):
+            raise CorruptWeightsError(f"{path[:500]} lies outside the folders of published weights.")
         manifest = read_manifest(Path(path))
         if manifest.run_id != run_id:
             raise CorruptWeightsError(f"The weights are of run {manifest.run_id}, not {run_id}.")
@@ -69,7 +75,7 @@ def examined(update_info: Any, run_id: str | None, form: ModelForm, version: int
         offer = parse_transfer(update_info["transfer"]).offer
         if isinstance(offer, NcclOffer):
             reach(offer)
-    except (TurnoutError, OSError) as error:
+    except (TurnoutError, OSError, ValueError) as error:  # ValueError: a path with a null character
         raise WeightUpdateError(f"{REFUSED}: {error}") from error
     return Offer(path, checksum, manifest.version, {})
 

@@ -17,8 +17,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
 from services.contracts.errors import ConflictError
@@ -49,8 +50,10 @@ def while_attached(
 class EngineServer(EngineHolder):
     """The engine with its update phases."""
 
-    def __init__(self) -> None:
+    def __init__(self, folders: Sequence[Path] = (Path("/"),)) -> None:
+        """`folders`: where published weights may lie."""
         super().__init__()
+        self._folders = folders
         self.recomputes_kv_cache = False
         """Whether requests in mid-response get a new KV cache at each update, by the run's setting."""
         self.is_loading = False  # all phases of an update, by `load`
@@ -192,7 +195,7 @@ class EngineServer(EngineHolder):
     async def _examine(self, update_info: Any, version: int | None = None) -> Offer:
         self._is_examining = True
         try:
-            return await asyncio.to_thread(examined, update_info, self.run_id, self._form, version)
+            return await asyncio.to_thread(examined, update_info, self.run_id, self._form, self._folders, version)
         finally:
             self._is_examining = False
 

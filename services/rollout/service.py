@@ -10,13 +10,12 @@ import asyncio
 import time
 from typing import Literal, cast
 
-import msgspec
 from redis.exceptions import RedisError
 
 from services.contracts import streams
-from services.contracts.errors import ConfigurationError, ConflictError, TurnoutError
+from services.contracts.errors import ConfigurationError, ConflictError, MalformedMessageError, TurnoutError
 from services.contracts.events import Note
-from services.contracts.run_config import RunConfig, parse_run_config
+from services.contracts.run_config import RunConfig, read_run_config
 from services.contracts.services import START_FAILURES, ServiceState
 from services.rollout import engine as engines
 from services.rollout import environment, pulse, telemetry
@@ -25,6 +24,7 @@ from services.rollout.routes import add_routes, include_vllm
 from services.rollout.sampling import GroupSampler
 from services.rollout.server import EngineServer
 from services.rollout.worker import RolloutWorker, stop
+from services.runtime.inputs import check_model_place
 from services.runtime.life import Service
 from services.runtime.logs import get_logger, set_log_fields
 from services.runtime.queue import Queue
@@ -47,7 +47,7 @@ class Supervisor:
         self._presence = service.presence
         self._redis = service.redis
         self._queue = Queue(service.redis, streams.GROUP_ROLLOUT, service.presence.instance)
-        self.server = EngineServer()
+        self.server = EngineServer(service.settings.weights_roots)
         service.presence.count_unfinished = self.server.count_unfinished
         self._spec: engines.EngineSpec | None = None
         self._run: RunConfig | None = None
@@ -112,7 +112,8 @@ class Supervisor:
         raw = await self._redis.get(streams.config(run_id))
         if raw is None:
             raise ConfigurationError(f"Run {run_id} is assigned but has no configuration.", remedy="Is it deleted?")
-        run = parse_run_config(msgspec.json.decode(raw))
+        run = read_run_config(raw)
+        await asyncio.to_thread(check_model_place, run.model, self._service.settings)
         self.server.recomputes_kv_cache = run.rollout.kv_cache_on_update == "recompute"
         spec = engines.spec_for(run, self._service.settings, self._presence.instance)
         server = self.server
@@ -241,10 +242,14 @@ class Supervisor:
         """Version, folder and checksum that the learner published last."""
         assert self._run_id is not None
         found = cast(dict[bytes, bytes], await self._redis.hgetall(streams.weights(self._run_id)))
-        values = {key.decode(): value.decode() for key, value in found.items()}
-        if not values:
+        if not found:
             return None
-        return int(values["version"]), values["path"], values["checksum"]
+        try:
+            return int(found[b"version"]), found[b"path"].decode(), found[b"checksum"].decode()
+        except (KeyError, ValueError) as error:
+            raise MalformedMessageError(
+                f"The published weights of run {self._run_id} are not named: {error!r}."
+            ) from error
 
     def _show(self) -> None:
         """Say in the heartbeat how things stand."""

@@ -7,7 +7,8 @@ The rules that make "nothing lost, nothing twice" true:
   are ready together share a round trip (`forwards.py`).
 - A worker that dies leaves its messages pending; another takes them over once they have been idle (`reclaim`). A worker
   that is slow but alive keeps them with `touch`; one that leaves in order gives them up at once with `hand_back`.
-- Bytes that cannot be read go to the dead-letter stream with the reason, and are acknowledged in the same script.
+- Bytes that cannot be read go to the dead-letter stream with the reason, and are acknowledged in the same script; so do
+  messages of another run than their stream's, which would be published where they do not belong.
 - Acknowledged messages are deleted, so a stream holds exactly what is not yet handled.
 - Feeding (`feed`) moves the feeder's cursor and publishes in one script that runs only if the cursor stands where the
   caller believes, so a retried or repeated call feeds nothing twice.
@@ -24,7 +25,7 @@ import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from services.contracts import codec
+from services.contracts import codec, streams
 from services.contracts.errors import MalformedMessageError
 from services.contracts.messages import DeadLetter
 from services.runtime.forwards import Forwards
@@ -245,11 +246,19 @@ class Queue:
             payload = fields.get(BODY, b"")
             try:
                 message = codec.decode(payload, kind)
+                _check_run(message, stream)
             except MalformedMessageError as error:
                 await self.dead_letter(stream, message_id, payload, error.message)
                 continue
             deliveries.append(Delivery(message, stream, message_id))
         return deliveries
+
+
+def _check_run(message: msgspec.Struct, stream: str) -> None:
+    """Raise `MalformedMessageError` where a message on a run's stream is of another run."""
+    run_id, said = streams.run_of(stream), getattr(message, "run_id", None)
+    if run_id is not None and said is not None and said != run_id:
+        raise MalformedMessageError(f"message of run {str(said)[:100]!r} on a stream of run {run_id!r}.")
 
 
 def _ids_by_stream(deliveries: Sequence[Delivery[Any]]) -> dict[str, list[str]]:

@@ -97,25 +97,41 @@ class Presence:
                 pass  # the record expires by itself
 
     async def assignment(self) -> str | None:
-        """The run that the API has given to this instance."""
-        value = await self.redis.get(streams.assignment(self.instance))
-        return value.decode() if isinstance(value, bytes) else None
+        """The run that the API has given to this instance; None too for a text that is no run id."""
+        key = streams.assignment(self.instance)
+        value = await self.redis.get(key)
+        if not isinstance(value, bytes):
+            return None
+        run_id = value.decode(errors="replace")
+        if not streams.is_run_id(run_id):
+            _complain(key, f"{run_id[:100]!r} is not a run id")
+            return None
+        return run_id
 
 
 async def list_services(redis: Redis) -> list[ServiceRecord]:
-    """All instances that are alive, by name; without those whose records cannot be read, being of another release."""
+    """All instances that are alive, by name; without records that cannot be read, being of another release, or that
+    speak of another instance than their key."""
     keys = [key async for key in redis.scan_iter(match=streams.service("*"), count=1000)]
     values = await redis.mget(keys) if keys else []
-    records = []
+    records: list[ServiceRecord] = []
     for key, value in zip(keys, values, strict=True):
+        if value is None:
+            continue
+        name = key.decode(errors="replace") if isinstance(key, bytes) else str(key)
         try:
-            records += [msgspec.json.decode(value, type=ServiceRecord)] if value else []
+            record = msgspec.json.decode(value, type=ServiceRecord)
         except msgspec.DecodeError as error:
-            _complain(str(key), str(error))
+            _complain(name, f"{error}; is it of another release?")
+            continue
+        if streams.service(record.instance) == name:
+            records.append(record)
+        else:
+            _complain(name, f"it speaks of {record.instance[:100]!r}")
     return sorted(records, key=lambda record: record.instance)
 
 
 @lru_cache(maxsize=100)
 def _complain(key: str, error: str) -> None:
     """Log it once, not at every look."""
-    log.error("record of a service is not readable; is it of another release?", key=key, error=error)
+    log.error("what the queue server says of a service is not of use", key=key, error=error)

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.contracts.errors import ConfigurationError, check_secret
+from services.contracts.streams import check_run_id
 
 
 class Settings(BaseSettings):
@@ -72,11 +73,20 @@ class Settings(BaseSettings):
         """Folder that holds one folder a run."""
         return self.home / "runs"
 
+    @property
+    def weights_roots(self) -> list[Path]:
+        """Folders in which the published weights of all runs lie."""
+        return [self.home] if self.weights_folder is None else [self.home, self.weights_folder]
+
+    def run_folder(self, run_id: str) -> Path:
+        """Folder of one run. Raises `MalformedMessageError` for a text that is no run id."""
+        return self.runs_folder / check_run_id(run_id)
+
     def weights_of(self, run_id: str) -> Path:
-        """Folder of one run's published weights."""
+        """Folder of one run's published weights. Raises as `run_folder` does."""
         if self.weights_folder is None:
-            return self.runs_folder / run_id / "weights"
-        return self.weights_folder / run_id
+            return self.run_folder(run_id) / "weights"
+        return self.weights_folder / check_run_id(run_id)
 
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})

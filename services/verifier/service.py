@@ -94,7 +94,8 @@ class Verifier:
             self.presence.waits_for("room: every group in hand is still being judged")
             self._room.clear()
             await self._room.wait()
-        self._runs = sorted(_text(run) for run in await self.queue.redis.smembers(streams.RUNS))
+        named = (_text(run) for run in await self.queue.redis.smembers(streams.RUNS))
+        self._runs = sorted(run for run in named if streams.is_run_id(run))
         self._greeted &= set(self._runs)
         for run in self._runs:
             if run not in self._greeted:  # what an earlier process of this name took and did not finish
@@ -227,4 +228,4 @@ def _end_if_cancelled() -> None:
 
 
 def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+    return value.decode(errors="replace") if isinstance(value, bytes) else value

@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from services.contracts import streams
-from services.contracts.errors import ConflictError
+from services.contracts.errors import ConflictError, MalformedMessageError
 from services.contracts.states import RUN_STATES, TERMINAL_STATES, TRANSITIONS, check_transition
+from services.runtime.settings import Settings
 
 HEAVY = {"torch", "vllm", "deepspeed", "transformers", "numpy", "fastapi", "sqlalchemy", "redis"}
 
@@ -51,3 +52,21 @@ def test_all_keys_of_a_run_share_one_hash_tag() -> None:
     keys = streams.run_keys("abc")
     assert len(set(keys)) == len(keys)
     assert all("{abc}" in key for key in keys)
+
+
+NO_RUN_IDS = ["", "..", "../../etc", "a/b", "a b", "a}:config", "-a", "a\n", "ä", "a.b", "a\0", "a" * 65]
+
+
+@pytest.mark.parametrize("text", NO_RUN_IDS)
+def test_what_is_no_run_id_names_no_key_and_no_folder(text: str) -> None:
+    with pytest.raises(MalformedMessageError, match="is not a run id"):
+        streams.run_keys(text)
+    for folder in (Settings().run_folder, Settings().weights_of, Settings(weights_folder="/dev/shm/w").weights_of):
+        with pytest.raises(MalformedMessageError, match="is not a run id"):
+            folder(text)
+
+
+def test_every_key_of_a_run_says_which_run() -> None:
+    assert {streams.run_of(key) for key in streams.run_keys("demo-3f9c2a1b")} == {"demo-3f9c2a1b"}
+    others = [streams.EVENTS, streams.RUNS, streams.service("a"), streams.assignment("a")]
+    assert {streams.run_of(key) for key in others} == {None}

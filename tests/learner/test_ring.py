@@ -240,6 +240,7 @@ async def test_pause_and_stop_and_go_on(
     [
         ({"data": {"train": "nowhere.jsonl"}}, "nowhere.jsonl cannot be read"),
         ({"model": {"path": "no/such/model"}}, "no/such/model cannot be loaded"),
+        ({"data": {"train": "/etc/hostname"}}, "data.train is /etc/hostname, which lies outside the folders"),
     ],
 )
 async def test_a_persons_mistake_ends_the_run_in_one_sentence(

@@ -16,6 +16,8 @@ from services.contracts import streams
 from services.contracts.errors import ConfigurationError
 from services.contracts.run_config import parse_run_config
 from services.rollout.engine import EngineStartError, spec_for
+from services.rollout.fit import ModelForm
+from services.rollout.offers import WeightUpdateError, examined
 from services.rollout.service import Supervisor
 from services.runtime.life import Service, end
 from services.runtime.registry import Presence
@@ -122,3 +124,25 @@ async def test_an_engine_in_the_middle_of_a_push_is_not_reused(
     await put_run(redis, "run", run_values())
     await supervisor._join("run")
     assert (reused, ended) == (([], [engine]) if is_loading else (["run"], []))
+
+
+async def test_a_model_outside_the_operators_folders_is_not_read(redis: Redis, tmp_path: Path) -> None:
+    """That the API has looked says nothing: who can write to the queue server can write a configuration."""
+    supervisor = serving(redis, tmp_path)
+    supervisor._service.settings.roots = str(tmp_path)
+    await put_run(redis, "run", run_values())
+    await redis.set(streams.assignment("rollout-0"), "run")
+    with pytest.raises(ConfigurationError, match=r"model.path is .* outside the folders that runs may use"):
+        await supervisor._tick()
+
+
+async def test_weights_outside_the_home_are_not_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "link").symlink_to(tmp_path / "elsewhere")
+    form = ModelForm("", "float32")
+    for path in (tmp_path / "elsewhere", tmp_path / "home" / "link", f"{tmp_path}/home/../elsewhere", "\0"):
+        with pytest.raises(WeightUpdateError, match=r"outside the folders of published weights|null byte"):
+            examined({"path": str(path), "checksum": "blake3:00"}, "run", form, [tmp_path / "home"])
+    with pytest.raises(WeightUpdateError, match="no readable manifest"):
+        examined({"path": str(tmp_path / "home"), "checksum": "blake3:00"}, "run", form, [tmp_path / "home"])

@@ -10,10 +10,12 @@ import subprocess
 import sys
 
 import httpx
+import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from services.runtime.registry import list_services
+from services.contracts import streams
+from services.runtime.registry import Presence, list_services
 
 PROGRAM = """
 import asyncio
@@ -117,3 +119,20 @@ def test_a_port_in_use_is_named(valkey_url: str) -> None:
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
     assert f"Cannot listen on 127.0.0.1:{port}" in errors
+
+
+@pytest.mark.parametrize("text", ["../../../../tmp/made", "a}:config", "\udcff", ""])
+async def test_an_assignment_that_is_no_run_id_is_none(redis: Redis, text: str) -> None:
+    presence = Presence(redis, "learner", "learner-0", "")
+    await redis.set(streams.assignment("learner-0"), text.encode(errors="surrogateescape"))
+    assert await presence.assignment() is None
+    await redis.set(streams.assignment("learner-0"), "demo-3f9c2a1b")
+    assert await presence.assignment() == "demo-3f9c2a1b"
+
+
+async def test_nobody_speaks_for_another_instance(redis: Redis) -> None:
+    """The API sends the services' token to the URL that a record names."""
+    false = Presence(redis, "rollout", "rollout-0", "http://127.0.0.1:1").record()
+    await redis.set(streams.service("verifier-0"), msgspec.json.encode(false))
+    await Presence(redis, "rollout", "rollout-1", "http://127.0.0.1:2").publish()
+    assert [record.instance for record in await list_services(redis)] == ["rollout-1"]

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 
 import msgspec
+import pytest
 from redis.asyncio import Redis
 
 from services.contracts import codec, streams
-from services.contracts.messages import DeadLetter, PromptTask
+from services.contracts.messages import DeadLetter, PromptTask, ScoredGroup
 from services.runtime.queue import BODY, Queue
-from tests.contracts.examples import TASK
+from tests.contracts.examples import COMPLETED, TASK, VERDICTS
 
+SCORED = ScoredGroup(group=COMPLETED, verdicts=VERDICTS, verifier="verifier-0")
 PROMPTS = streams.prompts("run-1")
 NEXT = streams.completions("run-1")
 
@@ -126,15 +129,15 @@ async def test_streams_that_vanish_are_made_again(redis: Redis) -> None:
 async def test_holding_messages_of_a_deleted_stream_is_no_error(redis: Redis) -> None:
     queue = Queue(redis, "rollout", "a")
     for remains in (True, False):
-        await queue.publish(streams.prompts("r1"), TASK)
-        held = await queue.receive([streams.prompts("r1")], PromptTask)
+        await queue.publish(PROMPTS, TASK)
+        held = await queue.receive([PROMPTS], PromptTask)
         if not remains:
-            await redis.delete(streams.prompts("r1"))
+            await redis.delete(PROMPTS)
         await queue.touch(held)
-        assert len(await queue.own_pending(streams.prompts("r1"), PromptTask)) == remains
+        assert len(await queue.own_pending(PROMPTS, PromptTask)) == remains
         if not remains:
-            await redis.delete(streams.prompts("r1"))
-        assert len(await queue.reclaim(streams.prompts("r1"), PromptTask, idle_seconds=0)) == remains
+            await redis.delete(PROMPTS)
+        assert len(await queue.reclaim(PROMPTS, PromptTask, idle_seconds=0)) == remains
         assert await queue.forward(held[0], streams.completions("r1"), TASK) == remains
 
 
@@ -157,3 +160,22 @@ async def test_many_workers_that_drop_work_lose_and_repeat_nothing(redis: Redis)
     await asyncio.gather(*(work(f"w{index}") for index in range(12)))
     done = [codec.decode(fields[BODY], PromptTask).sequence for _, fields in await redis.xrange(NEXT)]
     assert sorted(done) == list(range(200))
+
+
+@pytest.mark.parametrize(
+    ("stream", "message"),
+    [(streams.prompts, TASK), (streams.completions, COMPLETED), (streams.scored, SCORED), (streams.evaluated, SCORED)],
+)
+async def test_a_message_of_another_run_than_its_streams_is_a_dead_letter(
+    redis: Redis, stream: Callable[[str], str], message: msgspec.Struct
+) -> None:
+    """Whoever handled it would publish what comes of it into that other run."""
+    queue = Queue(redis, "g", "a")
+    await queue.publish(stream("mine"), message)
+    assert await queue.receive([stream("mine")], type(message), block_seconds=0.01) == []
+    [(_, fields)] = await redis.xrange(streams.dead("mine"))
+    letter = codec.decode(fields[BODY], DeadLetter)
+    assert letter.reason == "message of run 'run-1' on a stream of run 'mine'."
+    assert letter.payload == codec.encode(message)
+    assert await redis.xlen(stream("mine")) == 0
+    assert await redis.keys("*run-1*") == []

@@ -21,7 +21,6 @@ from services.api.history.models import CheckpointRow
 from services.api.journal import Journal
 from services.api.runs import repository
 from services.api.runs.fork import choose_checkpoint, forked_config, hand_over, settle, unsettle, unsettled
-from services.api.runs.inputs import check_inputs
 from services.api.runs.models import Run
 from services.api.runs.schemas import ForkRequest
 from services.api.signals import Signals
@@ -30,6 +29,7 @@ from services.contracts.errors import ConfigurationError, ConflictError
 from services.contracts.run_config import RunConfig
 from services.contracts.states import TERMINAL_STATES, RunState, check_transition
 from services.runtime.checkpoint_files import checkpoint_folder
+from services.runtime.inputs import check_inputs
 from services.runtime.logs import get_logger
 from services.runtime.registry import list_services
 from services.runtime.settings import Settings
@@ -75,13 +75,13 @@ class RunService:
             return earlier
         async with self.database.read() as session:
             parent = await repository.get_run(session, run_id)
-        parent_folder = self.settings.runs_folder / parent.id
+        parent_folder = self.settings.run_folder(parent.id)
         step = await asyncio.to_thread(choose_checkpoint, parent_folder, request.checkpoint)
         config = forked_config(parent.config, request, step)
         await asyncio.to_thread(check_inputs, config, self.settings, "changes.")
         child = _queued(config, idempotency_key, digest)
         child.step, child.forked_from_run, child.forked_from_step = step, parent.id, step
-        folder = self.settings.runs_folder / child.id
+        folder = self.settings.run_folder(child.id)
         try:
             size = await asyncio.to_thread(hand_over, parent_folder, folder, step)
             path = str(checkpoint_folder(folder, step).resolve())
@@ -196,7 +196,7 @@ class RunService:
         """
         async with self.database.read() as session:
             _require_ended(await repository.get_run(session, run_id))
-        folder = self.settings.runs_folder / run_id
+        folder = self.settings.run_folder(run_id)
         with contextlib.suppress(OSError):  # a full disk; then only a kill before the end leaves files
             await asyncio.to_thread(unsettle, folder)
         try:

@@ -1,0 +1,106 @@
+"""Checks of a run's inputs at creation, so that a missing file is one clear sentence now, not a failed run later.
+
+Paths must lie in the operator's folders (`Settings.root_folders`), links followed, before anything is said of whether
+they exist: who may start runs cannot feel about in the rest of the disk. The services that open the files check them
+again: to them a configuration is a message from a queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from services.contracts.errors import ConfigurationError
+from services.contracts.hub import PREFIX, is_hub_name, parse_hub_data
+from services.contracts.model_section import ModelSection
+from services.contracts.run_config import RunConfig
+from services.runtime.settings import Settings
+
+
+def check_inputs(config: RunConfig, settings: Settings, prefix: str = "") -> None:
+    """Raise `ConfigurationError` naming the field where the model, a data file or a permission is missing.
+
+    `prefix` is where the configuration stands in the request, for `field`.
+    """
+    try:
+        _check_inputs(config, settings)
+    except ConfigurationError as error:
+        error.field = f"{prefix}{error.field}"
+        raise
+
+
+def _check_inputs(config: RunConfig, settings: Settings) -> None:
+    check_places(config, settings)
+    _check_model(config.model.path)
+    for field, name in _data(config):
+        if not name.startswith(PREFIX) and not Path(name).is_file():
+            raise ConfigurationError(
+                f"{field} is {name}, but there is no such file.",
+                remedy=f"Correct it (relative paths start at {Path.cwd()}), or write hub:<owner>/<name>.",
+                field=field,
+            )
+
+
+def check_places(config: RunConfig, settings: Settings) -> None:
+    """Raise `ConfigurationError` where the model or a data file lies where runs may not read, or the model wants to
+    run code. Says nothing of whether they exist."""
+    check_model_place(config.model, settings)
+    for field, name in _data(config):
+        if name.startswith(PREFIX):
+            parse_hub_data(name, field)
+        else:
+            _check_place(field, name, settings.root_folders)
+
+
+def check_model_place(model: ModelSection, settings: Settings) -> None:
+    """The model's part of `check_places`."""
+    if model.trust_remote_code and not settings.allow_remote_code:
+        raise ConfigurationError(
+            "model.trust_remote_code is true, but this deployment does not run code that models bring.",
+            remedy="Remove it, or let the operator set TURNOUT_ALLOW_REMOTE_CODE=true.",
+            field="model.trust_remote_code",
+        )
+    if not _is_of_hub(model.path):
+        _check_place("model.path", model.path, settings.root_folders)
+
+
+def _is_of_hub(path: str) -> bool:
+    return is_hub_name(path) and not Path(path.split("/")[0]).exists()
+
+
+def _data(config: RunConfig) -> list[tuple[str, str]]:
+    named = {"data.train": config.data.train, "data.validation": config.data.validation}
+    return [(field, name) for field, name in named.items() if name is not None]
+
+
+def _check_model(path: str) -> None:
+    if _is_of_hub(path):
+        return
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ConfigurationError(
+            f"model.path is {path}, but there is no such folder.",
+            remedy=f"Correct it (relative folders start at {Path.cwd()}), or write a hub name as owner/name.",
+            field="model.path",
+        )
+    if not (folder / "config.json").is_file():
+        raise ConfigurationError(
+            f"model.path is {path}, a folder without config.json.",
+            remedy="Name a folder in Hugging Face format; an adapter has to be merged with its base model first.",
+            field="model.path",
+        )
+
+
+def _check_place(field: str, text: str, roots: Sequence[Path]) -> None:
+    if not text or "\0" in text or len(text) > 4096:
+        raise ConfigurationError(f"{field} is not a path.", remedy="Name a file or folder.", field=field)
+    try:
+        place = Path(text).resolve()
+    except (OSError, RuntimeError, ValueError):  # a loop of links, a name that the system refuses
+        place = Path("/")
+    if not any(place.is_relative_to(root) for root in roots):
+        raise ConfigurationError(
+            f"{field} is {text}, which lies outside the folders that runs may use: {', '.join(map(str, roots))}.",
+            remedy="Put it into one of them, or let the operator add its folder to TURNOUT_ROOTS (links are followed).",
+            field=field,
+        )

@@ -6,10 +6,11 @@ export TURNOUT_VENV := $(VENV)
 # Without byte code every process compiles torch and vLLM from source: half a minute each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install install-gpu demo up down doctor check test chaos bench docs locks clean
+.PHONY: help install install-gpu install-dev demo up down doctor test chaos bench docs locks clean
+.PHONY: check check-python check-types check-borders check-generated
 
 help:  ## Show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
 install:  ## Install for a machine without a GPU
 	@deploy/install.sh cpu
@@ -17,7 +18,7 @@ install:  ## Install for a machine without a GPU
 install-gpu:  ## Install for a machine with NVIDIA GPUs
 	@deploy/install.sh gpu
 
-install-dev:
+install-dev:  ## Install what tests and checks need, too
 	@deploy/install.sh dev
 
 demo: install  ## Train a small model with SRPO through all services, with a report at the end
@@ -32,11 +33,19 @@ down:  ## Stop what `make up` started
 doctor: install  ## Say what this machine lacks
 	@$(BIN)/turnout doctor
 
-check: install-dev  ## Format, lint, types, import borders, generated pages
+check: check-python check-types check-borders check-generated  ## All checks below
+
+check-python: install-dev  ## Format and lint of Python
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+check-types: install-dev  ## Types
 	$(BIN)/mypy
+
+check-borders: install-dev  ## Which package may import which
 	$(BIN)/lint-imports
+
+check-generated: install-dev  ## Generated pages and dashboards are up to date
 	$(BIN)/python docs/make_configuration.py --check
 	$(BIN)/python deploy/grafana/make_dashboards.py --check
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from importlib.metadata import version
 
 from fastapi import FastAPI
 
@@ -30,7 +31,7 @@ REFRESH_SECONDS = 1.0
 
 def make_application(parts: Parts) -> FastAPI:
     """The application over ready parts."""
-    app = FastAPI(title="Turnout", version="0.1.0", description=DESCRIPTION, docs_url=None, redoc_url=None)
+    app = FastAPI(title="Turnout", version=version("turnout"), description=DESCRIPTION, docs_url=None, redoc_url=None)
     app.state.parts = parts
     app.add_middleware(Answers, database=parts.database)
     app.add_middleware(Guard, keys=parts.keys, limiter=RateLimiter(parts.settings.rate_limit))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import urllib.request
+from importlib.metadata import version
 
 from tests.page.conftest import Api
 from tests.page.visitor import Visitor
@@ -12,6 +13,7 @@ from tests.page.visitor import Visitor
 def test_the_reference_shows_every_operation_and_tries_them(api: Api, browser: Visitor) -> None:
     with urllib.request.urlopen(f"{api.url}/openapi.json", timeout=30) as answer:
         document = json.load(answer)
+    assert document["info"]["version"] == version("turnout")
     operations = {(path, method) for path, item in document["paths"].items() for method in item}
     assert len(operations) > 18
     browser.go("docs")

@@ -11,18 +11,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from services.learner.objectives.divergence import log_tail
+from services.learner.objectives.divergence import log_floor, log_tail
+from services.learner.objectives.entropy import expected_logit
 
 
 class Cut(NamedTuple):
     """Numbers of n tokens; log-probabilities natural, in the type of the logits (float32 or float64)."""
 
     logprobs: Tensor
-    """Log-probability of the sampled token, [n]."""
+    """Log-probability of the sampled token, [n]; that of a token without probability is `log_floor`'s."""
     entropy: Tensor
     """Over the full vocabulary, nats, [n]; without gradient."""
     buckets: Tensor
-    """Log-probabilities of the K chosen tokens and, last, of all others together, [n, K + 1]; [n, 0] for K = 0."""
+    """Log-probabilities of the K chosen tokens, which may be -inf, and, last, of all others together, [n, K + 1];
+    [n, 0] for K = 0."""
     chosen: Tensor
     """The K token ids, [n, K], int64."""
 
@@ -31,7 +33,7 @@ def cut_fixed(logits: Tensor, targets: Tensor, chosen: Tensor | None = None) -> 
     """Cut a distribution at given tokens. No gradient.
 
     Args:
-        logits: [n, vocabulary].
+        logits: [n, vocabulary]; -inf for tokens that a model rules out, but not for all.
         targets: sampled tokens, [n], int64.
         chosen: tokens that get a bucket of their own, [n, K], int64; None for no buckets (K = 0).
     """
@@ -52,8 +54,8 @@ def _measure(logits: Tensor, targets: Tensor, chosen: Tensor) -> tuple[Cut, Tens
     mass = probabilities.sum(-1, keepdim=True)
     probabilities.div_(mass)
     normaliser = peak + mass.log()
-    logprobs = (logits.gather(-1, targets[:, None]) - normaliser).squeeze(-1)
-    entropy = (normaliser.squeeze(-1) - torch.linalg.vecdot(probabilities, logits)).clamp_(min=0.0)
+    logprobs = log_floor((logits.gather(-1, targets[:, None]) - normaliser).squeeze(-1))
+    entropy = (normaliser.squeeze(-1) - expected_logit(probabilities, logits)).clamp_(min=0.0)
     buckets, tail = logits.new_zeros((len(logits), 0)), logits.new_zeros(len(logits))
     if chosen.shape[-1]:
         head = logits.gather(-1, chosen) - normaliser
@@ -82,12 +84,15 @@ class _StudentCut(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         probabilities, targets, chosen, tail = ctx.saved_tensors
         sampled, buckets = grads[0], grads[2]
-        total = sampled + buckets.sum(-1)
-        share = -total
+        total = share = sampled
         if chosen.shape[-1]:
-            # Floored well above the smallest number, so that the quotient stays finite where the tail is empty.
-            share = share + buckets[:, -1] / tail.clamp(min=torch.finfo(tail.dtype).tiny * 1e4)
-        gradient = probabilities * share[:, None]
+            tiny = torch.finfo(tail.dtype).tiny
+            # A tail at `log_tail`'s floor is a constant.
+            rest = buckets[:, -1].masked_fill(tail < tiny, 0.0)
+            total = sampled + buckets[:, :-1].sum(-1) + rest
+            # Floored well above the smallest number, so that the quotient stays finite.
+            share = total - rest / tail.clamp(min=tiny * 1e4)
+        gradient = probabilities * -share[:, None]
         if chosen.shape[-1]:
             own = buckets[:, :-1] - probabilities.gather(-1, chosen) * total[:, None]
             gradient.scatter_(-1, chosen, own)

@@ -21,13 +21,15 @@ def generalised_divergence(student: Tensor, teacher: Tensor, alpha: float) -> Te
 
     Args:
         student, teacher: log-probabilities of the same outcomes, [..., buckets], each summing to 1; float32 or float64.
-            Zero probabilities are given as a very small finite log (`log_tail`'s floor), never -inf.
+            -inf, the log of a zero probability, counts as `log_floor` does: 0 log 0 is 0, and an end's divergence,
+            which is infinite where one side alone has no mass, stays finite.
         alpha: in [0, 1].
 
     Returns:
-        [...], nats, >= 0 up to rounding. Differentiable in `student`; the teacher is detached.
+        [...], nats, >= 0 up to rounding. Differentiable in `student`, with gradient 0 where it is -inf; the teacher is
+        detached.
     """
-    teacher = teacher.detach()
+    student, teacher = log_floor(student), log_floor(teacher.detach())
     if alpha == 0.0:
         return _kl(teacher, student)
     if alpha == 1.0:
@@ -39,6 +41,12 @@ def generalised_divergence(student: Tensor, teacher: Tensor, alpha: float) -> Te
 def _kl(left: Tensor, right: Tensor) -> Tensor:
     """KL(left || right) of log-probabilities along the last dimension."""
     return (left.exp() * (left - right)).sum(-1)
+
+
+def log_floor(logprobs: Tensor) -> Tensor:
+    """Log-probabilities, of any shape, with the log of the type's smallest normal number in place of -inf. No gradient
+    reaches what was -inf."""
+    return logprobs.masked_fill(logprobs == -math.inf, math.log(torch.finfo(logprobs.dtype).tiny))
 
 
 def log_tail(mass: Tensor) -> Tensor:

@@ -101,6 +101,66 @@ def test_extreme_distributions_have_finite_values_and_gradients(
         student.grad = None
 
 
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("top_k", [2, 5, 8, None])
+def test_tokens_that_a_model_rules_out_change_nothing(alpha: float, top_k: int | None) -> None:
+    """Logits of -inf at the end, as for a padded vocabulary, against the reference on the real vocabulary."""
+    ruled_out = torch.full((4, 4), -math.inf, dtype=torch.float64)
+    real = random_logits(21, 4, 7).requires_grad_()
+    teacher = random_logits(22, 4, 7)
+    student = torch.cat([real.detach(), ruled_out], -1).requires_grad_()
+    wide = torch.cat([teacher, ruled_out], -1)
+    if top_k is None:
+        found = generalised_divergence(student.log_softmax(-1), wide.log_softmax(-1), alpha)
+    else:
+        found = cut_divergence(student, wide, top_k, alpha)
+    expected = [reference.divergence(*reference.buckets(real[i], teacher[i], top_k), alpha) for i in range(4)]
+    assert found.tolist() == pytest.approx([value.item() for value in expected], abs=1e-12)
+    (of_real,) = torch.autograd.grad(sum(expected), real)
+    (of_wide,) = torch.autograd.grad(found.sum(), student)
+    assert torch.allclose(of_wide[:, :7], of_real, atol=1e-12)
+    assert of_wide[:, 7:].abs().max() < 1e-300
+
+
+def test_entropy_and_logprobs_of_a_distribution_that_rules_tokens_out() -> None:
+    real, targets = random_logits(23), torch.tensor([0, 3, 10, 5])
+    for floor in (-math.inf, torch.finfo(torch.float64).min):
+        wide = torch.cat([real, torch.full((4, 5), floor, dtype=torch.float64)], -1).requires_grad_()
+        cut = cut_student(wide, targets, 3)
+        for row in range(4):
+            assert cut.entropy[row].item() == pytest.approx(reference.entropy(real[row]).item(), abs=1e-12)
+            assert cut.logprobs[row].item() == pytest.approx(reference.log_softmax(real[row])[targets[row]].item())
+        assert entropy_nats(wide).tolist() == pytest.approx(cut.entropy.tolist(), abs=1e-12)
+    assert entropy_nats(torch.tensor([-math.inf, 0.0])).item() == 0.0
+    assert math.isnan(entropy_nats(torch.tensor([math.nan, 0.0])).item())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_probability_on_one_side_alone_stays_finite(alpha: float, dtype: torch.dtype) -> None:
+    """The divergence of an end is infinite there; Jensen-Shannon's is the reference's."""
+    p, q = [1.0, 0.5, -math.inf, 0.0], [-math.inf, 0.5, 1.0, 0.0]
+    for top_k in (1, 2, 3, None):
+        student = torch.tensor([p], dtype=dtype, requires_grad=True)
+        teacher = torch.tensor([q], dtype=dtype)
+        if top_k is None:
+            value = generalised_divergence(student.log_softmax(-1), teacher.log_softmax(-1), alpha)
+        else:
+            value = cut_divergence(student, teacher, top_k, alpha)
+        (gradient,) = torch.autograd.grad(value.sum(), student)
+        assert torch.isfinite(value).all()
+        assert torch.isfinite(gradient).all()
+        assert gradient.sum().item() == pytest.approx(0.0, abs=1e-5 * float(gradient.abs().max()))
+        if 0.0 < alpha < 1.0 and top_k is None:
+            both = [torch.tensor(row, dtype=torch.float64).softmax(-1).tolist() for row in (p, q)]
+            expected = sum(
+                (1 - alpha) * (a * math.log(a / ((1 - alpha) * a + alpha * b)) if a else 0.0)
+                + alpha * (b * math.log(b / ((1 - alpha) * a + alpha * b)) if b else 0.0)
+                for a, b in zip(*both, strict=True)
+            )
+            assert value.item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_tail_below_rounding_keeps_its_value() -> None:
     logits = torch.tensor([[40.0, 0.0, 0.0]])
     buckets = cut_student(logits, torch.tensor([0]), 1).buckets

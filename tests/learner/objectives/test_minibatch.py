@@ -14,7 +14,7 @@ from services.learner.minibatch import old_logprobs, run_minibatch, step_metrics
 from services.learner.objectives.finite import NonFiniteError
 from services.learner.sequence import TrainSequence
 from tests.learner.objectives import reference
-from tests.learner.objectives.builders import PlainEngine, random_sequences, run_config
+from tests.learner.objectives.builders import VOCABULARY, PlainEngine, random_sequences, run_config
 
 OBJECTIVES = {
     "srpo": {"name": "srpo", "top_k": 5},
@@ -52,6 +52,56 @@ def close(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], toleran
     assert scale > 0
     for name, value in right.items():
         assert float((left[name] - value).abs().max()) <= tolerance * scale, name
+
+
+class Head(torch.nn.Linear):
+    """Of a vocabulary with six more rows than there are tokens, as models have whose vocabulary is padded."""
+
+    rules_out = True
+    """The padding gets logits of -inf. Else it has none."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits = super().forward(hidden)
+        if not self.rules_out:
+            return logits[..., :VOCABULARY]
+        return logits.masked_fill(torch.arange(logits.shape[-1]) >= VOCABULARY, -math.inf)
+
+
+def padded_engine() -> PlainEngine:
+    engine = PlainEngine(torch.float64)
+    for seed, model in enumerate((engine.student, engine.teacher, engine.reference)):
+        assert model is not None
+        torch.manual_seed(seed)
+        head = Head(model.config.hidden_size, VOCABULARY + 6, bias=False, dtype=torch.float64)
+        torch.nn.init.normal_(head.weight, std=0.4)
+        model.lm_head = head
+        model.config.vocab_size = VOCABULARY + 6
+    return engine
+
+
+@pytest.mark.parametrize("case", [*OBJECTIVES, "more-chosen-than-tokens"])
+def test_a_vocabulary_whose_padding_is_ruled_out_trains_as_one_without_padding(case: str) -> None:
+    objective = OBJECTIVES.get(case, {"name": "srpo", "top_k": VOCABULARY + 3})
+    config = run_config(tokens_per_microbatch=20, **objective)
+    sequences = sequences_for(config.objective.name)
+    engine = padded_engine()
+    old = shifted(old_logprobs(engine, sequences, config))
+    heads = [model.lm_head for model in (engine.student, engine.teacher, engine.reference)]
+    for head in heads:
+        head.rules_out = False
+    expected, _ = reference.minibatch_loss(engine.student, engine.teacher, sequences, old, config, engine.reference)
+    expected.backward()
+    gradients = {name: value.grad.clone() for name, value in engine.student.named_parameters()}
+    engine.student.zero_grad()
+    for head in heads:
+        head.rules_out = True
+
+    report = run_minibatch(engine, sequences, old, config)
+
+    assert report.loss == pytest.approx(expected.item(), rel=1e-6)
+    close(engine.gradients, gradients, 1e-6)
+    assert all(math.isfinite(value) for value in report.sums.values())
+    assert report.sums["policy_entropy_sum"] > 0
 
 
 @pytest.mark.parametrize("moved", [False, True], ids=["first-update", "later-update"])

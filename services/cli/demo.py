@@ -12,6 +12,7 @@ from pathlib import Path
 
 from services.cli.client import Client
 from services.cli.exits import EXIT_INTERRUPTED, EXIT_OK
+from services.cli.home import private_files
 from services.cli.interrupts import Interrupts
 from services.cli.launcher import TICK_SECONDS, Deployment
 from services.cli.models import Run
@@ -191,7 +192,8 @@ class Demo:
             return EXIT_INTERRUPTED
         assert run is not None
         data = collect(client, run.id)
-        folder = write_report(data, self.home / "runs" / run.id / "report")
+        with private_files():
+            folder = write_report(data, self.home / "runs" / run.id / "report")
         self.say(headline(data))
         if run.reason:
             self.say(run.reason)

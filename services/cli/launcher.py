@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from services.cli.exits import EXIT_OK
 from services.cli.heartbeats import Heartbeats
+from services.cli.home import private
 from services.cli.interrupts import Interrupts
 from services.cli.plan import Plan, check_plan, make_plan
 from services.cli.processes import HomeState, alive, end_home, read_state
@@ -127,7 +128,7 @@ def up_detached(
     command = [sys.executable, "-m", "services.cli.main", "up", "--home", str(plan.home), "--api-port"]
     command += [plan.api_url.rsplit(":", 1)[1], "--rollout-servers", str(num_rollout_servers)]
     command += ["--verifiers", str(num_verifiers)]
-    with log.open("wb") as file:
+    with open(log, "wb", opener=private) as file:
         process = subprocess.Popen(
             command,
             env=os.environ | {"PYTHONUNBUFFERED": "1"},

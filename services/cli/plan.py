@@ -14,8 +14,12 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from services.cli.home import make_private
 from services.cli.processes import LAUNCH_VARIABLE, alive, read_state
+from services.cli.queue_server import url_for
 from services.contracts.errors import ConfigurationError, ConflictError, UnavailableError
+from services.contracts.queue_users import OPERATOR
+from services.runtime.secret_files import SERVICE_TOKEN, read_or_make
 
 MIN_FREE_BYTES = 1 << 30
 SMALL_MACHINE_CORES = 8
@@ -29,7 +33,11 @@ class Child:
     instance: str
     command: list[str]
     environment: dict[str, str]
-    """Added to the launcher's own."""
+    """Added to what it inherits of the launcher's."""
+
+    @property
+    def service(self) -> str:
+        return self.instance.rpartition("-")[0] or self.instance
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,7 @@ class Plan:
     """Where services run: relative paths of run files start here."""
     api_url: str
     redis_url: str
+    """As the operator, who may do everything."""
     redis_port: int | None
     """Port of our own queue server; None where TURNOUT_REDIS_URL names one."""
     children: list[Child] = field(default_factory=list)
@@ -70,11 +79,15 @@ def make_plan(home: Path, *, num_rollout_servers: int, num_verifiers: int, api_p
     launch = secrets.token_hex(16)
     given = os.environ.get("TURNOUT_REDIS_URL", "")
     redis_port = None if given else free_port()
-    redis_url = given or f"redis://127.0.0.1:{redis_port}/0"
     host = os.environ.get("TURNOUT_HOST", "127.0.0.1")
     port = api_port or free_port()
     shown = f"[{host}]" if ":" in host else "127.0.0.1" if host == "0.0.0.0" else host
-    common = _common_environment(home, launch, redis_url)
+    common = _common_environment(home, launch)
+    token = os.environ.get("TURNOUT_SERVICE_TOKEN") or read_or_make(home, SERVICE_TOKEN)
+
+    def queue_url(user: str) -> str:
+        return given or url_for(home, redis_port or 0, user)
+
     instances = [("api", "api-0"), ("verifier", "verifier-{}"), ("rollout", "rollout-{}"), ("learner", "learner-0")]
     counts = {"verifier": num_verifiers, "rollout": num_rollout_servers}
     children = []
@@ -82,18 +95,19 @@ def make_plan(home: Path, *, num_rollout_servers: int, num_verifiers: int, api_p
         for index in range(counts.get(service, 1)):
             instance = name.format(index)
             own = {"TURNOUT_INSTANCE": instance, "TURNOUT_PORT": str(port if service == "api" else 0)}
+            own |= {"TURNOUT_REDIS_URL": queue_url(service), "TURNOUT_SERVICE_TOKEN": token}
             command = [sys.executable, "-m", f"services.{service}"]
             children.append(Child(instance, command, common | own))
-    return Plan(home, launch, working_folder(), f"http://{shown}:{port}", redis_url, redis_port, children)
+    api_url = f"http://{shown}:{port}"
+    return Plan(home, launch, working_folder(), api_url, queue_url(OPERATOR), redis_port, children)
 
 
-def _common_environment(home: Path, launch: str, redis_url: str) -> dict[str, str]:
+def _common_environment(home: Path, launch: str) -> dict[str, str]:
     # Who starts services by hand means the files of the folder that they stand in, too.
     roots = os.environ.get("TURNOUT_ROOTS") or ":".join(dict.fromkeys(map(str, (working_folder(), home, Path.cwd()))))
     environment = {
         "TURNOUT_HOME": str(home),
         "TURNOUT_ROOTS": roots,
-        "TURNOUT_REDIS_URL": redis_url,
         LAUNCH_VARIABLE: launch,
         "PYTHONUNBUFFERED": "1",
     }
@@ -112,7 +126,8 @@ def check_plan(plan: Plan) -> None:
         ConfigurationError: the home cannot be written.
     """
     try:
-        plan.logs.mkdir(parents=True, exist_ok=True)
+        plan.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(plan.home)
         probe = plan.home / ".probe"
         probe.write_text("")
         probe.unlink()

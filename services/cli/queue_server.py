@@ -10,13 +10,17 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from services.contracts.errors import UnavailableError, without_password
+from services.contracts.errors import BAD_URL, UnavailableError, without_password
+from services.contracts.queue_users import USERS, acl_file
+from services.runtime.secret_files import queue_password, read_or_make
+from services.runtime.weight_store import write_atomically
 
 INSTANCE = "valkey"
 
 CONFIGURATION = """\
 bind 127.0.0.1
 protected-mode yes
+aclfile "{folder}/users.acl"
 port {port}
 dir "{folder}"
 daemonize no
@@ -56,12 +60,19 @@ def find_binary() -> Path:
 
 
 def write_configuration(home: Path, port: int) -> list[str]:
-    """Write the configuration under `<home>/queue` and return the command that starts the server."""
+    """Write configuration and users under `<home>/queue` and return the command that starts the server."""
     folder = home / "queue"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    passwords = {user: read_or_make(home, queue_password(user)) for user in USERS}
+    write_atomically(folder / "users.acl", acl_file(passwords).encode(), mode=0o600)
     path = folder / "valkey.conf"
-    path.write_text(CONFIGURATION.format(port=port, folder=folder))
+    write_atomically(path, CONFIGURATION.format(port=port, folder=folder).encode(), mode=0o600)
     return [str(find_binary()), str(path)]
+
+
+def url_for(home: Path, port: int, user: str) -> str:
+    """URL by which a user reaches the home's server, password included."""
+    return f"redis://{user}:{read_or_make(home, queue_password(user))}@127.0.0.1:{port}/0"
 
 
 def answers(url: str) -> str:
@@ -71,7 +82,9 @@ def answers(url: str) -> str:
     try:
         with redis.Redis.from_url(url, socket_connect_timeout=2, socket_timeout=2) as client:
             client.ping()
-    except (redis.RedisError, OSError, ValueError) as error:
+    except ValueError:
+        return BAD_URL
+    except (redis.RedisError, OSError) as error:
         return str(error) or type(error).__name__
     return ""
 

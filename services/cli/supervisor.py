@@ -18,6 +18,8 @@ from typing import IO, Any
 
 import psutil
 
+from services.cli.environment import inherited
+from services.cli.home import OTHERS, private
 from services.cli.plan import Child, Plan, check_plan
 from services.cli.processes import HomeState, alive, end, record_of, remove_state, write_state
 from services.cli.queue_server import INSTANCE as VALKEY
@@ -135,12 +137,13 @@ class Supervisor:
 
     def _spawn(self, running: Running) -> None:
         _rotate(running.log)
-        with running.log.open("ab") as log:
+        with open(running.log, "ab", opener=private) as log:
             running.log_offset = log.tell()
             running.process = subprocess.Popen(
                 running.child.command,
                 cwd=self.plan.working_folder,
-                env=os.environ | running.child.environment,
+                env=inherited(os.environ, running.child.service) | running.child.environment,
+                umask=OTHERS,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -254,7 +257,7 @@ def _kill_group(pid: int) -> None:
 
 def _take_lock(home: Path) -> IO[Any]:
     """An exclusive lock on the home for as long as the returned file is open."""
-    file = (home / "lock").open("w")
+    file = os.fdopen(private(home / "lock", os.O_WRONLY | os.O_CREAT), "w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

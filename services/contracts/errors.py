@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class TurnoutError(Exception):
     """A fault that we name. `str()` gives the sentence and the remedy; `status` is the API's HTTP status."""
@@ -69,8 +71,14 @@ def check_secret(name: str, secret: str) -> None:
         )
 
 
+BAD_URL = "the URL cannot be read (in passwords, write / : @ ? # as %2F %3A %40 %3F %23)"
+"""In place of what libraries say, which quotes parts of a password."""
+_PASSWORD_FIELD = re.compile(r"(?i)([?&](?:password|username)=)[^&#]*")
+
+
 def without_password(url: str) -> str:
     """A server's URL as it may be shown in errors and logs."""
+    url = _PASSWORD_FIELD.sub(r"\1***", url)
     head, separator, tail = url.rpartition("@")
     if not separator:
         return url

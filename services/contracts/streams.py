@@ -18,6 +18,8 @@
 | `turnout:roll-call` | string, expires: whether writes are taken | API | nobody |
 | `turnout:assignment:<instance>` | string: a run id | API | that service |
 
+What each service may do with them, `queue_users` says: a new key, or another command on one, needs a rule there.
+
 The run id in braces is a Redis Cluster hash tag: all keys of one run live on one node, so a message can be published
 and its predecessor acknowledged in one transaction.
 """

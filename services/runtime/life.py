@@ -27,10 +27,11 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
-from services.contracts.errors import TurnoutError, UnavailableError, without_password
+from services.contracts.errors import BAD_URL, ConfigurationError, TurnoutError, UnavailableError, without_password
 from services.contracts.services import ServiceKind
+from services.runtime import secret_files
 from services.runtime.access import is_service, unauthorized
 from services.runtime.connection import connect
 from services.runtime.http_server import http_server, raise_descriptor_limit
@@ -59,8 +60,11 @@ def run_service(
 ) -> None:
     """Run one service until a signal or a fault; exits the process. `check` raises `TurnoutError` where the machine
     lacks something."""
+    os.umask(0o077)  # weights, checkpoints and databases are nobody else's
     try:
         settings = load_settings()
+        if not settings.service_token:
+            settings.service_token = secret_files.read(settings.home, secret_files.SERVICE_TOKEN)
         if check is not None:
             check()
         configure_logs(settings, kind)
@@ -88,6 +92,7 @@ async def _run(kind: ServiceKind, settings: Settings, loops: Callable[[Service],
     port = listener.getsockname()[1]
     url = settings.advertise_url or f"http://{settings.host}:{port}"
     presence = Presence(redis, kind, settings.instance_name(kind), url)
+    await announce(presence)
     service = Service(settings, redis, presence, make_app(presence, settings))
     server = http_server(service.app)
     stop = asyncio.Event()
@@ -134,10 +139,26 @@ async def check_redis(url: str) -> None:
         async with Redis.from_url(url, retry=Retry(NoBackoff(), retries=1), socket_connect_timeout=3) as redis:
             await redis.ping()
     except (RedisError, OSError, ValueError) as error:
+        reason = BAD_URL if isinstance(error, ValueError) else str(error).rstrip(".")
         raise UnavailableError(
-            f"No Redis or Valkey server answers at {without_password(url)}: {str(error).rstrip('.')}.",
+            f"No Redis or Valkey server answers at {without_password(url)}: {reason}.",
             remedy="Start one (`turnout up` brings its own) or set TURNOUT_REDIS_URL.",
         ) from error
+
+
+async def announce(presence: Presence) -> None:
+    """The first heartbeat. Raises `ConfigurationError` where the queue server's user may not write it; other faults are
+    left to the next one."""
+    try:
+        await presence.publish()
+    except NoPermissionError as error:
+        raise ConfigurationError(
+            f"The queue server refuses the heartbeat of {presence.instance}: {error}.",
+            remedy=f"TURNOUT_REDIS_URL must name the user {presence.kind}, and TURNOUT_INSTANCE begin with that word.",
+            field="TURNOUT_INSTANCE",
+        ) from error
+    except RedisError as error:
+        log.warning("heartbeat failed", error=str(error))
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -45,7 +45,8 @@ class Settings(BaseSettings):
     """Folders that models and data files of runs may lie in, separated by colons, links followed; empty: the API's
     working folder and `home`."""
     service_token: str = Field(default="", repr=False)
-    """Token that services send each other. Needed to listen beyond loopback."""
+    """Token that services send each other. Needed to listen beyond loopback; empty: the one that `turnout up` made in
+    the home, if it did."""
     stall_seconds: float = Field(default=60.0, gt=0)
     """A service that waits longer than this for one thing is reported as stalled."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -36,6 +36,16 @@ def test_what_is_missing_fails_with_a_remedy(
     assert "secret" not in out
 
 
+@pytest.mark.parametrize("url", ["redis://me:se/cret@127.0.0.1:9/0", "redis://127.0.0.1:9/0?password=se/cret"])
+def test_no_part_of_a_password_is_shown(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libraries quote what they take for the port of a URL that they cannot read."""
+    monkeypatch.setenv("TURNOUT_REDIS_URL", url)
+    [finding] = doctor.check_queue_server(tmp_path)
+    assert finding.status == "fail"
+    assert "cret" not in repr(finding)
+    assert "'se" not in repr(finding)
+
+
 def test_a_full_disk_and_little_memory_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "GIB", 2**60)
     verdicts = {finding.check: finding.status for finding in [*doctor.check_disk(tmp_path), *doctor.check_memory()]}

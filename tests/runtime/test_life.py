@@ -90,6 +90,10 @@ async def test_a_loop_that_fails_ends_the_process_with_its_reason(valkey_url: st
     ("environment", "words"),
     [
         ({"TURNOUT_REDIS_URL": "redis://127.0.0.1:1/0"}, ["No Redis or Valkey server answers", "turnout up"]),
+        (
+            {"TURNOUT_REDIS_URL": "redis://me:se/cret@127.0.0.1:1/0"},
+            ["***@127.0.0.1:1/0: the URL cannot be read"],
+        ),
         ({"TURNOUT_PORT": "99999"}, ["TURNOUT_PORT is '99999'", "less than or equal to 65535"]),
         ({"TURNOUT_HOST": "0.0.0.0"}, ["TURNOUT_SERVICE_TOKEN is not set", "long random text"]),
     ],

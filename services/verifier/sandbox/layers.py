@@ -96,6 +96,10 @@ class Layers:
             )
 
 
+UMASK = 0o022
+"""Of every zygote: with the verifier's own, programs, which are another user, could not enter their root folder."""
+
+
 def zygote_command(python: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
     """Command line and whole environment of a zygote: no site packages, no .pth files, fixed hashes."""
     root = Path(__file__).resolve().parents[3]
@@ -108,7 +112,9 @@ def probe(python: str = sys.executable) -> Layers:
     """The layers of this machine; takes about 0.2 s, once a process. Raises `TurnoutError` where the probe dies."""
     command, environment = zygote_command(python, "--probe")
     try:
-        done = subprocess.run(command, env=environment, cwd="/", capture_output=True, timeout=60, check=True)
+        done = subprocess.run(
+            command, env=environment, cwd="/", umask=UMASK, capture_output=True, timeout=60, check=True
+        )
         return Layers(**json.loads(done.stdout))
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         said = getattr(error, "stderr", None) or b""

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterator
 
 from services.verifier.sandbox import wire
-from services.verifier.sandbox.layers import zygote_command
+from services.verifier.sandbox.layers import UMASK, zygote_command
 from services.verifier.sandbox.results import Program, Result, classify
 
 _START_SECONDS = 60.0
@@ -53,6 +53,7 @@ class Zygote:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
+                umask=UMASK,
                 start_new_session=True,
             )
         finally:

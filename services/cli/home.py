@@ -1,0 +1,65 @@
+"""Whose a home is: its owner's alone, and nobody else's on the machine."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from services.contracts.errors import ConfigurationError
+from services.runtime.secret_files import FOLDER as SECRETS
+
+OTHERS = 0o077
+OURS = ("logs", "queue", "runs", SECRETS, "lock", "processes.json", "turnout.db")
+"""What a launcher or a service puts into a home; the last also with endings."""
+
+
+@contextmanager
+def private_files() -> Iterator[None]:
+    """What this process creates meanwhile is its user's alone."""
+    before = os.umask(OTHERS)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def private(path: str | Path, flags: int) -> int:
+    """An opener for `open`: a file that it creates is its user's alone."""
+    return os.open(path, flags, 0o600)
+
+
+def make_private(home: Path) -> None:
+    """Take others' rights from an existing home: from its content, and from the folder itself unless it holds foreign
+    things too (a checkout, say, whose interpreter the sandbox's users must read). Links are not followed.
+
+    Raises:
+        ConfigurationError: something of it belongs to another user and cannot be changed.
+    """
+    entries = list(os.scandir(home))
+    ours = [entry for entry in entries if entry.name.startswith(OURS)]
+    try:
+        for entry in ours:
+            _tighten(entry.path)
+            if entry.is_dir(follow_symlinks=False):
+                for folder, names, files in os.walk(entry.path):
+                    for name in (*names, *files):
+                        _tighten(os.path.join(folder, name))
+        if len(ours) == len(entries):
+            _tighten(home)
+    except PermissionError as error:
+        raise ConfigurationError(
+            f"{error.filename} belongs to another user but lies in the home {home}.",
+            remedy=f"Give it to this user (chown -R {os.geteuid()} {home}), or choose another --home.",
+        ) from error
+
+
+def _tighten(path: str | Path) -> None:
+    try:
+        mode = os.lstat(path).st_mode
+        if mode & OTHERS and not stat.S_ISLNK(mode):
+            os.chmod(path, stat.S_IMODE(mode) & ~OTHERS)
+    except FileNotFoundError:
+        pass  # deleted meanwhile

@@ -7,7 +7,7 @@ export TURNOUT_VENV := $(VENV)
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install install-gpu install-dev demo up down doctor test chaos bench docs locks clean
-.PHONY: check check-python check-types check-borders check-generated
+.PHONY: check check-python check-types check-borders check-page check-generated
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -33,7 +33,7 @@ down:  ## Stop what `make up` started
 doctor: install  ## Say what this machine lacks
 	@$(BIN)/turnout doctor
 
-check: check-python check-types check-borders check-generated  ## All checks below
+check: check-python check-types check-borders check-page check-generated  ## All checks below
 
 check-python: install-dev  ## Format and lint of Python
 	$(BIN)/ruff format --check .
@@ -44,6 +44,11 @@ check-types: install-dev  ## Types
 
 check-borders: install-dev  ## Which package may import which
 	$(BIN)/lint-imports
+
+check-page: install-dev  ## Types, format and lint of the page's scripts
+	@[ -x node_modules/.bin/tsc ] || { echo "check-page needs Node.js and npm (Debian: nodejs npm). Install them and run make check-page again." >&2; exit 1; }
+	node_modules/.bin/tsc
+	node_modules/.bin/biome check --error-on-warnings
 
 check-generated: install-dev  ## Generated pages and dashboards are up to date
 	$(BIN)/python docs/make_configuration.py --check
@@ -65,4 +70,4 @@ locks: install-dev  ## Rewrite the lock files from pyproject.toml
 	deploy/requirements/compile.sh
 
 clean:  ## Remove the environment and caches; runs in .turnout stay
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) node_modules .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -9,6 +9,24 @@ venv=${TURNOUT_VENV:-.venv}
 fail() { printf 'install: %s\n' "$*" >&2; exit 1; }
 
 [ -f "$lock" ] || fail "there is no profile '$profile'; choose cpu, gpu or dev."
+# The checks of the page's scripts run on Node.js. Debian's packages are installed if this is root; anyone else can do
+# everything but those checks without them.
+page_tools() {
+  [ package-lock.json -nt node_modules/.package-lock.json ] || return 0
+  if ! command -v npm >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    wait_for_lock=(-qq -o DPkg::Lock::Timeout=300)
+    DEBIAN_FRONTEND=noninteractive sh -c 'apt-get update "$@"; apt-get install -y --no-install-recommends "$@" nodejs npm' \
+      - "${wait_for_lock[@]}" >/dev/null || true
+  fi
+  if ! command -v npm >/dev/null; then
+    printf 'install: npm is not installed, so make check-page will not work (Debian: nodejs and npm).\n' >&2
+    return 0
+  fi
+  npm ci --silent || fail "the packages in package-lock.json could not be installed; the lines above say why."
+  touch node_modules/.package-lock.json
+}
+if [ "$profile" = dev ]; then page_tools; fi
+
 stamp_of() { cat deploy/requirements/"$1".lock deploy/requirements/overrides.txt pyproject.toml deploy/install.sh | sha256sum | cut -c1-16; }
 stamp=$venv/.turnout-$profile
 is_done() { [ -f "$venv/.turnout-$1" ] && [ "$(cat "$venv/.turnout-$1")" = "$(stamp_of "$1")" ]; }

@@ -128,7 +128,7 @@ export function runPath(id) {
  */
 export async function stepsAfter(id, after, signal) {
   const items = [];
-  for (let next = after; next !== null;) {
+  for (let next = after; next !== null; ) {
     const page = await call(`${runPath(id)}/steps?after=${next}&limit=2000`, { signal });
     items.push(...page.items);
     next = page.next_after;

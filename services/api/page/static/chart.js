@@ -63,7 +63,7 @@ function trace(series, index, axes) {
   made.line = { color: ink, width: series.width ?? 1.8, dash: series.dash ?? 'solid' };
   made.marker = { color: ink, size: 7, symbol: series.symbol ?? 'circle' };
   if (kind === 'area')
-    Object.assign(made, { stackgroup: 'one', fillcolor: ink + 'b0', line: { color: ink, width: 1 } });
+    Object.assign(made, { stackgroup: 'one', fillcolor: `${ink}b0`, line: { color: ink, width: 1 } });
   return made;
 }
 
@@ -163,7 +163,7 @@ export class Chart {
         CONFIG,
       );
       this.empty.hidden = true;
-    } catch (error) {
+    } catch {
       this.empty.hidden = false;
       say(this.empty, 'The chart library did not load; trying again.');
       setTimeout(() => {

@@ -73,12 +73,7 @@ export function openFork(run, checkpoints, from) {
         `. Steps go on counting: this run asks for ${run.num_steps}.`,
       ),
       problem,
-      h(
-        'div',
-        { class: 'actions' },
-        h('button', { type: 'button', onclick: () => dialog.close() }, 'Cancel'),
-        send,
-      ),
+      h('div', { class: 'actions' }, h('button', { type: 'button', onclick: () => dialog.close() }, 'Cancel'), send),
     ),
   );
   document.body.append(dialog);
@@ -97,17 +92,21 @@ export function changesOf(text) {
     const [path, ...rest] = line.split('=');
     const names = path.trim().split('.');
     if (!rest.length || names.some((name) => !name)) {
-      throw { title: 'Not a setting', message: `“${line}” is not of the form field=value.`, remedy: 'Correct the line.' };
+      throw {
+        title: 'Not a setting',
+        message: `“${line}” is not of the form field=value.`,
+        remedy: 'Correct the line.',
+      };
     }
     let place = changes;
     for (const name of names.slice(0, -1)) place = place[name] ??= {};
-    place[/** @type {string} */ (names.at(-1))] = valueOf(rest.join('=').trim());
+    place[/** @type {string} */ (names.at(-1))] = parsedOrText(rest.join('=').trim());
   }
   return changes;
 }
 
 /** @param {string} text */
-function valueOf(text) {
+function parsedOrText(text) {
   try {
     return JSON.parse(text);
   } catch {

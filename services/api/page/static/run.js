@@ -73,7 +73,9 @@ export async function runView(box, { path }, signal) {
     view.charts,
     panels.map((panel) => panel.chart.element),
   );
-  signal.addEventListener('abort', () => panels.forEach((panel) => panel.chart.close()));
+  signal.addEventListener('abort', () => {
+    for (const panel of panels) panel.chart.close();
+  });
 
   const onproblem = (/** @type {any} */ problem) => fill(view.problem, problemBox(problem));
   let shown = run;

@@ -28,7 +28,7 @@ function line(steps, metric, name, style = {}) {
  * @param {Partial<Series>} style
  */
 function taught(steps, metric, name, style) {
-  const read = steps.map((s) => (s.metrics.routing_ratio_sdpo ? s.metrics[metric] ?? null : null));
+  const read = steps.map((s) => (s.metrics.routing_ratio_sdpo ? (s.metrics[metric] ?? null) : null));
   return { ...line(steps, metric, name, style), y: read };
 }
 

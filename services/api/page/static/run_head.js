@@ -34,7 +34,11 @@ export function showHead(head, run, pace, { canFork, onfork, onchanged, onproble
           buttons(run, onchanged, onproblem),
           canFork ? h('button', { type: 'button', onclick: onfork }, 'Fork …') : null,
           h('a', { class: 'button', href: `#/runs/${id}/samples` }, 'Samples'),
-          h('a', { class: 'button', href: `#/compare?runs=${[run.id, parent].filter(Boolean).map(encodeURIComponent)}` }, 'Compare'),
+          h(
+            'a',
+            { class: 'button', href: `#/compare?runs=${[run.id, parent].filter(Boolean).map(encodeURIComponent)}` },
+            'Compare',
+          ),
           deleteButton(run, onproblem),
         ),
       ),
@@ -71,7 +75,8 @@ export function showHead(head, run, pace, { canFork, onfork, onchanged, onproble
   const end = hasEnded(run.state) ? run.finished_at : Date.now() / 1000;
   const parts = [`step ${run.step} of ${run.num_steps}`, run.objective];
   if (run.started_at) parts.push(`${hasEnded(run.state) ? 'took' : 'for'} ${duration(end - run.started_at)}`);
-  if (pace !== undefined && run.state === 'running') parts.push(`about ${duration(pace * (run.num_steps - run.step))} left`);
+  if (pace !== undefined && run.state === 'running')
+    parts.push(`about ${duration(pace * (run.num_steps - run.step))} left`);
   fill(/** @type {Element} */ (head.querySelector('.run-steps')), parts.join(' · '));
 }
 

@@ -106,7 +106,8 @@ export function showServices(box, services, run, published) {
       'Services',
       ['Service', 'State', 'Weights', 'Waits for', 'Tokens'],
       mine.map((s) => {
-        const behind = s.kind === 'rollout' && s.run_id === run.id && s.weight_version !== null ? published - s.weight_version : 0;
+        const behind =
+          s.kind === 'rollout' && s.run_id === run.id && s.weight_version !== null ? published - s.weight_version : 0;
         const waits = s.waiting_for
           ? `${s.waiting_for} (${duration(s.at - (s.waiting_since ?? s.at))})`
           : s.state === 'ready'
@@ -143,18 +144,33 @@ export function showCheckpoints(box, checkpoints, onfork) {
           ['Step', 'Written', 'Size', ''],
           shown.map((one) => [
             one.step,
-            h('time', { datetime: new Date(one.at * 1000).toISOString() }, `${ago(one.at)}, in ${duration(one.seconds)}`),
+            h(
+              'time',
+              { datetime: new Date(one.at * 1000).toISOString() },
+              `${ago(one.at)}, in ${duration(one.seconds)}`,
+            ),
             size(one.bytes),
             h(
               'button',
-              { type: 'button', class: 'small', 'aria-label': `Fork from step ${one.step}`, onclick: () => onfork(one.step) },
+              {
+                type: 'button',
+                class: 'small',
+                'aria-label': `Fork from step ${one.step}`,
+                onclick: () => onfork(one.step),
+              },
               'Fork …',
             ),
           ]),
           [0, 2],
         )
       : h('p', { class: 'muted' }, 'No checkpoint on disk yet. A run can be forked from its checkpoints.'),
-    gone ? h('p', { class: 'muted' }, `${gone} older ${gone === 1 ? 'one was' : 'ones were'} removed, as checkpoint.keep_last and keep_best ask.`) : null,
+    gone
+      ? h(
+          'p',
+          { class: 'muted' },
+          `${gone} older ${gone === 1 ? 'one was' : 'ones were'} removed, as checkpoint.keep_last and keep_best ask.`,
+        )
+      : null,
   );
 }
 

@@ -5,7 +5,7 @@ import { call, runPath } from './api.js';
 import { poll } from './connection.js';
 import { choice, fill, h, heading, notice } from './dom.js';
 import { fixed, percent } from './format.js';
-import { QUANTITIES, legend, rangeOf, tokenText } from './tokens.js';
+import { legend, QUANTITIES, rangeOf, tokenText } from './tokens.js';
 
 const LIMIT = 20;
 

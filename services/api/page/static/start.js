@@ -1,7 +1,7 @@
 // Start a run from a run file: a shipped one, or one's own text. The API checks every field.
 // @ts-check
 import { problemBox } from './actions.js';
-import { Problem, call, requestKey } from './api.js';
+import { call, Problem, requestKey } from './api.js';
 import { poll } from './connection.js';
 import { announce, choice, fill, h, heading } from './dom.js';
 

@@ -35,7 +35,7 @@ export async function follow(runId, signal, onevents, onrefused) {
         lastId = id || lastId;
         onevents(events);
       });
-    } catch (error) {
+    } catch {
       if (signal.aborted) return;
     }
     failures += 1;

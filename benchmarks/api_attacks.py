@@ -46,6 +46,8 @@ class Target:
     process: psutil.Process
     reader: str
     """A key with the role read, which the attackers hold."""
+    operator: str
+    """One with the role operate, likewise."""
 
     def ask(self, path: str, *headers: str, key: str = "", method: str = "GET") -> bytes:
         """The head of a request."""
@@ -171,8 +173,10 @@ async def floods(target: Target, stack: contextlib.AsyncExitStack) -> str:
 
 async def half_sent(target: Target, stack: contextlib.AsyncExitStack) -> str:
     """1,100 requests with a key whose bodies never come."""
-    head = target.ask("/v1/runs", "Content-Type: application/json", "Content-Length: 1000", key=KEY, method="POST")
-    await hold(target, stack, 1100, head + b"{", 1 / 75)  # the probe has the same key, and its limit
+    head = target.ask(
+        "/v1/runs", "Content-Type: application/json", "Content-Length: 1000", key=target.operator, method="POST"
+    )
+    await hold(target, stack, 1100, head + b"{", 1 / 90)
     return ""
 
 
@@ -187,7 +191,7 @@ async def unknown_fields(target: Target, stack: contextlib.AsyncExitStack) -> st
     """One body of a megabyte a second, all unknown fields, with a key that may operate."""
     body = json.dumps({f"training_{number:06}": 1 for number in range(47_000)}).encode()
     head = target.ask(
-        "/v1/runs", f"Content-Length: {len(body)}", "Content-Type: application/json", key=KEY, method="POST"
+        "/v1/runs", f"Content-Length: {len(body)}", "Content-Type: application/json", key=target.operator, method="POST"
     )
 
     async def send() -> None:
@@ -211,7 +215,7 @@ async def large_run_files(target: Target, stack: contextlib.AsyncExitStack) -> s
         "/v1/run-files/check",
         f"Content-Length: {len(body)}",
         "Content-Type: application/json",
-        key=KEY,
+        key=target.operator,
         method="POST",
     )
 
@@ -279,9 +283,10 @@ async def attacked(folder: Path) -> AsyncIterator[Target]:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers, transport=transport) as api:
             while (await api.get("/readyz")).status_code != 200:
                 await asyncio.sleep(0.1)
-            key = (await api.post("/v1/keys", json={"name": "attacker", "role": "read"})).json()["key"]
+            asked = [await api.post("/v1/keys", json={"name": "attacker", "role": r}) for r in ("read", "operate")]
+            reader, operator = (answer.json()["key"] for answer in asked)
             await asyncio.to_thread(fill, folder / "home" / "turnout.db")
-            yield Target(port, psutil.Process(pid), key)
+            yield Target(port, psutil.Process(pid), reader, operator)
 
 
 def fill(path: Path) -> None:

@@ -70,6 +70,8 @@ class Answers:
                 if start["status"] == 200 and len(body) <= MAX_BYTES:
                     return
                 passing = True
+                future.set_result(None)  # others need not wait until this client has read it all
+                answers.pop(key, None)
                 await send(start)
                 message = {**message, "body": body}
             await send(message)
@@ -79,7 +81,8 @@ class Answers:
             await self.app(scope, receive, collect)
             answer = None if passing or not start else Answer(start, body)
         finally:
-            future.set_result(answer)
-            if answer is None:
-                answers.pop(key, None)
+            if not passing:
+                future.set_result(answer)
+                if answer is None:
+                    answers.pop(key, None)
         return answer

@@ -34,8 +34,8 @@ def make_application(parts: Parts) -> FastAPI:
     app = FastAPI(title="Turnout", version=version("turnout"), description=DESCRIPTION, docs_url=None, redoc_url=None)
     app.state.parts = parts
     app.add_middleware(Answers, database=parts.database)
+    app.add_middleware(Page)
     app.add_middleware(Guard, keys=parts.keys, limiter=RateLimiter(parts.settings.rate_limit))
-    app.add_middleware(Page)  # in front of the guard: the page must load before it can ask for the key
     app.add_middleware(StrictHeaders)
     problems.install(app, HEADERS)
     for router in (runs_router, history_router, fleet_router, run_files_router, keys_router, reference_router):

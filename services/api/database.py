@@ -55,6 +55,7 @@ class Database:
         self.engine = engine
         self._sessions = async_sessionmaker(engine, expire_on_commit=False)
         self._writing = asyncio.Lock()
+        self._reading_piece = asyncio.Lock()
         self.version = 0
         """Grows with every change: who keeps something that was read from here sees that it may be no longer so."""
 
@@ -62,6 +63,13 @@ class Database:
     async def read(self) -> AsyncIterator[AsyncSession]:
         """A session whose changes are thrown away."""
         async with self._sessions() as session:
+            yield session
+
+    @asynccontextmanager
+    async def read_piece(self) -> AsyncIterator[AsyncSession]:
+        """A session for one piece of a large answer. One at a time: however many such answers are under way, other
+        requests find connections and the processor free."""
+        async with self._reading_piece, self.read() as session:
             yield session
 
     @asynccontextmanager

@@ -1,9 +1,10 @@
-"""How often one client may call."""
+"""How often one client may call, and how much it may have under way."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 
 from limits import RateLimitItem, parse_many
 from limits.storage import MemoryStorage
@@ -31,10 +32,35 @@ class RateLimiter:
             ) from error
         self._strategy = FixedWindowRateLimiter(MemoryStorage())
 
-    def wait_seconds(self, client: str) -> int | None:
-        """Count one request; None where it may pass, else whole seconds until the next may."""
-        over = [limit for limit in self._limits if not self._strategy.hit(limit, client)]
+    def wait_seconds(self, client: str, cost: int = 1) -> int | None:
+        """Count a request as `cost` of them; None if it may pass, else whole seconds until the next may."""
+        over = [limit for limit in self._limits if not self._strategy.hit(limit, client, cost=min(cost, limit.amount))]
         if not over:
             return None
         reset = max(self._strategy.get_window_stats(limit, client).reset_time for limit in over)
         return max(1, math.ceil(reset - time.time()))
+
+
+class UnderWay:
+    """Counts what each client has under way, and all together."""
+
+    def __init__(self, per_client: int, in_all: int) -> None:
+        self.per_client = per_client
+        self.in_all = in_all
+        self._counts: Counter[str] = Counter()
+
+    def is_full_for(self, client: str) -> bool:
+        return self._counts.get(client, 0) >= self.per_client
+
+    @property
+    def is_full(self) -> bool:
+        return self._counts.total() >= self.in_all
+
+    def enter(self, client: str) -> None:
+        """One more of this client; every `enter` needs a `leave`."""
+        self._counts[client] += 1
+
+    def leave(self, client: str) -> None:
+        self._counts[client] -= 1
+        if not self._counts[client]:
+            del self._counts[client]

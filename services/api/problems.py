@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from services.contracts.errors import TurnoutError
-from services.contracts.faults import field_of
+from services.contracts.faults import field_of, joined
 from services.contracts.run_config import sentence
 from services.runtime.logs import get_logger
 from services.runtime.queue_log import queue_server_fault
@@ -44,10 +44,15 @@ class Problem(BaseModel):
 def problem(
     status: int, title: str, detail: str, *, field: str | None = None, remedy: str | None = None
 ) -> JSONResponse:
-    """A problem document as an answer."""
-    body = Problem(title=title, status=status, detail=detail, field=field, remedy=remedy or None)
+    """A problem document as an answer. Texts may quote the request: halves of characters in them are spelled out."""
+    body = Problem(title=title, status=status, detail=_whole(detail), field=field and _whole(field), remedy=None)
+    body.remedy = _whole(remedy) if remedy else None
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
     return JSONResponse(body.model_dump(), status, headers, MEDIA_TYPE)
+
+
+def _whole(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -121,12 +126,11 @@ def _methods(request: Request) -> list[str]:
 
 def invalid_request(errors: Sequence[Any]) -> JSONResponse:
     """Every wrong field of a request in one sentence; `field` names the first."""
-    sentences = [_sentence(item) for item in errors]
     remedy = "docs/configuration.md has every field of a run." if errors[0]["loc"][:1] == ("body",) else None
     return problem(
         422,
         "Invalid request",
-        "The request is not valid: " + "; ".join(sentences) + ".",
+        "The request is not valid: " + joined(errors, _sentence) + ".",
         field=field_of(errors[0]["loc"][1:], errors[0]["msg"]),
         remedy=remedy,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
@@ -10,9 +11,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.api.keys.keyring import Caller, Keyring
-from services.api.limiter import RateLimiter
+from services.api.limiter import RateLimiter, UnderWay
+from services.api.page.serve import is_page
 from services.api.problems import problem
 from services.contracts.errors import ConfigurationError
+from services.runtime.http_server import max_connections
 from services.runtime.logs import get_logger
 from services.runtime.settings import LOOPBACK, Settings
 
@@ -24,6 +27,14 @@ REFERENCE_PATHS = ("/docs", "/openapi.json")
 KEYS_PATH = "/v1/keys"
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 MAX_BODY_BYTES = 1 << 20
+BYTES_PER_REQUEST = 16 << 10
+"""A body counts as one request more for each of these: reading it is what costs."""
+STREAM_PATH = re.compile(r"/v1/runs/[^/]+/events")
+MAX_STREAMS_PER_CLIENT = 256
+MAX_STREAMS = 1024
+MAX_REQUESTS_PER_CLIENT = 64
+MAX_REQUESTS = 512
+"""Under way at once, event streams aside: clients that read slowly hold memory meanwhile."""
 MIN_KEY_LENGTH = 16
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -69,7 +80,8 @@ class StrictHeaders:
 
 
 class Guard:
-    """Middleware: refuses requests of strangers, of the wrong role, that come too often, and bodies too large.
+    """Middleware: refuses requests of strangers, of the wrong role, that come too often or are too many at once, and
+    bodies too large.
 
     With a key set, the key decides. Without one the API listens on loopback, and whoever uses this machine may do
     everything; but a web page of somebody else's, opened in a browser here, may not: see `_refuse_other_sites`.
@@ -79,25 +91,38 @@ class Guard:
         self.app = app
         self.keys = keys
         self.limiter = limiter
+        self.streams = UnderWay(MAX_STREAMS_PER_CLIENT, min(MAX_STREAMS, max_connections() // 2))
+        self.requests = UnderWay(MAX_REQUESTS_PER_CLIENT, MAX_REQUESTS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = None
-        if scope["type"] == "http":
-            headers: Headers = dict(scope["headers"])
-            refusal = await self._refusal(scope, headers)
-            refusal = refusal or _refuse_large_bodies(headers)
-        await (refusal or self.app)(scope, receive, send)
+        if scope["type"] != "http" or scope["path"] in HEALTH_PATHS:
+            await self.app(scope, receive, send)
+            return
+        headers: Headers = dict(scope["headers"])
+        address = f"address {scope['client'][0] if scope.get('client') else 'unknown'}"
+        refusal = await self._refusal(scope, headers, address)
+        caller: Caller | None = scope.get("state", {}).get("caller")
+        client = address if caller is None else f"key {caller.id}"
+        is_stream = STREAM_PATH.fullmatch(scope["path"]) is not None
+        under_way = self.streams if is_stream else self.requests
+        refusal = refusal or _refuse_large_bodies(headers) or _refuse_crowd(under_way, client, is_stream)
+        if refusal is not None:
+            await refusal(scope, receive, send)
+            return
+        under_way.enter(client)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            under_way.leave(client)
 
-    async def _refusal(self, scope: Scope, headers: Headers) -> JSONResponse | None:
+    async def _refusal(self, scope: Scope, headers: Headers, address: str) -> JSONResponse | None:
+        """Decide by key, role, site and haste; leaves the key's owner in the request's state."""
         path, method = scope["path"], scope["method"]
-        if path in HEALTH_PATHS:
-            return None
-        client = scope.get("client")
-        address = f"address {client[0] if client else 'unknown'}"
-        if path in REFERENCE_PATHS or path.startswith("/docs/"):
-            return self._refuse_haste(address)
+        cost = 1 + _body_length(headers) // BYTES_PER_REQUEST
+        if path in REFERENCE_PATHS or path.startswith("/docs/") or is_page(path):
+            return self._refuse_haste(address, cost)
         if not self.keys.required:
-            return _refuse_other_sites(method, headers) or self._refuse_haste(address)
+            return _refuse_other_sites(method, headers) or self._refuse_haste(address, cost)
         try:
             caller = await self._caller(headers)
         except SQLAlchemyError as error:
@@ -105,18 +130,18 @@ class Guard:
             return problem(503, "Unavailable", "The database does not answer.", remedy="Try again; see the API's log.")
         if caller is None:
             sent = "The key is wrong or was revoked." if headers.get(b"authorization") else "This API needs a key."
-            return self._refuse_haste(address) or problem(
+            return self._refuse_haste(address, cost) or problem(
                 401, "Unauthorized", sent, remedy="Send one as Authorization: Bearer <key>."
             )
         scope.setdefault("state", {})["caller"] = caller
-        return self._refuse_haste(f"key {caller.id}") or _refuse_role(caller, method, path)
+        return self._refuse_haste(f"key {caller.id}", cost) or _refuse_role(caller, method, path)
 
     async def _caller(self, headers: Headers) -> Caller | None:
         scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
         return await self.keys.find(key.strip()) if scheme.lower() == b"bearer" else None
 
-    def _refuse_haste(self, client: str) -> JSONResponse | None:
-        seconds = self.limiter.wait_seconds(client)
+    def _refuse_haste(self, client: str, cost: int) -> JSONResponse | None:
+        seconds = self.limiter.wait_seconds(client, cost)
         if seconds is None:
             return None
         answer = problem(
@@ -172,8 +197,29 @@ def _authority(url: str) -> str:
         return ""
 
 
+def _body_length(headers: Headers) -> int:
+    """Bytes of the body, as far as they are to be believed: a length that is none is refused later."""
+    length = headers.get(b"content-length", b"0")
+    return min(int(length), MAX_BODY_BYTES) if length.isdigit() and len(length) < 20 else 0
+
+
 def _refuse_large_bodies(headers: Headers) -> JSONResponse | None:
     length = headers.get(b"content-length", b"0")
-    if b"transfer-encoding" not in headers and length.isdigit() and int(length) <= MAX_BODY_BYTES:
+    fits = length.isdigit() and len(length) < 20 and int(length) <= MAX_BODY_BYTES
+    if b"transfer-encoding" not in headers and fits:
         return None
     return problem(413, "Content too large", f"Bodies are limited to {MAX_BODY_BYTES} bytes, their length given.")
+
+
+def _refuse_crowd(under_way: UnderWay, client: str, is_stream: bool) -> JSONResponse | None:
+    what = "event streams" if is_stream else "requests under way"
+    if under_way.is_full_for(client):
+        text = f"This client has {under_way.per_client} {what} already."
+        answer = problem(429, "Too many requests", text, remedy="Close some, or wait until they have ended.")
+    elif under_way.is_full:
+        text = f"The API has {under_way.in_all} {what} already."
+        answer = problem(503, "Unavailable", text, remedy="Try again when others have ended.")
+    else:
+        return None
+    answer.headers["Retry-After"] = "5"
+    return answer

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from services.contracts.errors import ConfigurationError
 from services.contracts.faults import Conflicts, field_of
 from services.contracts.run_config import RunConfig, parse_run_config, sentence
+from services.contracts.values import check_yaml
 
 Location = tuple[str | int, ...]
 REMEDY = "See docs/configuration.md for every field."
@@ -50,16 +51,24 @@ def read_run_file(path: Path) -> RunFile:
         raise ConfigurationError(f"The run file {path} cannot be read: {reason}.", remedy="Check its path.") from error
     lines: dict[Location, int] = {}
     try:
+        _check_yaml(text, str(path))
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         values = _build(node, (), lines, path) if node is not None else {}
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark is not None else 1
         raise ConfigurationError(f"{path}, line {line}: {error.problem}.", remedy="Correct the YAML.") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigurationError(f"{path} is not YAML that we can read: {error}.", remedy="Correct it.") from error
     if not isinstance(values, dict):
         raise ConfigurationError(f"{path}, line 1: a run file is a mapping of fields.", remedy=REMEDY)
     return RunFile(path, values, lines)
+
+
+def _check_yaml(text: str, place: str) -> None:
+    try:
+        check_yaml(text)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{place}: {error.message}", remedy=error.remedy) from error
 
 
 def _build(node: yaml.Node, location: Location, lines: dict[Location, int], path: Path) -> Any:
@@ -87,8 +96,9 @@ def apply_setting(file: RunFile, setting: str) -> None:
     if not equals or not all(keys):
         raise ConfigurationError(f"--set {setting!r} is not of the form section.field=value.", remedy=REMEDY)
     try:
+        _check_yaml(text, f"--set {name}")
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigurationError(f"--set {name}: the value {text!r} is not YAML.", remedy="Quote it.") from error
     target = file.values
     for key in keys[:-1]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from functools import cache
 from typing import Any, get_args
 
 from pydantic import BaseModel
 
+MAX_SENTENCES = 10
+MAX_PLACE = 120
 _NAMED_FIELD = re.compile(r"(preset|[a-z]+\.[a-z_]+) ")
 
 
@@ -21,9 +23,17 @@ class Conflicts(ValueError):
         self.sentences = sentences
 
 
+def joined(items: Sequence[Any], sentence: Callable[[Any], str]) -> str:
+    """The first of pydantic's errors as one text, and how many more there are."""
+    sentences = [sentence(item) for item in items[:MAX_SENTENCES]]
+    more = len(items) - len(sentences)
+    return "; ".join(sentences) + (f"; and {more} more" if more else "")
+
+
 def dots(place: Sequence[object]) -> str:
     """A field's place as people write it: `training.steps`."""
-    return ".".join(str(part) for part in place)
+    text = ".".join(str(part) for part in place)
+    return text if len(text) <= MAX_PLACE else text[: MAX_PLACE - 3] + "..."
 
 
 def field_of(place: Sequence[object], message: str) -> str | None:

@@ -13,9 +13,10 @@ import msgspec
 from pydantic import Field, ValidationError, model_validator
 
 from services.contracts.errors import ConfigurationError
-from services.contracts.faults import Conflicts, dots, field_names, field_of, sentence_of
+from services.contracts.faults import Conflicts, dots, field_names, field_of, joined, sentence_of
 from services.contracts.model_section import Fraction, Integer, ModelSection, NotNegative, Positive, Section
 from services.contracts.presets import PRESETS
+from services.contracts.values import check_values
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$"
 
@@ -284,11 +285,12 @@ def parse_run_config(values: Any) -> RunConfig:
     Raises:
         ConfigurationError: names each wrong field, the value found and what is asked for.
     """
+    check_values(values)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigurationError(
-            "The run configuration is not valid: " + "; ".join(map(sentence, error.errors())) + ".",
+            "The run configuration is not valid: " + joined(error.errors(), sentence) + ".",
             remedy="See docs/configuration.md for every field.",
             field=field_of(error.errors()[0]["loc"], error.errors()[0]["msg"]),
         ) from error

@@ -251,9 +251,9 @@ async def test_samples_of_long_responses_come_fewer_at_once(
             run_id=run_id, at=1.0, step=1, group_id=name, question_id="q", prompt="p", answer="", samples=[sample]
         )
         await parts.journal.store([group])
-    monkeypatch.setattr("services.api.history.repository.MAX_SAMPLES_BYTES", 1000)
+    monkeypatch.setattr("services.api.history.sample_stream.MAX_CHARACTERS", 1000)
     assert [group["group_id"] for group in await listed(client, run_id, "samples")] == ["a", "b"]
-    monkeypatch.setattr("services.api.history.repository.MAX_SAMPLES_BYTES", 1)
+    monkeypatch.setattr("services.api.history.sample_stream.MAX_CHARACTERS", 1)
     parts.database.version += 1
     assert [group["group_id"] for group in await listed(client, run_id, "samples")] == ["a"]
 

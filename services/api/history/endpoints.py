@@ -13,12 +13,12 @@ from fastapi.responses import StreamingResponse
 from services.api.history import repository
 from services.api.history.event_stream import event_stream
 from services.api.history.rows import TYPES
+from services.api.history.sample_stream import sample_stream
 from services.api.history.schemas import (
     CheckpointItem,
     CheckpointList,
     EvaluationItem,
     EvaluationList,
-    SampleGroup,
     SampleList,
     StepItem,
     StepList,
@@ -96,18 +96,18 @@ async def list_weight_pushes(
     return WeightPushList(items=[WeightPushItem.model_validate(row) for row in rows])
 
 
-@router.get("/samples", responses=ERRORS)
+@router.get("/samples", response_model=SampleList, responses=ERRORS)
 async def list_samples(
     run_id: str,
     parts: PartsOf,
     step: Annotated[int | None, Query(ge=0, le=2**31 - 1, description="Only groups of this step.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 20,
-) -> SampleList:
+) -> StreamingResponse:
     """Groups with all their rollouts, newest step first: `limit` of them, or fewer where they exceed 32 MiB."""
     async with parts.database.read() as session:
         await get_run(session, run_id)
-        rows = await repository.samples(session, run_id, step, limit)
-    return SampleList(items=[SampleGroup.model_validate(row) for row in rows])
+        keys = await repository.sample_keys(session, run_id, step, limit)
+    return StreamingResponse(sample_stream(parts.database, run_id, keys), media_type="application/json")
 
 
 @router.get(

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
+from typing import Any, NamedTuple
 
-from sqlalchemy import Text, cast, func, select
+from sqlalchemy import ColumnElement, Text, cast, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.api.history.models import CheckpointRow, EvaluationRow, EventRow, SampleRow, StepRow, WeightPushRow
 from services.api.runs.models import Run
 
-MAX_SAMPLES_BYTES = 32 << 20
-"""Of JSON text in one answer; as values it takes ten times as much memory."""
+_ROLLOUTS = cast(SampleRow.samples, Text)
 
 
 async def steps_after(session: AsyncSession, run_id: str, after: int, limit: int) -> Sequence[StepRow]:
@@ -49,15 +48,47 @@ async def weight_pushes(session: AsyncSession, run_id: str, limit: int) -> Seque
     return (await session.scalars(query)).all()
 
 
-async def samples(session: AsyncSession, run_id: str, step: int | None, limit: int) -> Sequence[SampleRow]:
-    """Sampled groups of one step, or the newest ones of all; fewer than `limit` where they are larger than
-    `MAX_SAMPLES_BYTES` together, but one at least: a long group has megabytes."""
+class SampleKey(NamedTuple):
+    """Names one stored group as it was at one moment: a step that is trained again replaces its groups."""
+
+    step: int
+    group_id: str
+    at: float
+
+
+async def sample_keys(session: AsyncSession, run_id: str, step: int | None, limit: int) -> list[SampleKey]:
+    """Sampled groups of one step, or the newest ones of all."""
     chosen = [SampleRow.run_id == run_id, *([] if step is None else [SampleRow.step == step])]
-    order = (SampleRow.step.desc(), SampleRow.group_id)
-    length = func.length(cast(SampleRow.samples, Text))
-    lengths = await session.scalars(select(length).where(*chosen).order_by(*order).limit(limit))
-    fit = sum(total <= MAX_SAMPLES_BYTES for total in accumulate(lengths))
-    return (await session.scalars(select(SampleRow).where(*chosen).order_by(*order).limit(max(1, fit)))).all()
+    query = select(SampleRow.step, SampleRow.group_id, SampleRow.at).where(*chosen)
+    rows = await session.execute(query.order_by(SampleRow.step.desc(), SampleRow.group_id).limit(limit))
+    return [SampleKey(*row) for row in rows]
+
+
+async def sample_head(session: AsyncSession, run_id: str, key: SampleKey) -> tuple[dict[str, Any], int] | None:
+    """The group's fields but its rollouts, and the length of those' JSON text; None if it is no longer there."""
+    columns = (SampleRow.step, SampleRow.group_id, SampleRow.at, SampleRow.question_id, SampleRow.prompt)
+    query = select(*columns, SampleRow.answer, func.length(_ROLLOUTS).label("length")).where(*_named(run_id, key))
+    row = (await session.execute(query)).mappings().one_or_none()
+    if row is None:
+        return None
+    fields = dict(row)
+    return fields, fields.pop("length")
+
+
+async def sample_piece(session: AsyncSession, run_id: str, key: SampleKey, start: int, length: int) -> str | None:
+    """Up to `length` characters of the rollouts' JSON text, from the character `start` on; None if it is gone."""
+    query = select(func.substr(_ROLLOUTS, start + 1, length)).where(*_named(run_id, key))
+    piece: str | None = await session.scalar(query)
+    return piece
+
+
+def _named(run_id: str, key: SampleKey) -> tuple[ColumnElement[bool], ...]:
+    return (
+        SampleRow.run_id == run_id,
+        SampleRow.step == key.step,
+        SampleRow.group_id == key.group_id,
+        SampleRow.at == key.at,
+    )
 
 
 async def events_after(session: AsyncSession, run_id: str, after: int, limit: int) -> Sequence[EventRow]:

@@ -7,12 +7,13 @@ from typing import Annotated
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from services.api.bodies import BoundedRoute
 from services.api.keys.keyring import Role
 from services.api.parts import PartsOf
 from services.api.problems import responses
 
 PREFIX = "/v1/keys"
-router = APIRouter(prefix=PREFIX, tags=["keys"])
+router = APIRouter(prefix=PREFIX, tags=["keys"], route_class=BoundedRoute)
 
 
 class KeyRequest(BaseModel):

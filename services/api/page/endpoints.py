@@ -10,15 +10,16 @@ import yaml
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
+from services.api.bodies import BoundedRoute
 from services.api.problems import Problem, responses
 from services.contracts.errors import ConfigurationError
 from services.contracts.run_config import parse_run_config
+from services.contracts.values import check_yaml
 
-router = APIRouter(prefix="/v1/run-files", tags=["run files"])
+router = APIRouter(prefix="/v1/run-files", tags=["run files"], route_class=BoundedRoute)
 FOLDER = Path("deploy/runs")
 """Shipped run files; relative to the services' working folder, as the paths inside them are."""
 MAX_CHARACTERS = 100_000
-MAX_DEPTH = 20
 
 
 class RunFile(BaseModel):
@@ -75,7 +76,7 @@ def parse_text(text: str) -> dict[str, Any]:
         ConfigurationError: not YAML (with the line), not a mapping, aliases (which can expand without bound), too deep.
     """
     try:
-        _check_events(text)
+        check_yaml(text)
         values = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -86,16 +87,6 @@ def parse_text(text: str) -> dict[str, Any]:
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise _unreadable("The text is not a run file: it must be `field: value` lines.")
     return values
-
-
-def _check_events(text: str) -> None:
-    depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent):
-            raise _unreadable("The text uses YAML aliases (*name), which run files do not need.")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > MAX_DEPTH:
-            raise _unreadable(f"The text is nested more than {MAX_DEPTH} levels deep.")
 
 
 def _unreadable(sentence: str) -> ConfigurationError:

@@ -1,6 +1,6 @@
 """Serves the page at `/` and its files under `/page/`.
 
-It stands in front of the guard: the page holds nothing of any run, and it must load before it can ask for the key.
+The guard lets everyone load it: the page holds nothing of any run, and it must load before it can ask for the key.
 Every answer has strict headers; everything that the page shows comes from `/v1` later, with the key.
 """
 
@@ -38,12 +38,16 @@ class Page:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
-        ours = path == "/" or path.startswith(ROOT + "/")
-        if scope["type"] != "http" or not ours or scope["method"] not in ("GET", "HEAD"):
+        if scope["type"] != "http" or not is_page(path) or scope["method"] not in ("GET", "HEAD"):
             await self.app(scope, receive, send)
             return
         accepted = dict(scope["headers"]).get(b"accept-encoding", b"")
         await (await _answer(path, b"gzip" in accepted))(scope, receive, send)
+
+
+def is_page(path: str) -> bool:
+    """Whether this is the page, or one of its files."""
+    return path == "/" or path.startswith(ROOT + "/")
 
 
 async def _answer(path: str, gzipped: bool) -> Response:

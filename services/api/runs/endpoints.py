@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from services.api.bodies import BoundedRoute
 from services.api.history import repository as history
+from services.api.keys.keyring import Caller
 from services.api.parts import Parts, PartsOf
 from services.api.problems import responses
 from services.api.runs import repository
@@ -16,7 +19,20 @@ from services.api.runs.schemas import ForkRequest, RunDetail, RunPage, RunSummar
 from services.contracts.run_config import RunConfig
 from services.contracts.states import RunState
 
-router = APIRouter(prefix="/v1/runs", tags=["runs"])
+router = APIRouter(prefix="/v1/runs", tags=["runs"], route_class=BoundedRoute)
+
+
+def own_idempotency_key(
+    request: Request, idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None
+) -> str | None:
+    """The request's key, told apart from the same key of another caller."""
+    caller: Caller | None = getattr(request.state, "caller", None)
+    if idempotency_key is None or caller is None:
+        return idempotency_key
+    return "sha256:" + hashlib.sha256(f"{caller.id}\0{idempotency_key}".encode()).hexdigest()
+
+
+IdempotencyKey = Annotated[str | None, Depends(own_idempotency_key)]
 
 
 @router.post("", status_code=201, responses=responses(400, 401, 413, 422, 503))
@@ -24,7 +40,7 @@ async def create_run(
     config: RunConfig,
     parts: PartsOf,
     response: Response,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+    idempotency_key: IdempotencyKey,
 ) -> RunDetail:
     """Queue a run. The body is the run configuration; a repeated Idempotency-Key gives the run made the first time."""
     run = await parts.runs.create(config, idempotency_key)
@@ -64,7 +80,7 @@ async def fork_run(
     request: ForkRequest,
     parts: PartsOf,
     response: Response,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+    idempotency_key: IdempotencyKey,
 ) -> RunDetail:
     """Queue a new run that goes on from a checkpoint of this one, with changed settings.
 

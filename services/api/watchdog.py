@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,6 +75,12 @@ class Watchdog:
         """Since when the queue server has been away."""
         self._away_at = 0.0
         """When it was last seen to be away. Between two deaths it lives for a moment, and may take small writes."""
+        self._watched_since: dict[str, float] = {}
+        """Since when each run has been moving under our eyes. What passed while it was paused, or while the deployment
+        or its queue server was down, is nobody's wait."""
+        self._began: float | None = None
+        self._heard: set[str] = set()
+        """Instances that were alive at some look; others may still be starting."""
         self.waits: list[Wait] = []
         self.stalls: dict[tuple[str, str], Stall] = {}
 
@@ -106,11 +112,37 @@ class Watchdog:
         self._away_since = None
         self.waits = find_waits(services, [run.id for run in runs])
         fleet = Fleet(services, moving, self.silence.seconds(services))
-        found = find_stalls(self.waits, queues, fleet, self.limit_seconds)
+        watched = self._watch(moving)
+        found = find_stalls(
+            [replace(wait, seconds=min(wait.seconds, watched.get(wait.run_id, 0.0))) for wait in self.waits],
+            [
+                queue.model_copy(update={"oldest_seconds": min(queue.oldest_seconds, watched[queue.run_id])})
+                for queue in queues
+            ],
+            fleet,
+            self.limit_seconds,
+        )
+        found = self._without_late_starters(found, services)
         await self._note({(stall.run_id, stall.key): stall for stall in found})
+
+    def _watch(self, run_ids: Collection[str]) -> dict[str, float]:
+        """For how many seconds each of these runs has been seen moving without a break."""
+        now = self._clock()
+        self._watched_since = {run_id: self._watched_since.get(run_id, now) for run_id in run_ids}
+        return {run_id: now - since for run_id, since in self._watched_since.items()}
+
+    def _without_late_starters(self, stalls: Sequence[Stall], services: Sequence[ServiceRecord]) -> list[Stall]:
+        """Leave out absences of whom we have never heard, as long as they may be starting just as we are."""
+        now = self._clock()
+        self._began = now if self._began is None else self._began
+        self._heard |= {record.instance for record in services} | {record.kind for record in services}
+        if now - self._began >= self.limit_seconds:
+            return list(stalls)
+        return [item for item in stalls if item.culprit.cause != "gone" or item.culprit.instance in self._heard]
 
     async def _without_queue_server(self, run_ids: Sequence[str], fault: str) -> None:
         """Add this stall to those before, with the text that it had when it was noted."""
+        self._watched_since.clear()
         now = self._away_at = self._clock()
         self._away_since = now if self._away_since is None else self._away_since
         found = dict(self.stalls)

@@ -314,6 +314,72 @@ async def test_a_queue_server_whose_disk_is_full_is_named_although_it_comes_up_a
     assert (answer.status_code, "The queue server's disk is full" in answer.json()["detail"]) == (503, True)
 
 
+async def old_group(redis: Redis, run_id: str) -> None:
+    """A prompt that has been on its stream for two hours."""
+    now = (await redis.time())[0]  # type: ignore[misc]
+    await redis.xadd(streams.prompts(run_id), {b"m": b""}, id=f"{(now - 7200) * 1000}-0")
+
+
+async def test_the_time_that_a_deployment_was_down_is_no_stall(
+    parts: Parts, redis: Redis, moving: Moving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After `down` and `up` the API looks first at groups of hours ago, and before the other services are there."""
+    now = [0.0]
+    for part in (parts.watchdog, parts.watchdog.roll):
+        monkeypatch.setattr(part, "_clock", lambda: now[0])
+    parts.watchdog.silence = Silence(lambda: now[0])
+    await old_group(redis, moving.run_id)
+    await moving.vanish()
+    for now[0] in (0.0, 1.0):
+        await parts.watchdog.step()
+    await moving.publish()
+    for now[0] in (4.0, 8.0):
+        await parts.watchdog.step()
+    assert await moving.notes() == []
+    for now[0] in range(12, 61, 4):
+        await parts.watchdog.step()
+    assert await moving.notes() == []
+    now[0] = 63.0
+    await parts.watchdog.step()
+    [note] = await moving.notes()
+    assert "the oldest for 63 s: rollout server rollout-0 has sampled no group" in note
+
+
+async def test_who_never_comes_up_is_missed_in_the_end(
+    parts: Parts, moving: Moving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    for part in (parts.watchdog, parts.watchdog.roll):
+        monkeypatch.setattr(part, "_clock", lambda: now[0])
+    await moving.instances[1].vanish()
+    for now[0] in range(0, 60, 4):
+        await parts.watchdog.step()
+    assert await moving.notes() == []
+    now[0] = 60.0
+    await parts.watchdog.step()
+    [note] = await moving.notes()
+    assert "rollout-0 gives no sign of life" in note
+
+
+async def test_the_time_that_a_run_was_paused_is_no_stall(
+    parts: Parts, redis: Redis, moving: Moving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    for part in (parts.watchdog, parts.watchdog.roll):
+        monkeypatch.setattr(part, "_clock", lambda: now[0])
+    parts.watchdog.silence = Silence(lambda: now[0])
+    learner = moving.instances[0]
+    learner.waiting_for, learner.waiting_since = "4 groups on scored", time.time() - 7200
+    await learner.publish()
+    await old_group(redis, moving.run_id)
+    for state, looks in (("running", (4, 20, 36)), ("paused", (40, 60, 76)), ("running", (80, 100, 128))):
+        await parts.journal.store([RunStateChanged(run_id=moving.run_id, at=time.time(), state=state)])  # type: ignore[arg-type]
+        for now[0] in looks:
+            parts.watchdog.roll._looked_at = now[0]  # as if it had looked all the time
+            await parts.watchdog.step()
+    assert await moving.notes() == []
+
+
 async def test_looking_at_queues_takes_no_groups_along(redis: Redis) -> None:
     """Every page asks for their depth and age; a group of long responses is a megabyte."""
     for number in range(2):

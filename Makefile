@@ -7,7 +7,7 @@ export TURNOUT_VENV := $(VENV)
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install install-gpu install-dev demo up down doctor test chaos bench docs locks clean
-.PHONY: check check-python check-types check-borders check-page check-generated
+.PHONY: check check-python check-types check-borders check-page check-docs check-generated
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -33,7 +33,7 @@ down:  ## Stop what `make up` started
 doctor: install  ## Say what this machine lacks
 	@$(BIN)/turnout doctor
 
-check: check-python check-types check-borders check-page check-generated  ## All checks below
+check: check-python check-types check-borders check-page check-docs check-generated  ## All checks below
 
 check-python: install-dev  ## Format and lint of Python
 	$(BIN)/ruff format --check .
@@ -50,6 +50,9 @@ check-page: install-dev  ## Types, format and lint of the page's scripts
 	node_modules/.bin/tsc
 	node_modules/.bin/biome check --error-on-warnings
 
+check-docs: install-dev  ## The documentation site builds, without dead links
+	$(BIN)/python docs/make_site.py
+
 check-generated: install-dev  ## Generated pages and dashboards are up to date
 	$(BIN)/python docs/make_configuration.py --check
 	$(BIN)/python deploy/grafana/make_dashboards.py --check
@@ -63,8 +66,9 @@ chaos: install-dev  ## A run under 30 SIGKILLs, servers joining and leaving, bes
 bench: install-dev  ## Measure; rewrites the tables in docs/performance.md
 	$(BIN)/python -m benchmarks
 
-docs: install-dev  ## Rewrite generated pages
+docs: install-dev  ## Rewrite generated pages; build the documentation site in build/site
 	$(BIN)/python docs/make_configuration.py
+	$(BIN)/python docs/make_site.py
 
 locks: install-dev  ## Rewrite the lock files from pyproject.toml
 	deploy/requirements/compile.sh

@@ -39,7 +39,7 @@ def type_text(schema: dict[str, Any]) -> str:
     """A field's type, from its JSON schema, in words that a reader of YAML knows."""
     if "$ref" in schema:
         return "section"
-    if "anyOf" in schema:
+    if "anyOf" in schema and "type" not in schema:
         return " or ".join(type_text(part) for part in schema["anyOf"])
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])

@@ -35,7 +35,7 @@ class LoraSection(Section):
 
     rank: Positive = 16
     """Rank of the two matrices, r."""
-    alpha: Annotated[float, Field(gt=0)] = 32.0
+    alpha: Annotated[float, Field(ge=1e-3, le=1e6)] = 32.0
     """The update is scaled by alpha / rank."""
     target_modules: Literal["all-linear"] | Annotated[tuple[Name, ...], Field(min_length=1)] = "all-linear"
     """Names of the linear layers that get an adapter, such as `[q_proj, v_proj]`; `all-linear`: all but the LM head."""

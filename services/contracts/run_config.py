@@ -16,9 +16,11 @@ from services.contracts.errors import ConfigurationError
 from services.contracts.faults import Conflicts, dots, field_names, field_of, joined, sentence_of
 from services.contracts.model_section import Fraction, Integer, ModelSection, NotNegative, Positive, Section
 from services.contracts.presets import PRESETS
+from services.contracts.ranges import DivergenceAlpha, Temperature, TopK
 from services.contracts.values import check_values
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$"
+DecayRate = Annotated[float, Field(ge=0, le=0.999999)]
 
 
 class DataSection(Section):
@@ -35,33 +37,34 @@ class DataSection(Section):
 class ObjectiveSection(Section):
     name: Literal["srpo", "grpo", "sdpo", "advantage_mix"] = "srpo"
     """The training objective."""
-    success_threshold: Fraction = 0.5
+    success_threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
     """A rollout is correct where its reward is at least this."""
     advantage: Literal["mean", "mean_std"] = "mean"
     """Group baseline: subtract the mean, or also divide by (standard deviation + 1e-6)."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Lower clip of the importance ratio: 1 - clip_low."""
-    clip_high: Annotated[float, Field(gt=0)] = 0.28
+    clip_high: Annotated[float, Field(gt=0, le=1e6)] = 0.28
     """Upper clip of the importance ratio: 1 + clip_high."""
     ratio: Literal["token", "sequence"] = "token"
     """Importance ratio of the GRPO branch: each token's own, or one of the whole response, the geometric mean of its
     tokens' ratios (GSPO, arXiv 2507.18071, whose clips are far narrower: 3e-4 and 4e-4)."""
-    reference_kl_coefficient: Annotated[float, Field(ge=0)] = 0.0
+    reference_kl_coefficient: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     """Weight of the KL divergence (k3 estimate) from the frozen initial model on the GRPO branch; 0 for none. Costs
     that model's memory and one more forward pass."""
     mask_truncated: bool = False
     """Responses cut at the limit are not trained on, and counted; their rewards stay in the group's baseline."""
     skip_uninformative_groups: bool = False
     """Groups that hold no signal (no advantage but 0, no teacher pass) are left out of the update, and counted."""
-    importance_weight_cap: Annotated[float, Field(gt=0)] = 2.0
+    importance_weight_cap: Annotated[float, Field(ge=0.01, le=1e6)] = 2.0
     """Truncation of the importance weights: engine correction pi_old/mu, and pi_theta/pi_old of the SDPO branch."""
-    divergence_alpha: Fraction = 0.5
-    """Generalised Jensen-Shannon: 0 forward KL(teacher||student), 0.5 JSD, 1 reverse KL(student||teacher)."""
+    divergence_alpha: DivergenceAlpha = 0.5
+    """Generalised Jensen-Shannon: 0 forward KL(teacher||student), 0.5 JSD, 1 reverse KL(student||teacher). Between 0
+    and 1 at least 0.001 from either, where it vanishes."""
     top_k: Positive | None = 100
     """Student's top tokens in the divergence, plus one tail bucket; null for the full vocabulary."""
     beta: Annotated[float, Field(ge=0)] = 1.0
     """Strength of the entropy-aware weights (srpo only); 0 turns them off."""
-    teacher_ema_rate: Annotated[float, Field(gt=0, le=1)] = 0.05
+    teacher_ema_rate: Annotated[float, Field(ge=1e-6, le=1)] = 0.05
     """Self-teacher: teacher <- (1 - rate) * teacher + rate * student after every optimizer update."""
     demonstration: Literal["first", "random", "shortest"] = "first"
     """Which correct sibling the teacher's prompt shows."""
@@ -74,12 +77,12 @@ class ObjectiveSection(Section):
 class RolloutSection(Section):
     group_size: Positive = 8
     """Rollouts a prompt, G."""
-    temperature: Annotated[float, Field(ge=0)] = 1.0
-    """Sampling temperature in training; must be above 0."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    temperature: Temperature = 1.0
+    """Sampling temperature in training; 0.01 at the least."""
+    top_p: Annotated[float, Field(ge=0.01, le=1)] = 1.0
     """Share of probability kept when sampling; 1 for all."""
-    top_k: NotNegative = 0
-    """Tokens kept when sampling; 0 for all."""
+    top_k: TopK = 0
+    """Tokens kept when sampling, 2 or more; 0 for all."""
     max_prompt_tokens: Positive = 2048
     """Prompts that render to more tokens are left out, and counted."""
     max_response_tokens: Positive = 8192
@@ -95,19 +98,19 @@ class RolloutSection(Section):
 
 
 class OptimizerSection(Section):
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-6
+    learning_rate: Annotated[float, Field(ge=1e-12, le=1)] = 5e-6
     """AdamW's learning rate after warm-up."""
-    warmup_steps: NotNegative = 10
+    warmup_steps: Annotated[int, Field(ge=0, le=10**6)] = 10
     """Optimizer updates over which the learning rate rises linearly from 0."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Course of the learning rate after warm-up, to 0 at the last step for linear and cosine."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
     """AdamW's decoupled weight decay."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    """AdamW's decay rates of the first and second moment."""
-    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    betas: tuple[DecayRate, DecayRate] = (0.9, 0.999)
+    """AdamW's decay rates of the first and second moment; at 1 a moment would never see a gradient."""
+    epsilon: Annotated[float, Field(ge=1e-30, le=1)] = 1e-8
     """AdamW's term that keeps the denominator from zero."""
-    gradient_clip: Annotated[float, Field(gt=0)] = 1.0
+    gradient_clip: Annotated[float, Field(ge=1e-6)] = 1.0
     """Global gradient norm is scaled down to this."""
 
 
@@ -144,8 +147,8 @@ class EvaluationSection(Section):
     """Evaluate the final model."""
     num_samples: Positive = 16
     """k of avg@k and pass@k."""
-    temperature: Annotated[float, Field(ge=0)] = 0.6
-    """Sampling temperature in evaluations."""
+    temperature: Temperature = 0.6
+    """Sampling temperature in evaluations; 0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
     """Share of probability kept in evaluations."""
     max_questions: Positive | None = None

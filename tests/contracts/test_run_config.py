@@ -79,6 +79,27 @@ def test_fields_given_win_over_the_preset() -> None:
         ),
         ({"optimizer": {"learning_rate": float("nan")}}, ["optimizer.learning_rate", "finite"]),
         ({"name": "../../etc"}, ["name is '../../etc'"]),
+        ({"optimizer": {"betas": [0.9, 1.0]}}, ["optimizer.betas.1 is 1.0", "less than or equal to 0.999999"]),
+        ({"optimizer": {"betas": [1.0, 0.999]}}, ["optimizer.betas.0 is 1.0", "less than or equal to 0.999999"]),
+        ({"optimizer": {"epsilon": 1e-46}}, ["optimizer.epsilon is 1e-46", "greater than or equal to"]),
+        ({"optimizer": {"epsilon": 1e6}}, ["optimizer.epsilon is 1000000.0", "less than or equal to 1"]),
+        ({"optimizer": {"learning_rate": 1e30}}, ["optimizer.learning_rate is 1e+30", "less than or equal to 1"]),
+        ({"optimizer": {"learning_rate": 5e-324}}, ["optimizer.learning_rate is 5e-324", "greater than or equal to"]),
+        ({"optimizer": {"gradient_clip": 1e-300}}, ["optimizer.gradient_clip is 1e-300", "greater than or equal to"]),
+        ({"optimizer": {"weight_decay": 1e9}}, ["optimizer.weight_decay is 1000000000.0", "less than or equal to 1"]),
+        ({"objective": {"clip_high": 1e300}}, ["objective.clip_high is 1e+300", "less than or equal to 1000000"]),
+        ({"objective": {"importance_weight_cap": 1e39}}, ["objective.importance_weight_cap is 1e+39", "less than"]),
+        ({"objective": {"importance_weight_cap": 1e-300}}, ["importance_weight_cap is 1e-300", "greater than"]),
+        ({"objective": {"reference_kl_coefficient": 1e300}}, ["reference_kl_coefficient is 1e+300", "less than"]),
+        ({"objective": {"teacher_ema_rate": 1e-300}}, ["objective.teacher_ema_rate is 1e-300", "greater than"]),
+        ({"objective": {"divergence_alpha": 1e-9}}, ["objective.divergence_alpha is 1e-09", "0.001 to 0.999"]),
+        ({"objective": {"success_threshold": 0}}, ["objective.success_threshold is 0", "greater than 0"]),
+        ({"rollout": {"temperature": 0.009}}, ["rollout.temperature is 0.009", "vLLM", "0.01 or more"]),
+        ({"rollout": {"temperature": 1e9}}, ["rollout.temperature is 1000000000.0", "less than or equal to 100"]),
+        ({"rollout": {"top_k": 1}}, ["rollout.top_k is 1", "siblings", "2 or more"]),
+        ({"rollout": {"top_p": 1e-300}}, ["rollout.top_p is 1e-300", "greater than or equal to 0.01"]),
+        ({"evaluation": {"temperature": 0.001}}, ["evaluation.temperature is 0.001", "vLLM", "0.01 or more"]),
+        ({"model": {"lora": {"alpha": 1e300}}}, ["model.lora.alpha is 1e+300", "less than or equal to"]),
         ({"model": {"lora": {"rank": 0}}}, ["model.lora.rank is 0", "greater than or equal to 1"]),
         ({"model": {"lora": {"dropout": 0.1}}}, ["model.lora.dropout is not a field"]),
         ({"model": {"lora": {"target_modules": "q_proj"}}}, ["model.lora.target_modules is 'q_proj'", "give a list"]),
@@ -94,6 +115,24 @@ def test_bad_input_names_field_value_and_remedy(changes: dict[str, Any], words: 
         parse_run_config(merge(MINIMAL, changes) if "data" not in changes else {**MINIMAL, **changes})
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"evaluation": {"temperature": 0}, "rollout": {"temperature": 0.01, "top_k": 2, "top_p": 0.01}},
+        {"objective": {"divergence_alpha": 0}},
+        {"objective": {"divergence_alpha": 1}},
+        {"optimizer": {"betas": [0, 0], "weight_decay": 0, "warmup_steps": 0, "learning_rate": 1}},
+    ],
+)
+def test_the_ends_of_the_ranges_are_taken(changes: dict[str, Any]) -> None:
+    config = parse_run_config(merge(MINIMAL, changes)).model_dump()
+    assert all(
+        config[section][field] == value or field == "betas"
+        for section in changes
+        for field, value in changes[section].items()
+    )
 
 
 def test_all_faults_are_named_at_once() -> None:

@@ -7,7 +7,7 @@ export TURNOUT_VENV := $(VENV)
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install install-gpu install-dev demo up down doctor test chaos bench docs locks clean
-.PHONY: check check-python check-types check-borders check-page check-docs check-generated
+.PHONY: check check-python check-types check-borders check-page check-prose check-docs check-generated
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -33,7 +33,7 @@ down:  ## Stop what `make up` started
 doctor: install  ## Say what this machine lacks
 	@$(BIN)/turnout doctor
 
-check: check-python check-types check-borders check-page check-docs check-generated  ## All checks below
+check: check-python check-types check-borders check-page check-prose check-docs check-generated  ## All checks below
 
 check-python: install-dev  ## Format and lint of Python
 	$(BIN)/ruff format --check .
@@ -49,6 +49,10 @@ check-page: install-dev  ## Types, format and lint of the page's scripts
 	@[ -x node_modules/.bin/tsc ] || { echo "check-page needs Node.js and npm (Debian: nodejs npm). Install them and run make check-page again." >&2; exit 1; }
 	node_modules/.bin/tsc
 	node_modules/.bin/biome check --error-on-warnings
+
+check-prose: install-dev  ## Misspellings; phrases that docs/style.md replaces, in new text
+	$(BIN)/codespell
+	$(BIN)/python docs/check_words.py
 
 check-docs: install-dev  ## The documentation site builds, without dead links
 	$(BIN)/python docs/make_site.py

@@ -1,0 +1,91 @@
+"""Refuses phrases of docs/style_words.yaml in text that is new. `--update` accepts the text as it is.
+
+Text that had such phrases when the check began is listed in docs/style_baseline.txt, by a digest of the phrase with the
+words around it. So old text may stay and move, and whoever rewrites a sentence writes it well. Code in Markdown is not
+prose and is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+WORDS = ROOT / "docs" / "style_words.yaml"
+BASELINE = ROOT / "docs" / "style_baseline.txt"
+PROSE = {".md", ".py", ".js", ".html", ".yaml", ".yml", ".sh", ".toml"}
+LEFT_OUT = {"style.md", "test_words.py", WORDS.name}
+"""They quote what they refuse."""
+MARKDOWN_CODE = re.compile(r"^```.*?^```|`[^`\n]+`", re.DOTALL | re.MULTILINE)
+GAP = r"[\s#*/>]+"
+"""Between two words: spaces, or the end of a line and the comment sign of the next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One refused phrase."""
+
+    line: int
+    phrase: str
+    write: str
+    digest: str
+
+
+def load_words(path: Path = WORDS) -> list[tuple[re.Pattern[str], str]]:
+    """Patterns with what to write instead."""
+    entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return [
+        (re.compile(rf"\b(?:{entry['find'].replace(' ', GAP)})\b", re.IGNORECASE), entry["write"]) for entry in entries
+    ]
+
+
+def findings(text: str, words: list[tuple[re.Pattern[str], str]], *, markdown: bool) -> Iterator[Finding]:
+    """What the words refuse in a text."""
+    if markdown:
+        text = MARKDOWN_CODE.sub(lambda match: re.sub(r"[^\n]", "_", match[0]), text)
+    for pattern, write in words:
+        for match in pattern.finditer(text):
+            phrase = re.sub(GAP, " ", match[0])
+            before = re.findall(r"\w+", text[max(0, match.start() - 80) : match.start()])[-2:]
+            after = re.findall(r"\w+", text[match.end() : match.end() + 80])[:2]
+            digest = hashlib.sha256(" ".join([*before, phrase, *after]).lower().encode()).hexdigest()[:12]
+            yield Finding(text.count("\n", 0, match.start()) + 1, phrase, write, digest)
+
+
+def prose_files() -> list[Path]:
+    """Text files that git tracks or would track."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+    paths = [ROOT / name for name in names]
+    return [path for path in paths if path.suffix in PROSE and path.name not in LEFT_OUT and path.is_file()]
+
+
+def main() -> int:
+    """Print what is new; 1 if there is any."""
+    words = load_words()
+    found = [
+        (path, finding)
+        for path in prose_files()
+        for finding in findings(path.read_text(encoding="utf-8"), words, markdown=path.suffix == ".md")
+    ]
+    if "--update" in sys.argv:
+        BASELINE.write_text("".join(f"{digest}\n" for digest in sorted({finding.digest for _, finding in found})))
+        return 0
+    known = set(BASELINE.read_text().split()) if BASELINE.exists() else set()
+    new = [(path, finding) for path, finding in found if finding.digest not in known]
+    for path, finding in new:
+        print(f'{path.relative_to(ROOT)}:{finding.line}: "{finding.phrase}": write {finding.write}')
+    if new:
+        print(f"{len(new)} phrases to rewrite; docs/style.md says why.")
+    return bool(new)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,32 @@
+"""The prose check finds what it should, and accepts old text wherever it moves."""
+
+from __future__ import annotations
+
+from docs.check_words import findings, load_words
+
+WORDS = load_words()
+
+
+def refused(text: str, *, markdown: bool = False) -> list[tuple[int, str]]:
+    return [(finding.line, finding.phrase) for finding in findings(text, WORDS, markdown=markdown)]
+
+
+def test_phrases_are_found_with_their_line_also_over_the_end_of_one() -> None:
+    assert refused("A run\nGoes on after a restart.") == [(2, "Goes on")]
+    assert refused("x = 1  # a learner that goes\n# on after a restart") == [(1, "goes on")]
+    assert refused("One process a rank.") == [(1, "One process a rank")]
+
+
+def test_code_and_harmless_neighbours_are_not() -> None:
+    assert refused("`beside` and\n```sh\nfind . -name beside\n```\n", markdown=True) == []
+    assert refused("for good in goods: amend(besides)") == []
+    assert refused("The ratio lies in [0, 1].") == []
+
+
+def test_moved_text_keeps_its_digest_and_reworded_text_does_not() -> None:
+    def digests(text: str) -> list[str]:
+        return [finding.digest for finding in findings(text, WORDS, markdown=False)]
+
+    old = digests("When it is back, the run goes on from there.")
+    assert digests("Moved.\n\nWhen it is back,\nthe run goes\n# on from there.") == old
+    assert digests("When it is back, training goes on at once.") != old

@@ -20,6 +20,7 @@ from services.learner.evaluate import Evaluator, stored_accuracies
 from services.learner.feeder import Feeder
 from services.learner.link import RunLink
 from services.learner.minibatch import step_metrics, weight_histogram
+from services.learner.model_check import check_run, num_positions, table_of_positions
 from services.learner.prepare import PreparedGroup, prepare_group
 from services.learner.publish import Publisher
 from services.learner.questions import load_questions
@@ -55,6 +56,8 @@ class Leader:
         self.link, self.session, self.config = link, session, session.config
         data = self.config.data
         self.tokenizer = load_tokenizer(self.config.model, allow_remote_code=settings.allow_remote_code)
+        check_run(session.engine.module, self.tokenizer, self.config)
+        self._num_table = table_of_positions(session.engine.module)
         train = load_questions(data.train, data.max_train_questions)
         validation = load_questions(data.validation) if data.validation else []
         self.batcher = Batcher.for_run(self.config, starting_ledger(checkpoint, self.config))
@@ -85,7 +88,8 @@ class Leader:
         self.link.start(self.feeder)
         self.link.emit_state("paused" if self.link.wanted() == "paused" else "running")
         self.link.report(state="ready", weight_version=self.link.published_version)  # ready: has spoken
-        if self._resumed_from is None and (warning := position_warning(self.config, self.session.num_positions)):
+        limit = num_positions(self.session.engine.module)
+        if self._resumed_from is None and (warning := position_warning(self.config, limit)):
             self.link.note(warning, "warning")
         try:
             self._steps()
@@ -198,7 +202,7 @@ class Leader:
     def _train(self, batch: Batch) -> None:
         """Consumes a batch; produces the step's weights; hands publishing, reports and checkpoint to the writer."""
         version, began, waited = self.session.step, time.time(), time.monotonic() - self._began_at
-        groups = [prepare_group(group, self.config, self.tokenizer) for group in batch.groups]
+        groups = [prepare_group(group, self.config, self.tokenizer, self._num_table) for group in batch.groups]
         due = self._checkpoint_due(batch.step)
         command = Step(self._minibatches(groups), due)
         self._send(command)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from services.contracts.errors import ConfigurationError
+from services.contracts.trainable import check_logits
 from services.learner.packing import PackedBatch
 
 CHUNK_LOGITS = 2**25
@@ -44,14 +44,7 @@ def vocabulary_size(model: nn.Module) -> int:
 def check_model(model: nn.Module) -> None:
     """Raise `ConfigurationError` for models whose logits are more than the head's plain output."""
     config = unwrap(model).config
-    for name, neutral in (("final_logit_softcapping", None), ("logit_scale", 1.0), ("logits_scaling", 1.0)):
-        value = getattr(config, name, None)
-        if value is not None and value != neutral:
-            raise ConfigurationError(
-                f"The model changes its logits after the LM head ({name} = {value}), which the learner does not do.",
-                remedy="Use a model without it.",
-                field="model.path",
-            )
+    check_logits(lambda name: getattr(config, name, None))
 
 
 def output_head(model: nn.Module) -> nn.Module:

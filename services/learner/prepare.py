@@ -11,7 +11,7 @@ from services.contracts.run_config import RunConfig
 from services.learner.batcher import usable_samples
 from services.learner.objectives.advantages import group_advantages
 from services.learner.objectives.filters import leave_out
-from services.learner.objectives.routing import Assignment, GroupOutcome, route_group
+from services.learner.objectives.routing import Assignment, GroupOutcome, route_group, without_teacher
 from services.learner.sequence import TrainSequence
 from services.learner.teacher_prompt import teacher_prompt_ids
 
@@ -30,8 +30,15 @@ class PreparedGroup:
     """Left out by `objective.skip_uninformative_groups`."""
 
 
-def prepare_group(scored: ScoredGroup, config: RunConfig, tokenizer: Any) -> PreparedGroup:
-    """Route one group and lay out its sequences. Deterministic: depends on the group, the run and nothing else."""
+def prepare_group(
+    scored: ScoredGroup, config: RunConfig, tokenizer: Any, num_positions: int | None = None
+) -> PreparedGroup:
+    """Route one group and lay out its sequences. Deterministic: depends on the group, the run and nothing else.
+
+    Args:
+        num_positions: length of the model's table of positions; None for a model that computes them. A rollout whose
+            teacher would read beyond it, with long feedback, has no teacher.
+    """
     rollouts, verdicts = scored.group.rollouts, scored.verdicts
     usable = usable_samples(scored)
     rewards = [verdict.reward for verdict in verdicts]
@@ -47,6 +54,10 @@ def prepare_group(scored: ScoredGroup, config: RunConfig, tokenizer: Any) -> Pre
     kept = leave_out(route_group(outcome, config.objective, seed), truncated, advantages, config.objective)
     assignments = kept.assignments
     prompts = _teacher_prompts(scored, assignments, tokenizer)
+    for index, (prompt, rollout) in enumerate(zip(prompts, rollouts, strict=True)):
+        if prompt and num_positions is not None and len(prompt) + len(rollout.token_ids) > num_positions:
+            assignments[index] = without_teacher(assignments[index], config.objective.name)
+            prompts[index] = None
     question = scored.group.prompt_token_ids.tolist()
     sequences = [
         TrainSequence(

@@ -17,6 +17,7 @@ from services.learner.checkpoint import FORMAT, Loaded, Snapshot, State
 from services.learner.engine import DeepSpeedEngine
 from services.learner.math_score import clock
 from services.learner.minibatch import MinibatchReport, old_logprobs, run_minibatch
+from services.learner.model_check import write_files
 from services.learner.optimizer_state import export_state, export_teacher, import_state, import_teacher
 from services.learner.prepare import share_of_rank
 from services.learner.ranks import Ranks
@@ -55,11 +56,6 @@ class TrainingSession:
         """Training steps done."""
         if checkpoint is not None:
             self._restore(checkpoint)
-
-    @property
-    def num_positions(self) -> int | None:
-        """Tokens of the longest sequence that the model was made for, where it says."""
-        return getattr(self.engine.module.config.get_text_config(), "max_position_embeddings", None)  # type: ignore[union-attr,operator]
 
     def _restore(self, checkpoint: Loaded) -> None:
         import_state(self.engine, checkpoint.optimizer(), checkpoint.state.updates)
@@ -127,15 +123,13 @@ class TrainingSession:
     def save_model(self, folder: Path, weights: Mapping[str, Tensor], tokenizer: object) -> None:
         """Weights, configuration and tokenizer in Hugging Face format; with `model.lora` adapter and tokenizer in
         PEFT's."""
-        tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
         model = self.engine.module
         if self.config.model.lora is not None:
+            tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
             adapter.write(folder, weights, model)
             return
+        write_files(folder, model, tokenizer)
         write_safetensors(folder, "model", weights)
-        model.config.save_pretrained(folder)  # type: ignore[union-attr,operator]
-        if getattr(model, "generation_config", None) is not None:
-            model.generation_config.save_pretrained(folder)  # type: ignore[union-attr,operator]
 
 
 def _student(config: RunConfig, checkpoint: Loaded | None, load: Callable[[str], nn.Module]) -> nn.Module:

@@ -10,6 +10,7 @@ from typing import Any
 
 from services.contracts.messages import Question
 from services.contracts.run_config import RunConfig
+from services.contracts.trainable import teacher_tokens
 
 SOLUTION_HEADING = "Correct solution:"
 FEEDBACK_HEADING = "The following is feedback from your unsuccessful earlier attempt:"
@@ -49,13 +50,19 @@ def teacher_prompt_ids(tokenizer: Any, question: Question, solution: str | None,
 
 
 def position_warning(config: RunConfig, num_positions: int | None) -> str | None:
-    """What to tell a run's people where its teacher may read further than the model has positions, else None.
+    """What to tell a run's people if its sequences or its teacher's may exceed the model's positions, else None.
 
     Solution and response are of one model under one limit each. Feedback comes on top, and what the headings take.
     """
-    rollout = config.rollout
-    num_tokens = rollout.max_prompt_tokens + 2 * rollout.max_response_tokens
-    if config.objective.name == "grpo" or num_positions is None or num_tokens <= num_positions:
+    if num_positions is None:
+        return None
+    if config.max_model_tokens > num_positions:
+        return (
+            f"Prompt and response may be {config.max_model_tokens} tokens long, but the model has {num_positions} "
+            "positions: a response ends there. Lower rollout.max_response_tokens or rollout.max_prompt_tokens."
+        )
+    num_tokens = teacher_tokens(config)
+    if num_tokens is None or num_tokens <= num_positions:
         return None
     return (
         f"The self-teacher reads question, solution and response: up to {num_tokens} tokens and any feedback, but the "

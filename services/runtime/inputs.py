@@ -14,6 +14,7 @@ from services.contracts.errors import ConfigurationError
 from services.contracts.hub import PREFIX, is_hub_name, parse_hub_data
 from services.contracts.model_section import ModelSection
 from services.contracts.run_config import RunConfig
+from services.runtime.model_folder import check_model_folder
 from services.runtime.settings import Settings
 
 
@@ -31,7 +32,7 @@ def check_inputs(config: RunConfig, settings: Settings, prefix: str = "") -> Non
 
 def _check_inputs(config: RunConfig, settings: Settings) -> None:
     check_places(config, settings)
-    _check_model(config.model.path)
+    _check_model(config, settings.root_folders)
     for field, name in _data(config):
         if not name.startswith(PREFIX) and not Path(name).is_file():
             raise ConfigurationError(
@@ -73,7 +74,8 @@ def _data(config: RunConfig) -> list[tuple[str, str]]:
     return [(field, name) for field, name in named.items() if name is not None]
 
 
-def _check_model(path: str) -> None:
+def _check_model(config: RunConfig, roots: Sequence[Path]) -> None:
+    path = config.model.path
     if _is_of_hub(path):
         return
     folder = Path(path)
@@ -89,6 +91,7 @@ def _check_model(path: str) -> None:
             remedy="Name a folder in Hugging Face format; an adapter has to be merged with its base model first.",
             field="model.path",
         )
+    check_model_folder(folder, config, roots)
 
 
 def _check_place(field: str, text: str, roots: Sequence[Path]) -> None:

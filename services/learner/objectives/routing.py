@@ -77,6 +77,11 @@ def _assign(
     return Assignment(route, correct[index], informed, needs_teacher, demonstration, feedback)
 
 
+def without_teacher(assignment: Assignment, name: str) -> Assignment:
+    """What becomes of a rollout of objective `name` whose teacher cannot be asked: as if it had no information."""
+    return Assignment(_route(name, assignment.correct, False), assignment.correct, False, False, None, False)
+
+
 def _route(name: str, correct: bool, informed: bool) -> Route:
     if name == "srpo":
         return "sdpo" if informed and not correct else "grpo"

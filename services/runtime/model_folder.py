@@ -1,0 +1,119 @@
+"""What a model's folder says of itself, read without the libraries that load models.
+
+Only what is certain is refused here: the learner looks again at the model as it is loaded, and at those with hub names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from services.contracts.errors import ConfigurationError
+from services.contracts.run_config import RunConfig
+from services.contracts.trainable import MODELS_WITH_TABLE, check_logits, check_table, check_tokens
+
+MAX_BYTES = 256 * 2**20
+T = TypeVar("T")
+
+
+class _Token(msgspec.Struct):
+    id: int
+    content: str = ""
+
+
+class _Vocabulary(msgspec.Struct):
+    vocab: dict[str, int] | list[msgspec.Raw] = {}
+    """By token, or in the order of ids."""
+
+
+class _Tokenizer(msgspec.Struct):
+    """tokenizer.json."""
+
+    model: _Vocabulary = msgspec.field(default_factory=_Vocabulary)
+    added_tokens: list[_Token] = []
+
+
+class _TokenizerConfig(msgspec.Struct):
+    """tokenizer_config.json."""
+
+    chat_template: Any = None
+    added_tokens_decoder: dict[str, Any] = {}
+
+
+def check_model_folder(folder: Path, config: RunConfig, roots: Sequence[Path]) -> None:
+    """Refuse a model that the run could not train. `folder` has a config.json; files outside of `roots` are not read.
+
+    Raises:
+        ConfigurationError: config.json is not readable, the model changes its logits, the tokenizer has ids that the
+            embedding lacks or no chat template, or sequences of the run may exceed the model's table of positions.
+    """
+    values = _config(folder, roots)
+    check_logits(values.get)
+    tokenizer = _read(folder / "tokenizer.json", _Tokenizer, roots)
+    settings = _read(folder / "tokenizer_config.json", _TokenizerConfig, roots)
+    num_rows, highest = _number(values, "vocab_size"), max(_tokens(tokenizer, settings), default=None)
+    if num_rows is not None and highest is not None:
+        check_tokens(config.model.path, num_rows, highest)
+    if settings is not None and not config.model.trust_remote_code:
+        _check_chat_template(folder, settings, config.model.path)
+    limit = _number(values, "max_position_embeddings", "n_positions")
+    if limit is not None and values.get("model_type") in MODELS_WITH_TABLE:
+        check_table(config, limit)
+
+
+def _config(folder: Path, roots: Sequence[Path]) -> dict[str, Any]:
+    """The language model's part of config.json."""
+    values = _read(folder / "config.json", dict[str, Any], roots)
+    if values is None:
+        raise ConfigurationError(
+            f"model.path is {folder}, whose config.json is not a JSON object.",
+            remedy="Take the file that came with the model.",
+            field="model.path",
+        )
+    inner = values.get("text_config")
+    return inner if isinstance(inner, dict) else values
+
+
+def _read(path: Path, kind: type[T], roots: Sequence[Path]) -> T | None:
+    """A JSON file of the model; None where it is not there, leads out of the roots, or is something else."""
+    try:
+        place = path.resolve()
+        inside = any(place.is_relative_to(root) for root in roots)
+        if not inside or not place.is_file() or place.stat().st_size > MAX_BYTES:
+            return None
+        return msgspec.json.decode(place.read_bytes(), type=kind)
+    except (OSError, RuntimeError, ValueError, RecursionError):  # msgspec's errors are ValueErrors
+        return None
+
+
+def _tokens(tokenizer: _Tokenizer | None, settings: _TokenizerConfig | None) -> Iterator[tuple[int, str]]:
+    """Ids and tokens, the largest id among them."""
+    if tokenizer is not None:
+        yield from ((token.id, token.content) for token in tokenizer.added_tokens)
+        vocabulary = tokenizer.model.vocab
+        if isinstance(vocabulary, dict):
+            yield from ((number, token) for token, number in vocabulary.items())
+        elif vocabulary:
+            yield len(vocabulary) - 1, "the last one"
+    for number, token in (settings.added_tokens_decoder if settings is not None else {}).items():
+        if number.isascii() and number.isdecimal():
+            yield int(number[:18]), str(token.get("content", "")) if isinstance(token, dict) else ""
+
+
+def _check_chat_template(folder: Path, settings: _TokenizerConfig, path: str) -> None:
+    others = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
+    if not settings.chat_template and not any((folder / name).exists() for name in others):
+        raise ConfigurationError(
+            f"model.path is {path}, whose tokenizer has no chat template.",
+            remedy="Use an instruction-tuned model, or add a chat_template.jinja to its folder.",
+            field="model.path",
+        )
+
+
+def _number(values: dict[str, Any], *names: str) -> int | None:
+    """The first of these settings that is a number."""
+    found = (values.get(name) for name in names)
+    return next((value for value in found if isinstance(value, int) and not isinstance(value, bool)), None)

@@ -310,7 +310,13 @@ def fill(path: Path) -> None:
 
 
 async def measure(options: argparse.Namespace) -> None:
-    print("| attack | probe: p99 | largest | failed | memory of the API | |\n|---|---|---|---|---|---|")
+    print("## The API under attack\n")
+    print(
+        f"What a second client sees that asks for a run {RATE:.0f} times a second for {options.seconds:.0f} s, each "
+        "time on a new connection, while an attacker does the following to an API with the default limits. Both share "
+        "the machine with it.\n"
+    )
+    print("| attack | p99 | largest | failed | largest memory of the API | |\n|---|---|---|---|---|---|", flush=True)
     chosen = [attack for attack in ATTACKS if not options.only or attack.__name__ in options.only]
     for attack in chosen:  # an API of its own for each: some do not survive
         with tempfile.TemporaryDirectory(prefix="turnout-attack-") as folder:

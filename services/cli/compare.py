@@ -9,6 +9,7 @@ from typing import Any
 from services.cli.output import print_table, show
 from services.cli.plots import comparison_plot
 from services.cli.run_data import RunData, mean
+from services.cli.terminal import say
 from services.contracts.errors import ConfigurationError
 
 
@@ -28,7 +29,7 @@ def compare(runs: Sequence[RunData], png: Path, as_json: bool) -> None:
         return
     header = list(rows[0])
     print_table(header, [[_cell(row[name]) for name in header] for row in rows])
-    print(f"Plot: {png}" if picture is not None else "No steps yet, so no plot.")
+    say(f"Plot: {png}" if picture is not None else "No steps yet, so no plot.")
 
 
 def row_of(data: RunData) -> dict[str, Any]:

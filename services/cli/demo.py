@@ -23,6 +23,7 @@ from services.cli.report import headline, write_report
 from services.cli.run_data import collect
 from services.cli.run_file import load_run
 from services.cli.supervisor import StartFailedError, last_words
+from services.cli.terminal import say
 from services.cli.watch import POLL_SECONDS, Progress, ended_code, view
 from services.contracts.errors import ConflictError, NotFoundError, TurnoutError, UnavailableError
 
@@ -72,7 +73,7 @@ class Demo:
 
     def say(self, text: str) -> None:
         if not self.as_json:
-            print(text, flush=True)
+            say(text)
 
     def _conduct(
         self, deployment: Deployment, client: Client, interrupts: Interrupts, body: dict[str, object] | None

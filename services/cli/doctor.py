@@ -16,6 +16,7 @@ from typing import Literal
 import msgspec
 
 from services.cli.exits import EXIT_FAILED, EXIT_OK
+from services.cli.terminal import say, say_json
 from services.contracts.errors import TurnoutError, without_password
 from services.runtime.libraries import check_vllm_cpu
 from services.runtime.queue_log import queue_server_fault
@@ -40,12 +41,12 @@ def doctor(home: Path, api_port: int, as_json: bool) -> int:
     findings = list(examine(home, api_port))
     failed = any(finding.status == "fail" for finding in findings)
     if as_json:
-        print(msgspec.json.format(msgspec.json.encode({"ok": not failed, "findings": findings})).decode())
+        say_json({"ok": not failed, "findings": findings}, indented=True)
     else:
         for finding in findings:
-            print(f"{MARKS[finding.status]}  {finding.check}: {finding.text}")
+            say(f"{MARKS[finding.status]}  {finding.check}: {finding.text}")
             if finding.remedy:
-                print(f"      -> {finding.remedy}")
+                say(f"      -> {finding.remedy}")
     return EXIT_FAILED if failed else EXIT_OK
 
 

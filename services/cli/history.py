@@ -77,18 +77,20 @@ def samples(
 ) -> None:
     """Show groups with all their rollouts: reward, route and text; --json has the numbers of every token."""
     from services.cli import output
+    from services.cli.terminal import say, say_lines
 
     groups = _ask(api_url, run_id, lambda client, found: client.samples(found, step=step, limit=limit))
     if as_json or not groups:
         output.show(groups, as_json, "No samples yet." if step is None else f"No samples of step {step}.")
         return
     for group in groups:
-        print(f"step {group['step']}, question {group['question_id']}, expected: {group['answer']}\n{group['prompt']}")
+        say(f"step {group['step']}, question {group['question_id']}, expected: {group['answer']}")
+        say_lines(group["prompt"])
         for item in group["samples"]:
             verdict = "correct" if item["correct"] else "failed"
             about = f"{verdict}, reward {item['reward']:.3g}, advantage {item['advantage']:+.3g}, {item['route']}"
-            print(f"\n[{item['index']}] {about}, {len(item['tokens'])} tokens\n{item['text'].strip()}")
-        print()
+            say_lines(f"\n[{item['index']}] {about}, {len(item['tokens'])} tokens\n{item['text'].strip()}")
+        say()
 
 
 @app.command(epilog=examples("turnout runs pushes demo-3f --limit 20"))
@@ -129,15 +131,17 @@ def events(
     api_url: Url = None,
 ) -> None:
     """Print a run's events as they happen. Goes on behind the last one after a broken connection."""
-    import msgspec
-
     from services.cli.client import Client
     from services.cli.runs import full_id
+    from services.cli.terminal import say, say_json
 
     with Client(api_url) as client:
         found = full_id(client, run_id)
         for event in client.follow(found, after=after) if follow else client.events(found, after=after, follow=False):
-            print(msgspec.json.encode(event).decode() if as_json else event_text(event), flush=True)
+            if as_json:
+                say_json(event)
+            else:
+                say(event_text(event))
 
 
 def event_text(event: RunEvent) -> str:

@@ -17,6 +17,7 @@ from services.cli.plan import Plan, check_plan, make_plan
 from services.cli.processes import HomeState, alive, end_home, read_state
 from services.cli.queue_server import INSTANCE as VALKEY
 from services.cli.supervisor import Supervisor
+from services.cli.terminal import console, in_line, say, say_json
 from services.contracts.errors import TurnoutError, UnavailableError
 from services.contracts.services import ServiceRecord
 from services.runtime.queue_log import queue_server_fault
@@ -74,7 +75,7 @@ def up(home: Path, *, num_rollout_servers: int, num_verifiers: int, api_port: in
             _look_after(deployment, interrupts, as_json)
         finally:
             if not as_json:
-                print("Stopping ...", flush=True)
+                say("Stopping ...")
             deployment.stop(grace_seconds=2 if interrupts.urgent else 20)
     return EXIT_OK
 
@@ -83,7 +84,7 @@ def _look_after(deployment: Deployment, interrupts: Interrupts, as_json: bool) -
     if sys.stdout.isatty() and not as_json:
         from rich.live import Live
 
-        with Live(status_table(deployment), refresh_per_second=4) as live:
+        with Live(status_table(deployment), console=console(), refresh_per_second=4) as live:
             while not interrupts.requested:
                 deployment.tick()
                 live.update(status_table(deployment))
@@ -96,7 +97,7 @@ def _look_after(deployment: Deployment, interrupts: Interrupts, as_json: bool) -
         for row in status_rows(deployment):
             if said.get(row["instance"]) != row["state"] and not as_json:
                 said[row["instance"]] = row["state"]
-                print(f"{row['instance']}: {row['state']}", flush=True)
+                say(f"{row['instance']}: {row['state']}")
         if deployment.ready and not announced:
             announced = True
             say_ready(deployment.plan.api_url, deployment.plan.home, as_json, detached=False)
@@ -106,16 +107,14 @@ def _look_after(deployment: Deployment, interrupts: Interrupts, as_json: bool) -
 def say_ready(api_url: str, home: Path, as_json: bool, *, detached: bool) -> None:
     """Tell where the API is."""
     if as_json:
-        import json
-
-        print(json.dumps({"ready": True, "api_url": api_url, "home": str(home)}), flush=True)
+        say_json({"ready": True, "api_url": api_url, "home": str(home)})
         return
-    print(f"Ready. API and page: {api_url}   logs: {home / 'logs'}", flush=True)
+    say(f"Ready. API and page: {api_url}   logs: {home / 'logs'}")
     from services.cli.wire import DEFAULT_URL
 
     if api_url != (os.environ.get("TURNOUT_API_URL") or DEFAULT_URL).rstrip("/"):
-        print(f"Other commands find it with `export TURNOUT_API_URL={api_url}`.", flush=True)
-    print(f"End it with `turnout down --home {home}`." if detached else "End it with Ctrl-C.", flush=True)
+        say(f"Other commands find it with `export TURNOUT_API_URL={api_url}`.")
+    say(f"End it with `turnout down --home {home}`." if detached else "End it with Ctrl-C.")
 
 
 def up_detached(
@@ -172,11 +171,9 @@ def down(home: Path, *, as_json: bool) -> int:
             remedy="They may belong to another user, or hang in the kernel.",
         )
     if as_json:
-        import json
-
-        print(json.dumps({"home": str(home), "ended": names}))
+        say_json({"home": str(home), "ended": names})
     else:
-        print(f"Ended: {', '.join(names)}." if names else f"Nothing was running in {home}.")
+        say(f"Ended: {', '.join(names)}." if names else f"Nothing was running in {home}.")
     return EXIT_OK
 
 
@@ -221,7 +218,9 @@ def status_table(deployment: Deployment) -> Table:
         table.add_column(name)
     for row in status_rows(deployment):
         shown = [row["pid"], row["run"], row["weights"], row["waiting_for"], row["restarts"] or None]
-        table.add_row(row["instance"], row["state"], *("" if value is None else str(value) for value in shown))
+        table.add_row(
+            row["instance"], in_line(row["state"]), *("" if value is None else in_line(str(value)) for value in shown)
+        )
     return table
 
 

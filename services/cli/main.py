@@ -14,6 +14,7 @@ from services.cli.fleet import app as fleet
 from services.cli.keys import app as keys
 from services.cli.options import Json, examples
 from services.cli.runs import app as runs
+from services.cli.terminal import say, say_error, spell_out_what_cannot_be_shown
 from services.contracts.errors import TurnoutError
 
 app = typer.Typer(
@@ -31,7 +32,7 @@ def _print_version(asked: bool) -> None:
     if asked:
         from importlib.metadata import version
 
-        print(f"turnout {version('turnout')}")
+        say(f"turnout {version('turnout')}")
         raise typer.Exit
 
 
@@ -108,14 +109,15 @@ def doctor(
 
 def main() -> None:
     """Run the command; faults that we name become one sentence and an exit code."""
+    spell_out_what_cannot_be_shown()
     try:
         app()
     except TurnoutError as error:
         if "--json" in sys.argv:
             fault = {"title": error.title, "detail": error.message, "remedy": error.remedy, "field": error.field}
-            print(json.dumps({"error": fault}), file=sys.stderr)
+            say_error(json.dumps({"error": fault}))
         else:
-            print(f"turnout: {error}", file=sys.stderr)
+            say_error(f"turnout: {error}")
         sys.exit(exit_code(error))
 
 

@@ -14,11 +14,13 @@ COMPLETION_SECONDS = 1.0
 def complete_run(incomplete: str) -> list[tuple[str, str]]:
     """Ids of runs with their names and states, for the shell; nothing where no API answers."""
     from services.cli.client import Client
+    from services.cli.terminal import in_line
     from services.contracts.errors import TurnoutError
 
     try:
         with Client(timeout_seconds=COMPLETION_SECONDS) as client:
-            return [(run.id, f"{run.name}, {run.state}") for run in client.runs() if run.id.startswith(incomplete)]
+            found = [run for run in client.runs() if run.id.startswith(incomplete)]
+            return [(in_line(run.id), in_line(f"{run.name}, {run.state}")) for run in found]
     except TurnoutError:
         return []
 

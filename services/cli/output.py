@@ -6,19 +6,19 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from services.cli.models import Run
+from services.cli.terminal import bars, console, in_line, say, say_json, say_lines
 
 if TYPE_CHECKING:
     from services.cli.run_data import RunData
 
-BARS = "▁▂▃▄▅▆▇█"
-
 
 def show(value: Any, as_json: bool, text: str) -> None:
     """Print a value as JSON or as `text`."""
-    print(msgspec.json.format(msgspec.json.encode(value)).decode() if as_json else text)
+    if as_json:
+        say_json(value, indented=True)
+    else:
+        say_lines(text)
 
 
 def show_runs(runs: Sequence[Run], as_json: bool) -> None:
@@ -26,7 +26,7 @@ def show_runs(runs: Sequence[Run], as_json: bool) -> None:
     if as_json:
         show(list(runs), True, "")
     elif not runs:
-        print("No runs.")
+        say("No runs.")
     else:
         rows = [[run.id, run.name, run.state, f"{run.step}/{run.num_steps}", run.reason] for run in runs]
         print_table(["id", "name", "state", "step", "reason"], rows)
@@ -44,9 +44,7 @@ def show_run(data: RunData, as_json: bool) -> None:
         )
         return
     run = data.run
-    print(
-        f"{run.id}  {run.name}: {run.state}{', ' + run.reason if run.reason else ''}; step {run.step}/{run.num_steps}"
-    )
+    say(f"{run.id}  {run.name}: {run.state}{', ' + run.reason if run.reason else ''}; step {run.step}/{run.num_steps}")
     if data.steps:
         values = data.steps[-1].metrics
         print_table(["metric", "value"], [[name, f"{value:.4g}"] for name, value in sorted(values.items())])
@@ -58,24 +56,23 @@ def show_run(data: RunData, as_json: bool) -> None:
         samples = data.evaluations[-1].num_samples
         print_table(["step", "split", f"avg@{samples}", f"pass@{samples}", "questions"], rows)
     for checkpoint in data.checkpoints:
-        print(f"checkpoint of step {checkpoint.step}: {checkpoint.path}")
+        say(f"checkpoint of step {checkpoint.step}: {checkpoint.path}")
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table: drawn in a terminal, tabs between the columns elsewhere."""
     if not sys.stdout.isatty():
         for row in [header, *rows]:
-            print("\t".join(row))
+            say_lines("\t".join(map(in_line, row)))
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table()
     for name in header:
         table.add_column(name)
     for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+        table.add_row(*map(in_line, row))
+    console().print(table)
 
 
 def quantities(fields: Mapping[str, Any]) -> str:
@@ -92,7 +89,8 @@ def sparkline(values: Sequence[float], width: int = 40) -> str:
         return ""
     low, high = min(shown), max(shown)
     span = (high - low) or 1.0
-    return "".join(BARS[min(len(BARS) - 1, int((value - low) / span * len(BARS)))] for value in shown)
+    heights = bars()
+    return "".join(heights[min(len(heights) - 1, int((value - low) / span * len(heights)))] for value in shown)
 
 
 def duration(seconds: float) -> str:

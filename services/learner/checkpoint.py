@@ -100,6 +100,11 @@ class CheckpointStore:
         """Steps that have a checkpoint, ascending; complete ones and torn ones."""
         return checkpoint_steps(self._run_folder)
 
+    def clear(self, *names: str) -> None:
+        """Delete what programs before this one have left: half-written checkpoints. For the run's only writer."""
+        for left in (path for name in names for path in self.folder.glob(name)):
+            shutil.rmtree(left, ignore_errors=True)
+
     def write(self, snapshot: Snapshot) -> tuple[Path, int]:
         """Make a checkpoint durable. Returns its folder and size in bytes."""
         target = self.path(snapshot.state.step)
@@ -122,21 +127,28 @@ class CheckpointStore:
         return target, manifest.bytes
 
     def load_newest(self, on_torn: Callable[[str], None]) -> Loaded | None:
-        """The newest sound checkpoint, or None for none at all. Each torn one is told to `on_torn`.
+        """The newest sound checkpoint, or None for none at all. Each torn one is told to `on_torn`, and once there is a
+        sound one it is no checkpoint any more: it must not take a sound one's place among those that are kept.
 
         Raises:
             CorruptCheckpointError: there are checkpoints but none is sound.
         """
-        torn = None
+        torn: list[Path] = []
+        fault = None
         for step in reversed(self.steps()):
             try:
-                return load(self.path(step))
+                loaded = load(self.path(step))
             except CorruptCheckpointError as error:
-                torn = error
+                torn.append(self.path(step))
+                fault = error
                 on_torn(error.message)
-        if torn is not None:
+                continue
+            for path in torn:
+                _set_aside(path)
+            return loaded
+        if fault is not None:
             raise CorruptCheckpointError(
-                f"No checkpoint in {self.folder} is sound; the last fault: {torn.message}",
+                f"No checkpoint in {self.folder} is sound; the last fault: {fault.message}",
                 remedy="Restore one from a backup, or delete the folder to start the run again.",
             )
         return None
@@ -149,6 +161,14 @@ class CheckpointStore:
         for step in steps:
             if step not in kept:
                 shutil.rmtree(self.path(step), ignore_errors=True)
+        self.clear(".writing-*", ".torn-*")
+
+
+def _set_aside(path: Path) -> None:
+    """Keep a torn checkpoint for people to look at until the next one is written, under a name that is none."""
+    aside = path.with_name(f".torn-{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(path, aside)
 
 
 def load(folder: Path) -> Loaded:

@@ -17,6 +17,7 @@ from services.learner.batcher import Batch, Batcher, Scored
 from services.learner.broadcast import BEAT_SECONDS, Finish, Save, Step, Wait, send
 from services.learner.checkpoint import CheckpointStore, Loaded, Snapshot
 from services.learner.evaluate import Evaluator, stored_accuracies
+from services.learner.farewell import writing
 from services.learner.feeder import Feeder
 from services.learner.link import RunLink
 from services.learner.minibatch import step_metrics, weight_histogram
@@ -279,9 +280,10 @@ class Leader:
     def _write_checkpoint(self, snapshot: Snapshot, settled: list[Scored]) -> None:
         """On the writer thread: make it durable, then acknowledge the groups that it holds."""
         started = time.monotonic()
-        path, _ = self.store.write(snapshot)
-        self.link.acknowledge(settled)
-        tell_checkpoint(self.link, path, snapshot.state.step, time.monotonic() - started)
+        with writing():
+            path, _ = self.store.write(snapshot)
+            self.link.acknowledge(settled)
+            tell_checkpoint(self.link, path, snapshot.state.step, time.monotonic() - started)
         section = self.config.checkpoint
         accuracies = self.link.call(stored_accuracies(self.link.redis, self.link.run_id))
         self.store.collect(section.keep_last, section.keep_best, accuracies)

@@ -7,7 +7,6 @@ the progress report). The training thread reads plain attributes and a queue, an
 from __future__ import annotations
 
 import asyncio
-import os
 import queue
 import threading
 import time
@@ -25,6 +24,7 @@ from services.contracts.events import Event, Note, RunStateChanged
 from services.contracts.messages import ScoredGroup
 from services.contracts.run_config import RunConfig, read_run_config
 from services.contracts.states import DesiredState, RunState
+from services.learner.farewell import end_when_written
 from services.learner.feeder import Feeder
 from services.learner.progress import EXIT_ORPHANED, Progress, ProgressPipe
 from services.runtime.connection import connect
@@ -218,7 +218,7 @@ class RunLink:
                     self.send_progress()
                 except OSError:
                     log.error("the supervisor is gone; this learner ends")
-                    os._exit(EXIT_ORPHANED)
+                    await asyncio.to_thread(end_when_written, EXIT_ORPHANED)
             await asyncio.sleep(POLL_SECONDS)
 
     def close(self) -> None:

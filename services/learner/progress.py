@@ -7,6 +7,7 @@ there are never two learners for one run. Ranks without a pipe look after their 
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 
@@ -18,6 +19,8 @@ SUPERVISOR_VARIABLE = "TURNOUT_SUPERVISOR_PID"
 EXIT_REPORTED = 3
 """Exit code: the run ended or failed, and its state has been reported; starting again would not help."""
 EXIT_ORPHANED = 4
+EXIT_TERMINATED = 128 + signal.SIGTERM
+"""Exit code: SIGTERM came, as a shell would say it."""
 EXIT_NO_QUEUE = 5
 """Exit code: the queue server did not serve for long. Not the program's fault: start it again once it does."""
 

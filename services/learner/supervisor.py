@@ -26,6 +26,7 @@ from services.learner.attempts import Attempts
 from services.learner.progress import (
     EXIT_NO_QUEUE,
     EXIT_REPORTED,
+    EXIT_TERMINATED,
     PIPE_VARIABLE,
     RUN_VARIABLE,
     SUPERVISOR_VARIABLE,
@@ -236,7 +237,18 @@ class Supervisor:
                 wait.cancel()
 
     async def _end_processes(self) -> None:
-        """Ask all processes to end, then make them."""
+        """Ask all processes to end, then make them. Whoever ends this service cancels it again and again meanwhile."""
+        ending = asyncio.create_task(self._end_all())
+        cancelled = False
+        while not ending.done():
+            try:
+                await asyncio.shield(ending)
+            except asyncio.CancelledError:
+                cancelled = True
+        if cancelled:
+            raise asyncio.CancelledError
+
+    async def _end_all(self) -> None:
         for send, seconds in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, STOP_SECONDS)):
             running = [process for process in self._processes if process.returncode is None]
             for process in running:
@@ -272,6 +284,7 @@ class Supervisor:
 
 
 def _cause(code: int) -> str:
+    code = -signal.SIGTERM if code == EXIT_TERMINATED else code
     if code < 0:
         name = signal.Signals(-code).name
         return f"killed by {name}" + (", perhaps for lack of memory" if -code == signal.SIGKILL else "")

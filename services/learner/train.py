@@ -25,6 +25,7 @@ from services.contracts.errors import TurnoutError, UnavailableError  # noqa: E4
 from services.contracts.run_config import RunConfig, parse_run_config  # noqa: E402
 from services.learner.broadcast import Finish, Save, Start, Step, receive, receive_start, send_start  # noqa: E402
 from services.learner.checkpoint import CheckpointStore, Loaded, read  # noqa: E402
+from services.learner.farewell import end_on_sigterm, end_when_written  # noqa: E402
 from services.learner.leader import Leader  # noqa: E402
 from services.learner.link import RunLink  # noqa: E402
 from services.learner.progress import (  # noqa: E402
@@ -57,6 +58,7 @@ def main() -> int:
     set_log_fields(run_id=run_id)
     configure_traces("learner", settings.instance_name("learner"))
     if os.environ["RANK"] == "0":
+        end_on_sigterm()
         return lead(settings, run_id)
     end_with_supervisor()
     try:
@@ -121,6 +123,7 @@ def open_session(config: RunConfig, ranks: Ranks, checkpoint: Loaded | None, set
 def newest_checkpoint(folder: Path, link: RunLink) -> Loaded | None:
     """The checkpoint to go on from. Torn ones are told to people and passed over."""
     store = CheckpointStore(folder, lambda *_: None)
+    store.clear(".writing-*")
     return store.load_newest(lambda text: link.note(f"{text} The one before it is used.", "warning"))
 
 
@@ -186,4 +189,4 @@ if __name__ == "__main__":
     sys.stdout.flush()
     sys.stderr.flush()
     # Threads of native libraries can hang an ordinary exit; everything of ours is closed by now.
-    os._exit(code)
+    end_when_written(code)

@@ -69,11 +69,24 @@ def test_a_torn_one_is_refused_and_the_one_before_it_used(store: CheckpointStore
     assert "step-00000004" in told[0]
 
 
+def test_a_torn_one_that_was_passed_over_takes_no_place_among_those_kept(store: CheckpointStore) -> None:
+    store.write(snapshot(2))
+    torn, _ = store.write(snapshot(3))
+    (torn / "manifest.json").unlink()
+    assert store.load_newest(lambda _: None) is not None
+    assert store.steps() == [2]
+    store.write(snapshot(4))
+    store.collect(keep_last=2, keep_best=1, accuracies={2: 0.2, 3: 0.9, 4: 0.1})
+    assert store.steps() == [2, 4]
+    assert sorted(path.name for path in store.folder.iterdir()) == ["step-00000002", "step-00000004"]
+
+
 def test_no_sound_one_at_all_is_a_fault_not_a_fresh_start(store: CheckpointStore) -> None:
     path, _ = store.write(snapshot(2))
     (path / "manifest.json").unlink()
     with pytest.raises(CorruptCheckpointError, match="No checkpoint"):
         store.load_newest(lambda _: None)
+    assert store.steps() == [2], "nor at the next start"
 
 
 def test_a_half_written_one_is_not_there(store: CheckpointStore) -> None:
@@ -85,6 +98,10 @@ def test_a_half_written_one_is_not_there(store: CheckpointStore) -> None:
     store.write(snapshot(4))
     assert store.steps() == [2, 4]
     assert not half.exists()
+    other = store.folder / ".writing-step-00000003"
+    other.mkdir()
+    store.clear(".writing-*")
+    assert not other.exists(), "what was left at another step would fill the disk"
 
 
 def test_a_rank_beside_the_first_does_not_read_the_tensors_again(store: CheckpointStore) -> None:

@@ -165,6 +165,28 @@ def test_a_rank_ends_with_its_supervisor() -> None:
     assert supervisor.communicate(timeout=60) == (b"", None)
 
 
+async def test_a_program_that_still_writes_is_waited_for_however_often_the_service_is_cancelled(redis: Redis) -> None:
+    supervisor = Supervisor(redis, Presence(redis, "learner", "learner-0", ""))
+    writes = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(sys.stdin.readline() != 'x')); "
+    pipe = asyncio.subprocess.PIPE
+    program = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", writes + "print(flush=True)\nwhile True: signal.pause()", stdin=pipe, stdout=pipe
+    )
+    assert program.stdin is not None
+    assert program.stdout is not None
+    await program.stdout.readline()
+    supervisor._processes = [program]
+    ending = asyncio.create_task(supervisor._end_processes())
+    for _ in range(5):
+        await asyncio.sleep(0)
+        ending.cancel()
+    program.stdin.write(b"x")
+    program.stdin.close()
+    with pytest.raises(asyncio.CancelledError):
+        await ending
+    assert program.returncode == 0
+
+
 async def test_a_killed_program_comes_back_and_the_run_succeeds(valkey_url: str, redis: Redis, tmp_path: Path) -> None:
     variables = {
         "TURNOUT_REDIS_URL": valkey_url,

@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from math import comb
 from statistics import fmean
 from typing import Any
 
@@ -143,7 +144,7 @@ class Evaluator:
 def summarise(groups: Sequence[ScoredGroup], run_id: str, step: int, config: RunConfig) -> EvaluationFinished:
     """avg@k and pass@k. Samples with an infrastructure fault are left out; a question without any sample as well."""
     by_kind: dict[str, list[float]] = defaultdict(list)
-    passed: list[float] = []
+    counts: list[tuple[int, int]] = []
     lengths: list[int] = []
     truncated: list[float] = []
     num_faults = 0
@@ -154,7 +155,7 @@ def summarise(groups: Sequence[ScoredGroup], run_id: str, step: int, config: Run
         if not correct:
             continue
         by_kind[group.group.task.question.kind].append(fmean(correct))
-        passed.append(max(correct))
+        counts.append((len(correct), int(sum(correct))))
         rollouts = [rollout for rollout, ok in zip(group.group.rollouts, usable, strict=True) if ok]
         lengths += [len(rollout.token_ids) for rollout in rollouts]
         truncated += [float(rollout.finish_reason == "length") for rollout in rollouts]
@@ -167,12 +168,28 @@ def summarise(groups: Sequence[ScoredGroup], run_id: str, step: int, config: Run
         num_questions=len(every),
         num_samples=config.evaluation.num_samples,
         accuracy=_mean(every),
-        pass_at_k=_mean(passed),
+        pass_at_k=pass_at_k(counts, config.evaluation.num_samples),
         accuracy_by_kind={kind: fmean(values) for kind, values in by_kind.items()},
         response_tokens_mean=_mean(lengths),
         truncated_ratio=_mean(truncated),
         num_faults=num_faults,
     )
+
+
+def pass_at_k(counts: Sequence[tuple[int, int]], k: int) -> float:
+    """The share of questions that at least one of k samples solves.
+
+    The unbiased estimator 1 - C(n - c, k) / C(n, k) (arXiv 2107.03374, section 2.1) needs n >= k samples of a question.
+    One that lost samples to faults is left out: the best of the others alone would count as a failure what the lost
+    ones might have solved. Where every question lost some, each counts with the samples that it has, which is too low.
+
+    Args:
+        counts: usable samples n >= 1 and correct ones c, a question.
+    """
+    whole = [(n, c) for n, c in counts if n >= k]
+    if not whole:
+        return _mean([float(c > 0) for _, c in counts])
+    return fmean(1.0 - comb(n - c, k) / comb(n, k) for n, c in whole)
 
 
 def _mean(values: Sequence[float]) -> float:

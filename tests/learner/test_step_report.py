@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import random
+
 import msgspec
 import pytest
 
 from services.contracts.messages import VersionSpan
 from services.contracts.run_config import ObjectiveSection, RunConfig, parse_run_config
 from services.learner.broadcast import Step
-from services.learner.evaluate import summarise
+from services.learner.evaluate import pass_at_k, summarise
 from services.learner.prepare import PreparedGroup, prepare_group
 from services.learner.session import TrainingSession
 from services.learner.step_report import group_metrics, staleness_histogram, token_ages
@@ -91,6 +93,27 @@ def test_ages_are_counted_in_their_buckets() -> None:
         12.0: 2,
     }
     assert histogram.total == 1 + 8 + 3 + 42 + 198
+
+
+def test_faults_do_not_lower_pass_at_k() -> None:
+    """Questions whose samples are right one time in four, up to a quarter of them lost to faults."""
+    k, dice = 8, random.Random(3)
+    expected = 1 - 0.75**k
+    for lost in (0.0, 0.125, 0.25):
+        counts = []
+        for _ in range(10_000):
+            usable = [dice.random() < 0.25 for _ in range(k) if dice.random() >= lost]
+            counts.append((len(usable), sum(usable)))
+        found = pass_at_k([item for item in counts if item[0]], k)
+        spread = 4 * (expected * (1 - expected) / (len(counts) * (1 - lost) ** k)) ** 0.5
+        assert found == pytest.approx(expected, abs=spread), lost
+
+
+def test_pass_at_k_by_hand() -> None:
+    assert pass_at_k([(4, 1), (4, 0), (3, 0), (1, 1)], 4) == 0.5
+    assert pass_at_k([(4, 1), (4, 2)], 2) == pytest.approx(((1 - 3 / 6) + (1 - 1 / 6)) / 2)
+    assert pass_at_k([(3, 1), (2, 0)], 4) == 0.5, "all lost some"
+    assert pass_at_k([], 4) == 0.0
 
 
 def test_an_evaluation_is_a_mean_over_questions_of_what_was_judged() -> None:

@@ -18,7 +18,8 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from services.cli.queue_server import answers, write_configuration
+from services.cli.queue_server import answers, url_for, write_configuration
+from services.contracts.queue_users import OPERATOR
 from tests.conftest import free_port
 
 ENTER_AS_USER = ["--mount", "--user", "--preserve-credentials"]
@@ -51,7 +52,7 @@ class KillableValkey:
 
     def __init__(self, home: Path) -> None:
         self.port = free_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.url = url_for(home, self.port, OPERATOR)
         self.log = home / "logs" / "valkey.log"
         self.log.parent.mkdir(parents=True)
         self.room = home / "room"

@@ -32,7 +32,7 @@ class Child:
 
     instance: str
     command: list[str]
-    environment: dict[str, str]
+    environment: dict[str, str] = field(repr=False)
     """Added to what it inherits of the launcher's."""
 
     @property
@@ -49,7 +49,7 @@ class Plan:
     working_folder: Path
     """Where services run: relative paths of run files start here."""
     api_url: str
-    redis_url: str
+    redis_url: str = field(repr=False)
     """As the operator, who may do everything."""
     redis_port: int | None
     """Port of our own queue server; None where TURNOUT_REDIS_URL names one."""

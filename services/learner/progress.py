@@ -15,6 +15,8 @@ import msgspec
 
 PIPE_VARIABLE = "TURNOUT_PROGRESS_FD"
 RUN_VARIABLE = "TURNOUT_RUN_ID"
+MEETING_VARIABLE = "TURNOUT_MEETING"
+"""File, in a folder that only this user may enter, by which the ranks find each other."""
 SUPERVISOR_VARIABLE = "TURNOUT_SUPERVISOR_PID"
 EXIT_REPORTED = 3
 """Exit code: the run ended or failed, and its state has been reported; starting again would not help."""

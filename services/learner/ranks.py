@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from services.learner.progress import MEETING_VARIABLE
+
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """Longer than any pass; ranks that wait for groups get a beat every few seconds (`train`)."""
 
@@ -55,7 +57,15 @@ def join(num_threads: int | None = None) -> Ranks:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if on_gpu:
         torch.cuda.set_device(local)
-    deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", timeout=COLLECTIVE_TIMEOUT)
+    # By a file where there is one: torch's own meeting point listens on all interfaces and takes orders from anybody.
+    meeting = os.environ.get(MEETING_VARIABLE)
+    deepspeed.init_distributed(
+        dist_backend="nccl" if on_gpu else "gloo",
+        timeout=COLLECTIVE_TIMEOUT,
+        init_method=f"file://{meeting}" if meeting else None,
+        rank=rank,
+        world_size=num_ranks,
+    )
     device = torch.device("cuda", local) if on_gpu else torch.device("cpu")
     return Ranks(rank, num_ranks, device)
 

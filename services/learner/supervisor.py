@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from typing import cast
@@ -27,6 +27,7 @@ from services.learner.progress import (
     EXIT_NO_QUEUE,
     EXIT_REPORTED,
     EXIT_TERMINATED,
+    MEETING_VARIABLE,
     PIPE_VARIABLE,
     RUN_VARIABLE,
     SUPERVISOR_VARIABLE,
@@ -51,6 +52,8 @@ class Supervisor:
     presence: Presence
     attempts: Attempts = field(default_factory=Attempts)
     _processes: list[asyncio.subprocess.Process] = field(default_factory=list)
+    _meeting: tempfile.TemporaryDirectory[str] | None = None
+    """Where the ranks find each other."""
     _error: str = ""
     _attempt_seen: bytes | None = None
     """`streams.attempt` of the run as its program was started."""
@@ -170,7 +173,7 @@ class Supervisor:
     async def _start(self, run_id: str, num_ranks: int) -> asyncio.Task[None]:
         """Start one process a rank; gives the task that reads rank 0's progress."""
         read_end, write_end = os.pipe()
-        port = _free_port()
+        self._meeting = tempfile.TemporaryDirectory(prefix="turnout-ranks-", ignore_cleanup_errors=True)
         for rank in range(num_ranks):
             environment = os.environ | {
                 RUN_VARIABLE: run_id,
@@ -179,8 +182,7 @@ class Supervisor:
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
                 "WORLD_SIZE": str(num_ranks),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
+                MEETING_VARIABLE: os.path.join(self._meeting.name, "store"),
             }
             passed: tuple[int, ...] = ()
             if rank == 0:
@@ -256,6 +258,9 @@ class Supervisor:
             if running:
                 await asyncio.wait([asyncio.create_task(process.wait()) for process in running], timeout=seconds)
         self._processes.clear()
+        if self._meeting is not None:
+            self._meeting.cleanup()
+            self._meeting = None
         self.presence.details.pop("pids", None)
 
     async def _give_up(self, run_id: str, reason: str) -> None:
@@ -289,9 +294,3 @@ def _cause(code: int) -> str:
         name = signal.Signals(-code).name
         return f"killed by {name}" + (", perhaps for lack of memory" if -code == signal.SIGKILL else "")
     return f"exit code {code}"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

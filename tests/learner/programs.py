@@ -7,13 +7,14 @@ import os
 import queue
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from services.learner.progress import RUN_VARIABLE
-from tests.conftest import ROOT, free_port
+from services.learner.progress import MEETING_VARIABLE, RUN_VARIABLE
+from tests.conftest import ROOT
 from tests.faults import NAMESPACES_OF
 from tests.learner.ring import bytecode_cached
 
@@ -87,10 +88,10 @@ class Programs:
         self, module: str, num_ranks: int, variables: Mapping[str, str], arguments: Sequence[str] = ()
     ) -> Iterator[list[Program]]:
         """One process a rank; killed at the end."""
+        meeting = tempfile.TemporaryDirectory()
         shared = {
             "WORLD_SIZE": str(num_ranks),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free_port()),
+            MEETING_VARIABLE: os.path.join(meeting.name, "store"),
             "OMP_NUM_THREADS": "1",
             "PYTHONWARNINGS": "ignore",
         } | dict(variables)
@@ -105,6 +106,7 @@ class Programs:
                 program.kill()
             for program in started:
                 program.wait()
+            meeting.cleanup()
 
     @contextmanager
     def training(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -207,6 +208,8 @@ async def test_a_killed_program_comes_back_and_the_run_succeeds(valkey_url: str,
         await log.wait_for(lambda seen: any(isinstance(event, events.CheckpointWritten) for event in seen))
         working = await record(redis, "ready")
         assert working.run_id == "run"
+        listening = psutil.Process(int(working.details["pids"])).net_connections("tcp")
+        assert {end.laddr.ip for end in listening if end.status == psutil.CONN_LISTEN} <= {"127.0.0.1"}, "no stranger's"
         os.kill(int(working.details["pids"]), signal.SIGKILL)
         await log.wait_for(lambda seen: any(isinstance(e, events.Note) and "SIGKILL" in e.text for e in seen))
         await log.wait_for(lambda seen: any(isinstance(e, events.Note) and "Resumed" in e.text for e in seen))

@@ -18,8 +18,9 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from services.cli.queue_server import answers, url_for, write_configuration
+from services.cli.queue_server import answers, write_configuration
 from services.contracts.queue_users import OPERATOR
+from services.runtime.secret_files import FOLDER, queue_password
 from tests.conftest import free_port
 
 ENTER_AS_USER = ["--mount", "--user", "--preserve-credentials"]
@@ -47,17 +48,29 @@ class Away(Redis):
             self.has_refused.set()
 
 
+PASSWORD = "the-same-for-all-of-them"
+
+
+def operators_url(port: int) -> str:
+    """URL of a `KillableValkey`, or of what stands before it."""
+    return f"redis://{OPERATOR}:{PASSWORD}@127.0.0.1:{port}/0"
+
+
 class KillableValkey:
-    """The product's queue server, with its configuration; killed, it can be started again on the same data."""
+    """The product's queue server, with its configuration; killed, it can be started again on the same data. All have
+    the same password, so that one can replicate another and take its place."""
 
     def __init__(self, home: Path) -> None:
         self.port = free_port()
-        self.url = url_for(home, self.port, OPERATOR)
+        self.url = operators_url(self.port)
         self.log = home / "logs" / "valkey.log"
         self.log.parent.mkdir(parents=True)
         self.room = home / "room"
         self.room.write_text(str(1 << 30))
-        self._command = soon_full(write_configuration(home, self.port), self.room)
+        (home / FOLDER).mkdir()
+        (home / FOLDER / queue_password(OPERATOR)).write_text(PASSWORD)
+        command = [*write_configuration(home, self.port), "--masteruser", OPERATOR, "--masterauth", PASSWORD]
+        self._command = soon_full(command, self.room)
 
     def start(self) -> None:
         with self.log.open("ab") as log:

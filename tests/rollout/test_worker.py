@@ -100,7 +100,7 @@ async def test_a_group_that_was_sampled_during_an_outage_is_published_after_it(t
     """Long responses take minutes; an outage throws none of them away."""
     server = KillableValkey(tmp_path)
     server.start()
-    redis = Redis(port=server.port, retry=Retry(NoBackoff(), 0))
+    redis = Redis.from_url(server.url, retry=Retry(NoBackoff(), 0))
     sampler = PlayedSampler(server.kill)
 
     def restart() -> None:

@@ -17,7 +17,7 @@ from services.runtime.connection import connect
 from services.runtime.life import end
 from services.runtime.queue import BODY, Queue
 from services.runtime.queue_log import queue_server_fault
-from tests.faults import Address, KillableValkey
+from tests.faults import Address, KillableValkey, operators_url
 from tests.runtime.test_queue import NEXT, PROMPTS, task
 
 RESULTS = streams.scored("run-1")
@@ -161,7 +161,7 @@ async def test_a_primary_that_was_demoted_is_left_for_the_promoted_replica(tmp_p
     for server in servers:
         server.start()
     address = Address(servers[0].port)
-    redis = connect(f"redis://127.0.0.1:{await address.open()}/0")
+    redis = connect(operators_url(await address.open()))
     old, new = (connect(server.url) for server in servers)
     queue = Queue(redis, "g", "worker")
     try:

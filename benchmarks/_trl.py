@@ -33,7 +33,7 @@ def trl_python(environment: Path) -> Path:
     packages = [f"trl=={TRL}", f"torch=={torch}", f"transformers=={version('transformers')}"]
     subprocess.run([python, "-m", "pip", "install", "--quiet", "uv==0.13.9"], check=True, stdout=sys.stderr)
     build = [] if local else ["--torch-backend", "cpu"]
-    command = [environment / "bin" / "uv", "pip", "install", "--quiet", *packages, *build]
+    command = [str(environment / "bin" / "uv"), "pip", "install", "--quiet", *packages, *build]
     subprocess.run(command, check=True, env=variables, stdout=sys.stderr)
     return python
 
@@ -49,7 +49,7 @@ def trl(python: Path, kind: str, recording: Path, policy: Path, microbatch: int)
     side = Path(__file__).with_name("_trl_side.py")
     alone = {name: value for name, value in os.environ.items() if name not in OURS}
     variables = {**alone, "TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1"}
-    command = [python, side, kind, recording, policy, str(microbatch), folder]
+    command = [str(item) for item in (python, side, kind, recording, policy, microbatch, folder)]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=variables
     )

@@ -297,7 +297,14 @@ def fill(path: Path) -> None:
     rollout |= {"advantage": 0.5, "feedback": "", "teacher_prompt": ""} | dict.fromkeys(lists, numbers)
     samples = json.dumps([rollout | {"index": index} for index in range(8)])
     config = json.dumps({"training": {"steps": NUM_GROUPS}, "objective": {"name": "srpo"}})
-    run = {"id": RUN, "name": "attacked", "state": "stopped", "desired": "stopped", "reason": "", "config": config}
+    run: dict[str, Any] = {
+        "id": RUN,
+        "name": "attacked",
+        "state": "stopped",
+        "desired": "stopped",
+        "reason": "",
+        "config": config,
+    }
     run |= {"created_at": 0.0, "queued_at": 0.0, "step": NUM_GROUPS, "rollout_servers": "[]", "request_digest": ""}
     run |= {"learner_said": ""}
     names, marks = ", ".join(run), ", ".join("?" * len(run))

@@ -70,10 +70,12 @@ async def measure(model: str, num_sequences: int, num_tokens: int, rounds: int, 
         store = WeightStore(Path(folder), "bench")
         weights = (Path(model) / "model.safetensors").read_bytes()
         updates = []
+
+        def write(target: Path) -> None:
+            (target / "model.safetensors").write_bytes(weights)
+
         for version in range(1, rounds + 1):
-            manifest = store.publish(
-                version, lambda target: (target / "model.safetensors").write_bytes(weights) and None
-            )
+            manifest = store.publish(version, write)
             flying = asyncio.create_task(one_round())
             await asyncio.sleep(0.05)
             began_update = time.perf_counter()

@@ -158,7 +158,8 @@ def main() -> None:
         from services.rollout.environment import prepare
 
         prepare()
-        print("RESULT " + json.dumps(asyncio.run(measure(*options.child, options.rounds))), flush=True)
+        model, folder = options.child
+        print("RESULT " + json.dumps(asyncio.run(measure(model, folder, options.rounds))), flush=True)
         return
     print("## Weight push\n")
     measured = []

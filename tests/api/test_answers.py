@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
@@ -18,7 +19,7 @@ def database() -> SimpleNamespace:
 
 
 @pytest.fixture
-async def client(database: SimpleNamespace):
+async def client(database: Any):
     app = FastAPI()
     app.state.asked = 0
     app.state.gate = asyncio.Event()

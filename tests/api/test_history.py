@@ -27,6 +27,7 @@ from services.contracts.events import (
     StepFinished,
     WeightsPublished,
 )
+from services.contracts.states import RunState
 from tests.api.fakes import emit, eventually, looping
 
 
@@ -143,7 +144,7 @@ async def test_events_in_an_answer_that_was_lost_are_stored_in_their_order(
 ) -> None:
     """The connection broke before the answer came: the events are the API's, which has never seen them."""
     await parts.ingest.step()
-    states = ["starting", "running", "paused", "running"]
+    states: list[RunState] = ["starting", "running", "paused", "running"]
     told = [RunStateChanged(run_id=run_id, at=float(at), state=state) for at, state in enumerate(states)]
     await emit(redis, *told[:3])
     await redis.xreadgroup(streams.GROUP_API, parts.ingest.queue.consumer, {streams.EVENTS: ">"})

@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from services.api import pusher
 from services.api.database import open_database
 from services.api.parts import Parts, make_parts
+from services.api.weight_client import Target
 from services.contracts import streams
 from services.contracts.events import RunStateChanged, WeightsPublished
 from services.runtime.settings import Settings
@@ -215,7 +216,7 @@ async def test_a_server_that_fails_for_days_is_tried_in_pauses(parts: Parts, red
     """The thousands of failures, and an address that is none, are told like any other."""
     server = FakeInstance(redis, "rollout", "rollout-0", "http://no:port")
     held = pusher.ServerWeights("a", server.started_at, num_failures=5000)
-    await parts.pusher._bring(server.record(), held, pusher.Target(1, "/w", "blake3:1"), check_first=False)
+    await parts.pusher._bring(server.record(), held, Target(1, "/w", "blake3:1"), check_first=False)
     assert "Invalid port" in held.error
     assert held.num_failures == 5001
     assert held.retry_at > time.monotonic()

@@ -150,7 +150,7 @@ async def test_pages_give_every_run_once_in_order(
     seen: list[dict[str, Any]] = []
     cursor = None
     while True:
-        params = {"sort": sort, "limit": 2} | ({"cursor": cursor} if cursor else {})
+        params: dict[str, Any] = {"sort": sort, "limit": 2} | ({"cursor": cursor} if cursor else {})
         page = (await client.get("/v1/runs", params=params)).json()
         seen += page["items"]
         cursor = page["next_cursor"]
@@ -301,7 +301,7 @@ async def test_405_names_every_method_of_the_path(client: httpx.AsyncClient) -> 
 
 
 async def test_redis_away_is_a_503(parts: Parts, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    dead = Redis(host="127.0.0.1", port=1, retry=None)
+    dead = Redis(host="127.0.0.1", port=1, retry=None)  # type: ignore[arg-type]
     parts.redis = dead
     reply = await client.get("/v1/services")
     assert (reply.status_code, reply.json()["title"]) == (503, "Unavailable")

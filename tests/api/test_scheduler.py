@@ -14,11 +14,11 @@ from redis.asyncio import Redis
 
 from services.api.database import open_database
 from services.api.parts import Parts, make_parts
-from services.api.scheduler import ACTIVE_STATES, Assigned, plan
+from services.api.scheduler import Assigned, plan
 from services.contracts import streams
 from services.contracts.events import RunStateChanged
 from services.contracts.services import START_FAILURES, ServiceKind, ServiceRecord
-from services.contracts.states import RUN_STATES, TERMINAL_STATES
+from services.contracts.states import ACTIVE_STATES, RUN_STATES, TERMINAL_STATES
 from services.runtime.settings import Settings
 from tests.api.fakes import FakeInstance, client_of, emit, eventually, looping
 

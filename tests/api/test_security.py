@@ -41,7 +41,7 @@ async def guarded(settings: Settings, redis: Redis) -> AsyncIterator[httpx.Async
 @pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer wrong", KEY, f"Basic {KEY}", f"Bearer {KEY}x", "é"])
 @pytest.mark.parametrize("path", ["/v1/runs", "/metrics", "/v1/keys", "/v1/runs/x/events", "/nothing"])
 async def test_without_the_key_nothing_is_told(guarded: httpx.AsyncClient, path: str, header: str | None) -> None:
-    headers = {} if header is None else {"Authorization": header.encode()}
+    headers = {} if header is None else {b"Authorization": header.encode()}
     reply = await guarded.get(path, headers=headers)
     assert (reply.status_code, reply.headers["www-authenticate"]) == (401, "Bearer")
     assert reply.headers["content-type"] == "application/problem+json"

@@ -173,7 +173,7 @@ def test_a_home_without_passwords_goes_on_with_what_it_holds(tmp_path: Path) -> 
             supervisor.start()
             with redis_sync.Redis.from_url(plan.redis_url) as client:
                 assert client.xlen("turnout:{run}:prompts") == 1
-            stranger = redis_sync.Redis(port=plan.redis_port, retry=Retry(NoBackoff(), 0))
+            stranger = redis_sync.Redis(port=plan.redis_port or 0, retry=Retry(NoBackoff(), 0))
             with stranger, pytest.raises(redis_sync.AuthenticationError):
                 stranger.ping()
         finally:

@@ -17,8 +17,19 @@ import redis as redis_sync
 
 from services.cli.doctor import check_queue_server
 from services.cli.launcher import Deployment, status_rows
-from services.cli.plan import LAUNCH_VARIABLE, Child, Plan, check_plan, make_plan
-from services.cli.processes import ProcessRecord, alive, end_home, find, group_of, launched, read_state, record_of
+from services.cli.plan import Child, Plan, check_plan, make_plan
+from services.cli.processes import (
+    LAUNCH_VARIABLE,
+    HomeState,
+    ProcessRecord,
+    alive,
+    end_home,
+    find,
+    group_of,
+    launched,
+    read_state,
+    record_of,
+)
 from services.cli.queue_server import write_configuration
 from services.cli.supervisor import StartFailedError, Supervisor
 from services.contracts.errors import ConflictError, UnavailableError
@@ -55,6 +66,12 @@ def supervisor_of(tmp_path: Path) -> Iterator[Callable[..., Supervisor]]:
         supervisor.stop(grace_seconds=0.5)
 
 
+def state_of(supervisor: Supervisor) -> HomeState:
+    state = read_state(supervisor.plan.home)
+    assert state is not None
+    return state
+
+
 def pid_of(supervisor: Supervisor, instance: str) -> int:
     running = next(item for item in supervisor.children if item.child.instance == instance)
     assert running.process is not None
@@ -65,7 +82,7 @@ def test_everything_ends_also_children_that_left_the_group(supervisor_of) -> Non
     supervisor = supervisor_of(plain=SLEEPER, parent=PARENT, stubborn=STUBBORN)
     supervisor.start()
     until(lambda: len(launched(supervisor.plan.launch)) == 5)  # queue server, three services, one grandchild
-    assert len(alive(read_state(supervisor.plan.home))) == 5
+    assert len(alive(state_of(supervisor))) == 5
     supervisor.stop(grace_seconds=0.5)
     assert launched(supervisor.plan.launch) == []
     assert read_state(supervisor.plan.home) is None
@@ -162,7 +179,7 @@ def test_other_children_of_the_same_program_are_left_alone(supervisor_of) -> Non
     try:
         supervisor = supervisor_of(plain=SLEEPER)
         supervisor.start()
-        assert stranger.pid not in {process.pid for process in alive(read_state(supervisor.plan.home))}
+        assert stranger.pid not in {process.pid for process in alive(state_of(supervisor))}
         supervisor.stop(grace_seconds=0.5)
         assert stranger.poll() is None
     finally:

@@ -26,7 +26,13 @@ from services.contracts.errors import TurnoutError
 EVIL = "a\x1b]0;title\x07\x1b[31mred\x9b2J\u202egnp.\u2066\u2028b\r\x00\x7f[bold]c[/bold]:rocket:é\U0001f680"
 SHOWN = r"a\x1b]0;title\x07\x1b[31mred\x9b2J\u202egnp.\u2066\u2028b\r\x00\x7f[bold]c[/bold]:rocket:é" + "\U0001f680"
 OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-RUN = {"id": "r-1", "name": EVIL, "state": "failed", "reason": EVIL + "\nsecond line", "objective": EVIL}
+RUN: dict[str, Any] = {
+    "id": "r-1",
+    "name": EVIL,
+    "state": "failed",
+    "reason": EVIL + "\nsecond line",
+    "objective": EVIL,
+}
 RUN |= {"learner": EVIL, "config": {"name": EVIL}, "num_steps": 3}
 SAMPLE = {"index": 0, "text": EVIL + "\nline\ttab", "tokens": [EVIL], "reward": 1.0, "correct": True, "route": EVIL}
 GROUP = {"step": 1, "group_id": EVIL, "question_id": EVIL, "prompt": EVIL, "answer": EVIL}
@@ -195,7 +201,7 @@ def test_bars_fall_back_to_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
         encoding = "ascii"
 
     assert sparkline([0, 1]) == "▁█"
-    monkeypatch.setattr(terminal.sys, "stdout", Ascii())
+    monkeypatch.setattr(sys, "stdout", Ascii())
     assert sparkline([0, 1]) == "_#"
 
 

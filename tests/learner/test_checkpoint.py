@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from services.learner.checkpoint import FORMAT, CheckpointStore, CorruptCheckpointError, Snapshot, State, read
+from services.learner.checkpoint import FORMAT, CheckpointStore, Snapshot, State, read
 from services.learner.weights import read_safetensors, write_safetensors
-from services.runtime.checkpoint_files import give_checkpoint
+from services.runtime.checkpoint_files import CorruptCheckpointError, give_checkpoint
 
 
 def snapshot(step: int) -> Snapshot:

@@ -45,8 +45,8 @@ def train() -> int:
             time.sleep(0.01)
 
     transfer.CHUNK_BYTES = CHUNK_BYTES
-    transfer_nccl.fill = fill
-    leader.make_sender = make_sender
+    transfer_nccl.fill = fill  # type: ignore[attr-defined]
+    leader.make_sender = make_sender  # type: ignore[attr-defined]
     code = train.main()
     flush_traces()
     return code

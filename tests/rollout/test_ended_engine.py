@@ -51,7 +51,7 @@ async def test_its_update_ends_and_the_next_engine_is_without_fault(hangs: str, 
     async def prepared(*_: object) -> None:
         """Nothing to verify."""
 
-    server.prepare = prepared  # type: ignore[method-assign]
+    server.prepare = prepared  # type: ignore[method-assign, assignment]
     update = asyncio.create_task(server.load(1, "folder", "checksum"))
     async with asyncio.timeout(20):
         await first.reached.wait()

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from services.contracts import codec, streams
+from services.contracts.events import Note
 from services.contracts.transfer import LAYOUT_FILE, Layout
 from services.learner.transfer import plan
 from services.learner.transfer_nccl import NcclSender
@@ -327,8 +328,9 @@ def test_an_update_that_its_caller_leaves_open_ends_in_a_new_engine(deployment: 
     deployment.wait(lambda: not set(engine) & set(_children(process.pid)))
     record = deployment.wait_record(lambda record: record.state == "ready", late)
     assert record.weight_version == 7
-    notes = [codec.decode_any(fields[b"m"]) for _, fields in deployment.redis.xrange(streams.EVENTS)]
-    assert "The engine is built anew: the update was abandoned half-way." in [note.text for note in notes]
+    events = [codec.decode_any(fields[b"m"]) for _, fields in deployment.redis.xrange(streams.EVENTS)]
+    notes = [event.text for event in events if isinstance(event, Note)]
+    assert "The engine is built anew: the update was abandoned half-way." in notes
 
 
 def test_an_engine_that_hangs_is_replaced_and_its_groups_sampled(deployment: Deployment) -> None:

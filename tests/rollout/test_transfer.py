@@ -273,9 +273,11 @@ def test_a_sender_that_fails_ends_its_use_not_the_run(tmp_path: Path) -> None:
     link: Any = Link()
     sender = IpcSender(CPU, lambda buffer: OFFER)
     store = WeightStore(tmp_path, "run")
-    publisher = Publisher(
-        link, store, lambda folder, weights: (folder / "model.bin").write_bytes(b"w") and None, sender
-    )
+
+    def write(folder: Path, weights: object) -> None:
+        (folder / "model.bin").write_bytes(b"w")
+
+    publisher = Publisher(link, store, write, sender)
     publisher.publish(1, weights_of(1))
     assert parse_offer(msgspec.json.decode(link.announced[0]["transfer"])) == OFFER
     assert (store.path(1) / LAYOUT_FILE).exists()

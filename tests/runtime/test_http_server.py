@@ -77,7 +77,7 @@ async def server() -> AsyncIterator[Served]:
     task = asyncio.create_task(running._serve(sockets=[listener]))
     while not running.started:
         await asyncio.sleep(0)
-    served.connections = running.server_state.connections
+    served.connections = running.server_state.connections  # type: ignore[assignment]
     yield served
     served.released.set()
     running.should_exit = True

@@ -34,7 +34,7 @@ class Cuda:
         return Stream(self.made)
 
     @contextmanager
-    def stream(self, stream: Stream) -> Iterator[None]:
+    def stream(self, stream: Any) -> Iterator[None]:
         self.current.append(stream)
         try:
             yield

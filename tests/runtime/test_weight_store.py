@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -98,7 +99,7 @@ def test_a_file_written_a_moment_ago_gets_no_marks(tmp_path: Path, monkeypatch: 
     store = WeightStore(tmp_path, "run-1")
     checksum = publish(store, 1)
     written = (store.path(1) / "model.safetensors").stat().st_ctime_ns
-    monkeypatch.setattr(weight_store.time, "time_ns", lambda: written + 1_000_000)
+    monkeypatch.setattr(time, "time_ns", lambda: written + 1_000_000)
     assert verify_and_mark(store.path(1), checksum) == {}
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from services.contracts.errors import InfrastructureError
 from services.verifier.rewards import code
 from services.verifier.rewards.code import CodeReward, extract_program
+from services.verifier.rewards.registry import Judgement
 from services.verifier.sandbox.api import Program, Result, Sandbox
 from tests.verifier.builders import question
 
@@ -46,7 +47,7 @@ def fenced(source: str) -> str:
     return f"First I think.\n```python\nprint('a draft')\n```\nSo:\n```python\n{source}\n```\nDone."
 
 
-async def judge(sandbox: Sandbox, tests: object, source: str) -> code.Judgement:
+async def judge(sandbox: Sandbox, tests: object, source: str) -> Judgement:
     return await CodeReward(sandbox, 2).judge(question("code", "", tests), fenced(source), False)
 
 

@@ -5,13 +5,14 @@ forward pass. Nothing is imported from the learner.
 """
 
 import math
+from typing import Any
 
 import torch
 
 
 def logsumexp(values):
     peak = max(float(torch.as_tensor(value).detach()) for value in values)
-    total = 0.0
+    total = torch.zeros((), dtype=torch.float64)
     for value in values:
         total = total + torch.exp(torch.as_tensor(value) - peak)
     return torch.log(total) + peak
@@ -26,7 +27,7 @@ def entropy(logits):
     return -sum(torch.exp(value) * value for value in log_softmax(logits))
 
 
-def buckets(student, teacher, top_k):
+def buckets(student, teacher, top_k) -> tuple[Any, Any]:
     """Log-probabilities of the student's top K and of the tail, of both."""
     p, q = log_softmax(student), log_softmax(teacher)
     if top_k is None or top_k >= len(p):

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from services.learner.sequence import TrainSequence
 from tests.learner.objectives import reference
 from tests.learner.objectives.builders import VOCABULARY, PlainEngine, random_sequences, run_config
 
-OBJECTIVES = {
+OBJECTIVES: dict[str, dict[str, Any]] = {
     "srpo": {"name": "srpo", "top_k": 5},
     "srpo-beta-0": {"name": "srpo", "top_k": 5, "beta": 0.0},
     "srpo-full-vocabulary": {"name": "srpo", "top_k": None},

@@ -87,7 +87,7 @@ def work(rank: int, folder: str) -> None:
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple]]:  # type: ignore[type-arg]
     folder = tmp_path_factory.mktemp("ranks")
     # Forked, because importing everything twice more would take most of the time.
-    mp.start_processes(work, args=(str(folder),), nprocs=2, start_method="fork")
+    mp.start_processes(work, args=(str(folder),), nprocs=2, start_method="fork")  # type: ignore[attr-defined]
     return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(2)]
 
 

@@ -229,7 +229,7 @@ def test_probe_names_what_is_active() -> None:
 
 @pytest.mark.parametrize("layer", ["rlimits", "no_new_privs", "seccomp", "landlock_abi"])
 def test_missing_layer_fails_closed(layer: str, loop: LoopThread, monkeypatch: pytest.MonkeyPatch) -> None:
-    poor = replace(probe(), **{layer: 0})
+    poor = replace(probe(), **{layer: 0})  # type: ignore[arg-type]
     monkeypatch.setattr("services.verifier.sandbox.api.probe", lambda python: poor)
     sandbox = Sandbox(1)
     with pytest.raises(UnavailableError) as caught:

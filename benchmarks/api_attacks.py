@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import multiprocessing
 import os
 import resource
 import sqlite3
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,7 +45,7 @@ class Target:
     """The attacked API."""
 
     port: int
-    process: psutil.Process
+    pid: int
     reader: str
     """A key with the role read, which the attackers hold."""
     operator: str
@@ -78,7 +80,7 @@ Attack = Callable[[Target, contextlib.AsyncExitStack], Awaitable[str]]
 
 async def probe(target: Target, seconds: float) -> Seen:
     """Ask at a steady rate for so long; a request that fails or takes more than 5 s has failed."""
-    seen, loop = Seen(), asyncio.get_running_loop()
+    seen, loop, process = Seen(), asyncio.get_running_loop(), psutil.Process(target.pid)
     question = target.ask("/v1/runs?limit=1", "Connection: close", key=KEY)
 
     async def one(due: float) -> None:
@@ -93,13 +95,18 @@ async def probe(target: Target, seconds: float) -> Seen:
             answer = b""
         seen.num_failed += not answer.startswith(b"HTTP/1.1 200")
         seen.latencies.append(loop.time() - due)
-        seen.peak_bytes = max(seen.peak_bytes, target.process.memory_info().rss)
+        seen.peak_bytes = max(seen.peak_bytes, process.memory_info().rss)
 
     began = loop.time()
     async with asyncio.TaskGroup() as group:
         for number in range(int(seconds * RATE)):
             group.create_task(one(began + number / RATE))
     return seen
+
+
+def probe_apart(target: Target, seconds: float) -> Seen:
+    """The same in a process of its own, so that the attack's own work does not count as the API's."""
+    return asyncio.run(probe(target, seconds))
 
 
 async def hold(
@@ -233,6 +240,26 @@ async def large_run_files(target: Target, stack: contextlib.AsyncExitStack) -> s
     return ""
 
 
+async def long_histories(target: Target, stack: contextlib.AsyncExitStack) -> str:
+    """10,000 steps asked for at once, again and again on 8 connections, with a key that may read."""
+
+    async def ask(number: int) -> None:
+        while True:  # each its own question, since answers are kept
+            text = target.ask(
+                f"/v1/runs/{RUN}/steps?limit=10000&after={number}", "Connection: close", key=target.reader
+            )
+            with contextlib.suppress(OSError):
+                reader, writer = await target.connect()
+                writer.write(text)
+                await reader.read()
+                writer.close()
+            await asyncio.sleep(0.1)
+
+    tasks = [asyncio.create_task(ask(number)) for number in range(8)]
+    stack.callback(lambda: [task.cancel() for task in tasks])
+    return ""
+
+
 async def nothing(target: Target, stack: contextlib.AsyncExitStack) -> str:
     """No attack."""
     return ""
@@ -247,6 +274,7 @@ ATTACKS: tuple[Attack, ...] = (
     slow_readers,
     unknown_fields,
     large_run_files,
+    long_histories,
 )
 
 
@@ -286,7 +314,7 @@ async def attacked(folder: Path) -> AsyncIterator[Target]:
             asked = [await api.post("/v1/keys", json={"name": "attacker", "role": r}) for r in ("read", "operate")]
             reader, operator = (answer.json()["key"] for answer in asked)
             await asyncio.to_thread(fill, folder / "home" / "turnout.db")
-            yield Target(port, psutil.Process(pid), reader, operator)
+            yield Target(port, pid, reader, operator)
 
 
 def fill(path: Path) -> None:
@@ -313,6 +341,9 @@ def fill(path: Path) -> None:
         rows = [(RUN, step, f"g-{step}", 0.0, "q", "prompt", "answer", samples) for step in range(1, NUM_GROUPS + 1)]
         columns = "run_id, step, group_id, at, question_id, prompt, answer, samples"
         connection.executemany(f"INSERT INTO samples ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        metrics = json.dumps({f"metric_{number}": 0.123456789 for number in range(40)})
+        steps = [(RUN, step, 0.0, metrics, "{}", '{"fed": 1, "trained": 1}') for step in range(1, 10_001)]
+        connection.executemany("INSERT INTO steps VALUES (?, ?, ?, ?, ?, ?)", steps)
         connection.commit()
 
 
@@ -328,7 +359,10 @@ async def measure(options: argparse.Namespace) -> None:
     for attack in chosen:  # an API of its own for each: some do not survive
         with tempfile.TemporaryDirectory(prefix="turnout-attack-") as folder:
             async with attacked(Path(folder)) as target, contextlib.AsyncExitStack() as stack:
-                probing = asyncio.create_task(probe(target, options.seconds))
+                workers = stack.enter_context(ProcessPoolExecutor(1, multiprocessing.get_context("spawn")))
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(workers, os.getpid)  # it has started
+                probing = loop.run_in_executor(workers, probe_apart, target, options.seconds)
                 await asyncio.sleep(1.0)
                 says = await attack(target, stack)
                 seen = await probing

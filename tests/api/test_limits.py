@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from redis.asyncio import Redis
 
@@ -16,7 +17,7 @@ from services.api.application import make_application
 from services.api.database import open_database
 from services.api.parts import Parts, make_parts
 from services.api.security import BYTES_PER_REQUEST, MAX_BODY_BYTES
-from services.contracts.events import Sample, SamplesTaken
+from services.contracts.events import Sample, SamplesTaken, StepFinished
 from services.runtime.settings import Settings
 from tests.api.fakes import client_of, eventually, served
 
@@ -262,3 +263,50 @@ async def test_a_group_that_changes_while_it_is_sent_breaks_the_answer(
     await parts.journal.store([SamplesTaken(run_id=run_id, at=2.0, step=1, samples=[sample], **named)])
     with pytest.raises(SamplesChangedError):
         await anext(pieces)
+
+
+@pytest.mark.both_databases
+async def test_steps_come_in_pages_that_are_sent_as_they_are_read(
+    parts: Parts, client: httpx.AsyncClient, run_body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.api.history.step_stream.PAGE", 3)
+    run_id = (await client.post("/v1/runs", json=run_body)).json()["id"]
+    path = f"/v1/runs/{run_id}/steps"
+    assert (await client.get(path)).json() == {"items": [], "next_after": None}
+    steps = [
+        StepFinished(run_id=run_id, at=step / 3, step=step, metrics={"reward_mean": step / 7}, groups={"fed": step})
+        for step in range(1, 8)
+    ]
+    await parts.journal.store(steps)
+    for after, limit in ((0, 7), (0, 6), (0, 3), (0, 4), (0, 1), (2, 1), (2, 100), (7, 2), (9, 2)):
+        answer = (await client.get(path, params={"after": after, "limit": limit})).json()
+        due = [step for step in steps if step.step > after]
+        assert [item["step"] for item in answer["items"]] == [step.step for step in due[:limit]]
+        assert answer["next_after"] == (due[limit - 1].step if len(due) > limit else None)
+        for item, step in zip(answer["items"], due, strict=False):
+            assert item == {"step": step.step, "at": step.at, "metrics": step.metrics, "groups": step.groups}
+
+
+async def test_numbers_that_are_none_are_null(
+    parts: Parts, client: httpx.AsyncClient, run_body: dict[str, Any]
+) -> None:
+    nan, infinite = float("nan"), float("inf")
+    run_id = (await client.post("/v1/runs", json=run_body)).json()["id"]
+    metrics = {'a "NaN" b': nan, "c\\": -infinite, "d": 1.5, "e": infinite}
+    sample = Sample(
+        index=0, text="NaN, -Infinity", tokens=["NaN"], reward=nan, correct=True, route="grpo", advantage=0.5
+    )
+    sample = msgspec.structs.replace(sample, logprobs=[-1.0, -infinite], teacher_entropy=[nan], divergence=[0.5])
+    named = {"group_id": "g", "question_id": "q", "prompt": "p", "answer": "NaN"}
+    await parts.journal.store(
+        [
+            StepFinished(run_id=run_id, at=1.0, step=1, metrics=metrics, groups={}),
+            SamplesTaken(run_id=run_id, at=1.0, step=1, samples=[sample], **named),
+        ]
+    )
+    [step] = (await client.get(f"/v1/runs/{run_id}/steps")).json()["items"]
+    assert step["metrics"] == {'a "NaN" b': None, "c\\": None, "d": 1.5, "e": None}
+    [group] = (await client.get(f"/v1/runs/{run_id}/samples")).json()["items"]
+    shown = group["samples"][0]
+    assert (shown["text"], shown["tokens"], shown["reward"]) == ("NaN, -Infinity", ["NaN"], None)
+    assert (shown["logprobs"], shown["teacher_entropy"], shown["divergence"]) == ([-1.0, None], [None], [0.5])

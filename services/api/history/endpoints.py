@@ -20,11 +20,11 @@ from services.api.history.schemas import (
     EvaluationItem,
     EvaluationList,
     SampleList,
-    StepItem,
     StepList,
     WeightPushItem,
     WeightPushList,
 )
+from services.api.history.step_stream import step_stream
 from services.api.parts import PartsOf
 from services.api.problems import responses
 from services.api.runs.repository import get_run
@@ -44,19 +44,17 @@ EVENT_SCHEMA = {
 }
 
 
-@router.get("/steps", responses=ERRORS)
+@router.get("/steps", response_model=StepList, responses=ERRORS)
 async def list_steps(
     run_id: str,
     parts: PartsOf,
     after: Annotated[int, Query(ge=0, le=2**31 - 1, description="Only steps above this number.")] = 0,
     limit: Annotated[int, Query(ge=1, le=10000)] = 1000,
-) -> StepList:
+) -> StreamingResponse:
     """Training steps in order."""
     async with parts.database.read() as session:
         await get_run(session, run_id)
-        rows = await repository.steps_after(session, run_id, after, limit + 1)
-    items = [StepItem.model_validate(row) for row in rows[:limit]]
-    return StepList(items=items, next_after=items[-1].step if len(rows) > limit else None)
+    return StreamingResponse(step_stream(parts.database, run_id, after, limit), media_type="application/json")
 
 
 @router.get("/evaluations", responses=ERRORS)

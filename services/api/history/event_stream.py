@@ -51,7 +51,7 @@ async def event_stream(
 
 
 async def _read(database: Database, run_id: str, last_id: int) -> list[Entry]:
-    async with database.read() as session:
+    async with database.read_piece() as session:
         rows = await events_after(session, run_id, last_id, PAGE)
     return [Entry(row.id, row.type, msgspec.json.encode(row.data).decode()) for row in rows]
 

@@ -14,10 +14,20 @@ from services.api.runs.models import Run
 _ROLLOUTS = cast(SampleRow.samples, Text)
 
 
-async def steps_after(session: AsyncSession, run_id: str, after: int, limit: int) -> Sequence[StepRow]:
+class StepText(NamedTuple):
+    """One training step; the last two are JSON text."""
+
+    step: int
+    at: float
+    metrics: str
+    groups: str
+
+
+async def steps_after(session: AsyncSession, run_id: str, after: int, limit: int) -> list[StepText]:
     """Steps with a number above `after`, in order."""
-    query = select(StepRow).where(StepRow.run_id == run_id, StepRow.step > after).order_by(StepRow.step).limit(limit)
-    return (await session.scalars(query)).all()
+    query = select(StepRow.step, StepRow.at, cast(StepRow.metrics, Text), cast(StepRow.groups, Text))
+    query = query.where(StepRow.run_id == run_id, StepRow.step > after).order_by(StepRow.step).limit(limit)
+    return [StepText(*row) for row in await session.execute(query)]
 
 
 async def newest_step(session: AsyncSession, run: Run) -> StepRow | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Any
 
 import msgspec
@@ -72,9 +73,22 @@ async def store_rows(session: AsyncSession, event: events.Event) -> None:
         case events.CheckpointWritten():
             row = CheckpointRow(**fields)
         case events.SamplesTaken():
-            row = SampleRow(**fields)
+            row = SampleRow(**fields | {"samples": [_finite(sample) for sample in fields["samples"]]})
     if row is not None:
         await session.merge(row)
+
+
+def _finite(sample: dict[str, Any]) -> dict[str, Any]:
+    """The rollout with null for each number that is none, since it is sent on as it is stored, and JSON has no NaN."""
+    return {name: _finite_value(value) for name, value in sample.items()}
+
+
+def _finite_value(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list) and value and isinstance(value[0], float) and not math.isfinite(sum(value)):
+        return [_finite_value(item) for item in value]
+    return value
 
 
 def insert_ignoring(session: AsyncSession, table: type[Base], values: dict[str, Any]) -> Any:

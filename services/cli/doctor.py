@@ -133,7 +133,8 @@ def check_disk(home: Path) -> Iterator[Finding]:
 
 def check_port(home: Path, port: int) -> Iterator[Finding]:
     from services.cli.launcher import home_api_url
-    from services.cli.plan import port_is_free
+    from services.cli.plan import api_host
+    from services.runtime.address import port_is_free
 
     try:
         url = home_api_url(home)
@@ -142,7 +143,7 @@ def check_port(home: Path, port: int) -> Iterator[Finding]:
         url = None
     if url is not None:
         yield Finding(check="port", status="ok", text=f"services run in {home}; the API is at {url}")
-    elif port_is_free("127.0.0.1", port):
+    elif port_is_free(api_host(), port):
         yield Finding(check="port", status="ok", text=f"{port} is free for the API")
     else:
         yield Finding(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import socket
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from services.cli.processes import LAUNCH_VARIABLE, alive, read_state
 from services.cli.queue_server import url_for
 from services.contracts.errors import ConfigurationError, ConflictError, UnavailableError
 from services.contracts.queue_users import OPERATOR
+from services.runtime.address import DEFAULT_HOST, host_of, listen_on, port_is_free, url_of
 from services.runtime.secret_files import SERVICE_TOKEN, read_or_make
 
 MIN_FREE_BYTES = 1 << 30
@@ -66,11 +66,18 @@ def working_folder() -> Path:
     return root if (root / "deploy").is_dir() else Path.cwd()
 
 
-def free_port() -> int:
-    """A TCP port on loopback that nothing listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def api_host() -> str:
+    """The address that the services listen on."""
+    return host_of(os.environ.get("TURNOUT_HOST", ""))
+
+
+def free_port(host: str = DEFAULT_HOST) -> int:
+    """A TCP port of this machine that nothing listens on at the moment; 0 for a host that is not this machine's."""
+    try:
+        with listen_on(host, 0) as probe:
+            return int(probe.getsockname()[1])
+    except OSError:
+        return 0
 
 
 def make_plan(home: Path, *, num_rollout_servers: int, num_verifiers: int, api_port: int) -> Plan:
@@ -79,9 +86,8 @@ def make_plan(home: Path, *, num_rollout_servers: int, num_verifiers: int, api_p
     launch = secrets.token_hex(16)
     given = os.environ.get("TURNOUT_REDIS_URL", "")
     redis_port = None if given else free_port()
-    host = os.environ.get("TURNOUT_HOST", "127.0.0.1")
-    port = api_port or free_port()
-    shown = f"[{host}]" if ":" in host else "127.0.0.1" if host == "0.0.0.0" else host
+    host = api_host()
+    port = api_port or free_port(host)
     common = _common_environment(home, launch)
     token = os.environ.get("TURNOUT_SERVICE_TOKEN") or read_or_make(home, SERVICE_TOKEN)
 
@@ -98,7 +104,7 @@ def make_plan(home: Path, *, num_rollout_servers: int, num_verifiers: int, api_p
             own |= {"TURNOUT_REDIS_URL": queue_url(service), "TURNOUT_SERVICE_TOKEN": token}
             command = [sys.executable, "-m", f"services.{service}"]
             children.append(Child(instance, command, common | own))
-    api_url = f"http://{shown}:{port}"
+    api_url = url_of(host, port)
     return Plan(home, launch, working_folder(), api_url, queue_url(OPERATOR), redis_port, children)
 
 
@@ -148,8 +154,13 @@ def check_plan(plan: Plan) -> None:
             f"{MIN_FREE_BYTES / 2**20:.0f} MiB at the least.",
             remedy="Free some space or choose a --home on another disk.",
         )
+    if not port_is_free(api_host(), 0):
+        raise UnavailableError(
+            f"TURNOUT_HOST is {api_host()}, which is no address of this machine.",
+            remedy="Unset it, or name one that `ip address` shows.",
+        )
     port = int(plan.api_url.rsplit(":", 1)[1])
-    if not port_is_free(os.environ.get("TURNOUT_HOST", "127.0.0.1"), port):
+    if not port_is_free(api_host(), port):
         raise UnavailableError(
             f"Port {port} is in use, so the API cannot listen on it.",
             remedy="Stop what uses it, or choose another with --api-port (0 picks a free one).",
@@ -158,14 +169,3 @@ def check_plan(plan: Plan) -> None:
         from services.cli.queue_server import check_redis_url
 
         check_redis_url(plan.redis_url)
-
-
-def port_is_free(host: str, port: int) -> bool:
-    """Whether a server could listen there now."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from services.contracts.run_config import RunConfig
 from services.contracts.transfer import ALIGNMENT, Chunk, IpcOffer, Layout, Offer, PackedTensor, to_text
+from services.runtime.address import url_of
 from services.runtime.digest import digest
 from services.runtime.process_group import device_name
 from services.runtime.settings import Settings
@@ -67,7 +68,7 @@ def make_sender(
         return IpcSender(device)
     from services.learner.transfer_nccl import NcclSender
 
-    return NcclSender(urlsplit(settings.advertise_url).hostname or settings.host, device)
+    return NcclSender(urlsplit(settings.advertise_url or url_of(settings.host, 0)).hostname or settings.host, device)
 
 
 def expandable_segments() -> str:

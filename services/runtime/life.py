@@ -33,6 +33,7 @@ from services.contracts.errors import BAD_URL, ConfigurationError, TurnoutError,
 from services.contracts.services import ServiceKind
 from services.runtime import secret_files
 from services.runtime.access import is_service, unauthorized
+from services.runtime.address import authority, listen_on, url_of
 from services.runtime.connection import connect
 from services.runtime.http_server import http_server, raise_descriptor_limit
 from services.runtime.logs import configure_logs, get_logger
@@ -90,7 +91,7 @@ async def _run(kind: ServiceKind, settings: Settings, loops: Callable[[Service],
     redis = connect(settings.redis_url)
     listener = bind(settings.host, settings.port)
     port = listener.getsockname()[1]
-    url = settings.advertise_url or f"http://{settings.host}:{port}"
+    url = settings.advertise_url or url_of(settings.host, port)
     presence = Presence(redis, kind, settings.instance_name(kind), url)
     await announce(presence)
     service = Service(settings, redis, presence, make_app(presence, settings))
@@ -163,18 +164,13 @@ async def announce(presence: Presence) -> None:
 
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket. Raises `UnavailableError` where the port is taken."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # The protocol is named because asyncio turns off Nagle's delay only for sockets that name it; without it every
-    # answer on a kept connection waits 40 ms.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((host, port))
+        listener = listen_on(host, port)
         listener.listen(1024)
     except OSError as error:
-        listener.close()
         raise UnavailableError(
-            f"Cannot listen on {host}:{port}: {error.strerror}.", remedy="Choose another port or stop what uses it."
+            f"Cannot listen on {authority(host, port)}: {error.strerror}.",
+            remedy="Choose another port or stop what uses it; TURNOUT_HOST must be an address of this machine.",
         ) from error
     listener.setblocking(False)
     return listener

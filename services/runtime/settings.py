@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.contracts.errors import ConfigurationError, check_secret
 from services.contracts.streams import check_run_id
+from services.runtime.address import host_of
 
 
 class Settings(BaseSettings):
@@ -33,7 +35,7 @@ class Settings(BaseSettings):
     port: int = Field(default=0, ge=0, le=65535)
     """Port of the service's HTTP server; 0 picks a free one."""
     advertise_url: str = ""
-    """URL under which other services reach this one; empty: http://<host>:<port>."""
+    """URL under which other services reach this one; empty: http://<host>:<port>. IPv6 addresses stand in brackets."""
     database_url: str = Field(default="", repr=False)
     """SQLAlchemy URL of the API's database; empty: an SQLite file under `home`."""
     api_key: str = Field(default="", repr=False)
@@ -58,6 +60,25 @@ class Settings(BaseSettings):
     the same GPU."""
     allow_remote_code: bool = False
     """Let runs set model.trust_remote_code."""
+
+    @field_validator("host")
+    @classmethod
+    def usual_form(cls, host: str) -> str:
+        """`[::1]` and `0:0:0:0:0:0:0:1` are ::1."""
+        return host_of(host)
+
+    @field_validator("advertise_url")
+    @classmethod
+    def is_url(cls, url: str) -> str:
+        """One that no service could call would fail every weight push."""
+        try:
+            parts = urlsplit(url)
+            right = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+        except ValueError:
+            right = False
+        if url and not right:
+            raise ValueError("It is not http://<host>:<port> (an IPv6 address stands in brackets, http://[::1]:8401)")
+        return url
 
     def instance_name(self, service: str) -> str:
         """This instance's name, with the default filled in."""
@@ -93,6 +114,11 @@ class Settings(BaseSettings):
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
+def _said(message: str) -> str:
+    text = message.removeprefix("Value error, ")
+    return text[:1].lower() + text[1:]
+
+
 def load_settings() -> Settings:
     """The settings of this process. Raises `ConfigurationError` naming the variable that is wrong."""
     try:
@@ -101,7 +127,7 @@ def load_settings() -> Settings:
         item = error.errors()[0]
         name = "TURNOUT_" + str(item["loc"][0]).upper()
         raise ConfigurationError(
-            f"{name} is {item.get('input')!r}: {item['msg'].lower()}.", remedy="Correct or unset it.", field=name
+            f"{name} is {item.get('input')!r}: {_said(item['msg'])}.", remedy="Correct or unset it.", field=name
         ) from error
     check_secret("TURNOUT_API_KEY", settings.api_key)
     check_secret("TURNOUT_SERVICE_TOKEN", settings.service_token)

@@ -33,6 +33,7 @@ from services.cli.processes import (
 from services.cli.queue_server import write_configuration
 from services.cli.supervisor import StartFailedError, Supervisor
 from services.contracts.errors import ConflictError, UnavailableError
+from services.runtime.address import port_is_free
 from tests.cli.rings import until
 from tests.faults import soon_full
 
@@ -244,6 +245,23 @@ def test_small_machines_compute_with_one_thread_a_service(tmp_path: Path, monkey
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     plan = make_plan(tmp_path, num_rollout_servers=1, num_verifiers=1, api_port=0)
     assert all("OMP_NUM_THREADS" not in child.environment for child in plan.children)
+
+
+def test_the_services_may_listen_on_ipv6(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not port_is_free("::1", 0):
+        pytest.skip("this machine has no ::1")
+    for host in ("::1", "[::1]", "::"):
+        monkeypatch.setenv("TURNOUT_HOST", host)
+        plan = make_plan(tmp_path, num_rollout_servers=1, num_verifiers=1, api_port=0)
+        assert plan.api_url.startswith("http://[::1]:")
+        check_plan(plan)
+
+
+def test_an_address_of_another_machine_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TURNOUT_HOST", "203.0.113.7")
+    plan = make_plan(tmp_path, num_rollout_servers=1, num_verifiers=1, api_port=0)
+    with pytest.raises(UnavailableError, match=r"TURNOUT_HOST is 203\.0\.113\.7, which is no address of this machine"):
+        check_plan(plan)
 
 
 def test_nobody_else_ever_reads_the_state_file(supervisor_of, monkeypatch: pytest.MonkeyPatch) -> None:

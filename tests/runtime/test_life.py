@@ -15,6 +15,7 @@ import pytest
 from redis.asyncio import Redis
 
 from services.contracts import streams
+from services.runtime.address import port_is_free
 from services.runtime.registry import Presence, list_services
 
 PROGRAM = """
@@ -63,8 +64,11 @@ async def test_strangers_learn_only_that_it_lives(redis: Redis, valkey_url: str)
         process.wait()
 
 
-async def test_a_service_beats_answers_and_leaves_no_trace(redis: Redis, valkey_url: str) -> None:
-    process = start(valkey_url, TURNOUT_INSTANCE="verifier-7")
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_a_service_beats_answers_and_leaves_no_trace(redis: Redis, valkey_url: str, host: str) -> None:
+    if not port_is_free(host, 0):
+        pytest.skip(f"this machine has no {host}")
+    process = start(valkey_url, TURNOUT_INSTANCE="verifier-7", TURNOUT_HOST=host)
     try:
         url = await asyncio.wait_for(until_listed(redis), 60)
         [record] = await list_services(redis)
@@ -95,6 +99,11 @@ async def test_a_loop_that_fails_ends_the_process_with_its_reason(valkey_url: st
             ["***@127.0.0.1:1/0: the URL cannot be read"],
         ),
         ({"TURNOUT_PORT": "99999"}, ["TURNOUT_PORT is '99999'", "less than or equal to 65535"]),
+        (
+            {"TURNOUT_ADVERTISE_URL": "http://::1:8401"},
+            ["TURNOUT_ADVERTISE_URL is 'http://::1:8401'", "http://[::1]:8401"],
+        ),
+        ({"TURNOUT_HOST": "203.0.113.7", "TURNOUT_SERVICE_TOKEN": "x"}, ["Cannot listen on 203.0.113.7:0", "address"]),
         ({"TURNOUT_HOST": "0.0.0.0"}, ["TURNOUT_SERVICE_TOKEN is not set", "long random text"]),
     ],
 )

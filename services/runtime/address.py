@@ -1,0 +1,57 @@
+"""Hosts and ports as people write them, sockets take them and URLs hold them: IPv6 addresses have brackets in a URL."""
+
+from __future__ import annotations
+
+import socket
+from ipaddress import ip_address
+
+DEFAULT_HOST = "127.0.0.1"
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""Addresses that mean "every interface of this machine", with one of them that can be called."""
+
+
+def host_of(text: str) -> str:
+    """A host as a person may have written it (`[::1]`, `0:0:0:0:0:0:0:1`, nothing at all), in its usual form without
+    brackets. Names are left as they are."""
+    text = text.strip()
+    inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    try:
+        return str(ip_address(inner))
+    except ValueError:
+        return text or DEFAULT_HOST
+
+
+def authority(host: str, port: int) -> str:
+    """`host:port`, as in URLs and messages."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def url_of(host: str, port: int) -> str:
+    """Where this machine reaches a server that listens on `host`."""
+    host = _WILDCARDS.get(host, host).replace("%", "%25")  # of a zone, as in fe80::1%eth0
+    return f"http://{authority(host, port)}"
+
+
+def listen_on(host: str, port: int) -> socket.socket:
+    """A bound TCP socket that a server may listen on; port 0 picks a free one. Raises `OSError`."""
+    # The protocol is named because asyncio turns off Nagle's delay only for sockets that name it; without it every
+    # answer on a kept connection waits 40 ms.
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE)
+    family, kind, protocol, _, place = min(found, key=lambda item: item[0] != socket.AF_INET)
+    bound = socket.socket(family, kind, protocol)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind(place)
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def port_is_free(host: str, port: int) -> bool:
+    """Whether a server could listen there now."""
+    try:
+        listen_on(host, port).close()
+    except OSError:
+        return False
+    return True

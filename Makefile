@@ -6,7 +6,13 @@ export TURNOUT_VENV := $(VENV)
 # Without byte code every process compiles torch and vLLM from source: half a minute each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install install-gpu install-dev demo up down doctor test chaos bench docs locks clean
+UNIT := tests/contracts tests/learner/objectives tests/verifier/test_rewards.py tests/deploy/test_words.py \
+  $(addprefix tests/cli/test_,report.py run_files.py watch.py) \
+  $(addprefix tests/learner/test_,checkpoint.py questions.py teacher_prompt.py) \
+  $(addprefix tests/rollout/test_,adapter.py ended_engine.py fit.py last_words.py packing.py transfer.py) \
+  $(addprefix tests/runtime/test_,logs.py model_folder.py side_streams.py)
+
+.PHONY: help install install-gpu install-dev demo up down doctor test unit coverage chaos bench docs locks clean
 .PHONY: check check-python check-types check-borders check-page check-prose check-docs check-generated
 
 help:  ## Show this list
@@ -63,6 +69,12 @@ check-generated: install-dev  ## Generated pages and dashboards are up to date
 
 test: check  ## All tests, on real parts
 	$(BIN)/python -m pytest
+
+unit: install-dev  ## Tests that start no server, in under a minute
+	$(BIN)/python -m pytest $(UNIT)
+
+coverage: install-dev  ## All tests again, measuring which lines they run; a report in build/coverage/html
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-report=html
 
 chaos: install-dev  ## A run under 30 SIGKILLs, servers joining and leaving, beside an undisturbed one: a report
 	$(BIN)/python -m tests.ring.chaos

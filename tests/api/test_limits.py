@@ -101,6 +101,23 @@ async def test_the_largest_body_passes_the_default_limit(settings: Settings, red
     await parts.close()
 
 
+async def test_a_forged_address_passes_no_limit(settings: Settings, redis: Redis) -> None:
+    """Without keys callers are told apart by the address that they really have."""
+    limited = settings.model_copy(update={"rate_limit": "3/day"})
+    parts = make_parts(limited, redis, await open_database(limited))
+    async with served(make_application(parts)) as url, httpx.AsyncClient(base_url=url) as client:
+        statuses = []
+        for number in range(5):
+            forged = {
+                "X-Forwarded-For": f"10.0.0.{number}",
+                "Forwarded": f"for=10.1.0.{number}",
+                "X-Real-IP": "9.9.9.9",
+            }
+            statuses.append((await client.get("/v1/runs", headers=forged)).status_code)
+        assert statuses == [200, 200, 200, 429, 429]
+    await parts.close()
+
+
 async def test_the_page_is_counted_too(settings: Settings, redis: Redis) -> None:
     parts = await with_key(settings, redis, rate_limit="3/day")
     async with client_of(parts) as client:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from services.cli.compare import row_of
 from services.cli.models import Evaluation, Run, Step
 from services.cli.output import duration, sparkline
 from services.cli.plots import comparison_plot, report_plots, smoothed
-from services.cli.report import accuracy_rows, headline, summary_rows, write_report
+from services.cli.report import accuracy_rows, headline, report_folder, summary_rows, write_report
 from services.cli.run_data import RunData
-from services.contracts.errors import ConfigurationError
+from services.contracts.errors import ConfigurationError, MalformedMessageError
 from services.contracts.metrics import STEP_METRICS
 
 
@@ -38,6 +39,24 @@ def recorded(steps: int = 20) -> RunData:
         for step, accuracy in ((0, 0.25), (10, 0.55), (20, 0.5))
     ]
     return RunData(run=run, steps=history, evaluations=evaluations)
+
+
+@pytest.mark.parametrize("run_id", ["..", "../../x", "/etc", "a/b", "", "a\0"])
+def test_no_name_that_an_api_gives_a_run_leads_out_of_the_home(tmp_path: Path, run_id: str) -> None:
+    with pytest.raises(MalformedMessageError):
+        report_folder(tmp_path, run_id)
+    assert report_folder(tmp_path, "demo-3f9c2a1b") == tmp_path / "runs" / "demo-3f9c2a1b" / "report"
+
+
+def test_texts_of_a_run_make_no_html_in_either_report(tmp_path: Path) -> None:
+    data = recorded()
+    evil = "<script>alert(1)</script>\x1b[31m|\n# x"
+    folder = write_report(msgspec.structs.replace(data, run=msgspec.structs.replace(data.run, reason=evil)), tmp_path)
+    for name in ("report.md", "report.html"):
+        text = (folder / name).read_text()
+        assert "&lt;script&gt;alert(1)" in text
+        assert "<script" not in text
+    assert "\x1b" not in (folder / "report.md").read_text()
 
 
 def test_the_report_tells_before_and_after(tmp_path: Path) -> None:

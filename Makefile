@@ -65,6 +65,7 @@ check-docs: install-dev  ## The documentation site builds, without dead links
 
 check-generated: install-dev  ## Generated pages and dashboards are up to date
 	$(BIN)/python docs/make_configuration.py --check
+	$(BIN)/python docs/make_decisions.py --check
 	$(BIN)/python deploy/grafana/make_dashboards.py --check
 
 test: check  ## All tests, on real parts
@@ -84,10 +85,11 @@ bench: install-dev  ## Measure; rewrites the tables in docs/performance.md
 
 docs: install-dev  ## Rewrite generated pages; build the documentation site in build/site
 	$(BIN)/python docs/make_configuration.py
+	$(BIN)/python docs/make_decisions.py
 	$(BIN)/python docs/make_site.py
 
 locks: install-dev  ## Rewrite the lock files from pyproject.toml
 	deploy/requirements/compile.sh
 
 clean:  ## Remove the environment and caches; runs in .turnout stay
-	rm -rf $(VENV) node_modules .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) node_modules .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -2,7 +2,7 @@
 
 Names that a person has set win. On the CPU build the engine-core process is forked from the service, which has vLLM
 imported already, and runs the model in itself: that saves two imports of vLLM (about 14 CPU-seconds each) and a message
-queue between processes in every decoding step. docs/decisions/rollout.md holds the measurements.
+queue between processes in every decoding step. docs/decisions has the measurements (21).
 """
 
 from __future__ import annotations

@@ -17,8 +17,9 @@ from services.cli.plan import Plan, check_plan, make_plan
 from services.cli.processes import HomeState, alive, end_home, read_state
 from services.cli.queue_server import INSTANCE as VALKEY
 from services.cli.supervisor import Supervisor
-from services.cli.terminal import console, in_line, say, say_json
+from services.cli.terminal import console, say, say_json
 from services.contracts.errors import TurnoutError, UnavailableError
+from services.contracts.plain_text import in_line
 from services.contracts.services import ServiceRecord
 from services.runtime.queue_log import queue_server_fault
 

@@ -14,8 +14,8 @@ COMPLETION_SECONDS = 1.0
 def complete_run(incomplete: str) -> list[tuple[str, str]]:
     """Ids of runs with their names and states, for the shell; nothing where no API answers."""
     from services.cli.client import Client
-    from services.cli.terminal import in_line
     from services.contracts.errors import TurnoutError
+    from services.contracts.plain_text import in_line
 
     try:
         with Client(timeout_seconds=COMPLETION_SECONDS) as client:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from services.cli.models import Run
-from services.cli.terminal import bars, console, in_line, say, say_json, say_lines
+from services.cli.terminal import bars, console, say, say_json, say_lines
+from services.contracts.plain_text import in_line
 
 if TYPE_CHECKING:
     from services.cli.run_data import RunData

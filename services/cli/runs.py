@@ -196,7 +196,7 @@ def delete(
     """Delete a run that has ended: its weights, checkpoints, queues and history."""
     from services.cli import output
     from services.cli.client import Client
-    from services.cli.terminal import in_line
+    from services.contracts.plain_text import in_line
 
     with Client(api_url) as client:
         run = client.run(full_id(client, run_id))

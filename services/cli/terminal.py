@@ -1,8 +1,7 @@
 """Everything that the command prints. Texts come from models, files and servers; a terminal must not obey them.
 
-Control characters (colours, cursor, title, clipboard), characters that turn the direction of writing, and separators
-that some programs take for line breaks are spelled out, as in `\\x1b`. On a terminal that is not UTF-8 the same happens
-to what it cannot show, and drawings fall back to ASCII.
+What it would obey is spelled out (`plain_text`). On a terminal that is not UTF-8 the same happens to what it cannot
+show, and drawings fall back to ASCII.
 """
 
 from __future__ import annotations
@@ -14,37 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from services.contracts.plain_text import OBEYED_IN_LINES, in_line, in_lines
+
 if TYPE_CHECKING:
     from rich.console import Console
 
-_OBEYED = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff"
-_IN_LINES = re.compile(f"[{_OBEYED}]")
-_IN_LINE = re.compile(f"[\t\n{_OBEYED}]")
 BARS = "▁▂▃▄▅▆▇█"
 ASCII_BARS = "_.-:=+*#"
-
-
-def in_line(text: str) -> str:
-    """`text` as it may stand in one line."""
-    return _IN_LINE.sub(_spelled, text)
-
-
-def in_lines(text: str) -> str:
-    """`text` as it may be printed, with its line breaks and tabs."""
-    return _IN_LINES.sub(_spelled, text.replace("\r\n", "\n"))
-
-
-def _spelled(match: re.Match[str]) -> str:
-    known = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
-    code = ord(match[0])
-    return known.get(match[0]) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
 
 
 def json_text(value: Any, *, indented: bool = False) -> str:
     """JSON in which every character that a terminal would obey is escaped, so that it means the same."""
     encoded = msgspec.json.encode(value)
     text = (msgspec.json.format(encoded) if indented else encoded).decode()
-    return _IN_LINES.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    return OBEYED_IN_LINES.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def say(text: str = "") -> None:

@@ -20,8 +20,9 @@ from services.cli.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOP
 from services.cli.interrupts import Interrupts
 from services.cli.models import Evaluation, Run, RunEvent, Service, Step
 from services.cli.output import duration
-from services.cli.terminal import console, in_line, say, say_json
+from services.cli.terminal import console, say, say_json
 from services.contracts.errors import UnavailableError
+from services.contracts.plain_text import in_line
 
 POLL_SECONDS = 1.0
 RATE_STEPS = 20

@@ -10,8 +10,8 @@ from rich.text import Text
 
 from services.cli.models import Evaluation
 from services.cli.output import duration, sparkline
-from services.cli.terminal import in_line
 from services.cli.watch import Progress, evaluation_text, note_text
+from services.contracts.plain_text import in_line
 
 STATE_STYLES = {
     "running": "green",

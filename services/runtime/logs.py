@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import structlog
 
+from services.contracts.plain_text import in_line, in_lines
 from services.runtime.settings import Settings
 
 _fields: dict[str, str] = {}
@@ -30,11 +31,12 @@ def configure_logs(settings: Settings, service: str) -> None:
         if settings.log_format == "json"
         else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
+    plain = [] if settings.log_format == "json" else [_plain]  # JSON escapes by itself
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *plain, renderer],
         )
     )
     root = logging.getLogger()
@@ -66,6 +68,14 @@ def log_fields(**fields: str) -> AbstractContextManager[Any]:
 
 def _with_fields(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     return {**_fields, **event}
+
+
+def _plain(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """One line an event, whatever text is in it; a traceback has its own."""
+    return {
+        name: value if not isinstance(value, str) else in_lines(value) if name == "exception" else in_line(value)
+        for name, value in event.items()
+    }
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:

@@ -20,8 +20,9 @@ from typer.testing import CliRunner
 
 from services.cli import terminal
 from services.cli.main import app
-from services.cli.terminal import in_line, in_lines, json_text
+from services.cli.terminal import json_text
 from services.contracts.errors import TurnoutError
+from services.contracts.plain_text import in_line, in_lines
 
 EVIL = "a\x1b]0;title\x07\x1b[31mred\x9b2J\u202egnp.\u2066\u2028b\r\x00\x7f[bold]c[/bold]:rocket:é\U0001f680"
 SHOWN = r"a\x1b]0;title\x07\x1b[31mred\x9b2J\u202egnp.\u2066\u2028b\r\x00\x7f[bold]c[/bold]:rocket:é" + "\U0001f680"

@@ -52,3 +52,20 @@ def test_every_line_names_service_run_and_group(tmp_path: Path, capsys: pytest.C
     assert all(line["instance"] for line in lines)
     assert [line.get("run_id") for line in lines] == ["run-1", "run-2", "run-2", "run-1", None]
     assert [line.get("group_id") for line in lines] == [None, "train-1", "train-2", None, None]
+
+
+def test_no_text_makes_a_line_of_its_own_or_commands_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = "a\x1b[31m\x9b2J\x07\r\n2026-01-01 [info] forged \u202e\u2028b"
+    for form in ("json", "text"):
+        configure_logs(Settings.model_validate({"home": tmp_path, "log_format": form}), "api")
+        log = get_logger("test")
+        log.warning("judged", text=evil)
+        log.warning(evil)
+        logging.getLogger("library").warning("said %s", evil)
+        lines = capsys.readouterr().err.split("\n")
+        assert len(lines) == 4, lines
+        assert not [line for line in lines if set("\x1b\x9b\x07\r\u202e\u2028") & set(line)]
+        assert all("forged" in line for line in lines[:3])
+        structlog.reset_defaults()

@@ -16,6 +16,7 @@ from services.contracts.run_config import RunConfig, parse_run_config, sentence
 from services.contracts.values import check_yaml
 
 Location = tuple[str | int, ...]
+MAX_CHARACTERS = 1_000_000
 REMEDY = "See docs/configuration.md for every field."
 
 
@@ -45,10 +46,13 @@ def load_run(path: Path, settings: Sequence[str] = ()) -> dict[str, Any]:
 def read_run_file(path: Path) -> RunFile:
     """Parse a run file. Raises `ConfigurationError` with file and line where it is not YAML as we need it."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigurationError(f"The run file {path} cannot be read: {reason}.", remedy="Check its path.") from error
+    if len(text) > MAX_CHARACTERS:
+        raise ConfigurationError(f"{path} has more than {MAX_CHARACTERS} characters; is it a run file?", remedy=REMEDY)
     lines: dict[Location, int] = {}
     try:
         _check_yaml(text, str(path))

@@ -240,9 +240,9 @@ def raise_for_status(answer: httpx.Response) -> None:
 
 
 def _kind(status: int) -> type[TurnoutError]:
-    if status in (400, 401, 403, 413, 422):
+    if status in (400, 401, 403, 413, 422, 431):
         return ConfigurationError
-    if status in (429, 502, 503, 504):
+    if status in (408, 429, 502, 503, 504):
         return UnavailableError
     return {404: NotFoundError, 409: ConflictError}.get(status, TurnoutError)
 

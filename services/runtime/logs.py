@@ -31,7 +31,7 @@ def configure_logs(settings: Settings, service: str) -> None:
         if settings.log_format == "json"
         else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
-    plain = [] if settings.log_format == "json" else [_plain]  # JSON escapes by itself
+    plain = [] if settings.log_format == "json" else [_plain]  # JSON escapes them
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

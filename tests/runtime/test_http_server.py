@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 
 import pytest
+import uvloop
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
@@ -51,6 +54,12 @@ class Served:
 
 @pytest.fixture
 async def server() -> AsyncIterator[Served]:
+    async with serving() as served:
+        yield served
+
+
+@contextlib.asynccontextmanager
+async def serving() -> AsyncIterator[Served]:
     app = FastAPI()
     listener = bind("127.0.0.1", 0)
     served = Served(listener.getsockname()[1])
@@ -221,6 +230,38 @@ async def test_where_all_connections_are_at_work_a_new_one_is_told(
     assert (await server.ask(b"")).startswith(b"HTTP/1.1 503 ")
     for _, writer in streams:
         writer.close()
+
+
+def test_the_same_holds_on_the_loop_that_the_api_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "REQUEST_SECONDS", 0.2)
+    monkeypatch.setattr(http_server, "WRITE_SECONDS", 0.2)
+
+    async def scenario() -> None:
+        async with serving() as server:
+            assert (await server.ask(large_heads()["many headers"])).startswith(b"HTTP/1.1 431 ")
+            assert (await server.ask(b"GET / HTTP/1.1\r\n")).startswith(b"HTTP/1.1 408 ")
+            assert (await server.ask(LAST)).startswith(b"HTTP/1.1 200 ")
+            server.released.set()
+            _, writer = await server.connect(LARGE)
+            while not server.connections:
+                await asyncio.sleep(0.01)
+            while server.connections:
+                await asyncio.sleep(0.01)
+            writer.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(scenario())
+
+
+def test_connections_stay_below_what_the_process_may_open() -> None:
+    program = """
+import resource
+from services.runtime.http_server import max_connections, raise_descriptor_limit
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 700))
+print(max_connections(), raise_descriptor_limit(), max_connections())
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["128", "700", "572"]
 
 
 async def test_only_proxies_that_are_named_say_where_a_caller_is(

@@ -24,6 +24,7 @@ def prepare_environment() -> None:
     os.environ.setdefault("LOCAL_RANK", os.environ["RANK"])
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29500")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # ranks share a machine; gloo would take the host name's address
     # Small matrices: one thread is the fastest, and the rollout engine wants the other cores.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

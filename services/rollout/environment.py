@@ -23,6 +23,7 @@ BACKEND = "turnout"
 REFUSED = "weights refused"
 """Begins the message of an update error that left the model as it was. Errors leave vLLM's worker as text only."""
 _COMMON = {
+    "GLOO_SOCKET_IFNAME": "lo",  # an engine's workers share a machine; gloo would take the host name's address
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "VLLM_CONFIGURE_LOGGING": "0",  # our own handlers print vLLM's records

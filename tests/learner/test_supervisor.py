@@ -225,12 +225,17 @@ async def test_a_killed_program_comes_back_and_the_run_succeeds(valkey_url: str,
         assert (await record(redis, "idle")).run_id is None
         service.terminate()
         assert await service.wait() == 0
+        assert open_to_others(tmp_path) == []
     finally:
         if service.returncode is None:
             service.kill()
         while not ring.done():
             ring.cancel()
             await asyncio.wait([ring], timeout=0.5)
+
+
+def open_to_others(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.stat().st_mode & 0o077]
 
 
 def last_state(seen: list[Any]) -> str:

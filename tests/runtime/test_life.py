@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import msgspec
@@ -47,8 +48,18 @@ async def until_listed(redis: Redis) -> str:
     return records[0].url
 
 
-async def test_strangers_learn_only_that_it_lives(redis: Redis, valkey_url: str) -> None:
-    process = start(valkey_url, TURNOUT_SERVICE_TOKEN="of this deployment")
+@pytest.mark.parametrize("by_the_home", [False, True])
+async def test_strangers_learn_only_that_it_lives(
+    redis: Redis, valkey_url: str, tmp_path: Path, by_the_home: bool
+) -> None:
+    """The token may be in the environment, or in the home, where `turnout up` puts it."""
+    given = {"TURNOUT_HOME": str(tmp_path)}
+    if by_the_home:
+        (tmp_path / "secrets").mkdir()
+        (tmp_path / "secrets" / "service-token").write_text("of this deployment")
+    else:
+        given["TURNOUT_SERVICE_TOKEN"] = "of this deployment"
+    process = start(valkey_url, **given)
     try:
         url = await asyncio.wait_for(until_listed(redis), 60)
         async with httpx.AsyncClient(base_url=url) as client:

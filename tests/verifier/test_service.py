@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import httpx
 import msgspec
@@ -212,8 +213,9 @@ async def test_the_loops_end_even_where_a_call_swallows_the_cancellation(redis: 
     assert loop.cancelled()
 
 
-async def test_the_service_as_a_process(redis: Redis, valkey_url: str) -> None:
-    environment = {**os.environ, "TURNOUT_REDIS_URL": valkey_url, "TURNOUT_INSTANCE": "verifier-7"}
+async def test_the_service_as_a_process(redis: Redis, valkey_url: str, tmp_path: Path) -> None:
+    given = {"TURNOUT_REDIS_URL": valkey_url, "TURNOUT_INSTANCE": "verifier-7", "TURNOUT_HOME": str(tmp_path)}
+    environment = os.environ | given
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "services.verifier", cwd=ROOT, env=environment, stderr=asyncio.subprocess.DEVNULL
     )

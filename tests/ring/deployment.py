@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
@@ -20,6 +21,8 @@ import yaml
 from services.cli.client import Client
 from services.cli.models import Run, Service
 from services.cli.processes import find, read_state
+from services.cli.queue_server import url_for
+from services.contracts.queue_users import USERS
 from services.contracts.run_config import merge
 from services.contracts.states import TERMINAL_STATES
 from tests.conftest import ROOT, free_port
@@ -68,9 +71,12 @@ def joined(home: Path, instance: str, module: str = "services.rollout") -> Itera
     knows nothing of it and so does not start it again. Killed at the end if it has not left by then."""
     state = read_state(home)
     assert state is not None
+    url = state.redis_url
+    if (user := instance.rpartition("-")[0]) in USERS:
+        url = url_for(home, int(urlsplit(url).port or 0), user)
     environment = os.environ | {
         "TURNOUT_HOME": str(home),
-        "TURNOUT_REDIS_URL": state.redis_url,
+        "TURNOUT_REDIS_URL": url,
         "TURNOUT_INSTANCE": instance,
         "OMP_NUM_THREADS": "1",
     }

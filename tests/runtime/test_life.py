@@ -59,7 +59,7 @@ async def test_strangers_learn_only_that_it_lives(
         (tmp_path / "secrets" / "service-token").write_text("of this deployment")
     else:
         given["TURNOUT_SERVICE_TOKEN"] = "of this deployment"
-    process = start(valkey_url, **given)
+    process = start(valkey_url, False, **given)
     try:
         url = await asyncio.wait_for(until_listed(redis), 60)
         async with httpx.AsyncClient(base_url=url) as client:

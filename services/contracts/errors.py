@@ -61,6 +61,10 @@ class InfrastructureError(TurnoutError):
     title = "Infrastructure fault"
 
 
+class QuestionError(InfrastructureError):
+    """The question itself cannot be judged (its answer or tests make no sense). Trying again does not help."""
+
+
 def check_secret(name: str, secret: str) -> None:
     """Raise `ConfigurationError` where a key or token cannot be sent in a header. Libraries' errors would quote it."""
     if not (secret.isascii() and secret.isprintable()) or secret != secret.strip():

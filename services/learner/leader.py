@@ -12,6 +12,7 @@ from torch import Tensor
 
 from services.contracts.errors import TurnoutError
 from services.contracts.events import StepFinished
+from services.contracts.messages import Question
 from services.contracts.states import DesiredState
 from services.learner.batcher import Batch, Batcher, Scored
 from services.learner.broadcast import BEAT_SECONDS, Finish, Save, Step, Wait, send
@@ -24,7 +25,6 @@ from services.learner.minibatch import step_metrics, weight_histogram
 from services.learner.model_check import check_run, num_positions, table_of_positions
 from services.learner.prepare import PreparedGroup, prepare_group
 from services.learner.publish import Publisher
-from services.learner.questions import load_questions
 from services.learner.recovery import catch_up, find_lost, first_step, starting_ledger, tell_checkpoint
 from services.learner.session import Trained, TrainingSession
 from services.learner.spans import record_dropped, record_trained
@@ -52,15 +52,20 @@ class Leader:
     """Leads one run from where it stands to its end."""
 
     def __init__(
-        self, link: RunLink, session: TrainingSession, folder: Path, checkpoint: Loaded | None, settings: Settings
+        self,
+        link: RunLink,
+        session: TrainingSession,
+        folder: Path,
+        checkpoint: Loaded | None,
+        settings: Settings,
+        questions: tuple[list[Question], list[Question]],
     ) -> None:
+        """`questions` are those for training and those for evaluation."""
         self.link, self.session, self.config = link, session, session.config
-        data = self.config.data
         self.tokenizer = load_tokenizer(self.config.model, allow_remote_code=settings.allow_remote_code)
         check_run(session.engine.module, self.tokenizer, self.config)
         self._num_table = table_of_positions(session.engine.module)
-        train = load_questions(data.train, data.max_train_questions)
-        validation = load_questions(data.validation) if data.validation else []
+        train, validation = questions
         self.batcher = Batcher.for_run(self.config, starting_ledger(checkpoint, self.config))
         self.feeder = Feeder(link.queue, link.run_id, self.config, train)
         began = first_step(checkpoint, link.run_id)

@@ -7,18 +7,36 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from services.contracts.errors import ConfigurationError
+from services.contracts.errors import ConfigurationError, QuestionError
 from services.contracts.hub import PREFIX, parse_hub_data
 from services.contracts.messages import Question
+from services.contracts.question_forms import check_question
+from services.contracts.run_config import DataSection
+from services.contracts.strict_json import BadJsonError, WrittenFloat, flaw_of, parse_json
 
 FIELDS = ("id", "kind", "system", "prompt", "answer", "tests")
 REQUIRED = ("kind", "prompt")
+_TYPES: dict[str, tuple[type, ...]] = {
+    "id": (str, int),
+    "kind": (str,),
+    "system": (str,),
+    "prompt": (str,),
+    "answer": (str, int, float, list, dict),
+    "tests": (str, int, float, list, dict),
+}
 FORMAT = "Each line is one JSON object with the fields kind, prompt, answer and, if wanted, id, system, tests."
+
+
+def load_datasets(data: DataSection) -> tuple[list[Question], list[Question]]:
+    """A run's questions for training and for evaluation. Raises `ConfigurationError`."""
+    train = load_questions(data.train, data.max_train_questions)
+    return train, load_questions(data.validation) if data.validation else []
 
 
 def load_questions(source: str, limit: int | None = None) -> list[Question]:
@@ -32,34 +50,41 @@ def load_questions(source: str, limit: int | None = None) -> list[Question]:
     """
     rows = _hub_rows(source) if source.startswith(PREFIX) else _file_rows(Path(source))
     questions: list[Question] = []
+    places: dict[str, str] = {}
     for place, row in rows:
-        questions.append(_question(place, row, len(questions)))
+        question = _question(place, row, len(questions))
+        if question.id in places:
+            raise ConfigurationError(
+                f"{place}: more than one question with id {question.id[:60]!r} (the first: {places[question.id]}).",
+                remedy="Make the ids unique, or leave the field out.",
+            )
+        places[question.id] = place
+        questions.append(question)
         if limit is not None and len(questions) == limit:
             break
     if not questions:
         raise ConfigurationError(f"{source} holds no questions.", remedy=FORMAT)
-    _refuse_repeated_ids(source, questions)
     return questions
 
 
 def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    place = str(path)
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
                 place = f"{path}, line {number}"
-                try:
-                    yield place, json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ConfigurationError(f"{place}: not valid JSON ({error.msg}).", remedy=FORMAT) from error
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                if text.strip():
+                    yield place, parse_json(text.strip(), as_written=True)
     except OSError as error:
         raise ConfigurationError(
             f"The dataset {path} cannot be read: {error.strerror}.",
             remedy="Give data.train and data.validation paths that exist, relative to where the services run.",
         ) from error
     except UnicodeDecodeError as error:
-        raise ConfigurationError(f"The dataset {path} is not UTF-8 text.", remedy=FORMAT) from error
+        raise ConfigurationError(f"{place}: not UTF-8 text (byte {error.start + 1}).", remedy=FORMAT) from error
+    except BadJsonError as error:
+        raise ConfigurationError(f"{place}: not valid JSON ({error}).", remedy=FORMAT) from error
 
 
 def _hub_rows(source: str) -> Iterable[tuple[str, Any]]:
@@ -73,34 +98,53 @@ def _hub_rows(source: str) -> Iterable[tuple[str, Any]]:
             f"The dataset {source} cannot be loaded: {error}.",
             remedy="Check name, split and network, or use a JSON-lines file.",
         ) from error
-    return ((f"{source}, row {number}", row) for number, row in enumerate(rows))
+    return (
+        (f"{source}, row {number}", row | {"tests": _unpadded(row.get("tests"))}) for number, row in enumerate(rows)
+    )
+
+
+def _unpadded(value: Any) -> Any:
+    """A table's structured values without the nulls that fill them up to the fields of all rows."""
+    if isinstance(value, dict):
+        return {name: _unpadded(item) for name, item in value.items() if item is not None}
+    return [_unpadded(item) for item in value] if isinstance(value, list) else value
 
 
 def _question(place: str, row: Any, index: int) -> Question:
     if not isinstance(row, Mapping):
         raise ConfigurationError(f"{place}: not a JSON object.", remedy=FORMAT)
-    for name in REQUIRED:
-        if not row.get(name):
+    values = {name: _text(place, name, row[name]) for name in FIELDS if row.get(name) is not None}
+    for name in (*REQUIRED, *(["id"] if "id" in values else [])):
+        if not values.get(name, "").strip():
             raise ConfigurationError(f"{place}: the field {name} is missing or empty.", remedy=FORMAT)
-    values = {name: _text(row[name]) for name in FIELDS if row.get(name) is not None}
     values.setdefault("id", str(index))
-    return Question(**values)
+    question = Question(**values)
+    try:
+        check_question(question)
+    except QuestionError as error:
+        raise ConfigurationError(f"{place}: {error.message}", remedy=error.remedy) from error
+    return question
 
 
-def _text(value: Any) -> str:
-    """Fields are text on the wire; structured ones (lists, objects) travel as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _refuse_repeated_ids(source: str, questions: Sequence[Question]) -> None:
-    seen: set[str] = set()
-    for question in questions:
-        if question.id in seen:
-            raise ConfigurationError(
-                f"{source} has more than one question with id {question.id!r}.",
-                remedy="Make the ids unique, or leave the field out.",
-            )
-        seen.add(question.id)
+def _text(place: str, name: str, value: Any) -> str:
+    """Fields are text on the wire; numbers travel as they are written, structured values as JSON."""
+    if isinstance(value, list) and name in ("prompt", "system"):
+        raise ConfigurationError(
+            f"{place}: the field {name} is a list, not a text.",
+            remedy="Of a list of messages, write the user's into prompt and the system's into system.",
+        )
+    if not isinstance(value, _TYPES[name]) or (name == "id" and isinstance(value, bool)):
+        raise ConfigurationError(f"{place}: the field {name} is of type {type(value).__name__}.", remedy=FORMAT)
+    if flaw := flaw_of(value):
+        raise ConfigurationError(f"{place}: the field {name} cannot be used: {flaw}.", remedy="Correct the row.")
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        return value.text if isinstance(value, WrittenFloat) else format(Decimal(repr(value)), "f")
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError) as error:  # values of a hub dataset that JSON does not know
+        raise ConfigurationError(f"{place}: the field {name} is not JSON ({error}).", remedy=FORMAT) from error
 
 
 def question_index(sequence: int, num_questions: int, seed: int, shuffle: bool) -> int:

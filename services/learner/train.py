@@ -34,6 +34,7 @@ from services.learner.progress import (  # noqa: E402
     RUN_VARIABLE,
     end_with_supervisor,
 )
+from services.learner.questions import load_datasets  # noqa: E402
 from services.learner.ranks import Ranks  # noqa: E402
 from services.learner.session import TrainingSession  # noqa: E402
 from services.runtime.connection import is_outage  # noqa: E402
@@ -76,6 +77,7 @@ def lead(settings: Settings, run_id: str) -> int:
         with lock_run(folder):
             config = link.read_config()
             check_places(config, settings)  # the API has, but this came by a queue
+            questions = load_datasets(config.data)  # before the model, which may take minutes
             link.report(waiting_for="the model to load")
             link.send_progress()
             checkpoint = newest_checkpoint(folder, link)
@@ -83,7 +85,7 @@ def lead(settings: Settings, run_id: str) -> int:
             place = None if checkpoint is None else str(checkpoint.folder)
             send_start(Start(config.model_dump_json(), place), ranks.device)
             session = open_session(config, ranks, checkpoint, settings)
-            Leader(link, session, folder, checkpoint, settings).run()
+            Leader(link, session, folder, checkpoint, settings, questions).run()
         if settings.weights_folder is not None:  # likely in memory: an ended run keeps one version there
             WeightStore(settings.weights_of(run_id), run_id).collect(1)
         return 0

@@ -14,11 +14,16 @@ from hypothesis import strategies as st
 from services.contracts.errors import ConfigurationError
 from services.learner.questions import load_questions, question_index
 
-GOOD = json.dumps({"kind": "mcq", "prompt": "Which?", "answer": "A"})
+
+def row(**fields: object) -> str:
+    return json.dumps({"kind": "mcq", "prompt": "Which?", "answer": "A"} | fields)
+
+
+GOOD = row()
 
 
 def test_reads_rows_and_fills_in_what_is_optional(write_lines: Callable[..., Path]) -> None:
-    full = json.dumps({"id": "q", "kind": "tooluse", "system": "s", "prompt": "p", "answer": [1], "tests": {"a": 1}})
+    full = json.dumps({"id": "q", "kind": "own", "system": "s", "prompt": "p", "answer": [1], "tests": {"a": 1}})
     first, second = load_questions(str(write_lines(GOOD, "", full)))
     assert (first.id, first.kind, first.system, first.tests) == ("0", "mcq", "", "")
     assert (second.id, second.answer, json.loads(second.tests)) == ("q", "[1]", {"a": 1})
@@ -31,7 +36,21 @@ def test_reads_rows_and_fills_in_what_is_optional(write_lines: Callable[..., Pat
         ((GOOD, "", '{"kind": "mcq"}'), "line 3: the field prompt is missing"),
         (("[1]",), "line 1: not a JSON object"),
         ((), "holds no questions"),
-        (('{"id": "a", "kind": "k", "prompt": "p"}',) * 2, "more than one question with id 'a'"),
+        (('{"id": "a", "kind": "k", "prompt": "p"}',) * 2, "line 2: more than one question with id 'a'"),
+        ((row(prompt=[{"role": "user", "content": "Which?"}]),), "line 1: the field prompt is a list"),
+        ((row(prompt="\ud800"),), "line 1: the field prompt cannot be used: it holds '\\ud800'"),
+        ((row(kind="own", tests={"a": ["\ud800"]}),), "line 1: the field tests cannot be used: it holds '\\ud800'"),
+        (('{"kind": "math", "prompt": "p", "answer": %s}' % ("9" * 5000),), "line 1: the field answer cannot be used"),
+        (('{"kind": "math", "prompt": "p", "answer": NaN}',), "line 1: the field answer cannot be used"),
+        (('{"kind": "code", "prompt": "p", "tests": %s}' % ("[" * 100_000 + "]" * 100_000),), "line 1: not valid JSON"),
+        ((row(kind="code", tests="[" * 100_000 + "]" * 100_000),), "line 1: Question 0: tests do not read as code"),
+        (('{"kind": "mcq", "prompt": "p", "answer": "A", "answer": "B"}',), "has the field 'answer' twice"),
+        ((row(kind="MCQ"),), "line 1: Question 0: kind is 'MCQ'"),
+        ((row(kind=1),), "line 1: the field kind is of type int"),
+        ((row(prompt=" "),), "line 1: the field prompt is missing or empty"),
+        ((row(answer=None),), "line 1: Question 0: answer is missing or empty"),
+        ((row(answer=2),), "line 1: Question 0: answer is '2', not the capital letter"),
+        ((row(kind="exact", tests={"ignorecase": True}),), "unknown field `ignorecase`"),
     ],
 )
 def test_says_what_is_wrong_and_where(write_lines: Callable[..., Path], lines: tuple[str, ...], says: str) -> None:
@@ -39,6 +58,20 @@ def test_says_what_is_wrong_and_where(write_lines: Callable[..., Path], lines: t
         load_questions(str(write_lines(*lines)))
     assert says in caught.value.message
     assert caught.value.remedy
+
+
+def test_numbers_are_taken_as_they_are_written(write_lines: Callable[..., Path]) -> None:
+    numbers = ["0.00005", "1.50", "12", "6.0e23"]
+    lines = (f'{{"kind": "exact", "prompt": "p", "answer": {number}}}' for number in numbers)
+    assert [found.answer for found in load_questions(str(write_lines(*lines)))] == numbers
+
+
+def test_bytes_that_are_no_utf_8_are_named_by_line_and_a_byte_order_mark_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + GOOD.encode() + b"\n" + GOOD.encode().replace(b"Which", b"\xe9"))
+    with pytest.raises(ConfigurationError, match="line 2: not UTF-8"):
+        load_questions(str(path))
+    assert load_questions(str(path), limit=1)[0].answer == "A"
 
 
 def test_a_missing_file_is_named() -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.contracts.code_tests import Case
 from services.contracts.errors import InfrastructureError
 from services.verifier.rewards import code
 from services.verifier.rewards.code import CodeReward, extract_program
@@ -198,12 +199,12 @@ def test_no_text_makes_the_search_for_a_program_raise(text: str) -> None:
 
 def test_a_number_that_no_float_can_hold_is_a_wrong_answer() -> None:
     """Not a fault of ours, which would take the reply out of its group."""
-    assert not code.same_output(code.Case(call="f", expected=0.5), "1" + "0" * 400)
+    assert not code.same_output(Case(call="f", expected=0.5), "1" + "0" * 400)
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False), st.lists, max_leaves=8))
 def test_a_result_equals_itself_and_nothing_else(value: object) -> None:
-    case = code.Case(call="f", expected=value)
+    case = Case(call="f", expected=value)
     assert code.same_output(case, json.dumps(value))
     assert not code.same_output(case, json.dumps([value, "more"]))
     assert not code.same_output(case, "print")
@@ -214,4 +215,4 @@ def test_a_result_equals_itself_and_nothing_else(value: object) -> None:
     [(True, 1, False), (1, 1.0, True), (0.1 + 0.2, 0.3, True), ({"a": [1]}, {"a": [1]}, True), ("1", 1, False)],
 )
 def test_results_of_calls_compare_as_json(given_value: object, wanted: object, same: bool) -> None:
-    assert code.same_output(code.Case(call="f", expected=wanted), json.dumps(given_value)) == same
+    assert code.same_output(Case(call="f", expected=wanted), json.dumps(given_value)) == same

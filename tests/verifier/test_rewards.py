@@ -98,6 +98,14 @@ def test_mcq_feedback_does_not_give_the_letter_away() -> None:
         ),
         ('Action: setTags\nAction Input: {"id": 3', "not a JSON object"),
         ("Action: setTags\nAction Input: [3]", "not a JSON object"),
+        (calls([{**NESTED[0], "Action_Input": json.dumps(NESTED[0]["Action_Input"])}]), "not a JSON object"),
+        (calls(NESTED) + " or so", "not a JSON object"),
+        (calls(NESTED) + "}", "not a JSON object"),
+        (calls(NESTED) + "\nAction Input: {oops", "not a JSON object"),
+        (calls(NESTED).replace('"id": 3', '"id": 4, "id": 3'), "not a JSON object"),
+        (calls(NESTED).replace('"id": 3', '"id": NaN'), "not a JSON object"),
+        (calls(NESTED).replace('"id": 3', '"id": true'), 'Action Input "id" should be 3, not true.'),
+        (calls(NESTED) + "\nAction Input: {}", "more Action Inputs than Actions"),
         ('Action: setTags\nAction Input: {"id": 3}', 'lacks "meta"'),
         (calls(NESTED).replace('"id": 3', '"id": 4'), 'Action Input "id" should be 3, not 4.'),
         (calls(NESTED).replace('"id": 3', '"id": 3, "x": 0'), 'should not have "x"'),
@@ -107,6 +115,76 @@ def test_tooluse_feedback_names_the_first_difference(text: str, feedback: str) -
     found = judge(question("tooluse", json.dumps(NESTED)), text)
     assert (found.reward, found.correct) == (0.0, False)
     assert feedback in found.feedback
+
+
+EMPTY = json.dumps([{"Action": "list", "Action_Input": "{}"}])
+
+
+@pytest.mark.parametrize(
+    ("text", "correct"),
+    [
+        ("Action: list\nAction Input: {}", True),
+        ("Action: list. Action Input: {}\n", True),
+        ("Action: list", True),
+        ("Action: list\nAction Input: {oops", False),
+        ("Action: list\nAction Input: none", False),
+        ("Action: list\nAction Input: {}\nAction Input: {oops", False),
+        ("Action:\nAction Input: {}", False),
+        ("Action: list\nAction Input: {}\nThought: once more\nAction:", False),
+    ],
+)
+def test_tooluse_takes_only_readable_inputs_even_where_none_is_needed(text: str, correct: bool) -> None:
+    found = judge(question("tooluse", EMPTY, {"partial_credit": True}), text)
+    assert (found.correct, found.reward == 1.0) == (correct, correct)
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "correct"),
+    [
+        ("get", "get-weather", False),
+        ("get", "get.weather", False),
+        ("get", "get(weather)", False),
+        ("get", "get\u200b", False),
+        ("get-weather", "get", False),
+        ("weather.get", "weather", False),
+        ("get", "get,", True),
+        ("weather.get", "weather.get", True),
+        ("get-weather/v2", "get-weather/v2", True),
+        ("get weather", "get weather", True),
+        ("get weather", "get weathers", False),
+        ("m\u00e9t\u00e9o", "m\u00e9t\u00e9o", True),
+    ],
+)
+def test_tooluse_names_end_at_white_space(name: str, written: str, correct: bool) -> None:
+    answer = json.dumps([{"Action": name, "Action_Input": "{}"}])
+    assert judge(question("tooluse", answer), f"Action: {written}\nAction Input: {{}}").correct == correct
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given", "correct"),
+    [
+        ("1", "1.0", True),
+        ("100", "1e2", True),
+        ("1", "true", False),
+        ("0", "false", False),
+        ("null", "false", False),
+        ("1", '"1"', False),
+        ("[1]", "[true]", False),
+        ('{"a": [0]}', '{"a": [false]}', False),
+        ('{"a": 1, "b": 2}', '{"b": 2, "a": 1}', True),
+        ("[1, 2]", "[2, 1]", False),
+        ('"[1]"', "[1]", False),
+        ("9007199254740993", "9007199254740992.0", False),
+    ],
+)
+def test_tooluse_compares_json_with_its_types(wanted: str, given: str, correct: bool) -> None:
+    answer = json.dumps([{"Action": "f", "Action_Input": f'{{"x": {wanted}}}'}])
+    assert judge(question("tooluse", answer), f'Action: f\nAction Input: {{"x": {given}}}').correct == correct
+
+
+def test_tooluse_does_not_look_for_calls_inside_an_input() -> None:
+    asked = [{"Action": "note", "Action_Input": '{"text": "Action: none, Action Input: {"}'}]
+    assert judge(question("tooluse", json.dumps(asked)), calls(asked)).correct
 
 
 def test_tooluse_ignores_order_and_partial_credit_is_a_setting() -> None:
@@ -150,6 +228,11 @@ def test_exact_takes_tags_settings_and_alternatives() -> None:
     assert judge(question("exact", "Paris", {"accept": ["Lutetia"], "ignore_case": True}), "LUTETIA").correct
 
 
+@pytest.mark.parametrize(("pattern", "text"), [(r"^\d+$", "12"), (r"^[^,]+$", "a b"), (r"^(?!.*maybe).+$", "yes")])
+def test_a_pattern_that_some_answers_do_not_have_is_taken(pattern: str, text: str) -> None:
+    assert registry.built_in()["regex"].function(question("regex", pattern), text, False).correct
+
+
 @pytest.mark.parametrize(
     "asked",
     [
@@ -157,13 +240,25 @@ def test_exact_takes_tags_settings_and_alternatives() -> None:
         question("recall", "3", "{broken"),
         question("tooluse", "no list"),
         question("tooluse", '[{"Action": "x"}]'),
-        question("exact", "x", {"accept": "x"}),
+        question("tooluse", '[{"Action": "x", "Action_Input": "{\\"a\\": 1, \\"a\\": 2}"}]'),
+        question("tooluse", "[]", {"partial_credit": "yes"}),
+        *(question(kind, answer) for kind in ("mcq", "exact", "regex", "tooluse") for answer in ("", " \n")),
+        *(question("mcq", answer) for answer in ("2", "b", "AB", "\u0412", "true")),
+        question("mcq", "B", {"ignore_case": True}),
+        *(question("exact", "x", {"accept": accept}) for accept in ("x", [None], [True], [""], [["x"]])),
         question("exact", "x", {"where": "anywhere"}),
+        question("exact", "x", {"ignore_case": "true"}),
+        question("exact", "x", {"ignorecase": True}),
+        question("exact", "x", '{"ignore_case": true, "ignore_case": false}'),
+        question("exact", "x", "ignore_case"),
+        *(question("regex", pattern) for pattern in ("(", ".*", "a?", ".", r"\S+", "^")),
+        question("regex", ".+", {"full": True}),
+        question("regex", "x", {"full": 1}),
     ],
 )
 def test_a_question_without_sense_is_a_fault_with_a_remedy(asked: Question) -> None:
     with pytest.raises(QuestionError) as caught:
-        judge(asked, "<answer>3</answer>")
+        registry.built_in()[asked.kind].function(asked, "<answer>3</answer>", False)
     assert asked.id in caught.value.message
     assert caught.value.remedy
 

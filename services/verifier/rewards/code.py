@@ -19,13 +19,12 @@ import re
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final, Protocol
 
-import msgspec
-
+from services.contracts.code_tests import Case, Tests, read_tests
 from services.contracts.errors import InfrastructureError
 from services.contracts.messages import Question
 from services.verifier import metrics
 from services.verifier.gate import Gate
-from services.verifier.rewards.registry import Judgement, QuestionError
+from services.verifier.rewards.registry import Judgement
 from services.verifier.rewards.replies import no_answer, shorten, tagged_answer
 from services.verifier.sandbox.api import Program, Result
 
@@ -50,26 +49,6 @@ def main(task):
 main(json.loads(%s))
 """
 """Calls the function and writes its result as JSON; what the reply prints goes to standard error."""
-
-
-class Case(msgspec.Struct):
-    """One test. Either `stdin` and `stdout`, or `call`, `args` and `expected`."""
-
-    stdin: str = ""
-    stdout: str | None = None
-    call: str | None = None
-    """Function to call, or method of a class `Solution`."""
-    args: list[Any] = []
-    expected: Any = msgspec.UNSET
-    hidden: bool = False
-    """Feedback says nothing about what goes in or should come out."""
-
-
-class Tests(msgspec.Struct):
-    cases: list[Case]
-    wall_seconds: float = 5.0
-    memory_mb: int = 256
-    partial_credit: bool = False
 
 
 class Runner(Protocol):
@@ -125,27 +104,6 @@ class CodeReward:
         if result.status == "infrastructure_fault":
             raise InfrastructureError(f"The sandbox failed: {result.fault}")
         return result
-
-
-def read_tests(question: Question) -> Tests:
-    """The question's tests. Raises `QuestionError` where they are not as this module's docstring says."""
-    try:
-        tests = msgspec.json.decode(question.tests, type=Tests)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise QuestionError(
-            f"Question {question.id}: tests do not read as code cases ({error}).", remedy="See docs/rewards.md."
-        ) from error
-    if not tests.cases or tests.wall_seconds <= 0 or tests.memory_mb <= 0:
-        raise QuestionError(
-            f"Question {question.id}: tests has no case, time or memory.", remedy="Give at least one case."
-        )
-    for case in tests.cases:
-        if (case.stdout is None) == (case.call is None) or (case.call and case.expected is msgspec.UNSET):
-            raise QuestionError(
-                f"Question {question.id}: a case has neither stdout nor call with expected.",
-                remedy="See docs/rewards.md.",
-            )
-    return tests
 
 
 def extract_program(text: str) -> str | None:

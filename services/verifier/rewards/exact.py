@@ -7,21 +7,18 @@ tagged answer is compared where the reply has <answer> tags, and the whole reply
 from __future__ import annotations
 
 from services.contracts.messages import Question
-from services.verifier.rewards.registry import Judgement, QuestionError, register
-from services.verifier.rewards.replies import no_answer, reply_part, settings, shorten
+from services.contracts.question_forms import exact_texts
+from services.verifier.rewards.registry import Judgement, register
+from services.verifier.rewards.replies import no_answer, reply_part, shorten
 
 
 @register("exact")
 def judge_exact(question: Question, response_text: str, truncated: bool) -> Judgement:
     """Reward 1 where the judged part equals the answer or one of `accept`, else 0."""
-    options = settings(question)
-    accept = options.get("accept", [])
-    if not isinstance(accept, list):
-        raise QuestionError(f"Question {question.id}: tests.accept is not a list.", remedy="Write a list of texts.")
-    part = reply_part(question, response_text, options)
-    ignore_case = options.get("ignore_case") is True
-    wanted = {_normal(str(answer), ignore_case) for answer in (question.answer, *accept)}
-    correct = part is not None and _normal(part, ignore_case) in wanted
+    texts, options = exact_texts(question)
+    part = reply_part(response_text, options.where)
+    wanted = {_normal(text, options.ignore_case) for text in texts}
+    correct = part is not None and _normal(part, options.ignore_case) in wanted
     feedback = ""
     if part is None:
         feedback = no_answer(truncated)

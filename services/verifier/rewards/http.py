@@ -19,8 +19,9 @@ import msgspec
 
 from services.contracts.errors import InfrastructureError
 from services.contracts.messages import Question
+from services.contracts.question_forms import http_url
 from services.verifier.rewards.registry import Judgement, QuestionError
-from services.verifier.rewards.replies import settings, shorten
+from services.verifier.rewards.replies import shorten
 from services.verifier.settings import EndpointSettings
 
 FAILURES_TO_OPEN: Final = 5
@@ -115,7 +116,7 @@ class HttpReward:
     def _address(self, question: Question) -> tuple[str, dict[str, str]]:
         """Where to send this question, and with which headers. A dataset cannot name any host it likes."""
         headers = {"Content-Type": "application/json"}
-        own = settings(question).get("url")
+        own = http_url(question)
         if own is None:
             if not self.options.url:
                 raise QuestionError(
@@ -126,7 +127,7 @@ class HttpReward:
                 headers["Authorization"] = f"Bearer {self.options.token}"
             return self.options.url, headers
         try:
-            parts = urlsplit(str(own))
+            parts = urlsplit(own)
             allowed = parts.scheme in ("http", "https") and parts.hostname in self._hosts
         except ValueError:
             allowed = False
@@ -135,7 +136,7 @@ class HttpReward:
                 f"Question {question.id} asks to be judged at {own!r}, whose host is not allowed.",
                 remedy="Add the host to TURNOUT_REWARD_HOSTS if you trust it with replies.",
             )
-        return str(own), headers
+        return own, headers
 
     async def _post(self, url: str, content: bytes, headers: dict[str, str]) -> Judgement:
         try:

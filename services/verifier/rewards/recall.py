@@ -10,8 +10,9 @@ import re
 from typing import Final
 
 from services.contracts.messages import Question
-from services.verifier.rewards.registry import Judgement, QuestionError, register
-from services.verifier.rewards.replies import settings, shorten, tagged_answer
+from services.contracts.question_forms import recall_facts
+from services.verifier.rewards.registry import Judgement, register
+from services.verifier.rewards.replies import shorten, tagged_answer
 
 _REPLY: Final = re.compile(r"<reasoning>(.*?)</reasoning><answer>([0-9]+)</answer>", re.DOTALL)
 
@@ -23,19 +24,15 @@ def judge_recall(question: Question, response_text: str, truncated: bool) -> Jud
     Feedback is "<name> should be <value>" for the first fact that is missing or wrong, and empty where only form or
     total are wrong: the embedded policy has no words for those.
     """
-    options = settings(question)
-    facts = options.get("facts")
-    if not isinstance(facts, dict) or not facts:
-        raise QuestionError(
-            f'Question {question.id}: tests has no "facts".', remedy='Write tests as {"facts": {"name": 12, ...}}.'
-        )
+    wanted, options = recall_facts(question)
+    facts = options.facts
     match = _REPLY.fullmatch(response_text)
     reasoning = match[1] if match else response_text
     mistakes = [name for name, value in facts.items() if not _says(reasoning, name, str(value))]
-    total = match is not None and match[2].lstrip("0") == question.answer.strip().lstrip("0")
+    total = match is not None and match[2].lstrip("0") == wanted.lstrip("0")
     correct = total and not mistakes
     reward = float(correct)
-    if match is not None and not correct and options.get("partial_credit") is True:
+    if match is not None and not correct and options.partial_credit:
         reward = (len(facts) - len(mistakes) + total) / (len(facts) + 1)
     return Judgement(
         reward=reward,

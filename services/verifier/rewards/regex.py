@@ -7,28 +7,20 @@ time limit.
 
 from __future__ import annotations
 
-import re
-
 from services.contracts.messages import Question
-from services.verifier.rewards.registry import Judgement, QuestionError, register
-from services.verifier.rewards.replies import no_answer, reply_part, settings, shorten
+from services.contracts.question_forms import regex_pattern
+from services.verifier.rewards.registry import Judgement, register
+from services.verifier.rewards.replies import no_answer, reply_part, shorten
 
 
 @register("regex", supervised=True)
 def judge_regex(question: Question, response_text: str, truncated: bool) -> Judgement:
     """Reward 1 where the pattern is found, else 0. `parsed_answer` is the match."""
-    options = settings(question)
-    try:
-        pattern = re.compile(question.answer, re.IGNORECASE if options.get("ignore_case") is True else 0)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise QuestionError(
-            f"Question {question.id}: answer is not a regular expression ({error}).",
-            remedy="Correct the dataset's row.",
-        ) from error
-    part = reply_part(question, response_text, options)
+    pattern, options = regex_pattern(question)
+    part = reply_part(response_text, options.where)
     match = None
     if part is not None:
-        match = pattern.fullmatch(part) if options.get("full") is True else pattern.search(part)
+        match = pattern.fullmatch(part) if options.full else pattern.search(part)
     feedback = ""
     if part is None:
         feedback = no_answer(truncated)

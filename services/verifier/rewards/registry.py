@@ -19,7 +19,8 @@ from typing import Any, Final
 
 import msgspec
 
-from services.contracts.errors import ConfigurationError, InfrastructureError
+from services.contracts.errors import ConfigurationError
+from services.contracts.errors import QuestionError as QuestionError  # for rewards, which raise it
 from services.contracts.messages import Question
 
 ENTRY_POINTS: Final = "turnout.rewards"
@@ -39,10 +40,6 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     format_ok: bool = False
     feedback: str = ""
     """Short, true, and for the model to learn from; empty for none. Tells nothing of hidden tests."""
-
-
-class QuestionError(InfrastructureError):
-    """The question itself cannot be judged (its answer or tests make no sense). Trying again does not help."""
 
 
 RewardFunction = Callable[[Question, str, bool], Any]

@@ -1,12 +1,10 @@
-"""What several rewards share: reading a reply's answer, reading a question's settings, writing feedback."""
+"""What several rewards share: reading a reply's answer and writing feedback."""
 
 from __future__ import annotations
 
-import json
-from typing import Any, Final
+from typing import Final, Literal
 
-from services.contracts.messages import Question
-from services.verifier.rewards.registry import QuestionError
+import msgspec
 
 OPEN, CLOSE = "<answer>", "</answer>"
 NO_ANSWER: Final = "No answer was found: end the reply with <answer>...</answer>."
@@ -35,36 +33,14 @@ def shorten(text: str, limit: int = 120) -> str:
     return f"{text[:half]} ... {text[-half:]}"
 
 
-def settings(question: Question) -> dict[str, Any]:
-    """The question's `tests` as a JSON object; {} for datasets that write nothing, "-" or plain text there.
-
-    Raises:
-        QuestionError: it starts like a JSON object and does not parse.
-    """
-    if not question.tests.lstrip().startswith("{"):
-        return {}
-    try:
-        found: dict[str, Any] = json.loads(question.tests)
-    except (ValueError, RecursionError) as error:
-        raise QuestionError(
-            f"Question {question.id}: tests is not valid JSON ({error}).", remedy="Correct the dataset's row."
-        ) from error
-    return found
-
-
-def reply_part(question: Question, text: str, options: dict[str, Any]) -> str | None:
+def reply_part(text: str, where: Literal["answer", "reply"] | msgspec.UnsetType) -> str | None:
     """The part of a reply that is judged: setting `where` is "answer" (the tags), "reply" (all), or unset.
 
     Unset takes the tagged answer where there is one and the whole reply otherwise. None: the tags are missing.
     """
-    where = options.get("where")
-    if where not in (None, "answer", "reply"):
-        raise QuestionError(
-            f"Question {question.id}: tests.where is {where!r}.", remedy='Use "answer", "reply" or leave it out.'
-        )
     if where == "reply":
         return text.strip()
     tagged = tagged_answer(text)
-    if tagged is None and where is None and OPEN not in text:
+    if tagged is None and where is msgspec.UNSET and OPEN not in text:
         return text.strip()
     return tagged

@@ -2,8 +2,9 @@
 
 The multiset of action names must be the answer's, and so must the merged inputs. The public scorer finds inputs by a
 regular expression that ends at the first closing brace, so nested JSON never parses there; here a JSON decoder reads
-from the first brace on. Action names are `\\w+` as there, but a name of the answer that is more than that (some rows
-have one, such as "[Optional]updateProfile") is found as it stands.
+from the first brace on, and what it has read is not looked through for further calls. The public scorer ends a name at
+the first character that is not `\\w`, so that `get-weather` counts as `get`; here a name ends at white space, and full
+stops, commas and the like at its end are left out. A name of the answer with white space in it is found as it stands.
 """
 
 from __future__ import annotations
@@ -11,15 +12,21 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from services.contracts.messages import Question
-from services.verifier.rewards.registry import Judgement, QuestionError, register
-from services.verifier.rewards.replies import CUT_OFF, settings, shorten
+from services.contracts.question_forms import ToolCall, tool_calls
+from services.contracts.strict_json import BadJsonError, read_json_at, same_json
+from services.verifier.rewards.registry import Judgement, register
+from services.verifier.rewards.replies import CUT_OFF, shorten
 
-_INPUT: Final = re.compile(r"Action Input:\s*")
-_DECODER: Final = json.JSONDecoder()
+_MARK: Final = re.compile(r"(Action|Action Input):\s*")
+_NAME: Final = re.compile(r"(?!(?:Action|Action Input|Thought):)\S*")
+_AFTER_INPUT: Final = re.compile(r"[^\S\n]*(?:\n|\Z|(?:Thought|Action|Action Input|Observation|Final Answer):)")
+"""What may stand between the end of an input and the end of its line."""
+_PUNCTUATION: Final = ".,;:!?"
 _MISSING: Final = object()
 
 
@@ -30,76 +37,88 @@ class Calls:
     actions: Counter[str] = field(default_factory=Counter)
     inputs: dict[str, Any] = field(default_factory=dict)
     num_inputs: int = 0
-    num_unreadable: int = 0
+    has_unreadable: bool = False
+    """An input is no JSON object, or more than one; it and those after it are left out."""
+
+    @property
+    def num_surplus(self) -> int:
+        """Inputs that belong to no action."""
+        return max(0, self.num_inputs - self.actions.total())
 
 
 @register("tooluse")
 def judge_tooluse(question: Question, response_text: str, truncated: bool) -> Judgement:
     """Reward 1 where actions and merged inputs are the answer's, else 0 (or their share with `partial_credit`)."""
-    expected = read_answer(question)
+    asked, options = tool_calls(question)
+    expected = merged(asked)
     found = read_reply(response_text, expected)
-    try:
-        wrong = [key for key in expected.inputs.keys() | found.inputs.keys() if not _same(key, expected, found)]
-    except RecursionError:  # the reply nests deeper than any answer
-        wrong = ["*"]
-    correct = found.actions == expected.actions and not wrong
+    keys = expected.inputs.keys() | found.inputs.keys()
+    wrong = sorted(key for key in keys if not _same(key, expected, found))
+    num_flaws = len(wrong) + found.has_unreadable + found.num_surplus
+    correct = found.actions == expected.actions and not num_flaws
     reward = float(correct)
-    if not correct and settings(question).get("partial_credit") is True:
+    if not correct and options.partial_credit:
         num_shared = (found.actions & expected.actions).total()
-        num_keys = max(len(expected.inputs.keys() | found.inputs.keys()), 1)
         actions = num_shared / max(found.actions.total(), expected.actions.total(), 1)
-        reward = (actions + (1 - min(len(wrong), num_keys) / num_keys)) / 2
+        num_parts = max(len(keys) + found.has_unreadable + found.num_surplus, 1)
+        reward = (actions + (1 - num_flaws / num_parts)) / 2
     num_actions = found.actions.total()
     return Judgement(
         reward=reward,
         correct=correct,
         parsed_answer=shorten(f"{', '.join(sorted(found.actions.elements()))} {_show(found.inputs)}".strip(), 400),
-        format_ok=num_actions > 0 and num_actions == found.num_inputs and not found.num_unreadable,
-        feedback="" if correct else _feedback(expected, found, sorted(wrong), truncated),
+        format_ok=num_actions > 0 and num_actions == found.num_inputs and not found.has_unreadable,
+        feedback="" if correct else _feedback(expected, found, wrong, truncated),
     )
 
 
-def read_answer(question: Question) -> Calls:
-    """The calls that `question.answer` asks for: a JSON list of {"Action", "Action_Input"}.
-
-    Raises:
-        QuestionError: it is something else.
-    """
-    calls = Calls()
-    try:
-        for item in json.loads(question.answer):
-            given = item["Action_Input"]
-            calls.actions[str(item["Action"]).strip()] += 1
-            calls.inputs |= json.loads(given) if isinstance(given, str) else given
-            calls.num_inputs += 1
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise QuestionError(
-            f'Question {question.id}: answer is not a JSON list of {{"Action", "Action_Input"}} ({error!r}).',
-            remedy="Correct the dataset's row.",
-        ) from error
+def merged(asked: Sequence[ToolCall]) -> Calls:
+    """The calls that a row asks for."""
+    calls = Calls(actions=Counter(call.action for call in asked), num_inputs=len(asked))
+    for call in asked:
+        calls.inputs |= call.inputs
     return calls
 
 
 def read_reply(text: str, expected: Calls) -> Calls:
-    """The calls in a reply. Inputs that are no JSON object are counted as unreadable and left out."""
-    special = sorted((name for name in expected.actions if not re.fullmatch(r"\w+", name)), key=len, reverse=True)
-    names = "".join(rf"{re.escape(name)}(?!\w)|" for name in special)
-    calls = Calls(actions=Counter(re.findall(rf"Action:\s*({names}\w+)", text)))
-    for match in _INPUT.finditer(text):
+    """The calls in a reply. One pass: the reading of inputs ends at the first that is unreadable."""
+    spaced = sorted((name for name in expected.actions if len(name.split()) > 1), key=len, reverse=True)
+    calls = Calls()
+    position = 0
+    while mark := _MARK.search(text, position):
+        position = mark.end()
+        if mark[1] == "Action":
+            name = _name(text, position, spaced)
+            position += len(name)
+            calls.actions[name if name in expected.actions else name.rstrip(_PUNCTUATION)] += 1
+            continue
         calls.num_inputs += 1
+        if calls.has_unreadable:
+            continue
         try:
-            value, _ = _DECODER.raw_decode(text, match.end())
-        except (ValueError, RecursionError):
-            value = None
-        if isinstance(value, dict):
+            value, end = read_json_at(text, position)
+        except BadJsonError:
+            calls.has_unreadable = True
+            continue
+        calls.has_unreadable = not isinstance(value, dict) or not _AFTER_INPUT.match(text, end)
+        if not calls.has_unreadable:
             calls.inputs |= value
-        else:
-            calls.num_unreadable += 1
+            position = end
     return calls
 
 
+def _name(text: str, start: int, spaced: Sequence[str]) -> str:
+    """The name that begins at `start`; empty where the next part of the reply follows instead."""
+    for name in spaced:
+        after = text[start + len(name) : start + len(name) + 1]
+        if text.startswith(name, start) and (not after or after.isspace()):
+            return name
+    found = _NAME.match(text, start)
+    return found[0] if found else ""
+
+
 def _same(key: str, expected: Calls, found: Calls) -> bool:
-    return bool(expected.inputs.get(key, _MISSING) == found.inputs.get(key, _MISSING))
+    return same_json(expected.inputs.get(key, _MISSING), found.inputs.get(key, _MISSING))
 
 
 def _feedback(expected: Calls, found: Calls, wrong: list[str], truncated: bool) -> str:
@@ -111,8 +130,10 @@ def _feedback(expected: Calls, found: Calls, wrong: list[str], truncated: bool) 
         extra = ", ".join(sorted((found.actions - expected.actions).elements()))
         parts = [f"missing action: {missing}" if missing else "", f"wrong action: {extra}" if extra else ""]
         return shorten("; ".join(part for part in parts if part), 300)
-    if found.num_unreadable:
-        return "An Action Input is not a JSON object."
+    if found.has_unreadable:
+        return "An Action Input is not a JSON object and nothing else."
+    if found.num_surplus:
+        return "There are more Action Inputs than Actions."
     key = wrong[0]
     if key not in expected.inputs:
         return f"Action Input should not have {_show(key)}."
@@ -122,7 +143,4 @@ def _feedback(expected: Calls, found: Calls, wrong: list[str], truncated: bool) 
 
 
 def _show(value: Any) -> str:
-    try:
-        return shorten(json.dumps(value, ensure_ascii=False))
-    except (ValueError, RecursionError):
-        return "(too deeply nested)"
+    return shorten(json.dumps(value, ensure_ascii=False))

@@ -2,7 +2,7 @@
 
 The learner reads rows by these when a run starts, so that a bad one is a sentence with file and line, and the verifier
 reads questions by them when it judges, so that none that slipped through earns anything. Kinds of installed packages
-have forms of their own, which nobody here knows.
+have forms of their own, unknown here.
 """
 
 from __future__ import annotations

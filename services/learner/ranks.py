@@ -64,6 +64,7 @@ def join(num_threads: int | None = None) -> Ranks:
         dist_backend="nccl" if on_gpu else "gloo",
         timeout=COLLECTIVE_TIMEOUT,
         init_method=f"file://{meeting}" if meeting else None,
+        auto_mpi_discovery=False,  # without MASTER_ADDR, DeepSpeed would look for MPI
         rank=rank,
         world_size=num_ranks,
     )

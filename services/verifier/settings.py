@@ -8,7 +8,7 @@ from typing import TypeVar
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from services.contracts.errors import ConfigurationError
+from services.contracts.errors import ConfigurationError, without_password
 
 S = TypeVar("S", bound=BaseSettings)
 
@@ -41,7 +41,7 @@ class EndpointSettings(BaseSettings):
     """Where replies are sent; empty for none."""
     hosts: str = ""
     """Hosts, separated by commas, that a question's own `tests.url` may name; others are refused."""
-    token: str = ""
+    token: str = Field(default="", repr=False)
     """Sent to `url` (never to a question's own) as `Authorization: Bearer <token>`."""
     timeout_seconds: float = Field(default=30.0, gt=0)
     """Longest wait for one reply of the endpoint."""
@@ -59,5 +59,7 @@ def load(kind: type[S]) -> S:
         item = error.errors()[0]
         name = str(kind.model_config.get("env_prefix", "")) + str(item["loc"][0]).upper()
         raise ConfigurationError(
-            f"{name} is {item.get('input')!r}: {item['msg'].lower()}.", remedy="Correct or unset it.", field=name
+            f"{name} is {without_password(str(item.get('input')))!r}: {item['msg'].lower()}.",
+            remedy="Correct or unset it.",
+            field=name,
         ) from error

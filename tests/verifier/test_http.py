@@ -123,8 +123,8 @@ async def test_no_endpoint_is_a_fault_with_a_remedy() -> None:
 
 
 def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TURNOUT_REWARD_URL", "ftp://x")
-    with pytest.raises(ConfigurationError, match="TURNOUT_REWARD_URL"):
+    monkeypatch.setenv("TURNOUT_REWARD_URL", "ftp://me:word@x")
+    with pytest.raises(ConfigurationError, match=r"TURNOUT_REWARD_URL is 'ftp://\*\*\*@x'"):
         load(EndpointSettings)
     monkeypatch.setenv("TURNOUT_VERIFIER_WORKERS", "none")
     with pytest.raises(ConfigurationError, match="TURNOUT_VERIFIER_WORKERS"):

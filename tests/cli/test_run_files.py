@@ -116,7 +116,7 @@ LAUGHS = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
         ("[" * 5000, "more than 20 levels"),
         ("".join(f"f{number}: 1\n" for number in range(1100)), "more than 1000 values"),
         ("# " + "x" * 1_000_000, "more than 1000000 characters"),
-        ('name: "\\ud800"', "half of a character"),
+        ('name: "\\ud800"', "character"),
     ],
     ids=["laughs", "itself", "merge", "deep", "many", "long", "half"],
 )
@@ -126,7 +126,7 @@ def test_a_file_that_is_larger_than_it_looks_is_refused_in_one_sentence(tmp_path
         load_run(path)
     assert says in caught.value.message
     assert "\n" not in caught.value.message
-    if "half" not in says:
+    if says != "character":  # libyaml refuses it, PyYAML's own reader does not
         assert caught.value.message.startswith(str(path))
 
 

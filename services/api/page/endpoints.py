@@ -14,7 +14,7 @@ from services.api.bodies import BoundedRoute
 from services.api.problems import Problem, responses
 from services.contracts.errors import ConfigurationError
 from services.contracts.run_config import parse_run_config
-from services.contracts.values import check_yaml
+from services.contracts.values import LOADER, check_yaml
 
 router = APIRouter(prefix="/v1/run-files", tags=["run files"], route_class=BoundedRoute)
 FOLDER = Path("deploy/runs")
@@ -77,7 +77,7 @@ def parse_text(text: str) -> dict[str, Any]:
     """
     try:
         check_yaml(text)
-        values = yaml.safe_load(text)
+        values = yaml.load(text, Loader=LOADER)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""

@@ -28,6 +28,11 @@ T = TypeVar("T")
 Phase = Literal["absent", "serving", "paused", "open", "loaded", "failed"]
 
 
+async def _hold(engine: AsyncLLM) -> None:
+    await pause(engine, "keep", clear_cache=False)
+    await engine.update_weight_version("0")
+
+
 class EngineHolder:
     """One engine at a time. All methods run on the service's event loop."""
 
@@ -56,12 +61,14 @@ class EngineHolder:
         self._requests = itertools.count()
 
     async def attach(self, engine: AsyncLLM, run_id: str) -> None:
-        """Take an engine that holds its model's own weights, version 0 of the run. It is paused until weights are."""
-        await pause(engine, "keep", clear_cache=False)
-        await engine.update_weight_version("0")
+        """Take an engine that holds its model's own weights, version 0 of the run. It is paused until weights are.
+
+        Raises `UnavailableError` where it hung and was ended.
+        """
         if engine is not self.engine:
             self._gone = asyncio.get_running_loop().create_future()
         self.engine, self.run_id = engine, run_id
+        await self.while_attached(_hold(engine))
         model = engine.vllm_config.model_config
         self._form = ModelForm(model.model, str(model.dtype).removeprefix("torch."), model.trust_remote_code)
         self.version, self.checksum = 0, None

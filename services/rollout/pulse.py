@@ -26,7 +26,7 @@ STILL_SECONDS = 300.0
 """How long a hang must last. vLLM itself waits as long for workers in processes of their own."""
 _LEAST_SHARE = 0.01
 """Of one processor. Threads that only wait use less."""
-_AT_WORK = frozenset({psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP, psutil.STATUS_TRACING_STOP})
+AT_WORK = frozenset({psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP, psutil.STATUS_TRACING_STOP})
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +34,13 @@ class Signs:
     """What an engine shows at one moment."""
 
     num_tokens: int
-    """Sampled so far of unfinished responses."""
+    """Sampled so far of unfinished responses; of an engine that starts, what it has written."""
     cpu_seconds: float
     """Of all its processes."""
     is_at_work: bool = False
     """One of them has a state that a hung process has not."""
+    pids: frozenset[int] = frozenset()
+    """Of an engine that starts: which they are."""
 
 
 class Pulse:
@@ -56,7 +58,8 @@ class Pulse:
             return 0.0
         seconds, before = now - last[0], last[1]
         worked = signs.cpu_seconds - before.cpu_seconds >= _LEAST_SHARE * seconds
-        if worked or signs.is_at_work or signs.num_tokens != before.num_tokens:
+        moved = (signs.num_tokens, signs.pids) != (before.num_tokens, before.pids)
+        if worked or signs.is_at_work or moved:
             self.still_seconds = 0.0
         else:
             self.still_seconds += min(seconds, 2 * LOOK_SECONDS)
@@ -71,7 +74,7 @@ def signs_of(server: EngineServer) -> Signs | None:
         roots = [psutil.Process(pid) for pid in process_ids(server.engine)]
         processes = [*roots, *(child for root in roots for child in root.children(recursive=True))]
         times = [process.cpu_times() for process in processes]
-        is_at_work = any(process.status() in _AT_WORK for process in processes)
+        is_at_work = any(process.status() in AT_WORK for process in processes)
     except psutil.Error:
         return None
     return Signs(server.count_unfinished(), sum(one.user + one.system for one in times), is_at_work) if times else None

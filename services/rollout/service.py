@@ -18,7 +18,7 @@ from services.contracts.events import Note
 from services.contracts.run_config import RunConfig, read_run_config
 from services.contracts.services import START_FAILURES, ServiceState
 from services.rollout import engine as engines
-from services.rollout import environment, pulse, telemetry
+from services.rollout import environment, pulse, starting, telemetry
 from services.rollout.prompts import PromptRenderer, load_tokenizer, stop_tokens
 from services.rollout.routes import add_routes, include_vllm
 from services.rollout.sampling import GroupSampler
@@ -152,11 +152,14 @@ class Supervisor:
         self._loading = True
         try:
             async with self._turn:
-                engine = await asyncio.to_thread(engines.build, self._spec)
+                engine = await starting.start(self._spec)
             await self.server.attach(engine, self._run_id)
             telemetry.ENGINE_STARTS.inc()
             telemetry.ENGINE_START_SECONDS.set(time.monotonic() - started)
             await self._bring_up()
+        except starting.StuckStartError as error:
+            await self._note("error", str(error))
+            raise
         except TurnoutError:
             self._retry_at = time.monotonic() + RETRY_SECONDS
             self._num_start_failures += 1
@@ -179,7 +182,7 @@ class Supervisor:
         assert engine is not None
         self._loading = True
         try:
-            await engine.pause_generation(mode="abort", clear_cache=True)
+            await self.server.while_attached(engine.pause_generation(mode="abort", clear_cache=True))
             await self.server.attach(engine, run_id)
             await self._bring_up()
         except Exception as error:  # noqa: BLE001 - whatever went wrong, a new engine mends it

@@ -17,10 +17,12 @@ import httpx
 import msgspec
 
 from services.contracts.errors import UnavailableError
+from services.runtime.outgoing import request
 
 UPDATE_SECONDS = 1200.0
 """Longest time for one update; verifying and loading a large model's weights takes minutes."""
 CHECK_SECONDS = 10.0
+MAX_BYTES = 1 << 20
 BUSY_STATUS = 409
 SAMPLES_ON_STATUS = 422
 """The server refused what was offered, and samples on with the weights that it has."""
@@ -95,15 +97,17 @@ class WeightClient:
         return weights.get("checksum") == target.checksum and paused.get("is_paused") is False
 
     async def _read(self, url: str, path: str) -> dict[str, Any]:
-        reply = await self._send("GET", url, path, timeout=CHECK_SECONDS)
+        reply = await self._send("GET", url, path, seconds=CHECK_SECONDS)
         if not reply.is_success:
             raise PushFailedError(f"{path} answered {reply.status_code}: {reply.text[:300]}")
         return _body(reply)
 
     async def _send(self, method: str, url: str, path: str, **arguments: Any) -> httpx.Response:
-        arguments.setdefault("timeout", UPDATE_SECONDS)
+        arguments.setdefault("seconds", UPDATE_SECONDS)
         try:
-            return await self._client.request(method, url.rstrip("/") + path, headers=self._headers, **arguments)
+            return await request(
+                self._client, method, url.rstrip("/") + path, max_bytes=MAX_BYTES, headers=self._headers, **arguments
+            )
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise PushFailedError(f"{path} failed: {type(error).__name__} {error}".rstrip()) from error
 

@@ -34,10 +34,10 @@ from services.contracts.errors import (
     check_secret,
 )
 from services.contracts.states import TERMINAL_STATES
+from services.runtime.outgoing import client_options
 
 DEFAULT_URL = "http://127.0.0.1:8400"
 T = TypeVar("T")
-LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 STREAM_TIMEOUT = httpx.Timeout(10.0, read=40.0)
 """The API sends a comment every 15 s; a stream that is silent for longer than this is dead."""
 LONGEST_WAIT_SECONDS = 10.0
@@ -74,7 +74,7 @@ def connection(url: str | None, key: str | None, timeout_seconds: float) -> dict
     if not url.startswith(("http://", "https://")):
         raise ConfigurationError(f"The API's URL {url!r} does not start with http:// or https://.", remedy=remedy)
     try:
-        host = httpx.URL(url).host
+        options = client_options(url)
     except httpx.InvalidURL as error:
         raise ConfigurationError(f"The API's URL {url!r} is not one: {error}.", remedy=remedy) from error
     key = key if key is not None else os.environ.get("TURNOUT_API_KEY", "")
@@ -83,8 +83,7 @@ def connection(url: str | None, key: str | None, timeout_seconds: float) -> dict
         "base_url": url,
         "headers": {"Authorization": f"Bearer {key}"} if key else {},
         "timeout": timeout_seconds,
-        # On this machine a proxy from the environment has no business in between.
-        "trust_env": host not in LOOPBACK,
+        **options,
     }
 
 

@@ -44,7 +44,7 @@ class EndpointSettings(BaseSettings):
     token: str = Field(default="", repr=False)
     """Sent to `url` (never to a question's own) as `Authorization: Bearer <token>`."""
     timeout_seconds: float = Field(default=30.0, gt=0)
-    """Longest wait for one reply of the endpoint."""
+    """Time for one reply of the endpoint, from the request to its last byte."""
     attempts: int = Field(default=4, ge=1)
     """Tries a rollout, with growing pauses between."""
     concurrency: int = Field(default=32, ge=1)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -27,6 +29,10 @@ class Endpoint:
         self.url = url
         self.requests: list[tuple[dict[str, Any], dict[str, str]]] = []
         self.answer: Callable[[int], Answer] = lambda number: (200, b'{"reward": 1}')
+        self.encoding = ""
+        self.drips = False
+        """Sends one space after another."""
+        self.enough = threading.Event()
 
 
 @pytest.fixture
@@ -38,9 +44,14 @@ def endpoint() -> Iterator[Endpoint]:
             status, data = found.answer(len(found.requests))
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
+            if found.encoding:
+                self.send_header("Content-Encoding", found.encoding)
             self.send_header("Location", "http://127.0.0.1:1/")
             self.end_headers()
-            self.wfile.write(data)
+            if not found.drips:
+                self.wfile.write(data)
+            while found.drips and not found.enough.wait(0.01):
+                self.wfile.write(b" ")
 
         def log_message(self, *_: object) -> None:
             pass
@@ -49,6 +60,7 @@ def endpoint() -> Iterator[Endpoint]:
     found = Endpoint(f"http://127.0.0.1:{server.server_port}/judge")
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield found
+    found.enough.set()
     server.shutdown()
     server.server_close()
 
@@ -87,6 +99,47 @@ async def test_whatever_else_comes_back_is_a_fault(endpoint: Endpoint, answer: A
     with pytest.raises(InfrastructureError):
         await reward(endpoint.url, attempts=3).judge(question("http"), "x", False)
     assert len(endpoint.requests) == num_requests
+
+
+async def test_an_endpoint_that_drips_is_left_at_the_deadline(endpoint: Endpoint) -> None:
+    endpoint.drips = True
+    endpoint.answer = lambda number: (200, b" " * (1 << 19))
+    with pytest.raises(InfrastructureError, match=r"no complete answer in 0\.2 s"):
+        await reward(endpoint.url, attempts=1, timeout_seconds=0.2).judge(question("http"), "x", False)
+
+
+async def test_an_answer_may_be_packed_once_and_is_bounded_while_it_is_unpacked(endpoint: Endpoint) -> None:
+    endpoint.encoding = "gzip"
+    endpoint.answer = lambda number: (200, gzip.compress(b'{"reward": 1}'))
+    assert (await reward(endpoint.url).judge(question("http"), "x", False)).correct
+    bomb = gzip.compress(b" " * (200 << 20))
+    for encoding, data in [("gzip", bomb), ("gzip, gzip", gzip.compress(bomb)), ("br", b"x"), ("gzip", b"no gzip")]:
+        endpoint.encoding, endpoint.answer = encoding, lambda number, data=data: (200, data)
+        tracemalloc.start()
+        with pytest.raises(InfrastructureError, match="endpoint"):
+            await reward(endpoint.url, attempts=1).judge(question("http"), "x", False)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 16 << 20
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:1", "socks5://127.0.0.1:1", "socks5h://u:p@h:1", "nonsense://x"])
+async def test_a_proxy_of_the_environment_does_not_catch_this_machine(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, proxy)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    asked = reward(endpoint.url, attempts=1, hosts="127.0.0.2,reward.test")
+    assert (await asked.judge(question("http"), "x", False)).correct
+    elsewhere = question("http", "", {"url": "http://reward.test/judge"})
+    with pytest.raises(InfrastructureError) as caught:  # the proxy: nothing listens there, or it is of another kind
+        await asked.judge(elsewhere, "x", False)
+    assert "reward.test" in str(caught.value)
+    assert "u:p" not in str(caught.value)
+    assert ("NO_PROXY" in caught.value.remedy) == (not proxy.startswith("http"))
+    await asked.close()
 
 
 async def test_an_endpoint_that_is_down_is_a_fault() -> None:

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from services.contracts.services import ServiceRecord
 from services.runtime.logs import get_logger
+from services.runtime.outgoing import request
 
 log = get_logger(__name__)
 NAMES = {
@@ -18,6 +19,7 @@ NAMES = {
     "turnout_sandbox_violations": ("counter", "Attempts of judged code to do what the sandbox forbids, by reason."),
 }
 MAX_SAMPLES = 2000
+MAX_BYTES = 4 << 20
 TIMEOUT_SECONDS = 2.0
 
 
@@ -49,8 +51,9 @@ class Federation:
 
     async def _read(self, record: ServiceRecord) -> list[Metric]:
         try:
-            reply = await self._client.get(
-                record.url.rstrip("/") + "/metrics", headers=self._headers, timeout=TIMEOUT_SECONDS
+            url = record.url.rstrip("/") + "/metrics"
+            reply = await request(
+                self._client, "GET", url, seconds=TIMEOUT_SECONDS, max_bytes=MAX_BYTES, headers=self._headers
             )
             return list(text_string_to_metric_families(reply.text)) if reply.is_success else []
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # ValueError: no page of metrics

@@ -17,9 +17,10 @@ from urllib.parse import urlsplit
 import httpx
 import msgspec
 
-from services.contracts.errors import InfrastructureError
+from services.contracts.errors import ConfigurationError, InfrastructureError
 from services.contracts.messages import Question
 from services.contracts.question_forms import http_url
+from services.runtime.outgoing import client_options, request
 from services.verifier.rewards.registry import Judgement, QuestionError
 from services.verifier.rewards.replies import shorten
 from services.verifier.settings import EndpointSettings
@@ -90,20 +91,21 @@ class HttpReward:
         self.pause_seconds = pause_seconds
         self.open_seconds = open_seconds
         self._hosts = {host.strip() for host in options.hosts.split(",") if host.strip()}
-        self._client = httpx.AsyncClient(timeout=options.timeout_seconds, follow_redirects=False)
+        self._clients: dict[tuple[str, str], httpx.AsyncClient] = {}
         self._slots = asyncio.Semaphore(options.concurrency)
         self._breakers: dict[str, Breaker] = {}
 
     async def judge(self, question: Question, response_text: str, truncated: bool) -> Judgement:
         """The endpoint's judgement. Raises `InfrastructureError` once all tries are used up."""
         url, headers = self._address(question)
+        client = self._client(question, url)
         body = {"question": msgspec.to_builtins(question), "response": response_text, "truncated": truncated}
         content = msgspec.json.encode(body)
         breaker = self._breakers.setdefault(urlsplit(url).netloc, Breaker(self.open_seconds))
         for attempt in range(1, self.options.attempts + 1):
             try:
                 async with self._slots:
-                    return await breaker.run(lambda: self._post(url, content, headers))
+                    return await breaker.run(lambda: self._post(client, url, content, headers))
             except EndpointError:
                 if attempt == self.options.attempts:
                     raise
@@ -111,7 +113,21 @@ class HttpReward:
         raise AssertionError("unreachable: there is at least one attempt")
 
     async def close(self) -> None:
-        await self._client.aclose()
+        for client in self._clients.values():
+            await client.aclose()
+
+    def _client(self, question: Question, url: str) -> httpx.AsyncClient:
+        """The client for the host of `url`, made when it is first asked: hosts differ in their proxies."""
+        try:
+            parts = httpx.URL(url)
+            host = (parts.scheme, parts.host)
+            if host not in self._clients:
+                self._clients[host] = httpx.AsyncClient(follow_redirects=False, **client_options(url))
+        except (ConfigurationError, httpx.InvalidURL) as error:
+            remedy = error.remedy if isinstance(error, ConfigurationError) else "Correct the URL."
+            what = error.message if isinstance(error, ConfigurationError) else str(error)
+            raise QuestionError(f"Question {question.id} cannot be judged at {url}: {what}", remedy=remedy) from error
+        return self._clients[host]
 
     def _address(self, question: Question) -> tuple[str, dict[str, str]]:
         """Where to send this question, and with which headers. A dataset cannot name any host it likes."""
@@ -138,26 +154,22 @@ class HttpReward:
             )
         return own, headers
 
-    async def _post(self, url: str, content: bytes, headers: dict[str, str]) -> Judgement:
+    async def _post(self, client: httpx.AsyncClient, url: str, content: bytes, headers: dict[str, str]) -> Judgement:
+        seconds = self.options.timeout_seconds
         try:
-            async with self._client.stream("POST", url, content=content, headers=headers) as response:
-                data = bytearray()
-                async for chunk in response.aiter_bytes():
-                    data += chunk
-                    if len(data) > LARGEST_REPLY_BYTES:
-                        raise EndpointError(
-                            f"Reward endpoint {url} answered with more than {LARGEST_REPLY_BYTES} bytes."
-                        )
+            response = await request(
+                client, "POST", url, seconds=seconds, max_bytes=LARGEST_REPLY_BYTES, content=content, headers=headers
+            )
         except httpx.HTTPError as error:
             raise EndpointError(
                 f"Reward endpoint {url} failed: {error!r}.", remedy="See that it runs and can be reached."
             ) from error
         if response.status_code != 200:
             fault = EndpointError if response.status_code in _WORTH_ANOTHER_TRY else QuestionError
-            text = shorten(bytes(data).decode("utf-8", "replace"), 200)
+            text = shorten(response.content.decode("utf-8", "replace"), 200)
             raise fault(f"Reward endpoint {url} answered {response.status_code}: {text}")
         try:
-            reply = msgspec.json.decode(bytes(data), type=EndpointReply)
+            reply = msgspec.json.decode(response.content, type=EndpointReply)
         except msgspec.DecodeError as error:
             raise QuestionError(
                 f"Reward endpoint {url} answered something else than we agreed: {error}.", remedy="See docs/rewards.md."

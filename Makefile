@@ -6,11 +6,12 @@ export TURNOUT_VENV := $(VENV)
 # Without byte code every process compiles torch and vLLM from source: half a minute each.
 unexport PYTHONDONTWRITEBYTECODE
 
-UNIT := tests/contracts tests/learner/objectives tests/verifier/test_rewards.py tests/deploy/test_words.py \
-  $(addprefix tests/cli/test_,report.py run_files.py watch.py) \
-  $(addprefix tests/learner/test_,checkpoint.py questions.py teacher_prompt.py) \
-  $(addprefix tests/rollout/test_,adapter.py ended_engine.py fit.py last_words.py packing.py transfer.py) \
-  $(addprefix tests/runtime/test_,logs.py model_folder.py side_streams.py)
+UNIT := tests/contracts tests/deploy/test_words.py tests/learner/objectives tests/verifier/test_rewards.py \
+  tests/cli/test_report.py tests/cli/test_run_files.py tests/cli/test_watch.py \
+  tests/learner/test_checkpoint.py tests/learner/test_questions.py tests/learner/test_teacher_prompt.py \
+  tests/rollout/test_adapter.py tests/rollout/test_ended_engine.py tests/rollout/test_fit.py \
+  tests/rollout/test_last_words.py tests/rollout/test_packing.py tests/rollout/test_transfer.py \
+  tests/runtime/test_logs.py tests/runtime/test_model_folder.py tests/runtime/test_side_streams.py
 
 .PHONY: help install install-gpu install-dev demo up down doctor test unit coverage chaos bench docs locks clean
 .PHONY: check check-python check-types check-borders check-page check-prose check-docs check-generated

@@ -56,6 +56,27 @@ def make_private(home: Path) -> None:
         ) from error
 
 
+def check_weights_folder(folder: Path) -> None:
+    """Keep an existing folder of published weights to this user; services make a missing one so. One that has other
+    uses (/dev/shm itself) is left as it is.
+
+    Raises:
+        ConfigurationError: another user made it first, and could put other weights there.
+    """
+    try:
+        found = folder.stat()
+    except FileNotFoundError:
+        return
+    if found.st_uid not in (os.geteuid(), 0):
+        raise ConfigurationError(
+            f"TURNOUT_WEIGHTS_FOLDER is {folder}, which belongs to another user.",
+            remedy="Choose another, or delete it; the services make it.",
+            field="TURNOUT_WEIGHTS_FOLDER",
+        )
+    if found.st_uid == os.geteuid() and not found.st_mode & stat.S_ISVTX and not folder.is_mount():
+        _tighten(folder)
+
+
 def _tighten(path: str | Path) -> None:
     try:
         mode = os.lstat(path).st_mode

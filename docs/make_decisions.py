@@ -17,6 +17,7 @@ AREAS = {
     "general": "All services",
     "learner": "Learner",
     "rollout": "Rollout",
+    "verifier": "Verifier",
     "sandbox": "Sandbox",
     "API": "API",
 }

@@ -17,6 +17,8 @@ import msgspec
 
 from services.contracts.code_tests import read_tests
 from services.contracts.errors import QuestionError
+from services.contracts.formulas.reader import read
+from services.contracts.formulas.tree import Node, Unreadable
 from services.contracts.messages import Question
 from services.contracts.strict_json import BadJsonError, read_json
 
@@ -184,10 +186,15 @@ def http_url(question: Question) -> str | None:
     return url
 
 
-def math_answer(question: Question) -> str:
-    """The reference."""
+def math_answer(question: Question) -> tuple[Node, ...]:
+    """The readings of the reference."""
     read_settings(question, Settings)
-    return needed_answer(question)
+    answer = needed_answer(question)
+    try:
+        return read(answer)
+    except Unreadable as error:
+        what = f"answer is {answer[:60]!r}, which cannot be read as a formula: {error}"
+        refuse(question, what, "Correct the dataset's row, or use kind exact.")
 
 
 def needed_answer(question: Question) -> str:

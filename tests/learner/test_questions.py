@@ -51,6 +51,7 @@ def test_reads_rows_and_fills_in_what_is_optional(write_lines: Callable[..., Pat
         ((row(answer=None),), "line 1: Question 0: answer is missing or empty"),
         ((row(answer=2),), "line 1: Question 0: answer is '2', not the capital letter"),
         ((row(kind="exact", tests={"ignorecase": True}),), "unknown field `ignorecase`"),
+        ((row(kind="math", answer=r"\frac{1}{"),), r"line 1: Question 0: answer is '\\frac{1}{', which cannot be read"),
     ],
 )
 def test_says_what_is_wrong_and_where(write_lines: Callable[..., Path], lines: tuple[str, ...], says: str) -> None:

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.contracts.formulas.reader import problem_with_reference
+from services.contracts.errors import QuestionError
+from services.contracts.question_forms import check_question
 from services.verifier.rewards import registry
 from services.verifier.rewards.math_values import MOST_BITS, Budget
-from services.verifier.rewards.registry import Judgement, QuestionError
+from services.verifier.rewards.registry import Judgement
 from tests.verifier.builders import question
 
 JUDGE = registry.built_in()["math"].function
@@ -691,10 +692,10 @@ def test_which_part_of_a_reply_is_its_answer() -> None:
     "text", ["", "  ", "$$", "?", "2 +", "5 =", "x^", r"\frac{1}{", r"\sqrt{", "(1, 2", r"\boxed{}"]
 )
 def test_a_reference_that_breaks_off_is_refused(text: str) -> None:
-    assert problem_with_reference(text)
-    with pytest.raises(QuestionError, match="cannot be read as a formula") as caught:
-        judge(text, f"<answer>{text}</answer>")
-    assert caught.value.remedy
+    for check in (check_question, lambda asked: JUDGE(asked, f"<answer>{text}</answer>", False)):
+        with pytest.raises(QuestionError, match=r"missing or empty|cannot be read as a formula") as caught:
+            check(question("math", text))
+        assert caught.value.remedy
 
 
 @pytest.mark.parametrize(
@@ -710,7 +711,7 @@ def test_a_reference_that_breaks_off_is_refused(text: str) -> None:
     ],
 )
 def test_a_reference_in_words_or_other_notation_equals_what_is_written_alike(text: str) -> None:
-    assert not problem_with_reference(text)
+    check_question(question("math", text))
     assert judge(text, f"<answer>{text}</answer>").correct
     assert not judge(text, "<answer>1</answer>").correct
 
@@ -777,7 +778,9 @@ SIGNS = st.sampled_from(ALPHABET.split())
 @given(left=st.lists(SIGNS, max_size=12), right=st.lists(SIGNS, max_size=12), space=st.sampled_from(["", " "]))
 def test_no_text_makes_it_raise_and_all_equal_themselves(left: list[str], right: list[str], space: str) -> None:
     reference, reply = space.join(left), space.join(right)
-    if problem_with_reference(reference):
+    try:
+        check_question(question("math", reference))
+    except QuestionError:
         with pytest.raises(QuestionError):
             judge(reference, reply)
         return

@@ -58,15 +58,6 @@ def read(text: str) -> tuple[Node, ...]:
     return (_words(" ".join(token.text for token in split)),)
 
 
-def problem_with_reference(text: str) -> str:
-    """Why `text` cannot be the answer of a question of kind `math`; empty where it can."""
-    try:
-        read(text)
-    except Unreadable as error:
-        return str(error)
-    return ""
-
-
 def _refuse_deep(node: Node) -> None:
     level = [node]
     for _ in range(2 * DEEPEST):

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from services.contracts.formulas.reader import read
 from services.contracts.formulas.tree import Node, Unreadable
 from services.contracts.messages import Question
+from services.contracts.question_forms import math_answer
 from services.verifier.rewards.math_answers import answer_of
 from services.verifier.rewards.math_equality import equal
-from services.verifier.rewards.registry import Judgement, QuestionError, register
+from services.verifier.rewards.registry import Judgement, register
 from services.verifier.rewards.replies import no_answer, shorten
 
 
@@ -26,13 +27,7 @@ def warm() -> None:
 @register("math", supervised=True, warm=warm)
 def judge_math(question: Question, response_text: str, truncated: bool) -> Judgement:
     """Reward 1 where the answers are mathematically equal, else 0."""
-    try:
-        reference = read(question.answer)
-    except Unreadable as error:
-        raise QuestionError(
-            f"Question {question.id}: answer {shorten(question.answer, 80)!r} cannot be read as a formula: {error}.",
-            remedy="Correct the dataset's row, or use kind exact.",
-        ) from error
+    reference = math_answer(question)
     text = answer_of(response_text)
     found = _read(text)
     correct = bool(found) and equal(reference, found)

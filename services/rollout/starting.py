@@ -3,7 +3,7 @@
 An engine that starts can hang alive as a running one can (`pulse`): a forked process may wait for a lock that no thread
 of its holds, a hub or a disk may fall silent. The same signs of life count, and besides them bytes that are written (a
 model is downloaded) and processes that come and go. What hangs is killed, upon which vLLM gives the start up. Where
-that does not help, the thread itself hangs, which only a new service process mends.
+that does not help, the thread itself hangs, and only a new service process helps.
 """
 
 from __future__ import annotations

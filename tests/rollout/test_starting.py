@@ -114,7 +114,7 @@ async def test_an_engine_that_hangs_before_it_serves_is_waited_for_and_can_be_en
     attaching = asyncio.create_task(server.attach(engine, "run"))
     async with asyncio.timeout(20):
         await engine.reached.wait()
-        assert server.is_waited_for, "else nobody would notice"
+        assert server.is_waited_for, "else no watch would see it"
         assert server.detach() is engine
         with pytest.raises(Exception, match="ended meanwhile"):
             await attaching

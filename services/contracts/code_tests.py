@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 
@@ -22,8 +22,10 @@ class Case(msgspec.Struct, forbid_unknown_fields=True):
     stdout: str | None = None
     call: str | None = None
     """Function to call, or method of a class `Solution`."""
-    args: list[Any] = []
-    expected: Any = msgspec.UNSET
+    args: list[msgspec.Raw] = []
+    """JSON, handed on as it is: no number is too large for it."""
+    expected: msgspec.Raw = msgspec.Raw()
+    """JSON; empty if it is not given."""
     hidden: bool = False
     """Feedback says nothing about what goes in or should come out."""
 
@@ -33,6 +35,8 @@ class Tests(msgspec.Struct, forbid_unknown_fields=True):
     wall_seconds: Annotated[float, msgspec.Meta(gt=0, le=LONGEST_SECONDS)] = 5.0
     memory_mb: Annotated[int, msgspec.Meta(gt=0, le=MOST_MEGABYTES)] = 256
     partial_credit: bool = False
+    tolerance: Annotated[float, msgspec.Meta(ge=0, lt=1)] | None = None
+    """Largest relative or absolute error of a floating-point number; None: 1e-9 relative or 1e-12 absolute."""
 
 
 def read_tests(question: Question) -> Tests:
@@ -43,7 +47,7 @@ def read_tests(question: Question) -> Tests:
     """
     try:
         return _tests(question.tests)
-    except (BadJsonError, msgspec.ValidationError) as error:
+    except (BadJsonError, msgspec.DecodeError) as error:
         raise QuestionError(
             f"Question {question.id}: tests do not read as code cases ({error}).", remedy="See docs/rewards.md."
         ) from error
@@ -51,9 +55,10 @@ def read_tests(question: Question) -> Tests:
 
 @lru_cache(maxsize=16)  # the rollouts of a group share them, and they may be megabytes
 def _tests(text: str) -> Tests:
-    tests = msgspec.convert(read_json(text), Tests)
+    read_json(text, long_numbers=True)
+    tests = msgspec.json.decode(text, type=Tests)
     for number, case in enumerate(tests.cases, start=1):
         by_call = bool(case.call)
-        if by_call == (case.stdout is not None) or by_call != (case.expected is not msgspec.UNSET):
+        if by_call == (case.stdout is not None) or by_call != bool(bytes(case.expected)):
             raise BadJsonError(f"case {number} has neither stdout alone nor call with expected")
     return tests

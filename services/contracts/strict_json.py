@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any, Final
 
 DEEPEST: Final = 200
@@ -29,9 +30,10 @@ class WrittenFloat(float):
         self.text = text
 
 
-def read_json(text: str) -> Any:
-    """The value that `text` holds. Raises `BadJsonError`."""
-    value = parse_json(text)
+def read_json(text: str, *, long_numbers: bool = False) -> Any:
+    """The value that `text` holds; with `long_numbers` whole numbers of more than `MOST_DIGITS` digits as `Decimal`,
+    else they are flaws. Raises `BadJsonError`."""
+    value = _parsed(lambda: (_LONG if long_numbers else _PLAIN).decode(text))
     if flaw := flaw_of(value):
         raise BadJsonError(flaw)
     return value
@@ -116,5 +118,10 @@ def _whole(text: str) -> int | float:
     return int(text) if len(text) <= MOST_DIGITS else math.inf  # which `flaw_of` refuses
 
 
+def _whole_or_long(text: str) -> int | Decimal:
+    return int(text) if len(text) <= MOST_DIGITS else Decimal(text)
+
+
+_LONG: Final = json.JSONDecoder(object_pairs_hook=_object, parse_int=_whole_or_long)
 _PLAIN: Final = json.JSONDecoder(object_pairs_hook=_object, parse_int=_whole)
 _WRITTEN: Final = json.JSONDecoder(object_pairs_hook=_object, parse_int=_whole, parse_float=WrittenFloat)

@@ -22,6 +22,7 @@ from services.runtime.queue import Delivery, Queue
 from services.runtime.registry import Presence
 from services.runtime.traces import record
 from services.verifier import metrics
+from services.verifier.gate import one_second_try
 from services.verifier.judge import Judge
 
 log = get_logger(__name__)
@@ -169,7 +170,8 @@ class Verifier:
     async def _score(self, group: CompletedGroup) -> ScoredGroup:
         """All rollouts judged, concurrently; workers and sandbox bound how many really run at once."""
         question = group.task.question
-        verdicts = await asyncio.gather(*(self.judge.verdict(question, rollout) for rollout in group.rollouts))
+        with one_second_try():
+            verdicts = await asyncio.gather(*(self.judge.verdict(question, rollout) for rollout in group.rollouts))
         return ScoredGroup(group=group, verdicts=verdicts, verifier=self.presence.instance)
 
     async def _forward(self, delivery: Group, scored: ScoredGroup) -> None:

@@ -3,50 +3,74 @@
 `tests` (in the style of LiveCodeBench):
 
     {"cases": [{"stdin": "1 2\\n", "stdout": "3\\n", "hidden": true}, ...], "wall_seconds": 2, "memory_mb": 256}
-    {"cases": [{"call": "add", "args": [1, 2], "expected": 3}, ...]}
+    {"cases": [{"call": "add", "args": [1, 2], "expected": 3}, ...], "tolerance": 1e-6}
 
-The program is the last fenced code block, or the tagged answer. Only it, its input and a driver of ours go into the
-sandbox; outputs are compared out here. So a program can print whatever it likes: to pass it has to print the right
-thing. `wall_seconds` is how long a case may compute; the clock's limit is wider, since our machine may be busy.
+The program is the last fenced code block of the tagged answer, else of the reply, else the tagged answer itself. Only
+the program, its input and our driver go into the sandbox; outputs are compared outside. So a program can print whatever
+it likes: to pass it has to print the right thing. `wall_seconds` is how long a case may compute; waiting for a core of
+a busy machine does not count.
 """
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import json
 import math
 import re
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal
 from typing import Any, Final, Protocol
+
+from markdown_it import MarkdownIt
 
 from services.contracts.code_tests import Case, Tests, read_tests
 from services.contracts.errors import InfrastructureError
 from services.contracts.messages import Question
+from services.contracts.strict_json import BadJsonError, read_json
 from services.verifier import metrics
 from services.verifier.gate import Gate
 from services.verifier.rewards.registry import Judgement
 from services.verifier.rewards.replies import no_answer, shorten, tagged_answer
 from services.verifier.sandbox.api import Program, Result
 
-_FENCE: Final = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
+# What can hold a fence is read, and nothing else: models indent fences as they like, and their tags are no HTML.
+_MARKDOWN: Final = MarkdownIt("zero").enable(["fence", "list", "blockquote"]).disable("inline")
+_NUMBER: Final = re.compile(r"[+-]?(?:[0-9]+(\.[0-9]*)?|(\.[0-9]+))([eE][+-]?[0-9]+)?")
+_EXACT: Final = Context(prec=50, Emin=-(10**9), Emax=10**9)
+_MAX_ODD_ELEMENTS: Final = 1000
 _OUTPUT_BYTES: Final = 4 << 20
-_DRIVER: Final = """
-import json, os, sys, types
+_SPARE_SECONDS: Final = 2.0
+"""On the clock beyond `wall_seconds`, for what is no computing: modules read from disk, above all."""
+_SET: Final = "\0set"
+_GIVEN_MODULES: Final = (
+    *("string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics"),
+    *("itertools", "functools", "operator", "io", "sys", "json", "builtins", "typing"),
+)
+_GIVEN_NAMES: Final = "\n".join(
+    [*(f"from {name} import *" for name in _GIVEN_MODULES), f"import {', '.join(_GIVEN_MODULES)}"]
+)
+"""What LiveCodeBench's grader puts in front of an answer to a question in LeetCode's form. Here they are built-in
+names, so that none of them is taken for the function that the reply should define."""
+_DRIVER: Final = f"""
+import builtins, json, os, sys, types
 
 def plain(value):
-    return sorted(value, key=repr) if isinstance(value, (set, frozenset)) else repr(value)
+    return {{{_SET!r}: list(value)}} if isinstance(value, (set, frozenset)) else repr(value)
 
 def main(task):
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     reply = sys.modules["reply"] = types.ModuleType("reply")
+    given = {{}}
+    exec({_GIVEN_NAMES!r}, given)
+    reply.__builtins__ = given | vars(builtins)
+    sys.setrecursionlimit(50000)
     exec(compile(task["source"], "reply.py", "exec"), reply.__dict__)
     name = task["call"].rpartition(".")[2]
     function = getattr(reply, name) if hasattr(reply, name) else getattr(reply.Solution(), name)
     out.write(json.dumps(function(*task["args"]), default=plain))
     out.close()
 
-main(json.loads(%s))
 """
 """Calls the function and writes its result as JSON; what the reply prints goes to standard error."""
 
@@ -72,12 +96,13 @@ class CodeReward:
             InfrastructureError: the sandbox failed twice.
         """
         tests = read_tests(question)
-        source = extract_program(response_text)
+        # Reading the Markdown of a long reply takes up to seconds, which others need not wait for.
+        source = await asyncio.to_thread(extract_program, response_text)
         if source is None:
             return Judgement(reward=0.0, correct=False, feedback=no_program(truncated))
         num_passed, feedback = 0, ""
         for number, case in enumerate(tests.cases, start=1):
-            wrong = explain(case, number, await self._run(program(source, case, tests)))
+            wrong = explain(case, number, await self._run(program(source, case, tests)), tests.tolerance)
             num_passed += not wrong
             feedback = feedback or wrong
             if wrong and not tests.partial_credit:
@@ -92,24 +117,43 @@ class CodeReward:
         )
 
     async def _run(self, wanted: Program) -> Result:
-        """One run; a fault, or a stop by the clock with little CPU time used, is tried again with no other beside."""
+        """One run. After a fault, or where the machine was too busy for it, a second one with no other beside it."""
         async with self._gate.beside_others():
             result = await self.sandbox.run(wanted)
-        starved = result.status == "timeout_wall" and result.cpu_seconds < wanted.cpu_seconds / 2
-        if starved or result.status == "infrastructure_fault":
+        if result.status == "infrastructure_fault" or (result.status == "starved" and self._gate.may_try_again()):
             async with self._gate.alone():
                 result = await self.sandbox.run(wanted)
         for reason in result.violations:
             metrics.VIOLATIONS.labels(reason).inc()
         if result.status == "infrastructure_fault":
             raise InfrastructureError(f"The sandbox failed: {result.fault}")
+        if result.status == "starved":
+            raise InfrastructureError(
+                f"The machine was too busy for a program: {result.queued_seconds:.0f} s of {result.wall_seconds:.0f} s "
+                "went by before it got a core.",
+                remedy="Give the verifier more cores, or run fewer programs at once.",
+            )
         return result
 
 
 def extract_program(text: str) -> str | None:
-    """The last fenced block, else the tagged answer; None where there is neither."""
-    blocks = _FENCE.findall(text)
-    return str(blocks[-1]) if blocks else tagged_answer(text) or None
+    """The last complete fenced block of the tagged answer, else of the reply, else the tagged answer; None without."""
+    answer = tagged_answer(text)
+    for part in filter(None, (answer, text)):
+        if blocks := _fenced_blocks(part):
+            return blocks[-1]
+    return answer or None
+
+
+def _fenced_blocks(text: str) -> list[str]:
+    """Contents of the fenced blocks that are closed, wherever they stand, without their fences' indentation."""
+    lines, blocks = re.split(r"\r\n?|\n", text), []
+    for token in _MARKDOWN.parse(text):
+        if token.type == "fence" and token.map is not None:
+            last = lines[min(token.map[1], len(lines)) - 1].strip(" \t>")
+            if token.map[1] - token.map[0] > 1 and last.startswith(token.markup) and not last.strip(token.markup[0]):
+                blocks.append(token.content)
+    return blocks
 
 
 def no_program(truncated: bool) -> str:
@@ -120,17 +164,18 @@ def program(source: str, case: Case, tests: Tests) -> Program:
     """What goes into the sandbox for one case. Holds nothing of what is expected."""
     limits: dict[str, Any] = {
         "cpu_seconds": tests.wall_seconds,
-        "wall_seconds": 3 * tests.wall_seconds + 5,
+        "wall_seconds": tests.wall_seconds + _SPARE_SECONDS,
         "memory_bytes": tests.memory_mb << 20,
         "output_bytes": _OUTPUT_BYTES,
     }
     if case.call is None:
         return Program(source, stdin=case.stdin.encode(), **limits)
-    task = json.dumps({"source": source, "call": case.call, "args": case.args})
-    return Program(_DRIVER % repr(task), stdin=case.stdin.encode(), **limits)
+    arguments = ", ".join(bytes(argument).decode() for argument in case.args)
+    task = f'{{"source": {json.dumps(source)}, "call": {json.dumps(case.call)}, "args": [{arguments}]}}'
+    return Program(f"{_DRIVER}main(json.loads({task!r}))\n", stdin=case.stdin.encode(), **limits)
 
 
-def explain(case: Case, number: int, result: Result) -> str:
+def explain(case: Case, number: int, result: Result, tolerance: float | None = None) -> str:
     """Why a run does not pass its case, in one sentence; empty where it passes. Keeps hidden cases hidden."""
     which = f"Hidden test {number}" if case.hidden else f"Test {number}"
     if result.status in ("timeout_cpu", "timeout_wall"):
@@ -144,53 +189,103 @@ def explain(case: Case, number: int, result: Result) -> str:
     if result.exit_code != 0:
         return f"{which}: the program failed with {_error(result.stderr, case.hidden)}."
     output = result.stdout.decode("utf-8", "replace")
-    if same_output(case, output):
+    if same_output(case, output, tolerance):
         return ""
     if case.hidden:
         return f"{which}: the output is wrong."
     if case.call is not None:
-        arguments = ", ".join(json.dumps(argument) for argument in case.args)
+        arguments = ", ".join(bytes(argument).decode() for argument in case.args)
         call = shorten(f"{case.call}({arguments})")
-        return f"{which}: {call} gave {shorten(output)}, expected {shorten(json.dumps(case.expected))}."
+        given = output.replace(json.dumps(_SET), '"set"')
+        return f"{which}: {call} gave {shorten(given)}, expected {shorten(bytes(case.expected).decode())}."
     given, wanted = shorten(output.strip()), shorten((case.stdout or "").strip())
     return f"{which}: for input {shorten(case.stdin.strip())!r} the output was {given!r}, expected {wanted!r}."
 
 
-def same_output(case: Case, output: str) -> bool:
+def same_output(case: Case, output: str, tolerance: float | None = None) -> bool:
     """Whether the output is what the case expects.
 
-    Text: equal line by line, white space at the ends aside, or equal as numbers word by word. Results of calls: equal
-    as JSON, floating-point numbers within 1e-9.
+    Text: equal line by line, white space at the ends aside, or equal word by word as numbers, written as Python writes
+    them. Results of calls: equal as JSON; a set equals a list of the same elements, each once. Floating-point numbers
+    may differ by `Tests.tolerance`, in either form; whole numbers may not.
     """
     if case.call is not None:
         try:
-            return _close(json.loads(output), case.expected)
-        except (ValueError, RecursionError, OverflowError):  # the last: a whole number that no float can hold
+            given, wanted = (read_json(text, long_numbers=True) for text in (output, bytes(case.expected).decode()))
+            return _close(given, wanted, tolerance)
+        except (BadJsonError, OverflowError):  # the latter: a whole number that no float can hold
             return False
-    given, wanted = ([line.strip() for line in text.strip().split("\n")] for text in (output, case.stdout or ""))
-    if len(given) != len(wanted):
+    given_lines, wanted_lines = (
+        [line.strip() for line in text.strip().split("\n")] for text in (output, case.stdout or "")
+    )
+    if len(given_lines) != len(wanted_lines):
         return False
-    return all(left == right or _same_numbers(left, right) for left, right in zip(given, wanted, strict=True))
+    pairs = zip(given_lines, wanted_lines, strict=True)
+    return all(left == right or _same_words(left, right, tolerance) for left, right in pairs)
 
 
-def _same_numbers(left: str, right: str) -> bool:
-    try:
-        return [Decimal(word) for word in left.split()] == [Decimal(word) for word in right.split()]
-    except InvalidOperation:
+def _same_words(left: str, right: str, tolerance: float | None) -> bool:
+    given, wanted = left.split(), right.split()
+    return len(given) == len(wanted) and all(
+        one == other or _same_numbers(one, other, tolerance) for one, other in zip(given, wanted, strict=True)
+    )
+
+
+def _same_numbers(left: str, right: str, tolerance: float | None) -> bool:
+    forms = [_NUMBER.fullmatch(word) for word in (left, right)]
+    if not all(forms):
         return False
+    given, wanted = _EXACT.create_decimal(left), _EXACT.create_decimal(right)
+    if not any(form and any(form.groups()) for form in forms):
+        return Decimal(left) == Decimal(right)
+    largest, least = (1e-9, 1e-12) if tolerance is None else (tolerance, tolerance)
+    apart = _EXACT.abs(_EXACT.subtract(given, wanted))
+    size = max(_EXACT.abs(given), _EXACT.abs(wanted))
+    return apart <= _EXACT.multiply(Decimal(largest), size) or apart <= Decimal(least)
 
 
-def _close(given: Any, wanted: Any) -> bool:
+def _close(given: Any, wanted: Any, tolerance: float | None) -> bool:
     if isinstance(given, bool) or isinstance(wanted, bool):
         return given is wanted
     if isinstance(given, float) or isinstance(wanted, float):
-        numbers = isinstance(given, int | float) and isinstance(wanted, int | float)
-        return numbers and (given == wanted or math.isclose(given, wanted, rel_tol=1e-9, abs_tol=1e-12))
+        largest, least = (1e-9, 1e-12) if tolerance is None else (tolerance, tolerance)
+        numbers = all(isinstance(value, int | float) for value in (given, wanted))
+        return numbers and (given == wanted or math.isclose(given, wanted, rel_tol=largest, abs_tol=least))
+    if isinstance(given, dict) and given.keys() == {_SET} and isinstance(wanted, list):
+        return _same_elements(given[_SET], wanted, tolerance)
     if isinstance(given, list) and isinstance(wanted, list):
-        return len(given) == len(wanted) and all(_close(a, b) for a, b in zip(given, wanted, strict=True))
+        pairs = zip(given, wanted, strict=False)
+        return len(given) == len(wanted) and all(_close(one, other, tolerance) for one, other in pairs)
     if isinstance(given, dict) and isinstance(wanted, dict):
-        return given.keys() == wanted.keys() and all(_close(given[key], wanted[key]) for key in wanted)
+        return given.keys() == wanted.keys() and all(_close(given[key], wanted[key], tolerance) for key in wanted)
     return bool(given == wanted)
+
+
+def _same_elements(given: list[Any], wanted: list[Any], tolerance: float | None) -> bool:
+    """Whether a set has the elements of a list. What is not equal as text is compared each with each, up to a bound."""
+    if len(given) != len(wanted):
+        return False
+    rest, odd = {_text(element): element for element in given}, []
+    for element in wanted:
+        if (text := _text(element)) in rest:
+            del rest[text]
+        else:
+            odd.append(element)
+    left = list(rest.values())
+    return len(odd) <= _MAX_ODD_ELEMENTS and all(_take(left, element, tolerance) for element in odd)
+
+
+def _text(element: Any) -> str:
+    return json.dumps(element, sort_keys=True, default=str)
+
+
+def _take(rest: list[Any], value: Any, tolerance: float | None) -> bool:
+    """Take one element that is close to `value` out of `rest`; False where there is none."""
+    for index, element in enumerate(rest):
+        if _close(element, value, tolerance):
+            del rest[index]
+            return True
+    return False
 
 
 def _error(stderr: bytes, hidden: bool) -> str:

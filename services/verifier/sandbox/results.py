@@ -9,7 +9,9 @@ from typing import Literal
 
 from services.verifier.sandbox.wire import Ended, Reply, Request
 
-Status = Literal["exited", "timeout_cpu", "timeout_wall", "memory", "output_limit", "killed", "infrastructure_fault"]
+Status = Literal[
+    "exited", "timeout_cpu", "timeout_wall", "starved", "memory", "output_limit", "killed", "infrastructure_fault"
+]
 _NEARLY = 0.95
 MOST_SECONDS = 86400
 
@@ -22,7 +24,7 @@ class Program:
     """Runs as `__main__`. Never put expected answers or secrets in it: the program can read its own source."""
     stdin: bytes = b""
     wall_seconds: float = 10.0
-    """From the fork to the end, on the clock; a busy machine eats into it."""
+    """From the fork to the end, on the clock, less the time that it waited for a core."""
     cpu_seconds: float = 5.0
     """Of all its threads; exact to a few milliseconds."""
     memory_bytes: int = 256 << 20
@@ -36,16 +38,21 @@ class Program:
         assert self.memory_bytes > 0, self.memory_bytes
         assert self.output_bytes > 0, self.output_bytes
 
+    @property
+    def patience_seconds(self) -> float:
+        """Longest time on the clock, however busy the machine is."""
+        return 3 * self.wall_seconds + 5
+
     def request(self) -> Request:
-        return Request(self.cpu_seconds, self.wall_seconds, self.memory_bytes, self.output_bytes)
+        return Request(self.cpu_seconds, self.wall_seconds, self.patience_seconds, self.memory_bytes, self.output_bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
     """What became of a program.
 
-    `timeout_wall` with small `cpu_seconds` means that it slept, or that the machine was too busy: run it again, alone,
-    before it counts. `killed` is death by a signal (a crash, or a lethal system call).
+    `timeout_wall`: it slept or waited; `starved`: the machine was too busy for it, so run it again, alone, before it
+    counts. `killed` is death by a signal (a crash, or a lethal system call), or for too many threads.
     """
 
     status: Status
@@ -55,8 +62,10 @@ class Result:
     stderr: bytes
     cpu_seconds: float
     wall_seconds: float
+    queued_seconds: float = 0.0
+    """How long it waited for a core, as far as that was measured: only of programs that took long."""
     violations: list[str] = field(default_factory=list)
-    """Limits that it ran into: cpu_time, wall_time, memory, output, system_call."""
+    """Limits that it ran into: cpu_time, wall_time, memory, output, threads, system_call."""
     fault: str = ""
     """For infrastructure faults: what went wrong."""
 
@@ -65,10 +74,11 @@ class Result:
         return cls("infrastructure_fault", None, b"", b"", 0.0, 0.0, fault=fault)
 
 
-def classify(program: Program, reply: Reply, stdout: bytes, stderr: bytes) -> Result:
-    """The result of a run from what the kernel said about it."""
+def classify(program: Program, reply: Reply, stdout: bytes, stderr: bytes, *, host_killed: bool) -> Result:
+    """The result of a run from what the kernel said about it. `host_killed`: it is on record that the host, for want of
+    memory, killed some process during the run."""
     code = os.waitstatus_to_exitcode(reply.wait_status)
-    status, violation, fault = _status(program, reply, code, stdout, stderr)
+    status, violation, fault = _status(program, reply, code, stdout, stderr, host_killed)
     return Result(
         status,
         None if reply.ended is Ended.NOT_STARTED else code,
@@ -76,25 +86,31 @@ def classify(program: Program, reply: Reply, stdout: bytes, stderr: bytes) -> Re
         stderr,
         reply.cpu_seconds,
         reply.wall_seconds,
+        reply.queued_seconds,
         [violation] if violation else [],
         fault,
     )
 
 
-def _status(program: Program, reply: Reply, code: int, stdout: bytes, stderr: bytes) -> tuple[Status, str, str]:
+def _status(
+    program: Program, reply: Reply, code: int, stdout: bytes, stderr: bytes, host_killed: bool
+) -> tuple[Status, str, str]:
     if reply.ended is Ended.NOT_STARTED:
         return "infrastructure_fault", "", reply.fault or "The program's process ended before its set-up was complete."
     if reply.ended is Ended.CPU_LIMIT:
         return "timeout_cpu", "cpu_time", ""
     if reply.ended is Ended.WALL_LIMIT:
         return "timeout_wall", "wall_time", ""
+    if reply.ended is Ended.STARVED:
+        return "starved", "", ""
+    if reply.ended is Ended.TOO_MANY_THREADS:
+        return "killed", "threads", ""
     if max(len(stdout), len(stderr)) >= program.output_bytes:
         return "output_limit", "output", ""
     if code == -signal.SIGSYS:
         return "killed", "system_call", ""
-    if code == -signal.SIGKILL:
-        # Neither we nor its limits did this, and a program cannot do it to itself: the host ran out of memory.
-        return "infrastructure_fault", "", "The program was killed from outside (out of memory on the host?)."
+    if code == -signal.SIGKILL and host_killed:
+        return "infrastructure_fault", "", "The program was killed because the host ran out of memory."
     # That a program claims a MemoryError can only spoil its own verdict.
     claims = code == 1 and stderr.rstrip().rsplit(b"\n", 1)[-1].startswith(b"MemoryError")
     if claims or (code != 0 and reply.peak_resident_bytes > _NEARLY * program.memory_bytes):

@@ -16,9 +16,10 @@ import os
 import signal
 import socket
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from services.verifier.sandbox import kernel, landlock
+from services.verifier.sandbox.proc import Proc
 
 SCRATCH = "/tmp"
 SCRATCH_BYTES = 16 << 20
@@ -83,8 +84,8 @@ class Room:
     ruleset: int = -1
     """Bare rooms: the rules, made once."""
     own_pid_namespace: int = -1
-    num_tasks: int = 0
-    """Tasks that the limit on processes counts before a program starts; in a user namespace of one's own, none."""
+    proc: Proc = field(default_factory=lambda: Proc(-1))
+    """The machine's /proc, for the zygote."""
 
     def begin_run(self) -> None:
         if self.isolated:
@@ -129,7 +130,7 @@ def enter(index: int, packages: Iterable[str], *, isolated: bool, landlock_abi: 
     if not isolated:
         become_unprivileged(index)
         room.ruleset = _out_of_the_way(_bare_rules(room.paths, landlock_abi))
-        room.num_tasks = _count_tasks(os.geteuid())
+        room.proc = Proc(_out_of_the_way(os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)))
         return room
     proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
     by_root = os.geteuid() == 0 and _may_mount()
@@ -148,7 +149,7 @@ def enter(index: int, packages: Iterable[str], *, isolated: bool, landlock_abi: 
         _build(room.paths)
     _become_first_process(proc)
     room.own_pid_namespace = os.open("self/ns/pid_for_children", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
-    os.close(proc)
+    room.proc = Proc(_out_of_the_way(proc))
     return room
 
 
@@ -165,18 +166,6 @@ def become_unprivileged(index: int) -> None:
                 if uid == NOBODY:
                     raise
         kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # the kernel took it away with the user; /proc/self needs it
-
-
-def _count_tasks(uid: int) -> int:
-    """Threads of all processes of a user, as far as /proc shows them."""
-    count = 0
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            if os.stat(f"/proc/{name}").st_uid == uid:
-                count += len(os.listdir(f"/proc/{name}/task"))
-        except OSError:  # it ended meanwhile
-            continue
-    return count
 
 
 def _may_mount() -> bool:

@@ -7,13 +7,15 @@ program with SIGSYS. Arguments are looked at where a call is needed for one thin
 * ioctl: is this a terminal, close on exec.
 * fcntl: flags of descriptors, not pipe sizes, owners or seals.
 * tgkill: the program itself, and not SIGKILL (a program that kills itself must not look like a fault of the host).
-* prlimit64: the program itself.
+* prlimit64: the program's own limits may be read, and its stack's set (deep recursion). The kernel answers a passed
+  limit of CPU time with SIGKILL, so a program that could lower it could look like one that the host killed.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import resource
 import struct
 
 from services.verifier.sandbox import kernel
@@ -105,6 +107,11 @@ def _argument(index: int) -> Instruction:
     return (_LOAD, 0, 0, 16 + 8 * index)
 
 
+def _argument_high(index: int) -> Instruction:
+    """Load the high 32 bits of an argument."""
+    return (_LOAD, 0, 0, 16 + 8 * index + 4)
+
+
 def _one_of(index: int, values: tuple[int, ...]) -> list[Instruction]:
     code = [_argument(index)]
     for value in values:
@@ -128,7 +135,18 @@ def _inspect(name: str, own_pid: int) -> list[Instruction]:
     if name == "fcntl":
         return _one_of(1, _FCNTLS)
     if name == "prlimit64":
-        return _one_of(0, (0,))
+        return [
+            _argument(0),
+            (_JUMP_EQUAL, 0, 7, 0),
+            _argument(1),
+            (_JUMP_EQUAL, 4, 0, resource.RLIMIT_STACK),
+            _argument(2),  # a pointer to the new limit; both halves are looked at
+            (_JUMP_EQUAL, 0, 3, 0),
+            _argument_high(2),
+            (_JUMP_EQUAL, 0, 1, 0),
+            _return(_ALLOW),
+            refuse,
+        ]
     assert name == "tgkill"
     return [
         _argument(2),

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import signal
 import socket
 from collections.abc import Iterator
 
@@ -69,10 +70,12 @@ class Zygote:
             raise ZygoteDied("The sandbox was closed.")
         self.num_runs += 1
         with _memory_files(program) as files:
+            kills = num_oom_kills()
             wire.send_request(self._control, program.request(), files)
-            reply = wire.unpack_reply(await self._receive(program.wall_seconds + _GRACE_SECONDS))
+            reply = wire.unpack_reply(await self._receive(program.patience_seconds + _GRACE_SECONDS))
             stdout, stderr = (os.pread(descriptor, program.output_bytes, 0) for descriptor in files[2:])
-        return classify(program, reply, stdout, stderr)
+        killed = os.WIFSIGNALED(reply.wait_status) and os.WTERMSIG(reply.wait_status) == signal.SIGKILL
+        return classify(program, reply, stdout, stderr, host_killed=killed and num_oom_kills() > kills)
 
     async def kill(self) -> None:
         """End the process and, with it, whatever runs in its room; wait for its end. Idempotent."""
@@ -111,6 +114,19 @@ class Zygote:
                 return (await self._process.stderr.read(8192))[-500:].decode(errors="replace")
         except TimeoutError:
             return ""
+
+
+def num_oom_kills() -> int:
+    """Processes that the kernel killed for want of memory since it started: the machine's, and those of any container.
+
+    0 where it does not say; then no end of a program is put down to that.
+    """
+    try:
+        with open("/proc/vmstat", "rb") as file:
+            found = file.read().partition(b"\noom_kill ")[2]
+        return int(found.split(maxsplit=1)[0]) if found else 0
+    except (OSError, ValueError):
+        return 0
 
 
 @contextlib.contextmanager

@@ -9,13 +9,13 @@ from __future__ import annotations
 import array
 import socket
 import struct
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from enum import IntEnum
 
 NUM_DESCRIPTORS = 4
 """Source (read), standard input (read), standard output (write), standard error (write), in this order."""
-_REQUEST = struct.Struct("<ddQQ")
-_REPLY = struct.Struct("<BiddQ160s")
+_REQUEST = struct.Struct("<dddQQ")
+_REPLY = struct.Struct("<BidddQ160s")
 
 
 class Ended(IntEnum):
@@ -26,6 +26,9 @@ class Ended(IntEnum):
     WALL_LIMIT = 2
     NOT_STARTED = 3
     """Our own set-up failed; no line of the program ran."""
+    STARVED = 4
+    """The machine was too busy to give it the time that it was to have."""
+    TOO_MANY_THREADS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,7 @@ class Request:
 
     cpu_seconds: float
     wall_seconds: float
+    patience_seconds: float
     memory_bytes: int
     output_bytes: int
 
@@ -47,13 +51,15 @@ class Reply:
     """As of wait4(2)."""
     cpu_seconds: float
     wall_seconds: float
+    queued_seconds: float
+    """How long its threads waited for a core; the most of any. Only measured where it may matter."""
     peak_resident_bytes: int
     fault: str = ""
     """Why the program did not start."""
 
 
 def send_request(control: socket.socket, request: Request, descriptors: list[int]) -> None:
-    packed = _REQUEST.pack(request.cpu_seconds, request.wall_seconds, request.memory_bytes, request.output_bytes)
+    packed = _REQUEST.pack(*astuple(request))
     rights = array.array("i", descriptors).tobytes()
     control.sendmsg([packed], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
 
@@ -78,11 +84,12 @@ def pack_reply(reply: Reply) -> bytes:
         reply.wait_status,
         reply.cpu_seconds,
         reply.wall_seconds,
+        reply.queued_seconds,
         reply.peak_resident_bytes,
         reply.fault.encode(errors="replace")[:160],
     )
 
 
 def unpack_reply(data: bytes) -> Reply:
-    ended, status, cpu, wall, peak, fault = _REPLY.unpack(data)
-    return Reply(Ended(ended), status, cpu, wall, peak, fault.rstrip(b"\0").decode(errors="replace"))
+    ended, status, cpu, wall, queued, peak, fault = _REPLY.unpack(data)
+    return Reply(Ended(ended), status, cpu, wall, queued, peak, fault.rstrip(b"\0").decode(errors="replace"))

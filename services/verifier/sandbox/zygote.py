@@ -47,6 +47,8 @@ PRELOADED_TOO = (math, operator, random, re, statistics, string, typing)
 _CHECK_SECONDS = 0.002
 """Least time between two looks at a running program's CPU clock."""
 _LONGEST_PAUSE_SECONDS = 10.0
+_COUNT_SECONDS = 0.02
+"""Time between two counts of a program's threads, where the kernel does not bound them by program."""
 
 
 def main(arguments: list[str]) -> None:
@@ -91,48 +93,82 @@ def _supervise(
     stage.room.end_fork()
     for descriptor in (tell, *descriptors):
         os.close(descriptor)
-    ended = _watch(child, request, started, control)
+    watch = Watch(child, request, started, control, stage.room)
+    ended = watch.until_end()
     _, status, usage = os.wait4(child, 0)
     wall = time.monotonic() - started
     said = os.read(told, 256)
     os.close(told)
     cpu = usage.ru_utime + usage.ru_stime
     if not said.startswith(program.STARTED):
-        return wire.Reply(wire.Ended.NOT_STARTED, status, cpu, wall, 0, said.decode(errors="replace"))
+        return wire.Reply(wire.Ended.NOT_STARTED, status, cpu, wall, 0, 0, said.decode(errors="replace"))
     if ended is wire.Ended.BY_ITSELF and cpu > request.cpu_seconds:
         ended = wire.Ended.CPU_LIMIT
-    return wire.Reply(ended, status, cpu, wall, usage.ru_maxrss * 1024)
+    if ended is wire.Ended.STARVED and watch.queued_seconds is None and usage.ru_nivcsw <= usage.ru_nvcsw:
+        ended = wire.Ended.WALL_LIMIT  # it gave the core away oftener than it was taken from it: it waited by itself
+    return wire.Reply(ended, status, cpu, wall, watch.queued_seconds or 0.0, usage.ru_maxrss * 1024)
 
 
-def _watch(child: int, request: wire.Request, started: float, control: socket.socket) -> wire.Ended:
-    """Wait until the child ends or must end; in the latter case it is killed, with its whole pid namespace."""
-    handle = os.pidfd_open(child)
-    clock = (~child << 3) | 2  # the kernel's name for that process's CPU clock (clock_getcpuclockid)
-    poll = select.poll()
-    poll.register(handle, select.POLLIN)
-    poll.register(control, select.POLLHUP | select.POLLRDHUP)
-    ended = wire.Ended.BY_ITSELF
-    try:
-        while True:
-            wall_left = request.wall_seconds - (time.monotonic() - started)
-            try:
-                cpu_left = request.cpu_seconds - time.clock_gettime(clock)
-            except OSError:  # it ended between two looks; poll will say so at once
-                cpu_left = wall_left
-            if wall_left <= 0 or cpu_left <= 0:
-                ended = wire.Ended.CPU_LIMIT if cpu_left <= 0 else wire.Ended.WALL_LIMIT
-                break
-            pause = min(max(min(wall_left, cpu_left), _CHECK_SECONDS), _LONGEST_PAUSE_SECONDS)
-            events = poll.poll(pause * 1000 + 1)
-            if any(descriptor == handle for descriptor, _ in events):
-                return ended
-            if events:  # the supervisor is gone
-                signal.pidfd_send_signal(handle, signal.SIGKILL)
-                os._exit(0)
-        signal.pidfd_send_signal(handle, signal.SIGKILL)
-    finally:
-        os.close(handle)
-    return ended
+class Watch:
+    """Watches a running program and ends it, with its whole pid namespace, where it is over a limit."""
+
+    def __init__(
+        self, child: int, request: wire.Request, started: float, control: socket.socket, home: room.Room
+    ) -> None:
+        self._request, self._started, self._control, self._room = request, started, control, home
+        self._handle = os.pidfd_open(child)
+        self._clock = (~child << 3) | 2  # the kernel's name for that process's CPU clock (clock_getcpuclockid)
+        self.queued_seconds: float | None = 0.0
+        """How long the program waited for a core, as far as it was measured; None if the kernel does not say."""
+
+    def until_end(self) -> wire.Ended:
+        """Wait until the program ends or must end; in the latter case it is killed."""
+        poll = select.poll()
+        poll.register(self._handle, select.POLLIN)
+        poll.register(self._control, select.POLLHUP | select.POLLRDHUP)
+        try:
+            while True:
+                ended, pause = self._look()
+                if ended is not None:
+                    signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+                    return ended
+                events = poll.poll(pause * 1000 + 1)
+                if any(descriptor == self._handle for descriptor, _ in events):
+                    return wire.Ended.BY_ITSELF
+                if events:  # the supervisor is gone
+                    signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+                    os._exit(0)
+        finally:
+            os.close(self._handle)
+
+    def _look(self) -> tuple[wire.Ended | None, float]:
+        """Which limit the program is over, if any, and how long it cannot be over another one."""
+        wall = time.monotonic() - self._started
+        wall_left = self._wall_left(wall)
+        try:
+            cpu_left = self._request.cpu_seconds - time.clock_gettime(self._clock)
+        except OSError:  # it ended between two looks; poll will say so at once
+            return None, _CHECK_SECONDS
+        if cpu_left <= 0:
+            return wire.Ended.CPU_LIMIT, 0.0
+        if wall_left <= 0:
+            starved = self.queued_seconds is None or wall - self.queued_seconds < self._request.wall_seconds
+            return wire.Ended.STARVED if starved else wire.Ended.WALL_LIMIT, 0.0
+        pause = min(max(min(wall_left, cpu_left), _CHECK_SECONDS), _LONGEST_PAUSE_SECONDS)
+        if not self._room.isolated:
+            if self._room.proc.num_threads(self._handle) > program.NUM_THREADS:
+                return wire.Ended.TOO_MANY_THREADS, 0.0
+            pause = min(pause, _COUNT_SECONDS)
+        return None, pause
+
+    def _wall_left(self, wall: float) -> float:
+        """Time that is left to it on the clock: what it waited for a core is added, up to the end of patience."""
+        patience_left = self._request.patience_seconds - wall
+        if self.queued_seconds is not None and wall >= self._request.wall_seconds + self.queued_seconds:
+            self.queued_seconds = self._room.proc.queued_seconds(self._handle)
+        if self.queued_seconds is None:
+            return patience_left
+        return min(self._request.wall_seconds + self.queued_seconds - wall, patience_left)
 
 
 if __name__ == "__main__":

@@ -87,6 +87,36 @@ _FEIGNED_FAULTS = {
     "kill_by_call": call("kill", "@PID@", "9"),
     "handle_of_supervisor": call("pidfd_open", "@PID@", "0"),
     "signal_group": "import os; os.killpg(0, 9)",
+    "lower_cpu_limit": refused(
+        "import resource, signal; signal.signal(signal.SIGXCPU, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_CPU, (0, 0))"
+    ),
+    "lower_every_limit": """
+        import resource, signal
+        for number in range(1, 32):
+            try:
+                signal.signal(number, signal.SIG_IGN)
+            except OSError:
+                pass
+        for kind in range(16):
+            if kind != resource.RLIMIT_STACK:
+                try:
+                    resource.prlimit(0, kind, (0, 0))
+                    print("ESCAPED", kind)
+                except OSError:
+                    print("refused", kind)
+        while True:
+            pass
+    """,
+    "lower_cpu_limit_by_call": call("prlimit64", "0", "0", "ctypes.create_string_buffer(16)", "None"),
+    "lower_stack_and_overflow": """
+        import resource, sys
+        resource.setrlimit(resource.RLIMIT_STACK, (4096, 4096))
+        sys.setrecursionlimit(10**9)
+        def deeper(): return sorted([0], key=lambda _: deeper())
+        deeper()
+    """,
+    "real_time_timer": call("timer_create", "0", "ctypes.create_string_buffer(64)", "ctypes.create_string_buffer(8)"),
     "unhandled_signal": "import signal, time; signal.setitimer(signal.ITIMER_REAL, 0.01); time.sleep(60)",
 }
 

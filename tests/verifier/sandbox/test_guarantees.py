@@ -64,14 +64,14 @@ def test_behaves_like_a_script(run) -> None:  # type: ignore[no-untyped-def]
 def test_traceback_shows_the_program_and_not_us(run) -> None:  # type: ignore[no-untyped-def]
     result = run("def f(x):\n    return 1 / x\n\nf(0)\n")
     assert result.exit_code == 1
-    assert b'File "<program>", line 2, in f\n    return 1 / x' in result.stderr
+    assert b'File "/tmp/program.py", line 2, in f\n    return 1 / x' in result.stderr
     assert b"services" not in result.stderr
 
 
 def test_scratch_folder_is_writable_and_new(run) -> None:  # type: ignore[no-untyped-def]
     source = "import os, tempfile\nprint(os.listdir())\nopen('x', 'w').write('1')\ntempfile.TemporaryFile()\nprint(1)"
     for _ in range(2):
-        assert run(source).stdout == b"[]\n1\n"
+        assert run(source).stdout == b"['program.py']\n1\n"
 
 
 def test_runs_do_not_share_state(run) -> None:  # type: ignore[no-untyped-def]
@@ -203,7 +203,7 @@ def test_close_ends_runs_and_those_that_wait(loop: LoopThread) -> None:
 
 def test_nothing_of_ours_is_in_the_zygote(run) -> None:  # type: ignore[no-untyped-def]
     source = "import sys; print([name for name in sys.modules if name.startswith('services')], sys.argv, sys.orig_argv)"
-    assert run(source).stdout == b"[] ['<program>'] ['<program>']\n"
+    assert run(source).stdout == b"[] ['/tmp/program.py'] ['/tmp/program.py']\n"
 
 
 def test_opened_package_can_be_imported(loop: LoopThread) -> None:

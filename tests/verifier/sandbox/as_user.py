@@ -8,10 +8,19 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
 
-from services.verifier.sandbox.api import Sandbox, probe
+from services.verifier.sandbox.api import Program, Sandbox, probe
 from tests.verifier.sandbox.containment import Evidence, living
 from tests.verifier.sandbox.corpus import corpus
+
+HONEST = """
+import threading
+threads = [threading.Thread(target=int) for _ in range(20)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print("done")
+"""
 
 
 async def attack_all(namespaces: bool) -> dict[str, list[str]]:
@@ -33,9 +42,24 @@ async def attack_all(namespaces: bool) -> dict[str, list[str]]:
     return found
 
 
+async def use_threads(namespaces: bool) -> str:
+    """What an honest program with threads says while this user's other processes have many."""
+    hold = threading.Event()
+    others = [threading.Thread(target=hold.wait) for _ in range(100)]
+    sandbox = Sandbox(1, namespaces=namespaces)
+    await sandbox.start()
+    for other in others:
+        other.start()
+    found = await sandbox.run(Program(HONEST))
+    hold.set()
+    await sandbox.close()
+    return (found.stdout or found.stderr).decode()
+
+
 if __name__ == "__main__":
     report: dict[str, object] = {"uid": os.getuid(), "layers": probe().active}
     report["bare"] = asyncio.run(attack_all(False))
     if probe().isolated:
         report["isolated"] = asyncio.run(attack_all(True))
+    report["threads"] = [asyncio.run(use_threads(namespaces)) for namespaces in (False, True)]
     print(json.dumps(report))

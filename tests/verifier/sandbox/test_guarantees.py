@@ -15,6 +15,8 @@ from services.contracts.errors import TurnoutError, UnavailableError
 from services.runtime.life import LoopThread
 from services.verifier.sandbox import layers as layers_module
 from services.verifier.sandbox.api import Layers, Program, Result, Sandbox, probe
+from services.verifier.sandbox.results import classify
+from services.verifier.sandbox.wire import Ended, Reply
 from tests.verifier.sandbox.conftest import start
 from tests.verifier.sandbox.containment import living
 
@@ -101,6 +103,34 @@ def test_sleep_and_work_are_told_apart(run) -> None:  # type: ignore[no-untyped-
     worked = run("while True: pass", wall_seconds=60, cpu_seconds=0.3)
     assert (worked.status, worked.violations) == ("timeout_cpu", ["cpu_time"])
     assert worked.cpu_seconds >= 0.3
+
+
+def test_waiting_for_a_core_does_not_count(loop: LoopThread) -> None:
+    """Four programs share one core: each is away from it for three times as long as it works."""
+    allowed = os.sched_getaffinity(0)
+
+    async def on_one_core() -> list[Result]:
+        os.sched_setaffinity(0, {min(allowed)})
+        sandbox = Sandbox(4)
+        try:
+            await sandbox.start()
+            busy = Program("import time\nwhile time.process_time() < 0.4: pass", wall_seconds=0.6, cpu_seconds=5)
+            asleep = Program("import time; time.sleep(60)", wall_seconds=0.6, cpu_seconds=5)
+            return await asyncio.gather(*(sandbox.run(program) for program in (busy, busy, busy, busy, asleep)))
+        finally:
+            os.sched_setaffinity(0, allowed)
+            await sandbox.close()
+
+    *busy, asleep = loop.call(on_one_core())
+    assert [found.status for found in busy] == ["exited"] * 4
+    assert max(found.wall_seconds for found in busy) > 0.6 < max(found.queued_seconds for found in busy)
+    assert asleep.status == "timeout_wall"
+
+
+def test_a_death_that_the_host_did_not_cause_is_the_programs_own() -> None:
+    reply = Reply(Ended.BY_ITSELF, signal.SIGKILL, 0.1, 0.1, 0.0, 1 << 20)
+    assert classify(Program("x"), reply, b"", b"", host_killed=False).status == "killed"
+    assert classify(Program("x"), reply, b"", b"", host_killed=True).status == "infrastructure_fault"
 
 
 def test_output_limit_keeps_the_beginning(run) -> None:  # type: ignore[no-untyped-def]

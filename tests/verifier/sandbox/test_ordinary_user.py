@@ -50,3 +50,7 @@ def test_all_contained(mode: str) -> None:
         return
     assert len(found[mode]) == len(corpus()) + 2
     assert {name: problems for name, problems in found[mode].items() if problems} == {}
+
+
+def test_threads_of_the_users_other_processes_do_not_count() -> None:
+    assert report()["threads"] == ["done\n", "done\n"]

@@ -117,7 +117,7 @@ class CodeReward:
         )
 
     async def _run(self, wanted: Program) -> Result:
-        """One run. After a fault, or where the machine was too busy for it, a second one with no other beside it."""
+        """One run. After a fault, or where the machine was too busy for it, a second one alone."""
         async with self._gate.beside_others():
             result = await self.sandbox.run(wanted)
         if result.status == "infrastructure_fault" or (result.status == "starved" and self._gate.may_try_again()):

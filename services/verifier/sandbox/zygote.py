@@ -105,7 +105,7 @@ def _supervise(
     if ended is wire.Ended.BY_ITSELF and cpu > request.cpu_seconds:
         ended = wire.Ended.CPU_LIMIT
     if ended is wire.Ended.STARVED and watch.queued_seconds is None and usage.ru_nivcsw <= usage.ru_nvcsw:
-        ended = wire.Ended.WALL_LIMIT  # it gave the core away oftener than it was taken from it: it waited by itself
+        ended = wire.Ended.WALL_LIMIT  # it gave the core away oftener than it was taken from it: it chose to wait
     return wire.Reply(ended, status, cpu, wall, watch.queued_seconds or 0.0, usage.ru_maxrss * 1024)
 
 

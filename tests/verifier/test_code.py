@@ -183,7 +183,7 @@ async def test_a_group_gets_one_second_run() -> None:
         "",
         "{}",
         {"cases": [{"stdin": "1", "stdout": "1"}], "wal_seconds": 2},
-        {"cases": [{"stdin": "1", "stdout": "1", "hiden": True}]},
+        {"cases": [{"stdin": "1", "stdout": "1", "hidden_": True}]},
         {"cases": [{"stdin": "1", "stdout": "1"}], "tolerance": -1},
         {"cases": [{"stdin": "1", "stdout": "1"}], "wall_seconds": 1e6},
         {"cases": []},

@@ -94,7 +94,7 @@ class Rollout(Message, frozen=True, kw_only=True):
 
     status: SampleStatus
     text: str = ""
-    """The response as text, without special tokens."""
+    """The response as text, without the tokens that control sequence and chat template; tags stay."""
     token_ids: TokenIds = msgspec.field(default_factory=TokenIds)
     logprobs: LogProbs = msgspec.field(default_factory=LogProbs)
     """Natural-log probability of each token under the distribution that it was drawn from (temperature, cuts)."""

@@ -13,7 +13,7 @@ from services.learner.objectives.advantages import group_advantages
 from services.learner.objectives.filters import leave_out
 from services.learner.objectives.routing import Assignment, GroupOutcome, route_group, without_teacher
 from services.learner.sequence import TrainSequence
-from services.learner.teacher_prompt import teacher_prompt_ids
+from services.learner.teacher_prompt import teacher_prompt_ids, without_thinking
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,9 @@ def prepare_group(
     outcome = GroupOutcome(
         rewards=rewards,
         usable=usable,
-        has_feedback=[bool(verdict.feedback) for verdict in verdicts],
+        has_feedback=[bool(verdict.feedback.strip()) for verdict in verdicts],
         num_tokens=[len(rollout.token_ids) for rollout in rollouts],
+        demonstrates=[bool(without_thinking(rollout.text)) for rollout in rollouts],
     )
     seed = f"{config.training.seed}/{scored.group.task.group_id}"
     advantages = group_advantages(rewards, usable, config.objective.advantage)

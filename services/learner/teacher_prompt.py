@@ -5,7 +5,6 @@ Same system message and chat template as the student's prompt, thinking off.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from services.contracts.messages import Question
@@ -15,17 +14,23 @@ from services.contracts.trainable import teacher_tokens
 SOLUTION_HEADING = "Correct solution:"
 FEEDBACK_HEADING = "The following is feedback from your unsuccessful earlier attempt:"
 CLOSING = "Correctly solve the original question."
-_THINKING = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
+OPEN, CLOSE = "<think>", "</think>"
 
 
 def without_thinking(text: str) -> str:
     """`text` less its <think> parts; also less an opened part that never closes, or a closed one that never opened."""
-    text = _THINKING.sub("", text)
-    before, opened, _ = text.partition("<think>")
-    if opened:
-        text = before
-    _, closed, after = text.rpartition("</think>")
-    return (after if closed else text).strip()
+    kept: list[str] = []
+    position = 0
+    while (opened := text.find(OPEN, position)) >= 0:
+        kept.append(text[position:opened])
+        closed = text.find(CLOSE, opened)
+        if closed < 0:
+            position = len(text)
+            break
+        position = closed + len(CLOSE)
+        while text[position : position + 1].isspace():
+            position += 1
+    return "".join([*kept, text[position:]]).rpartition(CLOSE)[2].strip()
 
 
 def teacher_text(prompt: str, solution: str | None, feedback: str | None) -> str:

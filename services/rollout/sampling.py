@@ -8,6 +8,7 @@ from services.contracts.arrays import LogProbs, TokenIds
 from services.contracts.errors import InfrastructureError
 from services.contracts.messages import PromptTask, Rollout, Sampling, VersionSpan
 from services.rollout.prompts import PromptRenderer
+from services.rollout.responses import ResponseDecoder
 from services.rollout.server import EngineServer
 from services.runtime.logs import get_logger
 
@@ -26,6 +27,7 @@ class GroupSampler:
     def __init__(self, server: EngineServer, renderer: PromptRenderer, stop_token_ids: list[int]) -> None:
         self._server = server
         self._renderer = renderer
+        self._decoder = ResponseDecoder(renderer.tokenizer, stop_token_ids)
         self._stop_token_ids = stop_token_ids
 
     async def sample(self, task: PromptTask) -> tuple[list[int], list[Rollout]]:
@@ -71,15 +73,12 @@ class GroupSampler:
             )
         return Rollout(
             status="ok",
-            text=self._renderer.tokenizer.decode(self._without_end(token_ids), skip_special_tokens=True),
+            text=self._decoder.text(token_ids),
             token_ids=TokenIds(token_ids),
             logprobs=LogProbs(logprobs),
             weight_versions=merge_spans(spans),
             finish_reason="stop" if output.finish_reason == "stop" else "length",
         )
-
-    def _without_end(self, token_ids: list[int]) -> list[int]:
-        return token_ids[:-1] if token_ids and token_ids[-1] in self._stop_token_ids else token_ids
 
 
 def merge_spans(spans: list[Any]) -> list[VersionSpan]:

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from transformers import AutoTokenizer
 
-from services.contracts.messages import Question
+from services.contracts.messages import Question, Rollout, ScoredGroup
 from services.contracts.run_config import parse_run_config
 from services.learner.prepare import prepare_group, share_of_rank
 from services.learner.sequence import TrainSequence
@@ -50,6 +50,10 @@ def test_the_text_is_the_methods() -> None:
         ("answer <think>never closed", "answer"),
         ("<think>\nlong\n</think>\n\nanswer", "answer"),
         ("answer", "answer"),
+        ("<think>the answer is 4", ""),
+        ("<think>the answer is 4</think>\n", ""),
+        ("the answer is 4</think>", ""),
+        ("<think>a<think>b</think>c</think>d", "d"),
     ],
 )
 def test_thinking_is_left_out(text: str, left: str) -> None:
@@ -78,6 +82,29 @@ def test_a_group_is_prepared_as_the_routing_says() -> None:
     assert sum(sequence.advantage for sequence in prepared.sequences) == pytest.approx(0.0)
     shares = [share_of_rank(prepared.sequences, rank, 3) for rank in range(3)]
     assert sorted(index for share in shares for index in share) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("choice", ["first", "shortest", "random"])
+def test_a_response_that_is_all_thinking_demonstrates_nothing(choice: str) -> None:
+    """Its answer may stand in an unclosed <think>, where a reward that looks for tags finds it."""
+    values = {"name": "r", "model": {"path": "m"}, "data": {"train": "t"}, "training": {"steps": 1}}
+    config = parse_run_config(values | {"objective": {"demonstration": choice}})
+    group = make_group(0, rewards=(0.0, 1.0, 1.0, 0.0))
+    thought = msgspec.structs.replace(group.group.rollouts[1], text="<think>It is <answer>4</answer>")
+    only_thinks = [group.group.rollouts[0], thought, *group.group.rollouts[2:]]
+    prepared = prepare_group(with_rollouts(group, only_thinks), config, Letters())
+    assert [assignment.demonstration for assignment in prepared.assignments] == [2, 2, None, 2]
+    assert [sequence.route for sequence in prepared.sequences] == ["sdpo", "grpo", "grpo", "sdpo"]
+
+    nothing = [*only_thinks[:2], msgspec.structs.replace(thought), only_thinks[3]]
+    prepared = prepare_group(with_rollouts(group, nothing), config, Letters())
+    assert [sequence.route for sequence in prepared.sequences] == ["grpo"] * 4
+    assert not any(assignment.teacher_information for assignment in prepared.assignments)
+    assert all(sequence.teacher_prompt_ids is None for sequence in prepared.sequences)
+
+
+def with_rollouts(scored: ScoredGroup, rollouts: list[Rollout]) -> ScoredGroup:
+    return msgspec.structs.replace(scored, group=msgspec.structs.replace(scored.group, rollouts=rollouts))
 
 
 def test_each_teacher_reads_its_own_rollouts_feedback() -> None:

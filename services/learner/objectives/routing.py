@@ -27,6 +27,8 @@ class GroupOutcome:
     """Whether the verifier returned feedback text."""
     num_tokens: Sequence[int]
     """Response lengths, for demonstration `shortest`."""
+    demonstrates: Sequence[bool] | None = None
+    """Whether a response leaves anything to read once its thinking is taken out; None: all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +58,9 @@ def route_group(outcome: GroupOutcome, objective: ObjectiveSection, seed: str) -
         seed: makes demonstration `random` repeatable; use the run's seed and the group's identifier.
     """
     num_rollouts = len(outcome.rewards)
-    if not num_rollouts == len(outcome.usable) == len(outcome.has_feedback) == len(outcome.num_tokens):
-        raise TurnoutError("A group's rewards, usable, has_feedback and num_tokens differ in length.")
+    columns = (outcome.usable, outcome.has_feedback, outcome.num_tokens, outcome.demonstrates or outcome.usable)
+    if any(len(column) != num_rollouts for column in columns):
+        raise TurnoutError("A group's rewards, usable, has_feedback, num_tokens and demonstrates differ in length.")
     correct = [
         usable and reward >= objective.success_threshold
         for reward, usable in zip(outcome.rewards, outcome.usable, strict=True)
@@ -110,8 +113,12 @@ def teacher_information(
 
 
 def choose_demonstration(index: int, correct: list[bool], outcome: GroupOutcome, choice: str, seed: str) -> int | None:
-    """Index of a correct sibling of rollout `index`, or None where there is none. Ties of `shortest`: the first."""
-    siblings = [sibling for sibling, right in enumerate(correct) if right and sibling != index]
+    """Index of a correct sibling of rollout `index` that has something to show, or None where there is none.
+
+    Ties of `shortest`: the first.
+    """
+    shows = outcome.demonstrates or [True] * len(correct)
+    siblings = [sibling for sibling, right in enumerate(correct) if right and shows[sibling] and sibling != index]
     if not siblings:
         return None
     if choice == "random":

@@ -98,7 +98,7 @@ class RolloutSection(Section):
 
 
 class OptimizerSection(Section):
-    learning_rate: Annotated[float, Field(ge=1e-12, le=1)] = 5e-6
+    learning_rate: Annotated[float, Field(ge=1e-10, le=1)] = 5e-6
     """AdamW's learning rate after warm-up."""
     warmup_steps: Annotated[int, Field(ge=0, le=10**6)] = 10
     """Optimizer updates over which the learning rate rises linearly from 0."""

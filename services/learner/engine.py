@@ -74,6 +74,18 @@ def num_updates(config: RunConfig) -> int:
     return config.training.steps * (config.training.prompts_per_step // config.prompts_per_minibatch)
 
 
+def warmup_warning(config: RunConfig) -> str | None:
+    """What to tell a run's people if its warm-up is so much longer than the run that hardly anything is trained."""
+    section, updates = config.optimizer, num_updates(config)
+    if section.warmup_steps <= 10 * updates:
+        return None
+    highest = section.learning_rate * updates / section.warmup_steps
+    return (
+        f"optimizer.warmup_steps is {section.warmup_steps}, but the run has {updates} optimizer updates: its learning "
+        f"rate gets no higher than {highest:.1e}. Lower warmup_steps."
+    )
+
+
 class NumericalError(TurnoutError):
     """Gradients are not finite: the update is refused and the run ends."""
 

@@ -17,6 +17,7 @@ from services.contracts.states import DesiredState
 from services.learner.batcher import Batch, Batcher, Scored
 from services.learner.broadcast import BEAT_SECONDS, Finish, Save, Step, Wait, send
 from services.learner.checkpoint import CheckpointStore, Loaded, Snapshot
+from services.learner.engine import warmup_warning
 from services.learner.evaluate import Evaluator, stored_accuracies
 from services.learner.farewell import writing
 from services.learner.feeder import Feeder
@@ -96,6 +97,8 @@ class Leader:
         self.link.report(state="ready", weight_version=self.link.published_version)  # ready: has spoken
         limit = num_positions(self.session.engine.module)
         if self._resumed_from is None and (warning := position_warning(self.config, limit)):
+            self.link.note(warning, "warning")
+        if self._resumed_from is None and (warning := warmup_warning(self.config)):
             self.link.note(warning, "warning")
         try:
             self._steps()

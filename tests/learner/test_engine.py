@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from services.contracts.run_config import OptimizerSection
-from services.learner.engine import learning_rate, num_updates
+from services.contracts.run_config import OptimizerSection, parse_run_config
+from services.learner.engine import learning_rate, num_updates, warmup_warning
 from tests.learner.engine_program import NUM_UPDATES, batches, row_loss, run_config, tiny_model, trained_model
 from tests.learner.engine_runs import MIXED_STAGES, STAGES, EngineRuns, largest_difference, named
 
@@ -115,6 +115,18 @@ def test_bfloat16_keeps_float32_masters_and_averages(engine_runs: EngineRuns, st
     assert any(bool((value != value.bfloat16().float()).any()) for value in result["teacher"].values())
     assert largest_difference(result["later"], result["resumed_later"]) == 0.0
     assert largest_difference(result["later_teacher"], result["resumed_later_teacher"]) == 0.0
+
+
+def test_a_warm_up_that_outlasts_the_run_is_told() -> None:
+    def warning(warmup_steps: int) -> str | None:
+        values = {"name": "r", "model": {"path": "m"}, "data": {"train": "t"}, "training": {"steps": 3}}
+        return warmup_warning(parse_run_config(values | {"optimizer": {"warmup_steps": warmup_steps}}))
+
+    assert warning(30) is None
+    told = warning(3000)
+    assert told is not None
+    assert "warmup_steps is 3000, but the run has 3 optimizer updates" in told
+    assert "5.0e-09" in told
 
 
 def test_learning_rate_schedules() -> None:

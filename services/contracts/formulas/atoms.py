@@ -14,6 +14,7 @@ from services.contracts.formulas.names import (
     GREEK,
     HYPERBOLIC,
     TRIGONOMETRIC,
+    is_special,
 )
 from services.contracts.formulas.numerals import number, repeated, times
 from services.contracts.formulas.spellings import spellings, word_set
@@ -53,7 +54,7 @@ class Atoms(Cursor):
         raise NotImplementedError
 
     def braces(self) -> Node:
-        """The one value between LaTeX's braces."""
+        """The one value between LaTeX's braces; several make a set, which plain text writes so."""
         self.expect("{")
         bars, self.bars = self.bars, 0
         node = self.sequence()
@@ -72,6 +73,8 @@ class Atoms(Cursor):
             return self._function(token.text) if token.text in FUNCTIONS else self._name(f"text {token.text}")
         if token.kind == "command":
             return self._command()
+        if token.is_sign("{") and self._says_such_that():
+            return self.bracketed()
         if token.is_sign("{"):
             return self.braces()
         if token.is_sign("(", "[", "\\{"):
@@ -112,12 +115,12 @@ class Atoms(Cursor):
     def _repeating(self, text: str) -> Node:
         self.take()
         bracket = self.tokens[self.position - 1].is_sign("(")
-        if not bracket:
-            self.expect("{")
+        braced = not bracket and self.accept("{")
         digits = self.take()
         if digits.kind != "number" or not digits.text.isdigit():
             raise Unreadable("what repeats in its decimal is not made of digits")
-        self.expect(")" if bracket else "}")
+        if bracket or braced:
+            self.expect(")" if bracket else "}")
         return repeated(text, digits.text)
 
     def _based(self, text: str) -> Node:
@@ -170,6 +173,9 @@ class Atoms(Cursor):
         if token.text in CONSTANTS:
             self.take()
             return Node("constant", text=CONSTANTS[token.text])
+        following = self.ahead()
+        if len(token.text) > 1 and following.kind == "word" and len(following.text) > 1 and not is_special(following):
+            raise Unreadable("it has words where a formula should be")
         if len(token.text) == 1 or len(token.text) > 4 or token.text in GREEK:
             self.take()
             return self._name(token.text)
@@ -323,8 +329,8 @@ class Atoms(Cursor):
         """A value in brackets, a tuple, an interval or a set. With `keep`, one value stays a group."""
         opening = self.take().text
         bars, self.bars = self.bars, 0
-        if opening == "\\{":
-            return self._set(bars)
+        if opening in ("\\{", "{"):
+            return self._set(bars, "\\}" if opening == "\\{" else "}")
         parts = self.elements()
         closing = self.expect(")", "]")
         self.bars = bars
@@ -334,19 +340,23 @@ class Atoms(Cursor):
             return parts[0]
         return Node("group", tuple(parts), opening + closing)
 
-    def _set(self, bars: int) -> Node:
+    def _says_such_that(self) -> bool:
+        """Whether plain braces begin like {x | ...}, {x : ...} or {x in ...}."""
+        return self.ahead().kind == "word" and (self.ahead(2).is_sign("|", ":") or self.ahead(2).text == "in")
+
+    def _set(self, bars: int, closing: str) -> Node:
         """A set by its elements, or by one condition on them, which then stands for it."""
         outer, self.in_set = self.in_set, True
         self.bars = 1  # a bar inside is `such that`
-        parts = [] if self.here.is_sign("\\}") else self.elements()
+        parts = [] if self.here.is_sign(closing) else self.elements()
         if self.accept("|", ":"):
             conditions = self.elements()
             if len(parts) != 1 or len(conditions) != 1:
                 raise Unreadable("its set has several conditions")
-            self.expect("\\}")
+            self.expect(closing)
             self.bars, self.in_set = bars, outer
             return conditions[0]
-        self.expect("\\}")
+        self.expect(closing)
         self.bars, self.in_set = bars, outer
         return Node("set", tuple(parts))
 

@@ -24,6 +24,23 @@ GREEK: Final = word_set("""
     Gamma Delta Theta Lambda Xi Sigma Upsilon Phi Psi Omega ell hbar
 """)
 
+_NUMBERS: Final = """
+    zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
+    eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety
+"""
+_SMALL: Final = _NUMBERS.split()[:20]
+_TENS: Final = _NUMBERS.split()[20:]
+
+
+def number_of_word(word: str) -> int | None:
+    """The number that `seven` or `twenty-one` says; None for other words."""
+    tens, hyphen, ones = word.lower().partition("-")
+    if tens in _SMALL and not hyphen:
+        return _SMALL.index(tens)
+    if tens in _TENS and (not hyphen or ones in _SMALL[1:10]):
+        return 20 + 10 * _TENS.index(tens) + (_SMALL.index(ones) if hyphen else 0)
+    return None
+
 
 def is_special(token: Token) -> bool:
     """Whether a word is the name of a function, a constant or a Greek letter."""

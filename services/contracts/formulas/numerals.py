@@ -33,7 +33,7 @@ def number(text: str) -> Node:
 def repeated(text: str, digits: str) -> Node:
     whole, _, fixed = text.partition(".")
     shift = 10 ** len(fixed)
-    value = Fraction(int(whole + fixed), shift) + Fraction(int(digits), shift * (10 ** len(digits) - 1))
+    value = Fraction(int(whole + fixed or "0"), shift) + Fraction(int(digits), shift * (10 ** len(digits) - 1))
     return Node("number", value=value)
 
 

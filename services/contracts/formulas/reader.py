@@ -11,8 +11,8 @@ from typing import Final
 from services.contracts.formulas import units
 from services.contracts.formulas.atoms import Atoms
 from services.contracts.formulas.cursor import DEEPEST
-from services.contracts.formulas.names import FUNCTIONS, is_special
-from services.contracts.formulas.numerals import scaled, times
+from services.contracts.formulas.names import FUNCTIONS, is_special, number_of_word
+from services.contracts.formulas.numerals import number, scaled, times
 from services.contracts.formulas.spellings import spellings, word_set
 from services.contracts.formulas.tree import Node, Unfinished, Unreadable
 from services.contracts.formulas.words import LONGEST_FORMULA, Token, tokens, unwrapped
@@ -37,6 +37,8 @@ def read(text: str) -> tuple[Node, ...]:
     text = unwrapped(text)
     if not text:
         raise Unreadable("it is empty")
+    if (value := number_of_word(text)) is not None:
+        return (number(str(value)),)
     if re.fullmatch(r"[A-Za-z]{2,}(?:['-][A-Za-z]+)+|\d+(?:st|nd|rd|th)", text):
         return (_words(text),)
     split = tokens(text)
@@ -173,6 +175,8 @@ class Reader(Atoms):
         if found[0].kind == "text" and not re.search(r"[A-Za-z]{2}|^[A-Za-z]$", found[0].text):
             return None
         self.position = end
+        if len(found) == 1 and (value := number_of_word(found[0].text)) is not None:
+            return number(str(value))
         return _words(" ".join(token.text for token in found))
 
     def _ratio(self, first: Node) -> Node:
@@ -282,8 +286,9 @@ class Reader(Atoms):
         if self.here.is_command("pm", "mp"):
             sign = self.take().text
             return Node("plusminus", (self.signed(),), sign)
-        if self.here.kind == "sign" and self.here.text in units.CURRENCIES:
+        if units.is_currency(self.here.text) and self.ahead().kind in ("number", "sign"):
             name = units.unit(self.take().text)
+            self.accept(".")  # Rs. 50
             inner = self.signed()
             if inner.symbols() or inner.kind == "quantity":
                 raise Unreadable("its currency sign stands before no number")

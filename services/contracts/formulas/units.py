@@ -21,7 +21,7 @@ _LONG: Final = spellings("""
     milligram mg | gram g | kilogram kg | pound lb lbs gbp GBP | ounce oz | mole mol moles
     milliliter ml mL millilitre | liter l L litre | millisecond ms | second s sec secs | minute min mins
     hour h hr hrs | year yr yrs | am am | pm pm | mile/hour mph | kilometer/hour kph kmh
-    dollar usd USD bucks | euro eur EUR | cent cents | penny pennies | rupee rs | percent percentage pct
+    dollar usd USD bucks | euro eur EUR | cent cents | penny pennies | rupee rs Rs | percent percentage pct
     degree deg | radian rad | newton N | joule J | kilojoule kJ | watt W | kilowatt kW | volt V | ampere A
     kelvin K | hertz Hz | kilohertz kHz | megahertz MHz | pascal Pa | kilopascal kPa | coulomb C
     electronvolt eV | ohm Omega | person people persons | man men | woman women | child children | half halves
@@ -60,13 +60,13 @@ def unit(text: str) -> str | None:
             pending = 2 if word.lower() in ("square", "sq") else 3
         elif word == "/" or (word.lower() in ("per", "a", "an") and last and word != "A"):
             sign = -1
-        elif word in ("*", "(", ")", "^") or (
-            word.lower() in ("of", "the", "each", "units", "unit", "in", "total") and word != "in"
-        ):
+        elif word.lower() in _SILENT:
             continue
         elif word.lstrip("-").isdigit():
-            if position == 0 or words[position - 1] != "^" or not last or abs(int(word)) > 9:
+            if position == 0 or words[position - 1] != "^" or abs(int(word)) > 9:
                 return None
+            if not last:  # `units^2`
+                continue
             powers[last] += (int(word) - 1) * (1 if powers[last] > 0 else -1)
         else:
             last = _name(word)
@@ -76,6 +76,11 @@ def unit(text: str) -> str | None:
                 powers[part] = powers.get(part, 0) + sign * pending
                 last, pending, sign = part, 1, -1 if "/" in _name(word) else sign
     return " ".join(f"{name}^{power}" for name, power in sorted(powers.items()) if power)
+
+
+def is_currency(text: str) -> bool:
+    """Whether a sign or a capital word before a number is a currency."""
+    return text in CURRENCIES or text in ("USD", "EUR", "GBP", "Rs")
 
 
 def multiplier(word: str) -> Fraction | None:

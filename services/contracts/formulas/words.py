@@ -59,7 +59,7 @@ _COMMANDS: Final = spellings(r"""
 _PLAIN_SIGNS: Final = spellings("^ ** | le <= | ge >= | ne != <> | = == | approx ~= | ldots ...")
 _DROPPED: Final = word_set("""
     boxed fbox left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr middle displaystyle textstyle
-    limits nolimits rm bf it mathstrut strut
+    limits nolimits rm bf it mathstrut strut therefore checkmark blacksquare
 """)
 _SPACES: Final = word_set(", ; : ! > quad qquad enspace thinspace space hspace") | {" "}
 _TEXTS: Final = word_set("""
@@ -67,7 +67,7 @@ _TEXTS: Final = word_set("""
     hbox pmb underline
 """)
 _TOKEN: Final = re.compile(
-    r"(?P<number>(?:\d+(?:\.\d+|\.(?=\s*\\(?:overline|bar|dot|overset)\b|\(\d+\)))?|\.\d+))(?P<power_of_ten>[eE][+-]?\d+(?![\d.]*[A-Za-z_^(]))?"
+    r"(?P<number>(?:\d+(?:\.\d+|\.(?=\s*\\(?:overline|bar|dot)(?![a-z])|\(\d+\)))?|\.\d+|\.(?=\\(?:overline|bar|dot)(?![a-z]))))(?P<power_of_ten>[eE][+-]?\d+(?![\d.]*[A-Za-z_^(]))?"
     r"|\\(?P<command>[A-Za-z]+|.)|(?P<word>[A-Za-z]+)|(?P<sign>\*\*|<=|>=|!=|==|<>|~=|\.\.\.|\S)",
     re.DOTALL,
 )
@@ -112,21 +112,10 @@ def unwrapped(text: str) -> str:
                     and not inner.endswith("\\")
                 ):
                     text = inner
-        for command in (
-            "boxed",
-            "fbox",
-            "textbf",
-            "mathbf",
-            "boldsymbol",
-            "bm",
-            "text",
-            "mathrm",
-            "textit",
-            "textrm",
-            "mbox",
-        ):
+        for command in (*_TEXTS, "boxed", "fbox"):
             if text.startswith(f"\\{command}{{") and closing_brace(text, len(command) + 1) == len(text) - 1:
                 text = text[len(command) + 2 : -1]
+        text = text.removesuffix("\\\\")
         if text.endswith((".", ",", ";", ":")) and not text.endswith(("..", r"\,", r"\;", r"\:")):
             text = text[:-1]
         if text == before:
@@ -139,6 +128,11 @@ _WRAPPERS: Final = tuple(
         r"\*\*(?P<inner>[^*]+)\*\*",
         r"\*(?P<inner>[^*]+)\*",
         r"__(?P<inner>[^_]+)__",
+        r"_(?P<inner>[^_]+)_",
+        r"'(?P<inner>[^']+)'",
+        r"#+\s+(?P<inner>.+)",
+        r"(?P<inner>[A-Za-z])\)",
+        r"(?i:option|choice)\s+(?P<inner>\(?[A-Za-z]\)?)",
         r"`+(?P<inner>[^`]+)`+",
         r"\"(?P<inner>[^\"]+)\"",
         r"“(?P<inner>[^”]+)”",
@@ -199,6 +193,9 @@ def tokens(text: str) -> list[Token]:
         elif command in _SPACES:
             space = True
             continue
+        elif command in ("color", "textcolor") and text.startswith("{", position):
+            position = closing_brace(text, position) + 1 or len(text)
+            continue
         elif command in _DROPPED:
             position += text.startswith(".", position)  # \left. and \right.
             continue
@@ -209,7 +206,7 @@ def tokens(text: str) -> list[Token]:
 
 
 def _text_token(command: str, inner: str, space: bool) -> Token:
-    inner = re.sub(r"\\[,;:! ]|~", " ", unwrapped(inner)).replace(r"\cdot", "*")
+    inner = re.sub(r"\\[,;:! ]|~", " ", unwrapped(inner)).replace(r"\cdot", "*").replace(r"\$", "$")
     inner = " ".join(inner.split())
     single = len(inner) == 1 and inner.isalpha() and command not in ("text", "textrm", "mbox")
     return Token("word" if single else "text", inner, space)

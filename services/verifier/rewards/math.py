@@ -13,7 +13,7 @@ from services.contracts.formulas.reader import read
 from services.contracts.formulas.tree import Node, Unreadable
 from services.contracts.messages import Question
 from services.contracts.question_forms import math_answer
-from services.verifier.rewards.math_answers import answer_of
+from services.verifier.rewards.math_answers import answer_of, without_lead
 from services.verifier.rewards.math_equality import equal
 from services.verifier.rewards.registry import Judgement, register
 from services.verifier.rewards.replies import no_answer, shorten
@@ -31,6 +31,13 @@ def judge_math(question: Question, response_text: str, truncated: bool) -> Judge
     text = answer_of(response_text)
     found = _read(text)
     correct = bool(found) and equal(reference, found)
+    if (
+        not correct
+        and text
+        and (not found or found[0].kind in ("words", "ratio"))
+        and (bare := _read(without_lead(text)))
+    ):
+        found, correct = bare, equal(reference, bare)
     shown = shorten((text or "").strip(), 200)
     feedback = ""
     if not shown:

@@ -33,9 +33,28 @@ _ANNOUNCED: Final = re.compile(
     r"\banswer\b(?:[^.\n]{0,60}?\bis\b|\s*(?:\*\*)?\s*[=:]):?(?:\s*\*\*(?=\s))?", re.IGNORECASE
 )
 _SIGNS_ONLY: Final = re.compile(r"[-−+*/^=<>≤≥≠≈×÷·±√()|]+")
+_LEAD: Final = re.compile(
+    r"(?:\\text(?:bf|rm|it)?\{)?(?P<lead>[A-Za-z][A-Za-z' ,]{0,100})(?:\s(?:is|are|equals|was)(?: equal to)?\s*:?|:|=)"
+    r"\s*\}?\s*(?P<inner>[-−+\d$\\(\[{√π∞.€£].{0,500})",
+    re.DOTALL,
+)
+_DENIAL: Final = re.compile(
+    r"(?i:\b(?:not|no|never|nor|neither|or|if|unless|except|without|least|most|more|less|greater|fewer|over|under|between)\b|n't)"
+)
 _CHANGES_ITS_NUMBER: Final = frozenset(MULTIPLIERS) | word_set("""
     percent pct plus minus times over divided multiplied squared cubed factorial half halves modulo mod base
 """)
+
+
+def without_lead(text: str) -> str | None:
+    """`text` without the words that lead to its value (`The total cost is $18`); None where there are none.
+
+    Words that could deny or widen the value do not lead to it.
+    """
+    match = _LEAD.fullmatch(text.strip())
+    if match is None or _DENIAL.search(match["lead"]) or re.search(r"\b(?:is|are|equals|was)\b|[:=]", match["inner"]):
+        return None
+    return match["inner"]
 
 
 def answer_of(reply: str) -> str | None:

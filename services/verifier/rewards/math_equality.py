@@ -119,15 +119,30 @@ class _Comparison:
         signs, members = node.text.split(), list(node.parts)
         if any(sign not in _VALUE_SIGNS for sign in signs):
             return None, None
+        if len(members) == 2 and not members[0].symbols() and _is_name(members[1]):
+            members.reverse()  # 5 = x
         named = _is_name(members[0])
         first_approximate = signs.index("~") if "~" in signs else len(signs)
         if first_approximate >= named:
-            members = members[: first_approximate + 1]
+            members, approximate = members[: first_approximate + 1], members[first_approximate + 1 :]
+            if not all(self._approximates(member, members[-1]) for member in approximate):
+                return None, None
         value = members[-1]
         numbers = [member for member in members[:-1] if not member.symbols() and not _is_name(member)]
         if not all(self.same(member, value) for member in numbers):
             return None, None
         return (members[0] if named else None), value
+
+    def _approximates(self, one: Node, value: Node) -> bool:
+        """Whether `one` may stand behind `value` and an approximation sign."""
+        if one.symbols() or value.symbols():
+            return False
+        try:
+            found, exact = (Evaluation({}, self.budget).of(node) for node in (one, value))
+        except Undefined:
+            return False
+        place = one.unit_in_last_place or Fraction(0)
+        return bool(abs(real(found) - real(exact)) <= max(real(place), abs(real(exact)) / 20))
 
     def _same_as_region(self, reference: Node, answer: Node) -> bool:
         both = regions(reference, answer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Final
 
 from services.contracts.formulas.tree import Node
@@ -38,6 +39,8 @@ def _region(node: Node) -> list[Interval] | None:
     if node.kind == "difference":
         return _without_points(*node.parts)
     if node.kind == "union" or (node.kind == "list" and all(part.kind == "relations" for part in node.parts)):
+        if len(node.parts) == 2 and (between := _between(*node.parts)) is not None:
+            return between
         parts = [_region(part) for part in node.parts]
         return None if any(part is None for part in parts) else [interval for part in parts for interval in part or ()]
     return _region_of_relations(node) if node.kind == "relations" else None
@@ -71,3 +74,29 @@ def _region_of_relations(node: Node) -> list[Interval] | None:
     if len(members) == 2 and members[1].kind == "symbol" and not members[0].symbols():
         return [(members[0], signs[0] == "<=", _INFINITY, False)]
     return None
+
+
+def _between(first: Node, second: Node) -> list[Interval] | None:
+    """`x > 0 and x < 1`: two half-lines that overlap mean what is in both; None for other relations.
+
+    Whether they overlap is read from plain numbers only.
+    """
+    one, other = _region(first), _region(second)
+    if not one or not other or len(one) + len(other) > 2 or first.kind != "relations" or second.kind != "relations":
+        return None
+    if one[0][2] != _INFINITY:
+        one, other = other, one
+    (low, low_belongs, high, _), (other_low, _, upper, upper_belongs) = one[0], other[0]
+    if high != _INFINITY or other_low != _MINUS_INFINITY:
+        return None
+    ends = [_plain(low), _plain(upper)]
+    if ends[0] is None or ends[1] is None or ends[0] >= ends[1]:
+        return None
+    return [(low, low_belongs, upper, upper_belongs)]
+
+
+def _plain(node: Node) -> Fraction | None:
+    if node.kind == "negate":
+        inner = _plain(node.parts[0])
+        return None if inner is None else -inner
+    return node.value if node.kind == "number" else None

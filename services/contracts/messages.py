@@ -2,15 +2,17 @@
 
 One message on `completions` and `scored` is one *group*: a prompt with all its rollouts, because routing, advantages
 and demonstrations need the siblings together. Messages are frozen and carry everything that the next service needs, so
-that any instance may take any message. Numbers are checked on arrival (`check` methods), once, at the border.
+that any instance may take any message. Every field is checked on arrival, once, at the border: bounds of single values
+by the decoder (`Meta`), what must fit together by the `check` methods.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from services.contracts.arrays import LogProbs, TokenIds
 from services.contracts.errors import MalformedMessageError
@@ -18,6 +20,20 @@ from services.contracts.errors import MalformedMessageError
 Purpose = Literal["train", "evaluation"]
 FinishReason = Literal["stop", "length"]
 SampleStatus = Literal["ok", "infrastructure_fault"]
+
+MAX_SAMPLES = 16_384
+"""Rollouts in one group; a run's configuration asks for no more."""
+MAX_TOKENS = 1 << 24
+"""Tokens of one prompt or response; a run's configuration asks for no more."""
+MAX_TEMPERATURE = 100.0
+MAX_TOP_K = (1 << 31) - 1
+MAX_TEXT = 1 << 26
+"""Characters of one text."""
+_Count = Annotated[int, Meta(ge=0, lt=1 << 53)]
+_Tokens = Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
+_Name = Annotated[str, Meta(min_length=1, max_length=500)]
+_Text = Annotated[str, Meta(max_length=MAX_TEXT)]
+_Seconds = Annotated[float, Meta(ge=0, le=1e12)]
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -27,32 +43,31 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class Question(Message, frozen=True, kw_only=True):
     """One row of a dataset, as the verifier and the prompt template need it."""
 
-    id: str
+    id: _Text
     """Identifier of the row, unique within its dataset."""
-    kind: str
+    kind: _Text
     """Name of the registered reward that judges replies (`mcq`, `tooluse`, ...)."""
-    prompt: str
+    prompt: _Text
     """The user's message, as text."""
-    system: str = ""
+    system: _Text = ""
     """The system message; empty for none."""
-    answer: str = ""
+    answer: _Text = ""
     """What the reward compares with. Its form depends on `kind`."""
-    tests: str = ""
+    tests: _Text = ""
     """Further material for the reward (JSON for most kinds)."""
 
 
 class Sampling(Message, frozen=True, kw_only=True):
     """How one group is sampled."""
 
-    num_samples: int
-    """Rollouts in the group, G >= 1."""
-    temperature: float
-    """>= 0; 0 is greedy."""
-    top_p: float
-    """In (0, 1]."""
-    top_k: int
+    num_samples: Annotated[int, Meta(ge=1, le=MAX_SAMPLES)]
+    """Rollouts in the group, G."""
+    temperature: Annotated[float, Meta(ge=0, le=MAX_TEMPERATURE)]
+    """0 is greedy."""
+    top_p: Annotated[float, Meta(gt=0, le=1)]
+    top_k: Annotated[int, Meta(ge=0, le=MAX_TOP_K)]
     """Tokens kept, or 0 for all."""
-    max_response_tokens: int
+    max_response_tokens: _Tokens
     """Longest response, in tokens, the end-of-sequence token included."""
 
 
@@ -60,29 +75,29 @@ class PromptTask(Message, frozen=True, kw_only=True):
     """A question to be sampled. Fed by the learner's prompt feeder on `prompts`."""
 
     run_id: str
-    group_id: str
+    group_id: _Name
     """Unique within the run: `<purpose>-<sequence>`; evaluations carry the evaluated step as well."""
-    sequence: int
+    sequence: _Count
     """Position in the run's feeding order, from 0. Train and evaluation tasks count separately."""
     purpose: Purpose
     question: Question
     sampling: Sampling
-    min_weight_version: int
+    min_weight_version: _Count
     """A rollout server holds the task until its weights are at least this version."""
-    step: int
+    step: _Count
     """The training step (from 0) that this group is meant for, or the step that is evaluated."""
-    max_prompt_tokens: int
+    max_prompt_tokens: _Tokens
     """Prompts that render to more tokens than this are refused with a fault, not cut."""
-    fed_at: float
+    fed_at: _Seconds
     """Unix time in seconds of the feeding."""
 
 
 class VersionSpan(Message, frozen=True, array_like=True):
     """Response tokens [start, end) were sampled by weights of `version`."""
 
-    version: int
-    start: int
-    end: int
+    version: _Count
+    start: Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
+    end: _Tokens
 
 
 class Rollout(Message, frozen=True, kw_only=True):
@@ -93,15 +108,15 @@ class Rollout(Message, frozen=True, kw_only=True):
     """
 
     status: SampleStatus
-    text: str = ""
+    text: _Text = ""
     """The response as text, without the tokens that control sequence and chat template; tags stay."""
     token_ids: TokenIds = msgspec.field(default_factory=TokenIds)
     logprobs: LogProbs = msgspec.field(default_factory=LogProbs)
     """Natural-log probability of each token under the distribution that it was drawn from (temperature, cuts)."""
-    weight_versions: list[VersionSpan] = []
+    weight_versions: Annotated[list[VersionSpan], Meta(max_length=MAX_TOKENS)] = []
     finish_reason: FinishReason = "stop"
     """`length` marks a response cut at the limit (truncated)."""
-    fault: str = ""
+    fault: _Text = ""
     """What went wrong, where status is not `ok`."""
 
     def check(self) -> None:
@@ -113,7 +128,7 @@ class Rollout(Message, frozen=True, kw_only=True):
             raise MalformedMessageError(f"rollout has {num_tokens} token_ids but {len(self.logprobs)} logprobs.")
         position = 0
         for span in self.weight_versions:
-            if span.start != position or span.end <= span.start or span.version < 0:
+            if span.start != position or span.end <= span.start:
                 raise MalformedMessageError("rollout.weight_versions leaves a gap, overlaps or is empty.")
             position = span.end
         if position != num_tokens:
@@ -137,11 +152,11 @@ class CompletedGroup(Message, frozen=True, kw_only=True):
     task: PromptTask
     prompt_token_ids: TokenIds
     """The rendered prompt: system and user message through the chat template, generation prompt included."""
-    rollouts: list[Rollout]
+    rollouts: Annotated[list[Rollout], Meta(max_length=MAX_SAMPLES)]
     """Exactly `task.sampling.num_samples` of them."""
-    server: str
+    server: _Name
     """Instance name of the rollout server."""
-    seconds: float
+    seconds: _Seconds
     """Time from taking the task to its last token."""
 
     @property
@@ -149,12 +164,33 @@ class CompletedGroup(Message, frozen=True, kw_only=True):
         return self.task.run_id
 
     def check(self) -> None:
-        if len(self.rollouts) != self.task.sampling.num_samples:
+        name, sampling = self.task.group_id, self.task.sampling
+        if len(self.rollouts) != sampling.num_samples:
+            raise MalformedMessageError(f"group {name} has {len(self.rollouts)} rollouts, not {sampling.num_samples}.")
+        num_tokens = max((len(rollout.token_ids) for rollout in self.rollouts), default=0)
+        if num_tokens > sampling.max_response_tokens:
             raise MalformedMessageError(
-                f"group {self.task.group_id} has {len(self.rollouts)} rollouts, not {self.task.sampling.num_samples}."
+                f"group {name} has a response of {num_tokens} tokens, over its limit of {sampling.max_response_tokens}."
             )
+        num_tokens = len(self.prompt_token_ids)
+        if num_tokens > self.task.max_prompt_tokens:
+            raise MalformedMessageError(
+                f"group {name} has a prompt of {num_tokens} tokens, over its limit of {self.task.max_prompt_tokens}."
+            )
+        if not num_tokens and any(rollout.status == "ok" for rollout in self.rollouts):
+            raise MalformedMessageError(f"group {name} has responses but no prompt_token_ids.")
         for rollout in self.rollouts:
             rollout.check()
+
+    def check_vocabulary(self, size: int) -> None:
+        """Raise `MalformedMessageError` where a token is none of the model's. For the service that looks them up."""
+        pieces = [(f"rollout {number}", rollout.token_ids) for number, rollout in enumerate(self.rollouts)]
+        for what, token_ids in [("the prompt", self.prompt_token_ids), *pieces]:
+            largest = max(token_ids, default=0)
+            if largest >= size:
+                raise MalformedMessageError(
+                    f"{what} of group {self.task.group_id} has token {largest}, beyond the vocabulary of {size}."
+                )
 
 
 class Verdict(Message, frozen=True, kw_only=True):
@@ -162,28 +198,23 @@ class Verdict(Message, frozen=True, kw_only=True):
 
     status: SampleStatus
     """`infrastructure_fault`: the verifier itself failed; the sample is excluded from its group, never scored 0."""
-    reward: float = 0.0
-    """In [0, 1]."""
+    reward: Annotated[float, Meta(ge=0, le=1)] = 0.0
     correct: bool = False
     """All-or-nothing: the reward function's own word, not the run's success threshold."""
-    parsed_answer: str = ""
+    parsed_answer: _Text = ""
     format_ok: bool = False
-    feedback: str = ""
+    feedback: _Text = ""
     """Short text that tells a model what was wrong; empty for none."""
-    seconds: float = 0.0
-    fault: str = ""
-
-    def check(self) -> None:
-        if not (math.isfinite(self.reward) and 0.0 <= self.reward <= 1.0):
-            raise MalformedMessageError(f"verdict.reward is {self.reward}, outside [0, 1].")
+    seconds: _Seconds = 0.0
+    fault: _Text = ""
 
 
 class ScoredGroup(Message, frozen=True, kw_only=True):
     """A completed group with one verdict a rollout. Published by a verifier on `scored` or `evaluated`."""
 
     group: CompletedGroup
-    verdicts: list[Verdict]
-    verifier: str
+    verdicts: Annotated[list[Verdict], Meta(max_length=MAX_SAMPLES)]
+    verifier: _Name
     """Instance name of the verifier."""
 
     @property
@@ -199,8 +230,6 @@ class ScoredGroup(Message, frozen=True, kw_only=True):
             )
         for rollout in self.group.rollouts:
             rollout.check_numbers()
-        for verdict in self.verdicts:
-            verdict.check()
 
 
 class DeadLetter(Message, frozen=True, kw_only=True):

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from services.contracts.model_section import Fraction, NotNegative
+from services.contracts.messages import MAX_TEMPERATURE, MAX_TOP_K
+from services.contracts.model_section import Fraction
 
 LEAST_TEMPERATURE = 0.01
 """vLLM samples with this one where it is asked for less, which the learner would not know of."""
@@ -28,11 +29,12 @@ def _but(reason: str, *ranges: dict[str, Any]) -> tuple[Any, ...]:
 _ZERO = {"minimum": 0, "maximum": 0}
 Temperature = Annotated[
     float,
-    Field(ge=0, le=100),
+    Field(ge=0, le=MAX_TEMPERATURE),
     *_but("vLLM would sample at 0.01; write 0.01 or more", _ZERO, {"minimum": LEAST_TEMPERATURE}),
 ]
 TopK = Annotated[
-    NotNegative,
+    int,
+    Field(ge=0, le=MAX_TOP_K),
     *_but("greedy siblings are all alike and teach nothing; write 2 or more, 0 for all", _ZERO, {"minimum": 2}),
 ]
 DivergenceAlpha = Annotated[

@@ -14,11 +14,15 @@ from pydantic import Field, ValidationError, model_validator
 
 from services.contracts.errors import ConfigurationError
 from services.contracts.faults import Conflicts, dots, field_names, field_of, joined, sentence_of
+from services.contracts.messages import MAX_SAMPLES, MAX_TOKENS
 from services.contracts.model_section import Fraction, Integer, ModelSection, NotNegative, Positive, Section
 from services.contracts.presets import PRESETS
 from services.contracts.ranges import DivergenceAlpha, Temperature, TopK
 from services.contracts.values import check_values
 
+# What a message carries has the message's bounds: what is accepted here must arrive there.
+NumSamples = Annotated[int, Field(ge=1, le=MAX_SAMPLES)]
+NumTokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$"
 DecayRate = Annotated[float, Field(ge=0, le=0.999999)]
 
@@ -75,7 +79,7 @@ class ObjectiveSection(Section):
 
 
 class RolloutSection(Section):
-    group_size: Positive = 8
+    group_size: NumSamples = 8
     """Rollouts a prompt, G."""
     temperature: Temperature = 1.0
     """Sampling temperature in training; 0.01 at the least."""
@@ -83,9 +87,9 @@ class RolloutSection(Section):
     """Share of probability kept when sampling; 1 for all."""
     top_k: TopK = 0
     """Tokens kept when sampling, 2 or more; 0 for all."""
-    max_prompt_tokens: Positive = 2048
+    max_prompt_tokens: NumTokens = 2048
     """Prompts that render to more tokens are left out, and counted."""
-    max_response_tokens: Positive = 8192
+    max_response_tokens: NumTokens = 8192
     """Responses are cut here, and counted as truncated."""
     num_servers: Positive = 1
     """Rollout servers that the run asks for; it starts with at least one."""
@@ -145,7 +149,7 @@ class EvaluationSection(Section):
     """Evaluate the initial model."""
     after_training: bool = True
     """Evaluate the final model."""
-    num_samples: Positive = 16
+    num_samples: NumSamples = 16
     """k of avg@k and pass@k."""
     temperature: Temperature = 0.6
     """Sampling temperature in evaluations; 0 is greedy."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -121,12 +122,69 @@ def test_groups_must_have_all_their_rollouts_and_verdicts() -> None:
         codec.decode(codec.encode(scored), messages.ScoredGroup)
 
 
-@pytest.mark.parametrize("reward", [-0.1, 1.1, float("nan")])
-def test_rewards_outside_zero_to_one_are_refused(reward: float) -> None:
-    bad = msgspec.structs.replace(VERDICTS[0], reward=reward)
-    scored = messages.ScoredGroup(group=COMPLETED, verdicts=[bad, VERDICTS[1]], verifier="v")
-    with pytest.raises(MalformedMessageError, match="outside"):
-        codec.decode(codec.encode(scored), messages.ScoredGroup)
+SAMPLED = ["group", "task", "sampling"]
+NAN, ENDLESS = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "reason"),
+    [
+        ([*SAMPLED, "num_samples"], 0, r"int` >= 1 - at `\$.group.task.sampling.num_samples"),
+        ([*SAMPLED, "num_samples"], -1, "num_samples"),
+        ([*SAMPLED, "num_samples"], 10**9, "num_samples"),
+        ([*SAMPLED, "num_samples"], 2**63, "num_samples"),
+        ([*SAMPLED, "num_samples"], True, "num_samples"),
+        ([*SAMPLED, "temperature"], -0.5, "temperature"),
+        ([*SAMPLED, "temperature"], NAN, "temperature"),
+        ([*SAMPLED, "temperature"], ENDLESS, "temperature"),
+        ([*SAMPLED, "top_p"], 0.0, "top_p"),
+        ([*SAMPLED, "top_p"], 1.5, "top_p"),
+        ([*SAMPLED, "top_p"], NAN, "top_p"),
+        ([*SAMPLED, "top_k"], -1, "top_k"),
+        ([*SAMPLED, "top_k"], 2**31, "top_k"),
+        ([*SAMPLED, "max_response_tokens"], 0, "max_response_tokens"),
+        ([*SAMPLED, "max_response_tokens"], 2**40, "max_response_tokens"),
+        ([*SAMPLED, "max_response_tokens"], 2, "a response of 3 tokens, over its limit of 2"),
+        (["group", "task", "max_prompt_tokens"], 0, "max_prompt_tokens"),
+        (["group", "task", "max_prompt_tokens"], 2, "a prompt of 3 tokens, over its limit of 2"),
+        (["group", "task", "group_id"], "", "group_id"),
+        (["group", "task", "group_id"], "x" * 501, "group_id"),
+        (["group", "task", "sequence"], -1, "sequence"),
+        (["group", "task", "step"], -1, "step"),
+        (["group", "task", "min_weight_version"], -1, "min_weight_version"),
+        (["group", "task", "fed_at"], NAN, "fed_at"),
+        (["group", "prompt_token_ids"], b"", "no prompt_token_ids"),
+        (["group", "seconds"], NAN, "seconds"),
+        (["group", "rollouts"], [], "0 rollouts, not 2"),
+        (["group", "rollouts", 0, "weight_versions", 0], [-1, 0, 2], "weight_versions"),
+        (["group", "rollouts", 0, "weight_versions", 0], [4, 0, 2**62], "weight_versions"),
+        (["group", "rollouts", 0, "finish_reason"], "error", "finish_reason"),
+        (["verdicts", 0, "reward"], -0.1, r"verdicts\[0\].reward"),
+        (["verdicts", 0, "reward"], 1.1, "reward"),
+        (["verdicts", 0, "reward"], NAN, "reward"),
+        (["verdicts", 0, "seconds"], ENDLESS, "seconds"),
+        (["verifier"], "", "verifier"),
+    ],
+)
+def test_a_field_out_of_its_bounds_is_refused_by_name(place: list[Any], value: object, reason: str) -> None:
+    scored = codec.encode(messages.ScoredGroup(group=COMPLETED, verdicts=VERDICTS, verifier="v"))
+    body = part = msgspec.msgpack.decode(scored[4:])
+    for name in place[:-1]:
+        part = part[name]
+    assert part[place[-1]] != value
+    part[place[-1]] = value
+    with pytest.raises(MalformedMessageError, match=reason):
+        codec.decode(scored[:4] + msgspec.msgpack.encode(body), messages.ScoredGroup)
+
+
+def test_tokens_beyond_the_vocabulary_are_refused_by_name() -> None:
+    COMPLETED.check_vocabulary(7)
+    with pytest.raises(
+        MalformedMessageError, match="rollout 0 of group train-3 has token 6, beyond the vocabulary of 6"
+    ):
+        COMPLETED.check_vocabulary(6)
+    with pytest.raises(MalformedMessageError, match="the prompt of group train-3 has token 3"):
+        COMPLETED.check_vocabulary(3)
 
 
 def test_the_oldest_version_of_a_rollout() -> None:

@@ -14,7 +14,7 @@ from benchmarks.simulation.scenario import SECONDS_AN_HOUR, Scenario
 from services.contracts import streams
 from services.contracts.messages import Question, Rollout, Verdict
 from services.rollout.worker import IDLE_SECONDS, RolloutWorker, stop
-from services.runtime.queue import Delivery, Queue
+from services.runtime.queue import Held, Queue
 from services.runtime.registry import Presence
 from services.verifier.service import Verifier
 
@@ -82,7 +82,7 @@ class RolloutServer:
 class KilledQueue(Queue):
     """The queue of a process that gets SIGKILL: it does not live to hand anything back."""
 
-    async def hand_back(self, deliveries: Sequence[Delivery[Any]]) -> None:
+    async def hand_back(self, held: Sequence[Held], *, after_fault: bool = False) -> None:
         return
 
 

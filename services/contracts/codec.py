@@ -37,6 +37,18 @@ _DECODERS = {code: msgspec.msgpack.Decoder(kind, dec_hook=arrays.unpacked) for c
 M = TypeVar("M", bound=msgspec.Struct)
 
 
+class _Names(msgspec.Struct):
+    """What of a task, completed or scored group says which group it is. The rest is passed over unread: with long
+    responses and thousands of groups it is gigabytes."""
+
+    group_id: str = ""
+    task: _Names | None = None
+    group: _Names | None = None
+
+
+_NAMES = msgspec.msgpack.Decoder(_Names)
+
+
 def encode(message: msgspec.Struct) -> bytes:
     """Bytes of one message. Raises `KeyError` for a type that is not part of the wire format (a fault of ours)."""
     return MAGIC + bytes((VERSION, _CODES[type(message)])) + _ENCODER.encode(message)
@@ -74,3 +86,16 @@ def decode_any(payload: bytes) -> msgspec.Struct:
     if check is not None:
         check()
     return message
+
+
+def group_of(payload: bytes) -> str | None:
+    """Id of the group in a task, completed or scored group; None for other bytes."""
+    if len(payload) < 4 or payload[:2] != MAGIC or payload[2] != VERSION:
+        return None
+    try:
+        message = _NAMES.decode(payload[4:])
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
+    while (inner := message.group or message.task) is not None:
+        message = inner
+    return message.group_id or None

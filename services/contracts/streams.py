@@ -6,7 +6,7 @@
 | `turnout:{run}:completions` | stream | rollout servers | verifiers, group `verifier` |
 | `turnout:{run}:scored` | stream | verifiers | learner, group `learner` |
 | `turnout:{run}:evaluated` | stream | verifiers | learner, group `learner` |
-| `turnout:{run}:dead` | stream | anyone who could not read a message | people |
+| `turnout:{run}:dead` | stream | anyone who could not read or handle a message | people, learner |
 | `turnout:{run}:feeder` | hash | learner | learner, API |
 | `turnout:{run}:config` | string (JSON) | API | all |
 | `turnout:{run}:desired` | string (`DesiredState`) | API | learner |

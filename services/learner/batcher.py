@@ -7,6 +7,7 @@ are not put off behind short ones. How far sampling may run ahead meanwhile is t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from services.contracts.messages import ScoredGroup
@@ -15,6 +16,10 @@ from services.learner.ledger import DropReason, Ledger
 from services.runtime.queue import Delivery
 
 Scored = Delivery[ScoredGroup]
+WHY_LOST: Mapping[DropReason, str] = {
+    "lost": "the message was unreadable",
+    "fatal": "the message ended the services that held it; their logs may say why",
+}
 
 
 def usable_samples(group: ScoredGroup) -> list[bool]:
@@ -61,8 +66,8 @@ class Batcher:
     prompts_per_step: int
     max_staleness: int
     ledger: Ledger
-    lost: frozenset[int] = frozenset()
-    """Sequence numbers that will never arrive."""
+    lost: Mapping[int, DropReason] = field(default_factory=dict)
+    """Sequence numbers that will never arrive, and why."""
     boundary: Ledger = field(init=False)
     """The ledger as it stood when the last batch was complete: what a checkpoint of that step holds."""
     last_drop: tuple[DropReason, str] | None = None
@@ -115,16 +120,17 @@ class Batcher:
         """The batch of `step` (from 1), or None while groups are missing. Drops are decided and counted on the way."""
         while len(self._chosen) < self.prompts_per_step:
             if self._next in self.lost and self._next not in self._waiting:
-                self._drop("lost", "the message was unreadable")
+                reason = self.lost[self._next]
+                self._drop(reason, WHY_LOST[reason])
                 continue
             delivery = self._waiting.pop(self._next, None)
             if delivery is None:
                 return None
             self._consumed.append(delivery)
-            reason = drop_reason(delivery.message, step - 1, self.max_staleness)
-            if reason is not None:
-                self._drop(reason, _first_fault(delivery.message))
-                self.dropped.append((delivery.message, reason))
+            unfit = drop_reason(delivery.message, step - 1, self.max_staleness)
+            if unfit is not None:
+                self._drop(unfit, _first_fault(delivery.message))
+                self.dropped.append((delivery.message, unfit))
                 continue
             self._chosen.append(delivery.message)
             self._next += 1

@@ -88,7 +88,7 @@ class Evaluator:
         given_up: set[str] = set()
         foreign: list[Delivery[ScoredGroup]] = []
         arrived = await self._queue.own_pending(stream, ScoredGroup)
-        silent_since = time.monotonic()
+        silent_since, num_dead = time.monotonic(), self._queue.num_dead_letters
         while True:
             for delivery in arrived:
                 group = delivery.message.group.task.group_id
@@ -103,7 +103,8 @@ class Evaluator:
             if not outstanding:
                 return [judged[group] for group in wanted if group in judged]
             silent_since = time.monotonic() if arrived else silent_since
-            if time.monotonic() - silent_since > SILENCE_SECONDS:
+            if time.monotonic() - silent_since > SILENCE_SECONDS or self._queue.num_dead_letters != num_dead:
+                num_dead = self._queue.num_dead_letters
                 given_up |= await self._find_lost(outstanding)
                 silent_since = time.monotonic()
             arrived = await self._queue.receive([stream], ScoredGroup, count=64, block_seconds=0.5)

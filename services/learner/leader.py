@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from services.learner.engine import warmup_warning
 from services.learner.evaluate import Evaluator, stored_accuracies
 from services.learner.farewell import writing
 from services.learner.feeder import Feeder
-from services.learner.link import RunLink
+from services.learner.link import RunLink, check_scored
 from services.learner.minibatch import step_metrics, weight_histogram
 from services.learner.model_check import check_run, num_positions, table_of_positions
 from services.learner.prepare import PreparedGroup, prepare_group
@@ -69,6 +70,7 @@ class Leader:
         train, validation = questions
         self.batcher = Batcher.for_run(self.config, starting_ledger(checkpoint, self.config))
         self.feeder = Feeder(link.queue, link.run_id, self.config, train)
+        link.queue.border = partial(check_scored, vocabulary_size=session.vocabulary_size)
         began = first_step(checkpoint, link.run_id)
         self.evaluator = Evaluator(link.queue, link.run_id, self.config, validation, began)
         self.publisher = Publisher(
@@ -84,6 +86,7 @@ class Leader:
         """When the step began that is under way; a pause begins it anew."""
         self._resumed_from = checkpoint
         self._checkpoint_step = session.step
+        self._num_dead_seen = 0
         self._tokens = 0
         self._weights: dict[str, Tensor] = {}  # copies of the newest
 
@@ -170,7 +173,9 @@ class Leader:
                 silent_since = time.monotonic()
             missing = self.config.training.prompts_per_step - self.batcher.num_chosen
             self.link.report(waiting_for=f"{missing} scored groups for step {step}")
-            if time.monotonic() - silent_since > SILENCE_SECONDS:
+            num_dead = self.link.queue.num_dead_letters
+            if time.monotonic() - silent_since > SILENCE_SECONDS or num_dead != self._num_dead_seen:
+                self._num_dead_seen = num_dead
                 find_lost(self.link, self.batcher, self.feeder)
                 silent_since = time.monotonic()
             self._wait_for_arrival()

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal, get_args
 
-DropReason = Literal["stale", "faulty", "too_few", "lost"]
+DropReason = Literal["stale", "faulty", "too_few", "lost", "fatal"]
 DROP_REASONS: Final[tuple[DropReason, ...]] = get_args(DropReason)
 """stale: a token is older than max_staleness allows. faulty: no usable sample (infrastructure faults).
-too_few: fewer usable samples than advantages need. lost: the message is on no stream any more (dead letters)."""
+too_few: fewer usable samples than advantages need. lost: the message was unreadable each time that it was fed (dead
+letters). fatal: the message ended the services that held it (dead letters)."""
 
 
 @dataclass(slots=True)

@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from services.contracts import streams
-from services.contracts.errors import TurnoutError, UnavailableError
+from services.contracts.errors import MalformedMessageError, TurnoutError, UnavailableError
 from services.contracts.events import Event, Note, RunStateChanged
 from services.contracts.messages import ScoredGroup
 from services.contracts.run_config import RunConfig, read_run_config
@@ -234,6 +234,22 @@ class RunLink:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=5)
         await self.redis.aclose()
+
+
+def check_scored(message: Any, stream: str, vocabulary_size: int) -> None:
+    """The learner's border: what a scored group must be before the model computes with it.
+
+    Raises:
+        MalformedMessageError: it does not belong on this stream, or has tokens that the model does not have.
+    """
+    if not isinstance(message, ScoredGroup):
+        return
+    task = message.group.task
+    if (task.purpose == "train") != stream.endswith(":scored"):
+        raise MalformedMessageError(f"group {task.group_id} for {task.purpose} does not belong on {stream}.")
+    if task.purpose == "train" and task.group_id != f"train-{task.sequence}":
+        raise MalformedMessageError(f"group {task.group_id} has sequence number {task.sequence}.")
+    message.group.check_vocabulary(vocabulary_size)
 
 
 async def _make_event() -> asyncio.Event:

@@ -12,12 +12,13 @@ from services.contracts.run_config import RunConfig
 from services.learner.batcher import Batcher
 from services.learner.checkpoint import Loaded
 from services.learner.feeder import CURSOR, Feeder
-from services.learner.ledger import Ledger
+from services.learner.ledger import DropReason, Ledger
 from services.learner.link import RunLink
 from services.learner.publish import Publisher
 from services.learner.reconcile import add_lost, groups_on_streams, read_lost, refeed
 from services.learner.session import TrainingSession
 from services.runtime.checkpoint_files import read_checkpoint_manifest
+from services.runtime.dead_letters import Buried
 from services.runtime.weight_store import MANIFEST, CorruptWeightsError, verify
 
 
@@ -105,6 +106,11 @@ def find_lost(link: RunLink, batcher: Batcher, feeder: Feeder) -> None:
     if again:
         link.note(f"{len(again)} groups were on no stream and were fed again, the first: {again[0]}.", "warning")
     if given_up:
-        numbers = [task.sequence for task in lost if task.group_id in given_up]
+        numbers = {task.sequence: _reason(given_up[task.group_id]) for task in lost if task.group_id in given_up}
         batcher.lost = link.call(add_lost(link.redis, link.run_id, numbers))
-        link.note(f"{len(given_up)} groups were given up as lost, the first: {given_up[0]}.", "warning")
+        first, letter = next(iter(given_up.items()))
+        link.note(f"{len(given_up)} groups were given up, the first, {first}: {letter.reason}"[:4000], "warning")
+
+
+def _reason(letter: Buried) -> DropReason:
+    return "fatal" if letter.fatal else "lost"

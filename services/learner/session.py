@@ -19,6 +19,7 @@ from services.learner.math_score import clock
 from services.learner.minibatch import MinibatchReport, old_logprobs, run_minibatch
 from services.learner.model_check import write_files
 from services.learner.optimizer_state import export_state, export_teacher, import_state, import_teacher
+from services.learner.passes import vocabulary_size
 from services.learner.prepare import share_of_rank
 from services.learner.ranks import Ranks
 from services.learner.sequence import TrainSequence
@@ -56,6 +57,11 @@ class TrainingSession:
         """Training steps done."""
         if checkpoint is not None:
             self._restore(checkpoint)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Tokens that the model has."""
+        return vocabulary_size(self.engine.student)
 
     def _restore(self, checkpoint: Loaded) -> None:
         import_state(self.engine, checkpoint.optimizer(), checkpoint.state.updates)

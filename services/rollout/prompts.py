@@ -16,17 +16,19 @@ CACHE_SIZE = 4096
 class PromptRenderer:
     """Renders and remembers prompts: an epoch later the same questions come again."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        """`tokenizer` is a transformers tokenizer with a chat template."""
+    def __init__(self, tokenizer: Any, vocabulary_size: int) -> None:
+        """`tokenizer`: a transformers tokenizer with a chat template. `vocabulary_size`: tokens that the model has."""
         self.tokenizer = tokenizer
+        self._vocabulary_size = vocabulary_size
         self._cache: OrderedDict[tuple[str, str], list[int]] = OrderedDict()
 
     def render(self, question: Question, max_prompt_tokens: int) -> list[int]:
         """Token ids of system and user message with the generation prompt; thinking off where the template knows it.
 
         Raises:
-            InfrastructureError: the template refuses the messages, or the prompt is longer than `max_prompt_tokens`.
-                Prompts are never cut: a question without its end has another answer.
+            InfrastructureError: the template refuses the messages, the tokenizer gives a token that the model does not
+                have (the engine would die of it), or the prompt is longer than `max_prompt_tokens`. Prompts are never
+                cut: a question without its end has another answer.
         """
         key = (question.system, question.prompt)
         token_ids = self._cache.get(key)
@@ -53,6 +55,12 @@ class PromptRenderer:
             )
         except (TemplateError, ValueError, TypeError, KeyError) as error:
             raise InfrastructureError(f"The chat template refuses question {question.id}: {error}.") from error
+        largest = max(token_ids, default=0)
+        if largest >= self._vocabulary_size:
+            raise InfrastructureError(
+                f"Question {question.id} renders to token {largest}, beyond the model's vocabulary of "
+                f"{self._vocabulary_size}: the tokenizer does not fit the model."
+            )
         return [int(token) for token in token_ids]
 
 

@@ -138,7 +138,7 @@ class Supervisor:
         spec = self._spec
         sampler = GroupSampler(
             self.server,
-            PromptRenderer(load_tokenizer(spec.model, spec.trust_remote_code)),
+            PromptRenderer(load_tokenizer(spec.model, spec.trust_remote_code), engines.hf_config(spec).vocab_size),
             stop_tokens(spec.model, spec.trust_remote_code),
         )
         return RolloutWorker(self._run_id, self._queue, self.server, sampler, self._presence, spec.max_num_seqs)

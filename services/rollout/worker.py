@@ -4,7 +4,8 @@ Consumes `prompts`, produces `completions`. Waits for: prompts; weights young en
 flight at once: as many groups as fill the engine and one more, so that the engine never runs dry between groups. Every
 message in hand is touched while the engine is fit, so nobody else takes it; when it is not fit the touching stops and
 another server may take over. A server that leaves hands back what it holds. A group is acknowledged only together with
-the publishing of its result.
+the publishing of its result. A prompt whose earlier servers ended more than once (a suspect) is sampled alone: nothing
+new is taken until those in progress have ended, and what waits for younger weights is handed back first.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ from collections.abc import Sequence
 
 from redis.exceptions import RedisError
 
-from services.contracts import streams
+from services.contracts import codec, streams
 from services.contracts.arrays import TokenIds
 from services.contracts.messages import CompletedGroup, PromptTask, Rollout
 from services.rollout import telemetry
 from services.rollout.sampling import GroupSampler, fault
 from services.rollout.server import EngineServer
+from services.runtime.life import end_if_cancelled
 from services.runtime.logs import get_logger
 from services.runtime.metrics import TOKENS
-from services.runtime.queue import Delivery, Queue
+from services.runtime.queue import Delivery, Held, Queue, Suspect
 from services.runtime.registry import Presence
 from services.runtime.traces import record
 
@@ -59,43 +61,59 @@ class RolloutWorker:
         self._held: dict[str, Delivery[PromptTask]] = {}
         """Tasks that ask for younger weights than ours, by message id."""
         self._active: dict[str, tuple[Delivery[PromptTask], asyncio.Task[None]]] = {}
+        self._keeping = asyncio.Lock()
+        """Held while the queue is told what is kept and what is not: a touch that comes late would undo the rest."""
+        self._suspects: dict[str, tuple[Suspect, int]] = {}
+        """Wait to be sampled alone, by message id, with the weights that each asks for as far as that is known."""
 
     async def run(self) -> None:
         """Sample until cancelled. Messages in hand are then handed back: another server, or this one's next life, takes
         them at once."""
         upkeep = asyncio.create_task(self._upkeep())
-        has_own = False
+        has_own = has_fault = False
         try:
             while not upkeep.done():
                 try:
                     if not has_own:
-                        self._accept(await self._queue.own_pending(self._prompts, PromptTask))
+                        self._accept(await self._queue.resume(self._prompts, PromptTask))
                         has_own = True
                     await self._turn()
                 except RedisError as error:
                     log.warning("queue not reachable", error=str(error))
                     await asyncio.sleep(1.0)
             upkeep.result()  # without it nothing is kept: its error is ours
+        except Exception:
+            has_fault = True
+            raise
         finally:
             in_hand = self._in_hand()
             await stop([upkeep, *(task for _, task in self._active.values())])
             self._presence.waits_for("")
-            await self._hand_back(in_hand)
+            await self._hand_back([*in_hand, *self._waiting_suspects()], has_fault)
 
     def _in_hand(self) -> list[Delivery[PromptTask]]:
         return [*self._held.values(), *(delivery for delivery, _ in self._active.values())]
 
-    async def _hand_back(self, deliveries: Sequence[Delivery[PromptTask]]) -> None:
-        if not deliveries:
+    def _waiting_suspects(self) -> list[Suspect]:
+        return [suspect for suspect, _ in self._suspects.values()]
+
+    def _next_suspect(self) -> Suspect | None:
+        """One that could be sampled now, if nothing else were held."""
+        version = self._server.version or 0
+        return next((suspect for suspect, needed in self._suspects.values() if needed <= version), None)
+
+    async def _hand_back(self, held: Sequence[Held], has_fault: bool) -> None:
+        if not held:
             return
         try:
-            await self._queue.hand_back(deliveries)
-            log.info("groups handed back", num_groups=len(deliveries))
+            await self._queue.hand_back(held, after_fault=has_fault)
+            log.info("groups handed back", num_groups=len(held))
         except RedisError as error:
             log.warning("groups not handed back; others take them once they are idle", error=str(error))
 
     async def _turn(self) -> None:
         """Start what may start, then take more if there is room, else wait for the engine or for a group to end."""
+        await self._open_suspect()
         await self._start_held()
         room = self._room()
         if room > 0 and self._server.phase == "serving":
@@ -124,6 +142,30 @@ class RolloutWorker:
             if delivery.message_id not in self._active:
                 self._held[delivery.message_id] = delivery
 
+    @property
+    def _must_clear(self) -> bool:
+        """Whether a suspect is sampled, or could be if nothing else were held."""
+        return self._next_suspect() is not None or any(delivery.is_suspect for delivery in self._in_hand())
+
+    async def _open_suspect(self) -> None:
+        """Open the suspect that waits once nothing else is held: if it is the culprit, the others would count too."""
+        suspect = self._next_suspect()
+        if suspect is None or self._active or self._server.phase != "serving":
+            return
+        async with self._keeping:
+            await self._queue.hand_back(list(self._held.values()))
+            self._held.clear()
+            del self._suspects[suspect.message_id]
+            delivery = await self._queue.open(suspect, PromptTask)
+            if delivery is None:
+                return
+            needed = delivery.message.min_weight_version
+            if needed > (self._server.version or 0):
+                self._suspects[delivery.message_id] = await self._queue.close(delivery), needed
+            else:
+                log.warning("sampled alone", group_id=delivery.message.group_id, times_given_out=delivery.times)
+                self._accept([delivery])
+
     async def _start_held(self) -> None:
         if self._server.phase != "serving" or self._server.version is None:
             return
@@ -132,12 +174,16 @@ class RolloutWorker:
             task = delivery.message
             if task.min_weight_version > self._server.version or num_sequences >= self._max_num_seqs * 2:
                 continue
+            if self._must_clear and not delivery.is_suspect:
+                continue
             num_sequences += task.sampling.num_samples
             del self._held[message_id]
             self._active[message_id] = (delivery, asyncio.create_task(self._sample(delivery)))
 
     def _room(self) -> int:
-        """Groups that may be taken: enough to fill the engine, and one."""
+        """Groups that may be taken: enough to fill the engine, and one; none alongside a suspect."""
+        if self._must_clear:
+            return 0
         in_hand = [delivery.message for delivery in self._held.values()]
         num_sequences = self._num_sequences() + sum(task.sampling.num_samples for task in in_hand)
         size = max([task.sampling.num_samples for task in in_hand] + [self._group_size()])
@@ -151,23 +197,28 @@ class RolloutWorker:
         return sum(delivery.message.sampling.num_samples for delivery, _ in self._active.values())
 
     async def _sample(self, delivery: Delivery[PromptTask]) -> None:
-        """One group from task to published result."""
-        task = delivery.message
-        began, started = time.time(), time.monotonic()
+        """One group from task to published result. Our own fault makes it a dead letter, or it would come back."""
         try:
-            prompt, rollouts = await self._sample_or_fault(task)
-            seconds = time.monotonic() - started
-            group = CompletedGroup(
-                task=task,
-                prompt_token_ids=TokenIds(prompt),
-                rollouts=rollouts,
-                server=self._presence.instance,
-                seconds=seconds,
-            )
-            published = await self._forward(delivery, group)
+            await self._sample_and_publish(delivery)
+        except Exception as error:  # the border: one group must not stop the others
+            log.exception("group not handled", group_id=delivery.message.group_id)
+            await self._bury(delivery, f"The rollout server failed on this prompt: {error!r}")
         finally:
             self._active.pop(delivery.message_id, None)
-        if not published:
+
+    async def _sample_and_publish(self, delivery: Delivery[PromptTask]) -> None:
+        task = delivery.message
+        began, started = time.time(), time.monotonic()
+        prompt, rollouts = await self._sample_or_fault(task)
+        seconds = time.monotonic() - started
+        group = CompletedGroup(
+            task=task,
+            prompt_token_ids=TokenIds(prompt),
+            rollouts=rollouts,
+            server=self._presence.instance,
+            seconds=seconds,
+        )
+        if not await self._forward(delivery, group):
             log.info("group was published by another server", group_id=task.group_id)
             return
         num_tokens = sum(len(rollout.token_ids) for rollout in rollouts)
@@ -189,6 +240,15 @@ class RolloutWorker:
                 log.warning("group could not be published", group_id=group.task.group_id, error=str(error))
                 await asyncio.sleep(1.0)
 
+    async def _bury(self, delivery: Delivery[PromptTask], reason: str) -> None:
+        payload = codec.encode(delivery.message)
+        while True:
+            try:
+                return await self._queue.dead_letter(delivery.stream, delivery.message_id, payload, reason)
+            except RedisError as error:
+                log.warning("group could not be given up", group_id=delivery.message.group_id, error=str(error))
+                await asyncio.sleep(1.0)
+
     async def _sample_or_fault(self, task: PromptTask) -> tuple[list[int], list[Rollout]]:
         try:
             return await self._sampler.sample(task)
@@ -201,19 +261,26 @@ class RolloutWorker:
     async def _upkeep(self) -> None:
         """Keep what is in hand; take over what others left."""
         while True:
+            end_if_cancelled()  # else it would keep what its worker has handed back
             await asyncio.sleep(TOUCH_SECONDS)
             if self._server.phase in ("failed", "absent"):
                 continue
             try:
-                await self._queue.touch(self._in_hand())
-                room = self._room()
-                if room > 0:
-                    left = await self._queue.reclaim(
-                        self._prompts, PromptTask, idle_seconds=IDLE_SECONDS, count=min(room, 16)
-                    )
-                    self._accept(left)
+                async with self._keeping:
+                    await self._queue.touch([*self._in_hand(), *self._waiting_suspects()])
+                    if (room := self._room()) > 0:
+                        await self._take_over(min(room, 16))
             except RedisError as error:
                 log.warning("queue not reachable", error=str(error))
+
+    async def _take_over(self, count: int) -> None:
+        in_hand = {delivery.message_id for delivery in self._in_hand()} | set(self._suspects)
+        found = await self._queue.take_over(
+            self._prompts, PromptTask, idle_seconds=IDLE_SECONDS, count=count, in_hand=in_hand
+        )
+        self._accept(found.deliveries)
+        if found.suspect is not None:
+            self._suspects[found.suspect.message_id] = found.suspect, 0
 
     def _say_what_is_missing(self) -> None:
         if self._server.phase != "serving":

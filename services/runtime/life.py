@@ -134,6 +134,16 @@ async def end(tasks: Sequence[asyncio.Future[Any]], seconds: float) -> None:
         await asyncio.wait(pending, timeout=0.5)
 
 
+def end_if_cancelled() -> None:
+    """Raise `CancelledError` where this task was cancelled but the call that it was in swallowed that.
+
+    `asyncio.wait_for` of Python 3.11, which libraries use, can do so when its result arrives at the same moment.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 async def check_redis(url: str) -> None:
     """Raise `UnavailableError` with the remedy where the queue server does not answer at once."""
     try:

@@ -1,7 +1,8 @@
 """The verifier's loops: groups from `completions` to `scored` (train) or `evaluated` (evaluation).
 
 Any number of verifiers serve all runs together. A group belongs to the verifier that took it until its scored form is
-published, which acknowledges it in the same step; if the verifier dies, another takes it over after `IDLE_SECONDS`.
+published, which acknowledges it in the same step; if the verifier dies, another takes it over after `IDLE_SECONDS`. One
+whose verifiers ended more than once (a suspect) is judged alone.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from redis.exceptions import RedisError
 from services.contracts import codec, streams
 from services.contracts.events import Note
 from services.contracts.messages import CompletedGroup, ScoredGroup
+from services.runtime.life import end_if_cancelled
 from services.runtime.logs import get_logger, log_fields
 from services.runtime.metrics import TOKENS
-from services.runtime.queue import Delivery, Queue
+from services.runtime.queue import Delivery, Held, Queue, Suspect
 from services.runtime.registry import Presence
 from services.runtime.traces import record
 from services.verifier import metrics
@@ -56,12 +58,17 @@ class Verifier:
         self._turn = 0
         self._in_hand: dict[tuple[str, str], Group] = {}
         self._greeted: set[str] = set()
+        self._suspect: Suspect | None = None
+        """Waits to be judged alone."""
+        self._taking = asyncio.Lock()
+        """Held while groups are taken, so that no other is judged together with a suspect."""
         self._room = asyncio.Event()
         self._told: dict[tuple[str, str], float] = {}
 
     async def run(self) -> None:
         """Run all loops until cancelled. Groups in hand are then handed back, and taken over at once."""
-        left: list[Group] = []
+        left: list[Held] = []
+        has_fault = False
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._repeat(lambda: self._take(tasks), pause_seconds=0.0))
@@ -70,10 +77,13 @@ class Verifier:
                 try:
                     await asyncio.get_running_loop().create_future()  # until cancelled
                 finally:
-                    left = list(self._in_hand.values())
+                    left = self._held()
+        except Exception:
+            has_fault = True
+            raise
         finally:
             try:
-                await self.queue.hand_back(left)
+                await self.queue.hand_back(left, after_fault=has_fault)
             except RedisError as error:
                 log.warning("groups not handed back; others take them once they are idle", error=str(error))
 
@@ -82,7 +92,7 @@ class Verifier:
         while True:
             try:
                 await step()
-                _end_if_cancelled()
+                end_if_cancelled()
                 await asyncio.sleep(pause_seconds)
             except RedisError as error:
                 log.warning("queue failed, trying again", error=str(error))
@@ -91,16 +101,26 @@ class Verifier:
 
     async def _take(self, tasks: asyncio.TaskGroup) -> None:
         """Consumes `completions` of all runs. Waits for room in hand (a group judged frees it), a run, or a group."""
-        while len(self._in_hand) >= self.max_groups:
+        while self._in_hand and not self._num_free():
             self.presence.waits_for("room: every group in hand is still being judged")
             self._room.clear()
             await self._room.wait()
+        async with self._taking:
+            if self._suspect is None:
+                await self._take_new(tasks)
+            elif not self._in_hand:
+                suspect, self._suspect = self._suspect, None
+                opened = await self.queue.open(suspect, CompletedGroup)
+                self._start([] if opened is None else [opened], tasks)
+
+    async def _take_new(self, tasks: asyncio.TaskGroup) -> None:
         named = (_text(run) for run in await self.queue.redis.smembers(streams.RUNS))
         self._runs = sorted(run for run in named if streams.is_run_id(run))
         self._greeted &= set(self._runs)
         for run in self._runs:
             if run not in self._greeted:  # what an earlier process of this name took and did not finish
-                self._start(await self.queue.own_pending(streams.completions(run), CompletedGroup), tasks)
+                stream = streams.completions(run)
+                self._start(await self.queue.resume(stream, CompletedGroup, self._ids(stream)), tasks)
                 self._greeted.add(run)
         self.presence.waits_for("" if self._in_hand else "completed groups" if self._runs else "a run")
         if self._runs:
@@ -122,17 +142,33 @@ class Verifier:
 
     async def _take_over(self, tasks: asyncio.TaskGroup) -> None:
         """Consumes groups that another verifier has held without a sign of life, as far as there is room."""
-        for run in list(self._runs):
-            room = self.max_groups - len(self._in_hand)
-            if room > 0:
-                stream = streams.completions(run)
-                self._start(
-                    await self.queue.reclaim(stream, CompletedGroup, idle_seconds=self.idle_seconds, count=room), tasks
-                )
+        async with self._taking:
+            for run in list(self._runs):
+                if room := self._num_free():
+                    stream = streams.completions(run)
+                    found = await self.queue.take_over(
+                        stream, CompletedGroup, idle_seconds=self.idle_seconds, count=room, in_hand=self._ids(stream)
+                    )
+                    self._suspect = found.suspect
+                    self._start(found.deliveries, tasks)
 
     async def _keep(self) -> None:
         """Tell the queue that the groups in hand are being worked on."""
-        await self.queue.touch(list(self._in_hand.values()))
+        async with self._taking:  # a touch that comes late would undo the opening of a suspect
+            await self.queue.touch(self._held())
+
+    def _held(self) -> list[Held]:
+        return [*self._in_hand.values(), *([] if self._suspect is None else [self._suspect])]
+
+    def _ids(self, stream: str) -> set[str]:
+        """Ids of the groups of this stream that are held."""
+        return {message_id for name, message_id in self._in_hand if name == stream}
+
+    def _num_free(self) -> int:
+        """Groups that may be taken: none alongside a suspect."""
+        if self._suspect is not None or any(delivery.is_suspect for delivery in self._in_hand.values()):
+            return 0
+        return max(0, self.max_groups - len(self._in_hand))
 
     def _start(self, deliveries: Sequence[Group], tasks: asyncio.TaskGroup) -> None:
         for delivery in deliveries:
@@ -217,16 +253,6 @@ class Verifier:
             except RedisError as error:
                 log.warning("queue failed, trying again", error=str(error))
                 await asyncio.sleep(1.0)
-
-
-def _end_if_cancelled() -> None:
-    """Raise `CancelledError` where this task was cancelled but the call that it was in swallowed that.
-
-    `asyncio.wait_for` of Python 3.11, which libraries use, can do so when its result arrives at the same moment.
-    """
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
 
 
 def _text(value: bytes | str) -> str:

@@ -19,7 +19,10 @@ from services.api.stalls import Fleet, find_culprit, find_stalls, find_waits
 from services.api.watchdog import SETTLED_SECONDS, Silence
 from services.contracts import streams
 from services.contracts.events import RunStateChanged
+from services.contracts.messages import PromptTask
 from services.contracts.services import ServiceRecord
+from services.runtime import dead_letters
+from services.runtime.queue import Queue
 from services.runtime.registry import Presence
 from tests.api.fakes import FakeInstance
 from tests.faults import Away
@@ -380,6 +383,16 @@ async def test_the_time_that_a_run_was_paused_is_no_stall(
     assert await moving.notes() == []
 
 
+async def test_dead_letters_that_went_for_newer_ones_are_counted(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dead_letters, "MAX_LETTERS", 3)
+    queue = Queue(redis, streams.GROUP_ROLLOUT, "rollout-0")
+    for _ in range(10):
+        await redis.xadd(streams.prompts("a"), {b"m": b"junk"})
+    await queue.receive([streams.prompts("a")], PromptTask, count=10, block_seconds=0.001)
+    found = {state.stream: state for state in await queue_states(redis, ["a"])}
+    assert (found["dead"].depth, found["dead"].removed) == (3, 7)
+
+
 async def test_looking_at_queues_takes_no_groups_along(redis: Redis) -> None:
     """Every page asks for their depth and age; a group of long responses is a megabyte."""
     for number in range(2):
@@ -388,4 +401,5 @@ async def test_looking_at_queues_takes_no_groups_along(redis: Redis) -> None:
     found = {state.stream: state for state in await queue_states(redis, ["a"])}
     assert (await redis.info("stats"))["total_net_output_bytes"] - before < 100_000
     assert (found["scored"].depth, found["dead"].depth, found["dead"].oldest_seconds) == (2, 0, 0.0)
+    assert found["scored"].removed == 0
     assert found["scored"].oldest_seconds == pytest.approx((await redis.time())[0] - 1, abs=60)  # type: ignore[misc]

@@ -84,7 +84,15 @@ async def consumes(
     await queue.touch(taken)
     assert await queue.missed(stream, kind, {held.message_id for held in taken}) == []
     await queue.hand_back(taken)
-    assert await Queue(redis, group, "two").reclaim(stream, kind, idle_seconds=60) == taken
+    other = Queue(redis, group, "two")
+    assert await other.reclaim(stream, kind, idle_seconds=60) == taken
+    await other.hand_back(taken, after_fault=True)
+    await other.hand_back(await other.resume(stream, kind), after_fault=True)
+    suspect = (await other.take_over(stream, kind, idle_seconds=60)).suspect
+    assert suspect is not None
+    opened = await other.open(suspect, kind)
+    assert opened is not None
+    await other.close(opened)
     return queue
 
 
@@ -103,8 +111,8 @@ async def test_each_service_can_do_its_work(home: Path, port: int, monkeypatch: 
         await redis.hset(streams.weights(RUN), mapping={"version": 1, "transfer": ""})
         await redis.hdel(streams.weights(RUN), "transfer")
         assert await groups_on_streams(redis, [prompts, completions, scored]) == {TASK.group_id}
-        assert await refeed(queue, RUN, [TASK]) == ([TASK.group_id], [])
-        assert await add_lost(redis, RUN, [3]) == {3}
+        assert await refeed(queue, RUN, [TASK]) == ([TASK.group_id], {})
+        assert await add_lost(redis, RUN, {3: "fatal"}) == {3: "fatal"}
     async with client(home, port, "rollout") as redis:
         await lives(redis, "rollout")
         assert await redis.get(streams.config(RUN)) is not None

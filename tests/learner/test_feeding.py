@@ -74,14 +74,15 @@ def test_batches_do_not_depend_on_the_order_of_arrival(order: list[int], faulty:
 
 
 def test_drops_say_why_and_give_replacements() -> None:
-    batcher = Batcher(1, 1, Ledger(), lost=frozenset({3}))
+    batcher = Batcher(1, 1, Ledger(), lost={3: "lost", 4: "fatal"})
     batcher.offer(delivered(make_group(0, faulty=(0, 1, 2))))
     batcher.offer(delivered(make_group(1, faulty=(0, 2))))
     batcher.offer(delivered(make_group(2, version=1)))
     assert batcher.take(4) is None
-    assert batcher.ledger.dropped == {"stale": 1, "faulty": 1, "too_few": 1, "lost": 1}
-    assert Credit(1, 1, 100).limit(3, batcher.ledger.num_dropped) == 5 + 4
-    batcher.offer(delivered(make_group(4, version=2, faulty=(1,))))
+    assert batcher.ledger.dropped == {"stale": 1, "faulty": 1, "too_few": 1, "lost": 1, "fatal": 1}
+    assert batcher.last_drop == ("fatal", "the message ended the services that held it; their logs may say why")
+    assert Credit(1, 1, 100).limit(3, batcher.ledger.num_dropped) == 5 + 5
+    batcher.offer(delivered(make_group(5, version=2, faulty=(1,))))
     assert batcher.take(4) is not None
 
 

@@ -1,4 +1,4 @@
-"""Where responses end, and what becomes of tokens that a tokenizer does not know."""
+"""Where responses end, and what becomes of tokens that the tokenizer or the model does not know."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from services.rollout.prompts import load_tokenizer, stop_tokens
+from services.contracts.errors import InfrastructureError
+from services.contracts.messages import Question
+from services.rollout.prompts import PromptRenderer, load_tokenizer, stop_tokens
 from tests.conftest import ROOT
 
 POLICY = ROOT / "deploy" / "embedded" / "policy"
@@ -41,3 +43,18 @@ def test_tokens_from_the_padding_of_an_embedding_have_no_text(tmp_path: Path) ->
     known = tokenizer("Recall each weight", add_special_tokens=False)["input_ids"]
     assert tokenizer.decode([*known, len(tokenizer) + 5]) == tokenizer.decode(known)
     assert tokenizer.decode([len(tokenizer) + 5]) == ""
+
+
+class Larger:
+    """A tokenizer with more tokens than the model: tokens were added to it and the embedding was not resized."""
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> list[int]:
+        return [ord(letter) for letter in messages[-1]["content"]]
+
+
+def test_a_token_that_the_model_does_not_have_is_a_fault_of_its_prompt_alone() -> None:
+    renderer = PromptRenderer(Larger(), vocabulary_size=ord("c"))
+    assert renderer.render(Question(id="q1", kind="mcq", prompt="abba"), 8) == [97, 98, 98, 97]
+    for _ in range(2):  # remembered prompts are no way around it
+        with pytest.raises(InfrastructureError, match="q2 renders to token 99, beyond the model's vocabulary of 99"):
+            renderer.render(Question(id="q2", kind="mcq", prompt="abc"), 8)

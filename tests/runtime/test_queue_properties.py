@@ -1,9 +1,11 @@
-"""Any interleaving of workers that take, crash, come back, take over, repeat themselves and meet rubbish: each message
-has exactly one successor. Found by search, on a real Valkey."""
+"""Any interleaving of workers that take, crash, come back, take over, repeat themselves and meet rubbish and messages
+that kill them: each message has exactly one successor, or is a dead letter for a reason. Found by search, on a real
+Valkey."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -23,7 +25,7 @@ from redis.asyncio import Redis
 from services.contracts import codec, streams
 from services.contracts.messages import DeadLetter, PromptTask
 from services.runtime.connection import connect
-from services.runtime.queue import BODY, Delivery, Queue
+from services.runtime.queue import BODY, MAX_DELIVERIES, MAX_TOGETHER, Delivery, Queue, Suspect
 from tests.runtime.test_queue import NEXT, PROMPTS, task
 
 T = TypeVar("T")
@@ -32,8 +34,16 @@ CURSOR = streams.feeder("run-1")
 DEAD = streams.dead("run-1")
 
 
+def is_deadly(delivery: Delivery[PromptTask]) -> bool:
+    return delivery.message.sequence % 5 == 1
+
+
 class Workers(RuleBasedStateMachine):
-    """Three workers of one group. What a worker holds in its memory is all that a crash takes from it."""
+    """Three workers of one group. What a worker holds in its memory is all that a crash takes from it.
+
+    Every fifth task kills whoever works on it, with all that it holds. Workers keep the rules of real ones: a suspect
+    is opened with nothing else held, and those that live say so after each take-over (`touch`).
+    """
 
     url = ""
 
@@ -44,6 +54,12 @@ class Workers(RuleBasedStateMachine):
         self.num_fed = 0
         self.num_junk = 0
         self.held: dict[str, list[Delivery[PromptTask]]] = {name: [] for name in "abc"}
+        self.waiting: dict[str, Suspect] = {}
+        self.deaths: Counter[str] = Counter()
+        """By message id: how often a worker died that held it."""
+        self.deaths_alone: Counter[str] = Counter()
+        self.given_out: Counter[str] = Counter()
+        """By message id; not to workers that handed it back, nor while another that lived had it."""
         self.old: list[Delivery[PromptTask]] = []
         """What somebody has held at some time: late, repeated calls come with these."""
 
@@ -57,15 +73,21 @@ class Workers(RuleBasedStateMachine):
         return redis
 
     def teardown(self) -> None:
-        """Whoever is left takes over and ends the work; then nothing is missing and nothing doubled."""
-        queue = Queue(self.redis, "g", "last")
+        """Workers continue until nothing is left; then nothing is missing and nothing doubled."""
         while self.wait(self.redis.xlen(PROMPTS)):
-            found = self.wait(queue.reclaim(PROMPTS, PromptTask, idle_seconds=0, count=50))
-            found += self.wait(queue.receive([PROMPTS], PromptTask, count=50, block_seconds=0.001))
-            for delivery in found:
-                self.wait(queue.forward(delivery, NEXT, delivery.message))
-        assert sorted(self.successors()) == list(range(self.num_fed))
-        assert len(self.dead()) == self.num_junk
+            for name in "abc":
+                self.open(name)
+                while self.held[name]:
+                    self.work(name)
+            self.take_over("a", 50)
+            self.receive("a", 50)
+        fatal = [letter.message_id for letter in self.dead() if "given out" in letter.reason]
+        assert len(self.dead()) == self.num_junk + len(fatal)
+        assert len(set(self.successors())) + len(fatal) == self.num_fed
+        for message_id in fatal:
+            assert self.deaths[message_id] >= MAX_DELIVERIES
+            assert self.deaths_alone[message_id] >= MAX_DELIVERIES - MAX_TOGETHER
+        assert max(self.given_out.values(), default=0) <= MAX_DELIVERIES
         self.wait(self.redis.config_set("hz", 10))
         self.wait(self.redis.aclose())
         self.loop.close()
@@ -75,8 +97,35 @@ class Workers(RuleBasedStateMachine):
         return Queue(self.redis, "g", name)
 
     def take(self, name: str, found: list[Delivery[PromptTask]]) -> None:
+        for item in found:
+            others = [each.message_id for other, held in self.held.items() if other != name for each in held]
+            self.given_out[item.message_id] += item.message_id not in others
         self.held[name] += found
-        self.old += found
+        self.old += [item for item in found if not is_deadly(item)]
+        for other in "abc":
+            self.touch(other)
+
+    def touch(self, name: str) -> None:
+        suspects = [self.waiting[name]] if name in self.waiting else []
+        self.wait(self.queue(name).touch([*self.held[name], *suspects]))
+
+    def is_free(self, name: str) -> bool:
+        return name not in self.waiting and not any(item.is_suspect for item in self.held[name])
+
+    def die(self, name: str) -> None:
+        for item in self.held[name]:
+            self.deaths[item.message_id] += 1
+            self.deaths_alone[item.message_id] += len(self.held[name]) == 1
+        self.held[name] = []
+        self.waiting.pop(name, None)
+
+    def work(self, name: str) -> None:
+        """The oldest message held is worked on."""
+        delivery = self.held[name][0]
+        if is_deadly(delivery):
+            return self.die(name)
+        self.held[name].pop(0)
+        self.wait(self.queue(name).forward(delivery, NEXT, delivery.message))
 
     def successors(self) -> list[int]:
         return self.successors_of(self.wait(self.redis.xrange(NEXT)))
@@ -109,33 +158,48 @@ class Workers(RuleBasedStateMachine):
 
     @rule(name=WORKERS, count=st.integers(1, 3))
     def receive(self, name: str, count: int) -> None:
-        self.take(name, self.wait(self.queue(name).receive([PROMPTS], PromptTask, count=count, block_seconds=0.001)))
+        if self.is_free(name):
+            queue = self.queue(name)
+            self.take(name, self.wait(queue.receive([PROMPTS], PromptTask, count=count, block_seconds=0.001)))
 
     @rule(name=WORKERS)
     def crash_and_come_back(self, name: str) -> None:
-        self.held[name] = []
-        self.take(name, self.wait(self.queue(name).own_pending(PROMPTS, PromptTask)))
+        self.die(name)
+        self.take(name, self.wait(self.queue(name).resume(PROMPTS, PromptTask)))
 
     @rule(name=WORKERS)
     def crash(self, name: str) -> None:
-        self.held[name] = []
+        self.die(name)
 
     @rule(name=WORKERS, count=st.integers(1, 3))
-    def reclaim(self, name: str, count: int) -> None:
-        """Take over, also from workers that are only slow."""
-        self.take(name, self.wait(self.queue(name).reclaim(PROMPTS, PromptTask, idle_seconds=0, count=count)))
+    def take_over(self, name: str, count: int) -> None:
+        """Also from workers that are only slow; these say afterwards that they live."""
+        if not self.is_free(name):
+            return
+        in_hand = {item.message_id for item in self.held[name]}
+        found = self.wait(self.queue(name).take_over(PROMPTS, PromptTask, idle_seconds=0, count=count, in_hand=in_hand))
+        if found.suspect is not None:
+            self.waiting[name] = found.suspect
+        self.take(name, found.deliveries)
 
-    @rule(name=WORKERS, gives_up=st.booleans())
-    def touch_or_hand_back(self, name: str, gives_up: bool) -> None:
-        queue = self.queue(name)
-        self.wait(queue.hand_back(self.held[name]) if gives_up else queue.touch(self.held[name]))
+    @rule(name=WORKERS)
+    def open(self, name: str) -> None:
+        if name in self.waiting and not self.held[name]:
+            delivery = self.wait(self.queue(name).open(self.waiting.pop(name), PromptTask))
+            self.take(name, [] if delivery is None else [delivery])
+
+    @rule(name=WORKERS)
+    def hand_back(self, name: str) -> None:
+        suspects = [self.waiting.pop(name)] if name in self.waiting else []
+        self.wait(self.queue(name).hand_back([*self.held[name], *suspects]))
+        for item in self.held[name]:
+            self.given_out[item.message_id] -= 1
+        self.held[name] = []
 
     @precondition(lambda self: any(self.held.values()))
     @rule(data=st.data())
     def forward(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from([name for name, held in self.held.items() if held]))
-        delivery = self.held[name].pop(0)
-        self.wait(self.queue(name).forward(delivery, NEXT, delivery.message))
+        self.work(data.draw(st.sampled_from([name for name, held in self.held.items() if held])))
 
     @precondition(lambda self: self.old)
     @rule(data=st.data(), name=WORKERS)

@@ -22,7 +22,12 @@ _LOOK = """
 local found = {redis.call('TIME')}
 for i, key in ipairs(KEYS) do
   local first = redis.call('XRANGE', key, '-', '+', 'COUNT', 1)[1]
-  found[i + 1] = {redis.call('XLEN', key), first and first[1] or ''}
+  local added = 0
+  if first and string.find(key, ':dead$') then
+    local about = redis.call('XINFO', 'STREAM', key)
+    for j = 1, #about, 2 do if about[j] == 'entries-added' then added = about[j + 1] end end
+  end
+  found[i + 1] = {redis.call('XLEN', key), first and first[1] or '', added}
 end
 return found
 """
@@ -39,6 +44,8 @@ class QueueState(BaseModel):
     """Messages not yet acknowledged, waiting or in hand."""
     oldest_seconds: float
     """Age of the oldest of them; 0 for an empty stream."""
+    removed: int = 0
+    """Dead letters that had to go for newer ones; 0 for the other streams."""
 
 
 async def queue_states(redis: Redis, run_ids: Sequence[str]) -> list[QueueState]:
@@ -50,8 +57,14 @@ async def queue_states(redis: Redis, run_ids: Sequence[str]) -> list[QueueState]
     (seconds, microseconds), *found = await cast(Any, redis.eval_ro(_LOOK, len(keys), *keys))
     now = int(seconds) + int(microseconds) / 1e6
     return [
-        QueueState(run_id=run_id, stream=stream, depth=depth, oldest_seconds=_age(first, now))
-        for (run_id, stream), (depth, first) in zip(names, found, strict=True)
+        QueueState(
+            run_id=run_id,
+            stream=stream,
+            depth=depth,
+            oldest_seconds=_age(first, now),
+            removed=max(0, added - depth) if stream == "dead" else 0,
+        )
+        for (run_id, stream), (depth, first, added) in zip(names, found, strict=True)
     ]
 
 

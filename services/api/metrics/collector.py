@@ -195,7 +195,14 @@ class BoardCollector:
             "Age of the oldest message not yet acknowledged.",
             labels=["run_id", "stream"],
         )
+        removed = CounterMetricFamily(
+            "turnout_dead_letters_removed",
+            "Dead letters that had to go for newer ones.",
+            labels=["run_id"],
+        )
         for queue in self.board.queues:
+            if queue.stream == "dead":
+                removed.add_metric([queue.run_id], queue.removed)
             depth.add_metric([queue.run_id, queue.stream], queue.depth)
             oldest.add_metric([queue.run_id, queue.stream], queue.oldest_seconds)
-        yield from (depth, oldest)
+        yield from (depth, oldest, removed)

@@ -16,6 +16,7 @@ from typing import Any
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
+from psycopg.types.string import StrDumperUnknown
 from sqlalchemy import Connection, MetaData, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
@@ -137,6 +138,7 @@ async def open_database(settings: Settings) -> Database:
         given = make_url(url).query
         network = {name: value for name, value in NETWORK.items() if name not in given}
         engine = create_async_engine(url, pool_pre_ping=True, connect_args=network)
+        event.listen(engine.sync_engine, "connect", _prepare_postgresql)
     try:
         async with engine.begin() as connection:
             await connection.run_sync(migrate)
@@ -161,6 +163,17 @@ def migrate(connection: Connection, revision: str = "head") -> None:
     config.set_main_option("script_location", str(MIGRATIONS))
     config.attributes["connection"] = connection
     command.upgrade(config, revision)
+
+
+class ZeroShownDumper(StrDumperUnknown):
+    """Sends U+2400, a picture of it, for U+0000: models sample it, but PostgreSQL's texts cannot hold it."""
+
+    def dump(self, obj: str) -> Any:
+        return super().dump(obj.replace("\0", "\u2400"))
+
+
+def _prepare_postgresql(connection: Any, _record: Any) -> None:
+    connection.driver_connection.adapters.register_dumper(str, ZeroShownDumper)
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -259,6 +259,26 @@ async def test_samples_of_long_responses_come_fewer_at_once(
     assert [group["group_id"] for group in await listed(client, run_id, "samples")] == ["a"]
 
 
+async def test_text_with_the_character_zero_is_shown(
+    parts: Parts, client: httpx.AsyncClient, run_id: str, database_url: str
+) -> None:
+    """Models sample it and rows may hold it; PostgreSQL has no place for it in a column of text."""
+    zero = "\u2400" if database_url else "\0"
+    sample = Sample(
+        index=0, text="a\0b", tokens=["a", "\0", "b"], reward=1.0, correct=True, route="grpo", advantage=0.5
+    )
+    texts = {"question_id": "q\0", "prompt": "p\0", "answer": "\0"}
+    group = SamplesTaken(run_id=run_id, at=1.0, step=1, group_id="train-0", samples=[sample], **texts)
+    note = Note(run_id=run_id, at=2.0, level="warning", source="rollout-0", text="odd: \0")
+    failed = RunStateChanged(run_id=run_id, at=3.0, state="failed", reason="row \0 is bad")
+    await parts.journal.store([group, note, RunStateChanged(run_id=run_id, at=2.5, state="starting"), failed])
+    [shown] = await listed(client, run_id, "samples")
+    assert (shown["question_id"], shown["prompt"], shown["answer"]) == (f"q{zero}", f"p{zero}", zero)
+    assert (shown["samples"][0]["text"], shown["samples"][0]["tokens"]) == ("a\0b", ["a", "\0", "b"])
+    assert (await client.get(f"/v1/runs/{run_id}")).json()["reason"] == f"row {zero} is bad"
+    assert (await client.get("/v1/runs?name=%00")).status_code == 200
+
+
 async def test_last_event_id_goes_on_where_it_was(parts: Parts, client: httpx.AsyncClient, run_id: str) -> None:
     await parts.journal.store([step_event(run_id, step) for step in range(1, 6)])
     found = await entries(client, run_id)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from functools import lru_cache
@@ -16,9 +17,10 @@ from typing import Any
 from services.contracts.errors import ConfigurationError, QuestionError
 from services.contracts.hub import PREFIX, parse_hub_data
 from services.contracts.messages import Question
-from services.contracts.question_forms import check_question
+from services.contracts.question_forms import RegexSettings, check_question, refuse, regex_pattern
 from services.contracts.run_config import DataSection
 from services.contracts.strict_json import BadJsonError, WrittenFloat, flaw_of, parse_json
+from services.learner.slow_patterns import explodes
 
 FIELDS = ("id", "kind", "system", "prompt", "answer", "tests")
 REQUIRED = ("kind", "prompt")
@@ -121,9 +123,19 @@ def _question(place: str, row: Any, index: int) -> Question:
     question = Question(**values)
     try:
         check_question(question)
+        if question.kind == "regex" and _explodes(*regex_pattern(question)):
+            refuse(
+                question,
+                f"answer is {question.answer[:60]!r}, a pattern that takes exponential time on some replies",
+                "Write it without a repeated group that holds another repetition.",
+            )
     except QuestionError as error:
         raise ConfigurationError(f"{place}: {error.message}", remedy=error.remedy) from error
     return question
+
+
+def _explodes(pattern: re.Pattern[str], options: RegexSettings) -> bool:
+    return explodes(pattern, options.full)
 
 
 def _text(place: str, name: str, value: Any) -> str:

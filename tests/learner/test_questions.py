@@ -61,6 +61,17 @@ def test_says_what_is_wrong_and_where(write_lines: Callable[..., Path], lines: t
     assert caught.value.remedy
 
 
+@pytest.mark.parametrize("pattern", [r"Answer: (\d+)*!", r"^(ab|a|b)+$"])
+def test_patterns_that_take_exponential_time_are_refused(write_lines: Callable[..., Path], pattern: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"line 2: Question 1: answer is .* exponential time"):
+        load_questions(str(write_lines(GOOD, row(kind="regex", answer=pattern))))
+
+
+@pytest.mark.parametrize("pattern", [r"^(\d+,)*\d+$", r"(foo|bar)+", r"^([A-Z][a-z]+ )+$", r"(\d{3}-)+\d{4}"])
+def test_patterns_with_repeated_groups_are_taken(write_lines: Callable[..., Path], pattern: str) -> None:
+    assert load_questions(str(write_lines(row(kind="regex", answer=pattern))))[0].answer == pattern
+
+
 def test_numbers_are_taken_as_they_are_written(write_lines: Callable[..., Path]) -> None:
     numbers = ["0.00005", "1.50", "12", "6.0e23"]
     lines = (f'{{"kind": "exact", "prompt": "p", "answer": {number}}}' for number in numbers)

@@ -1,0 +1,65 @@
+"""Regular expressions that take exponential time, found by trying.
+
+A group that is repeated and holds a repetition, such as `(a+)+$`, can read some texts of n characters in 2^n ways.
+A reply of such a text would cost the verifier all the time that it has for one, each time it is sampled.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from itertools import product
+from types import FrameType
+from typing import Final
+
+LIMIT_SECONDS: Final = 0.5
+"""CPU time for all texts together; patterns without this fault need milliseconds."""
+_REPEATED_GROUP: Final = re.compile(r"\)[*+{]")
+_LITERAL_START: Final = re.compile(r"\^?([\w ,:;=-]*)(?![*+?{])")
+_NUM_REPEATS: Final = 40
+_MOST_CHARACTERS: Final = 8
+_ALWAYS: Final = "a0 "
+_ENDS: Final = ("\0", "\n\0")
+"""What the pattern is not likely to go on with, so that every reading fails."""
+
+
+class _TooSlow(Exception):
+    """The time is up."""
+
+
+def explodes(pattern: re.Pattern[str], full: bool) -> bool:
+    """Whether a short text was found on which `pattern` takes more than `LIMIT_SECONDS`.
+
+    Call it in the main thread: only there can a match be interrupted. Elsewhere nothing is tried.
+    """
+    if not _REPEATED_GROUP.search(pattern.pattern) or threading.current_thread() is not threading.main_thread():
+        return False
+    matches = pattern.fullmatch if full else pattern.search
+    before = signal.signal(signal.SIGVTALRM, _stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, LIMIT_SECONDS)
+    try:
+        for text in _attacks(pattern.pattern):
+            matches(text)
+        return False
+    except _TooSlow:
+        return True
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise _TooSlow
+
+
+def _attacks(pattern: str) -> Iterator[str]:
+    """Repetitions of one or two of its characters, after its literal beginning and before an end that fits badly."""
+    written = sorted({sign for sign in pattern if sign.isalnum() or sign in " ,.:;_-"})
+    signs = dict.fromkeys([*written[:_MOST_CHARACTERS], *_ALWAYS])
+    start = _LITERAL_START.match(pattern)
+    starts = dict.fromkeys(["", start[1] if start else ""])
+    for before, end in product(starts, _ENDS):
+        for first, second in product(signs, signs):
+            yield before + (first + second) * _NUM_REPEATS + end

@@ -22,7 +22,7 @@ _NUM_REPEATS: Final = 40
 _MOST_CHARACTERS: Final = 8
 _ALWAYS: Final = "a0 "
 _ENDS: Final = ("\0", "\n\0")
-"""What the pattern is not likely to go on with, so that every reading fails."""
+"""What a pattern is not likely to accept next, so that every reading fails."""
 
 
 class _TooSlow(Exception):

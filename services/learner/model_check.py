@@ -6,12 +6,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from services.contracts.errors import ConfigurationError
 from services.contracts.run_config import RunConfig
 from services.contracts.trainable import MODELS_WITH_TABLE, check_table, check_tokens
-from services.learner.passes import check_model, vocabulary_size
+from services.learner.passes import check_model, output_head, vocabulary_size
 
 
 def check_run(model: nn.Module, tokenizer: Any, config: RunConfig) -> None:
@@ -22,6 +23,7 @@ def check_run(model: nn.Module, tokenizer: Any, config: RunConfig) -> None:
             exceed its table of positions, or its files cannot be written.
     """
     check_model(model)
+    check_head(model)
     token, highest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
     check_tokens(config.model.path, vocabulary_size(model), (highest, token))
     if (limit := table_of_positions(model)) is not None:
@@ -36,6 +38,32 @@ def check_run(model: nn.Module, tokenizer: Any, config: RunConfig) -> None:
                 remedy="Correct config.json or tokenizer_config.json in the model's folder.",
                 field="model.path",
             ) from error
+
+
+@torch.no_grad()
+def check_head(model: nn.Module) -> None:
+    """Compare the logits of a short pass with the head's plain output, which is all that the learner computes. Left out
+    under ZeRO-3, where a pass is collective.
+
+    Raises:
+        ConfigurationError: the model changes or cuts its logits after the head.
+    """
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        return
+    plain: list[torch.Tensor] = []
+    hook = output_head(model).register_forward_hook(lambda _module, _inputs, output: plain.append(output.clone()))
+    device = next(model.parameters()).device
+    try:
+        logits = model(input_ids=torch.zeros((1, 2), dtype=torch.int64, device=device), use_cache=False).logits
+    finally:
+        hook.remove()
+    same = len(plain) == 1 and plain[0].shape == logits.shape
+    if not same or not torch.allclose(plain[0].to(logits.dtype), logits, rtol=0.0, atol=0.0, equal_nan=True):
+        raise ConfigurationError(
+            "The model changes its logits after the LM head, which the learner does not do.",
+            remedy="Use a model without it, or let the head itself do it.",
+            field="model.path",
+        )
 
 
 def num_positions(model: nn.Module) -> int | None:

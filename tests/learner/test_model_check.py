@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 from transformers import AutoTokenizer, GenerationConfig, GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
@@ -73,6 +74,26 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(tokenizer: Any) -> Non
         check_run(tiny_model(1), tokenizer, run_of(POLICY))
     assert caught.value.field == "model.path"
     check_run(tiny_model(1, vocabulary=VOCABULARY + 50), tokenizer, run_of(POLICY))
+
+
+def rules_out_after_the_head(_: Any, output: Any) -> Any:
+    output.logits[..., -5:] = -torch.inf
+    return output
+
+
+def cuts_after_the_head(_: Any, output: Any) -> Any:
+    output.logits = output.logits[..., :-5]
+    return output
+
+
+@pytest.mark.parametrize("change", [rules_out_after_the_head, cuts_after_the_head])
+def test_logits_that_are_changed_after_the_head_are_found(tokenizer: Any, change: Any) -> None:
+    """By a model of someone's own, without a setting that says so."""
+    model = tiny_model(1, vocabulary=VOCABULARY)
+    check_run(model, tokenizer, run_of(POLICY))
+    model.register_forward_hook(lambda module, _, output: change(module, output))
+    with pytest.raises(ConfigurationError, match="changes its logits after the LM head"):
+        check_run(model, tokenizer, run_of(POLICY))
 
 
 class Looked(nn.Module):

@@ -858,6 +858,11 @@ REPLIES: list[tuple[str, list[str], list[str]]] = [
     ("The answer to the question is 12.", ["12"], []),
     ("step 1. do this\nstep 2. do that\nResult 17", ["17"], ["1", "2"]),
     ("The interval is [0, 1).", ["[0,1)"], ["0", "1"]),
+    ("**18 apples**", ["18"], []),
+    ("**Answer: 5**", ["5"], []),
+    ("So\n\n**x = 5**.", ["5"], []),
+    (r"Therefore, 5\text{ cm}", ["5"], []),
+    ("It is x**2 + 1", ["x^2+1"], ["2", "1"]),
     ("no idea", [], ["42"]),
     ("", [], ["42"]),
 ]

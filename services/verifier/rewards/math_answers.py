@@ -26,9 +26,10 @@ _JOINT: Final = re.compile(
 _ITEM: Final = re.compile(
     r"\$\$(?P<display>.+?)\$\$|\\\[(?P<bracket>.+?)\\\]|\\\((?P<parenthesis>.+?)\\\)"
     r"|(?<![\\$\w])\$(?P<dollar>[^\s$]|[^\s$][^$\n]*?[^\s$\\])\$(?!\d)|(?P<stop>[,;.:!?]+(?=\s|\Z))"
-    r"|(?P<plain>\S+?(?=[,;.:!?]*(?:\s|\Z)))",
+    r"|(?P<plain>(?:\{[^{}\n]*\}|\S)+?(?=[,;.:!?]*(?:\s|\Z)))",
     re.DOTALL,
 )
+_BOLD: Final = re.compile(r"(?<!\S)\*\*(?=\S)|(?<=\S)\*\*(?=[\s.,;:!?)]|\Z)")
 _ANNOUNCED: Final = re.compile(
     r"\banswer\b(?:[^.\n]{0,60}?\bis\b|\s*(?:\*\*)?\s*[=:]):?(?:\s*\*\*(?=\s))?", re.IGNORECASE
 )
@@ -94,8 +95,12 @@ def _boxed(text: str) -> str | None:
 
 def _at_the_end(text: str) -> str | None:
     """What `answer is` announces, else the last formula or number. A comma, `and` or `or` joins several to one."""
+    text = _BOLD.sub("", text).strip()
     announced = [match.end() for match in _ANNOUNCED.finditer(text)]
     if not announced:
+        last_line = text.rpartition("\n")[2]
+        if _reads(last_line):
+            return last_line
         runs = _runs(text)
         return runs[-1] if runs else None
     text = text[announced[-1] :].strip()
@@ -108,7 +113,7 @@ def _at_the_end(text: str) -> str | None:
 
 def _reads(text: str) -> bool:
     try:
-        return all(node.kind != "words" for node in read(text))
+        return not any(node.has("words") for node in read(text))
     except Unreadable:
         return False
 

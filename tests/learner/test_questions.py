@@ -109,6 +109,22 @@ def test_epochs_differ_and_repeat() -> None:
     assert [question_index(i, 50, 7, False) for i in range(3)] == [0, 1, 2]
 
 
+def test_a_tables_padding_is_not_taken_for_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A column of objects has all fields in every row, null where a row had none."""
+    import datasets
+
+    rows = [
+        {"kind": "exact", "prompt": "p", "answer": "x", "tests": {"ignore_case": True}},
+        {"kind": "exact", "prompt": "p", "answer": "x", "tests": {"where": "reply"}},
+        {"kind": "mcq", "prompt": "p", "answer": "A", "tests": None},
+    ]
+    table = datasets.Dataset.from_list(rows)
+    assert table[0]["tests"] == {"ignore_case": True, "where": None}
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: table)
+    found = load_questions("hub:owner/name")
+    assert [json.loads(question.tests or "{}") for question in found] == [row["tests"] or {} for row in rows]
+
+
 def test_a_folder_with_the_name_of_a_dataset_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The hub is asked, which is out of reach here; nothing beside the learner is taken in its place."""
     import datasets.config

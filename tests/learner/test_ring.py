@@ -239,6 +239,7 @@ async def test_pause_and_stop_and_go_on(
     ("sections", "says"),
     [
         ({"data": {"train": "nowhere.jsonl"}}, "nowhere.jsonl cannot be read"),
+        ({"data": {"train": "README.md"}}, "README.md, line 1: not valid JSON"),
         ({"model": {"path": "no/such/model"}}, "no/such/model cannot be loaded"),
         ({"data": {"train": "/etc/hostname"}}, "data.train is /etc/hostname, which lies outside the folders"),
     ],

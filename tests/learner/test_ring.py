@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from services.contracts import events, streams
 from services.contracts.messages import Rollout, ScoredGroup
 from services.contracts.metrics import STEP_METRICS
 from services.learner.checkpoint import load
-from services.learner.progress import EXIT_REPORTED
+from services.learner.progress import EXIT_REPORTED, EXIT_TERMINATED
 from services.runtime.checkpoint_files import give_checkpoint
 from services.runtime.weight_store import verify
 from tests.learner.programs import Programs
@@ -108,8 +110,11 @@ async def test_killed_at_any_instant_it_ends_with_the_same_bits(
     await start_ring("killed", values)
     with programs.training(valkey_url, tmp_path, "killed") as process:
         await log.wait_for(lambda seen: any(isinstance(e, events.StepFinished) and e.step == 5 for e in seen))
-        process.kill()
-        assert await asyncio.to_thread(process.wait) == -9
+        if objective == "grpo":
+            os.kill(process.pid, signal.SIGTERM)
+        else:
+            process.kill()
+        assert await asyncio.to_thread(process.wait) == (EXIT_TERMINATED if objective == "grpo" else -9)
     with programs.training(valkey_url, tmp_path, "killed") as process:
         assert await asyncio.to_thread(process.wait) == 0
 

@@ -70,12 +70,14 @@ def request(host: str, path: str, *headers: str) -> bytes:
 
 async def load(url: str, run_id: str, last_id: int, options: argparse.Namespace, cpu: Callable[[], float]) -> Phase:
     """Streams from behind `last_id`, and once they are there requests at a steady rate, for one phase."""
-    host, loop = urlsplit(url).netloc, asyncio.get_running_loop()
-    name, port = host.split(":")
+    address, loop = urlsplit(url), asyncio.get_running_loop()
+    host, name, port = address.netloc, address.hostname, address.port
+    assert name, url
+    assert port, url
     asks = request(host, f"/v1/runs/{run_id}/events", f"Last-Event-ID: {last_id}", "Accept: text/event-stream")
     made = []
     for _ in range(options.streams):  # not all at once: people do not open their pages in one instant
-        made.append(await loop.create_connection(lambda: Stream(asks), name, int(port)))
+        made.append(await loop.create_connection(lambda: Stream(asks), name, port))
         await asyncio.sleep(CONNECT_SECONDS)
     paths = [
         "/v1/runs?limit=30",
@@ -92,7 +94,7 @@ async def load(url: str, run_id: str, last_id: int, options: argparse.Namespace,
     count = int(options.seconds * options.rate)
     await asyncio.gather(
         *(
-            _ask(name, int(port), asked, started, options.rate, range(i, count, NUM_CONNECTIONS), phase)
+            _ask(name, port, asked, started, options.rate, range(i, count, NUM_CONNECTIONS), phase)
             for i in range(NUM_CONNECTIONS)
         )
     )

@@ -208,7 +208,7 @@ class RunLink:
         reported_at = 0.0
         while True:
             value = await _read(self.redis, streams.desired(self.run_id))
-            desired = "running" if value is None else value.decode()
+            desired = "running" if value is None else value.decode(errors="replace")
             if desired in get_args(DesiredState) and desired != self.desired:
                 self.desired = cast(DesiredState, desired)
                 self._wake.set()

@@ -182,6 +182,13 @@ async def test_unreadable_bytes_become_dead_letters(redis: Redis) -> None:
     assert letter.payload == b"junk"
 
 
+async def test_a_name_that_is_no_run_id_disturbs_no_other(redis: Redis) -> None:
+    await redis.sadd(streams.RUNS, b"\xff", "../run", "")  # type: ignore[misc]
+    async with running(redis):
+        await feed(redis, group(MCQ, [RIGHT]))
+        await collect(redis, streams.scored("r1"), 1)
+
+
 async def test_a_deleted_run_disturbs_no_other(redis: Redis) -> None:
     async with running(redis, idle_seconds=0.0):
         await feed(redis, group(MCQ, [RIGHT], run_id="gone"))

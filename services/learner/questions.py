@@ -134,6 +134,19 @@ def _question(place: str, row: Any, index: int) -> Question:
     return question
 
 
+def _json_type(value: Any) -> str:
+    """What JSON calls a value, with its article."""
+    names = {
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        list: "a list",
+        dict: "an object",
+        str: "a text",
+    }
+    return next((name for kind, name in names.items() if isinstance(value, kind)), f"of type {type(value).__name__}")
+
+
 def _explodes(pattern: re.Pattern[str], options: RegexSettings) -> bool:
     return explodes(pattern, options.full)
 
@@ -146,7 +159,7 @@ def _text(place: str, name: str, value: Any) -> str:
             remedy="Of a list of messages, write the user's into prompt and the system's into system.",
         )
     if not isinstance(value, _TYPES[name]) or (name == "id" and isinstance(value, bool)):
-        raise ConfigurationError(f"{place}: the field {name} is of type {type(value).__name__}.", remedy=FORMAT)
+        raise ConfigurationError(f"{place}: the field {name} is {_json_type(value)}.", remedy=FORMAT)
     if flaw := flaw_of(value):
         raise ConfigurationError(f"{place}: the field {name} cannot be used: {flaw}.", remedy="Correct the row.")
     if isinstance(value, str):

@@ -46,7 +46,7 @@ def test_reads_rows_and_fills_in_what_is_optional(write_lines: Callable[..., Pat
         ((row(kind="code", tests="[" * 100_000 + "]" * 100_000),), "line 1: Question 0: tests do not read as code"),
         (('{"kind": "mcq", "prompt": "p", "answer": "A", "answer": "B"}',), "has the field 'answer' twice"),
         ((row(kind="MCQ"),), "line 1: Question 0: kind is 'MCQ'"),
-        ((row(kind=1),), "line 1: the field kind is of type int"),
+        ((row(kind=1),), "line 1: the field kind is a number"),
         ((row(prompt=" "),), "line 1: the field prompt is missing or empty"),
         ((row(answer=None),), "line 1: Question 0: answer is missing or empty"),
         ((row(answer=2),), "line 1: Question 0: answer is '2', not the capital letter"),

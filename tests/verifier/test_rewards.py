@@ -145,6 +145,8 @@ def test_tooluse_takes_only_readable_inputs_even_where_none_is_needed(text: str,
         ("get", "get.weather", False),
         ("get", "get(weather)", False),
         ("get", "get\u200b", False),
+        ("get", "get weather", False),
+        ("get", "get \t", True),
         ("get-weather", "get", False),
         ("weather.get", "weather", False),
         ("get", "get,", True),
@@ -155,7 +157,7 @@ def test_tooluse_takes_only_readable_inputs_even_where_none_is_needed(text: str,
         ("m\u00e9t\u00e9o", "m\u00e9t\u00e9o", True),
     ],
 )
-def test_tooluse_names_end_at_white_space(name: str, written: str, correct: bool) -> None:
+def test_tooluse_names_end_with_their_line(name: str, written: str, correct: bool) -> None:
     answer = json.dumps([{"Action": name, "Action_Input": "{}"}])
     assert judge(question("tooluse", answer), f"Action: {written}\nAction Input: {{}}").correct == correct
 

@@ -3,8 +3,8 @@
 The multiset of action names must be the answer's, and so must the merged inputs. The public scorer finds inputs by a
 regular expression that ends at the first closing brace, so nested JSON never parses there; here a JSON decoder reads
 from the first brace on, and what it has read is not looked through for further calls. The public scorer ends a name at
-the first character that is not `\\w`, so that `get-weather` counts as `get`; here a name ends at white space, and full
-stops, commas and the like at its end are left out. A name of the answer with white space in it is found as it stands.
+the first character that is not `\\w`, so that `get-weather` counts as `get`; here it is all that its line holds before
+the next part, without a full stop, comma or the like at its end.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from services.verifier.rewards.registry import Judgement, register
 from services.verifier.rewards.replies import CUT_OFF, shorten
 
 _MARK: Final = re.compile(r"(Action|Action Input):\s*")
-_NAME: Final = re.compile(r"(?!(?:Action|Action Input|Thought):)\S*")
-_AFTER_INPUT: Final = re.compile(r"[^\S\n]*(?:\n|\Z|(?:Thought|Action|Action Input|Observation|Final Answer):)")
-"""What may stand between the end of an input and the end of its line."""
+_NEXT_PART: Final = re.compile(r"(?:Thought|Action|Action Input|Observation|Final Answer):|\n|\Z")
+_NOTHING: Final = re.compile(r"[^\S\n]*")
 _PUNCTUATION: Final = ".,;:!?"
 _MISSING: Final = object()
 
@@ -82,13 +81,13 @@ def merged(asked: Sequence[ToolCall]) -> Calls:
 
 def read_reply(text: str, expected: Calls) -> Calls:
     """The calls in a reply. One pass: the reading of inputs ends at the first that is unreadable."""
-    spaced = sorted((name for name in expected.actions if len(name.split()) > 1), key=len, reverse=True)
     calls = Calls()
     position = 0
     while mark := _MARK.search(text, position):
         position = mark.end()
         if mark[1] == "Action":
-            name = _name(text, position, spaced)
+            following = _NEXT_PART.search(text, position)
+            name = text[position : following.start() if following else None].strip()
             position += len(name)
             calls.actions[name if name in expected.actions else name.rstrip(_PUNCTUATION)] += 1
             continue
@@ -100,21 +99,17 @@ def read_reply(text: str, expected: Calls) -> Calls:
         except BadJsonError:
             calls.has_unreadable = True
             continue
-        calls.has_unreadable = not isinstance(value, dict) or not _AFTER_INPUT.match(text, end)
+        calls.has_unreadable = not isinstance(value, dict) or not _ends_at(text, end)
         if not calls.has_unreadable:
             calls.inputs |= value
             position = end
     return calls
 
 
-def _name(text: str, start: int, spaced: Sequence[str]) -> str:
-    """The name that begins at `start`; empty where the next part of the reply follows instead."""
-    for name in spaced:
-        after = text[start + len(name) : start + len(name) + 1]
-        if text.startswith(name, start) and (not after or after.isspace()):
-            return name
-    found = _NAME.match(text, start)
-    return found[0] if found else ""
+def _ends_at(text: str, position: int) -> bool:
+    """Whether nothing but white space stands between `position` and the next part or the end of the line."""
+    blank = _NOTHING.match(text, position)
+    return _NEXT_PART.match(text, blank.end() if blank else position) is not None
 
 
 def _same(key: str, expected: Calls, found: Calls) -> bool:

@@ -264,6 +264,7 @@ def _inside(package: str) -> str:
 
 def import_folders(room: Room) -> list[str]:
     """`sys.path` for programs."""
-    folders = [room.paths.stdlib, os.path.join(room.paths.stdlib, "lib-dynload")]
+    own = [SCRATCH] if room.isolated else []  # a script finds modules in its own folder first
+    folders = [*own, room.paths.stdlib, os.path.join(room.paths.stdlib, "lib-dynload")]
     packages = [_inside(path) if room.isolated else path for path in room.paths.packages]
     return list(dict.fromkeys([*folders, *map(os.path.dirname, packages)]))

@@ -4,7 +4,7 @@ Refused calls fail with EPERM, so that an honest program that strays gets a Pyth
 program with SIGSYS. Arguments are looked at where a call is needed for one thing only:
 
 * clone: threads only, never a process or a namespace.
-* ioctl: is this a terminal, close on exec.
+* ioctl: is this a terminal, close on exec, do not block.
 * fcntl: flags of descriptors, not pipe sizes, owners or seals.
 * tgkill: the program itself, and not SIGKILL (a program that kills itself must not look like a fault of the host).
 * prlimit64: the program's own limits may be read, and its stack's set (deep recursion). The kernel answers a passed
@@ -30,7 +30,7 @@ _X32_BIT = 0x40000000
 
 _THREAD_FLAGS = 0x00010000 | 0x00000100 | 0x00000800  # CLONE_THREAD, CLONE_VM, CLONE_SIGHAND
 _NAMESPACE_FLAGS = 0x7E020000 | 0x00000080
-_IOCTLS = (0x5401, 0x5413, 0x5450, 0x5451)  # TCGETS, TIOCGWINSZ, FIONCLEX, FIOCLEX
+_IOCTLS = (0x5401, 0x5413, 0x5421, 0x5450, 0x5451)  # TCGETS, TIOCGWINSZ, FIONBIO, FIONCLEX, FIOCLEX
 _FCNTLS = (0, 1, 2, 3, 4, 1030)  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC
 _SIGKILL = 9
 SET_MODE_FILTER = 1

@@ -60,6 +60,8 @@ def main(arguments: list[str]) -> None:
     control = socket.socket(fileno=int(arguments[0]))
     index, isolated, abi = int(arguments[1]), arguments[2] == "isolated", int(arguments[3])
     site.setquit()
+    site.sethelper()
+    site.setcopyright()
     kernel.one_heap()
     base = _address_space()
     home = room.enter(index, arguments[4:], isolated=isolated, landlock_abi=abi)

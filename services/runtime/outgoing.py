@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import ipaddress
+import socket
 import urllib.request
 import zlib
 from typing import Any, Final
@@ -43,10 +44,13 @@ def client_options(url: str) -> dict[str, Any]:
 
 def is_loopback(host: str) -> bool:
     """Whether `host`, a name or an address, is this machine."""
+    host = host.strip("[]").rstrip(".").lower()
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host.rstrip(".").lower() == "localhost" or host.rstrip(".").lower().endswith(".localhost")
+        address = ipaddress.ip_address(host if ":" in host else socket.inet_aton(host))  # which reads 127.1 as well
+    except (ValueError, OSError):
+        return host == "localhost" or host.endswith(".localhost")
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address.is_loopback or address.is_unspecified
 
 
 def _proxy(scheme: str, host: str) -> str | None:

@@ -178,6 +178,15 @@ def test_what_no_request_can_be_made_with_is_named(url: str | None, key: str, sa
     assert "hunter2" not in str(caught.value)
 
 
+def test_a_proxy_that_cannot_be_used_is_named_and_does_not_catch_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ALL_PROXY", "socks5://proxy.test:1")
+    Client("http://127.0.0.1:8400").close()
+    with pytest.raises(ConfigurationError, match=r"socks5://proxy\.test:1, cannot be used"):
+        Client("http://api.test:8400")
+
+
 def test_following_goes_on_behind_the_last_event_after_a_break(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.cli.wire.LONGEST_WAIT_SECONDS", 0.0)
     Api.streams = [

@@ -26,6 +26,10 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
         ("http://api.localhost", None),
         ("http://127.8.0.1", None),
         ("http://[::1]:8400", None),
+        ("http://[::ffff:127.0.0.1]:8400", None),
+        ("http://127.1", None),
+        ("http://0.0.0.0", None),
+        ("http://10.0.0.1", "http://one:1"),
     ],
 )
 def test_proxies_are_for_other_machines(monkeypatch: pytest.MonkeyPatch, url: str, proxy: str | None) -> None:
@@ -53,4 +57,4 @@ def test_certificates_that_cannot_be_read_are_named(monkeypatch: pytest.MonkeyPa
 
 
 def test_names_that_only_look_like_this_machine() -> None:
-    assert not any(map(is_loopback, ("localhost.test", "127.0.0.1.test", "notlocalhost", "10.0.0.1", "")))
+    assert not any(map(is_loopback, ("localhost.test", "127.0.0.1.test", "notlocalhost", "10.0.0.1", "fe80::1", "")))

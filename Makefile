@@ -6,12 +6,12 @@ export TURNOUT_VENV := $(VENV)
 # Without byte code every process compiles torch and vLLM from source: half a minute each.
 unexport PYTHONDONTWRITEBYTECODE
 
-UNIT := tests/contracts tests/deploy/test_words.py tests/learner/objectives tests/verifier/test_rewards.py \
-  tests/cli/test_report.py tests/cli/test_run_files.py tests/cli/test_watch.py \
-  tests/learner/test_checkpoint.py tests/learner/test_questions.py tests/learner/test_teacher_prompt.py \
-  tests/rollout/test_adapter.py tests/rollout/test_ended_engine.py tests/rollout/test_fit.py \
-  tests/rollout/test_last_words.py tests/rollout/test_packing.py tests/rollout/test_transfer.py \
-  tests/runtime/test_logs.py tests/runtime/test_model_folder.py tests/runtime/test_side_streams.py
+UNIT := tests/unit/contracts tests/deploy/test_words.py tests/services/learner/objectives tests/services/verifier/test_rewards.py \
+  tests/client/test_report.py tests/client/test_run_files.py tests/client/test_watch.py \
+  tests/services/learner/test_checkpoint.py tests/services/learner/test_questions.py tests/services/learner/test_teacher_prompt.py \
+  tests/services/rollout/test_adapter.py tests/services/rollout/test_ended_engine.py tests/services/rollout/test_fit.py \
+  tests/services/rollout/test_last_words.py tests/services/rollout/test_packing.py tests/services/rollout/test_transfer.py \
+  tests/services/runtime/test_logs.py tests/services/runtime/test_model_folder.py tests/services/runtime/test_side_streams.py
 
 .PHONY: help install install-gpu install-dev demo up down doctor test unit coverage chaos bench docs locks clean
 .PHONY: check check-python check-types check-borders check-page check-prose check-docs check-generated

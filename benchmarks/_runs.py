@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from services.cli.client import Client
 from tests.ring.deployment import demo_config, finish
+from turnout.client.client import Client
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from services.cli.client import Client
 from tests.ring.deployment import demo_config, deployment, patiently
+from turnout.client.client import Client
 
 EVENT_ID = re.compile(rb"\nid: (\d+)\n")
 NUM_CONNECTIONS = 10

@@ -18,8 +18,8 @@ import time
 import torch
 
 from benchmarks.learner_step import PlainEngine, config
-from services.learner.minibatch import run_minibatch
-from services.learner.sequence import TrainSequence
+from services.learner.packing.sequence import TrainSequence
+from services.learner.update.update import run_minibatch
 
 MIB = 2**20
 

@@ -14,7 +14,7 @@ from typing import Final
 import torch
 
 from benchmarks.learner_step import WARMUPS, PlainEngine, batch, config
-from services.learner.minibatch import run_minibatch
+from services.learner.update.update import run_minibatch
 
 CASES: Final = [(1, 150), (2, 150), (4, 150), (1, 1500), (1, 15_000), (1, 60_000)]
 """Factor of the lengths, vocabulary."""

@@ -17,11 +17,11 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from services.contracts.run_config import ObjectiveSection, RunConfig, parse_run_config
-from services.learner.minibatch import MinibatchReport, run_minibatch
-from services.learner.objectives.advantages import group_advantages
+from services.learner.model.tree_attention import share_prefixes
 from services.learner.objectives.routing import GroupOutcome, route_group
-from services.learner.sequence import TrainSequence
-from services.learner.tree_attention import share_prefixes
+from services.learner.objectives.terms.advantages import group_advantages
+from services.learner.packing.sequence import TrainSequence
+from services.learner.update.update import MinibatchReport, run_minibatch
 
 NUM_GROUPS, GROUP_SIZE = 8, 8
 WARMUPS = 2

@@ -16,8 +16,8 @@ import redis
 
 from benchmarks import _hops
 from benchmarks._runs import table
-from services.cli.processes import read_state
 from tests.ring.deployment import demo_config, deployment, finish
+from turnout.cli.local.processes import read_state
 
 GOAL = 0.01
 PAPER_STEP_SECONDS, PAPER_PROMPTS = 75.8, 32

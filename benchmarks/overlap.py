@@ -25,11 +25,11 @@ from typing import Any
 import psutil
 
 from benchmarks._runs import play, seeds_text, spread, table
-from services.cli.client import Client
-from services.cli.processes import read_state
 from services.contracts import streams
 from services.runtime.connection import connect
 from tests.ring.deployment import demo_config, deployment, finish, patiently
+from turnout.cli.local.processes import read_state
+from turnout.client.client import Client
 
 GOAL = 0.95
 TARGET_ACCURACY = 0.6

@@ -29,10 +29,10 @@ SETTINGS: dict[str, dict[str, str]] = {
 
 async def measure(model: str, num_sequences: int, num_tokens: int, rounds: int, began: float) -> dict[str, float]:
     """One setting: start seconds, median tokens a second, median seconds of an update in flight."""
-    from services.rollout import engine as engines
     from services.rollout.environment import import_vllm
-    from services.rollout.server import EngineServer
-    from services.runtime.weight_store import WeightStore
+    from services.rollout.vllm import engine as engines
+    from services.rollout.vllm.server import EngineServer
+    from services.runtime.weights.store import WeightStore
 
     import_vllm()
     spec = engines.EngineSpec(model, "float32", 192, num_sequences, 0, False)
@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--model", default=str(ROOT / "deploy" / "embedded" / "policy"))
+    parser.add_argument("--model", default=str(ROOT / "examples" / "embedded" / "policy"))
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from services.contracts.errors import TurnoutError
-from services.verifier.sandbox.api import Program, Sandbox, probe
+from services.verifier.sandbox.sandbox import Program, Sandbox, probe
 
 SOURCE = "import sys\nprint(sum(map(int, sys.stdin.read().split())))\n"
 STDIN = b"1 2 3 4 5\n"

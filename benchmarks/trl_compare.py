@@ -21,24 +21,24 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._trl import TRL, Spent, say, trl, trl_python
-from services.learner.ranks import join, leave, prepare_environment
+from services.learner.model.ranks import join, leave, prepare_environment
 
 # Both programs on the CPU, in one thread; said before torch and DeepSpeed look for themselves.
 os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 prepare_environment()
 
-from deploy.embedded.benchmark import is_right, questions  # noqa: E402
-from deploy.embedded.measure import POLICY, Examinee  # noqa: E402
-from deploy.embedded.vocabulary import render, teacher_content  # noqa: E402
-from services.contracts.model_section import ModelSection  # noqa: E402
+from examples.embedded.benchmark import is_right, questions  # noqa: E402
+from examples.embedded.measure import POLICY, Examinee  # noqa: E402
+from examples.embedded.vocabulary import render, teacher_content  # noqa: E402
+from services.contracts.model import ModelSection  # noqa: E402
 from services.contracts.run_config import RunConfig, parse_run_config  # noqa: E402
-from services.learner.engine import DeepSpeedEngine  # noqa: E402
-from services.learner.minibatch import old_logprobs, run_minibatch  # noqa: E402
-from services.learner.objectives.advantages import group_advantages  # noqa: E402
+from services.learner.model.engine import DeepSpeedEngine  # noqa: E402
+from services.learner.model.export import load_model  # noqa: E402
 from services.learner.objectives.routing import GroupOutcome, route_group  # noqa: E402
-from services.learner.prefix_tree import grow  # noqa: E402
-from services.learner.sequence import TrainSequence  # noqa: E402
-from services.learner.weights import load_model  # noqa: E402
+from services.learner.objectives.terms.advantages import group_advantages  # noqa: E402
+from services.learner.packing.prefix_tree import grow  # noqa: E402
+from services.learner.packing.sequence import TrainSequence  # noqa: E402
+from services.learner.update.update import old_logprobs, run_minibatch  # noqa: E402
 
 NUM_GROUPS, GROUP_SIZE, NUM_ASKED = 16, 8, 96
 WARMUPS = 2

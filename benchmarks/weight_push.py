@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 
 from benchmarks._runs import table
-from services.runtime.weight_store import WeightStore
+from services.runtime.weights.store import WeightStore
 
 ROOT = Path(__file__).resolve().parent.parent
 PHASES = ("prepare", "pause", "start", "update", "finish", "resume")
@@ -49,7 +49,7 @@ SHAPES: dict[str, dict[str, int]] = {
         "head_dim": 128,
     },
 }
-DEMO_POLICY = ROOT / "deploy" / "embedded" / "policy"
+DEMO_POLICY = ROOT / "examples" / "embedded" / "policy"
 os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would say on standard output that it looked for a GPU
 
 
@@ -99,10 +99,10 @@ async def measure(model: str, folder: str, rounds: int) -> dict[str, float]:
     from safetensors.torch import load_file
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-    from services.learner.weights import write_shards
-    from services.rollout import engine as engines
+    from services.learner.model.export import write_shards
     from services.rollout.environment import import_vllm
-    from services.rollout.server import EngineServer
+    from services.rollout.vllm import engine as engines
+    from services.rollout.vllm.server import EngineServer
 
     import_vllm()
     engine = await asyncio.to_thread(engines.build, engines.EngineSpec(model, "bfloat16", 256, 8, 0, False))

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from services.contracts.model_section import MAX_INTEGER
+from services.contracts.model import MAX_INTEGER
 from services.contracts.presets import PRESETS
 from services.contracts.run_config import RunConfig
 from services.runtime.settings import Settings

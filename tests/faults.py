@@ -18,10 +18,10 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from services.cli.queue_server import answers, write_configuration
 from services.contracts.queue_users import OPERATOR
 from services.runtime.secret_files import FOLDER, queue_password
 from tests.conftest import free_port
+from turnout.cli.local.queue_server import answers, write_configuration
 
 ENTER_AS_USER = ["--mount", "--user", "--preserve-credentials"]
 NAMESPACES_OF = "TURNOUT_TESTS_NAMESPACES_OF"

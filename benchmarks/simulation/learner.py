@@ -1,7 +1,7 @@
 """The learner's side: its own feeder, batcher and ledger, and a trainer that takes time.
 
-The loop is the training leader's (`services/learner/leader.py`) without a model: groups are taken in feeding order,
-weights of step s are version s, groups are acknowledged once a checkpoint that contains their step is durable.
+The loop is the training leader's (`services/learner/program/leader.py`) without a model: groups are taken in feeding
+order, weights of step s are version s, groups are acknowledged once a checkpoint that contains their step is durable.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from benchmarks.simulation.servers import stop
 from services.contracts import streams
 from services.contracts.messages import Question, ScoredGroup
 from services.contracts.run_config import RunConfig, parse_run_config
-from services.learner.batcher import Batcher
-from services.learner.feeder import Feeder
-from services.learner.ledger import Ledger
-from services.learner.link import CONSUMER
-from services.runtime.queue import Delivery, Queue
+from services.learner.connections.redis_link import CONSUMER
+from services.learner.groups.batcher import Batcher
+from services.learner.groups.feeder import Feeder
+from services.learner.groups.ledger import Ledger
+from services.runtime.queue.queue import Delivery, Queue
 
 PROMPT = "A question about as long as those of the paper's benchmarks. " * 8
 

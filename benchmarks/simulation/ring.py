@@ -15,7 +15,7 @@ from benchmarks.simulation.meter import Meter
 from benchmarks.simulation.scenario import Scenario
 from benchmarks.simulation.servers import RolloutServer, make_verifier, stop
 from services.contracts import streams
-from services.learner.ledger import Ledger
+from services.learner.groups.ledger import Ledger
 
 RUN = "simulation"
 LOOK_SECONDS = 5.0

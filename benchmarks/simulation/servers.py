@@ -13,9 +13,9 @@ from benchmarks.simulation.engine import TimedEngine, TimedSampler
 from benchmarks.simulation.scenario import SECONDS_AN_HOUR, Scenario
 from services.contracts import streams
 from services.contracts.messages import Question, Rollout, Verdict
-from services.rollout.worker import IDLE_SECONDS, RolloutWorker, stop
-from services.runtime.queue import Held, Queue
-from services.runtime.registry import Presence
+from services.rollout.sampling.worker import IDLE_SECONDS, RolloutWorker, stop
+from services.runtime.presence import Presence
+from services.runtime.queue.queue import Held, Queue
 from services.verifier.service import Verifier
 
 __all__ = ["RolloutServer", "make_verifier", "stop"]

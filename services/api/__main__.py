@@ -7,12 +7,12 @@ import sys
 from functools import partial
 
 from services.api.application import make_application, run_loops
-from services.api.database import open_database
-from services.api.owner import Owner, own_database
-from services.api.parts import make_parts
-from services.api.security import check_exposure
+from services.api.container import make_parts
+from services.api.http.security import check_exposure
+from services.api.storage.database import open_database
+from services.api.storage.writer_lock import Owner, own_database
 from services.contracts.errors import TurnoutError
-from services.runtime.life import Service, run_service
+from services.runtime.process import Service, run_service
 from services.runtime.settings import load_settings
 
 

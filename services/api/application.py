@@ -7,20 +7,20 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from services.api import problems
-from services.api.answers import Answers
-from services.api.fleet.endpoints import router as fleet_router
-from services.api.history.endpoints import router as history_router
-from services.api.keys.endpoints import router as keys_router
-from services.api.limiter import RateLimiter
-from services.api.loops import repeat
-from services.api.page.endpoints import router as run_files_router
+from services.api.container import Parts
+from services.api.http import problems
+from services.api.http.limiter import RateLimiter
+from services.api.http.problems import Problem
+from services.api.http.reference import router as reference_router
+from services.api.http.response_cache import Answers
+from services.api.http.security import HEADERS, HEALTH_PATHS, Guard, StrictHeaders
+from services.api.live.repeat import repeat
 from services.api.page.serve import Page
-from services.api.parts import Parts
-from services.api.problems import Problem
-from services.api.reference import router as reference_router
-from services.api.runs.endpoints import router as runs_router
-from services.api.security import HEADERS, HEALTH_PATHS, Guard, StrictHeaders
+from services.api.resources.fleet.endpoints import router as fleet_router
+from services.api.resources.history.endpoints import router as history_router
+from services.api.resources.keys.endpoints import router as keys_router
+from services.api.resources.run_files.endpoints import router as run_files_router
+from services.api.resources.runs.endpoints import router as runs_router
 
 DESCRIPTION = "Runs, their history, services and metrics. Errors are RFC 9457 problem documents."
 SCHEDULE_SECONDS = 0.5

@@ -1,7 +1,7 @@
 """The wire format: two magic bytes, one version byte, one type byte, then msgpack.
 
 A reader knows from the first four bytes whether it can read the rest, before it parses anything that another party
-wrote. Version and type codes are part of the contract: golden files in `tests/contracts` hold them still.
+wrote. Version and type codes are part of the contract: golden files in `tests/unit/contracts` hold them still.
 """
 
 from __future__ import annotations

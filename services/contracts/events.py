@@ -40,7 +40,7 @@ class StepFinished(Event, frozen=True, kw_only=True):
     """One training step: one batch of groups, one published weight version.
 
     `step` counts from 1; the weights after it carry version `step`. Names of `metrics` are those of
-    `services.contracts.metrics.STEP_METRICS`; values are finite.
+    `services.contracts.step_metrics.STEP_METRICS`; values are finite.
     """
 
     step: int

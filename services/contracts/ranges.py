@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from services.contracts.messages import MAX_TEMPERATURE, MAX_TOP_K
-from services.contracts.model_section import Fraction
+from services.contracts.model import Fraction
 
 LEAST_TEMPERATURE = 0.01
 """vLLM samples with this one where it is asked for less, which the learner would not know of."""

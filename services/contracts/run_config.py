@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 from services.contracts.errors import ConfigurationError
 from services.contracts.faults import Conflicts, dots, field_names, field_of, joined, sentence_of
 from services.contracts.messages import MAX_SAMPLES, MAX_TOKENS
-from services.contracts.model_section import Fraction, Integer, ModelSection, NotNegative, Positive, Section
+from services.contracts.model import Fraction, Integer, ModelSection, NotNegative, Positive, Section
 from services.contracts.presets import PRESETS
 from services.contracts.ranges import DivergenceAlpha, Temperature, TopK
 from services.contracts.values import check_values

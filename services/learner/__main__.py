@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from services.learner.supervisor import Supervisor
-from services.runtime.life import Service, run_service
+from services.learner.service.supervisor import Supervisor
+from services.runtime.process import Service, run_service
 
 
 async def loops(service: Service) -> None:

@@ -20,8 +20,8 @@ from pathlib import Path
 import msgspec
 from torch import Tensor
 
-from services.learner.weights import read_safetensors, sync_file, write_safetensors
-from services.runtime.checkpoint_files import (
+from services.learner.model.export import read_safetensors, sync_file, write_safetensors
+from services.runtime.weights.checkpoint_files import (
     CheckpointManifest,
     CorruptCheckpointError,
     FileEntry,
@@ -31,7 +31,7 @@ from services.runtime.checkpoint_files import (
     sha256_of,
     sync_names,
 )
-from services.runtime.weight_store import MANIFEST, sync_folder, write_atomically
+from services.runtime.weights.store import MANIFEST, sync_folder, write_atomically
 
 FORMAT = 1
 _RANDOM = "random_state"

@@ -7,6 +7,6 @@ if __name__ == "__main__":
 
     from services.rollout.environment import check_machine
     from services.rollout.service import loops
-    from services.runtime.life import run_service
+    from services.runtime.process import run_service
 
     run_service("rollout", loops, check_machine)

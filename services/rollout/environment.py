@@ -16,7 +16,7 @@ import threading
 from importlib import metadata
 
 from services.contracts.errors import ConfigurationError
-from services.runtime.libraries import check_vllm_cpu
+from services.runtime.torch.libraries import check_vllm_cpu
 
 BACKEND = "turnout"
 """Name of our weight transfer engine within vLLM."""

@@ -15,19 +15,21 @@ from redis.exceptions import RedisError
 from services.contracts import streams
 from services.contracts.errors import ConfigurationError, ConflictError, MalformedMessageError, TurnoutError
 from services.contracts.events import Note
+from services.contracts.heartbeat import START_FAILURES, ServiceState
 from services.contracts.run_config import RunConfig, read_run_config
-from services.contracts.services import START_FAILURES, ServiceState
-from services.rollout import engine as engines
-from services.rollout import environment, pulse, starting, telemetry
-from services.rollout.prompts import PromptRenderer, load_tokenizer, stop_tokens
-from services.rollout.routes import add_routes, include_vllm
-from services.rollout.sampling import GroupSampler
-from services.rollout.server import EngineServer
-from services.rollout.worker import RolloutWorker, stop
+from services.rollout import environment
+from services.rollout.http import add_routes, include_vllm
+from services.rollout.sampling import metrics
+from services.rollout.sampling.prompts import PromptRenderer, load_tokenizer, stop_tokens
+from services.rollout.sampling.sampling import GroupSampler
+from services.rollout.sampling.worker import RolloutWorker, stop
+from services.rollout.vllm import engine as engines
+from services.rollout.vllm import pulse, starting
+from services.rollout.vllm.server import EngineServer
 from services.runtime.inputs import check_model_place
-from services.runtime.life import Service
 from services.runtime.logs import get_logger, set_log_fields
-from services.runtime.queue import Queue
+from services.runtime.process import Service
+from services.runtime.queue.queue import Queue
 
 log = get_logger(__name__)
 TICK_SECONDS = 0.5
@@ -154,8 +156,8 @@ class Supervisor:
             async with self._turn:
                 engine = await starting.start(self._spec)
             await self.server.attach(engine, self._run_id)
-            telemetry.ENGINE_STARTS.inc()
-            telemetry.ENGINE_START_SECONDS.set(time.monotonic() - started)
+            metrics.ENGINE_STARTS.inc()
+            metrics.ENGINE_START_SECONDS.set(time.monotonic() - started)
             await self._bring_up()
         except starting.StuckStartError as error:
             await self._note("error", str(error))
@@ -271,7 +273,7 @@ class Supervisor:
         elif server.phase == "serving":
             presence.details.pop("fault", None)
         if server.version is not None:
-            telemetry.WEIGHT_VERSION.labels("rollout", presence.instance).set(server.version)
+            metrics.WEIGHT_VERSION.labels("rollout", presence.instance).set(server.version)
 
     async def _report(self, error: TurnoutError) -> None:
         self._presence.details["fault"] = str(error)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from services.contracts.errors import ConfigurationError
 from services.contracts.hub import PREFIX, is_hub_name, parse_hub_data
-from services.contracts.model_section import ModelSection
+from services.contracts.model import ModelSection
 from services.contracts.run_config import RunConfig
 from services.runtime.model_folder import check_model_folder
 from services.runtime.settings import Settings

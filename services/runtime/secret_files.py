@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from services.contracts.errors import ConfigurationError, check_secret
-from services.runtime.weight_store import write_atomically
+from services.runtime.weights.store import write_atomically
 
 FOLDER = "secrets"
 SERVICE_TOKEN = "service-token"

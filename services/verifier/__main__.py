@@ -1,6 +1,6 @@
 """`python -m services.verifier`."""
 
-from services.runtime.life import run_service
+from services.runtime.process import run_service
 from services.verifier.start import loops
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ from redis.exceptions import RedisError
 from services.contracts import codec, streams
 from services.contracts.events import Note
 from services.contracts.messages import CompletedGroup, ScoredGroup
-from services.runtime.life import end_if_cancelled
 from services.runtime.logs import get_logger, log_fields
 from services.runtime.metrics import TOKENS
-from services.runtime.queue import Delivery, Held, Queue, Suspect
-from services.runtime.registry import Presence
+from services.runtime.presence import Presence
+from services.runtime.process import end_if_cancelled
+from services.runtime.queue.queue import Delivery, Held, Queue, Suspect
 from services.runtime.traces import record
 from services.verifier import metrics
 from services.verifier.gate import one_second_try

@@ -6,17 +6,17 @@ from contextlib import AsyncExitStack
 
 from services.contracts import streams
 from services.contracts.errors import TurnoutError
-from services.runtime.life import Service
 from services.runtime.logs import get_logger
-from services.runtime.queue import Queue
+from services.runtime.process import Service
+from services.runtime.queue.queue import Queue
 from services.verifier import metrics
 from services.verifier.judge import AsynchronousReward, Judge, Unavailable
 from services.verifier.rewards.code import CodeReward
 from services.verifier.rewards.http import HttpReward
-from services.verifier.sandbox.api import Sandbox
+from services.verifier.sandbox.sandbox import Sandbox
 from services.verifier.service import Verifier
 from services.verifier.settings import EndpointSettings, VerifierSettings, load
-from services.verifier.workers import WorkerPool
+from services.verifier.workers.pool import WorkerPool
 
 log = get_logger(__name__)
 

@@ -23,7 +23,7 @@ from services.contracts.events import (
     StepFinished,
     WeightsPublished,
 )
-from services.contracts.services import ServiceKind, ServiceRecord
+from services.contracts.heartbeat import ServiceKind, ServiceRecord
 
 TOKENS = ["The", " answer", " is", " <b>", "42", "</b>", ".", "\n", "<script>", "alert(1)", "</script>"]
 ENTROPY = [0.9, 0.4, 0.1, 1.7, 2.345, 0.2, 0.05, 0.01, 1.1, 0.6, 0.3]

@@ -12,11 +12,11 @@ import pytest
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.keys import Keys
 
-from services.runtime.checkpoint_files import checkpoint_folder
-from tests.api.test_forks import write_checkpoint
+from services.runtime.weights.checkpoint_files import checkpoint_folder
 from tests.page.conftest import Api
 from tests.page.player import ENTROPY, Player
 from tests.page.visitor import PHONE, Visitor
+from tests.services.api.test_forks import write_checkpoint
 
 
 def post(api: Api, path: str, body: Any = None) -> Any:

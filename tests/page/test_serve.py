@@ -14,13 +14,13 @@ from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.api import problems
-from services.api.page.endpoints import parse_text, router
+from services.api.http import problems
 from services.api.page.serve import Page
+from services.api.resources.run_files.endpoints import parse_text, router
 from services.contracts.errors import ConfigurationError
 from tests.conftest import ROOT
 
-SHIPPED = {path.name for path in (ROOT / "deploy/runs").glob("*.yaml")}
+SHIPPED = {path.name for path in (ROOT / "examples/runs").glob("*.yaml")}
 
 
 @pytest.fixture

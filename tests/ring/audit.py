@@ -7,11 +7,11 @@ from typing import Any
 
 import redis as redis_sync
 
-from services.cli.client import Client
-from services.cli.processes import read_state
 from services.contracts import codec, streams
 from services.contracts.errors import TurnoutError
 from services.contracts.messages import CompletedGroup, PromptTask, ScoredGroup
+from turnout.cli.local.processes import read_state
+from turnout.client.client import Client
 
 
 class Auditor:

@@ -18,11 +18,11 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import NamedTuple
 
-from services.cli.client import Client
-from services.cli.models import Evaluation, Run
 from services.contracts.states import TERMINAL_STATES
 from tests.ring.audit import Auditor
 from tests.ring.deployment import demo_config, deployment, finish, joined, kill, patiently, service
+from turnout.client.client import Client
+from turnout.client.models import Evaluation, Run
 
 INSTANCES = ("rollout-0", "verifier-0", "learner-0", "api-0", "valkey")
 

@@ -18,17 +18,17 @@ import httpx
 import psutil
 import yaml
 
-from services.cli.client import Client
-from services.cli.models import Run, Service
-from services.cli.processes import find, read_state
-from services.cli.queue_server import url_for
 from services.contracts.queue_users import USERS
 from services.contracts.run_config import merge
 from services.contracts.states import TERMINAL_STATES
 from tests.conftest import ROOT, free_port
+from turnout.cli.local.processes import find, read_state
+from turnout.cli.local.queue_server import url_for
+from turnout.client.client import Client
+from turnout.client.models import Run, Service
 
-DEMO = ROOT / "deploy" / "runs" / "demo.yaml"
-TURNOUT = [sys.executable, "-m", "services.cli.main"]
+DEMO = ROOT / "examples" / "runs" / "demo.yaml"
+TURNOUT = [sys.executable, "-m", "turnout.cli.main"]
 STALL_SECONDS = 5
 PATIENCE_SECONDS = 600.0
 """Ends a test that would otherwise wait for ever; no test passes or fails by the clock."""

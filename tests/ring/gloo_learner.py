@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from services.learner import supervisor
-from services.learner.progress import RUN_VARIABLE
+from services.learner.connections.progress_pipe import RUN_VARIABLE
+from services.learner.service import supervisor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,25 +27,26 @@ CHUNK_BYTES = 1 << 16
 
 def train() -> int:
     """The training program."""
-    from services.learner import train, transfer, transfer_nccl  # isort: skip  # `train` prepares the environment
-    from services.learner import leader
+    from services.learner.program import main as train  # isort: skip  # `train` prepares the environment
+    from services.learner.publish import cuda_ipc, nccl  # isort: skip  # `train` prepares the environment
+    from services.learner.program import leader
     from services.runtime.traces import flush_traces
 
     hold, held = (Path(os.environ["TURNOUT_HOME"]) / name for name in ("hold", "held"))
 
-    def make_sender(config: Any, device: Any, settings: Any, warn: Any) -> transfer_nccl.NcclSender:
+    def make_sender(config: Any, device: Any, settings: Any, warn: Any) -> nccl.NcclSender:
         assert config.weights.transport == "nccl"
-        return transfer_nccl.NcclSender(settings.host, device)
+        return nccl.NcclSender(settings.host, device)
 
     def fill(buffer: Tensor, chunk: Any, weights: Mapping[str, Tensor]) -> None:
-        transfer.fill(buffer, chunk, weights)
+        cuda_ipc.fill(buffer, chunk, weights)
         begins = chunk.tensors[0].name == next(iter(weights))
         while hold.exists() and not begins and threading.current_thread().name == "transfer-send":
             held.touch()
             time.sleep(0.01)
 
-    transfer.CHUNK_BYTES = CHUNK_BYTES
-    transfer_nccl.fill = fill  # type: ignore[attr-defined]
+    cuda_ipc.CHUNK_BYTES = CHUNK_BYTES
+    nccl.fill = fill  # type: ignore[attr-defined]
     leader.make_sender = make_sender  # type: ignore[attr-defined]
     code = train.main()
     flush_traces()
@@ -58,7 +59,7 @@ if __name__ == "__main__":
         sys.stdout.flush()
         os._exit(code)
     from services.learner.__main__ import loops
-    from services.runtime.life import run_service
+    from services.runtime.process import run_service
 
     supervisor.PROGRAM = "tests.ring.gloo_learner"
     run_service("learner", loops)

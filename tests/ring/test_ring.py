@@ -13,8 +13,6 @@ import httpx
 import psutil
 import pytest
 
-from services.cli.client import Client
-from services.cli.models import Run
 from services.runtime.traces import group_ids
 from tests.conftest import ROOT
 from tests.faults import SmallDisk, small_disk
@@ -34,6 +32,8 @@ from tests.ring.deployment import (
     service,
 )
 from tests.ring.prometheus import Prometheus, prometheus
+from turnout.client.client import Client
+from turnout.client.models import Run
 
 pytestmark = pytest.mark.timeout(900)
 SMALL = {"max_questions": 8, "num_samples": 4, "every_steps": None}
@@ -217,7 +217,7 @@ def test_a_fork_goes_on_without_its_parent(client: Client) -> None:
 
 def test_an_adapter_goes_round_the_ring(client: Client) -> None:
     """What the servers sample with is, after every update, the policy that the learner trains."""
-    model = {"path": "deploy/embedded/policy", "dtype": "float32", "lora": {"rank": 8}}
+    model = {"path": "examples/embedded/policy", "dtype": "float32", "lora": {"rank": 8}}
     ended = finish(
         client,
         run(

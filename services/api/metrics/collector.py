@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 
-from services.api.metrics.board import Board, RunNumbers
-from services.api.metrics.histograms import RunningHistogram
+from services.api.live.board import Board, RunNumbers
+from services.api.live.histograms import RunningHistogram
 from services.contracts.states import RUN_STATES
 
 _GAUGES = {

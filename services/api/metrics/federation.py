@@ -9,9 +9,9 @@ import httpx
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from services.contracts.services import ServiceRecord
+from services.contracts.heartbeat import ServiceRecord
+from services.runtime.http.outgoing import request
 from services.runtime.logs import get_logger
-from services.runtime.outgoing import request
 
 log = get_logger(__name__)
 NAMES = {

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from redis.asyncio import Redis
 
-from services.api.database import Database
-from services.api.fleet.queues import queue_states
-from services.api.metrics.board import Board
+from services.api.control.pusher import Pusher
+from services.api.control.watchdog import Watchdog
+from services.api.live.board import Board
+from services.api.live.queues import queue_states
 from services.api.metrics.federation import Federation
-from services.api.pusher import Pusher
-from services.api.watchdog import Watchdog
+from services.api.storage.database import Database
 from services.contracts.states import ACTIVE_STATES
-from services.runtime.registry import list_services
+from services.runtime.presence import list_services
 
 
 class MetricsRefresh:

@@ -7,8 +7,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from services.contracts.run_config import ObjectiveSection
-from services.learner.objectives.ratios import engine_correction, policy_ratio, sequence_ratio
-from services.learner.objectives.surrogate import clipped_surrogate
+from services.learner.objectives.terms.ratios import engine_correction, policy_ratio, sequence_ratio
+from services.learner.objectives.terms.surrogate import clipped_surrogate
 
 
 def importance_ratio(logprobs: Tensor, old: Tensor, sequence: Tensor | None) -> Tensor:

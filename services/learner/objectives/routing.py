@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from services.contracts.errors import TurnoutError
 from services.contracts.run_config import ObjectiveSection
-from services.learner.sequence import Route
+from services.learner.packing.sequence import Route
 
 
 @dataclass(frozen=True, slots=True)

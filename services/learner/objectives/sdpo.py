@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from services.contracts.run_config import ObjectiveSection
-from services.learner.objectives.ratios import engine_correction, policy_ratio
+from services.learner.objectives.terms.ratios import engine_correction, policy_ratio
 
 
 def sdpo_token_loss(

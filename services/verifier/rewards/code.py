@@ -23,15 +23,15 @@ from typing import Any, Final, Protocol
 
 from markdown_it import MarkdownIt
 
-from services.contracts.code_tests import Case, Tests, read_tests
 from services.contracts.errors import InfrastructureError
 from services.contracts.messages import Question
+from services.contracts.questions.code_tests import Case, Tests, read_tests
 from services.contracts.strict_json import BadJsonError, read_json
 from services.verifier import metrics
 from services.verifier.gate import Gate
 from services.verifier.rewards.registry import Judgement
 from services.verifier.rewards.replies import no_answer, shorten, tagged_answer
-from services.verifier.sandbox.api import Program, Result
+from services.verifier.sandbox.sandbox import Program, Result
 
 # What can hold a fence is read, and nothing else: models indent fences as they like, and their tags are no HTML.
 _MARKDOWN: Final = MarkdownIt("zero").enable(["fence", "list", "blockquote"]).disable("inline")

@@ -19,8 +19,8 @@ import msgspec
 
 from services.contracts.errors import ConfigurationError, InfrastructureError
 from services.contracts.messages import Question
-from services.contracts.question_forms import http_url
-from services.runtime.outgoing import client_options, request
+from services.contracts.questions.forms import http_url
+from services.runtime.http.outgoing import client_options, request
 from services.verifier.rewards.registry import Judgement, QuestionError
 from services.verifier.rewards.replies import shorten
 from services.verifier.settings import EndpointSettings

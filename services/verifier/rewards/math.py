@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from services.contracts.formulas.reader import read
-from services.contracts.formulas.tree import Node, Unreadable
 from services.contracts.messages import Question
-from services.contracts.question_forms import math_answer
-from services.verifier.rewards.math_answers import answer_of, without_lead
-from services.verifier.rewards.math_equality import equal
+from services.contracts.questions.forms import math_answer
+from services.contracts.questions.formulas.reader import read
+from services.contracts.questions.formulas.tree import Node, Unreadable
+from services.verifier.rewards.mathematics.answers import answer_of, without_lead
+from services.verifier.rewards.mathematics.equality import equal
 from services.verifier.rewards.registry import Judgement, register
 from services.verifier.rewards.replies import no_answer, shorten
 

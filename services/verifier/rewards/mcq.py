@@ -7,7 +7,7 @@ import string
 from typing import Final
 
 from services.contracts.messages import Question
-from services.contracts.question_forms import mcq_letter
+from services.contracts.questions.forms import mcq_letter
 from services.verifier.rewards.registry import Judgement, register
 from services.verifier.rewards.replies import no_answer, shorten, tagged_answer
 

@@ -1,4 +1,4 @@
-"""Recall: the embedded benchmark (deploy/embedded/benchmark.py). Facts and their total must be right.
+"""Recall: the embedded benchmark (examples/embedded/benchmark.py). Facts and their total must be right.
 
 `tests` is {"facts": {"coal": 21, ...}}, `answer` the total. The reply is exactly
 `<reasoning>...</reasoning><answer>N</answer>` with every fact in the reasoning as `name=value` and none wrong.
@@ -10,7 +10,7 @@ import re
 from typing import Final
 
 from services.contracts.messages import Question
-from services.contracts.question_forms import recall_facts
+from services.contracts.questions.forms import recall_facts
 from services.verifier.rewards.registry import Judgement, register
 from services.verifier.rewards.replies import shorten, tagged_answer
 

@@ -4,8 +4,8 @@
     def judge_mcq(question: Question, response_text: str, truncated: bool) -> Judgement: ...
 
 A reward is pure and synchronous and raises for no text that a model may write. `supervised=True` makes it run in a
-worker process with a time limit (`services.verifier.workers`): for parsers that may hang, crash or eat memory. Kinds
-that need the sandbox or the network (`code`, `http`) are not here: `services.verifier.judge` holds them.
+worker process with a time limit (`services.verifier.workers.pool`): for parsers that may hang, crash or eat memory.
+Kinds that need the sandbox or the network (`code`, `http`) are not here: `services.verifier.judge` holds them.
 """
 
 from __future__ import annotations

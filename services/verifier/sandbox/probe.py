@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from services.verifier.sandbox.api import probe
+from services.verifier.sandbox.sandbox import probe
 
 
 def main() -> int:

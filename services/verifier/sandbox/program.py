@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from services.verifier.sandbox import kernel, script, seccomp
+from services.verifier.sandbox.frames import Request
 from services.verifier.sandbox.room import SCRATCH, Room, import_folders
-from services.verifier.sandbox.wire import Request
 
 STARTED = b"+"
 NUM_THREADS = 32

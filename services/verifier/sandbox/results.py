@@ -7,7 +7,7 @@ import signal
 from dataclasses import dataclass, field
 from typing import Literal
 
-from services.verifier.sandbox.wire import Ended, Reply, Request
+from services.verifier.sandbox.frames import Ended, Reply, Request
 
 Status = Literal[
     "exited", "timeout_cpu", "timeout_wall", "starved", "memory", "output_limit", "killed", "infrastructure_fault"

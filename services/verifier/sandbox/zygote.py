@@ -39,7 +39,7 @@ import sys
 import time
 import typing
 
-from services.verifier.sandbox import kernel, program, room, wire
+from services.verifier.sandbox import frames, kernel, program, room
 
 PRELOADED = (bisect, collections, copy, ctypes, dataclasses, datetime, decimal, fractions, functools, heapq, itertools)
 PRELOADED_TOO = (math, operator, random, re, statistics, string, typing)
@@ -71,10 +71,10 @@ def main(arguments: list[str]) -> None:
     gc.disable()
     gc.freeze()
     control.send(b"ready")
-    while (received := wire.receive_request(control)) is not None:
+    while (received := frames.receive_request(control)) is not None:
         request, descriptors = received
         reply = _supervise(stage, request, descriptors, control)
-        control.send(wire.pack_reply(reply))
+        control.send(frames.pack_reply(reply))
 
 
 def _address_space() -> int:
@@ -83,8 +83,8 @@ def _address_space() -> int:
 
 
 def _supervise(
-    stage: program.Stage, request: wire.Request, descriptors: list[int], control: socket.socket
-) -> wire.Reply:
+    stage: program.Stage, request: frames.Request, descriptors: list[int], control: socket.socket
+) -> frames.Reply:
     """Fork, wait, kill if need be, clean up. Returns when no process of the run is left."""
     told, tell = os.pipe()
     stage.room.begin_run()
@@ -103,19 +103,19 @@ def _supervise(
     os.close(told)
     cpu = usage.ru_utime + usage.ru_stime
     if not said.startswith(program.STARTED):
-        return wire.Reply(wire.Ended.NOT_STARTED, status, cpu, wall, 0, 0, said.decode(errors="replace"))
-    if ended is wire.Ended.BY_ITSELF and cpu > request.cpu_seconds:
-        ended = wire.Ended.CPU_LIMIT
-    if ended is wire.Ended.STARVED and watch.queued_seconds is None and usage.ru_nivcsw <= usage.ru_nvcsw:
-        ended = wire.Ended.WALL_LIMIT  # it gave the core away oftener than it was taken from it: it chose to wait
-    return wire.Reply(ended, status, cpu, wall, watch.queued_seconds or 0.0, usage.ru_maxrss * 1024)
+        return frames.Reply(frames.Ended.NOT_STARTED, status, cpu, wall, 0, 0, said.decode(errors="replace"))
+    if ended is frames.Ended.BY_ITSELF and cpu > request.cpu_seconds:
+        ended = frames.Ended.CPU_LIMIT
+    if ended is frames.Ended.STARVED and watch.queued_seconds is None and usage.ru_nivcsw <= usage.ru_nvcsw:
+        ended = frames.Ended.WALL_LIMIT  # it gave the core away oftener than it was taken from it: it chose to wait
+    return frames.Reply(ended, status, cpu, wall, watch.queued_seconds or 0.0, usage.ru_maxrss * 1024)
 
 
 class Watch:
     """Watches a running program and ends it, with its whole pid namespace, where it is over a limit."""
 
     def __init__(
-        self, child: int, request: wire.Request, started: float, control: socket.socket, home: room.Room
+        self, child: int, request: frames.Request, started: float, control: socket.socket, home: room.Room
     ) -> None:
         self._request, self._started, self._control, self._room = request, started, control, home
         self._handle = os.pidfd_open(child)
@@ -123,7 +123,7 @@ class Watch:
         self.queued_seconds: float | None = 0.0
         """How long the program waited for a core, as far as it was measured; None if the kernel does not say."""
 
-    def until_end(self) -> wire.Ended:
+    def until_end(self) -> frames.Ended:
         """Wait until the program ends or must end; in the latter case it is killed."""
         poll = select.poll()
         poll.register(self._handle, select.POLLIN)
@@ -136,14 +136,14 @@ class Watch:
                     return ended
                 events = poll.poll(pause * 1000 + 1)
                 if any(descriptor == self._handle for descriptor, _ in events):
-                    return wire.Ended.BY_ITSELF
+                    return frames.Ended.BY_ITSELF
                 if events:  # the supervisor is gone
                     signal.pidfd_send_signal(self._handle, signal.SIGKILL)
                     os._exit(0)
         finally:
             os.close(self._handle)
 
-    def _look(self) -> tuple[wire.Ended | None, float]:
+    def _look(self) -> tuple[frames.Ended | None, float]:
         """Which limit the program is over, if any, and how long it cannot be over another one."""
         wall = time.monotonic() - self._started
         wall_left = self._wall_left(wall)
@@ -152,14 +152,14 @@ class Watch:
         except OSError:  # it ended between two looks; poll will say so at once
             return None, _CHECK_SECONDS
         if cpu_left <= 0:
-            return wire.Ended.CPU_LIMIT, 0.0
+            return frames.Ended.CPU_LIMIT, 0.0
         if wall_left <= 0:
             starved = self.queued_seconds is None or wall - self.queued_seconds < self._request.wall_seconds
-            return wire.Ended.STARVED if starved else wire.Ended.WALL_LIMIT, 0.0
+            return frames.Ended.STARVED if starved else frames.Ended.WALL_LIMIT, 0.0
         pause = min(max(min(wall_left, cpu_left), _CHECK_SECONDS), _LONGEST_PAUSE_SECONDS)
         if not self._room.isolated:
             if self._room.proc.num_threads(self._handle) > program.NUM_THREADS:
-                return wire.Ended.TOO_MANY_THREADS, 0.0
+                return frames.Ended.TOO_MANY_THREADS, 0.0
             pause = min(pause, _COUNT_SECONDS)
         return None, pause
 

@@ -1,0 +1,108 @@
+"""Everything that endpoints and loops need, made once, handed to both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import httpx
+from fastapi import Depends, Request
+from redis.asyncio import Redis
+
+from services.api.control.ingest import Ingest
+from services.api.control.pusher import Pusher
+from services.api.control.scheduler import Scheduler
+from services.api.control.watchdog import Watchdog
+from services.api.control.weight_client import WeightClient
+from services.api.live.board import Board
+from services.api.live.broadcaster import Broadcaster
+from services.api.live.journal import Journal
+from services.api.live.repeat import LoopStatus
+from services.api.live.signals import Signals
+from services.api.metrics.federation import Federation
+from services.api.metrics.refresh import MetricsRefresh
+from services.api.resources.runs.service import RunService
+from services.api.storage.database import Database
+from services.api.storage.repositories.keyring import Keyring
+from services.contracts.events import Event, RunStateChanged
+from services.runtime.connection import connect_impatiently
+from services.runtime.settings import Settings
+
+
+@dataclass(slots=True)
+class Parts:
+    """The API's parts."""
+
+    settings: Settings
+    redis: Redis
+    """For requests, whose senders wait. Loops have one that waits for the queue server itself."""
+    database: Database
+    http: httpx.AsyncClient
+    broadcaster: Broadcaster
+    signals: Signals
+    status: LoopStatus
+    board: Board
+    federation: Federation
+    journal: Journal
+    keys: Keyring
+    runs: RunService
+    scheduler: Scheduler
+    ingest: Ingest
+    pusher: Pusher
+    watchdog: Watchdog
+    refresh: MetricsRefresh
+
+    async def close(self) -> None:
+        await self.pusher.close()
+        await self.http.aclose()
+        await self.redis.aclose()
+        await self.database.close()
+
+
+def make_parts(settings: Settings, redis: Redis, database: Database) -> Parts:
+    """Wire the parts together. Nothing runs yet. `redis` is for the loops, and stays open."""
+    instance = settings.instance_name("api")
+    # Services are addressed directly: a proxy of the environment has no business between them.
+    http = httpx.AsyncClient(trust_env=False)
+    impatient = connect_impatiently(settings.redis_url)
+    broadcaster, signals, board = Broadcaster(), Signals(), Board()
+    journal = Journal(database, broadcaster, instance)
+    client = WeightClient(http, settings.service_token)
+    pusher = Pusher(redis, database, journal, client, signals, board.on_push)
+    watchdog = Watchdog(redis, database, journal, board, settings.home, settings.stall_seconds)
+    federation = Federation(http, settings.service_token)
+
+    def wake(event: Event) -> None:
+        if isinstance(event, RunStateChanged):
+            signals.schedule.set()
+
+    journal.listen(board.on_event)
+    journal.listen(wake)
+    return Parts(
+        settings=settings,
+        redis=impatient,
+        database=database,
+        http=http,
+        broadcaster=broadcaster,
+        signals=signals,
+        status=LoopStatus(),
+        board=board,
+        federation=federation,
+        journal=journal,
+        keys=Keyring(database, settings.api_key),
+        runs=RunService(settings, impatient, database, journal, signals),
+        scheduler=Scheduler(redis, database, journal),
+        ingest=Ingest(redis, journal, signals, instance),
+        pusher=pusher,
+        watchdog=watchdog,
+        refresh=MetricsRefresh(redis, database, board, federation, pusher, watchdog),
+    )
+
+
+def get_parts(request: Request) -> Parts:
+    parts: Parts = request.app.state.parts
+    return parts
+
+
+PartsOf = Annotated[Parts, Depends(get_parts)]
+"""Type of an endpoint's parameter that takes the parts."""

@@ -1,0 +1,205 @@
+"""The weight pusher: every rollout server of a run holds the run's newest published weights, verified, or is shown out.
+
+Level-triggered: each round compares the published weights with what every assigned server was last confirmed to hold,
+and starts one task for each server that differs. Servers are updated at the same time, each by itself; intermediate
+versions are skipped, since a task takes the newest version when it starts. A failed server is tried again with growing
+pauses until a whole update succeeds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from redis.asyncio import Redis
+
+from services.api.control.scheduler import as_text
+from services.api.control.weight_client import PushFailedError, Target, TransportFailedError, WeightClient
+from services.api.live.journal import Journal
+from services.api.live.repeat import growing_pause
+from services.api.live.signals import Signals
+from services.api.storage.database import Database
+from services.api.storage.repositories.runs import active_runs
+from services.api.storage.tables.history import WeightPushRow
+from services.contracts import streams
+from services.contracts.heartbeat import ServiceRecord
+from services.runtime.logs import get_logger
+from services.runtime.presence import list_services
+
+log = get_logger(__name__)
+FIRST_PAUSE_SECONDS = 0.5
+MAX_PAUSE_SECONDS = 15.0
+MAX_FAST_FAILURES = 3
+"""After so many in a row a server gets its weights from the store alone; each may stop it for half a minute."""
+
+
+@dataclass(slots=True)
+class ServerWeights:
+    """What the pusher knows of one rollout server."""
+
+    run_id: str
+    started_at: float
+    """Start of the process that this speaks of."""
+    confirmed: Target | None = None
+    """What the server was last seen to hold and to sample from."""
+    num_failures: int = 0
+    """Tries that failed since the last success."""
+    samples_on: bool = False
+    """The last try failed before the server's weights were touched: it samples on with older ones."""
+    retry_at: float = 0.0
+    """Monotonic time before which no new try starts."""
+    error: str = ""
+    num_fast_failures: dict[str, int] = field(default_factory=dict)
+    """Failures in a row of the fast transport, by the learner's offer."""
+
+    @property
+    def is_out(self) -> bool:
+        """Out of rotation: it samples nothing until an update succeeds."""
+        return self.num_failures > 0 and not self.samples_on
+
+
+class Pusher:
+    """Consumes: published weights, assigned servers' records. Produces: updated servers, rows of weight pushes."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        database: Database,
+        journal: Journal,
+        client: WeightClient,
+        signals: Signals,
+        on_push: Callable[[WeightPushRow], None],
+    ) -> None:
+        self.redis = redis
+        self.database = database
+        self.journal = journal
+        self.client = client
+        self.signals = signals
+        self.on_push = on_push
+        self.servers: dict[str, ServerWeights] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def step(self) -> None:
+        """One round: start what is due. Does not wait for the updates themselves."""
+        records = {record.instance: record for record in await list_services(self.redis)}
+        async with self.database.read() as session:
+            runs = await active_runs(session)
+        assigned: set[str] = set()
+        for run in runs:
+            target = await self._published(run.id)
+            for instance in run.rollout_servers:
+                assigned.add(instance)
+                record = records.get(instance)
+                if target is not None and record is not None and _engine_is_up(record, run.id):
+                    self._start_if_due(record, run.id, target)
+        for instance in self.servers.keys() - assigned - self._tasks.keys():
+            del self.servers[instance]
+
+    async def close(self) -> None:
+        """Cancel updates in flight; the next API process takes them up again."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _published(self, run_id: str) -> Target | None:
+        values = await self.redis.hgetall(streams.weights(run_id))
+        if not values:
+            return None
+        fields = {as_text(key): as_text(value) for key, value in values.items()}
+        return Target(int(fields["version"]), fields["path"], fields["checksum"], fields.get("transfer", ""))
+
+    def _start_if_due(self, record: ServiceRecord, run_id: str, target: Target) -> None:
+        server = self.servers.get(record.instance)
+        if server is None or server.run_id != run_id or server.started_at != record.started_at:
+            server = ServerWeights(run_id, record.started_at)
+            self.servers[record.instance] = server
+        busy = record.instance in self._tasks
+        if busy or server.confirmed == target or time.monotonic() < server.retry_at:
+            return
+        # A server that claims the right version, and has not failed under our hands, only needs to show it.
+        check_first = record.weight_version == target.version and not server.num_failures
+        task = asyncio.create_task(self._bring(record, server, target, check_first))
+        self._tasks[record.instance] = task
+        task.add_done_callback(lambda done: self._done(record.instance, done))
+
+    def _done(self, instance: str, task: asyncio.Task[None]) -> None:
+        del self._tasks[instance]
+        self.signals.push.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("weight push could not be recorded", server=instance, error=str(error), exc_info=error)
+
+    async def _bring(self, record: ServiceRecord, server: ServerWeights, target: Target, check_first: bool) -> None:
+        """One try for one server."""
+        started = time.monotonic()
+        row = WeightPushRow(
+            run_id=server.run_id,
+            version=target.version,
+            instance=record.instance,
+            at=time.time(),
+            seconds=0.0,
+            error="",
+            transport="store",
+        )
+        samples_on = False
+        try:
+            if check_first and await self.client.confirm(record.url, target):
+                server.confirmed = target
+                return
+            row.transport = await self._update(record, server, target)
+        except PushFailedError as error:
+            row.error, samples_on = error.message, error.samples_on
+        row.seconds = time.monotonic() - started
+        was_out, was_told = server.is_out, server.num_failures > 0
+        server.samples_on = samples_on
+        if row.error:
+            server.confirmed, server.error = None, row.error
+            server.num_failures += 1
+            pause = growing_pause(FIRST_PAUSE_SECONDS, server.num_failures, MAX_PAUSE_SECONDS)
+            server.retry_at = time.monotonic() + pause
+        else:
+            server.confirmed, server.num_failures, server.error, server.retry_at = target, 0, "", 0.0
+        await self._record(row)
+        if row.error and not (was_told and was_out == server.is_out):
+            place = "is out of rotation" if server.is_out else "samples on with older weights"
+            text = f"Rollout server {row.instance} {place}: version {row.version} failed, {row.error}"
+            await self.journal.note(row.run_id, "error", text)
+        if not row.error and was_told:
+            place = "is back in rotation at" if was_out else "has taken"
+            await self.journal.note(row.run_id, "info", f"Rollout server {row.instance} {place} version {row.version}.")
+
+    async def _update(self, record: ServiceRecord, server: ServerWeights, target: Target) -> str:
+        """By the learner's fast transport where it offers one, else, or where that fails, from the store. Returns
+        which of them it was."""
+        if target.transfer and server.num_fast_failures.get(target.transfer, 0) < MAX_FAST_FAILURES:
+            try:
+                await self.client.update(record.url, target, fast=True)
+                server.num_fast_failures.clear()
+                return target.transport
+            except TransportFailedError as error:
+                failures = server.num_fast_failures.get(target.transfer, 0) + 1
+                server.num_fast_failures = {target.transfer: failures}
+                last = " It is not tried again until learner or server restarts." * (failures == MAX_FAST_FAILURES)
+                text = f"Rollout server {record.instance} takes version {target.version} from the store, since the"
+                await self.journal.note(
+                    server.run_id, "warning", f"{text} fast transport failed: {error.message}{last}"
+                )
+        await self.client.update(record.url, target)
+        return "store"
+
+    async def _record(self, row: WeightPushRow) -> None:
+        fields = {"run_id": row.run_id, "server": row.instance, "version": row.version}
+        self.on_push(row)
+        if row.error:
+            log.warning("weight push failed", error=row.error, **fields)
+        else:
+            log.info("weights pushed", seconds=row.seconds, transport=row.transport, **fields)
+        async with self.database.write() as session:
+            session.add(row)
+
+
+def _engine_is_up(record: ServiceRecord, run_id: str) -> bool:
+    """Whether the server has taken up its assignment and its engine listens; a starting one loads weights itself."""
+    return record.run_id == run_id and record.state in ("ready", "updating", "failed")

@@ -1,0 +1,142 @@
+"""Errors as RFC 9457 problem documents: one shape, whatever went wrong, with the field and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict
+from redis.exceptions import RedisError
+from sqlalchemy.exc import DataError, SQLAlchemyError
+from starlette.exceptions import HTTPException
+from starlette.routing import Route
+
+from services.contracts.errors import TurnoutError
+from services.contracts.faults import field_of, joined
+from services.contracts.run_config import sentence
+from services.runtime.logs import get_logger
+from services.runtime.queue.server_log import queue_server_fault
+
+log = get_logger(__name__)
+MEDIA_TYPE = "application/problem+json"
+
+
+class Problem(BaseModel):
+    """What every error answer looks like (RFC 9457)."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    """One sentence for people."""
+    field: str | None = None
+    """The field of the request that is wrong, in dots; null where none is."""
+    remedy: str | None = None
+    """What to do about it; null where we do not know."""
+
+
+def problem(
+    status: int, title: str, detail: str, *, field: str | None = None, remedy: str | None = None
+) -> JSONResponse:
+    """A problem document as an answer. Texts may quote the request: halves of characters in them are spelled out."""
+    body = Problem(title=title, status=status, detail=_whole(detail), field=field and _whole(field), remedy=None)
+    body.remedy = _whole(remedy) if remedy else None
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
+    return JSONResponse(body.model_dump(), status, headers, MEDIA_TYPE)
+
+
+def _whole(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The error answers of an endpoint, for its OpenAPI description."""
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        for status in statuses
+    }
+
+
+def install(app: FastAPI, headers: Mapping[str, str]) -> None:
+    """Render every error of `app` as a problem. `headers` go with a fault's, whose answer no middleware sees."""
+
+    @app.exception_handler(TurnoutError)
+    async def named(_: Request, error: TurnoutError) -> JSONResponse:
+        return problem(error.status, error.title, error.message, field=error.field, remedy=error.remedy)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        return invalid_request(error.errors())
+
+    @app.exception_handler(HTTPException)
+    async def plain(request: Request, error: HTTPException) -> JSONResponse:
+        title = HTTPStatus(error.status_code).phrase
+        remedy = "/docs lists every path and method." if error.status_code in (404, 405) else None
+        answer = problem(
+            error.status_code, title, f"{request.method} {request.url.path}: {error.detail}.", remedy=remedy
+        )
+        answer.headers.update(error.headers or {})
+        if error.status_code == 405:
+            answer.headers["Allow"] = ", ".join(_methods(request))
+        return answer
+
+    @app.exception_handler(RedisError)
+    async def no_redis(request: Request, error: RedisError) -> JSONResponse:
+        log.error("request failed: Redis", error=str(error))
+        known = queue_server_fault(request.app.state.parts.settings.home)
+        text, remedy = known or "The queue server does not answer.", "Try again; see the API's log."
+        return problem(503, "Unavailable", text, remedy=remedy)
+
+    @app.exception_handler(DataError)
+    async def unstorable(_: Request, error: DataError) -> JSONResponse:
+        text = "The request holds a text or number that the database cannot hold."
+        return problem(422, "Invalid request", text, remedy="Leave out NUL characters.")
+
+    @app.exception_handler(SQLAlchemyError)
+    async def no_database(_: Request, error: SQLAlchemyError) -> JSONResponse:
+        log.error("request failed: database", error=str(error), exc_info=error)
+        return problem(503, "Unavailable", "The database does not answer.", remedy="Try again; see the API's log.")
+
+    @app.exception_handler(Exception)
+    async def unknown(_: Request, error: Exception) -> JSONResponse:
+        # The text may hold anything, so it goes into the log only.
+        log.error("request failed", error=str(error), exc_info=error)
+        answer = problem(500, "Internal error", "The API has a fault.", remedy="The API's log has the details.")
+        answer.headers.update(headers)
+        return answer
+
+
+def _methods(request: Request) -> list[str]:
+    """Every method that the path has; Starlette's own answer names those of the first route only."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if isinstance(route, Route) and route.path_regex.match(request.url.path):
+            found |= route.methods or set()
+    return sorted(found)
+
+
+def invalid_request(errors: Sequence[Any]) -> JSONResponse:
+    """Every wrong field of a request in one sentence; `field` names the first."""
+    remedy = "docs/configuration.md has every field of a run." if errors[0]["loc"][:1] == ("body",) else None
+    return problem(
+        422,
+        "Invalid request",
+        "The request is not valid: " + joined(errors, _sentence) + ".",
+        field=field_of(errors[0]["loc"][1:], errors[0]["msg"]),
+        remedy=remedy,
+    )
+
+
+def _sentence(item: Any) -> str:
+    if item["type"] == "json_invalid":
+        return "the body is not JSON"
+    return sentence(item, skip=1)

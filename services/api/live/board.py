@@ -1,0 +1,117 @@
+"""The newest numbers of every run and service, in memory: what `/metrics` shows. Rebuilt from the database at start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+from sqlalchemy import select
+
+from services.api.live.histograms import RunningHistogram, push_histogram
+from services.api.live.queues import QueueState
+from services.api.live.stalls import Stall, Wait
+from services.api.storage.database import Database
+from services.api.storage.tables.history import EvaluationRow, StepRow, WeightPushRow
+from services.api.storage.tables.runs import Run
+from services.contracts.events import EvaluationFinished, Event, Histogram, StepFinished
+from services.contracts.heartbeat import ServiceRecord
+from services.contracts.states import TERMINAL_STATES
+
+MAX_ENDED_RUNS = 20
+"""Ended runs that keep their metrics, newest first: what bounds the number of series."""
+
+
+@dataclass(slots=True)
+class RunNumbers:
+    """What one run shows."""
+
+    step: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of the newest step."""
+    groups: dict[str, int] = field(default_factory=dict)
+    accuracy: dict[tuple[str, int], float] = field(default_factory=dict)
+    """avg@k of the newest evaluation, by split and k."""
+    distillation_weight: RunningHistogram = field(default_factory=RunningHistogram)
+    staleness_versions: RunningHistogram = field(default_factory=RunningHistogram)
+    push_seconds: RunningHistogram = field(default_factory=push_histogram)
+    num_failed_pushes: int = 0
+
+    def add_histograms(self, step: int, histograms: dict[str, Histogram]) -> None:
+        """Count a step's values. One trained again after a resume is not counted twice."""
+        if step > self.step:
+            if "distillation_weight" in histograms:
+                self.distillation_weight.add(histograms["distillation_weight"])
+            if "staleness_versions" in histograms:
+                self.staleness_versions.add(histograms["staleness_versions"])
+            self.step = step
+
+    def add_push(self, row: WeightPushRow) -> None:
+        if row.error:
+            self.num_failed_pushes += 1
+        else:
+            self.push_seconds.observe(row.seconds)
+
+
+class Board:
+    """All numbers. Listens to the journal; the refresh loop fills in what comes from Redis."""
+
+    def __init__(self) -> None:
+        self.runs: dict[str, RunNumbers] = {}
+        self.states: dict[str, tuple[str, str]] = {}
+        """Run id to name and state, of the runs that are shown."""
+        self.services: list[ServiceRecord] = []
+        self.queues: list[QueueState] = []
+        self.waits: list[Wait] = []
+        self.stalls: list[Stall] = []
+        self.out_of_rotation: dict[tuple[str, str], int] = {}
+        """(run id, instance) of every assigned rollout server to 1 where it is out of rotation, else 0."""
+
+    def of(self, run_id: str) -> RunNumbers:
+        return self.runs.setdefault(run_id, RunNumbers())
+
+    def on_event(self, event: Event) -> None:
+        """Take in a new event."""
+        match event:
+            case StepFinished():
+                numbers = self.of(event.run_id)
+                numbers.add_histograms(event.step, event.histograms)
+                numbers.metrics, numbers.groups = event.metrics, event.groups
+            case EvaluationFinished():
+                self.of(event.run_id).accuracy[event.split, event.num_samples] = event.accuracy
+
+    def on_push(self, row: WeightPushRow) -> None:
+        self.of(row.run_id).add_push(row)
+
+    async def refresh_runs(self, database: Database) -> None:
+        """Which runs are shown: all that have not ended and the newest others."""
+        async with database.read() as session:
+            runs = select(Run.id, Run.name, Run.state)
+            going = await session.execute(runs.where(Run.state.not_in(TERMINAL_STATES)))
+            newest = await session.execute(runs.order_by(Run.created_at.desc(), Run.id.desc()).limit(MAX_ENDED_RUNS))
+            self.states = {run_id: (name, state) for run_id, name, state in (*going, *newest)}
+        for run_id in self.runs.keys() - self.states.keys():
+            del self.runs[run_id]
+
+    async def rebuild(self, database: Database) -> None:
+        """Fill the board from the database, after a start."""
+        await self.refresh_runs(database)
+        for run_id in self.states:
+            await self._rebuild_run(database, run_id)
+
+    async def _rebuild_run(self, database: Database, run_id: str) -> None:
+        numbers = self.of(run_id)
+        async with database.read() as session:
+            of_run = StepRow.run_id == run_id
+            newest = await session.scalar(select(StepRow).where(of_run).order_by(StepRow.step.desc()).limit(1))
+            if newest is not None:
+                numbers.metrics, numbers.groups = newest.metrics, newest.groups
+            # of all other steps no metrics: reading them would cost three times as much
+            histograms = select(StepRow.step, StepRow.histograms).where(of_run).order_by(StepRow.step)
+            async for part in (await session.stream(histograms)).partitions(1000):
+                for step, counts in part:
+                    numbers.add_histograms(step, msgspec.convert(counts, dict[str, Histogram]))
+            query = select(EvaluationRow).where(EvaluationRow.run_id == run_id).order_by(EvaluationRow.step)
+            for evaluation in await session.scalars(query):
+                numbers.accuracy[evaluation.split, evaluation.num_samples] = evaluation.accuracy
+            for push in await session.scalars(select(WeightPushRow).where(WeightPushRow.run_id == run_id)):
+                numbers.add_push(push)

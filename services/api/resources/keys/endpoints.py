@@ -1,0 +1,72 @@
+"""REST: API keys. Only keys with the role `operate` may call these."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from services.api.container import PartsOf
+from services.api.http.bodies import BoundedRoute
+from services.api.http.problems import responses
+from services.api.storage.repositories.keyring import Role
+
+PREFIX = "/v1/keys"
+router = APIRouter(prefix=PREFIX, tags=["keys"], route_class=BoundedRoute)
+
+
+class KeyRequest(BaseModel):
+    """A key to be made."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
+    """Whose it is or what it is for."""
+    role: Role = "read"
+    """read: look at everything but keys. operate: also start, change and delete runs, and make keys."""
+
+
+class KeyItem(BaseModel):
+    """A key without its text."""
+
+    model_config = ConfigDict(from_attributes=True, use_attribute_docstrings=True)
+
+    id: str
+    """The key's text begins with `turnout_<id>_`."""
+    name: str
+    role: Role
+    created_at: float
+    """Unix seconds."""
+
+
+class NewKey(KeyItem):
+    """A key with its text, shown this once."""
+
+    key: str
+    """Send it as `Authorization: Bearer <key>`. Only its digest is kept."""
+
+
+class KeyList(BaseModel):
+    items: list[KeyItem]
+
+
+@router.post("", status_code=201, responses=responses(400, 401, 409, 413, 422, 503))
+async def create_key(request: KeyRequest, parts: PartsOf, response: Response) -> NewKey:
+    """Make a key. Its text is in this answer and nowhere else."""
+    row, text = await parts.keys.create(request.name, request.role)
+    response.headers["Location"] = f"{PREFIX}/{row.id}"
+    return NewKey(**KeyItem.model_validate(row).model_dump(), key=text)
+
+
+@router.get("", responses=responses(401, 503))
+async def list_keys(parts: PartsOf) -> KeyList:
+    """Every key that was made, oldest first, without its text. TURNOUT_API_KEY is not among them."""
+    return KeyList(items=[KeyItem.model_validate(row) for row in await parts.keys.list()])
+
+
+@router.delete("/{key_id}", status_code=204, responses=responses(401, 404, 422, 503))
+async def revoke_key(key_id: str, parts: PartsOf) -> None:
+    """Make a key worthless from now on, and end the event streams that were opened with it."""
+    await parts.keys.revoke(key_id)
+    parts.broadcaster.wake_all()

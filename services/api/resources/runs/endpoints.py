@@ -1,0 +1,140 @@
+"""REST: runs."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from services.api.container import Parts, PartsOf
+from services.api.http.bodies import BoundedRoute
+from services.api.http.problems import responses
+from services.api.resources.runs.schemas import ForkRequest, RunDetail, RunPage, RunSummary, summary_fields
+from services.api.storage.repositories import history as history
+from services.api.storage.repositories import runs as repository
+from services.api.storage.repositories.keyring import Caller
+from services.api.storage.tables.runs import Run
+from services.contracts.run_config import RunConfig
+from services.contracts.states import RunState
+
+router = APIRouter(prefix="/v1/runs", tags=["runs"], route_class=BoundedRoute)
+
+
+def own_idempotency_key(
+    request: Request, idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None
+) -> str | None:
+    """The request's key, told apart from the same key of another caller."""
+    caller: Caller | None = getattr(request.state, "caller", None)
+    if idempotency_key is None or caller is None:
+        return idempotency_key
+    return "sha256:" + hashlib.sha256(f"{caller.id}\0{idempotency_key}".encode()).hexdigest()
+
+
+IdempotencyKey = Annotated[str | None, Depends(own_idempotency_key)]
+
+
+@router.post("", status_code=201, responses=responses(400, 401, 413, 422, 503))
+async def create_run(
+    config: RunConfig,
+    parts: PartsOf,
+    response: Response,
+    idempotency_key: IdempotencyKey,
+) -> RunDetail:
+    """Queue a run. The body is the run configuration; a repeated Idempotency-Key gives the run made the first time."""
+    run = await parts.runs.create(config, idempotency_key)
+    response.headers["Location"] = f"/v1/runs/{run.id}"
+    return await _detail(parts, run)
+
+
+@router.get("", responses=responses(401, 422, 503))
+async def list_runs(
+    parts: PartsOf,
+    state: Annotated[list[RunState] | None, Query()] = None,
+    name: Annotated[str | None, Query(max_length=100, description="Text that the name contains.")] = None,
+    sort: repository.Sort = "-created_at",
+    cursor: Annotated[str | None, Query(max_length=1000, description="next_cursor of the page before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> RunPage:
+    """Runs, newest first unless `sort` says otherwise."""
+    async with parts.database.read() as session:
+        runs, next_cursor = await repository.page_of_runs(
+            session, state=state or [], name=name, sort=sort, cursor=cursor, limit=limit
+        )
+    items = [RunSummary(**summary_fields(run), metrics=metrics) for run, metrics in runs]
+    return RunPage(items=items, next_cursor=next_cursor)
+
+
+@router.get("/{run_id}", responses=responses(401, 404, 422, 503))
+async def show_run(run_id: str, parts: PartsOf) -> RunDetail:
+    """One run with its configuration and newest numbers."""
+    async with parts.database.read() as session:
+        run = await repository.get_run(session, run_id)
+        return await _described(session, run)
+
+
+@router.post("/{run_id}/fork", status_code=201, responses=responses(400, 401, 404, 409, 413, 422, 503))
+async def fork_run(
+    run_id: str,
+    request: ForkRequest,
+    parts: PartsOf,
+    response: Response,
+    idempotency_key: IdempotencyKey,
+) -> RunDetail:
+    """Queue a new run that goes on from a checkpoint of this one, with changed settings.
+
+    Weights, optimizer state, self-teacher, step number and position in the data go on from the checkpoint. The new run
+    has its own copy of it: this one may go on, or be deleted.
+    """
+    run = await parts.runs.fork(run_id, request, idempotency_key)
+    response.headers["Location"] = f"/v1/runs/{run.id}"
+    return await _detail(parts, run)
+
+
+@router.post("/{run_id}/stop", responses=responses(401, 404, 409, 422, 503))
+async def stop_run(
+    run_id: str,
+    parts: PartsOf,
+    now: Annotated[bool, Query(description="End at once, without a checkpoint.")] = False,
+) -> RunDetail:
+    """End a run: gracefully, with a checkpoint, unless `now`."""
+    return await _detail(parts, await parts.runs.stop(run_id, now=now))
+
+
+@router.post("/{run_id}/pause", responses=responses(401, 404, 409, 422, 503))
+async def pause_run(run_id: str, parts: PartsOf) -> RunDetail:
+    """Pause after the present step. The run keeps its services."""
+    return await _detail(parts, await parts.runs.pause(run_id))
+
+
+@router.post("/{run_id}/resume", responses=responses(401, 404, 409, 422, 503))
+async def resume_run(run_id: str, parts: PartsOf) -> RunDetail:
+    """Let a paused run go on, or queue a stopped or failed one again; it goes on from its newest checkpoint."""
+    return await _detail(parts, await parts.runs.resume(run_id))
+
+
+@router.delete("/{run_id}", status_code=204, responses=responses(401, 404, 409, 422, 503))
+async def delete_run(run_id: str, parts: PartsOf) -> None:
+    """Delete a run that has ended, with its files, queues and history; its event streams end."""
+    await parts.runs.delete(run_id)
+    parts.board.states.pop(run_id, None)
+    parts.broadcaster.end(run_id)
+
+
+async def _detail(parts: Parts, run: Run) -> RunDetail:
+    async with parts.database.read() as session:
+        return await _described(session, run)
+
+
+async def _described(session: AsyncSession, run: Run) -> RunDetail:
+    newest = await history.newest_step(session, run)
+    first, last = await history.first_and_last_accuracy(session, run.id)
+    return RunDetail(
+        **summary_fields(run),
+        config=run.config,
+        metrics=newest.metrics if newest else {},
+        groups=newest.groups if newest else {},
+        accuracy_first=first,
+        accuracy_last=last,
+    )

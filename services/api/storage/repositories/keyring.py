@@ -1,0 +1,116 @@
+"""The keys that open this API: the one of the environment, and those that people made with it."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from sqlalchemy import delete, select
+
+from services.api.storage.database import Database
+from services.api.storage.tables.keys import ApiKey
+from services.contracts.errors import ConflictError, NotFoundError
+
+Role = Literal["read", "operate"]
+"""read: look at everything but keys. operate: also start, change and delete runs, and make keys."""
+BOOTSTRAP = "TURNOUT_API_KEY"
+MAX_KEYS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sent a request."""
+
+    id: str
+    role: Role
+
+
+class Keyring:
+    """Knows every key by its digest. One API process owns the database, so the digests are kept in memory."""
+
+    def __init__(self, database: Database, bootstrap: str) -> None:
+        """`bootstrap`: the key of the environment; empty where the API asks for no key."""
+        self.database = database
+        self._bootstrap = [(_digest(bootstrap.encode()), Caller(BOOTSTRAP, "operate"))] if bootstrap else []
+        self._made: list[tuple[str, Caller]] | None = None
+        self._num_changes = 0
+        self._revoked: set[str] = set()
+
+    @property
+    def required(self) -> bool:
+        """Whether callers must show a key."""
+        return bool(self._bootstrap)
+
+    async def find(self, key: bytes) -> Caller | None:
+        """Whose key this is, if anyone's. Raises SQLAlchemy's errors where the database is away at the first call.
+
+        Digests are compared, all of them and in constant time: neither a key's length nor its first wrong letter shows
+        in the time that it takes.
+        """
+        seen = _digest(key)
+        made = self._made if self._made is not None else await self._read()
+        matches = [caller for digest, caller in (*self._bootstrap, *made) if hmac.compare_digest(digest, seen)]
+        return matches[0] if matches else None
+
+    async def _read(self) -> list[tuple[str, Caller]]:
+        """Read the digests, and keep them unless a key was made or revoked meanwhile: they may lack that."""
+        while True:
+            before = self._num_changes
+            made = [(row.digest, Caller(row.id, row.role)) for row in await self.list()]  # type: ignore[arg-type]
+            if before == self._num_changes:
+                self._made = made
+                return made
+
+    def _changed(self) -> None:
+        self._made = None
+        self._num_changes += 1
+
+    async def list(self) -> Sequence[ApiKey]:
+        """Every key that people made, oldest first."""
+        async with self.database.read() as session:
+            return (await session.scalars(select(ApiKey).order_by(ApiKey.created_at, ApiKey.id))).all()
+
+    async def create(self, name: str, role: Role) -> tuple[ApiKey, str]:
+        """Make a key; gives its row and its text, which is not kept.
+
+        Raises:
+            ConflictError: the API asks for no key, or has very many.
+        """
+        if not self.required:
+            raise ConflictError(
+                "This API asks nobody for a key, so a key would open nothing.",
+                remedy="Set TURNOUT_API_KEY, which turns keys on and makes the first ones, and start the API again.",
+            )
+        if len(await self.list()) >= MAX_KEYS:
+            raise ConflictError(f"There are {MAX_KEYS} keys already.", remedy="Revoke those that nobody uses.")
+        key_id = secrets.token_hex(4)
+        text = f"turnout_{key_id}_{secrets.token_urlsafe(32)}"
+        row = ApiKey(id=key_id, name=name, role=role, digest=_digest(text.encode()), created_at=time.time())
+        async with self.database.write() as session:
+            session.add(row)
+        self._changed()
+        return row, text
+
+    async def revoke(self, key_id: str) -> None:
+        """Make a key worthless from the next request on. Raises `NotFoundError`."""
+        async with self.database.write() as session:
+            result = await session.execute(delete(ApiKey).where(ApiKey.id == key_id).returning(ApiKey.id))
+            if result.scalar_one_or_none() is None:
+                raise NotFoundError(
+                    f"There is no key {key_id!r}.", remedy="GET /v1/keys lists the keys.", field="key_id"
+                )
+        self._revoked.add(key_id)
+        self._changed()
+
+    def is_revoked(self, caller: Caller | None) -> bool:
+        """Whether the key that a request came with has been revoked since; for answers that go on for long."""
+        return caller is not None and caller.id in self._revoked
+
+
+def _digest(key: bytes) -> str:
+    return hashlib.sha256(key).hexdigest()

@@ -1,0 +1,217 @@
+"""What a dataset's row must hold to be judged, by kind of question (docs/rewards.md).
+
+The learner reads rows by these when a run starts, so that a bad one is a sentence with file and line, and the verifier
+reads questions by them when it judges, so that none that slipped through earns anything. Kinds of installed packages
+have forms of their own, unknown here.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Annotated, Any, Final, Literal, NamedTuple, NoReturn, TypeVar
+
+import msgspec
+
+from services.contracts.errors import QuestionError
+from services.contracts.messages import Question
+from services.contracts.questions.code_tests import read_tests
+from services.contracts.questions.formulas.reader import read
+from services.contracts.questions.formulas.tree import Node, Unreadable
+from services.contracts.strict_json import BadJsonError, read_json
+
+S = TypeVar("S", bound="Settings")
+_CORRECT_ROW: Final = "Correct the dataset's row (docs/rewards.md)."
+_PROBES: Final = (*string.ascii_letters, *string.digits, *string.punctuation, "\u00e9", "\u4e2d", "a b")
+"""Short, so that no pattern takes long on them."""
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The JSON object in a question's `tests`, for kinds that need none."""
+
+
+class PartialCredit(Settings, frozen=True, forbid_unknown_fields=True):
+    partial_credit: bool = False
+
+
+class TextSettings(Settings, frozen=True, forbid_unknown_fields=True):
+    ignore_case: bool = False
+    where: Literal["answer", "reply"] | msgspec.UnsetType = msgspec.UNSET
+
+
+class ExactSettings(TextSettings, frozen=True, forbid_unknown_fields=True):
+    accept: list[str | int] = []
+
+
+class RegexSettings(TextSettings, frozen=True, forbid_unknown_fields=True):
+    full: bool = False
+
+
+Total = Annotated[str, msgspec.Meta(pattern=r"\A[0-9]+\Z")]
+Amount = Annotated[int, msgspec.Meta(ge=0)]
+Name = Annotated[str, msgspec.Meta(pattern=r"\S")]
+
+
+class RecallSettings(PartialCredit, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    facts: Annotated[dict[Name, Amount | Total], msgspec.Meta(min_length=1)]
+
+
+class ToolCall(NamedTuple):
+    """One call that a row of kind `tooluse` asks for."""
+
+    action: str
+    inputs: dict[str, Any]
+
+
+def check_question(question: Question) -> None:
+    """Raise `QuestionError` if no reply to `question` can be judged, or if every reply would be right."""
+    read = FORMS.get(question.kind)
+    if read is not None:
+        read(question)
+    elif (meant := question.kind.strip().casefold()) in FORMS:
+        refuse(question, f"kind is {question.kind!r}", f"Write {meant!r}.")
+
+
+def refuse(question: Question, what: str, remedy: str = _CORRECT_ROW) -> NoReturn:
+    raise QuestionError(f"Question {question.id}: {what}.", remedy=remedy)
+
+
+def read_settings(question: Question, form: type[S]) -> S:
+    """The question's `tests` by `form`; its defaults for datasets that write nothing or "-" there.
+
+    Raises:
+        QuestionError: not a JSON object, a setting that is misspelt, or a value that is none for it.
+    """
+    text = question.tests.strip()
+    try:
+        found = {} if text in ("", "-") else read_json(text)
+    except BadJsonError as error:
+        refuse(question, f"tests is not valid JSON ({error})")
+    if not isinstance(found, dict):
+        refuse(question, "tests is not a JSON object")
+    try:
+        return msgspec.convert(found, form)
+    except msgspec.ValidationError as error:
+        known = ", ".join(form.__struct_fields__) or "none"
+        refuse(question, f"tests: {error}", f"Correct the dataset's row; settings of kind {question.kind}: {known}.")
+
+
+def mcq_letter(question: Question) -> str:
+    """The capital letter of the right option."""
+    read_settings(question, Settings)
+    letter = needed_answer(question)
+    if len(letter) != 1 or letter not in string.ascii_uppercase:
+        refuse(question, f"answer is {letter[:60]!r}, not the capital letter of an option")
+    return letter
+
+
+def exact_texts(question: Question) -> tuple[list[str], ExactSettings]:
+    """The texts that are right."""
+    options = read_settings(question, ExactSettings)
+    texts = [needed_answer(question), *(str(text).strip() for text in options.accept)]
+    if not all(texts):
+        refuse(question, "tests.accept has an empty text, which an empty answer would equal")
+    return texts, options
+
+
+def regex_pattern(question: Question) -> tuple[re.Pattern[str], RegexSettings]:
+    """The pattern that right replies have."""
+    options = read_settings(question, RegexSettings)
+    needed_answer(question)
+    try:
+        pattern, is_empty, is_all = _pattern(question.answer, options.ignore_case, options.full)
+    except (re.error, RecursionError, OverflowError) as error:
+        refuse(question, f"answer is not a regular expression ({error})")
+    if is_empty or is_all:
+        what = "an empty answer" if is_empty else "every answer"
+        refuse(question, f"answer is {question.answer[:60]!r}, a pattern that {what} satisfies")
+    return pattern, options
+
+
+@lru_cache(maxsize=512)
+def _pattern(text: str, ignore_case: bool, full: bool) -> tuple[re.Pattern[str], bool, bool]:
+    """The pattern, whether the empty text satisfies it, and whether all texts seem to.
+
+    What it forbids by `(?!` may be a word that no probe has.
+    """
+    pattern = re.compile(text, re.IGNORECASE if ignore_case else 0)
+    matches = pattern.fullmatch if full else pattern.search
+    return pattern, matches("") is not None, "(?!" not in text and all(map(matches, _PROBES))
+
+
+def recall_facts(question: Question) -> tuple[str, RecallSettings]:
+    """The total, and the facts with their values."""
+    options = read_settings(question, RecallSettings)
+    total = needed_answer(question)
+    if not re.fullmatch("[0-9]+", total):
+        refuse(question, f"answer is {total[:60]!r}, not a total in digits")
+    return total, options
+
+
+def tool_calls(question: Question) -> tuple[list[ToolCall], PartialCredit]:
+    """The calls of `answer`, a JSON list of {"Action": name, "Action_Input": JSON object or its text}."""
+    options = read_settings(question, PartialCredit)
+    try:
+        items = read_json(question.answer)
+        if not isinstance(items, list):
+            raise BadJsonError("it is no list")
+        return [_tool_call(item) for item in items], options
+    except BadJsonError as error:
+        refuse(question, f'answer is not a JSON list of {{"Action", "Action_Input"}} ({error})')
+
+
+def _tool_call(item: Any) -> ToolCall:
+    action, inputs = (item.get("Action"), item.get("Action_Input")) if isinstance(item, dict) else (None, None)
+    if not isinstance(action, str) or not action.strip():
+        raise BadJsonError("an item has no Action")
+    if isinstance(inputs, str):
+        inputs = read_json(inputs)
+    if not isinstance(inputs, dict):
+        raise BadJsonError("the Action_Input of an item is no JSON object")
+    return ToolCall(action.strip(), inputs)
+
+
+def http_url(question: Question) -> str | None:
+    """The endpoint that the question names, None for none. The rest of `tests` is the endpoint's own."""
+    if not question.tests.lstrip().startswith("{"):
+        return None
+    try:
+        url = read_json(question.tests).get("url")
+    except BadJsonError as error:
+        refuse(question, f"tests is not valid JSON ({error})")
+    if url is not None and not isinstance(url, str):
+        refuse(question, "tests.url is no text")
+    return url
+
+
+def math_answer(question: Question) -> tuple[Node, ...]:
+    """The readings of the reference."""
+    read_settings(question, Settings)
+    answer = needed_answer(question)
+    try:
+        return read(answer)
+    except Unreadable as error:
+        what = f"answer is {answer[:60]!r}, which cannot be read as a formula: {error}"
+        refuse(question, what, "Correct the dataset's row, or use kind exact.")
+
+
+def needed_answer(question: Question) -> str:
+    """`answer` without white space at its ends. Raises `QuestionError` where that leaves nothing."""
+    answer = question.answer.strip()
+    if not answer:
+        refuse(question, f"answer is missing or empty, which kind {question.kind} needs")
+    return answer
+
+
+FORMS: Final[dict[str, Callable[[Question], object]]] = {
+    "mcq": mcq_letter,
+    "tooluse": tool_calls,
+    "recall": recall_facts,
+    "exact": exact_texts,
+    "regex": regex_pattern,
+    "math": math_answer,
+    "code": read_tests,
+    "http": http_url,
+}

@@ -1,0 +1,164 @@
+"""Batches out of scored groups: which group is trained in which step, and which is dropped and why. Pure decisions.
+
+Groups are decided strictly in feeding order, whatever order they arrive in: early ones wait in a buffer. So the batches
+are a function of the groups alone; a learner that replays them after a crash makes the same ones, and long responses
+are not put off behind short ones. How far sampling may run ahead meanwhile is the feeder's credit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from services.contracts.messages import ScoredGroup
+from services.contracts.run_config import RunConfig
+from services.learner.groups.ledger import DropReason, Ledger
+from services.runtime.queue.queue import Delivery
+
+Scored = Delivery[ScoredGroup]
+WHY_LOST: Mapping[DropReason, str] = {
+    "lost": "the message was unreadable",
+    "fatal": "the message ended the services that held it; their logs may say why",
+}
+
+
+def usable_samples(group: ScoredGroup) -> list[bool]:
+    """Per rollout: sampled and judged without an infrastructure fault."""
+    return [
+        rollout.status == "ok" and verdict.status == "ok"
+        for rollout, verdict in zip(group.group.rollouts, group.verdicts, strict=True)
+    ]
+
+
+def oldest_version(group: ScoredGroup) -> int | None:
+    """Oldest weight version among the tokens of usable rollouts; None where there are no tokens."""
+    pairs = zip(group.group.rollouts, usable_samples(group), strict=True)
+    versions = [rollout.oldest_version for rollout, usable in pairs if usable]
+    return min((version for version in versions if version is not None), default=None)
+
+
+def drop_reason(group: ScoredGroup, current_version: int, max_staleness: int) -> DropReason | None:
+    """Why `group` cannot be trained on weights of `current_version`; None where it can."""
+    num_usable = sum(usable_samples(group))
+    if num_usable == 0:
+        return "faulty"
+    if num_usable < min(2, group.group.task.sampling.num_samples):
+        return "too_few"
+    oldest = oldest_version(group)
+    if oldest is not None and oldest < current_version - max_staleness:
+        return "stale"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The groups of one training step, in feeding order."""
+
+    step: int
+    """From 1; the weights that it makes have this version."""
+    groups: list[ScoredGroup]
+
+
+@dataclass(slots=True)
+class Batcher:
+    """Collects scored groups and hands out batches of `prompts_per_step`."""
+
+    prompts_per_step: int
+    max_staleness: int
+    ledger: Ledger
+    lost: Mapping[int, DropReason] = field(default_factory=dict)
+    """Sequence numbers that will never arrive, and why."""
+    boundary: Ledger = field(init=False)
+    """The ledger as it stood when the last batch was complete: what a checkpoint of that step holds."""
+    last_drop: tuple[DropReason, str] | None = None
+    """Reason and first fault text of the newest drop, for messages to people."""
+    num_dropped_in_a_row: int = 0
+    dropped: list[tuple[ScoredGroup, DropReason]] = field(default_factory=list)
+    """Groups dropped since somebody last emptied this; those lost on the way are not here."""
+    _waiting: dict[int, Scored] = field(default_factory=dict)
+    _chosen: list[ScoredGroup] = field(default_factory=list)
+    _consumed: list[Scored] = field(default_factory=list)
+    _again: list[Scored] = field(default_factory=list)
+    _settled: list[Scored] = field(default_factory=list)
+    _next: int = -1
+
+    @classmethod
+    def for_run(cls, config: RunConfig, ledger: Ledger) -> Batcher:
+        return cls(config.training.prompts_per_step, config.training.max_staleness, ledger)
+
+    def __post_init__(self) -> None:
+        self._next = self.ledger.decided
+        self.boundary = self.ledger.copy()
+
+    @property
+    def next_sequence(self) -> int:
+        """The next group to be decided; the only one that a batch waits for."""
+        return self._next
+
+    @property
+    def num_chosen(self) -> int:
+        return len(self._chosen)
+
+    @property
+    def num_waiting(self) -> int:
+        """Groups that arrived before their turn."""
+        return len(self._waiting)
+
+    def has(self, sequence: int) -> bool:
+        return sequence < self._next or sequence in self._waiting
+
+    def offer(self, delivery: Scored) -> None:
+        """Take a delivered group. One that comes again is acknowledged with the first, not before: after a failover of
+        the queue server it may be the only one that is still there."""
+        sequence = delivery.message.group.task.sequence
+        if self.has(sequence):
+            self._again.append(delivery)
+        else:
+            self._waiting[sequence] = delivery
+
+    def take(self, step: int) -> Batch | None:
+        """The batch of `step` (from 1), or None while groups are missing. Drops are decided and counted on the way."""
+        while len(self._chosen) < self.prompts_per_step:
+            if self._next in self.lost and self._next not in self._waiting:
+                reason = self.lost[self._next]
+                self._drop(reason, WHY_LOST[reason])
+                continue
+            delivery = self._waiting.pop(self._next, None)
+            if delivery is None:
+                return None
+            self._consumed.append(delivery)
+            unfit = drop_reason(delivery.message, step - 1, self.max_staleness)
+            if unfit is not None:
+                self._drop(unfit, _first_fault(delivery.message))
+                self.dropped.append((delivery.message, unfit))
+                continue
+            self._chosen.append(delivery.message)
+            self._next += 1
+            self.num_dropped_in_a_row = 0
+        groups, self._chosen = self._chosen, []
+        self.ledger.trained += len(groups)
+        self.boundary = self.ledger.copy()
+        self._settled += self._consumed
+        self._consumed = []
+        again, self._again = self._again, []
+        for delivery in again:
+            decided = delivery.message.group.task.sequence < self._next
+            (self._settled if decided else self._again).append(delivery)
+        return Batch(step, groups)
+
+    def take_settled(self) -> list[Scored]:
+        """Deliveries decided in complete batches since the last call: acknowledge them once a checkpoint of the last
+        batch's step is durable."""
+        settled, self._settled = self._settled, []
+        return settled
+
+    def _drop(self, reason: DropReason, fault: str) -> None:
+        self.ledger.dropped[reason] += 1
+        self._next += 1
+        self.num_dropped_in_a_row += 1
+        self.last_drop = (reason, fault)
+
+
+def _first_fault(group: ScoredGroup) -> str:
+    faults = [rollout.fault for rollout in group.group.rollouts] + [verdict.fault for verdict in group.verdicts]
+    return next((fault for fault in faults if fault), "")

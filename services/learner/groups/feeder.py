@@ -1,0 +1,108 @@
+"""The prompt feeder: decides which train tasks may be fed, and feeds them.
+
+`Credit` is the whole decision, without input or output. The rule makes staleness bounded by construction:
+
+- With weights of version v published, tasks may be fed for training steps up to v + max_staleness (from 0), that is
+  (v + 1 + max_staleness) * prompts_per_step tasks, plus one for every dropped group.
+- Groups are decided in feeding order, so task number q is trained in step (q - drops before q) // prompts_per_step or
+  later dropped. The feeder knows no more drops than lie before q, hence names a step that is not too early, and a
+  server samples the task with weights no older than that step's less max_staleness.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from services.contracts import streams
+from services.contracts.messages import PromptTask, Question, Sampling
+from services.contracts.run_config import RunConfig
+from services.learner.groups.questions import question_index
+from services.runtime.queue.queue import Queue
+
+CURSOR = "train"
+"""Field of the run's feeder hash: train groups fed so far, which is the next sequence number."""
+MAX_TASKS_A_CALL = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """How far feeding may go."""
+
+    prompts_per_step: int
+    max_staleness: int
+    steps: int
+
+    def limit(self, published_version: int, num_dropped: int) -> int:
+        """Groups that may have been fed in total, with `published_version` the newest published weights."""
+        groups_wanted = min(published_version + 1 + self.max_staleness, self.steps) * self.prompts_per_step
+        return groups_wanted + num_dropped
+
+    def step_of(self, sequence: int, num_dropped: int) -> int:
+        """The training step (from 0) that task `sequence` is meant for, given the drops known so far."""
+        return max(0, sequence - num_dropped) // self.prompts_per_step
+
+    def min_weight_version(self, step: int) -> int:
+        return max(0, step - self.max_staleness)
+
+
+def train_sampling(config: RunConfig) -> Sampling:
+    rollout = config.rollout
+    return Sampling(
+        num_samples=rollout.group_size,
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        top_k=rollout.top_k,
+        max_response_tokens=rollout.max_response_tokens,
+    )
+
+
+class Feeder:
+    """Feeds train tasks on `prompts`. The cursor lies in Redis and moves only together with the tasks."""
+
+    def __init__(self, queue: Queue, run_id: str, config: RunConfig, questions: Sequence[Question]) -> None:
+        training = config.training
+        self.credit = Credit(training.prompts_per_step, training.max_staleness, training.steps)
+        self.fed = 0
+        """Train groups fed since the run began, as last seen."""
+        self._queue = queue
+        self._run_id = run_id
+        self._config = config
+        self._questions = questions
+        self._sampling = train_sampling(config)
+
+    async def read_cursor(self) -> int:
+        value = await self._queue.redis.hget(streams.feeder(self._run_id), CURSOR)
+        self.fed = int(value or 0)
+        return self.fed
+
+    async def feed(self, published_version: int, num_dropped: int) -> int:
+        """Feed all that the credit allows; returns how many tasks that were."""
+        before = self.fed
+        limit = self.credit.limit(published_version, num_dropped)
+        while self.fed < limit:
+            count = min(limit - self.fed, MAX_TASKS_A_CALL)
+            tasks = [self.task(sequence, num_dropped) for sequence in range(self.fed, self.fed + count)]
+            self.fed = await self._queue.feed(
+                streams.prompts(self._run_id), streams.feeder(self._run_id), CURSOR, self.fed, tasks
+            )
+        return self.fed - before
+
+    def task(self, sequence: int, num_dropped: int) -> PromptTask:
+        """Task number `sequence`."""
+        training, data = self._config.training, self._config.data
+        index = question_index(sequence, len(self._questions), training.seed, data.shuffle)
+        step = self.credit.step_of(sequence, num_dropped)
+        return PromptTask(
+            run_id=self._run_id,
+            group_id=f"train-{sequence}",
+            sequence=sequence,
+            purpose="train",
+            question=self._questions[index],
+            sampling=self._sampling,
+            min_weight_version=self.credit.min_weight_version(step),
+            step=step,
+            max_prompt_tokens=self._config.rollout.max_prompt_tokens,
+            fed_at=time.time(),
+        )

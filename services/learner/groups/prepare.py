@@ -1,0 +1,127 @@
+"""From scored groups to training sequences: routing, advantages, teacher prompts (method sections 2 to 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from services.contracts.messages import ScoredGroup
+from services.contracts.run_config import RunConfig
+from services.learner.groups.batcher import usable_samples
+from services.learner.objectives.filters import leave_out
+from services.learner.objectives.routing import Assignment, GroupOutcome, route_group, without_teacher
+from services.learner.objectives.teacher_prompt import teacher_prompt_ids, without_thinking
+from services.learner.objectives.terms.advantages import group_advantages
+from services.learner.packing.sequence import TrainSequence
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedGroup:
+    """A group ready for training. Lists have one entry a rollout, excluded ones included."""
+
+    scored: ScoredGroup
+    usable: list[bool]
+    assignments: list[Assignment]
+    sequences: list[TrainSequence]
+    num_masked: int = 0
+    """Rollouts left out by `objective.mask_truncated`."""
+    uninformative: bool = False
+    """Left out by `objective.skip_uninformative_groups`."""
+
+
+def prepare_group(
+    scored: ScoredGroup, config: RunConfig, tokenizer: Any, num_positions: int | None = None
+) -> PreparedGroup:
+    """Route one group and lay out its sequences. Deterministic: depends on the group, the run and nothing else.
+
+    Args:
+        num_positions: length of the model's table of positions; None for a model that computes them. A rollout whose
+            teacher would read beyond it, with long feedback, has no teacher.
+    """
+    rollouts, verdicts = scored.group.rollouts, scored.verdicts
+    usable = usable_samples(scored)
+    rewards = [verdict.reward for verdict in verdicts]
+    outcome = GroupOutcome(
+        rewards=rewards,
+        usable=usable,
+        has_feedback=[bool(verdict.feedback.strip()) for verdict in verdicts],
+        num_tokens=[len(rollout.token_ids) for rollout in rollouts],
+        demonstrates=[bool(without_thinking(rollout.text)) for rollout in rollouts],
+    )
+    seed = f"{config.training.seed}/{scored.group.task.group_id}"
+    advantages = group_advantages(rewards, usable, config.objective.advantage)
+    truncated = [rollout.finish_reason == "length" for rollout in rollouts]
+    kept = leave_out(route_group(outcome, config.objective, seed), truncated, advantages, config.objective)
+    assignments = kept.assignments
+    prompts = _teacher_prompts(scored, assignments, tokenizer)
+    for index, (prompt, rollout) in enumerate(zip(prompts, rollouts, strict=True)):
+        if prompt and num_positions is not None and len(prompt) + len(rollout.token_ids) > num_positions:
+            assignments[index] = without_teacher(assignments[index], config.objective.name)
+            prompts[index] = None
+    question = scored.group.prompt_token_ids.tolist()
+    sequences = [
+        TrainSequence(
+            prompt_ids=question,
+            response_ids=rollout.token_ids.tolist(),
+            behaviour_logprobs=rollout.logprobs.tolist(),
+            advantage=advantage,
+            route=assignment.route,
+            teacher_prompt_ids=prompt,
+        )
+        for rollout, advantage, assignment, prompt in zip(rollouts, advantages, assignments, prompts, strict=True)
+    ]
+    return PreparedGroup(scored, usable, assignments, sequences, kept.num_masked, kept.uninformative)
+
+
+def _teacher_prompts(scored: ScoredGroup, assignments: Sequence[Assignment], tokenizer: Any) -> list[list[int] | None]:
+    """One prompt a rollout that needs a teacher; siblings with the same demonstration share the rendering."""
+    rendered: dict[tuple[int | None, str | None], list[int]] = {}
+    prompts: list[list[int] | None] = []
+    for assignment, verdict in zip(assignments, scored.verdicts, strict=True):
+        if not assignment.needs_teacher:
+            prompts.append(None)
+            continue
+        demonstration = assignment.demonstration
+        feedback = verdict.feedback if assignment.feedback else None
+        key = (demonstration, feedback)
+        if key not in rendered:
+            solution = None if demonstration is None else scored.group.rollouts[demonstration].text
+            rendered[key] = teacher_prompt_ids(tokenizer, scored.group.task.question, solution, feedback)
+        prompts.append(rendered[key])
+    return prompts
+
+
+def share_of_rank(sequences: Sequence[TrainSequence], rank: int, num_ranks: int) -> list[int]:
+    """Indices of the sequences that `rank` trains: the row of all sequences cut into parts of nearly equal work.
+
+    So siblings, which stand side by side and share their prompts, mostly go to one rank; a part is off by one sequence
+    at most. Alike on all ranks.
+    """
+    costs = _costs(sequences)
+    total, before, mine = max(1, sum(costs)), 0, []
+    for index, cost in enumerate(costs):
+        # By the middle of its work; the last one may be without any.
+        if min(num_ranks - 1, (2 * before + cost) * num_ranks // (2 * total)) == rank:
+            mine.append(index)
+        before += cost
+    return mine
+
+
+def _costs(sequences: Sequence[TrainSequence]) -> list[int]:
+    """Roughly the work of each sequence after those before it, in forward tokens: a backward pass costs two forward
+    passes, a prompt like the last one nothing."""
+    costs: list[int] = []
+    last: list[int] | None = None
+    last_teacher: list[int] | None = None
+    for sequence in sequences:
+        prompt, teacher, length = sequence.prompt_ids, sequence.teacher_prompt_ids, len(sequence.response_ids)
+        cost = 0
+        if sequence.route != "none":
+            cost = 3 * (length if prompt == last else length + len(prompt))
+            last = prompt
+            if teacher is not None:
+                cost += length if teacher == last_teacher else length + len(teacher)
+                last_teacher = teacher
+        costs.append(cost)
+    return costs

@@ -1,0 +1,94 @@
+"""Whether a run's model can be trained and written, found out before anything is sampled."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from services.contracts.errors import ConfigurationError
+from services.contracts.run_config import RunConfig
+from services.contracts.trainable import MODELS_WITH_TABLE, check_table, check_tokens
+from services.learner.model.forward import check_model, output_head, vocabulary_size
+
+
+def check_run(model: nn.Module, tokenizer: Any, config: RunConfig) -> None:
+    """Refuse a model that would end the run later.
+
+    Raises:
+        ConfigurationError: it changes its logits, its tokenizer has tokens that it lacks, sequences of the run may
+            exceed its table of positions, or its files cannot be written.
+    """
+    check_model(model)
+    check_head(model)
+    token, highest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    check_tokens(config.model.path, vocabulary_size(model), (highest, token))
+    if (limit := table_of_positions(model)) is not None:
+        check_table(config, limit)
+    with tempfile.TemporaryDirectory(prefix="turnout-model-") as folder:
+        try:
+            write_files(Path(folder), model, tokenizer)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise ConfigurationError(
+                f"transformers cannot write the configuration of model.path {config.model.path} again, so there would "
+                f"be no checkpoint: {str(error).splitlines()[0]}.",
+                remedy="Correct config.json or tokenizer_config.json in the model's folder.",
+                field="model.path",
+            ) from error
+
+
+@torch.no_grad()
+def check_head(model: nn.Module) -> None:
+    """Compare the logits of a short pass with the head's plain output, which is all that the learner computes. Left out
+    under ZeRO-3, where a pass is collective.
+
+    Raises:
+        ConfigurationError: the model changes or cuts its logits after the head.
+    """
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        return
+    plain: list[torch.Tensor] = []
+    hook = output_head(model).register_forward_hook(lambda _module, _inputs, output: plain.append(output.clone()))
+    device = next(model.parameters()).device
+    try:
+        logits = model(input_ids=torch.zeros((1, 2), dtype=torch.int64, device=device), use_cache=False).logits
+    finally:
+        hook.remove()
+    same = len(plain) == 1 and plain[0].shape == logits.shape
+    if not same or not torch.allclose(plain[0].to(logits.dtype), logits, rtol=0.0, atol=0.0, equal_nan=True):
+        raise ConfigurationError(
+            "The model changes its logits after the LM head, which the learner does not do.",
+            remedy="Use a model without it, or let the head itself do it.",
+            field="model.path",
+        )
+
+
+def num_positions(model: nn.Module) -> int | None:
+    """Tokens of the longest sequence that the model was made for, where it says."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)  # type: ignore[union-attr,operator]
+
+
+def table_of_positions(model: nn.Module) -> int | None:
+    """Length of the model's table of positions; None where it computes them."""
+    limit = num_positions(model)
+    if limit is None:
+        return None
+    if model.config.get_text_config().model_type in MODELS_WITH_TABLE:  # type: ignore[union-attr,operator]
+        return limit
+    words = model.get_input_embeddings()  # type: ignore[operator]
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding) and module is not words]
+    # Some tables have two rows more, for padding.
+    return limit if any(table.num_embeddings in (limit, limit + 2) for table in tables) else None
+
+
+def write_files(folder: Path, model: nn.Module, tokenizer: Any) -> None:
+    """Tokenizer, configuration and generation settings in Hugging Face format, as they were read."""
+    tokenizer.save_pretrained(folder)
+    model.config.save_pretrained(folder)  # type: ignore[union-attr,operator]
+    generation = getattr(model, "generation_config", None)
+    if generation is not None:
+        # Not `save_pretrained`, which refuses settings that it has read (a temperature without do_sample).
+        generation.to_json_file(folder / "generation_config.json", use_diff=True, keys_to_pop=["compile_config"])

@@ -1,0 +1,214 @@
+"""The training engine: a Hugging Face model under DeepSpeed ZeRO 0-3, with the promises of `sequence.Engine`.
+
+DeepSpeed averages gradients over ranks and would divide by its number of accumulation steps; the objectives need plain
+sums, because they divide by counts of the whole mini-batch themselves. So the loss is multiplied by the number of
+ranks, accumulation is driven by hand, and the learning rate is set before each update (its schedule has no state).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+import deepspeed
+import torch
+import torch.distributed as distributed
+from torch import Tensor, nn
+
+from services.contracts.errors import TurnoutError
+from services.contracts.run_config import OptimizerSection, RunConfig
+from services.learner.model.ema import EmaTeacher, frozen
+from services.learner.model.ranks import Ranks
+from services.learner.model.swap import AdapterTeacher, initial_model
+
+MAX_BUCKET = 500_000_000
+"""Elements that DeepSpeed reduces at once, at most; small models get buckets of their own size."""
+OBJECTIVES_WITH_TEACHER = frozenset({"srpo", "sdpo", "advantage_mix"})
+
+
+def zero_stage(config: RunConfig) -> int:
+    """The stage that runs: bf16 below stage 1 would accumulate gradients in bf16, so it runs as stage 1."""
+    stage = config.training.zero_stage
+    return max(1, stage) if config.model.dtype == "bfloat16" else stage
+
+
+def deepspeed_config(config: RunConfig, num_parameters: int, largest_parameter: int) -> dict[str, Any]:
+    bucket = max(largest_parameter, min(MAX_BUCKET, num_parameters))
+    values: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.optimizer.gradient_clip,
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {
+            "stage": zero_stage(config),
+            "overlap_comm": torch.cuda.is_available(),
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+            "stage3_prefetch_bucket_size": min(bucket, 50_000_000),
+            # No parameter stays gathered between passes: the teacher's update writes the parts.
+            "stage3_param_persistence_threshold": 0,
+        },
+    }
+    if config.model.dtype == "bfloat16":
+        values["bf16"] = {"enabled": True}
+        values["data_types"] = {"grad_accum_dtype": "fp32"}
+    return values
+
+
+def learning_rate(section: OptimizerSection, update: int, num_updates: int) -> float:
+    """Rate of optimizer update number `update` (from 0) of `num_updates`: linear warm-up, then the schedule."""
+    if update < section.warmup_steps:
+        return section.learning_rate * (update + 1) / section.warmup_steps
+    if section.schedule == "constant":
+        return section.learning_rate
+    left = (num_updates - update) / max(1, num_updates - section.warmup_steps)
+    left = min(1.0, max(0.0, left))
+    if section.schedule == "linear":
+        return section.learning_rate * left
+    return section.learning_rate * 0.5 * (1.0 - math.cos(math.pi * left))
+
+
+def num_updates(config: RunConfig) -> int:
+    """Optimizer updates of the whole run."""
+    return config.training.steps * (config.training.prompts_per_step // config.prompts_per_minibatch)
+
+
+def warmup_warning(config: RunConfig) -> str | None:
+    """What to tell a run's people if its warm-up is so much longer than the run that hardly anything is trained."""
+    section, updates = config.optimizer, num_updates(config)
+    if section.warmup_steps <= 10 * updates:
+        return None
+    highest = section.learning_rate * updates / section.warmup_steps
+    return (
+        f"optimizer.warmup_steps is {section.warmup_steps}, but the run has {updates} optimizer updates: its learning "
+        f"rate gets no higher than {highest:.1e}. Lower warmup_steps."
+    )
+
+
+class NumericalError(TurnoutError):
+    """Gradients are not finite: the update is refused and the run ends."""
+
+
+class DeepSpeedEngine:
+    """Student, optimizer and, where the objective needs them, moving-average teacher and frozen initial model.
+
+    All ranks call its methods in the same order; none of them waits for anything outside the process group.
+    """
+
+    def __init__(
+        self, config: RunConfig, model: nn.Module, ranks: Ranks, initial: Callable[[], nn.Module] | None = None
+    ) -> None:
+        """`model` has the same weights on all ranks, in `model.dtype`, and with `model.lora` its adapter. It becomes
+        part of the engine. `initial` loads the run's initial model where `model` has been trained already."""
+        self.config = config
+        self.rank = ranks.rank
+        self.num_ranks = ranks.num_ranks
+        self.device: torch.device = ranks.device
+        self.updates = 0
+        """Optimizer updates done since the run began."""
+        self.num_updates = num_updates(config)
+        self.last_learning_rate = 0.0
+        """Rate of the update done last."""
+        self.stage = zero_stage(config)
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        sizes = [parameter.numel() for parameter in parameters]
+        settings = deepspeed_config(config, sum(sizes), max(sizes))
+        taught = config.objective.name in OBJECTIVES_WITH_TEACHER
+        referred = bool(config.objective.reference_kl_coefficient)
+        self.ema: EmaTeacher | None = None
+        self.reference: nn.Module | None = None
+        if config.model.lora is None:
+            if taught:
+                self.ema = EmaTeacher.of(model, config, self.device, self.stage, settings)
+            if referred:
+                self.reference = frozen(model if initial is None else initial(), self.device, self.stage, settings)
+        self._deepspeed = _initialise(model, parameters, settings, config.optimizer)
+        self.student: nn.Module = self._deepspeed
+        if config.model.lora is not None:
+            if taught:
+                self.ema = AdapterTeacher(self._deepspeed, config.objective.teacher_ema_rate, self.device)
+            self.reference = initial_model(self._deepspeed) if referred else None
+        elif self.ema is not None:
+            self.ema.attach(self.module)
+        self.teacher: nn.Module | None = None if self.ema is None else self.ema.model
+
+    @property
+    def module(self) -> nn.Module:
+        """The Hugging Face model inside."""
+        return cast(nn.Module, self._deepspeed.module)
+
+    @property
+    def optimizer(self) -> Any:
+        """DeepSpeed's optimizer; `optimizer_state` knows its insides."""
+        return self._deepspeed.optimizer
+
+    @property
+    def learning_rate(self) -> float:
+        """Rate of the next update."""
+        return learning_rate(self.config.optimizer, self.updates, self.num_updates)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Backward pass of one micro-batch; see `sequence.Engine`."""
+        self._deepspeed.set_gradient_accumulation_boundary(last)
+        self._deepspeed.backward(loss * self.num_ranks, scale_wrt_gas=False)
+
+    def step(self) -> float:
+        """Clip, update, move the teacher. Returns the gradient norm before clipping.
+
+        Raises:
+            NumericalError: the norm is not finite.
+        """
+        self.last_learning_rate = self.learning_rate
+        for group in self._deepspeed.optimizer.param_groups:
+            group["lr"] = self.last_learning_rate
+        norm = self._plain_norm() if self.stage == 0 else None
+        if norm is not None:
+            _refuse_non_finite(norm)  # before the update: nothing is spoilt
+        self._deepspeed.step()
+        if norm is None:
+            norm = float(self._deepspeed.get_global_grad_norm())
+            _refuse_non_finite(norm)
+        self.updates += 1
+        if self.ema is not None:
+            self.ema.update()
+        return norm
+
+    def _plain_norm(self) -> float:
+        gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
+        return self._all_reduce(values, distributed.ReduceOp.SUM)
+
+    def all_reduce_max(self, values: Tensor) -> Tensor:
+        return self._all_reduce(values, distributed.ReduceOp.MAX)
+
+    def _all_reduce(self, values: Tensor, operation: Any) -> Tensor:
+        result = values.detach().clone()
+        if self.num_ranks > 1:
+            distributed.all_reduce(result, op=operation)
+        return result
+
+
+def _refuse_non_finite(norm: float) -> None:
+    if not math.isfinite(norm):
+        raise NumericalError(
+            f"The gradient norm is {norm}.",
+            remedy="Lower optimizer.learning_rate, or use model.dtype float32; the last checkpoint is sound.",
+        )
+
+
+def _initialise(
+    model: nn.Module, parameters: list[nn.Parameter], settings: dict[str, Any], section: OptimizerSection
+) -> Any:
+    optimizer = torch.optim.AdamW(
+        parameters,
+        lr=section.learning_rate,
+        betas=section.betas,
+        eps=section.epsilon,
+        weight_decay=section.weight_decay,
+        fused=torch.cuda.is_available() or None,
+    )
+    engine, _, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    return engine

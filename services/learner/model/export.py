@@ -1,0 +1,186 @@
+"""Model weights in and out of the engine: loading, whole copies on rank 0, safetensors files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from services.contracts.errors import ConfigurationError
+from services.contracts.model import ModelSection
+from services.learner.model.forward import gathered
+from services.learner.model.tree_attention import share_prefixes
+
+SHARD_BYTES = 4 * 1024**3
+MIN_SHARD_BYTES = 32 * 2**20
+MAX_SHARDS = 64
+"""Weights are published in several files, which are checksummed at the same time."""
+GATHER_ELEMENTS = 500_000_000
+"""Parameters gathered at once under ZeRO-3, in elements."""
+
+
+def load_model(section: ModelSection, path: str, *, gradient_checkpointing: bool, allow_remote_code: bool) -> nn.Module:
+    """The causal LM at `path` (a folder or hub name) in the run's dtype, ready for training.
+
+    Raises:
+        ConfigurationError: not a model that can be loaded.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    trusted = _remote_code(section, allow_remote_code)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=without_dropout(AutoConfig.from_pretrained(path, trust_remote_code=trusted)),
+            dtype=getattr(torch, section.dtype),
+            attn_implementation="sdpa",
+            trust_remote_code=trusted,
+        )
+    except (OSError, ValueError) as error:
+        raise _unloadable("model", path, error) from error
+    model.config.use_cache = False
+    share_prefixes(model)
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    whole: nn.Module = model
+    return whole
+
+
+def without_dropout(config: Any) -> Any:
+    """The model's configuration with every dropout rate at 0: rollouts are sampled without dropout, and the policy that
+    is trained must be the one that was sampled."""
+    for name, value in vars(config).items():
+        if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
+            setattr(config, name, 0.0)
+    return config
+
+
+def load_tokenizer(section: ModelSection, *, allow_remote_code: bool) -> Any:
+    """The model's tokenizer. Raises `ConfigurationError` where it cannot be loaded or has no chat template."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            section.path, trust_remote_code=_remote_code(section, allow_remote_code)
+        )
+    except (OSError, ValueError) as error:
+        raise _unloadable("tokenizer", section.path, error) from error
+    if not tokenizer.chat_template:
+        raise ConfigurationError(
+            f"The tokenizer of {section.path} has no chat template.",
+            remedy="Use an instruction-tuned model, or add a chat_template.jinja to its folder.",
+            field="model.path",
+        )
+    return tokenizer
+
+
+def _remote_code(section: ModelSection, allowed: bool) -> bool:
+    if section.trust_remote_code and not allowed:
+        raise ConfigurationError(
+            "model.trust_remote_code is set, but this installation does not run code that models bring.",
+            remedy="Set TURNOUT_ALLOW_REMOTE_CODE=true for the services if you trust the model.",
+            field="model.trust_remote_code",
+        )
+    return section.trust_remote_code
+
+
+def _unloadable(what: str, path: str, error: Exception) -> ConfigurationError:
+    first = str(error).strip().split("\n")[0]
+    return ConfigurationError(
+        f"The {what} of {path} cannot be loaded: {first}",
+        remedy="Check model.path: a Hugging Face folder, relative to where the services run, or a hub name.",
+        field="model.path",
+    )
+
+
+@torch.no_grad()
+def whole_weights(module: nn.Module, rank: int, *, trained_only: bool = False) -> dict[str, Tensor]:
+    """Copies in CPU memory of all weights by Hugging Face name, tied ones once; empty on ranks other than 0.
+
+    What a model keeps in buffers and saves (the routing bias of some mixtures of experts) is one of its weights, though
+    not a trained one. Collective under ZeRO-3.
+    """
+    weights: dict[str, Tensor] = {}
+    if rank == 0 and not trained_only:
+        saved = module.state_dict(keep_vars=True)
+        buffers = {name: value for name, value in saved.items() if not isinstance(value, nn.Parameter)}
+        weights |= {name: buffer.to("cpu", copy=True).contiguous() for name, buffer in buffers.items()}
+    for names, parameters in _runs_of_parameters(module, trained_only):
+        with gathered(parameters):
+            if rank == 0:
+                for name, parameter in zip(names, parameters, strict=True):
+                    weights[name] = parameter.detach().to("cpu", copy=True).contiguous()
+    return weights
+
+
+def _runs_of_parameters(module: nn.Module, trained_only: bool) -> list[tuple[list[str], list[nn.Parameter]]]:
+    runs: list[tuple[list[str], list[nn.Parameter]]] = [([], [])]
+    elements = 0
+    for name, parameter in module.named_parameters():
+        if trained_only and not parameter.requires_grad:
+            continue
+        count = int(getattr(parameter, "ds_numel", parameter.numel()))
+        if elements and elements + count > GATHER_ELEMENTS:
+            runs.append(([], []))
+            elements = 0
+        runs[-1][0].append(name)
+        runs[-1][1].append(parameter)
+        elements += count
+    return runs
+
+
+def write_safetensors(folder: Path, stem: str, tensors: Mapping[str, Tensor], shard_bytes: int | None = None) -> None:
+    """Write tensors as `<stem>.safetensors`, or as numbered shards with an index where they exceed `shard_bytes`
+    (`SHARD_BYTES` where None)."""
+    limit = SHARD_BYTES if shard_bytes is None else shard_bytes
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        if size and size + tensor.nbytes > limit:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    if len(shards) == 1:
+        save_file(shards[0], folder / f"{stem}.safetensors", metadata={"format": "pt"})
+        return
+    places: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        name = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file(shard, folder / name, metadata={"format": "pt"})
+        places |= dict.fromkeys(shard, name)
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": places}
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
+
+
+def write_shards(folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write weights as files of a size that lets all cores check them."""
+    num_bytes = sum(tensor.nbytes for tensor in weights.values())
+    write_safetensors(folder, "model", weights, max(MIN_SHARD_BYTES, num_bytes // MAX_SHARDS))
+
+
+def read_safetensors(folder: Path, stem: str) -> dict[str, Tensor]:
+    """What `write_safetensors` wrote."""
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Tensor] = {}
+    for path in sorted(folder.glob(f"{stem}*.safetensors")):
+        tensors |= load_file(path)
+    return tensors
+
+
+def sync_file(path: Path) -> None:
+    """Make a file's bytes durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

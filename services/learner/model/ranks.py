@@ -1,0 +1,80 @@
+"""The learner's processes: their torch.distributed environment, threads and device.
+
+Import this before torch or deepspeed: it sets what those read at import.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from services.learner.connections.progress_pipe import MEETING_VARIABLE
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""Longer than any pass; ranks that wait for groups get a beat every few seconds (`train`)."""
+
+
+def prepare_environment() -> None:
+    """Say what torch and deepspeed would otherwise guess. Values that a person has set stay."""
+    os.environ.setdefault("RANK", "0")
+    os.environ.setdefault("WORLD_SIZE", "1")
+    os.environ.setdefault("LOCAL_RANK", os.environ["RANK"])
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "29500")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # ranks share a machine; gloo would take the host name's address
+    # Small matrices: one thread is the fastest, and the rollout engine wants the other cores.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among the learner's processes."""
+
+    rank: int
+    num_ranks: int
+    device: Any
+    """torch.device"""
+
+
+def join(num_threads: int | None = None) -> Ranks:
+    """Initialise torch.distributed (gloo on CPU, nccl on GPU) through DeepSpeed."""
+    import torch
+
+    rank, num_ranks, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        torch.set_num_threads(num_threads or int(os.environ["OMP_NUM_THREADS"]))
+    import deepspeed
+    import deepspeed.ops
+
+    # DeepSpeed compiles a shared-memory all-reduce for CPU inference at start. Training never calls it; without it no
+    # compiler is needed.
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if on_gpu:
+        torch.cuda.set_device(local)
+    # By a file where there is one: torch's own meeting point listens on all interfaces and takes orders from anybody.
+    meeting = os.environ.get(MEETING_VARIABLE)
+    deepspeed.init_distributed(
+        dist_backend="nccl" if on_gpu else "gloo",
+        timeout=COLLECTIVE_TIMEOUT,
+        init_method=f"file://{meeting}" if meeting else None,
+        auto_mpi_discovery=False,  # without MASTER_ADDR, DeepSpeed would look for MPI
+        rank=rank,
+        world_size=num_ranks,
+    )
+    device = torch.device("cuda", local) if on_gpu else torch.device("cpu")
+    return Ranks(rank, num_ranks, device)
+
+
+def leave() -> None:
+    """Leave the process group, where one was joined."""
+    import torch.distributed as distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()

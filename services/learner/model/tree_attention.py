@@ -1,0 +1,112 @@
+"""Attention over a prefix tree: each row's queries, keys and values gathered by its path, then the usual causal kernel.
+
+The rest of a model works token by token and needs nothing new. Rows gathered to nearly equal lengths need no mask, so
+the fast kernels stay usable on CPU and GPU, with grouped queries too, and nothing of size [tokens, tokens] exists. The
+price is that attention itself is done for whole rows.
+
+A model can share prefixes if all its layers are plain causal attention that transformers lets us replace: sliding
+windows and recurrent layers see neighbours in the row that they are given. Others get padded rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from services.learner.model.forward import unwrap
+from services.learner.packing.prefix_tree import pack_tree
+from services.learner.packing.rows import Paths
+from services.runtime.logs import get_logger
+
+log = get_logger(__name__)
+NAME = "prefix_tree"
+TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-3}
+COARSE_TOLERANCE = 0.03
+"""Of the largest logit: rounding (in bfloat16, coarse) passes, tokens that see the wrong tokens do not."""
+
+
+def tree_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    paths: Paths | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """An attention function of transformers. Without `paths` plain causal attention over right-padded rows.
+
+    Args:
+        query, key, value: [1, heads, N, head size]; keys and values may have fewer heads.
+
+    Returns:
+        [1, N, heads, head size].
+    """
+    if paths is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    rows = []
+    for bucket in paths.buckets:
+        whole = [_gather(tensor, bucket) for tensor in (query, key, value)]
+        rows.append(sdpa_attention_forward(module, *whole, None, **options)[0].flatten(0, 1))
+    found = rows[0] if len(rows) == 1 else torch.cat(rows)
+    return found.index_select(0, paths.back)[None], None
+
+
+def _gather(tensor: Tensor, bucket: Tensor) -> Tensor:
+    """[1, heads, N, size] at the tokens [rows, longest] -> [rows, heads, longest, size]."""
+    _, num_heads, num_tokens, size = tensor.shape
+    by_token = tensor.transpose(1, 2).reshape(num_tokens, num_heads * size)
+    return by_token.index_select(0, bucket.flatten()).view(*bucket.shape, num_heads, size).transpose(1, 2)
+
+
+AttentionInterface.register(NAME, tree_attention)
+
+
+def share_prefixes(model: nn.Module) -> bool:
+    """Let `model` (Hugging Face, whole, not yet wrapped) share prefixes if it can; says in the log if it cannot."""
+    reason = _obstacle(model)
+    if reason is not None:
+        log.info("common prefixes are computed once a sequence", reason=reason)
+    return reason is None
+
+
+def shares_prefixes(model: nn.Module) -> bool:
+    """Whether passes of `model`, wrapped or not, take prefix trees."""
+    return bool(unwrap(model).config._attn_implementation == NAME)
+
+
+def _obstacle(model: Any) -> str | None:
+    config = model.config
+    if not getattr(model, "_supports_attention_backend", False) or config._attn_implementation != "sdpa":
+        return "the model's attention cannot be replaced"
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if not hasattr(config, "layer_types") and getattr(config, "sliding_window", None):
+        kinds.add("sliding_attention")
+    if kinds != {"full_attention"}:
+        return f"the model has layers of type {', '.join(sorted(kinds - {'full_attention'}))}"
+    model.set_attn_implementation(NAME)
+    if _is_exact(model):
+        return None
+    model.set_attn_implementation("sdpa")
+    return "the model's passes over a prefix tree differ from those over single rows"
+
+
+@torch.no_grad()
+def _is_exact(model: Any) -> bool:
+    """Compare two short rows that share their first token, as a tree and alone."""
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    rows = [[1, 2, 3, 4], [1, 5, 6, 7, 8]]
+    tree = pack_tree([row[:1] for row in rows], [[*row[1:], 0] for row in rows], [0, 4], device)
+    found = model(input_ids=tree.input_ids, position_ids=tree.position_ids, paths=tree.paths, use_cache=False)
+    alone = [model(input_ids=torch.tensor([row], device=device), use_cache=False).logits[0] for row in rows]
+    model.train(training)
+    expected = torch.cat(alone).float()
+    difference = (found.logits[0].index_select(0, tree.positions).float() - expected).abs().max()
+    tolerance = TOLERANCES.get(alone[0].dtype, COARSE_TOLERANCE)
+    return bool(difference <= tolerance * expected.abs().max())

@@ -1,0 +1,205 @@
+"""Evaluation through the ring: avg@k and pass@k of the validation questions at one weight version.
+
+Training waits meanwhile, so all samples come from that version; prompts for the next steps may be in work behind them.
+The result is kept in Redis beside the feeding cursor: a learner that comes past the same step again after a crash
+reports it again instead of sampling again with other weights.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from math import comb
+from statistics import fmean
+from typing import Any
+
+import msgspec
+from redis.asyncio import Redis
+
+from services.contracts import streams
+from services.contracts.events import EvaluationFinished
+from services.contracts.messages import PromptTask, Question, Sampling, ScoredGroup
+from services.contracts.run_config import RunConfig
+from services.learner.groups.batcher import usable_samples
+from services.learner.program.reconcile import groups_on_streams, refeed
+from services.runtime.queue.queue import Delivery, Queue
+
+SPLIT = "validation"
+SILENCE_SECONDS = 10.0
+"""After so long without a result, look for lost groups."""
+_RESULT = "evaluation_result:"
+
+
+class Evaluator:
+    """Feeds evaluation tasks and waits for all of them."""
+
+    def __init__(
+        self, queue: Queue, run_id: str, config: RunConfig, questions: Sequence[Question], first_step: int = 0
+    ) -> None:
+        """`first_step`: weight version that the run starts from; above 0 for a fork."""
+        self._first_step = first_step
+        self._queue = queue
+        self._run_id = run_id
+        self._config = config
+        self._questions = questions[: config.evaluation.max_questions]
+        self.num_done = 0
+        self.num_tasks = len(self._questions)
+
+    @property
+    def enabled(self) -> bool:
+        return bool(self._questions)
+
+    def due(self, step: int) -> bool:
+        """Whether to evaluate after `step` (the first step: before training)."""
+        section, last = self._config.evaluation, self._config.training.steps
+        if not self.enabled:
+            return False
+        if step == self._first_step:
+            return section.before_training
+        if step == last:
+            return section.after_training
+        return section.every_steps is not None and step % section.every_steps == 0
+
+    async def run(self, step: int) -> EvaluationFinished:
+        """Evaluate the weights of version `step`. Repeatable: what was fed, judged or finished before is used."""
+        started = time.monotonic()
+        self.num_done = 0
+        stored = await self._queue.redis.hget(streams.feeder(self._run_id), f"{_RESULT}{step}")
+        if stored is not None:
+            return msgspec.json.decode(stored, type=EvaluationFinished)
+        tasks = [self._task(index, step) for index in range(self.num_tasks)]
+        await self._queue.feed(
+            streams.prompts(self._run_id), streams.feeder(self._run_id), f"evaluation:{step}", 0, tasks
+        )
+        deliveries = await self._collect(tasks)
+        result = summarise([delivery.message for delivery in deliveries], self._run_id, step, self._config)
+        result = msgspec.structs.replace(result, at=time.time(), seconds=time.monotonic() - started)
+        await self._queue.redis.hset(streams.feeder(self._run_id), f"{_RESULT}{step}", msgspec.json.encode(result))
+        await self._queue.acknowledge(deliveries)
+        return result
+
+    async def _collect(self, tasks: Sequence[PromptTask]) -> list[Delivery[ScoredGroup]]:
+        """Consumes `evaluated`; waits until every task is judged or given up; lost ones are fed again."""
+        stream = streams.evaluated(self._run_id)
+        wanted = {task.group_id: task for task in tasks}
+        judged: dict[str, Delivery[ScoredGroup]] = {}
+        given_up: set[str] = set()
+        foreign: list[Delivery[ScoredGroup]] = []
+        arrived = await self._queue.own_pending(stream, ScoredGroup)
+        silent_since, num_dead = time.monotonic(), self._queue.num_dead_letters
+        while True:
+            for delivery in arrived:
+                group = delivery.message.group.task.group_id
+                if group in wanted and group not in judged:
+                    judged[group] = delivery
+                else:
+                    foreign.append(delivery)
+            await self._queue.acknowledge(foreign)
+            foreign.clear()
+            self.num_done = len(judged)
+            outstanding = [task for group, task in wanted.items() if group not in judged and group not in given_up]
+            if not outstanding:
+                return [judged[group] for group in wanted if group in judged]
+            silent_since = time.monotonic() if arrived else silent_since
+            if time.monotonic() - silent_since > SILENCE_SECONDS or self._queue.num_dead_letters != num_dead:
+                num_dead = self._queue.num_dead_letters
+                given_up |= await self._find_lost(outstanding)
+                silent_since = time.monotonic()
+            arrived = await self._queue.receive([stream], ScoredGroup, count=64, block_seconds=0.5)
+            if not arrived:
+                in_hand = {delivery.message_id for delivery in judged.values()}
+                arrived = await self._queue.missed(stream, ScoredGroup, in_hand)
+            await asyncio.sleep(0)
+
+    async def _find_lost(self, outstanding: Sequence[PromptTask]) -> set[str]:
+        names = [make(self._run_id) for make in (streams.prompts, streams.completions, streams.evaluated)]
+        present = await groups_on_streams(self._queue.redis, names)
+        lost = [task for task in outstanding if task.group_id not in present]
+        _, given_up = await refeed(self._queue, self._run_id, lost)
+        return set(given_up)
+
+    def _task(self, index: int, step: int) -> PromptTask:
+        evaluation, rollout = self._config.evaluation, self._config.rollout
+        return PromptTask(
+            run_id=self._run_id,
+            group_id=f"evaluation-{step}-{index}",
+            sequence=index,
+            purpose="evaluation",
+            question=self._questions[index],
+            sampling=Sampling(
+                num_samples=evaluation.num_samples,
+                temperature=evaluation.temperature,
+                top_p=evaluation.top_p,
+                top_k=0,
+                max_response_tokens=rollout.max_response_tokens,
+            ),
+            min_weight_version=step,
+            step=step,
+            max_prompt_tokens=rollout.max_prompt_tokens,
+            fed_at=time.time(),
+        )
+
+
+def summarise(groups: Sequence[ScoredGroup], run_id: str, step: int, config: RunConfig) -> EvaluationFinished:
+    """avg@k and pass@k. Samples with an infrastructure fault are left out; a question without any sample as well."""
+    by_kind: dict[str, list[float]] = defaultdict(list)
+    counts: list[tuple[int, int]] = []
+    lengths: list[int] = []
+    truncated: list[float] = []
+    num_faults = 0
+    for group in groups:
+        usable = usable_samples(group)
+        num_faults += usable.count(False)
+        correct = [float(verdict.correct) for verdict, ok in zip(group.verdicts, usable, strict=True) if ok]
+        if not correct:
+            continue
+        by_kind[group.group.task.question.kind].append(fmean(correct))
+        counts.append((len(correct), int(sum(correct))))
+        rollouts = [rollout for rollout, ok in zip(group.group.rollouts, usable, strict=True) if ok]
+        lengths += [len(rollout.token_ids) for rollout in rollouts]
+        truncated += [float(rollout.finish_reason == "length") for rollout in rollouts]
+    every = [value for values in by_kind.values() for value in values]
+    return EvaluationFinished(
+        run_id=run_id,
+        at=0.0,
+        step=step,
+        split=SPLIT,
+        num_questions=len(every),
+        num_samples=config.evaluation.num_samples,
+        accuracy=_mean(every),
+        pass_at_k=pass_at_k(counts, config.evaluation.num_samples),
+        accuracy_by_kind={kind: fmean(values) for kind, values in by_kind.items()},
+        response_tokens_mean=_mean(lengths),
+        truncated_ratio=_mean(truncated),
+        num_faults=num_faults,
+    )
+
+
+def pass_at_k(counts: Sequence[tuple[int, int]], k: int) -> float:
+    """The share of questions that at least one of k samples solves.
+
+    The unbiased estimator 1 - C(n - c, k) / C(n, k) (arXiv 2107.03374, section 2.1) needs n >= k samples of a question.
+    One that lost samples to faults is left out: the best of the others alone would count as a failure what the lost
+    ones might have solved. Where every question lost some, each counts with the samples that it has, which is too low.
+
+    Args:
+        counts: usable samples n >= 1 and correct ones c, a question.
+    """
+    whole = [(n, c) for n, c in counts if n >= k]
+    if not whole:
+        return _mean([float(c > 0) for _, c in counts])
+    return fmean(1.0 - comb(n - c, k) / comb(n, k) for n, c in whole)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return fmean(values) if values else 0.0
+
+
+async def stored_accuracies(redis: Redis, run_id: str) -> dict[int, float]:
+    """Validation accuracy by step, of evaluations that this run has finished."""
+    values: Any = await redis.hgetall(streams.feeder(run_id))
+    results = (value for name, value in values.items() if name.decode().startswith(_RESULT))
+    decoded = (msgspec.json.decode(value, type=EvaluationFinished) for value in results)
+    return {result.step: result.accuracy for result in decoded}

@@ -1,0 +1,325 @@
+"""Rank 0's loops: from groups to steps, evaluations, checkpoints, and what the person wants."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from services.contracts.errors import TurnoutError
+from services.contracts.events import StepFinished
+from services.contracts.messages import Question
+from services.contracts.states import DesiredState
+from services.learner.checkpoint import CheckpointStore, Loaded, Snapshot
+from services.learner.connections.farewell import writing
+from services.learner.connections.redis_link import RunLink, check_scored
+from services.learner.groups.batcher import Batch, Batcher, Scored
+from services.learner.groups.feeder import Feeder
+from services.learner.groups.prepare import PreparedGroup, prepare_group
+from services.learner.model.check import check_run, num_positions, table_of_positions
+from services.learner.model.engine import warmup_warning
+from services.learner.model.export import load_tokenizer
+from services.learner.objectives.teacher_prompt import position_warning
+from services.learner.program.commands import BEAT_SECONDS, Finish, Save, Step, Wait, send
+from services.learner.program.evaluate import Evaluator, stored_accuracies
+from services.learner.program.recovery import catch_up, find_lost, first_step, starting_ledger, tell_checkpoint
+from services.learner.program.session import Trained, TrainingSession
+from services.learner.program.step_report import (
+    group_metrics,
+    samples_taken,
+    staleness_histogram,
+    token_ages,
+    with_rates,
+)
+from services.learner.program.tracing import record_dropped, record_trained
+from services.learner.program.writer import Writer
+from services.learner.publish.cuda_ipc import make_sender
+from services.learner.publish.publisher import Publisher
+from services.learner.update.update import step_metrics, weight_histogram
+from services.runtime.logs import get_logger
+from services.runtime.settings import Settings
+from services.runtime.weights.store import WeightStore
+
+log = get_logger(__name__)
+SAMPLES_EVERY_STEPS = 5
+SILENCE_SECONDS = 15.0
+"""After so long without the awaited group, look whether it is lost."""
+STOPS: frozenset[DesiredState] = frozenset({"stopped", "stopped_now"})
+
+
+class Stopped(Exception):
+    """The loop was asked to end before its work was done."""
+
+
+class Leader:
+    """Leads one run from where it stands to its end."""
+
+    def __init__(
+        self,
+        link: RunLink,
+        session: TrainingSession,
+        folder: Path,
+        checkpoint: Loaded | None,
+        settings: Settings,
+        questions: tuple[list[Question], list[Question]],
+    ) -> None:
+        """`questions` are those for training and those for evaluation."""
+        self.link, self.session, self.config = link, session, session.config
+        self.tokenizer = load_tokenizer(self.config.model, allow_remote_code=settings.allow_remote_code)
+        check_run(session.engine.module, self.tokenizer, self.config)
+        self._num_table = table_of_positions(session.engine.module)
+        train, validation = questions
+        self.batcher = Batcher.for_run(self.config, starting_ledger(checkpoint, self.config))
+        self.feeder = Feeder(link.queue, link.run_id, self.config, train)
+        link.queue.border = partial(check_scored, vocabulary_size=session.vocabulary_size)
+        began = first_step(checkpoint, link.run_id)
+        self.evaluator = Evaluator(link.queue, link.run_id, self.config, validation, began)
+        self.publisher = Publisher(
+            link,
+            WeightStore(settings.weights_of(link.run_id), link.run_id),
+            session.write_published,
+            make_sender(self.config, session.ranks.device, settings, lambda text: link.note(text, "warning")),
+        )
+        self.store = CheckpointStore(folder, lambda path, weights: session.save_model(path, weights, self.tokenizer))
+        self.writer = Writer()
+        self._beat_at = time.monotonic()
+        self._began_at = time.monotonic()
+        """When the step began that is under way; a pause begins it anew."""
+        self._resumed_from = checkpoint
+        self._checkpoint_step = session.step
+        self._num_dead_seen = 0
+        self._tokens = 0
+        self._weights: dict[str, Tensor] = {}  # copies of the newest
+
+    def run(self) -> None:
+        """The run's life. Ends with the state reported: succeeded or stopped."""
+        catch_up(self.link, self.session, self.batcher, self.feeder, self.publisher)
+        if self._resumed_from is not None and self._resumed_from.state.run_id == self.link.run_id:
+            tell_checkpoint(self.link, self._resumed_from.folder, self.session.step)  # perhaps nobody was
+        self.link.start(self.feeder)
+        self.link.emit_state("paused" if self.link.wanted() == "paused" else "running")
+        self.link.report(state="ready", weight_version=self.link.published_version)  # ready: has spoken
+        limit = num_positions(self.session.engine.module)
+        if self._resumed_from is None and (warning := position_warning(self.config, limit)):
+            self.link.note(warning, "warning")
+        if self._resumed_from is None and (warning := warmup_warning(self.config)):
+            self.link.note(warning, "warning")
+        try:
+            self._steps()
+            ended, reason = "succeeded", ""
+        except Stopped:
+            ended, reason = "stopped", "as asked"
+            if self.link.wanted() == "stopped" and self.session.step > self._checkpoint_step:
+                self._submit_checkpoint()
+        self.writer.drain()
+        send(Finish(), self.session.ranks.device)
+        self.link.emit_state(ended, reason)  # type: ignore[arg-type]
+        self.writer.close()
+        self.publisher.close()
+
+    def _steps(self) -> None:
+        """Consumes batches; produces steps, evaluations and checkpoints; waits for groups and for un-pausing."""
+        self._evaluate(self.session.step)  # also one that a crash broke off; a finished one is only told again
+        while self.session.step < self.config.training.steps:
+            self._began_at = time.monotonic()
+            self._train(self._collect(self.session.step + 1))
+            self._evaluate(self.session.step)
+        self.writer.drain()
+        self.link.acknowledge_rest()
+
+    def _obey(self) -> None:
+        """Waits while the run is paused; `Stopped` where it is to end."""
+        if self.link.wanted() == "paused":
+            self.writer.drain()  # people see the last step before the pause
+            self.link.emit_state("paused")
+            self.link.report(waiting_for="the run to be resumed")
+            while self.link.wanted() == "paused":
+                self._idle(0.1)
+            if self.link.wanted() == "running":
+                self.link.emit_state("running")
+                self.link.wake_feeder()
+            self.link.report(waiting_for="")
+            self._began_at = time.monotonic()
+        if self.link.wanted() in STOPS:
+            raise Stopped
+
+    def _idle(self, seconds: float) -> None:
+        """Let time pass: faults of the other threads show, other ranks get their beat."""
+        self.link.check()
+        self.writer.check()
+        if time.monotonic() - self._beat_at > BEAT_SECONDS:
+            self._send(Wait())
+        time.sleep(seconds)
+
+    def _send(self, command: Wait | Step | Save) -> None:
+        if self.session.ranks.num_ranks > 1:
+            send(command, self.session.ranks.device)
+        self._beat_at = time.monotonic()
+
+    def _collect(self, step: int) -> Batch:
+        """Consumes arrivals; produces the batch of `step`; waits for the group that is next in feeding order, which
+        the verifier's publishing frees. Drops give the feeder credit at once. A pause takes effect meanwhile too: what
+        is missing may not have been fed."""
+        self.link.check()
+        silent_since = time.monotonic()
+        while True:
+            self._obey()
+            arrived = self._take_arrivals()
+            batch = self.batcher.take(step)
+            self._account()
+            if batch is not None:
+                self.link.report(waiting_for="")
+                return batch
+            if arrived:
+                silent_since = time.monotonic()
+            missing = self.config.training.prompts_per_step - self.batcher.num_chosen
+            self.link.report(waiting_for=f"{missing} scored groups for step {step}")
+            num_dead = self.link.queue.num_dead_letters
+            if time.monotonic() - silent_since > SILENCE_SECONDS or num_dead != self._num_dead_seen:
+                self._num_dead_seen = num_dead
+                find_lost(self.link, self.batcher, self.feeder)
+                silent_since = time.monotonic()
+            self._wait_for_arrival()
+
+    def _take_arrivals(self) -> int:
+        count = 0
+        while True:
+            try:
+                delivery = self.link.arrivals.get_nowait()
+            except queue.Empty:
+                return count
+            count += 1
+            self.batcher.offer(delivery)
+
+    def _wait_for_arrival(self) -> None:
+        try:
+            delivery = self.link.arrivals.get(timeout=0.25)
+            self.link.arrivals.put(delivery)  # order does not matter: groups are decided by number
+        except queue.Empty:
+            self._idle(0.0)
+
+    def _account(self) -> None:
+        """Tell the feeder of drops; end a run in which nothing but drops comes in. Those that a predecessor had in hand
+        do not count: it may have ended for them."""
+        record_dropped(self.batcher)
+        dropped = self.batcher.ledger.num_dropped
+        if dropped != self.link.num_dropped:
+            self.link.num_dropped = dropped
+            self.link.wake_feeder()
+        limit = max(32, 4 * self.config.training.prompts_per_step) + self.link.num_replayed
+        if self.batcher.num_dropped_in_a_row >= limit and self.batcher.last_drop is not None:
+            reason, fault = self.batcher.last_drop
+            raise TurnoutError(
+                f"The last {limit} groups were all dropped as {reason}{': ' + fault.rstrip('.') if fault else ''}.",
+                remedy="Mend the cause, then resume the run.",
+            )
+
+    def _train(self, batch: Batch) -> None:
+        """Consumes a batch; produces the step's weights; hands publishing, reports and checkpoint to the writer."""
+        version, began, waited = self.session.step, time.time(), time.monotonic() - self._began_at
+        groups = [prepare_group(group, self.config, self.tokenizer, self._num_table) for group in batch.groups]
+        due = self._checkpoint_due(batch.step)
+        command = Step(self._minibatches(groups), due)
+        self._send(command)
+        shown = self._shown_group(groups, batch.step)
+        trained = self.session.train(command, shown)
+        weights = self._weights = self.session.weights()
+        record_trained(batch, began)
+        paused = time.monotonic()
+        snapshot = self._snapshot(weights) if due else None
+        self.writer.wait_for_room()
+        blocked = time.monotonic() - paused
+        metrics = group_metrics(groups, version, self.config.objective) | step_metrics(trained.reports)
+        metrics |= {"learning_rate": self.session.engine.last_learning_rate, "seconds_wait": waited}
+        self._tokens += int(metrics["num_tokens"])
+        self.link.report(step=batch.step, tokens_total=self._tokens)
+        event = StepFinished(
+            run_id=self.link.run_id,
+            at=time.time(),
+            step=batch.step,
+            metrics=metrics,
+            histograms={
+                "distillation_weight": weight_histogram(trained.reports),
+                "staleness_versions": staleness_histogram(token_ages(groups, version)),
+            },
+            groups=self.batcher.boundary.groups(self.feeder.fed),
+        )
+        samples = self._samples(groups, trained, batch.step) if shown else None
+        event = with_rates(event, seconds=time.monotonic() - self._began_at, seconds_checkpoint=blocked)
+        self._submit(event, samples, weights, snapshot)
+
+    def _minibatches(self, groups: Sequence[PreparedGroup]) -> list[list[Any]]:
+        size = self.config.prompts_per_minibatch
+        parts = [groups[start : start + size] for start in range(0, len(groups), size)]
+        return [[sequence for group in part for sequence in group.sequences] for part in parts]
+
+    def _shown_group(self, groups: Sequence[PreparedGroup], step: int) -> range:
+        """Which sequences of the first mini-batch people get to see: every few steps those of its first group."""
+        return range(len(groups[0].sequences) if step == 1 or step % SAMPLES_EVERY_STEPS == 0 else 0)
+
+    def _samples(self, groups: Sequence[PreparedGroup], trained: Trained, step: int) -> Any:
+        share, details = trained.shares[0], trained.reports[0].details
+        by_rollout = {share[index]: detail for index, detail in details.items()}
+        return samples_taken(groups[0], by_rollout, self.link.run_id, step, self.tokenizer)
+
+    def _submit(self, event: StepFinished, samples: Any, weights: dict[str, Tensor], snapshot: Snapshot | None) -> None:
+        settled = self.batcher.take_settled() if snapshot is not None else []
+
+        def job() -> None:
+            seconds = self.publisher.publish(event.step, weights)
+            self.link.emit(with_rates(event, seconds_publish=seconds))
+            if samples is not None:
+                self.link.emit(samples)
+            if snapshot is not None:
+                self._write_checkpoint(snapshot, settled)
+
+        self.writer.submit(job)
+
+    def _checkpoint_due(self, step: int) -> bool:
+        due = step % self.config.checkpoint.every_steps == 0 or step == self.config.training.steps
+        if due:
+            self._checkpoint_step = step
+        return due
+
+    def _snapshot(self, weights: dict[str, Tensor]) -> Snapshot:
+        return self.session.snapshot(self.link.run_id, self.batcher.boundary.to_json(), weights)
+
+    def _submit_checkpoint(self) -> None:
+        """A checkpoint outside the usual rhythm."""
+        self._send(Save())
+        snapshot = self._snapshot(self._weights)
+        settled = self.batcher.take_settled()
+        self.writer.submit(lambda: self._write_checkpoint(snapshot, settled))
+
+    def _write_checkpoint(self, snapshot: Snapshot, settled: list[Scored]) -> None:
+        """On the writer thread: make it durable, then acknowledge the groups that it holds."""
+        started = time.monotonic()
+        with writing():
+            path, _ = self.store.write(snapshot)
+            self.link.acknowledge(settled)
+            tell_checkpoint(self.link, path, snapshot.state.step, time.monotonic() - started)
+        section = self.config.checkpoint
+        accuracies = self.link.call(stored_accuracies(self.link.redis, self.link.run_id))
+        self.store.collect(section.keep_last, section.keep_best, accuracies)
+
+    def _evaluate(self, step: int) -> None:
+        """Consumes `evaluated`; produces the step's evaluation where one is due; waits for all its samples."""
+        if not self.evaluator.due(step):
+            return
+        future = self.link.submit(self.evaluator.run(step))
+        while not future.done():
+            self.link.report(
+                waiting_for=f"evaluation of step {step}: {self.evaluator.num_done} of {self.evaluator.num_tasks}"
+            )
+            if self.link.wanted() in STOPS:
+                future.cancel()
+                raise Stopped
+            self._idle(0.05)
+        self.link.report(waiting_for="")
+        self.writer.drain()  # people see the step before its evaluation
+        self.link.emit(future.result())

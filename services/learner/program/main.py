@@ -1,0 +1,195 @@
+"""The training program: `python -m services.learner.program.main`, one process per rank.
+
+The learner service starts it.
+Rank 0 leads: it talks to Redis through `RunLink` (a thread of its own), makes batches and tells the other ranks what
+to do; they follow (`follow`). Settings come by environment: `TURNOUT_*`, `TURNOUT_RUN_ID`, torch's rank variables.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from services.learner.model.ranks import join, leave, prepare_environment
+
+prepare_environment()
+
+from services.contracts.errors import TurnoutError, UnavailableError  # noqa: E402
+from services.contracts.run_config import RunConfig, parse_run_config  # noqa: E402
+from services.learner.checkpoint import CheckpointStore, Loaded, read  # noqa: E402
+from services.learner.connections.farewell import end_on_sigterm, end_when_written  # noqa: E402
+from services.learner.connections.progress_pipe import (  # noqa: E402
+    EXIT_NO_QUEUE,
+    EXIT_REPORTED,
+    RUN_VARIABLE,
+    end_with_supervisor,
+)
+from services.learner.connections.redis_link import RunLink  # noqa: E402
+from services.learner.groups.questions import load_datasets  # noqa: E402
+from services.learner.model.ranks import Ranks  # noqa: E402
+from services.learner.program.commands import Finish, Save, Start, Step, receive, receive_start, send_start  # noqa: E402
+from services.learner.program.leader import Leader  # noqa: E402
+from services.learner.program.session import TrainingSession  # noqa: E402
+from services.runtime.connection import is_outage  # noqa: E402
+from services.runtime.inputs import check_places  # noqa: E402
+from services.runtime.logs import configure_logs, get_logger, set_log_fields  # noqa: E402
+from services.runtime.settings import Settings, load_settings  # noqa: E402
+from services.runtime.traces import configure_traces, flush_traces  # noqa: E402
+from services.runtime.weights.store import WeightStore  # noqa: E402
+
+log = get_logger(__name__)
+LOCK_SECONDS = 30.0
+
+
+def main() -> int:
+    """Exit code 0: the run ended; `EXIT_REPORTED`: it failed and said so; `EXIT_NO_QUEUE`: start me again once the
+    queue server answers; anything else: start me again."""
+    # Ctrl-C goes to the whole group of processes; the supervisor decides what becomes of this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    settings = load_settings()
+    configure_logs(settings, "learner")
+    run_id = os.environ[RUN_VARIABLE]
+    set_log_fields(run_id=run_id)
+    configure_traces("learner", settings.instance_name("learner"))
+    if os.environ["RANK"] == "0":
+        end_on_sigterm()
+        return lead(settings, run_id)
+    end_with_supervisor()
+    try:
+        return follow(settings, run_id)
+    except Exception as error:
+        log.error("training failed", error=describe(error), exc_info=error)
+        return 1
+
+
+def lead(settings: Settings, run_id: str) -> int:
+    """Rank 0."""
+    folder = settings.run_folder(run_id)
+    link = RunLink(settings, run_id)
+    try:
+        with lock_run(folder):
+            config = link.read_config()
+            check_places(config, settings)  # the API has, but this came by a queue
+            questions = load_datasets(config.data)  # before the model, which may take minutes
+            link.report(waiting_for="the model to load")
+            link.send_progress()
+            checkpoint = newest_checkpoint(folder, link)
+            ranks = join()
+            place = None if checkpoint is None else str(checkpoint.folder)
+            send_start(Start(config.model_dump_json(), place), ranks.device)
+            session = open_session(config, ranks, checkpoint, settings)
+            Leader(link, session, folder, checkpoint, settings, questions).run()
+        if settings.weights_folder is not None:  # likely in memory: an ended run keeps one version there
+            WeightStore(settings.weights_of(run_id), run_id).collect(1)
+        return 0
+    except Exception as error:  # noqa: BLE001 - the program's border: every fault becomes a recorded status
+        return report_failure(link, error)
+    finally:
+        link.close()
+        leave()
+
+
+def follow(settings: Settings, run_id: str) -> int:
+    """Ranks other than 0. Consumes commands of rank 0; waits only in collectives, which rank 0's beat ends every few
+    seconds; `Finish` ends it."""
+    ranks = join()
+    start = receive_start(ranks.device)
+    config = parse_run_config(msgspec.json.decode(start.config))
+    check_places(config, settings)
+    checkpoint = None if start.checkpoint is None else read(Path(start.checkpoint))
+    session = open_session(config, ranks, checkpoint, settings)
+    weights = session.weights()
+    while True:
+        command = receive(ranks.device)
+        if isinstance(command, Finish):
+            leave()
+            return 0
+        if isinstance(command, Step):
+            session.train(command)
+            weights = session.weights()
+        if isinstance(command, Save) or (isinstance(command, Step) and command.checkpoint):
+            session.snapshot(run_id, {}, weights)
+
+
+def open_session(config: RunConfig, ranks: Ranks, checkpoint: Loaded | None, settings: Settings) -> TrainingSession:
+    return TrainingSession(config, ranks, checkpoint, allow_remote_code=settings.allow_remote_code)
+
+
+def newest_checkpoint(folder: Path, link: RunLink) -> Loaded | None:
+    """The checkpoint to go on from. Torn ones are told to people and passed over."""
+    store = CheckpointStore(folder, lambda *_: None)
+    store.clear(".writing-*")
+    return store.load_newest(lambda text: link.note(f"{text} The one before it is used.", "warning"))
+
+
+def lock_run(folder: Path) -> IO[bytes]:
+    """Hold the run's folder for this program alone; a predecessor that is still ending is waited for.
+
+    Raises:
+        UnavailableError: another learner holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / "learner.lock").open("ab")
+    ends = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            if time.monotonic() > ends:
+                file.close()
+                raise UnavailableError(
+                    f"Another learner works on the run in {folder}.", remedy="Stop it, or wait until it has ended."
+                ) from None
+            time.sleep(0.1)
+
+
+def report_failure(link: RunLink, error: Exception) -> int:
+    """Make a fault a recorded status. People's mistakes and broken numbers end the run; other faults are left to the
+    supervisor, which starts the program again."""
+    sentence = describe(error)
+    log.error("training failed", error=sentence, exc_info=error)
+    ends_run = isinstance(error, TurnoutError) and not isinstance(error, UnavailableError)
+    if is_outage(error):
+        return EXIT_NO_QUEUE
+    try:
+        link.report(error=sentence)
+        link.send_progress()
+        if ends_run or is_disk_full(error):
+            link.emit_state("failed", sentence)
+            return EXIT_REPORTED
+    except Exception as second:  # noqa: BLE001 - Redis may be the very thing that failed
+        log.error("the failure could not be reported", error=str(second))
+    return 1
+
+
+def describe(error: BaseException) -> str:
+    """One clear sentence."""
+    if isinstance(error, TurnoutError):
+        return str(error)
+    if is_disk_full(error):
+        return "The disk is full: weights or a checkpoint could not be written. Free space and resume the run."
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+
+
+def is_disk_full(error: BaseException) -> bool:
+    return (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or (
+        "No space left on device" in str(error)
+    )
+
+
+if __name__ == "__main__":
+    code = main()
+    flush_traces()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Threads of native libraries can hang an ordinary exit; everything of ours is closed by now.
+    end_when_written(code)

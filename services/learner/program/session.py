@@ -1,0 +1,166 @@
+"""What all ranks of a training program share: model, engine, and the work of one step. Knows nothing of Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from services.contracts.run_config import RunConfig
+from services.learner.checkpoint import FORMAT, Loaded, Snapshot, State
+from services.learner.groups.prepare import share_of_rank
+from services.learner.model import lora
+from services.learner.model.check import write_files
+from services.learner.model.engine import DeepSpeedEngine
+from services.learner.model.export import load_model, whole_weights, write_safetensors, write_shards
+from services.learner.model.forward import vocabulary_size
+from services.learner.model.optimizer_state import export_state, export_teacher, import_state, import_teacher
+from services.learner.model.ranks import Ranks
+from services.learner.packing.sequence import TrainSequence
+from services.learner.program.commands import Step
+from services.learner.update.old_logprobs import clock
+from services.learner.update.update import MinibatchReport, old_logprobs, run_minibatch
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """One step's reports, one an optimizer update, and where this rank's sequences stood in each mini-batch."""
+
+    reports: list[MinibatchReport]
+    shares: list[list[int]]
+
+
+class TrainingSession:
+    """The engine and what is done with it. All ranks call the methods in the same order."""
+
+    def __init__(self, config: RunConfig, ranks: Ranks, checkpoint: Loaded | None, *, allow_remote_code: bool) -> None:
+        self.config = config
+        self.ranks = ranks
+        load = partial(
+            load_model,
+            config.model,
+            gradient_checkpointing=config.training.gradient_checkpointing,
+            allow_remote_code=allow_remote_code,
+        )
+        torch.manual_seed(config.training.seed)
+        self.engine = DeepSpeedEngine(
+            config,
+            _student(config, checkpoint, load),
+            ranks,
+            None if checkpoint is None else partial(load, config.model.path),
+        )
+        self.step = 0
+        """Training steps done."""
+        if checkpoint is not None:
+            self._restore(checkpoint)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Tokens that the model has."""
+        return vocabulary_size(self.engine.student)
+
+    def _restore(self, checkpoint: Loaded) -> None:
+        import_state(self.engine, checkpoint.optimizer(), checkpoint.state.updates)
+        teacher = checkpoint.teacher()
+        if teacher:  # else the objective had none so far: the teacher starts as the checkpoint's student
+            import_teacher(self.engine, teacher)
+        torch.set_rng_state(checkpoint.random_state())
+        self.step = checkpoint.state.step
+        # A fork may have other steps and mini-batches than the run that wrote the checkpoint.
+        updates_per_step = self.config.training.prompts_per_step // self.config.prompts_per_minibatch
+        self.engine.num_updates = self.engine.updates + (self.config.training.steps - self.step) * updates_per_step
+
+    def train(self, command: Step, details: Collection[int] = ()) -> Trained:
+        """One training step. pi_old of every mini-batch is fixed before the first update; its passes are student
+        passes, and the first report has their time.
+
+        Args:
+            details: indices into the first mini-batch whose tokens are wanted one by one.
+        """
+        shares = [share_of_rank(batch, self.engine.rank, self.engine.num_ranks) for batch in command.minibatches]
+        mine = [[batch[index] for index in share] for batch, share in zip(command.minibatches, shares, strict=True)]
+        with _TeacherOnDevice(self.engine):
+            began = clock(self.engine)
+            later = self._old(mine[1:])
+            scored = clock(self.engine)
+            wanted = {shares[0].index(index) for index in details if index in shares[0]}
+            reports = [run_minibatch(self.engine, mine[0], None, self.config, wanted)]
+            for sequences, old in zip(mine[1:], later, strict=True):
+                reports.append(run_minibatch(self.engine, sequences, old, self.config))
+        reports[0] = replace(reports[0], seconds_train=reports[0].seconds_train + scored - began)
+        self.step += 1
+        return Trained(reports, shares)
+
+    def _old(self, batches: Sequence[Sequence[TrainSequence]]) -> list[list[Tensor]]:
+        """log pi_old of the later mini-batches, scored together so that passes are full."""
+        if not batches:
+            return []
+        flat = [sequence for batch in batches for sequence in batch]
+        scored = old_logprobs(self.engine, flat, self.config)
+        result, start = [], 0
+        for batch in batches:
+            result.append(scored[start : start + len(batch)])
+            start += len(batch)
+        return result
+
+    def weights(self) -> dict[str, Tensor]:
+        """What is published: whole weights on rank 0, with `model.lora` the adapter's. Collective."""
+        if self.config.model.lora is None:
+            return whole_weights(self.engine.module, self.engine.rank)
+        return lora.file_names(whole_weights(self.engine.module, self.engine.rank, trained_only=True))
+
+    def snapshot(self, run_id: str, ledger: dict[str, int], weights: dict[str, Tensor]) -> Snapshot:
+        """Copies of everything that a checkpoint holds; tensors on rank 0 only. Collective."""
+        state = State(FORMAT, run_id, self.step, self.engine.updates, ledger)
+        optimizer, teacher = export_state(self.engine), export_teacher(self.engine)
+        return Snapshot(state, weights, optimizer, teacher, torch.get_rng_state())
+
+    def write_published(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        """Files of what `weights` gave, as rollout servers read them."""
+        if self.config.model.lora is None:
+            write_shards(folder, weights)
+        else:
+            lora.write(folder, weights, self.engine.module)
+
+    def save_model(self, folder: Path, weights: Mapping[str, Tensor], tokenizer: object) -> None:
+        """Weights, configuration and tokenizer in Hugging Face format; with `model.lora` adapter and tokenizer in
+        PEFT's."""
+        model = self.engine.module
+        if self.config.model.lora is not None:
+            tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
+            lora.write(folder, weights, model)
+            return
+        write_files(folder, model, tokenizer)
+        write_safetensors(folder, "model", weights)
+
+
+def _student(config: RunConfig, checkpoint: Loaded | None, load: Callable[[str], nn.Module]) -> nn.Module:
+    """The model that is trained, as the run begins with it or as the checkpoint holds it."""
+    if config.model.lora is not None:
+        model = lora.inject(load(config.model.path), config.model)
+        if checkpoint is not None:
+            lora.load(model, checkpoint.model_path)
+        return model
+    if checkpoint is None:
+        return load(config.model.path)
+    lora.refuse_adapter(checkpoint.model_path)
+    return load(str(checkpoint.model_path))
+
+
+class _TeacherOnDevice:
+    """Brings an offloaded teacher to the device for the time of a step."""
+
+    def __init__(self, engine: DeepSpeedEngine) -> None:
+        self._ema = engine.ema
+
+    def __enter__(self) -> None:
+        if self._ema is not None:
+            self._ema.to_passes()
+
+    def __exit__(self, *_: object) -> None:
+        if self._ema is not None:
+            self._ema.to_rest()

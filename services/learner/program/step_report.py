@@ -1,0 +1,131 @@
+"""The numbers and samples of one step, for `StepFinished` and `SamplesTaken`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
+from typing import Any, Final
+
+import msgspec
+
+from services.contracts.events import Histogram, Sample, SamplesTaken, StepFinished
+from services.contracts.messages import Rollout
+from services.contracts.run_config import ObjectiveSection
+from services.learner.groups.prepare import PreparedGroup
+from services.learner.update.update import TokenDetail
+
+STALENESS_EDGES: Final = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 16.0]
+"""Ages in weight versions."""
+
+
+def group_metrics(groups: Sequence[PreparedGroup], version: int, objective: ObjectiveSection) -> dict[str, float]:
+    """What the groups of a step say before any pass: rewards, routing, lengths, ages.
+
+    Args:
+        version: weight version that the step starts from.
+    """
+    used = [item for group in groups for item in _used(group)]
+    rewards = [reward for _, reward, _ in used]
+    lengths = [len(rollout.token_ids) for rollout, _, _ in used]
+    ages = token_ages(groups, version)
+    routes = [assignment.route for _, _, assignment in used]
+    num_tokens = sum(ages.values())
+    return {
+        "reward_mean": fmean(rewards),
+        "accuracy": fmean(reward >= objective.success_threshold for reward in rewards),
+        "routing_ratio_grpo": routes.count("grpo") / len(routes),
+        "routing_ratio_sdpo": routes.count("sdpo") / len(routes),
+        "teacher_information_ratio": fmean(assignment.teacher_information for _, _, assignment in used),
+        "response_tokens_mean": fmean(lengths),
+        "response_tokens_max": float(max(lengths)),
+        "truncated_ratio": fmean(rollout.finish_reason == "length" for rollout, _, _ in used),
+        "staleness_mean": sum(age * count for age, count in ages.items()) / max(1, num_tokens),
+        "staleness_max": float(max(ages, default=0)),
+        "num_groups": float(len(groups)),
+        "num_rollouts": float(len(used)),
+        "num_excluded_rollouts": float(sum(group.usable.count(False) for group in groups)),
+        "num_masked_rollouts": float(sum(group.num_masked for group in groups)),
+        "num_uninformative_groups": float(sum(group.uninformative for group in groups)),
+        "mixed_group_ratio": fmean(_is_mixed(group) for group in groups),
+    }
+
+
+def _used(group: PreparedGroup) -> Iterator[tuple[Rollout, float, Any]]:
+    for index, usable in enumerate(group.usable):
+        if usable:
+            scored = group.scored
+            yield scored.group.rollouts[index], scored.verdicts[index].reward, group.assignments[index]
+
+
+def _is_mixed(group: PreparedGroup) -> bool:
+    correct = [assignment.correct for assignment, usable in zip(group.assignments, group.usable, strict=True) if usable]
+    return any(correct) and not all(correct)
+
+
+def token_ages(groups: Sequence[PreparedGroup], version: int) -> dict[int, int]:
+    """Number of trained tokens by age in weight versions."""
+    ages: dict[int, int] = {}
+    for group in groups:
+        for rollout, _, _ in _used(group):
+            for span in rollout.weight_versions:
+                age = max(0, version - span.version)
+                ages[age] = ages.get(age, 0) + span.end - span.start
+    return ages
+
+
+def staleness_histogram(ages: Mapping[int, int]) -> Histogram:
+    counts = [0] * (len(STALENESS_EDGES) - 1)
+    for age, count in ages.items():
+        bucket = sum(age >= edge for edge in STALENESS_EDGES[1:-1])
+        counts[bucket] += count
+    return Histogram(edges=list(STALENESS_EDGES), counts=counts, total=float(sum(a * c for a, c in ages.items())))
+
+
+def with_rates(event: StepFinished, **seconds: float) -> StepFinished:
+    """The event with times filled in and `tokens_per_second` from them."""
+    metrics = event.metrics | seconds
+    whole = metrics["seconds"]
+    metrics["tokens_per_second"] = metrics["num_tokens"] / whole if whole > 0 else 0.0
+    return msgspec.structs.replace(event, at=time.time(), metrics=metrics)
+
+
+def samples_taken(
+    group: PreparedGroup, details: Mapping[int, TokenDetail], run_id: str, step: int, tokenizer: Any
+) -> SamplesTaken:
+    """One group token by token. `details` is by rollout index; what it lacks was not trained on this rank."""
+    task = group.scored.group.task
+    samples = []
+    for index, rollout in enumerate(group.scored.group.rollouts):
+        if not group.usable[index]:
+            continue
+        sequence, verdict, detail = group.sequences[index], group.scored.verdicts[index], details.get(index)
+        teacher = sequence.teacher_prompt_ids
+        samples.append(
+            Sample(
+                index=index,
+                text=rollout.text,
+                tokens=[tokenizer.decode([token]) for token in rollout.token_ids],
+                reward=verdict.reward,
+                correct=group.assignments[index].correct,
+                route=sequence.route,
+                advantage=sequence.advantage,
+                feedback=verdict.feedback,
+                teacher_prompt="" if teacher is None else tokenizer.decode(teacher),
+                behaviour_logprobs=rollout.logprobs.tolist(),
+                logprobs=detail.logprobs if detail else [],
+                teacher_entropy=detail.teacher_entropy if detail else [],
+                distillation_weight=detail.weight if detail else [],
+                divergence=detail.divergence if detail else [],
+            )
+        )
+    return SamplesTaken(
+        run_id=run_id,
+        at=time.time(),
+        step=step,
+        group_id=task.group_id,
+        question_id=task.question.id,
+        prompt=task.question.prompt,
+        answer=task.question.answer,
+        samples=samples,
+    )

@@ -1,0 +1,26 @@
+"""The learner's part of the traces: groups that were trained or dropped."""
+
+from __future__ import annotations
+
+import time
+
+from services.learner.groups.batcher import Batch, Batcher, oldest_version
+from services.runtime.traces import record
+
+
+def record_trained(batch: Batch, began: float) -> None:
+    """Each group's training, which began at Unix time `began` and has just ended, and with it the group's way."""
+    ended = time.time()
+    for scored in batch.groups:
+        task, oldest = scored.group.task, oldest_version(scored)
+        staleness = None if oldest is None else batch.step - 1 - oldest
+        record("train", task, began, ended, trained_step=batch.step, staleness=staleness)
+        record("group", task, task.fed_at, ended, whole=True, outcome="trained", question_id=task.question.id)
+
+
+def record_dropped(batcher: Batcher) -> None:
+    """The way of each group that was dropped since the last call."""
+    dropped, batcher.dropped = batcher.dropped, []
+    for scored, reason in dropped:
+        task, outcome = scored.group.task, f"dropped_{reason}"
+        record("group", task, task.fed_at, time.time(), whole=True, outcome=outcome, question_id=task.question.id)

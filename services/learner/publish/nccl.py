@@ -1,0 +1,115 @@
+"""The learner's side of transport `nccl`: rank 0 of a group made for one update of one rollout server.
+
+A TCP store of torch's is the meeting point; it carries plain bytes. A server's first worker puts an `Ask` there, the
+answer says `go` or why not, and both sides make a process group: learner rank 0, workers from 1 on. Each chunk is one
+broadcast. A group an update costs its set-up; in return no group outlives a failure, and servers do not depend on each
+other. Each ask has a thread: what a dead peer holds up is that thread alone.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+import msgspec
+import torch
+from torch import Tensor
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
+from services.contracts.offers import Ask, Chunk, Layout, NcclOffer, Offer
+from services.learner.publish.cuda_ipc import fill, plan, with_digest
+from services.runtime.logs import get_logger
+from services.runtime.torch.process_group import device_name, make_group
+from services.runtime.torch.side_streams import SideStreams
+
+log = get_logger(__name__)
+LIMIT = timedelta(seconds=10)
+"""For each single wait: joining, one broadcast, the last word of the workers."""
+POLL_SECONDS = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """One version, as it is sent."""
+
+    version: int
+    layout: Layout
+    weights: Mapping[str, Tensor]
+
+
+class NcclSender:
+    """Broadcasts the newest version to servers that ask for it."""
+
+    def __init__(self, address: str, device: torch.device) -> None:
+        """`address` is where servers reach this machine. On a CPU device gloo takes NCCL's place, for tests."""
+        self._device = device
+        self._streams = SideStreams(torch, device)
+        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=LIMIT)
+        self._offer = NcclOffer(device_name(torch, device), address, self._store.port)
+        self._held: Held | None = None
+        self._closed = threading.Event()
+        threading.Thread(target=self._listen, name="transfer", daemon=True).start()
+
+    def load(self, version: int, weights: Mapping[str, Tensor]) -> Layout:
+        chunks, done = plan(weights), []
+        with self._streams.one():
+            buffer = self._buffer_for(chunks)
+            for chunk in chunks:
+                part = buffer[: chunk.bytes]
+                fill(part, chunk, weights)
+                done.append(with_digest(chunk, part))
+        self._held = Held(version, Layout(done), weights)
+        return self._held.layout
+
+    def _buffer_for(self, chunks: list[Chunk]) -> Tensor:
+        """Of the largest chunk's size, for one after the other."""
+        return torch.empty(max((chunk.bytes for chunk in chunks), default=0), dtype=torch.uint8, device=self._device)
+
+    def offer(self) -> Offer:
+        return self._offer
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _listen(self) -> None:
+        """Consumes asks; starts a thread for each; ends with `close`."""
+        number = 1
+        while not self._closed.wait(POLL_SECONDS):
+            if self._store.check([f"ask/{number}"]):
+                asked = self._store.get(f"ask/{number}")
+                number += 1
+                threading.Thread(target=self._serve, args=(asked,), name="transfer-send", daemon=True).start()
+
+    def _serve(self, asked: bytes) -> None:
+        try:
+            ask = msgspec.json.decode(asked, type=Ask)
+            store = TCPStore("127.0.0.1", self._offer.port, is_master=False, timeout=LIMIT)
+            held = self._held
+            if held is None or held.version != ask.version:
+                holds = "nothing" if held is None else f"version {held.version}"
+                store.set(f"answer/{ask.attempt}", f"the learner holds {holds}, not version {ask.version}")
+                return
+            store.set(f"answer/{ask.attempt}", "go")
+            self._send(store, ask, held)
+        except (RuntimeError, msgspec.DecodeError) as error:
+            log.warning("weights not sent; the server takes the store", error=str(error).split("\n")[0])
+
+    def _send(self, store: TCPStore, ask: Ask, held: Held) -> None:
+        from torch.distributed.distributed_c10d import BroadcastOptions
+
+        group = make_group(torch, PrefixStore(ask.attempt, store), 0, 1 + ask.num_workers, self._device, LIMIT)
+        options = BroadcastOptions()
+        options.rootRank = 0
+        try:
+            with self._streams.one():
+                buffer = self._buffer_for(held.layout.chunks)
+                for chunk in held.layout.chunks:
+                    part = buffer[: chunk.bytes]
+                    fill(part, chunk, held.weights)
+                    group.broadcast([part], options).wait(LIMIT)  # ended by then, so the buffer is free again
+            # the group must stand until the last byte has left this machine
+            store.wait([f"done/{ask.attempt}/{rank}" for rank in range(1, 1 + ask.num_workers)], LIMIT)
+        finally:
+            group.abort()

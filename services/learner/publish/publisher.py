@@ -1,0 +1,95 @@
+"""Publishing weights: weight store, `weights` hash, event. Runs on the writer thread, beside training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+from torch import Tensor
+
+from services.contracts.errors import TurnoutError
+from services.contracts.events import WeightsPublished
+from services.contracts.offers import LAYOUT_FILE, Layout
+from services.learner.connections.redis_link import RunLink
+from services.learner.publish.cuda_ipc import Sender
+from services.runtime.weights.store import WeightStore
+
+KEEP_VERSIONS = 3
+"""Versions kept in the weight store: the newest, and what slower servers may still be reading."""
+
+
+class Publisher:
+    """Publishes each version once; a resumed learner that comes past published versions again skips them."""
+
+    def __init__(
+        self,
+        link: RunLink,
+        store: WeightStore,
+        write: Callable[[Path, Mapping[str, Tensor]], None],
+        sender: Sender | None = None,
+    ) -> None:
+        """`write(folder, weights)` makes the files of a version. `sender` offers versions beside the store."""
+        self._sender = sender
+        self._link = link
+        self._store = store
+        self._write = write
+
+    @property
+    def folder(self) -> Path:
+        """Where the run's versions lie."""
+        return self._store.folder
+
+    def publish(self, version: int, weights: Mapping[str, Tensor]) -> float:
+        """Make version `version` visible to rollout servers. Returns the seconds that it took."""
+        started = time.monotonic()
+        if version < self._link.published_version:
+            return 0.0
+        self._store.collect(KEEP_VERSIONS - 1)
+        layout = self._load(version, weights)
+
+        def write(folder: Path) -> None:
+            self._write(folder, weights)
+            if layout is not None:
+                (folder / LAYOUT_FILE).write_bytes(msgspec.json.encode(layout))
+
+        manifest = self._store.publish(version, write)
+        path = self._store.path(version).resolve()
+        names = {"version": str(version), "path": str(path), "checksum": manifest.checksum}
+        offer = "" if self._sender is None else msgspec.json.encode(self._sender.offer()).decode()
+        self._link.announce(names | {"transfer": offer})
+        self._link.emit(
+            WeightsPublished(
+                run_id=self._link.run_id,
+                at=time.time(),
+                version=version,
+                path=str(path),
+                checksum=manifest.checksum,
+                bytes=manifest.bytes,
+            )
+        )
+        self._link.published_version = version
+        self._link.report(weight_version=version)
+        self._link.wake_feeder()
+        return time.monotonic() - started
+
+    def _load(self, version: int, weights: Mapping[str, Tensor]) -> Layout | None:
+        """Hand the version to the sender. Its faults end its use, never the run."""
+        if self._sender is None:
+            return None
+        try:
+            return self._sender.load(version, weights)
+        except (RuntimeError, OSError, TurnoutError) as error:
+            reason = str(error).split("\n")[0]
+            self._link.note(
+                f"The fast weight transport failed, weights go by the store from now on: {reason}", "warning"
+            )
+            self.close()
+            return None
+
+    def close(self) -> None:
+        """Offer nothing any more."""
+        if self._sender is not None:
+            self._sender.close()
+            self._sender = None

@@ -1,0 +1,177 @@
+"""All response tokens of a mini-batch on one rank, laid end to end, and the micro-batches that visit them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from services.contracts.errors import TurnoutError
+from services.contracts.run_config import ObjectiveSection
+from services.learner.packing.prefix_tree import grow, pack_tree, plan_trees
+from services.learner.packing.rows import PackedBatch, dummy_batch, pad_rows, plan_rows, row_length
+from services.learner.packing.sequence import TrainSequence
+
+STATS = ("logprobs", "old", "entropy", "teacher_entropy", "divergence", "loss", "clipped", "reference_kl")
+"""Rows of `Layout.stats`."""
+
+
+@dataclass(slots=True)
+class Layout:
+    """T response tokens of the routed, non-empty sequences of one rank, in the order of the sequences.
+
+    Tensors are on the engine's device; real numbers are float32 (float64 where the model is).
+    """
+
+    rows: list[int]
+    """Indices of the routed, non-empty sequences."""
+    offsets: dict[int, int]
+    """Place of each such sequence's first token."""
+    num_tokens: int
+    """T."""
+    targets: Tensor
+    """Sampled token ids, [T], int64."""
+    behaviour: Tensor
+    """log mu, [T]."""
+    old: Tensor | None
+    """log pi_old, [T]; None where it is the student's own log-probability."""
+    advantage: Tensor
+    """[T]."""
+    is_sdpo: Tensor
+    """[T], bool."""
+    owner: Tensor
+    """Number of the sequence that each token belongs to, [T], int64: index into `rows`."""
+    sequence: Tensor | None
+    """Mean log ratio of each token's response, [T]; filled in by each student pass. None for ratios by token."""
+    reference: Tensor | None
+    """Log-probability under the initial model, [T]; None where it is not asked for."""
+    slots: Tensor
+    """Place of each token among those with a teacher pass, or -1; [T], int64."""
+    num_teacher_tokens: int
+    weights: Tensor
+    """Dynamic weights, [T]; 1 until `minibatch` sets them."""
+    stats: Tensor
+    """What the passes find of each token, [len(STATS), T]."""
+
+    def stat(self, name: str) -> Tensor:
+        """One row of `stats`, [T]."""
+        return self.stats[STATS.index(name)]
+
+
+def check_sequences(sequences: Sequence[TrainSequence]) -> None:
+    """Raise `TurnoutError` where a sequence's parts do not fit together."""
+    for index, sequence in enumerate(sequences):
+        if not sequence.prompt_ids or sequence.teacher_prompt_ids == []:
+            raise TurnoutError(f"Sequence {index} has an empty prompt; there is nothing to predict its response from.")
+        if len(sequence.behaviour_logprobs) != len(sequence.response_ids):
+            raise TurnoutError(
+                f"Sequence {index} has {len(sequence.response_ids)} response tokens "
+                f"but {len(sequence.behaviour_logprobs)} behaviour_logprobs."
+            )
+        if sequence.route == "sdpo" and sequence.teacher_prompt_ids is None:
+            raise TurnoutError(f"Sequence {index} is routed to SDPO without teacher_prompt_ids.")
+
+
+def lay_out(
+    sequences: Sequence[TrainSequence],
+    old: Sequence[Tensor] | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    objective: ObjectiveSection | None = None,
+) -> Layout:
+    """The layout of a mini-batch. `old` has one tensor [num response tokens] a sequence, or is None. `objective` is
+    needed for losses, not for scores."""
+    check_sequences(sequences)
+    rows = [index for index, item in enumerate(sequences) if item.route != "none" and item.response_ids]
+    lengths = [len(sequences[row].response_ids) for row in rows]
+    starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    num_tokens = int(starts[-1])
+    taught = np.repeat([sequences[row].teacher_prompt_ids is not None for row in rows], lengths).astype(bool)
+    slots = np.where(taught, np.cumsum(taught) - 1, -1).astype(np.int64)
+
+    def per_token(values: list[float]) -> Tensor:
+        return torch.from_numpy(np.repeat(np.asarray(values, dtype=np.float64), lengths)).to(device, dtype)
+
+    behaviour = [value for row in rows for value in sequences[row].behaviour_logprobs]
+    if old is not None and any(len(old[row]) != len(sequences[row].response_ids) for row in rows):
+        raise TurnoutError("The old log-probs do not fit the sequences' response lengths.")
+    whole = torch.zeros(num_tokens, dtype=dtype, device=device)
+    return Layout(
+        rows=rows,
+        offsets={row: int(start) for row, start in zip(rows, starts[:-1], strict=True)},
+        num_tokens=num_tokens,
+        targets=torch.tensor(
+            [token for row in rows for token in sequences[row].response_ids], dtype=torch.int64, device=device
+        ),
+        behaviour=torch.tensor(behaviour, dtype=torch.float64).to(device, dtype),
+        old=None if old is None else torch.cat([torch.zeros(0), *(old[row] for row in rows)]).to(device, dtype),
+        advantage=per_token([sequences[row].advantage for row in rows]),
+        is_sdpo=per_token([float(sequences[row].route == "sdpo") for row in rows]) > 0,
+        owner=torch.from_numpy(np.repeat(np.arange(len(rows)), lengths)).to(device, torch.int64),
+        sequence=whole.clone() if objective and objective.ratio == "sequence" else None,
+        reference=whole.clone() if objective and objective.reference_kl_coefficient else None,
+        slots=torch.from_numpy(slots).to(device),
+        num_teacher_tokens=int(taught.sum()),
+        weights=torch.ones_like(whole),
+        stats=torch.zeros((len(STATS), num_tokens), dtype=dtype, device=device),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Visits:
+    """Which sequences go through a model together, a list of indices a micro-batch."""
+
+    batches: list[list[int]]
+    num_needed_tokens: int
+    """What the passes must compute: no padding, and of a common prefix no more than one where prefixes are shared."""
+    share: bool
+    """As prefix trees, or as padded rows."""
+    with_teacher_prompt: bool
+
+    def load(
+        self, number: int, sequences: Sequence[TrainSequence], layout: Layout, device: torch.device
+    ) -> tuple[PackedBatch, int]:
+        """Micro-batch `number` and how many of its response tokens, the first ones, are not routed to SDPO.
+
+        Numbers past the end give a dummy, for ranks with fewer micro-batches than others.
+        """
+        if number >= len(self.batches):
+            return dummy_batch(device), 0
+        rows = sorted(self.batches[number], key=lambda row: sequences[row].route == "sdpo")
+        pack = pack_tree if self.share else pad_rows
+        batch = pack(
+            [_prompt(sequences[row], self.with_teacher_prompt) for row in rows],
+            [sequences[row].response_ids for row in rows],
+            [layout.offsets[row] for row in rows],
+            device,
+        )
+        return batch, sum(len(sequences[row].response_ids) for row in rows if sequences[row].route != "sdpo")
+
+
+def _prompt(sequence: TrainSequence, with_teacher_prompt: bool) -> list[int]:
+    """The prompt that a pass reads."""
+    return (sequence.teacher_prompt_ids or []) if with_teacher_prompt else sequence.prompt_ids
+
+
+def visits(
+    rows: Sequence[int],
+    sequences: Sequence[TrainSequence],
+    budget: int,
+    *,
+    share: bool,
+    with_teacher_prompt: bool = False,
+) -> Visits:
+    """Cut the sequences `rows` into micro-batches of at most `budget` computed tokens."""
+    if not rows:
+        return Visits([], 0, share, with_teacher_prompt)
+    pairs = [(_prompt(sequences[row], with_teacher_prompt), sequences[row].response_ids) for row in rows]
+    if share:
+        tree = grow([[*prompt, *response[:-1]] for prompt, response in pairs])
+        needed, batches = tree.num_nodes, plan_trees(tree, budget)
+    else:
+        lengths = [row_length(prompt, response) for prompt, response in pairs]
+        needed, batches = sum(lengths), plan_rows(lengths, budget)
+    return Visits([[rows[index] for index in batch] for batch in batches], needed, share, with_teacher_prompt)

@@ -1,0 +1,98 @@
+"""Log-probabilities of the response tokens under a model as it is: passes without gradient, logits in chunks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from services.contracts.run_config import RunConfig
+from services.learner.model.forward import Project, chunk_slices, real_logits, run_with_job, select, vocabulary_size
+from services.learner.model.tree_attention import shares_prefixes
+from services.learner.objectives.terms.ratios import sequence_mean
+from services.learner.packing.rows import PackedBatch
+from services.learner.packing.sequence import Engine, TrainSequence
+from services.learner.update.layout import Layout, lay_out, visits
+from services.learner.update.logit_statistics import cut_fixed
+
+
+def real_type(engine: Engine) -> torch.dtype:
+    """float64 for float64 models (tests), float32 for all others."""
+    kind = next(engine.student.parameters()).dtype
+    return torch.promote_types(kind, torch.float32)
+
+
+def clock(engine: Engine) -> float:
+    """`time.perf_counter`, once the device has done what was queued: else it would count as what comes next."""
+    if engine.device.type == "cuda":
+        torch.cuda.synchronize(engine.device)
+    return time.perf_counter()
+
+
+def numbers(engine: Engine, values: Sequence[float]) -> Tensor:
+    """float64 on the engine's device, for reductions over ranks."""
+    return torch.tensor([float(value) for value in values], dtype=torch.float64, device=engine.device)
+
+
+def old_logprobs(engine: Engine, sequences: Sequence[TrainSequence], config: RunConfig) -> list[Tensor]:
+    """log pi_old of every response token under the student as it is now.
+
+    Call it before the first update of a step, for the sequences of the later mini-batches; the first mini-batch needs
+    none (`run_minibatch` with `old=None`).
+
+    Returns:
+        One tensor [num response tokens] a sequence, float32 on the engine's device; zeros where the route is `none`.
+    """
+    layout = lay_out(sequences, None, engine.device, real_type(engine))
+    budget, share = config.training.tokens_per_microbatch, shares_prefixes(engine.student)
+    plan = visits(layout.rows, sequences, budget, share=share)
+    rounds = int(engine.all_reduce_max(numbers(engine, [len(plan.batches)])).item())
+    scored = torch.zeros(layout.num_tokens, dtype=layout.stats.dtype, device=engine.device)
+    for number in range(rounds):
+        batch, _ = plan.load(number, sequences, layout, engine.device)
+        score(engine.student, batch, layout, scored, config.rollout.temperature)
+    return [
+        scored[layout.offsets[row] : layout.offsets[row] + len(item.response_ids)].clone()
+        if row in layout.offsets
+        else torch.zeros(len(item.response_ids), dtype=scored.dtype, device=engine.device)
+        for row, item in enumerate(sequences)
+    ]
+
+
+@torch.no_grad()
+def score(model: nn.Module, batch: PackedBatch, layout: Layout, into: Tensor, temperature: float) -> None:
+    """One pass of `model`: write its log-probabilities of the batch's response tokens into `into`, [T]."""
+
+    def job(project: Project, hidden: Tensor) -> Tensor:
+        states = select(hidden, batch.positions)
+        write_logprobs(project, states, batch.tokens, layout, into, temperature, vocabulary_size(model))
+        return hidden.new_zeros(())
+
+    run_with_job(model, batch, job)
+
+
+def write_logprobs(
+    project: Project, states: Tensor, tokens: Tensor, layout: Layout, into: Tensor, temperature: float, width: int
+) -> None:
+    """Write the log-probabilities of `tokens` [n], whose hidden states are `states` [n, hidden], into `into` [T].
+
+    `width` is the vocabulary's size, which decides on the chunks.
+    """
+    for chunk in chunk_slices(0, len(tokens), width):
+        logits = real_logits(project, states[chunk], temperature)
+        into[tokens[chunk]] = cut_fixed(logits, layout.targets[tokens[chunk]]).logprobs.to(into.dtype)
+
+
+@torch.no_grad()
+def write_sequence_ratios(
+    project: Project, states: Tensor, tokens: Tensor, layout: Layout, temperature: float, width: int
+) -> None:
+    """Set `layout.sequence` at `tokens`, those of whole responses. Ratios by sequence must be known before the first
+    chunk's loss is differentiated. Arguments as `write_logprobs`."""
+    if layout.sequence is None or layout.old is None:
+        return
+    now = torch.zeros_like(layout.old)
+    write_logprobs(project, states, tokens, layout, now, temperature, width)
+    layout.sequence[tokens] = sequence_mean(now[tokens] - layout.old[tokens], layout.owner[tokens])

@@ -1,0 +1,253 @@
+"""One optimizer update: teacher entropies, weights, student passes, step. Exact for any cut and any number of ranks.
+
+Order of work on every rank (method sections 3 to 6):
+
+1. lay the routed response tokens end to end; agree with the other ranks on the denominator and on how many passes of
+   each kind everybody runs (ranks with fewer run dummies, whose loss is tied in with factor 0);
+2. teacher passes over the tokens that need one: hidden states are kept, and entropies, so that the dynamic weights
+   average 1 over the WHOLE mini-batch before the first gradient; passes of the initial model, where asked for;
+3. student passes without gradient for sequences whose loss cannot have one (GRPO with advantage 0): numbers only;
+4. student passes with gradient, each divided by the global denominator, so that they add up to the objective;
+5. sums over ranks; numbers that are not finite are refused by name, on every rank, before the weights change;
+6. the optimizer step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor
+
+from services.contracts.run_config import RunConfig
+from services.learner.model.forward import (
+    Project,
+    check_model,
+    chunk_slices,
+    chunked_loss,
+    output_head,
+    real_logits,
+    run_with_job,
+    select,
+    teacher_projection,
+    vocabulary_size,
+)
+from services.learner.model.tree_attention import shares_prefixes
+from services.learner.objectives.terms.finite import require_finite
+from services.learner.objectives.terms.weights import dynamic_weights
+from services.learner.packing.sequence import Engine, TrainSequence
+from services.learner.update.layout import Visits, lay_out, visits
+from services.learner.update.logit_statistics import cut_fixed
+from services.learner.update.losses import ChunkLosses, TeacherStates
+from services.learner.update.old_logprobs import clock, numbers, old_logprobs, real_type, score, write_sequence_ratios
+from services.learner.update.statistics import (
+    SUMS,
+    MinibatchReport,
+    TokenDetail,
+    count_weights,
+    measure,
+    step_metrics,
+    take_details,
+    weight_histogram,
+)
+
+__all__ = ["MinibatchReport", "TokenDetail", "old_logprobs", "run_minibatch", "step_metrics", "weight_histogram"]
+
+
+def run_minibatch(
+    engine: Engine,
+    sequences: Sequence[TrainSequence],
+    old: Sequence[Tensor] | None,
+    config: RunConfig,
+    details: Collection[int] = (),
+) -> MinibatchReport:
+    """One optimizer update on this rank's sequences of one mini-batch. All ranks call it together.
+
+    Args:
+        sequences: this rank's share; may be empty.
+        old: `old_logprobs` of these sequences, or None where the student has not been updated since pi_old was fixed
+            (the first mini-batch of a step): pi_old is then the student itself and costs no pass. Alike on all ranks.
+        details: indices into `sequences` whose tokens are wanted one by one in the report.
+
+    Raises:
+        NonFiniteError: log-probs, entropies, divergences or losses hold NaN or infinity (on every rank, before the
+            weights change); `field` names them.
+    """
+    return _Update(engine, sequences, old, config).run(details)
+
+
+class _Update:
+    """The work of one `run_minibatch`."""
+
+    def __init__(
+        self, engine: Engine, sequences: Sequence[TrainSequence], old: Sequence[Tensor] | None, config: RunConfig
+    ) -> None:
+        check_model(engine.student)
+        self.engine, self.sequences, self.config = engine, sequences, config
+        objective = config.objective
+        self.layout = lay_out(sequences, old, engine.device, real_type(engine), objective)
+        budget = config.training.tokens_per_microbatch
+        rows = self.layout.rows
+        taught = [row for row in rows if sequences[row].teacher_prompt_ids is not None]
+        silent = {row for row in rows if sequences[row].advantage == 0.0} - set(taught)
+        referred = [row for row in rows if sequences[row].route == "grpo"] if objective.reference_kl_coefficient else []
+        silent -= set(referred)
+        share = shares_prefixes(engine.student)
+        self.reference_visits = visits(referred, sequences, budget, share=share)
+        self.teacher_visits = visits(taught, sequences, budget, share=share, with_teacher_prompt=True)
+        self.silent_visits = visits([row for row in rows if row in silent], sequences, budget, share=share)
+        self.train_visits = visits([row for row in rows if row not in silent], sequences, budget, share=share)
+        self.num_taught = len(taught)
+        self.num_computed = 0
+        self.hidden: Tensor | None = None
+
+    def run(self, details: Collection[int]) -> MinibatchReport:
+        started = clock(self.engine)
+        rounds = self._agree()
+        self._teach(rounds[0])
+        self._refer(rounds[3])
+        taught = clock(self.engine)
+        self._train(rounds[1], rounds[2])
+        sums, counts = self._gather()
+        norm = self.engine.step()
+        finished = clock(self.engine)
+        lengths = {row: len(self.sequences[row].response_ids) for row in self.layout.rows}
+        return MinibatchReport(
+            sums=sums,
+            weight_counts=counts,
+            gradient_norm=norm,
+            seconds_teacher=taught - started,
+            seconds_train=finished - taught,
+            details=take_details(self.layout, lengths, details),
+        )
+
+    @property
+    def _plans(self) -> tuple[Visits, ...]:
+        return (self.teacher_visits, self.silent_visits, self.train_visits, self.reference_visits)
+
+    def _agree(self) -> list[int]:
+        """The denominators over all ranks; returns passes that every rank runs: teacher, silent, with gradient,
+        reference."""
+        layout = self.layout
+        self.num_routed_tokens, self.num_taught_tokens = self.engine.all_reduce_sum(
+            numbers(self.engine, [layout.num_tokens, layout.num_teacher_tokens])
+        ).tolist()
+        most = self.engine.all_reduce_max(numbers(self.engine, [len(plan.batches) for plan in self._plans]))
+        teacher, silent, train, reference = (int(number) for number in most.tolist())
+        # One pass with gradient at least: the engine's step needs a backward before it.
+        return [teacher, silent, max(1, train), reference]
+
+    def _teach(self, rounds: int) -> None:
+        """Teacher passes: hidden states, and where weights ask for them entropies and weights."""
+        objective = self.config.objective
+        weighted = objective.name == "srpo" and objective.beta > 0
+        if not rounds:
+            return
+        assert self.engine.teacher is not None, "sequences ask for a teacher pass but the engine has no teacher"
+        with torch.no_grad():
+            for number in range(rounds):
+                self._teach_one(number, weighted)
+        if weighted:
+            entropies = self.layout.stat("teacher_entropy")[self.layout.is_sdpo]
+            self.layout.weights[self.layout.is_sdpo] = dynamic_weights(
+                entropies, objective.beta, self.engine.all_reduce_sum, self.engine.all_reduce_max
+            )
+
+    def _teach_one(self, number: int, weighted: bool) -> None:
+        engine, layout = self.engine, self.layout
+        assert engine.teacher is not None
+        batch, _ = self.teacher_visits.load(number, self.sequences, layout, engine.device)
+        self.num_computed += batch.input_ids.numel()
+
+        def job(project: Project, hidden: Tensor) -> Tensor:
+            states = select(hidden, batch.positions)
+            if self.hidden is None:
+                self.hidden = states.new_zeros((layout.num_teacher_tokens, states.shape[-1]))
+            self.hidden[layout.slots[batch.tokens]] = states
+            for chunk in chunk_slices(0, len(batch.tokens), vocabulary_size(engine.student)) if weighted else ():
+                tokens = batch.tokens[chunk]
+                logits = real_logits(project, states[chunk], self.config.rollout.temperature)
+                cut = cut_fixed(logits, layout.targets[tokens])
+                layout.stat("teacher_entropy")[tokens] = cut.entropy.to(layout.stats.dtype)
+            return hidden.new_zeros(())
+
+        run_with_job(engine.teacher, batch, job)
+
+    def _refer(self, rounds: int) -> None:
+        """Passes of the initial model over the GRPO branch, where its divergence is asked for."""
+        for number in range(rounds):
+            assert self.engine.reference is not None, "a reference KL is asked for but the engine has no reference"
+            assert self.layout.reference is not None
+            batch, _ = self.reference_visits.load(number, self.sequences, self.layout, self.engine.device)
+            self.num_computed += batch.input_ids.numel()
+            temperature = self.config.rollout.temperature
+            score(self.engine.reference, batch, self.layout, self.layout.reference, temperature)
+
+    def _train(self, silent: int, train: int) -> None:
+        """Student passes: those without gradient, then those with."""
+        for number in range(silent):
+            with torch.no_grad():
+                self._student_pass(self.silent_visits, number)
+        for number in range(train):
+            # The graph of one micro-batch is freed before the next one starts.
+            self.engine.backward(self._student_pass(self.train_visits, number), last=number == train - 1)
+
+    def _student_pass(self, plan: Visits, number: int) -> Tensor:
+        """The loss of one micro-batch, a scalar."""
+        engine = self.engine
+        batch, num_grpo = plan.load(number, self.sequences, self.layout, engine.device)
+        self.num_computed += batch.input_ids.numel()
+        with ExitStack() as stack:
+            teacher = None
+            if self.num_taught_tokens and torch.is_grad_enabled() and engine.teacher is not None:
+                project = stack.enter_context(teacher_projection(engine.teacher))
+                teacher = None if self.hidden is None else TeacherStates(self.hidden, project)
+            losses = ChunkLosses(
+                self.layout,
+                self.config.objective,
+                self.config.rollout.temperature,
+                max(1.0, self.num_routed_tokens),
+                teacher,
+            )
+
+            def job(project: Project, hidden: Tensor) -> Tensor:
+                def chunk_loss(states: Tensor, chunk: slice) -> Tensor:
+                    branch = losses.grpo if chunk.start < num_grpo else losses.sdpo
+                    # Not named here, so that the branch may free the logits early.
+                    return branch(real_logits(project, states, self.config.rollout.temperature), batch.tokens[chunk])
+
+                width = vocabulary_size(engine.student)
+                chunks = chunk_slices(0, num_grpo, width) + chunk_slices(num_grpo, len(batch.tokens), width)
+                states = select(hidden, batch.positions)
+                whole = states[:num_grpo].detach(), batch.tokens[:num_grpo]
+                if torch.is_grad_enabled():
+                    write_sequence_ratios(project, *whole, self.layout, self.config.rollout.temperature, width)
+                return chunked_loss(output_head(engine.student), states, chunks, chunk_loss)
+
+            return run_with_job(engine.student, batch, job)
+
+    def _gather(self) -> tuple[dict[str, float], list[int]]:
+        """Sums over all ranks and the weights' histogram; refuses what is not finite."""
+        layout = self.layout
+        sdpo = float(layout.is_sdpo.sum())
+        needed = sum(plan.num_needed_tokens for plan in self._plans)
+        counts = {
+            "num_tokens": float(layout.num_tokens),
+            "num_grpo_tokens": layout.num_tokens - sdpo,
+            "num_sdpo_tokens": sdpo,
+            "num_teacher_tokens": float(layout.num_teacher_tokens),
+            "num_teacher_rollouts": float(self.num_taught),
+            "num_needed_tokens": float(needed),
+            "num_computed_tokens": float(self.num_computed),
+        }
+        measured = measure(layout, self.config.objective)
+        names = [*counts, *measured]
+        local = torch.cat([numbers(self.engine, list(counts.values())), torch.stack(list(measured.values()))])
+        total = self.engine.all_reduce_sum(torch.cat([local, count_weights(layout)]))
+        values = dict(zip(names, total[: len(names)], strict=True))
+        # In the order of cause and effect, so that the first one named is the culprit.
+        for name in ("behaviour", "logprobs", "old", "teacher_entropy_sum", "divergence_sum", "reference_kl_sum"):
+            require_finite(name.removesuffix("_sum"), values[name])
+        require_finite("loss", values["loss_grpo_sum"] + values["loss_sdpo_sum"])
+        return {name: float(values[name]) for name in SUMS}, [int(count) for count in total[len(names) :].tolist()]

@@ -1,0 +1,154 @@
+"""HTTP of a rollout server: what weights it holds, a whole update in one call, and vLLM's own routes under /v1/engine.
+
+vLLM's router talks to an engine client; it gets `GuardedClient`, which offers the calls of a weight update and nothing
+that could change weights past verification.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+
+from services.contracts.errors import ConfigurationError, ConflictError, TurnoutError, UnavailableError
+from services.rollout.vllm.server import EngineServer
+from services.runtime.http.access import is_service, unauthorized
+from services.runtime.logs import get_logger
+from services.runtime.settings import Settings
+
+log = get_logger(__name__)
+PREFIX = "/v1/engine"
+
+
+class WantedWeights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Body of `PUT /v1/weights`: one version of the weight store."""
+
+    version: int
+    path: str
+    checksum: str
+    transfer: dict[str, Any] | None = None
+    """How to take it from the learner itself, see `services.contracts.offers`; vLLM's worker checks it."""
+
+
+class GuardedClient:
+    """The part of vLLM's engine client that the API's pusher may use."""
+
+    def __init__(self, server: EngineServer, busy: Callable[[], bool]) -> None:
+        self._server = server
+        self._busy = busy
+
+    def __getattr__(self, name: str) -> Any:
+        raise ConflictError(f"This server does not offer {name}.", remedy="Push weights by the four-phase protocol.")
+
+    async def pause_generation(self, *, mode: str, clear_cache: bool) -> None:
+        await self._free().pause_generation(mode=mode, clear_cache=clear_cache)
+
+    async def resume_generation(self) -> None:
+        await self._free().resume_generation()
+
+    async def is_paused(self) -> bool:
+        return self._server.phase != "serving"
+
+    async def init_weight_transfer_engine(self, request: Any) -> None:
+        """The weight store needs no handshake."""
+
+    async def shutdown_weight_transfer_engine(self) -> None:
+        """Nothing is held."""
+
+    async def start_weight_update(self) -> None:
+        await self._free().start_weight_update()
+
+    async def update_weights(self, request: Any) -> None:
+        await self._free().update_weights(request.update_info)
+
+    async def finish_weight_update(self, weight_version: str | None = None) -> None:
+        await self._free().finish_weight_update(weight_version)
+
+    async def get_weight_version(self) -> str:
+        return str(self._server.version)
+
+    async def compute_weight_checksums(self) -> Any:
+        return await self._server.while_attached(self._server.require().compute_weight_checksums())
+
+    @property
+    def vllm_config(self) -> Any:
+        return self._server.require().vllm_config
+
+    def _free(self) -> EngineServer:
+        require_free(self._server, self._busy)
+        return self._server
+
+
+def require_free(server: EngineServer, busy: Callable[[], bool]) -> None:
+    """Raise `ConflictError` while the server walks the phases of an update itself, or is in the middle of one."""
+    if busy() or server.is_busy:
+        raise ConflictError("This server is loading weights.", remedy="Try again when it has ended.")
+
+
+def add_routes(app: FastAPI, server: EngineServer, settings: Settings, busy: Callable[[], bool]) -> FastAPI:
+    """Add the weight routes. Returns the application that vLLM's router is to be included in once it is imported."""
+
+    @app.get("/v1/weights")
+    async def weights(request: Request) -> Response:
+        if not is_service(request, settings):
+            return unauthorized()
+        return JSONResponse({"version": server.version, "checksum": server.checksum, "run_id": server.run_id})
+
+    @app.put("/v1/weights")
+    async def load(request: Request) -> Response:
+        """All phases of an update, each only where the one before succeeded. Answers when the server samples again."""
+        if not is_service(request, settings):
+            return unauthorized()
+        try:
+            require_free(server, busy)
+            wanted = msgspec.json.decode(await request.body(), type=WantedWeights)
+            seconds = await server.load(wanted.version, wanted.path, wanted.checksum, wanted.transfer)
+        except TurnoutError as error:
+            return problem(error)
+        except msgspec.DecodeError as error:
+            return problem(ConfigurationError(f"The body must be an object with version, path, checksum: {error}."))
+        log.info("weights loaded", weight_version=wanted.version, seconds=seconds)
+        return JSONResponse({"version": server.version, "checksum": server.checksum, "seconds": seconds})
+
+    inner = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    inner.state.engine_client = GuardedClient(server, busy)
+
+    @inner.middleware("http")
+    async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        if not is_service(request, settings):
+            return unauthorized()
+        if server.engine is None:
+            return problem(
+                UnavailableError(
+                    "This rollout server has no engine: no run is assigned, or the engine is starting.",
+                    remedy="Wait until its heartbeat says ready.",
+                )
+            )
+        return await call_next(request)
+
+    @inner.exception_handler(TurnoutError)
+    async def named(_: Request, error: TurnoutError) -> Response:
+        return problem(error)
+
+    app.mount(PREFIX, inner)
+    return inner
+
+
+def include_vllm(inner: FastAPI) -> None:
+    """Add vLLM's routes. vLLM must be imported already."""
+    from vllm.entrypoints.rl.online.api_router import router
+
+    assert isinstance(router, APIRouter)
+    inner.include_router(router)
+
+
+def problem(error: TurnoutError) -> Response:
+    """An error as RFC 9457 problem details."""
+    return JSONResponse(
+        {"type": "about:blank", "title": error.title, "status": error.status, "detail": str(error)},
+        status_code=error.status,
+        media_type="application/problem+json",
+    )

@@ -1,0 +1,124 @@
+"""One group: a task's prompt to G rollouts with behaviour log-probs and version spans."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from services.contracts.arrays import LogProbs, TokenIds
+from services.contracts.errors import InfrastructureError
+from services.contracts.messages import PromptTask, Rollout, Sampling, VersionSpan
+from services.rollout.sampling.prompts import PromptRenderer
+from services.rollout.sampling.responses import ResponseDecoder
+from services.rollout.vllm.server import EngineServer
+from services.runtime.logs import get_logger
+
+if TYPE_CHECKING:
+    from vllm.outputs import CompletionOutput
+    from vllm.sampling_params import SamplingParams
+
+log = get_logger(__name__)
+MAX_FAILURES = 2
+"""Tries of a rollout that may fail before it becomes an infrastructure fault."""
+
+
+class GroupSampler:
+    """Samples groups of one run's model."""
+
+    def __init__(self, server: EngineServer, renderer: PromptRenderer, stop_token_ids: list[int]) -> None:
+        self._server = server
+        self._renderer = renderer
+        self._decoder = ResponseDecoder(renderer.tokenizer, stop_token_ids)
+        self._stop_token_ids = stop_token_ids
+
+    async def sample(self, task: PromptTask) -> tuple[list[int], list[Rollout]]:
+        """Prompt token ids and exactly `num_samples` rollouts.
+
+        A prompt that cannot be rendered, settings that vLLM refuses, and a rollout whose generation failed twice, give
+        status `infrastructure_fault` with the reason; they never raise.
+        """
+        num_samples = task.sampling.num_samples
+        try:
+            prompt = self._renderer.render(task.question, task.max_prompt_tokens)
+        except InfrastructureError as error:
+            return [], [fault(str(error))] * num_samples
+        rollouts: list[Rollout] = []
+        num_failures = 0
+        is_greedy = task.sampling.temperature == 0  # siblings are all alike: sampled once
+        while len(rollouts) < num_samples:
+            try:
+                params = sampling_params(
+                    task.sampling, 1 if is_greedy else num_samples - len(rollouts), self._stop_token_ids
+                )
+                outputs = await self._server.generate(prompt, params)
+                found = [self._rollout(output) for output in outputs if output.finish_reason in ("stop", "length")]
+                rollouts += found * num_samples if is_greedy else found
+                failed = next((output for output in outputs if output.finish_reason == "error"), None)
+                if failed is not None:
+                    raise InfrastructureError("The engine gave a response up with an error.")
+            except InfrastructureError as error:
+                num_failures += 1
+                log.warning("generation failed", group_id=task.group_id, error=str(error), failures=num_failures)
+                if num_failures >= MAX_FAILURES:
+                    rollouts += [fault(str(error))] * (num_samples - len(rollouts))
+        return prompt, rollouts
+
+    def _rollout(self, output: CompletionOutput) -> Rollout:
+        token_ids = list(output.token_ids)
+        logprobs = [min(0.0, float(value)) for value in output.logprobs.logprobs]
+        spans = output.weight_versions
+        if len(logprobs) != len(token_ids) or spans is None:
+            raise InfrastructureError(
+                f"vLLM gave {len(token_ids)} tokens, {len(logprobs)} log-probs and "
+                f"{'no' if spans is None else len(spans)} version spans."
+            )
+        return Rollout(
+            status="ok",
+            text=self._decoder.text(token_ids),
+            token_ids=TokenIds(token_ids),
+            logprobs=LogProbs(logprobs),
+            weight_versions=merge_spans(spans),
+            finish_reason="stop" if output.finish_reason == "stop" else "length",
+        )
+
+
+def merge_spans(spans: list[Any]) -> list[VersionSpan]:
+    """vLLM's spans as ours: numbers for names, no empty spans, neighbours of one version joined."""
+    merged: list[VersionSpan] = []
+    for span in spans:
+        version = int(span.version)
+        if span.end <= span.start:
+            continue
+        if merged and merged[-1].version == version:
+            merged[-1] = VersionSpan(version, merged[-1].start, span.end)
+        else:
+            merged.append(VersionSpan(version, span.start, span.end))
+    return merged
+
+
+def fault(reason: str) -> Rollout:
+    return Rollout(status="infrastructure_fault", fault=reason)
+
+
+def sampling_params(sampling: Sampling, num_samples: int, stop_token_ids: list[int]) -> SamplingParams:
+    """vLLM's parameters: final outputs only, the sampled token's log-prob, no text (decoded once, by us).
+
+    Raises:
+        InfrastructureError: vLLM refuses the values.
+    """
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    try:
+        return SamplingParams(
+            n=num_samples,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=sampling.max_response_tokens,
+            stop_token_ids=stop_token_ids,
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+    except ValueError as error:
+        raise InfrastructureError(f"The sampling settings cannot be used: {error}.") from error

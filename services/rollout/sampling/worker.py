@@ -1,0 +1,308 @@
+"""The sampling loop of one run.
+
+Consumes `prompts`, produces `completions`. Waits for: prompts; weights young enough for a held task; the engine. In
+flight at once: as many groups as fill the engine and one more, so that the engine never runs dry between groups. Every
+message in hand is touched while the engine is fit, so nobody else takes it; when it is not fit the touching stops and
+another server may take over. A server that leaves hands back what it holds. A group is acknowledged only together with
+the publishing of its result. A prompt whose earlier servers ended more than once (a suspect) is sampled alone: nothing
+new is taken until those in progress have ended, and what waits for younger weights is handed back first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from redis.exceptions import RedisError
+
+from services.contracts import codec, streams
+from services.contracts.arrays import TokenIds
+from services.contracts.messages import CompletedGroup, PromptTask, Rollout
+from services.rollout.sampling import metrics
+from services.rollout.sampling.sampling import GroupSampler, fault
+from services.rollout.vllm.server import EngineServer
+from services.runtime.logs import get_logger
+from services.runtime.metrics import TOKENS
+from services.runtime.presence import Presence
+from services.runtime.process import end_if_cancelled
+from services.runtime.queue.queue import Delivery, Held, Queue, Suspect
+from services.runtime.traces import record
+
+log = get_logger(__name__)
+IDLE_SECONDS = 30.0
+"""A message held this long without a sign of life is taken over."""
+TOUCH_SECONDS = 5.0
+"""Between signs of life, and between looks for what others left or handed back."""
+MAX_TAKEN = 2
+"""Messages taken at once: servers that wait side by side share what is fed, instead of the first taking it all."""
+TICK_SECONDS = 0.05
+
+
+class RolloutWorker:
+    """Samples the groups of one run until cancelled."""
+
+    def __init__(
+        self,
+        run_id: str,
+        queue: Queue,
+        server: EngineServer,
+        sampler: GroupSampler,
+        presence: Presence,
+        max_num_seqs: int,
+    ) -> None:
+        self._run_id = run_id
+        self._queue = queue
+        self._server = server
+        self._sampler = sampler
+        self._presence = presence
+        self._max_num_seqs = max_num_seqs
+        self._prompts = streams.prompts(run_id)
+        self._held: dict[str, Delivery[PromptTask]] = {}
+        """Tasks that ask for younger weights than ours, by message id."""
+        self._active: dict[str, tuple[Delivery[PromptTask], asyncio.Task[None]]] = {}
+        self._keeping = asyncio.Lock()
+        """Held while the queue is told what is kept and what is not: a touch that comes late would undo the rest."""
+        self._suspects: dict[str, tuple[Suspect, int]] = {}
+        """Wait to be sampled alone, by message id, with the weights that each asks for as far as that is known."""
+
+    async def run(self) -> None:
+        """Sample until cancelled. Messages in hand are then handed back: another server, or this one's next life, takes
+        them at once."""
+        upkeep = asyncio.create_task(self._upkeep())
+        has_own = has_fault = False
+        try:
+            while not upkeep.done():
+                try:
+                    if not has_own:
+                        self._accept(await self._queue.resume(self._prompts, PromptTask))
+                        has_own = True
+                    await self._turn()
+                except RedisError as error:
+                    log.warning("queue not reachable", error=str(error))
+                    await asyncio.sleep(1.0)
+            upkeep.result()  # without it nothing is kept: its error is ours
+        except Exception:
+            has_fault = True
+            raise
+        finally:
+            in_hand = self._in_hand()
+            await stop([upkeep, *(task for _, task in self._active.values())])
+            self._presence.waits_for("")
+            await self._hand_back([*in_hand, *self._waiting_suspects()], has_fault)
+
+    def _in_hand(self) -> list[Delivery[PromptTask]]:
+        return [*self._held.values(), *(delivery for delivery, _ in self._active.values())]
+
+    def _waiting_suspects(self) -> list[Suspect]:
+        return [suspect for suspect, _ in self._suspects.values()]
+
+    def _next_suspect(self) -> Suspect | None:
+        """One that could be sampled now, if nothing else were held."""
+        version = self._server.version or 0
+        return next((suspect for suspect, needed in self._suspects.values() if needed <= version), None)
+
+    async def _hand_back(self, held: Sequence[Held], has_fault: bool) -> None:
+        if not held:
+            return
+        try:
+            await self._queue.hand_back(held, after_fault=has_fault)
+            log.info("groups handed back", num_groups=len(held))
+        except RedisError as error:
+            log.warning("groups not handed back; others take them once they are idle", error=str(error))
+
+    async def _turn(self) -> None:
+        """Start what may start, then take more if there is room, else wait for the engine or for a group to end."""
+        await self._open_suspect()
+        await self._start_held()
+        room = self._room()
+        if room > 0 and self._server.phase == "serving":
+            found = await self._queue.receive(
+                [self._prompts],
+                PromptTask,
+                count=min(room, MAX_TAKEN),
+                block_seconds=TICK_SECONDS if self._held else 0.5,
+            )
+            self._accept(found)
+        elif self._server.phase != "serving":
+            # not until a group ends: what may start after an update would leave the engine half empty meanwhile
+            await self._server.until_serving(0.5)
+        elif self._active:
+            await asyncio.wait(
+                [task for _, task in self._active.values()],
+                timeout=TICK_SECONDS if self._held else 0.5,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        else:
+            await asyncio.sleep(TICK_SECONDS)
+        self._say_what_is_missing()
+
+    def _accept(self, deliveries: Sequence[Delivery[PromptTask]]) -> None:
+        for delivery in deliveries:
+            if delivery.message_id not in self._active:
+                self._held[delivery.message_id] = delivery
+
+    @property
+    def _must_clear(self) -> bool:
+        """Whether a suspect is sampled, or could be if nothing else were held."""
+        return self._next_suspect() is not None or any(delivery.is_suspect for delivery in self._in_hand())
+
+    async def _open_suspect(self) -> None:
+        """Open the suspect that waits once nothing else is held: if it is the culprit, the others would count too."""
+        suspect = self._next_suspect()
+        if suspect is None or self._active or self._server.phase != "serving":
+            return
+        async with self._keeping:
+            await self._queue.hand_back(list(self._held.values()))
+            self._held.clear()
+            del self._suspects[suspect.message_id]
+            delivery = await self._queue.open(suspect, PromptTask)
+            if delivery is None:
+                return
+            needed = delivery.message.min_weight_version
+            if needed > (self._server.version or 0):
+                self._suspects[delivery.message_id] = await self._queue.close(delivery), needed
+            else:
+                log.warning("sampled alone", group_id=delivery.message.group_id, times_given_out=delivery.times)
+                self._accept([delivery])
+
+    async def _start_held(self) -> None:
+        if self._server.phase != "serving" or self._server.version is None:
+            return
+        num_sequences = self._num_sequences()
+        for message_id, delivery in list(self._held.items()):
+            task = delivery.message
+            if task.min_weight_version > self._server.version or num_sequences >= self._max_num_seqs * 2:
+                continue
+            if self._must_clear and not delivery.is_suspect:
+                continue
+            num_sequences += task.sampling.num_samples
+            del self._held[message_id]
+            self._active[message_id] = (delivery, asyncio.create_task(self._sample(delivery)))
+
+    def _room(self) -> int:
+        """Groups that may be taken: enough to fill the engine, and one; none alongside a suspect."""
+        if self._must_clear:
+            return 0
+        in_hand = [delivery.message for delivery in self._held.values()]
+        num_sequences = self._num_sequences() + sum(task.sampling.num_samples for task in in_hand)
+        size = max([task.sampling.num_samples for task in in_hand] + [self._group_size()])
+        return (self._max_num_seqs - num_sequences) // size + 1
+
+    def _group_size(self) -> int:
+        sizes = [delivery.message.sampling.num_samples for delivery, _ in self._active.values()]
+        return max(sizes, default=8)
+
+    def _num_sequences(self) -> int:
+        return sum(delivery.message.sampling.num_samples for delivery, _ in self._active.values())
+
+    async def _sample(self, delivery: Delivery[PromptTask]) -> None:
+        """One group from task to published result. Our own fault makes it a dead letter, or it would come back."""
+        try:
+            await self._sample_and_publish(delivery)
+        except Exception as error:  # the border: one group must not stop the others
+            log.exception("group not handled", group_id=delivery.message.group_id)
+            await self._bury(delivery, f"The rollout server failed on this prompt: {error!r}")
+        finally:
+            self._active.pop(delivery.message_id, None)
+
+    async def _sample_and_publish(self, delivery: Delivery[PromptTask]) -> None:
+        task = delivery.message
+        began, started = time.time(), time.monotonic()
+        prompt, rollouts = await self._sample_or_fault(task)
+        seconds = time.monotonic() - started
+        group = CompletedGroup(
+            task=task,
+            prompt_token_ids=TokenIds(prompt),
+            rollouts=rollouts,
+            server=self._presence.instance,
+            seconds=seconds,
+        )
+        if not await self._forward(delivery, group):
+            log.info("group was published by another server", group_id=task.group_id)
+            return
+        num_tokens = sum(len(rollout.token_ids) for rollout in rollouts)
+        num_faults = sum(rollout.status != "ok" for rollout in rollouts)
+        version = self._server.version
+        record("rollout", task, began, time.time(), num_tokens=num_tokens, num_faults=num_faults, version=version)
+        self._presence.tokens_total += num_tokens
+        TOKENS.labels("rollout", self._run_id).inc(num_tokens)
+        metrics.GROUPS.labels(task.purpose).inc()
+        metrics.FAULTS.inc(num_faults)
+        metrics.GENERATION_SECONDS.observe(seconds)
+
+    async def _forward(self, delivery: Delivery[PromptTask], group: CompletedGroup) -> bool:
+        """Publish, tried again while the queue server does not take it: sampling anew would cost more than waiting."""
+        while True:
+            try:
+                return await self._queue.forward(delivery, streams.completions(self._run_id), group)
+            except RedisError as error:
+                log.warning("group could not be published", group_id=group.task.group_id, error=str(error))
+                await asyncio.sleep(1.0)
+
+    async def _bury(self, delivery: Delivery[PromptTask], reason: str) -> None:
+        payload = codec.encode(delivery.message)
+        while True:
+            try:
+                return await self._queue.dead_letter(delivery.stream, delivery.message_id, payload, reason)
+            except RedisError as error:
+                log.warning("group could not be given up", group_id=delivery.message.group_id, error=str(error))
+                await asyncio.sleep(1.0)
+
+    async def _sample_or_fault(self, task: PromptTask) -> tuple[list[int], list[Rollout]]:
+        try:
+            return await self._sampler.sample(task)
+        except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a tokenizer's panic is no `Exception`; the group would come back for ever
+            log.exception("sampling failed", group_id=task.group_id)
+            return [], [fault(f"{type(error).__name__}: {error}")] * task.sampling.num_samples
+
+    async def _upkeep(self) -> None:
+        """Keep what is in hand; take over what others left."""
+        while True:
+            end_if_cancelled()  # else it would keep what its worker has handed back
+            await asyncio.sleep(TOUCH_SECONDS)
+            if self._server.phase in ("failed", "absent"):
+                continue
+            try:
+                async with self._keeping:
+                    await self._queue.touch([*self._in_hand(), *self._waiting_suspects()])
+                    if (room := self._room()) > 0:
+                        await self._take_over(min(room, 16))
+            except RedisError as error:
+                log.warning("queue not reachable", error=str(error))
+
+    async def _take_over(self, count: int) -> None:
+        in_hand = {delivery.message_id for delivery in self._in_hand()} | set(self._suspects)
+        found = await self._queue.take_over(
+            self._prompts, PromptTask, idle_seconds=IDLE_SECONDS, count=count, in_hand=in_hand
+        )
+        self._accept(found.deliveries)
+        if found.suspect is not None:
+            self._suspects[found.suspect.message_id] = found.suspect, 0
+
+    def _say_what_is_missing(self) -> None:
+        if self._server.phase != "serving":
+            self._presence.waits_for(f"weights (update is {self._server.phase})")
+        elif self._active:
+            self._presence.waits_for("")
+        elif self._held:
+            needed = min(delivery.message.min_weight_version for delivery in self._held.values())
+            self._presence.waits_for(f"weights version {needed}")
+        else:
+            self._presence.waits_for("prompts")
+
+
+async def stop(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they have ended.
+
+    Once is not enough: before Python 3.12 `asyncio.wait_for`, which the Redis client uses, loses a cancellation that
+    comes at the moment when what it waits for is done.
+    """
+    pending = [task for task in tasks if not task.done()]
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, left = await asyncio.wait(pending, timeout=1.0)
+        pending = list(left)

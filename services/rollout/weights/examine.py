@@ -1,0 +1,104 @@
+"""Weights that are offered to a rollout server: a folder of the weight store and the checksum that it must have."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from services.contracts.errors import TurnoutError
+from services.contracts.offers import LAYOUT_FILE, NcclOffer, parse_layout, parse_transfer
+from services.rollout.environment import REFUSED
+from services.rollout.weights.shapes import ModelForm, forms_of_files, forms_of_layout
+from services.runtime.weights.store import CorruptWeightsError, Marks, read_manifest, read_verified, verify_and_mark
+
+REACH_SECONDS = 3.0
+"""For the learner's machine to answer at all."""
+
+
+class WeightUpdateError(TurnoutError):
+    """A weight update was refused or failed. The server is out of use until a full update succeeds."""
+
+    title = "Weight update failed"
+
+
+class WeightsRefusedError(WeightUpdateError):
+    """The offered weights are not what was promised. The server samples on with the weights that it has."""
+
+    status = 422
+    title = "Weights refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What an update names, with the version that the folder's manifest says."""
+
+    path: str
+    checksum: str
+    version: int
+    marks: Marks
+    """What shows a later change of the files, see `verify_and_mark`; empty with a fast transport."""
+
+
+def examined(
+    update_info: Any, run_id: str | None, form: ModelForm, folders: Sequence[Path], version: int | None = None
+) -> Offer:
+    """`update_info`, {"path", "checksum"} and perhaps "transfer", looked at as far as it can be without touching
+    anything: every byte of the store's files, or, for a fast transport, whose bytes are verified on their way, the
+    layout and whether the learner can be reached; and whether the tensors fit the model. Blocks for as long.
+
+    Args:
+        form: the run's model.
+        folders: what lies outside them is not looked at.
+        version: must be the folder's, where given.
+
+    Raises:
+        WeightUpdateError: it is no offer, of another run or version, not what was promised, or does not fit.
+    """
+    if not isinstance(update_info, dict) or set(update_info) - {"transfer"} != {"path", "checksum"}:
+        raise WeightUpdateError(f"{REFUSED}: update_info must be an object with path and checksum.")
+    path, checksum = str(update_info["path"]), str(update_info["checksum"])
+    try:
+        if not any(Path(path).resolve().is_relative_to(folder.resolve()) for folder in folders):
+            raise CorruptWeightsError(f"{path[:500]} lies outside the folders of published weights.")
+        manifest = read_manifest(Path(path))
+        if manifest.run_id != run_id:
+            raise CorruptWeightsError(f"The weights are of run {manifest.run_id}, not {run_id}.")
+        if version not in (None, manifest.version):
+            raise CorruptWeightsError(f"The folder holds version {manifest.version}, not {version}.")
+        if update_info.get("transfer") is None:
+            return Offer(path, checksum, manifest.version, _stored(Path(path), checksum, manifest.version, form))
+        _, layout = read_verified(Path(path), LAYOUT_FILE, checksum)
+        form.check(manifest.version, forms_of_layout(parse_layout(layout)))
+        offer = parse_transfer(update_info["transfer"]).offer
+        if isinstance(offer, NcclOffer):
+            reach(offer)
+    except (TurnoutError, OSError, ValueError) as error:  # ValueError: a path with a null character
+        raise WeightUpdateError(f"{REFUSED}: {error}") from error
+    return Offer(path, checksum, manifest.version, {})
+
+
+def _stored(folder: Path, checksum: str, version: int, form: ModelForm) -> Marks:
+    """Marks of a folder that was verified and compared with the model."""
+    from services.rollout.weights.lora import checked_deltas, holds_adapter
+
+    marks = verify_and_mark(folder, checksum)
+    if holds_adapter(folder):
+        checked_deltas(folder, form.model)
+    else:
+        form.check(version, forms_of_files(folder))
+    return marks
+
+
+def reach(offer: NcclOffer) -> None:
+    """Raise `CorruptWeightsError` where the learner's meeting point is gone: torch's own client would ask on and on
+    for an answer while the server samples nothing."""
+    try:
+        socket.create_connection((offer.address, offer.port), REACH_SECONDS).close()
+    except OSError as error:
+        raise CorruptWeightsError(
+            f"The learner does not answer at {offer.address} port {offer.port} ({error}): it has ended, or its "
+            "TURNOUT_ADVERTISE_URL names a host that cannot be reached from here."
+        ) from error

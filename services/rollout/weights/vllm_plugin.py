@@ -1,0 +1,180 @@
+"""vLLM's weight transfer, reading our weight store: the engine "turnout" behind vLLM's four-phase update protocol.
+
+vLLM loads `register` through the entry point `vllm.general_plugins` in every one of its processes. The engine itself
+lives in vLLM's worker process. An update names a folder of the weight store and its checksum; every byte is verified
+before the model is touched, so a refused update leaves the old weights whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.utils.nccl import unpinned_nccl_env
+
+from services.rollout import last_words
+from services.rollout.environment import BACKEND, REFUSED, die_with_parent
+from services.rollout.weights.lora import holds_adapter, merged_tensors
+from services.rollout.weights.receive.cuda_ipc import Receiver, any_refuses
+from services.runtime.weights.store import CorruptWeightsError, Marks, verify
+
+
+@dataclass
+class StoreInitInfo(WeightTransferInitInfo):
+    """Nothing to agree on: both sides see the same folder."""
+
+
+@dataclass
+class StoreUpdateInfo(WeightTransferUpdateInfo):
+    """One version of the weight store."""
+
+    path: str
+    """Folder with `manifest.json` and safetensors files: parameter names as in a Hugging Face checkpoint, or a LoRA
+    adapter in PEFT's format."""
+    checksum: str
+    """`blake3:<hex>` that the manifest must have."""
+    marks: Marks = field(default_factory=dict)
+    """From the server, which has verified the folder already: files that bear them are not read twice."""
+    transfer: dict[str, Any] | None = None
+    """How to take the version from the learner itself, see `services.contracts.offers`; None: read the folder."""
+    refusal: str = ""
+    """Why the server has refused this update, which the engine then refuses too: so vLLM learns that it has ended."""
+
+
+class StoreWeightEngine(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
+    """Loads a verified weight folder into the model by vLLM's layerwise reload (which redoes fusing and packing)."""
+
+    init_info_cls = StoreInitInfo
+    update_info_cls = StoreUpdateInfo
+    supports_draft_weight_update = False
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        self._touched = False
+        parallel = self.parallel_config
+        worker = parallel.data_parallel_index * parallel.world_size + parallel.rank
+        workers = parallel.world_size * parallel.data_parallel_size
+        self._receiver = Receiver(self.device, worker, workers, nccl_environment=unpinned_nccl_env)
+        die_with_parent()
+
+    def init_transfer_engine(self, init_info: StoreInitInfo) -> None:
+        """Nothing to set up."""
+
+    def start_weight_update(self) -> None:
+        """Nothing yet: the model is opened only after the files are verified."""
+        self._touched = False
+
+    def receive_weights(self, update_info: StoreUpdateInfo) -> None:
+        """Verify the folder, then load it.
+
+        Raises:
+            RuntimeError: begins with `REFUSED` where the folder is not what the checksum promises, here or at another
+                worker of the engine; the model is as it was. Any other error may have left it half-written.
+        """
+        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
+        if update_info.refusal:
+            raise RuntimeError(update_info.refusal)
+        folder = Path(update_info.path)
+        tensors, failure = self._offered_tensors(folder, update_info)
+        if self._any_refuses(failure is not None):
+            raise RuntimeError(f"{REFUSED}: {failure or 'another worker of this engine refuses it.'}") from failure
+        parameters = {name for name, _ in self.model.named_parameters()}
+        initialize_layerwise_reload(self.model)
+        self._touched = True
+        loaded = self.model.load_weights(tensors)
+        if loaded is not None and not parameters <= set(loaded):
+            missing = sorted(parameters - set(loaded))
+            raise RuntimeError(f"weight folder {folder} lacks {missing[0]} and {len(missing) - 1} more parameters.")
+
+    def _offered_tensors(
+        self, folder: Path, info: StoreUpdateInfo
+    ) -> tuple[Iterator[tuple[str, torch.Tensor]], Exception | None]:
+        """All weights of a version, verified, or why there are none."""
+        try:
+            if info.transfer is None:
+                return self._checked_tensors(folder, info), None
+            return self._receiver.receive(folder, info.checksum, info.transfer), None
+        except Exception as error:  # noqa: BLE001 - nothing is touched yet, and other workers wait for this one's word
+            return iter(()), error
+
+    def _any_refuses(self, refuses: bool) -> bool:
+        """Agree with the engine's other workers: where one opened its model and another did not, only a new engine
+        would help."""
+        from vllm.distributed.parallel_state import get_world_group
+
+        workers = get_world_group()
+        return refuses if workers.world_size == 1 else any_refuses(refuses, workers.cpu_group)
+
+    def _checked_tensors(self, folder: Path, info: StoreUpdateInfo) -> Iterator[tuple[str, torch.Tensor]]:
+        """All weights of a version, read while they are loaded. Faults are found before the first of them."""
+        manifest = verify(folder, info.checksum, info.marks)
+        if holds_adapter(folder):
+            return merged_tensors(folder, self.model_config.model, self.model_config.dtype)
+        files = [folder / entry.name for entry in manifest.files if entry.name.endswith(".safetensors")]
+        if not files:
+            raise CorruptWeightsError(f"Folder {folder} holds no safetensors file.")
+        return tensors_of(files)
+
+    def finish_weight_update(self) -> None:
+        """Redo vLLM's processing of loaded weights and copy them to where the kernels read them."""
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+        if not self._touched:
+            raise RuntimeError(f"{REFUSED}: the update was finished without weights.")
+        finalize_layerwise_reload(self.model, self.model_config)
+        process_tied_layers(self.model)
+        torch.cuda.empty_cache()  # torch would keep a whole copy's memory, which the learner may need on the same GPU
+        self._touched = False
+
+    def shutdown(self) -> None:
+        """Let go of the learner's memory."""
+        self._receiver.close()
+
+
+def process_tied_layers(model: torch.nn.Module) -> None:
+    """Bring layers that share another layer's weight (an output layer tied to the embedding) to its new values.
+
+    The layerwise reload sees no weights of their own for such layers and leaves them; their values have changed through
+    the other layer, but the copy that CPU kernels have packed would be the old one. The other layer's is as good, and
+    is there once in memory instead of twice.
+    """
+    seen: dict[int, torch.nn.Module] = {}
+    for layer in model.modules():
+        weight = getattr(layer, "weight", None)
+        method = getattr(layer, "quant_method", None)
+        if weight is None or method is None:
+            continue
+        first = seen.setdefault(id(weight), layer)
+        if first is layer:
+            continue
+        if hasattr(first, "cpu_linear"):
+            layer.cpu_linear = first.cpu_linear
+        else:
+            method.process_weights_after_loading(layer)
+
+
+def tensors_of(files: list[Path]) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) pairs of safetensors files, in the order of the manifest."""
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                yield name, file.get_tensor(name)
+
+
+def register() -> None:
+    """Entry point for vLLM. May be called any number of times in any of its processes."""
+    die_with_parent()
+    last_words.record()
+    if BACKEND not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(BACKEND, __name__, "StoreWeightEngine")

@@ -1,0 +1,137 @@
+"""Who is there: heartbeats of service instances, and the run that each is assigned to.
+
+Both are plain keys: a record that expires, and a run id that the API writes. A service compares its assignment with
+what it does and acts on the difference, so restarts on either side need no protocol.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from functools import lru_cache
+
+import msgspec
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from services.contracts import streams
+from services.contracts.heartbeat import (
+    HEARTBEAT_EXPIRES_SECONDS,
+    HEARTBEAT_SECONDS,
+    ServiceKind,
+    ServiceRecord,
+    ServiceState,
+)
+from services.runtime.logs import get_logger
+
+log = get_logger(__name__)
+
+
+class Presence:
+    """This instance's own record. Change the fields; `beat` publishes them every second."""
+
+    def __init__(self, redis: Redis, kind: ServiceKind, instance: str, url: str) -> None:
+        self.redis = redis
+        self.kind: ServiceKind = kind
+        self.instance = instance
+        self.url = url
+        self.state: ServiceState = "starting"
+        self.run_id: str | None = None
+        self.weight_version: int | None = None
+        self.tokens_total = 0
+        self.count_unfinished: Callable[[], int] = lambda: 0
+        """Gives `ServiceRecord.tokens_unfinished`; asked at each heartbeat."""
+        self.details: dict[str, str] = {}
+        self._started_at = time.time()
+        self._waiting_for = ""
+        self._waiting_since: float | None = None
+        """By the monotonic clock."""
+
+    def waits_for(self, what: str) -> None:
+        """Say what the instance waits for; an empty text while it works."""
+        if what != self._waiting_for:
+            self._waiting_for = what
+            self._waiting_since = time.monotonic() if what else None
+
+    def record(self) -> ServiceRecord:
+        """The record as of now."""
+        now, since = time.time(), self._waiting_since
+        return ServiceRecord(
+            kind=self.kind,
+            instance=self.instance,
+            url=self.url,
+            state=self.state,
+            pid=os.getpid(),
+            started_at=self._started_at,
+            at=now,
+            run_id=self.run_id,
+            weight_version=self.weight_version,
+            waiting_for=self._waiting_for,
+            waiting_since=None if since is None else now - (time.monotonic() - since),
+            tokens_total=self.tokens_total,
+            tokens_unfinished=self.count_unfinished(),
+            details=self.details,
+        )
+
+    async def publish(self) -> None:
+        """Write the record now."""
+        await self.redis.set(
+            streams.service(self.instance), msgspec.json.encode(self.record()), ex=int(HEARTBEAT_EXPIRES_SECONDS)
+        )
+
+    async def beat(self) -> None:
+        """Publish the record every second until cancelled; then take it away."""
+        try:
+            while True:
+                try:
+                    await self.publish()
+                except RedisError as error:
+                    log.warning("heartbeat failed", error=str(error))
+                await asyncio.sleep(HEARTBEAT_SECONDS)
+        finally:
+            try:
+                await asyncio.wait_for(self.redis.delete(streams.service(self.instance)), timeout=1)
+            except (RedisError, TimeoutError):
+                pass  # the record expires by itself
+
+    async def assignment(self) -> str | None:
+        """The run that the API has given to this instance; None too for a text that is no run id."""
+        key = streams.assignment(self.instance)
+        value = await self.redis.get(key)
+        if not isinstance(value, bytes):
+            return None
+        run_id = value.decode(errors="replace")
+        if not streams.is_run_id(run_id):
+            _complain(key, f"{run_id[:100]!r} is not a run id")
+            return None
+        return run_id
+
+
+async def list_services(redis: Redis) -> list[ServiceRecord]:
+    """All instances that are alive, by name; without records that cannot be read, being of another release, or that
+    speak of another instance than their key."""
+    keys = [key async for key in redis.scan_iter(match=streams.service("*"), count=1000)]
+    values = await redis.mget(keys) if keys else []
+    records: list[ServiceRecord] = []
+    for key, value in zip(keys, values, strict=True):
+        if value is None:
+            continue
+        name = key.decode(errors="replace") if isinstance(key, bytes) else str(key)
+        try:
+            record = msgspec.json.decode(value, type=ServiceRecord)
+        except msgspec.DecodeError as error:
+            _complain(name, f"{error}; is it of another release?")
+            continue
+        if streams.service(record.instance) == name:
+            records.append(record)
+        else:
+            _complain(name, f"it speaks of {record.instance[:100]!r}")
+    return sorted(records, key=lambda record: record.instance)
+
+
+@lru_cache(maxsize=100)
+def _complain(key: str, error: str) -> None:
+    """Log it once, not at every look."""
+    log.error("what the queue server says of a service is not of use", key=key, error=error)

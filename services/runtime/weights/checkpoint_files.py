@@ -1,0 +1,114 @@
+"""Where a run's checkpoints lie on disk, what one consists of, and how one run gives a checkpoint to another.
+
+    <home>/runs/<run>/checkpoints/step-00000010/manifest.json    bytes and SHA-256 of every file
+
+Files of a finished checkpoint are never written again, only deleted; so runs can share them by hard links, and each
+may delete its own names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from services.contracts.errors import TurnoutError
+from services.runtime.weights.store import MANIFEST, sync_folder
+
+
+class CorruptCheckpointError(TurnoutError):
+    """A checkpoint is incomplete or differs from its manifest. It must not be loaded."""
+
+
+class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    """Path relative to the checkpoint."""
+    bytes: int
+    sha256: str
+
+
+class CheckpointManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    files: list[FileEntry]
+
+    @property
+    def bytes(self) -> int:
+        return sum(entry.bytes for entry in self.files)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256, which any machine's tools can check: checkpoints outlive the software that wrote them."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checkpoint_folder(run_folder: Path, step: int) -> Path:
+    return run_folder / "checkpoints" / f"step-{step:08d}"
+
+
+def checkpoint_steps(run_folder: Path) -> list[int]:
+    """Steps that have a checkpoint, ascending; complete ones and torn ones."""
+    return sorted(int(path.name.removeprefix("step-")) for path in (run_folder / "checkpoints").glob("step-[0-9]*"))
+
+
+def read_checkpoint_manifest(folder: Path) -> CheckpointManifest:
+    """The manifest, its names known to lie inside the checkpoint.
+
+    Raises:
+        CorruptCheckpointError: it cannot be read, or names a file outside.
+    """
+    try:
+        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=CheckpointManifest)
+    except (OSError, msgspec.DecodeError) as error:
+        raise CorruptCheckpointError(f"Checkpoint {folder} is not complete: {error}.") from error
+    for entry in manifest.files:
+        if not (folder / entry.name).resolve().is_relative_to(folder.resolve()):
+            raise CorruptCheckpointError(f"Checkpoint {folder} lists {entry.name!r}, which lies outside it.")
+    return manifest
+
+
+def give_checkpoint(source_run: Path, target_run: Path, step: int) -> CheckpointManifest:
+    """Put a run's checkpoint into another run's folder: hard links, copies where the file system has none.
+
+    The target has it whole or not at all. Contents are not read; whoever loads it compares every checksum.
+
+    Raises:
+        CorruptCheckpointError: the checkpoint is incomplete, or was deleted meanwhile.
+        OSError: the target cannot be written.
+    """
+    source, target = checkpoint_folder(source_run, step), checkpoint_folder(target_run, step)
+    manifest = read_checkpoint_manifest(source)
+    temporary = target.with_name(f".writing-{target.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for name in (*(entry.name for entry in manifest.files), MANIFEST):
+        destination = temporary / name
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        _link(source / name, destination)
+    for folder in {path.parent for path in temporary.rglob("*")}:
+        sync_folder(folder)
+    os.rename(temporary, target)
+    sync_names(target_run)
+    return manifest
+
+
+def sync_names(run_folder: Path) -> None:
+    """Make the names on the way to a run's checkpoints durable: the folders may be as new as its first checkpoint."""
+    for folder in (run_folder / "checkpoints", run_folder, run_folder.parent, run_folder.parent.parent):
+        sync_folder(folder)
+
+
+def _link(source: Path, destination: Path) -> None:
+    if not source.is_file() or source.is_symlink():
+        raise CorruptCheckpointError(f"Checkpoint file {source} is missing.")
+    try:
+        os.link(source, destination)
+    except OSError:  # another file system, or one without hard links
+        try:
+            shutil.copyfile(source, destination)
+        except FileNotFoundError as error:
+            raise CorruptCheckpointError(f"Checkpoint file {source} is missing.") from error
+        with destination.open("rb") as file:
+            os.fsync(file.fileno())

@@ -1,0 +1,41 @@
+"""Plans of a whole ring for tests: the API and the verifier are real, the others light stand-ins where wanted."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from turnout.cli.local.plan import Child, Plan, make_plan
+
+
+def stand_in(child: Child) -> Child:
+    """The same instance, played by a light program that speaks the same contracts."""
+    name = child.instance.rsplit("-", 1)[0]
+    return dataclasses.replace(child, command=[sys.executable, "-m", f"tests.client.stand_ins.{name}"])
+
+
+def light_plan(home: Path, **settings: Any) -> Plan:
+    """A whole ring with the real API and verifier; learner and rollout server are stand-ins."""
+    plan = make_plan(home, **({"num_rollout_servers": 1, "num_verifiers": 1, "api_port": 0} | settings))
+    children = [
+        stand_in(child) if child.instance.startswith(("learner", "rollout")) else child for child in plan.children
+    ]
+    return dataclasses.replace(plan, children=children)
+
+
+def only(plan: Plan, *prefixes: str) -> Plan:
+    """The plan with only some of its services."""
+    return dataclasses.replace(plan, children=[item for item in plan.children if item.instance.startswith(prefixes)])
+
+
+def until(done: Callable[[], Any], tick: Callable[[], None] = lambda: None, seconds: float = 60) -> None:
+    """Wait for a condition; a deadline that is far away only ends a hopeless test."""
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, "waited in vain"
+        tick()
+        time.sleep(0.05)

@@ -1,0 +1,47 @@
+"""What the OpenAPI document cannot say of a valid request: which files exist, which fields go together.
+
+Schemathesis makes requests from the document alone; a valid one may still name a model that is nowhere, or a cursor
+that nobody gave out. These hooks put true ones in their place, in requests that are meant to be valid only.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import schemathesis
+
+MODEL = "examples/embedded/policy"
+DATA = "examples/embedded/data/train.jsonl"
+
+
+@schemathesis.hook
+def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwargs: dict[str, Any]) -> None:
+    query = case.query if isinstance(case.query, dict) else {}
+    if case.operation.path.endswith("/events"):
+        query["follow"] = "false"  # else the answer never ends
+        case.query = query
+    if case.meta is None or not case.meta.generation.mode.is_positive:
+        return
+    query.pop("cursor", None)
+    if case.headers and "idempotency-key" in case.headers:
+        case.headers["idempotency-key"] = secrets.token_hex(8)  # a key seen before belongs to another request
+    if case.operation.path == "/v1/runs" and isinstance(case.body, dict):
+        case.body = valid_run(case.body)
+    if case.operation.path.endswith("/fork") and isinstance(case.body, dict):
+        case.body = {**case.body, "changes": {"training": {"steps": 2**20}}}
+
+
+def valid_run(body: dict[str, Any]) -> dict[str, Any]:
+    """`body` with files that exist and without combinations that cannot work (`RunConfig.cross_check`)."""
+    run = {**body, "preset": None}
+    run["model"] = {"path": MODEL}
+    run["data"] = {**run["data"], "train": DATA, "validation": None}
+    run["evaluation"] = {**run.get("evaluation", {}), "every_steps": None}
+    run["objective"] = {"name": run.get("objective", {}).get("name", "srpo")}
+    training = {**run["training"], "prompts_per_minibatch": None}
+    training["max_staleness"] = max(1, training.get("max_staleness", 1))
+    rollout = {**run.get("rollout", {})}
+    rollout["group_size"] = max(2, rollout.get("group_size", 8))
+    rollout["temperature"] = rollout.get("temperature") or 1.0
+    return {**run, "training": training, "rollout": rollout}

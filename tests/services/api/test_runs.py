@@ -1,0 +1,335 @@
+"""Creating, listing and deleting runs over REST."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
+
+from services.api.container import Parts, make_parts
+from services.api.storage.database import open_database
+from services.contracts import streams
+from services.contracts.events import StepFinished
+from services.runtime.settings import Settings
+from tests.faults import Away
+from tests.services.api.fakes import client_of
+
+
+def changed(body: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
+    """A copy of `body` with the field at `place` (dots) set."""
+    out = copy.deepcopy(body)
+    *sections, name = place.split(".")
+    section = out
+    for part in sections:
+        section = section.setdefault(part, {})
+    section[name] = value
+    return out
+
+
+@pytest.mark.both_databases
+async def test_a_run_is_stored_with_every_default(client: httpx.AsyncClient, run_body: dict[str, Any]) -> None:
+    reply = await client.post("/v1/runs", json=run_body)
+    assert reply.status_code == 201
+    run = (await client.get(reply.headers["location"])).json()
+    assert run == reply.json()
+    assert (run["state"], run["num_steps"], run["objective"]) == ("queued", 3, "srpo")
+    assert run["config"]["rollout"]["group_size"] == 8
+    assert run["config"]["optimizer"]["betas"] == [0.9, 0.999]
+
+
+async def test_a_preset_gives_its_values_and_fields_win(client: httpx.AsyncClient, run_body: dict[str, Any]) -> None:
+    body = changed(run_body | {"preset": "paper-grpo"}, "optimizer.warmup_steps", 3)
+    config = (await client.post("/v1/runs", json=body)).json()["config"]
+    assert (config["objective"]["name"], config["optimizer"]["learning_rate"]) == ("grpo", 1e-6)
+    assert config["optimizer"]["warmup_steps"] == 3
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "field", "words"),
+    [
+        ("training.steps", 0, "training.steps", "training.steps is 0"),
+        ("training.steps", 2**70, "training.steps", "less than or equal to 9007199254740991"),
+        ("training.stepz", 1, "training.stepz", "training.stepz is not a field"),
+        ("rollout.top_p", "much", "rollout.top_p", "'much'"),
+        ("preset", "paper-x", "preset", "paper-x"),
+        ("preset", {}, "preset", "does not exist"),
+        ("rollout.group_size", 1, "rollout.group_size", "need siblings"),
+        ("model.path", "/no/such/model", "model.path", "outside the folders"),
+        ("model.path", "no-such-model", "model.path", "no such folder"),
+        ("model.path", "deploy/nothing", "model.path", "no such folder"),
+        ("model.path", "", "model.path", "not a path"),
+        ("data.train", "/no/such/file.jsonl", "data.train", "outside the folders"),
+        ("data.train", "hub:", "data.train", "hub:"),
+        ("data.validation", "nothing.jsonl", "data.validation", "no such file"),
+        ("model.trust_remote_code", True, "model.trust_remote_code", "does not run code"),
+    ],
+)
+async def test_a_wrong_run_is_refused_with_field_and_remedy(
+    client: httpx.AsyncClient, run_body: dict[str, Any], place: str, value: Any, field: str | None, words: str
+) -> None:
+    reply = await client.post("/v1/runs", json=changed(run_body, place, value))
+    problem = reply.json()
+    assert (reply.status_code, reply.headers["content-type"]) == (422, "application/problem+json")
+    assert problem["field"] == field
+    assert words in problem["detail"]
+    assert problem["remedy"]
+    assert problem["status"] == 422
+    assert (await client.get("/v1/runs")).json()["items"] == []
+
+
+async def test_a_folder_without_a_model_is_refused(
+    client: httpx.AsyncClient, run_body: dict[str, Any], tmp_path: Path
+) -> None:
+    reply = await client.post("/v1/runs", json=changed(run_body, "model.path", str(tmp_path)))
+    assert (reply.status_code, reply.json()["field"]) == (422, "model.path")
+    assert "config.json" in reply.json()["detail"]
+
+
+async def test_hub_names_are_taken(client: httpx.AsyncClient, run_body: dict[str, Any]) -> None:
+    body = changed(changed(run_body, "model.path", "someone/some-model"), "data.train", "hub:someone/data:train")
+    assert (await client.post("/v1/runs", json=body)).status_code == 201
+
+
+async def test_remote_code_where_the_operator_allows_it(
+    settings: Settings, redis: Redis, run_body: dict[str, Any]
+) -> None:
+    allowing = settings.model_copy(update={"allow_remote_code": True})
+    parts = make_parts(allowing, redis, await open_database(allowing))
+    async with client_of(parts) as client:
+        reply = await client.post("/v1/runs", json=changed(run_body, "model.trust_remote_code", True))
+    assert reply.status_code == 201
+    await parts.close()
+
+
+@pytest.mark.parametrize("content", [b"", b"not json", b"[]", b"null", b"\xff\xfe", b"[" * 10000])
+async def test_bodies_that_are_no_configuration(client: httpx.AsyncClient, content: bytes) -> None:
+    reply = await client.post("/v1/runs", content=content, headers={"Content-Type": "application/json"})
+    assert reply.status_code in (400, 422)
+    assert reply.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.both_databases
+async def test_idempotency_key(client: httpx.AsyncClient, run_body: dict[str, Any]) -> None:
+    headers = {"Idempotency-Key": "once"}
+    replies = await asyncio.gather(*(client.post("/v1/runs", json=run_body, headers=headers) for _ in range(8)))
+    assert {reply.status_code for reply in replies} == {201}
+    assert len({reply.json()["id"] for reply in replies}) == 1
+    other = await client.post("/v1/runs", json=run_body | {"name": "other"}, headers=headers)
+    assert (other.status_code, other.json()["field"]) == (422, "Idempotency-Key")
+    assert len((await client.get("/v1/runs")).json()["items"]) == 1
+
+
+async def test_idempotency_key_of_a_run_whose_inputs_are_gone_by_now(
+    client: httpx.AsyncClient, run_body: dict[str, Any]
+) -> None:
+    headers = {"Idempotency-Key": "again"}
+    first = await client.post("/v1/runs", json=run_body, headers=headers)
+    Path(run_body["data"]["train"]).unlink()  # noqa: ASYNC240
+    again = await client.post("/v1/runs", json=run_body, headers=headers)
+    assert (again.status_code, again.json()["id"]) == (201, first.json()["id"])
+
+
+@pytest.mark.both_databases
+@pytest.mark.parametrize("sort", ["created_at", "-created_at", "name", "-name", "state", "-step"])
+async def test_pages_give_every_run_once_in_order(
+    client: httpx.AsyncClient, run_body: dict[str, Any], sort: str
+) -> None:
+    made = [
+        (await client.post("/v1/runs", json=run_body | {"name": name})).json() for name in ("b", "a", "b", "c", "a")
+    ]
+    seen: list[dict[str, Any]] = []
+    cursor = None
+    while True:
+        params: dict[str, Any] = {"sort": sort, "limit": 2} | ({"cursor": cursor} if cursor else {})
+        page = (await client.get("/v1/runs", params=params)).json()
+        seen += page["items"]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            break
+    assert sorted(run["id"] for run in seen) == sorted(run["id"] for run in made)
+    values = [run[sort.lstrip("-")] for run in seen]
+    assert values == sorted(values, reverse=sort.startswith("-"))
+
+
+@pytest.mark.both_databases
+async def test_filters_and_wrong_cursors(client: httpx.AsyncClient, run_body: dict[str, Any]) -> None:
+    first = (await client.post("/v1/runs", json=run_body | {"name": "Alpha one"})).json()
+    await client.post("/v1/runs", json=run_body | {"name": "beta"})
+    await client.post(f"/v1/runs/{first['id']}/stop")
+
+    async def names(**params: Any) -> list[str]:
+        return [run["name"] for run in (await client.get("/v1/runs", params=params)).json()["items"]]
+
+    assert await names(state="stopped") == ["Alpha one"]
+    assert sorted(await names(state=["stopped", "queued"])) == ["Alpha one", "beta"]
+    assert await names(name="ALPHA") == ["Alpha one"]
+    assert await names(name="%") == []
+    page = (await client.get("/v1/runs", params={"limit": 1})).json()
+    for params in ({"cursor": "@@@"}, {"cursor": "AAAA"}, {"cursor": page["next_cursor"], "sort": "name"}):
+        reply = await client.get("/v1/runs", params=params)
+        assert (reply.status_code, reply.json()["field"]) == (422, "cursor")
+    assert (await client.get("/v1/runs", params={"sort": "colour"})).json()["field"] == "sort"
+
+
+@pytest.mark.both_databases
+async def test_deleting_a_run_removes_files_and_keys(
+    parts: Parts, client: httpx.AsyncClient, redis: Redis, run_body: dict[str, Any]
+) -> None:
+    run_id = (await client.post("/v1/runs", json=run_body)).json()["id"]
+    other = (await client.post("/v1/runs", json=run_body)).json()["id"]
+    for name in (run_id, other):
+        (parts.settings.runs_folder / name / "weights").mkdir(parents=True)
+        await redis.xadd(streams.prompts(name), {"m": b"x"})
+    await client.post(f"/v1/runs/{run_id}/stop")
+    assert (await client.delete(f"/v1/runs/{run_id}")).status_code == 204
+    assert [path.name for path in parts.settings.runs_folder.iterdir()] == [other]
+    assert await redis.keys("turnout:{*") == [streams.prompts(other).encode()]
+    assert (await client.delete(f"/v1/runs/{run_id}")).status_code == 404
+
+
+@contextmanager
+def no_queue_server(parts: Parts) -> Iterator[None]:
+    with patch.object(parts.runs, "redis", Away()):
+        yield
+
+
+@contextmanager
+def no_commit(parts: Parts) -> Iterator[None]:
+    def fail(_: object) -> None:
+        raise OperationalError("COMMIT", {}, Exception("disk is full"))
+
+    event.listen(parts.database.engine.sync_engine, "commit", fail)
+    yield
+    event.remove(parts.database.engine.sync_engine, "commit", fail)
+
+
+@pytest.mark.parametrize("fault", [no_queue_server, no_commit])
+async def test_a_deletion_that_fails_loses_nothing(
+    parts: Parts,
+    client: httpx.AsyncClient,
+    run_body: dict[str, Any],
+    fault: Callable[[Parts], AbstractContextManager[None]],
+) -> None:
+    run_id = (await client.post("/v1/runs", json=run_body)).json()["id"]
+    await client.post(f"/v1/runs/{run_id}/stop")
+    checkpoints = parts.settings.runs_folder / run_id / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    with fault(parts):
+        assert (await client.delete(f"/v1/runs/{run_id}")).status_code == 503
+    assert (await client.get(f"/v1/runs/{run_id}")).status_code == 200
+    assert [path.name for path in checkpoints.parent.iterdir()] == ["checkpoints"]
+
+
+async def test_a_deletion_cut_short_by_the_apis_end_is_finished_at_its_next_start(
+    settings: Settings, redis: Redis, run_body: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings.model_copy(update={"weights_folder": tmp_path / "memory"})
+    parts = make_parts(settings, redis, await open_database(settings))
+    async with client_of(parts) as client:
+        run_id = (await client.post("/v1/runs", json=run_body)).json()["id"]
+        await client.post(f"/v1/runs/{run_id}/stop")
+        folders = [settings.runs_folder / run_id / "checkpoints", settings.weights_of(run_id)]
+        for folder in folders:
+            folder.mkdir(parents=True)
+        with monkeypatch.context() as ends:
+            ends.setattr(parts.runs, "_settle", asyncio.CancelledError)
+            await client.delete(f"/v1/runs/{run_id}")
+        assert (await client.get(f"/v1/runs/{run_id}")).status_code == 404
+        await parts.runs.settle()
+    assert not [folder for folder in folders if folder.exists()]
+    await parts.close()
+
+
+@pytest.mark.both_databases
+async def test_lists_have_the_newest_metrics_of_every_run(
+    parts: Parts, client: httpx.AsyncClient, run_body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of those that ended so long ago that they are on the board of metrics no more."""
+    monkeypatch.setattr("services.api.live.board.MAX_ENDED_RUNS", 0)
+    run_id, other = [(await client.post("/v1/runs", json=run_body)).json()["id"] for _ in range(2)]
+    for step in (1, 2):
+        await parts.journal.store([StepFinished(run_id=run_id, at=float(step), step=step, metrics={"loss": step / 4})])
+    await client.post(f"/v1/runs/{run_id}/stop")
+    await parts.board.refresh_runs(parts.database)
+    listed = {run["id"]: run["metrics"] for run in (await client.get("/v1/runs")).json()["items"]}
+    assert listed == {run_id: {"loss": 0.5}, other: {}}
+
+
+@pytest.mark.both_databases
+async def test_characters_that_a_database_does_not_keep_are_no_outage(client: httpx.AsyncClient) -> None:
+    for path in ("/v1/runs?name=a%00b", "/v1/runs/a%00b", "/v1/runs/a%00b/events"):
+        assert (await client.get(path)).status_code in (200, 404, 422), path
+
+
+async def test_a_number_too_long_to_be_written_is_named(client: httpx.AsyncClient) -> None:
+    text = "name: x\nmodel: {path: m}\ndata: {train: t}\ntraining: {steps: 0x" + "F" * 5000 + "}"
+    problem = (await client.post("/v1/run-files/check", json={"text": text})).json()["problem"]
+    assert problem["field"] == "training.steps"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/runs/none", 404),
+        ("GET", "/v1/runs/none/steps", 404),
+        ("GET", "/v1/runs/none/events", 404),
+        ("GET", "/v1/nothing", 404),
+        ("PUT", "/v1/runs", 405),
+        ("GET", "/v1/runs?limit=0", 422),
+        ("GET", "/v1/runs/..%2F..%2Fetc", 404),
+    ],
+)
+async def test_errors_are_problem_documents(client: httpx.AsyncClient, method: str, path: str, status: int) -> None:
+    reply = await client.request(method, path)
+    assert (reply.status_code, reply.headers["content-type"]) == (status, "application/problem+json")
+    assert {"type", "title", "status", "detail"} <= reply.json().keys()
+
+
+async def test_405_names_every_method_of_the_path(client: httpx.AsyncClient) -> None:
+    assert (await client.put("/v1/runs")).headers["allow"] == "GET, POST"
+    assert (await client.put("/v1/runs/x")).headers["allow"] == "DELETE, GET"
+
+
+async def test_redis_away_is_a_503(parts: Parts, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    dead = Redis(host="127.0.0.1", port=1, retry=None)  # type: ignore[arg-type]
+    parts.redis = dead
+    reply = await client.get("/v1/services")
+    assert (reply.status_code, reply.json()["title"]) == (503, "Unavailable")
+    ready = await client.get("/readyz")
+    assert (ready.status_code, ready.json()["faults"]) == (503, ["redis"])
+    assert (await client.get("/healthz")).status_code == 200
+    await dead.aclose()
+
+
+async def test_a_queue_server_that_is_away_is_told_soon(
+    settings: Settings, redis: Redis, run_body: dict[str, Any]
+) -> None:
+    """Requests try a few times and then answer; the loops go on for longer. A stop with a checkpoint needs it not."""
+    tries = 0
+
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal tries
+        tries += 1
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+        url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        parts = make_parts(settings.model_copy(update={"redis_url": url}), redis, await open_database(settings))
+        async with client_of(parts) as client:
+            for method, path in (("GET", "/v1/services"), ("GET", "/readyz"), ("POST", "/v1/runs/x/stop?now=true")):
+                tries = 0
+                assert (await client.request(method, path)).status_code == 503
+                assert tries <= 4
+            run_id = (await client.post("/v1/runs", json=run_body)).json()["id"]
+            assert (await client.post(f"/v1/runs/{run_id}/stop")).json()["state"] == "stopped"
+        await parts.close()

@@ -1,0 +1,307 @@
+"""A whole mini-batch against the reference: loss, weights and gradients, for every objective."""
+
+import dataclasses
+import math
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from services.contracts.errors import TurnoutError
+from services.contracts.step_metrics import STEP_METRICS
+from services.learner.model import forward
+from services.learner.objectives.terms.finite import NonFiniteError
+from services.learner.packing.sequence import TrainSequence
+from services.learner.update import update
+from services.learner.update.update import old_logprobs, run_minibatch, step_metrics, weight_histogram
+from tests.services.learner.objectives import reference
+from tests.services.learner.objectives.builders import VOCABULARY, PlainEngine, random_sequences, run_config
+
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "srpo": {"name": "srpo", "top_k": 5},
+    "srpo-beta-0": {"name": "srpo", "top_k": 5, "beta": 0.0},
+    "srpo-full-vocabulary": {"name": "srpo", "top_k": None},
+    "srpo-forward": {"name": "srpo", "top_k": 5, "divergence_alpha": 0.0},
+    "srpo-reverse": {"name": "srpo", "top_k": 5, "divergence_alpha": 1.0, "beta": 3.0},
+    "srpo-skewed": {"name": "srpo", "top_k": 3, "divergence_alpha": 0.2},
+    "grpo": {"name": "grpo"},
+    "sdpo": {"name": "sdpo", "top_k": 5},
+    "advantage_mix": {"name": "advantage_mix"},
+    "srpo-gspo": {"name": "srpo", "top_k": 5, "ratio": "sequence"},
+    "grpo-gspo": {"name": "grpo", "ratio": "sequence", "clip_low": 0.05, "clip_high": 0.1},
+    "advantage_mix-gspo": {"name": "advantage_mix", "ratio": "sequence"},
+    "grpo-kl": {"name": "grpo", "reference_kl_coefficient": 0.3},
+    "srpo-gspo-kl": {"name": "srpo", "top_k": 5, "ratio": "sequence", "reference_kl_coefficient": 0.3},
+    "advantage_mix-half": {"name": "advantage_mix", "mix_lambda": 0.5},
+}
+
+
+def sequences_for(name: str, seed: int = 3, number: int = 14) -> list[TrainSequence]:
+    routes = {"srpo": ("grpo", "sdpo", "none"), "grpo": ("grpo",), "sdpo": ("sdpo", "none"), "advantage_mix": ("grpo",)}
+    return random_sequences(seed, number, routes=routes[name], teach_grpo=name == "advantage_mix")
+
+
+def shifted(old: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Pretend that pi_old differs from the student, so that ratios and clipping do their work."""
+    generator = torch.Generator().manual_seed(5)
+    return [value + 0.5 * torch.randn(value.shape, generator=generator, dtype=value.dtype) for value in old]
+
+
+def close(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], tolerance: float) -> None:
+    """Equal relative to the largest gradient of the model."""
+    scale = max(float(value.abs().max()) for value in right.values())
+    assert scale > 0
+    for name, value in right.items():
+        assert float((left[name] - value).abs().max()) <= tolerance * scale, name
+
+
+class Head(torch.nn.Linear):
+    """Of a vocabulary with six more rows than there are tokens, as models have whose vocabulary is padded."""
+
+    rules_out = True
+    """The padding gets logits of -inf. Else it has none."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits = super().forward(hidden)
+        if not self.rules_out:
+            return logits[..., :VOCABULARY]
+        return logits.masked_fill(torch.arange(logits.shape[-1]) >= VOCABULARY, -math.inf)
+
+
+def padded_engine() -> PlainEngine:
+    engine = PlainEngine(torch.float64)
+    for seed, model in enumerate((engine.student, engine.teacher, engine.reference)):
+        assert model is not None
+        torch.manual_seed(seed)
+        head = Head(model.config.hidden_size, VOCABULARY + 6, bias=False, dtype=torch.float64)
+        torch.nn.init.normal_(head.weight, std=0.4)
+        model.lm_head = head
+        model.config.vocab_size = VOCABULARY + 6
+    return engine
+
+
+@pytest.mark.parametrize("case", [*OBJECTIVES, "more-chosen-than-tokens"])
+def test_a_vocabulary_whose_padding_is_ruled_out_trains_as_one_without_padding(case: str) -> None:
+    objective = OBJECTIVES.get(case, {"name": "srpo", "top_k": VOCABULARY + 3})
+    config = run_config(tokens_per_microbatch=20, **objective)
+    sequences = sequences_for(config.objective.name)
+    engine = padded_engine()
+    old = shifted(old_logprobs(engine, sequences, config))
+    heads = [model.lm_head for model in (engine.student, engine.teacher, engine.reference)]
+    for head in heads:
+        head.rules_out = False
+    expected, _ = reference.minibatch_loss(engine.student, engine.teacher, sequences, old, config, engine.reference)
+    expected.backward()
+    gradients = {name: value.grad.clone() for name, value in engine.student.named_parameters()}
+    engine.student.zero_grad()
+    for head in heads:
+        head.rules_out = True
+
+    report = run_minibatch(engine, sequences, old, config)
+
+    assert report.loss == pytest.approx(expected.item(), rel=1e-6)
+    close(engine.gradients, gradients, 1e-6)
+    assert all(math.isfinite(value) for value in report.sums.values())
+    assert report.sums["policy_entropy_sum"] > 0
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["first-update", "later-update"])
+@pytest.mark.parametrize("case", OBJECTIVES)
+def test_loss_weights_and_gradients_are_the_references(case: str, moved: bool) -> None:
+    config = run_config(tokens_per_microbatch=20, **OBJECTIVES[case])
+    sequences = sequences_for(config.objective.name)
+    engine = PlainEngine(torch.float64)
+    old = shifted(old_logprobs(engine, sequences, config)) if moved else None
+    expected, weights = reference.minibatch_loss(
+        engine.student, engine.teacher, sequences, old, config, engine.reference
+    )
+    expected.backward()
+    gradients = {name: value.grad.clone() for name, value in engine.student.named_parameters()}
+    engine.student.zero_grad()
+
+    report = run_minibatch(engine, sequences, old, config, details=range(len(sequences)))
+
+    assert engine.num_backward > 1
+    # Not closer, because the model's RMS norms compute in float32 whatever its type.
+    assert report.loss == pytest.approx(expected.item(), rel=1e-6)
+    close(engine.gradients, gradients, 1e-6)
+    for index, row in weights.items():
+        assert report.details[index].weight == pytest.approx(row, rel=1e-6)
+
+
+@pytest.mark.parametrize("share", [True, False], ids=["prefixes-shared", "single-rows"])
+@pytest.mark.parametrize("case", ["srpo", "sdpo", "grpo", "advantage_mix", "srpo-gspo-kl"])
+def test_nothing_depends_on_cut_order_chunks_or_sharing(
+    case: str, share: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run_config(tokens_per_microbatch=4096, **OBJECTIVES[case])
+    sequences = sequences_for(whole.objective.name, number=24)
+    single = PlainEngine(share=False)
+    old = shifted(old_logprobs(single, sequences, whole))
+    base = run_minibatch(single, sequences, old, whole)
+    expected = single.gradients
+    engine = PlainEngine(share=share)
+    for ours, theirs in zip(shifted(old_logprobs(engine, sequences, whole)), old, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    for budget, seed, chunk in [(1, 0, None), (30, 1, None), (100, 2, 29 * 3), (4096, 3, 1)]:
+        order = list(range(len(sequences)))
+        random.Random(seed).shuffle(order)
+        with monkeypatch.context() as patch:
+            if chunk is not None:
+                patch.setattr(forward, "CHUNK_LOGITS", chunk)
+            config = run_config(tokens_per_microbatch=budget, **OBJECTIVES[case])
+            report = run_minibatch(engine, [sequences[i] for i in order], [old[i] for i in order], config)
+        assert report.loss == pytest.approx(base.loss, rel=1e-5)
+        close(engine.gradients, expected, 1e-5)
+        for name in ("num_tokens", "num_sdpo_tokens", "num_teacher_rollouts", "truncated_sum", "clipped_sum"):
+            assert report.sums[name] == base.sums[name]
+        for name in (
+            "policy_entropy_sum",
+            "teacher_entropy_sum",
+            "divergence_sum",
+            "mismatch_kl_sum",
+            "reference_kl_sum",
+        ):
+            assert report.sums[name] == pytest.approx(base.sums[name], rel=1e-5)
+
+
+def test_ratios_by_sequence_are_gspo_itself_where_the_engine_agrees() -> None:
+    config = run_config(tokens_per_microbatch=40, name="grpo", ratio="sequence", clip_low=0.05, clip_high=0.1)
+    engine = PlainEngine(torch.float64)
+    sequences = [item for item in sequences_for("grpo") if item.response_ids]
+    old = shifted(old_logprobs(engine, sequences, config))
+    sequences = [
+        dataclasses.replace(item, behaviour_logprobs=row.tolist()) for item, row in zip(sequences, old, strict=True)
+    ]
+    total = torch.zeros((), dtype=torch.float64)
+    for item, row in zip(sequences, old, strict=True):
+        logits = reference.response_logits(engine.student, item.prompt_ids, item.response_ids)
+        now = [reference.log_softmax(line)[token] for line, token in zip(logits, item.response_ids, strict=True)]
+        total = total + reference.gspo_loss(now, row.tolist(), item.advantage, config.objective)
+    expected = total / sum(len(item.response_ids) for item in sequences)
+    expected.backward()
+    gradients = {name: value.grad.clone() for name, value in engine.student.named_parameters()}
+    engine.student.zero_grad()
+
+    report = run_minibatch(engine, sequences, old, config)
+
+    assert report.loss == pytest.approx(expected.item(), rel=1e-6)
+    assert 0 < report.sums["clipped_sum"] < report.sums["num_tokens"]
+    close(engine.gradients, gradients, 1e-6)
+
+
+def test_the_divergence_from_oneself_is_zero_and_sequences_without_advantage_feel_it() -> None:
+    config = run_config(name="grpo", reference_kl_coefficient=0.3)
+    sequences = [dataclasses.replace(item, advantage=0.0) for item in sequences_for("grpo")]
+    engine = PlainEngine()
+    assert step_metrics([run_minibatch(engine, sequences, None, config)])["reference_kl_nats"] > 0.01
+    assert any(float(value.abs().max()) > 0 for value in engine.gradients.values())
+    engine.reference = engine.student
+    assert run_minibatch(engine, sequences, None, config).loss == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("case", ["srpo-gspo", "srpo-gspo-kl"])
+def test_pi_old_left_out_is_the_student_itself(case: str) -> None:
+    config = run_config(**OBJECTIVES[case])
+    sequences = sequences_for("srpo")
+    engine = PlainEngine()
+    given = run_minibatch(engine, sequences, old_logprobs(engine, sequences, config), config)
+    expected = engine.gradients
+    own = run_minibatch(engine, sequences, None, config)
+    assert own.loss == pytest.approx(given.loss, rel=1e-5)
+    close(engine.gradients, expected, 1e-5)
+
+
+def test_weights_average_one_over_the_minibatch_and_metrics_have_known_names() -> None:
+    config = run_config(tokens_per_microbatch=20, **OBJECTIVES["srpo"])
+    engine = PlainEngine()
+    reports = [run_minibatch(engine, sequences_for("srpo", seed), None, config) for seed in (3, 4)]
+    for report in reports:
+        assert report.sums["weight_sum"] == pytest.approx(report.sums["num_sdpo_tokens"], rel=1e-6)
+        assert sum(report.weight_counts) == report.sums["num_sdpo_tokens"]
+    metrics = step_metrics(reports)
+    assert metrics.keys() <= STEP_METRICS.keys()
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert metrics["loss"] == pytest.approx(metrics["loss_grpo"] + metrics["loss_sdpo"])
+    assert sum(weight_histogram(reports).counts) == sum(report.sums["num_sdpo_tokens"] for report in reports)
+
+
+@pytest.mark.parametrize(
+    "sequences",
+    [
+        [],
+        [TrainSequence([1], [], [], 0.3, "grpo", None)],
+        [TrainSequence([1], [2, 3], [-1.0, -1.0], 0.3, "none", None)],
+        [TrainSequence([1, 2], [3], [-1.0], 0.0, "grpo", None)],
+    ],
+    ids=["no-sequence", "empty-response", "none-routed", "no-signal"],
+)
+def test_a_minibatch_without_signal_steps_with_zero_gradient(sequences: list[TrainSequence]) -> None:
+    engine = PlainEngine()
+    report = run_minibatch(engine, sequences, None, run_config(name="srpo"))
+    assert report.loss == 0.0
+    assert engine.num_backward == 1
+    assert all(float(value.abs().max()) == 0.0 for value in engine.gradients.values())
+
+
+def test_only_the_last_backward_is_marked_last() -> None:
+    engine = PlainEngine()
+    run_minibatch(engine, sequences_for("srpo"), None, run_config(tokens_per_microbatch=20, name="srpo"))
+    assert engine.lasts == [False] * (len(engine.lasts) - 1) + [True]
+
+
+def test_one_token_of_each_branch_shares_the_denominator() -> None:
+    sequences = [
+        TrainSequence([1, 2], [3], [-3.0], 0.5, "grpo", None),
+        TrainSequence([1, 2], [4], [-3.0], -0.5, "sdpo", [1, 2, 3]),
+    ]
+    config = run_config(name="srpo", top_k=4)
+    engine = PlainEngine(torch.float64)
+    expected, _ = reference.minibatch_loss(engine.student, engine.teacher, sequences, None, config)
+    report = run_minibatch(engine, sequences, None, config)
+    assert report.loss == pytest.approx(expected.item(), rel=1e-6)
+    assert report.sums["num_tokens"] == 2
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_behaviour_logprobs_that_are_not_finite_are_refused_by_name(bad: float) -> None:
+    sequences = sequences_for("srpo")
+    broken = next(i for i, item in enumerate(sequences) if item.response_ids)
+    item = sequences[broken]
+    sequences[broken] = dataclasses.replace(item, behaviour_logprobs=[bad, *item.behaviour_logprobs[1:]])
+    with pytest.raises(NonFiniteError, match="behaviour"):
+        run_minibatch(PlainEngine(), sequences, None, run_config(name="srpo"))
+
+
+@pytest.mark.parametrize(("model", "name"), [("student", "logprobs"), ("teacher", "teacher_entropy")])
+def test_a_broken_model_is_refused_by_name_before_the_step(model: str, name: str) -> None:
+    engine = PlainEngine()
+    with torch.no_grad():
+        getattr(engine, model).model.norm.weight[0] = math.nan
+    with pytest.raises(NonFiniteError) as caught:
+        run_minibatch(engine, sequences_for("srpo"), None, run_config(name="srpo", beta=0.0))
+    assert caught.value.field == name
+    assert engine.gradients == {}
+
+
+@pytest.mark.parametrize(
+    "sequence",
+    [
+        TrainSequence([], [1], [-1.0], 0.1, "grpo", None),
+        TrainSequence([1], [1], [], 0.1, "grpo", None),
+        TrainSequence([1], [1], [-1.0], 0.1, "sdpo", None),
+        TrainSequence([1], [1], [-1.0], 0.1, "sdpo", []),
+    ],
+)
+def test_sequences_that_do_not_fit_together_are_refused(sequence: TrainSequence) -> None:
+    with pytest.raises(TurnoutError, match="Sequence 0"):
+        run_minibatch(PlainEngine(), [sequence], None, run_config(name="srpo"))
+
+
+def test_no_teacher_pass_for_sequences_that_need_none() -> None:
+    engine = PlainEngine()
+    engine.teacher = None
+    report = run_minibatch(engine, sequences_for("grpo"), None, run_config(name="grpo"))
+    assert report.sums["num_teacher_rollouts"] == 0
+    assert update.step_metrics([report])["teacher_entropy_nats"] == 0.0

@@ -1,0 +1,179 @@
+"""Routing, demonstrations and advantages of one group."""
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.contracts.errors import TurnoutError
+from services.contracts.run_config import ObjectiveSection
+from services.learner.objectives.filters import leave_out
+from services.learner.objectives.routing import Assignment, GroupOutcome, route_group
+from services.learner.objectives.terms.advantages import group_advantages
+
+GROUPS = st.lists(
+    st.tuples(st.sampled_from([0.0, 0.3, 0.5, 1.0]), st.booleans(), st.booleans(), st.integers(0, 9)),
+    min_size=1,
+    max_size=8,
+)
+FEEDBACK = ("none", "alone", "with_solution", "fallback")
+
+
+def outcome(
+    rewards: list[float], faulty: tuple[int, ...] = (), feedback: tuple[int, ...] = (), lengths: list[int] | None = None
+) -> GroupOutcome:
+    count = len(rewards)
+    return GroupOutcome(
+        rewards,
+        [index not in faulty for index in range(count)],
+        [index in feedback for index in range(count)],
+        lengths or [5] * count,
+    )
+
+
+def route(group: GroupOutcome, **objective: object) -> list[Assignment]:
+    return route_group(group, ObjectiveSection.model_validate(objective), "run/group")
+
+
+def test_the_worked_case_of_eight_with_the_second_and_fifth_correct() -> None:
+    chosen = route(outcome([0, 1, 0, 0, 1, 0, 0, 0]))
+    assert [item.route for item in chosen] == ["sdpo", "grpo", "sdpo", "sdpo", "grpo", "sdpo", "sdpo", "sdpo"]
+    assert {item.demonstration for item in chosen if item.route == "sdpo"} == {1}
+    assert (chosen[1].demonstration, chosen[4].demonstration) == (4, 1)
+    assert [item.needs_teacher for item in chosen] == [item.route == "sdpo" for item in chosen]
+
+
+@pytest.mark.parametrize("name", ["srpo", "grpo", "sdpo", "advantage_mix"])
+@pytest.mark.parametrize("rewards", [[0, 0, 0], [1, 1, 1], [0, 1, 0], [1], [0]])
+def test_edge_groups(name: str, rewards: list[float]) -> None:
+    chosen = route(outcome(rewards), name=name)
+    num_correct = sum(rewards)
+    for reward, item in zip(rewards, chosen, strict=True):
+        informed = num_correct - reward >= 1
+        assert item.teacher_information == informed
+        expected = {
+            "srpo": "sdpo" if informed and not reward else "grpo",
+            "grpo": "grpo",
+            "sdpo": "sdpo" if informed else "none",
+            "advantage_mix": "grpo",
+        }[name]
+        assert item.route == expected
+        assert item.needs_teacher == (informed and (expected == "sdpo" or name == "advantage_mix"))
+
+
+@given(GROUPS, st.sampled_from(FEEDBACK), st.sampled_from(["first", "random", "shortest"]))
+def test_the_routing_table_is_complete(
+    rows: list[tuple[float, bool, bool, int]], feedback: str, demonstration: str
+) -> None:
+    group = GroupOutcome(*(list(column) for column in zip(*rows, strict=True)))
+    correct = {i for i, (reward, usable, _, _) in enumerate(rows) if usable and reward >= 0.5}
+    for index, item in enumerate(route(group, feedback=feedback, demonstration=demonstration)):
+        usable, has_feedback = rows[index][1], rows[index][2]
+        if not usable:
+            assert item == Assignment("none", False, False, False, None, False)
+            continue
+        siblings = correct - {index}
+        shows = bool(siblings) and feedback != "alone"
+        assert (item.demonstration in siblings) if shows else (item.demonstration is None)
+        wants = {"none": False, "alone": True, "with_solution": True, "fallback": not siblings}[feedback]
+        assert item.feedback == (wants and has_feedback)
+        assert item.teacher_information == (shows or item.feedback)
+        assert item.correct == (index in correct)
+        assert item.route == ("sdpo" if item.teacher_information and index not in correct else "grpo")
+
+
+def test_excluded_rollouts_are_nobodys_sibling() -> None:
+    chosen = route(outcome([1, 0, 0], faulty=(0,)))
+    assert [item.route for item in chosen] == ["none", "grpo", "grpo"]
+    assert not any(item.teacher_information for item in chosen)
+
+
+def test_demonstration_choices() -> None:
+    group = outcome([0, 1, 1, 1], lengths=[3, 9, 2, 2])
+    assert route(group)[0].demonstration == 1
+    assert route(group, demonstration="shortest")[0].demonstration == 2
+    draws = {
+        route_group(group, ObjectiveSection(demonstration="random"), f"7/{number}")[0].demonstration
+        for number in range(50)
+    }
+    assert draws == {1, 2, 3}
+    assert route(group, demonstration="random") == route(group, demonstration="random")
+
+
+def test_groups_that_do_not_fit_together_are_refused() -> None:
+    with pytest.raises(TurnoutError, match="differ in length"):
+        route(GroupOutcome([0.0, 1.0], [True], [False], [1]))
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=9), st.sampled_from(["mean", "mean_std"])
+)
+def test_advantages_follow_the_equation(rows: list[tuple[float, bool]], kind: str) -> None:
+    rewards, usable = [row[0] for row in rows], [row[1] for row in rows]
+    found = group_advantages(rewards, usable, kind)  # type: ignore[arg-type]
+    kept = [reward for reward, ok in rows if ok]
+    assert abs(sum(found)) < 1e-6
+    for (reward, ok), value in zip(rows, found, strict=True):
+        if not ok or len(kept) < 2 or len(set(kept)) == 1:
+            assert value == 0.0
+            continue
+        mean = sum(kept) / len(kept)
+        spread = math.sqrt(sum((other - mean) ** 2 for other in kept) / (len(kept) - 1))
+        assert value == pytest.approx((reward - mean) / (spread + 1e-6 if kind == "mean_std" else 1), abs=1e-9)
+
+
+def test_rewards_outside_the_unit_interval_are_refused() -> None:
+    for bad in (-0.1, 1.1, math.nan):
+        with pytest.raises(TurnoutError, match="outside"):
+            group_advantages([bad, 0.5], [True, True], "mean")
+
+
+def test_equal_rewards_that_round_badly_still_give_exact_zero() -> None:
+    for reward, count in itertools.product([0.1, 0.3, 0.7], [3, 7]):
+        assert group_advantages([reward] * count, [True] * count, "mean_std") == [0.0] * count
+
+
+def left_out(rewards: list[float], truncated: tuple[int, ...] = (), **options: object) -> tuple[list[str], int, bool]:
+    objective = ObjectiveSection.model_validate(options)
+    group = outcome(rewards)
+    advantages = group_advantages(rewards, group.usable, "mean")
+    cut = [index in truncated for index in range(len(rewards))]
+    kept = leave_out(route_group(group, objective, "s"), cut, advantages, objective)
+    assert all(item.route != "none" or not item.needs_teacher for item in kept.assignments)
+    return [item.route for item in kept.assignments], kept.num_masked, kept.uninformative
+
+
+def test_nothing_is_left_out_unless_asked() -> None:
+    assert left_out([0, 0, 0], truncated=(0, 1)) == (["grpo"] * 3, 0, False)
+
+
+def test_truncated_responses_are_masked_and_counted() -> None:
+    found = left_out([1, 0, 0], truncated=(0, 2), mask_truncated=True)
+    assert found == (["none", "sdpo", "none"], 2, False)
+    assert left_out([0, 0], truncated=(0,), name="sdpo", mask_truncated=True) == (["none", "none"], 0, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "rewards", "uninformative"),
+    [
+        ("srpo", [0, 0, 0], True),
+        ("srpo", [1, 1, 1], True),
+        ("srpo", [1, 0, 0], False),
+        ("srpo", [0.2, 0.2, 0.3], False),
+        ("grpo", [1, 1], True),
+        ("advantage_mix", [1, 1], False),
+        ("advantage_mix", [0, 0], True),
+    ],
+)
+def test_groups_without_signal_are_skipped(name: str, rewards: list[float], uninformative: bool) -> None:
+    routes, _, skipped = left_out(rewards, name=name, skip_uninformative_groups=True)
+    assert skipped == uninformative
+    assert ("none" in routes) == uninformative
+
+
+def test_a_group_whose_signal_was_all_masked_is_skipped() -> None:
+    rewards, options = [1, 1, 0.2], {"name": "grpo", "mask_truncated": True, "skip_uninformative_groups": True}
+    assert left_out(rewards, truncated=(0, 1, 2), **options) == (["none"] * 3, 3, True)
+    assert left_out(rewards, truncated=(2,), **options) == (["grpo", "grpo", "none"], 1, False)

@@ -1,0 +1,136 @@
+"""Feeder credit and batches: staleness is bounded by construction, and every group ends in exactly one place."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+
+from services.contracts import codec, streams
+from services.contracts.messages import PromptTask, Question
+from services.contracts.run_config import parse_run_config
+from services.learner.groups.batcher import Batcher
+from services.learner.groups.feeder import Credit, Feeder
+from services.learner.groups.ledger import Ledger
+from services.runtime.queue.queue import Delivery, Queue
+from tests.services.learner.conftest import delivered, make_group
+
+
+@given(
+    prompts_per_step=st.integers(1, 5),
+    max_staleness=st.integers(0, 3),
+    steps=st.integers(1, 8),
+    seed=st.integers(0, 10_000),
+    drop_chance=st.sampled_from([0.0, 0.1, 0.5]),
+)
+@settings(max_examples=150, deadline=None)
+def test_a_ring_fed_by_credit_never_trains_a_token_that_is_too_old(
+    prompts_per_step: int, max_staleness: int, steps: int, seed: int, drop_chance: float
+) -> None:
+    """Servers sample at any allowed moment, with the oldest weights they may; groups arrive in any order."""
+    dice = random.Random(seed)
+    credit = Credit(prompts_per_step, max_staleness, steps)
+    batcher = Batcher(prompts_per_step, max_staleness, Ledger())
+    fed = version = 0
+    in_work: list[tuple[int, int]] = []
+    while version < steps:
+        limit = credit.limit(version, batcher.ledger.num_dropped)
+        dropped = batcher.ledger.num_dropped
+        in_work += [(n, credit.min_weight_version(credit.step_of(n, dropped))) for n in range(fed, max(fed, limit))]
+        fed = max(fed, limit)
+        assert all(needed <= version for _, needed in in_work), "fed a task that no server may sample yet"
+        assert in_work, "the ring stands still"
+        sequence, needed = in_work.pop(dice.randrange(len(in_work)))
+        faulty = (0, 1, 2) if dice.random() < drop_chance else ()
+        batcher.offer(delivered(make_group(sequence, version=needed, faulty=faulty)))
+        while version < steps and (batch := batcher.take(version + 1)) is not None:
+            assert len(batch.groups) == prompts_per_step
+            version += 1
+        assert batcher.ledger.dropped["stale"] == 0  # here: each drop is replaced, so nothing but drops would go on
+        counts = batcher.ledger.groups(fed)
+        here = batcher.num_waiting + batcher.num_chosen + len(in_work)
+        assert counts["fed"] == counts["trained"] + batcher.ledger.num_dropped + counts["in_flight"]
+        assert counts["in_flight"] == here
+    assert batcher.ledger.trained == steps * prompts_per_step
+    assert fed - batcher.ledger.decided <= (max_staleness + 1) * prompts_per_step
+
+
+@given(order=st.permutations(list(range(12))), faulty=st.sets(st.integers(0, 11), max_size=4))
+def test_batches_do_not_depend_on_the_order_of_arrival(order: list[int], faulty: set[int]) -> None:
+    def batches(arrivals: list[int]) -> tuple[list[list[str]], dict[str, int]]:
+        batcher = Batcher(2, 9, Ledger())
+        made = []
+        for sequence in arrivals:
+            group = make_group(sequence, faulty=(0, 1) if sequence in faulty else ())
+            batcher.offer(delivered(group))
+            while (batch := batcher.take(len(made) + 1)) is not None:
+                made.append([group.group.task.group_id for group in batch.groups])
+        return made, batcher.ledger.to_json()
+
+    assert batches(order) == batches(sorted(order))
+
+
+def test_drops_say_why_and_give_replacements() -> None:
+    batcher = Batcher(1, 1, Ledger(), lost={3: "lost", 4: "fatal"})
+    batcher.offer(delivered(make_group(0, faulty=(0, 1, 2))))
+    batcher.offer(delivered(make_group(1, faulty=(0, 2))))
+    batcher.offer(delivered(make_group(2, version=1)))
+    assert batcher.take(4) is None
+    assert batcher.ledger.dropped == {"stale": 1, "faulty": 1, "too_few": 1, "lost": 1, "fatal": 1}
+    assert batcher.last_drop == ("fatal", "the message ended the services that held it; their logs may say why")
+    assert Credit(1, 1, 100).limit(3, batcher.ledger.num_dropped) == 5 + 5
+    batcher.offer(delivered(make_group(5, version=2, faulty=(1,))))
+    assert batcher.take(4) is not None
+
+
+def test_a_group_that_comes_twice_is_trained_once_and_acknowledged_no_sooner() -> None:
+    """A failover can take the first from the queue server, after which a checkpoint still has to come."""
+    batcher = Batcher(1, 9, Ledger())
+    first, second = make_group(0), make_group(1)
+    for message_id, group in (("a", first), ("b", second), ("c", second), ("d", first)):
+        batcher.offer(Delivery(group, "scored", message_id))
+    assert batcher.take(1) is not None
+    assert [delivery.message_id for delivery in batcher.take_settled()] == ["a", "d"]
+    batcher.offer(Delivery(first, "scored", "e"))
+    assert batcher.take(2) is not None
+    assert [delivery.message_id for delivery in batcher.take_settled()] == ["b", "c", "e"]
+    assert batcher.ledger.trained == 2
+
+
+def test_what_a_checkpoint_holds_ends_at_the_last_whole_batch() -> None:
+    batcher = Batcher(2, 0, Ledger())
+    for sequence in range(3):
+        batcher.offer(delivered(make_group(sequence, faulty=(0, 1, 2) if sequence == 2 else ())))
+    assert batcher.take(1) is not None
+    assert batcher.take(2) is None
+    assert batcher.ledger.num_dropped == 1
+    assert batcher.boundary.to_json() == Ledger(trained=2).to_json()
+    assert len(batcher.take_settled()) == 2
+    resumed = Batcher(2, 0, Ledger.from_json(batcher.boundary.to_json()))
+    assert resumed.next_sequence == 2
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+async def test_feeding_is_atomic_and_repeatable(redis: Redis, calls: int) -> None:
+    config = parse_run_config(
+        {
+            "name": "r",
+            "model": {"path": "m"},
+            "data": {"train": "t"},
+            "training": {"steps": 9, "prompts_per_step": 3, "max_staleness": 1, "seed": 3},
+        }
+    )
+    questions = [Question(id=str(n), kind="k", prompt=f"q{n}") for n in range(4)]
+    feeders = [Feeder(Queue(redis, "learner", "learner"), "r", config, questions) for _ in range(calls)]
+    for feeder in feeders:
+        await feeder.feed(published_version=0, num_dropped=0)
+        await feeder.feed(published_version=1, num_dropped=2)
+    entries = await redis.xrange(streams.prompts("r"))
+    tasks = [codec.decode(fields[b"m"], PromptTask) for _, fields in entries]
+    assert [task.sequence for task in tasks] == list(range(11))
+    assert [task.min_weight_version for task in tasks[:7]] == [0, 0, 0, 0, 0, 0, 0]
+    assert len({task.question.id for task in tasks[:4]}) == 4
+    assert feeders[-1].fed == 11

@@ -1,0 +1,127 @@
+"""The numbers of one step, by hand."""
+
+from __future__ import annotations
+
+import random
+
+import msgspec
+import pytest
+
+from services.contracts.messages import VersionSpan
+from services.contracts.run_config import ObjectiveSection, RunConfig, parse_run_config
+from services.learner.groups.prepare import PreparedGroup, prepare_group
+from services.learner.program.commands import Step
+from services.learner.program.evaluate import pass_at_k, summarise
+from services.learner.program.session import TrainingSession
+from services.learner.program.step_report import group_metrics, staleness_histogram, token_ages
+from tests.services.learner.conftest import Letters, make_group
+from tests.services.learner.objectives import builders
+from tests.services.learner.objectives.builders import PlainEngine, random_sequences
+
+
+def run_config(**objective: object) -> RunConfig:
+    return parse_run_config(
+        {
+            "name": "r",
+            "model": {"path": "m"},
+            "data": {"train": "t"},
+            "objective": objective,
+            "training": {"steps": 1},
+        }
+    )
+
+
+def prepared() -> list[PreparedGroup]:
+    """Tokens of versions 0 to 3; a fault, a response that was cut, and a group that is all right."""
+    mixed = make_group(0, rewards=(0.0, 1.0, 0.25, 0.0), version=3, faulty=(3,))
+    rollouts = list(mixed.group.rollouts)
+    rollouts[2] = msgspec.structs.replace(
+        rollouts[2], weight_versions=[VersionSpan(0, 0, 1), VersionSpan(2, 1, 2)], finish_reason="length"
+    )
+    mixed = msgspec.structs.replace(mixed, group=msgspec.structs.replace(mixed.group, rollouts=rollouts))
+    config = run_config(mask_truncated=True, skip_uninformative_groups=True)
+    return [prepare_group(group, config, Letters()) for group in (mixed, make_group(1, rewards=(1.0, 1.0), version=1))]
+
+
+def test_a_steps_numbers_are_those_of_its_groups() -> None:
+    found = group_metrics(prepared(), 3, ObjectiveSection())
+    assert found == pytest.approx(
+        {
+            "reward_mean": (0 + 1 + 0.25 + 1 + 1) / 5,
+            "accuracy": 3 / 5,
+            "routing_ratio_grpo": 1 / 5,
+            "routing_ratio_sdpo": 1 / 5,
+            "teacher_information_ratio": 4 / 5,
+            "response_tokens_mean": 2,
+            "response_tokens_max": 2,
+            "truncated_ratio": 1 / 5,
+            "staleness_mean": (4 * 0 + 1 * 3 + 1 * 1 + 4 * 2) / 10,
+            "staleness_max": 3,
+            "num_groups": 2,
+            "num_rollouts": 5,
+            "num_excluded_rollouts": 1,
+            "num_masked_rollouts": 1,
+            "num_uninformative_groups": 1,
+            "mixed_group_ratio": 1 / 2,
+        }
+    )
+
+
+def test_the_passes_that_fix_pi_old_count_as_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([10.0, 14.0])
+    session = TrainingSession.__new__(TrainingSession)
+    session.engine, session.config, session.step = PlainEngine(), builders.run_config(name="grpo"), 0  # type: ignore[assignment]
+    session.engine.ema = None
+    monkeypatch.setattr("services.learner.program.session.clock", lambda _: next(times))
+    monkeypatch.setattr("services.learner.update.old_logprobs.time.perf_counter", lambda: 0.0)
+    batch = random_sequences(1, 4, routes=("grpo",))
+    reports = session.train(Step([batch, batch], False)).reports
+    assert [(report.seconds_teacher, report.seconds_train) for report in reports] == [(0.0, 4.0), (0.0, 0.0)]
+
+
+def test_ages_are_counted_in_their_buckets() -> None:
+    ages = token_ages(prepared(), 3)
+    assert ages == {0: 4, 3: 1, 1: 1, 2: 4}
+    histogram = staleness_histogram(ages | {6: 7, 99: 2})
+    assert dict(zip(histogram.edges, histogram.counts, strict=False)) == {
+        **dict.fromkeys(histogram.edges[:-1], 0),
+        0.0: 4,
+        1.0: 1,
+        2.0: 4,
+        3.0: 1,
+        6.0: 7,
+        12.0: 2,
+    }
+    assert histogram.total == 1 + 8 + 3 + 42 + 198
+
+
+def test_faults_do_not_lower_pass_at_k() -> None:
+    """Questions whose samples are right one time in four, up to a quarter of them lost to faults."""
+    k, dice = 8, random.Random(3)
+    expected = 1 - 0.75**k
+    for lost in (0.0, 0.125, 0.25):
+        counts = []
+        for _ in range(10_000):
+            usable = [dice.random() < 0.25 for _ in range(k) if dice.random() >= lost]
+            counts.append((len(usable), sum(usable)))
+        found = pass_at_k([item for item in counts if item[0]], k)
+        spread = 4 * (expected * (1 - expected) / (len(counts) * (1 - lost) ** k)) ** 0.5
+        assert found == pytest.approx(expected, abs=spread), lost
+
+
+def test_pass_at_k_by_hand() -> None:
+    assert pass_at_k([(4, 1), (4, 0), (3, 0), (1, 1)], 4) == 0.5
+    assert pass_at_k([(4, 1), (4, 2)], 2) == pytest.approx(((1 - 3 / 6) + (1 - 1 / 6)) / 2)
+    assert pass_at_k([(3, 1), (2, 0)], 4) == 0.5, "all lost some"
+    assert pass_at_k([], 4) == 0.0
+
+
+def test_an_evaluation_is_a_mean_over_questions_of_what_was_judged() -> None:
+    groups = [
+        make_group(0, rewards=(1.0, 0.0, 0.0, 1.0), faulty=(3,)),
+        make_group(1, rewards=(0.0, 0.0)),
+        make_group(2, rewards=(1.0, 1.0), faulty=(0, 1)),
+    ]
+    found = summarise(groups, "run", 5, run_config())
+    assert (found.accuracy, found.pass_at_k) == pytest.approx(((1 / 3 + 0) / 2, 1 / 2))
+    assert (found.num_questions, found.num_faults, found.response_tokens_mean) == (2, 3, 2)

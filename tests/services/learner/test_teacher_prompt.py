@@ -1,0 +1,160 @@
+"""The teacher's prompt, to the letter (method section 4)."""
+
+from __future__ import annotations
+
+import random
+
+import msgspec
+import pytest
+from transformers import AutoTokenizer
+
+from services.contracts.messages import Question, Rollout, ScoredGroup
+from services.contracts.run_config import parse_run_config
+from services.learner.groups.prepare import prepare_group, share_of_rank
+from services.learner.objectives.teacher_prompt import (
+    position_warning,
+    teacher_prompt_ids,
+    teacher_text,
+    without_thinking,
+)
+from services.learner.packing.sequence import TrainSequence
+from tests.services.learner.conftest import Letters, make_group
+from tests.services.learner.ring import POLICY
+
+GOLDEN = """What is 2 + 2?
+
+Correct solution:
+
+It is 4.
+
+Correctly solve the original question."""
+GOLDEN_WITH_FEEDBACK = """What is 2 + 2?
+
+Correct solution:
+
+It is 4.
+
+The following is feedback from your unsuccessful earlier attempt:
+
+You said 5.
+
+Correctly solve the original question."""
+
+
+def test_the_text_is_the_methods() -> None:
+    assert teacher_text("What is 2 + 2?", "<think>hm</think>\nIt is 4.\n", None) == GOLDEN
+    assert teacher_text("What is 2 + 2?", "It is 4.", "You said 5.\n") == GOLDEN_WITH_FEEDBACK
+    assert teacher_text("What is 2 + 2?", None, None) == "What is 2 + 2?"
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("<think>a</think>b<think>c</think> d", "bd"),
+        ("thoughts without start</think>answer", "answer"),
+        ("answer <think>never closed", "answer"),
+        ("<think>\nlong\n</think>\n\nanswer", "answer"),
+        ("answer", "answer"),
+        ("<think>the answer is 4", ""),
+        ("<think>the answer is 4</think>\n", ""),
+        ("the answer is 4</think>", ""),
+        ("<think>a<think>b</think>c</think>d", "d"),
+    ],
+)
+def test_thinking_is_left_out(text: str, left: str) -> None:
+    assert without_thinking(text) == left
+
+
+def test_it_goes_through_the_chat_template() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(POLICY)
+    question = Question(id="0", kind="recall", system="Recall each weight, then add.", prompt="Total tonnes of coal?")
+    ids = teacher_prompt_ids(tokenizer, question, None, None)
+    messages = [{"role": "system", "content": question.system}, {"role": "user", "content": question.prompt}]
+    plain = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert ids == tokenizer(plain, add_special_tokens=False)["input_ids"]
+    longer = teacher_prompt_ids(tokenizer, question, "The total is 24.", None)
+    assert len(longer) > len(ids)
+    assert longer[: len(ids) // 2] == ids[: len(ids) // 2]
+
+
+def test_a_group_is_prepared_as_the_routing_says() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(POLICY)
+    config = parse_run_config({"name": "r", "model": {"path": "m"}, "data": {"train": "t"}, "training": {"steps": 1}})
+    prepared = prepare_group(make_group(0, rewards=(0.0, 1.0, 0.0, 0.0), faulty=(3,)), config, tokenizer)
+    assert [sequence.route for sequence in prepared.sequences] == ["sdpo", "grpo", "sdpo", "none"]
+    assert [sequence.teacher_prompt_ids is not None for sequence in prepared.sequences] == [True, False, True, False]
+    assert prepared.sequences[0].teacher_prompt_ids == prepared.sequences[2].teacher_prompt_ids
+    assert sum(sequence.advantage for sequence in prepared.sequences) == pytest.approx(0.0)
+    shares = [share_of_rank(prepared.sequences, rank, 3) for rank in range(3)]
+    assert sorted(index for share in shares for index in share) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("choice", ["first", "shortest", "random"])
+def test_a_response_that_is_all_thinking_demonstrates_nothing(choice: str) -> None:
+    """Its answer may stand in an unclosed <think>, where a reward that looks for tags finds it."""
+    values = {"name": "r", "model": {"path": "m"}, "data": {"train": "t"}, "training": {"steps": 1}}
+    config = parse_run_config(values | {"objective": {"demonstration": choice}})
+    group = make_group(0, rewards=(0.0, 1.0, 1.0, 0.0))
+    thought = msgspec.structs.replace(group.group.rollouts[1], text="<think>It is <answer>4</answer>")
+    only_thinks = [group.group.rollouts[0], thought, *group.group.rollouts[2:]]
+    prepared = prepare_group(with_rollouts(group, only_thinks), config, Letters())
+    assert [assignment.demonstration for assignment in prepared.assignments] == [2, 2, None, 2]
+    assert [sequence.route for sequence in prepared.sequences] == ["sdpo", "grpo", "grpo", "sdpo"]
+
+    nothing = [*only_thinks[:2], msgspec.structs.replace(thought), only_thinks[3]]
+    prepared = prepare_group(with_rollouts(group, nothing), config, Letters())
+    assert [sequence.route for sequence in prepared.sequences] == ["grpo"] * 4
+    assert not any(assignment.teacher_information for assignment in prepared.assignments)
+    assert all(sequence.teacher_prompt_ids is None for sequence in prepared.sequences)
+
+
+def with_rollouts(scored: ScoredGroup, rollouts: list[Rollout]) -> ScoredGroup:
+    return msgspec.structs.replace(scored, group=msgspec.structs.replace(scored.group, rollouts=rollouts))
+
+
+def test_each_teacher_reads_its_own_rollouts_feedback() -> None:
+    """Siblings share a demonstration, and so most of their prompt; what was wrong with them they do not share."""
+    objective = {"feedback": "with_solution"}
+    values = {"name": "r", "model": {"path": "m"}, "data": {"train": "t"}, "training": {"steps": 1}}
+    config = parse_run_config(values | {"objective": objective})
+    group = make_group(0, rewards=(0.0, 1.0, 0.0, 0.0))
+    verdicts = [
+        msgspec.structs.replace(verdict, feedback=feedback)
+        for verdict, feedback in zip(group.verdicts, ["too low", "", "too high", "too low"], strict=True)
+    ]
+    prepared = prepare_group(msgspec.structs.replace(group, verdicts=verdicts), config, Letters())
+    read = [sequence.teacher_prompt_ids for sequence in prepared.sequences]
+    assert read[1] is None
+    assert ["".join(map(chr, ids)) for ids in read if ids] == [
+        teacher_text("What is 2 + 2?", "answer 1", feedback) for feedback in ("too low", "too high", "too low")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("objective", "num_positions", "warns"),
+    [("srpo", 499, True), ("srpo", 500, False), ("sdpo", 499, True), ("grpo", 499, False), ("srpo", None, False)],
+)
+def test_a_teacher_that_may_read_beyond_the_models_positions_is_told_of(
+    objective: str, num_positions: int | None, warns: bool
+) -> None:
+    values = {"name": "r", "model": {"path": "m"}, "data": {"train": "t"}, "training": {"steps": 1}}
+    rollout = {"max_prompt_tokens": 100, "max_response_tokens": 200}
+    config = parse_run_config(values | {"objective": {"name": objective}, "rollout": rollout})
+    warning = position_warning(config, num_positions)
+    assert (warning is not None and "500 tokens" in warning and "499 positions" in warning) == warns
+
+
+def test_ranks_get_equal_work_and_siblings_stay_together() -> None:
+    rng = random.Random(0)
+    sequences = []
+    for group in range(16):
+        for _ in range(8):
+            response = [1] * rng.randint(1, 60)
+            sequences.append(TrainSequence([group] * 30, response, [-1.0] * len(response), 1.0, "grpo", None))
+    shares = [share_of_rank(sequences, rank, 3) for rank in range(3)]
+    assert sorted(index for share in shares for index in share) == list(range(128))
+    work = [sum(len(sequences[i].response_ids) for i in share) for share in shares]
+    assert max(work) - min(work) <= 2 * 90
+    homes = [{rank for rank in range(3) for i in shares[rank] if i // 8 == group} for group in range(16)]
+    assert sum(len(home) > 1 for home in homes) <= 2
+    assert [share_of_rank([], rank, 3) for rank in range(3)] == [[], [], []]

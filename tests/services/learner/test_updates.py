@@ -1,0 +1,159 @@
+"""Whole optimizer updates on real engines: ZeRO 0 to 3, one and two ranks, options of memory, small steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from services.contracts.run_config import RunConfig
+from tests.services.learner.engine_program import tiny_model
+from tests.services.learner.engine_runs import largest_difference, named, run_ranks
+from tests.services.learner.objectives import builders, reference
+from tests.services.learner.programs import Programs
+from tests.services.learner.update_program import (
+    CASES,
+    SMALL_RATE,
+    SMALL_UPDATES,
+    stages_of,
+    step_config,
+    step_minibatches,
+)
+
+Updates = dict[int, dict[str, dict[str, Any]]]
+NUM_RANKS = (1, 2)
+
+
+@pytest.fixture(scope="module")
+def updates(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Updates:
+    """By number of ranks and `<case>-<stage>`."""
+    made = {}
+    for num_ranks in NUM_RANKS:
+        file = tmp_path_factory.mktemp("updates") / "found.pt"
+        run_ranks(programs, "updates", num_ranks, ["updates", str(file), ",".join(CASES)])
+        made[num_ranks] = torch.load(file, weights_only=True)
+    return made
+
+
+@pytest.mark.parametrize(("case", "stage"), [(case, stage) for case in CASES for stage in stages_of(case)])
+@pytest.mark.parametrize("num_ranks", NUM_RANKS)
+def test_every_stage_and_number_of_ranks_make_the_same_updates(
+    updates: Updates, case: str, num_ranks: int, stage: int
+) -> None:
+    """Teacher, initial model and dynamic weights included; on two ranks, one has no sequence for SDPO."""
+    found, expected = updates[num_ranks][f"{case}-{stage}"], updates[1][f"{case}-{stages_of(case)[0]}"]
+    for row, other in zip(found["rows"], expected["rows"], strict=True):
+        assert row == pytest.approx(other, rel=1e-4, abs=1e-6)
+    for name in ("weights", "teacher"):
+        assert largest_difference(found[name], expected[name]) < 1e-5
+
+
+@pytest.mark.parametrize("case", ["full", "lora"])
+def test_the_policy_departs_from_the_initial_model(updates: Updates, case: str) -> None:
+    divergences = [row[1] for row in updates[1][f"{case}-0"]["rows"]]
+    assert divergences[0] == pytest.approx(0.0, abs=1e-6)
+    assert 0 < divergences[1] < divergences[2]
+
+
+def test_after_a_restart_the_reference_is_still_the_initial_model(updates: Updates) -> None:
+    assert updates[1]["restarted-1"]["rows"][0][1] > 1e-3
+
+
+@pytest.mark.parametrize("case", ["checkpointing", "offload"])
+def test_options_of_memory_change_no_number(updates: Updates, case: str) -> None:
+    for num_ranks in NUM_RANKS:
+        for stage in stages_of(case):
+            found, plain = updates[num_ranks][f"{case}-{stage}"], updates[num_ranks][f"full-{stage}"]
+            for row, other in zip(found["rows"], plain["rows"], strict=True):
+                assert row == pytest.approx(other, rel=1e-6, abs=1e-7)
+            assert largest_difference(found["weights"], plain["weights"]) < 1e-7
+            assert largest_difference(plain["weights"], named(tiny_model())) > 1e-3
+
+
+@pytest.fixture(scope="module")
+def expected_step(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """One step of two updates in float64, by the reference's loops: pi_old of both is the policy before the first."""
+    folder = tmp_path_factory.mktemp("step") / "model"
+    builders.tiny_model(7).save_pretrained(folder)
+    run = step_config(str(folder), 0)
+    student, teacher = builders.tiny_model(7, torch.float64), builders.tiny_model(7, torch.float64)
+    optimizer = torch.optim.AdamW(
+        student.parameters(), lr=1.0, betas=run.optimizer.betas, eps=1.0, weight_decay=run.optimizer.weight_decay
+    )
+    minibatches = step_minibatches()
+    old = [logprobs(student, batch) for batch in minibatches]
+    losses, late = [], []
+    for batch, before in zip(minibatches, old, strict=True):
+        late.append(float(update_loss(student, teacher, batch, None, run).detach()))
+        loss = update_loss(student, teacher, batch, before, run)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+        with torch.no_grad():
+            for average, parameter in zip(teacher.parameters(), student.parameters(), strict=True):
+                average.lerp_(parameter, run.objective.teacher_ema_rate)
+    return {
+        "model": str(folder),
+        "losses": losses,
+        "late": late,
+        "weights": named(student),
+        "teacher": named(teacher.requires_grad_()),
+    }
+
+
+def update_loss(student: Any, teacher: Any, batch: Any, old: Any, run: RunConfig) -> Tensor:
+    loss: Tensor = reference.minibatch_loss(student, teacher, batch, old, run)[0]
+    return loss
+
+
+def logprobs(model: Any, batch: Any) -> list[Tensor]:
+    with torch.no_grad():
+        rows = [
+            [
+                reference.log_softmax(logits)[token]
+                for logits, token in zip(
+                    reference.response_logits(model, item.prompt_ids, item.response_ids), item.response_ids, strict=True
+                )
+            ]
+            for item in batch
+        ]
+    return [torch.tensor(row, dtype=torch.float64) for row in rows]
+
+
+@pytest.mark.parametrize(("num_ranks", "stage"), [(1, 0), (2, 1), (2, 3)])
+def test_pi_old_of_all_minibatches_is_the_policy_before_the_first(
+    programs: Programs, tmp_path: Path, expected_step: dict[str, Any], num_ranks: int, stage: int
+) -> None:
+    file = tmp_path / "found.pt"
+    run_ranks(programs, "updates", num_ranks, ["step", str(file), expected_step["model"], str(stage)])
+    found = torch.load(file, weights_only=True)
+    assert found["losses"] == pytest.approx(expected_step["losses"], rel=1e-5)
+    assert expected_step["late"][1] != pytest.approx(expected_step["losses"][1], rel=1e-3), "the two are told apart"
+    for name in ("weights", "teacher"):
+        assert largest_difference(found[name], expected_step[name]) < 1e-5
+    assert largest_difference(found["weights"], named(builders.tiny_model(7))) > 1e-2
+
+
+def test_updates_below_bfloat16s_precision_add_up(programs: Programs, tmp_path: Path) -> None:
+    """The float32 masters take them; a bfloat16 optimizer would lose every one of them on weights of this size."""
+    file = tmp_path / "found.pt"
+    stages = [1, 3]
+    run_ranks(programs, "updates", 1, ["small", str(file), ",".join(map(str, stages))])
+    found, start = torch.load(file, weights_only=True), named(tiny_model("bfloat16"))
+    for stage in stages:
+        moved = changed = total = 0
+        for name, begun in start.items():
+            master, rounded = found[stage]["state"][f"{name}/master"], found[stage]["weights"][name]
+            assert torch.equal(master.bfloat16(), rounded)
+            lost = (begun.float() + SMALL_RATE).bfloat16() == begun  # one update vanishes when it is rounded
+            lost &= (begun.float() - SMALL_RATE).bfloat16() == begun
+            distance = (master - begun.float()).abs()[lost]
+            moved += int((distance > 0.5 * SMALL_UPDATES * SMALL_RATE).sum())
+            changed += int((rounded != begun)[lost].sum())
+            total += int(lost.sum())
+        assert moved > 0.5 * total > 1000
+        assert changed > 0.1 * total

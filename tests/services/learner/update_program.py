@@ -1,0 +1,166 @@
+"""Run by `test_updates`, one process a rank: whole optimizer updates of mini-batches on real engines.
+
+updates <file> <cases>            each case (see `CASES`) under ZeRO 0 to 3: numbers, final weights
+step <file> <model> <stage>       one training step of two mini-batches by `TrainingSession`
+small <file> <stages>             many updates that are far below bfloat16's precision
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from services.learner.model.ranks import join, leave, prepare_environment
+
+prepare_environment()
+
+import torch  # noqa: E402
+
+from services.contracts.run_config import RunConfig, parse_run_config  # noqa: E402
+from services.learner.model.engine import DeepSpeedEngine  # noqa: E402
+from services.learner.model.export import whole_weights  # noqa: E402
+from services.learner.model.lora import inject  # noqa: E402
+from services.learner.model.optimizer_state import export_state, export_teacher  # noqa: E402
+from services.learner.packing.sequence import TrainSequence  # noqa: E402
+from services.learner.program.commands import Step  # noqa: E402
+from services.learner.program.session import TrainingSession  # noqa: E402
+from services.learner.update.update import old_logprobs, run_minibatch, step_metrics  # noqa: E402
+from tests.services.learner.engine_program import batches, row_loss, tiny_model  # noqa: E402
+from tests.services.learner.objectives.builders import random_sequences  # noqa: E402
+
+STAGES = (0, 1, 2, 3)
+CASES: dict[str, dict[str, Any]] = {
+    "full": {},
+    "lora": {"lora": {"rank": 4, "alpha": 8}},
+    "checkpointing": {"gradient_checkpointing": True},
+    "offload": {"offload_teacher": True},
+    "restarted": {},
+}
+SMALL_RATE = 2e-6
+SMALL_UPDATES = 60
+
+
+def stages_of(case: str) -> tuple[int, ...]:
+    """Options of memory and a restart differ by whether ZeRO cuts the weights, and no further."""
+    return STAGES if case in ("full", "lora") else (1, 3)
+
+
+def config(stage: int, case: str) -> RunConfig:
+    special = dict(CASES[case])
+    return parse_run_config(
+        {
+            "name": "updates",
+            "model": {"path": "unused", "dtype": "float32", "lora": special.pop("lora", None)},
+            "data": {"train": "unused"},
+            "objective": {"name": "srpo", "reference_kl_coefficient": 0.2, "ratio": "sequence", "top_k": 5},
+            "optimizer": {"learning_rate": 1e-2, "warmup_steps": 0, "epsilon": 1e-2},
+            "training": {"steps": 10, "zero_stage": stage, "tokens_per_microbatch": 64, **special},
+        }
+    )
+
+
+def engine_for(run: RunConfig, case: str, ranks: Any) -> DeepSpeedEngine:
+    model = tiny_model()
+    if run.model.lora is not None:
+        return DeepSpeedEngine(run, inject(model, run.model), ranks)
+    if case == "checkpointing":
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        model.train()
+    if case == "restarted":
+        # As after a restart: the student comes from a checkpoint, the reference from the model that the run began with.
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+        return DeepSpeedEngine(run, model, ranks, tiny_model)
+    return DeepSpeedEngine(run, model, ranks)
+
+
+def mine(sequences: list[TrainSequence], engine: DeepSpeedEngine) -> list[TrainSequence]:
+    """With two ranks, one has all that is routed to SDPO and the other nothing of it."""
+    if engine.num_ranks == 1:
+        return sequences
+    return [item for item in sequences if (item.route == "sdpo") == (engine.rank == 1)]
+
+
+def updates(file: Path, cases: list[str]) -> None:
+    ranks, found = join(), {}
+    for case in cases:
+        for stage in stages_of(case):
+            run = config(stage, case)
+            engine = engine_for(run, case, ranks)
+            rows = []
+            for seed in range(3):
+                sequences = mine(random_sequences(seed, 12), engine)
+                report = run_minibatch(engine, sequences, old_logprobs(engine, sequences, run), run)
+                metrics = step_metrics([report])
+                rows.append([metrics[name] for name in ("loss", "reference_kl_nats", "teacher_entropy_nats")])
+            found[f"{case}-{stage}"] = {
+                "rows": rows,
+                "weights": whole_weights(engine.module, 0, trained_only=True),
+                "teacher": export_teacher(engine),
+            }
+    if ranks.rank == 0:
+        torch.save(found, file)
+    leave()
+
+
+def step(file: Path, model: str, stage: int) -> None:
+    ranks = join()
+    run = step_config(model, stage)
+    session = TrainingSession(run, ranks, None, allow_remote_code=False)
+    reports = session.train(Step(step_minibatches(), False)).reports
+    weights, teacher = session.weights(), export_teacher(session.engine)
+    if ranks.rank == 0:
+        torch.save({"weights": weights, "teacher": teacher, "losses": [report.loss for report in reports]}, file)
+    leave()
+
+
+def step_config(model: str, stage: int) -> RunConfig:
+    return parse_run_config(
+        {
+            "name": "step",
+            "model": {"path": model, "dtype": "float32"},
+            "data": {"train": "unused"},
+            "objective": {"name": "srpo", "top_k": 5},
+            # A large epsilon: AdamW's first update would else be a sign, which rounding can turn.
+            "optimizer": {"learning_rate": 1.0, "warmup_steps": 0, "epsilon": 1.0, "gradient_clip": 1e9},
+            "training": {"steps": 1, "prompts_per_step": 2, "prompts_per_minibatch": 1, "zero_stage": stage},
+        }
+    )
+
+
+def step_minibatches() -> list[list[TrainSequence]]:
+    return [random_sequences(seed, 10) for seed in (21, 22)]
+
+
+def small(file: Path, stages: list[int]) -> None:
+    ranks, found = join(), {}
+    for stage in stages:
+        run = parse_run_config(
+            {
+                "name": "small",
+                "model": {"path": "unused", "dtype": "bfloat16"},
+                "data": {"train": "unused"},
+                "objective": {"name": "grpo"},
+                "optimizer": {"learning_rate": SMALL_RATE, "warmup_steps": 0, "weight_decay": 0.0},
+                "training": {"steps": 1000, "zero_stage": stage},
+            }
+        )
+        engine = DeepSpeedEngine(run, tiny_model("bfloat16"), ranks)
+        for _ in range(SMALL_UPDATES):
+            engine.backward(row_loss(engine.student, batches()[0, 0]), last=True)
+            engine.step()
+        found[stage] = {"weights": whole_weights(engine.module, 0), "state": export_state(engine)}
+    if ranks.rank == 0:
+        torch.save(found, file)
+    leave()
+
+
+def run_from(arguments: list[str]) -> None:
+    what, file, *rest = arguments
+    if what == "updates":
+        updates(Path(file), rest[0].split(","))
+    elif what == "step":
+        step(Path(file), rest[0], int(rest[1]))
+    else:
+        small(Path(file), [int(stage) for stage in rest[0].split(",")])

@@ -1,0 +1,60 @@
+"""Where responses end, and what becomes of tokens that the tokenizer or the model does not know."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.contracts.errors import InfrastructureError
+from services.contracts.messages import Question
+from services.rollout.sampling.prompts import PromptRenderer, load_tokenizer, stop_tokens
+from tests.conftest import ROOT
+
+POLICY = ROOT / "examples" / "embedded" / "policy"
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "expected"),
+    [
+        ({"eos_token_id": [7, 9]}, {"eos_token_id": 1}, [1, 7, 9]),
+        ({"eos_token_id": 7}, {"eos_token_id": [1, 7]}, [1, 7]),
+        ({}, {"eos_token_id": None}, []),
+        (None, {"eos_token_id": 1, "pad_token_id": None}, [1]),
+        ({"temperature": 0.6, "eos_token_id": 7, "pad_token_id": -1}, {"eos_token_id": None}, [7]),
+    ],
+)
+def test_end_tokens_are_those_of_both_files(
+    tmp_path: Path, generation: dict[str, Any] | None, config: dict[str, Any], expected: list[int]
+) -> None:
+    own = json.loads((POLICY / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(own | config))
+    if generation is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    assert stop_tokens(str(tmp_path), trust_remote_code=False) == expected
+
+
+def test_tokens_from_the_padding_of_an_embedding_have_no_text(tmp_path: Path) -> None:
+    shutil.copytree(POLICY, tmp_path, dirs_exist_ok=True)
+    tokenizer = load_tokenizer(str(tmp_path), trust_remote_code=False)
+    known = tokenizer("Recall each weight", add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode([*known, len(tokenizer) + 5]) == tokenizer.decode(known)
+    assert tokenizer.decode([len(tokenizer) + 5]) == ""
+
+
+class Larger:
+    """A tokenizer with more tokens than the model: tokens were added to it and the embedding was not resized."""
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> list[int]:
+        return [ord(letter) for letter in messages[-1]["content"]]
+
+
+def test_a_token_that_the_model_does_not_have_is_a_fault_of_its_prompt_alone() -> None:
+    renderer = PromptRenderer(Larger(), vocabulary_size=ord("c"))
+    assert renderer.render(Question(id="q1", kind="mcq", prompt="abba"), 8) == [97, 98, 98, 97]
+    for _ in range(2):  # remembered prompts are no way around it
+        with pytest.raises(InfrastructureError, match="q2 renders to token 99, beyond the model's vocabulary of 99"):
+            renderer.render(Question(id="q2", kind="mcq", prompt="abc"), 8)

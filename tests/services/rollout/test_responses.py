@@ -1,0 +1,65 @@
+"""The text of a response, by real tokenizers whose tags are special tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from services.rollout.sampling.responses import ResponseDecoder
+from tests.services.learner.ring import POLICY
+from tests.services.rollout.models import make_tokenizer
+
+TAGS = ["<answer>", "</answer>", "<think>", "</think>"]
+
+
+def with_special(*texts: str, template: str = "") -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words to which `texts` are added as special tokens."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": list(texts)})
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def decoded(tokenizer: Any, *words: str, stops: tuple[str, ...] = ()) -> str:
+    ids = tokenizer.convert_tokens_to_ids(list(words))
+    assert tokenizer.unk_token_id not in ids
+    text = ResponseDecoder(tokenizer, tokenizer.convert_tokens_to_ids(list(stops))).text(ids)
+    return " ".join(text.split())
+
+
+def test_tags_that_are_special_tokens_stay() -> None:
+    tokenizer = with_special(*TAGS)
+    words = ("<think>", "w1", "</think>", "<answer>", "w2", "</answer>", "<end>", "<pad>")
+    assert tokenizer.decode(tokenizer.convert_tokens_to_ids(list(words)), skip_special_tokens=True) == "w1 w2"
+    assert decoded(tokenizer, *words) == "<think> w1 </think> <answer> w2 </answer>"
+
+
+def test_tags_stay_where_the_chat_template_writes_them() -> None:
+    template = "{% if add_generation_prompt %}<|start|>assistant<think></think>{% endif %}<|stop|>"
+    tokenizer = with_special(*TAGS, "<|start|>", "<|stop|>", "<|call|>", template=template)
+    words = ("<think>", "w1", "</think>", "<|call|>", "w2", "<|stop|>", "<|start|>", "w3")
+    assert decoded(tokenizer, *words) == "<think> w1 </think> <|call|> w2 w3"
+
+
+@pytest.mark.parametrize(("last", "text"), [("<|over|>", "w1"), ("w9", "w1"), ("</answer>", "w1 </answer>")])
+def test_the_token_that_ends_a_response_is_left_out_but_for_a_tag(last: str, text: str) -> None:
+    tokenizer = with_special(*TAGS, "<|over|>")
+    assert decoded(tokenizer, "w1", last, stops=("<|over|>", "w9", "</answer>")) == text
+
+
+def test_what_begins_and_ends_sequences_is_no_tag() -> None:
+    tokenizer = with_special("<s>", "</s>")
+    tokenizer.bos_token, tokenizer.eos_token = "<s>", "</s>"
+    assert decoded(tokenizer, "<s>", "w1", "</s>") == "w1"
+
+
+def test_a_model_without_such_tags_is_read_as_before() -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(POLICY)
+    ids = [*tokenizer("<reasoning>coal=21</reasoning><answer>21</answer>")["input_ids"], tokenizer.eos_token_id]
+    found = ResponseDecoder(tokenizer, [tokenizer.eos_token_id]).text(ids)
+    assert found == tokenizer.decode(ids[:-1], skip_special_tokens=True)
+    assert found.endswith("<answer>21</answer>")

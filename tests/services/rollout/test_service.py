@@ -1,0 +1,397 @@
+"""The rollout service from outside: a real process, a real queue, real vLLM on CPU, a tiny random model."""
+
+from __future__ import annotations
+
+import os
+import signal
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from services.contracts import codec, streams
+from services.contracts.events import Note
+from services.contracts.offers import LAYOUT_FILE, Layout
+from services.learner.model.export import whole_weights
+from services.learner.publish.cuda_ipc import plan
+from services.learner.publish.nccl import NcclSender
+from services.runtime.queue.queue import HANDED_BACK_SECONDS
+from services.runtime.weights.store import verify_and_mark
+from tests.conftest import free_port
+from tests.services.rollout.conftest import INSTANCE, MAX_PROMPT, MAX_RESPONSE, Deployment
+from tests.services.rollout.models import make_adapted, make_model
+from tests.services.rollout.references import mismatch, mismatch_after_update, mismatch_greedy, reference_greedy
+
+LONG = {"num_samples": 8, "max_response_tokens": MAX_RESPONSE}
+pytestmark = pytest.mark.timeout(400)
+
+
+def test_group_comes_back_whole(deployment: Deployment) -> None:
+    """Prompt rendered by the template; lengths, spans, end tokens and log-probs are right."""
+    task = deployment.feed("whole", "w10 w11 w12", sampling={"num_samples": 8, "max_response_tokens": 60})
+    group = deployment.wait_group("whole")
+    group.check()
+    assert group.task == task
+    assert group.server == INSTANCE
+    # <system> w1 w2 <user> w10 w11 w12 <assistant>
+    assert group.prompt_token_ids.tolist() == [3, 7, 8, 4, 16, 17, 18, 5]
+    version = group.rollouts[0].weight_versions[0].version
+    for rollout in group.rollouts:
+        assert rollout.status == "ok"
+        assert [span.version for span in rollout.weight_versions] == [version]
+        ended = rollout.token_ids[-1] == 1
+        assert rollout.finish_reason == ("stop" if ended else "length")
+        assert ended or len(rollout.token_ids) == 60
+        assert 1 not in rollout.token_ids[:-1]
+        assert "<end>" not in rollout.text
+        assert len(rollout.text.split()) <= len(rollout.token_ids)
+    assert len({tuple(rollout.token_ids) for rollout in group.rollouts}) == 8, "siblings are sampled independently"
+    assert mismatch(group, deployment.seeds[version]) < 1e-3
+    assert deployment.redis.xlen(streams.prompts("run-t")) == 0, "acknowledged with the publishing"
+
+
+def test_logprobs_are_of_the_cut_and_heated_distribution(deployment: Deployment) -> None:
+    """With top-k 1 the drawn token has probability 1; with a temperature, log-probs are after it."""
+    deployment.feed("cut", "w20", sampling={"temperature": 0.7, "top_k": 1})
+    deployment.feed("hot", "w20", sampling={"temperature": 1.7, "max_response_tokens": 40})
+    cut, hot = deployment.wait_group("cut"), deployment.wait_group("hot")
+    assert all(abs(value) < 1e-5 for rollout in cut.rollouts for value in rollout.logprobs)
+    version = hot.rollouts[0].weight_versions[0].version
+    assert mismatch(hot, deployment.seeds[version]) < 1e-3
+
+
+def test_overlong_prompt_is_a_fault_not_a_cut(deployment: Deployment) -> None:
+    deployment.feed("long", " ".join(["w5"] * (MAX_PROMPT + 1)))
+    group = deployment.wait_group("long")
+    assert [rollout.status for rollout in group.rollouts] == ["infrastructure_fault"] * 4
+    assert "max_prompt_tokens" in group.rollouts[0].fault
+
+
+def test_impossible_sampling_is_a_fault(deployment: Deployment) -> None:
+    deployment.feed("impossible", "w5", sampling={"top_p": 0.0})
+    group = deployment.wait_group("impossible")
+    assert [rollout.status for rollout in group.rollouts] == ["infrastructure_fault"] * 4
+    assert "top_p" in group.rollouts[0].fault
+
+
+def test_routes_ask_for_the_token(deployment: Deployment) -> None:
+    reply = deployment.post("/pause", token="wrong")
+    assert reply.status_code == 401
+    assert reply.headers["content-type"] == "application/problem+json"
+    assert deployment.post("/weight_checker", json={"action": "reset"}).status_code == 409
+
+
+def test_update_in_flight_and_old_task_held(deployment: Deployment) -> None:
+    """Responses in flight survive an update; their tokens say which version sampled them; younger tasks wait."""
+    path, manifest = deployment.store_version(1, seed=11)
+    deployment.feed("future", "w30", min_weight_version=1)
+    deployment.feed("flight", "w31 w32", sampling={"num_samples": 8, "max_response_tokens": 700, "temperature": 0.001})
+    deployment.feed("kept", "w31 w32", sampling=LONG)
+    deployment.wait_sampling(16 * 4)  # all 16 are decoded together
+    assert deployment.completed("future") is None
+    assert deployment.push(1, path, manifest.checksum) == [200] * 5
+    assert deployment.get_weights() == {"version": 1, "checksum": manifest.checksum, "run_id": "run-t"}
+    future, flight = deployment.wait_group("future"), deployment.wait_group("flight")
+    assert {span.version for rollout in future.rollouts for span in rollout.weight_versions} == {1}
+    assert mismatch(future, 11) < 1e-3
+    flight.check()
+    assert all(rollout.status == "ok" for rollout in flight.rollouts)
+    assert [[span.version for span in rollout.weight_versions] for rollout in flight.rollouts] == [[0, 1]] * 8
+    record = deployment.wait_record(lambda record: record.weight_version == 1)
+    assert record.tokens_total > 0
+
+
+def test_damaged_weights_are_refused_and_the_server_healed(deployment: Deployment) -> None:
+    """A folder that differs from its checksum is not loaded; nothing is sampled until a full update succeeds."""
+    path, manifest = deployment.store_version(2, seed=12)
+    with open(f"{path}/model.safetensors", "r+b") as file:
+        file.seek(-100, os.SEEK_END)
+        file.write(b"\x01\x02\x03\x04")
+    assert deployment.push(2, path, manifest.checksum) == [200, 200, 500, 409, 500]
+    record = deployment.wait_record(lambda record: record.state == "failed")
+    assert "differs from its checksum" in record.details["fault"]
+    assert record.weight_version == 1
+    deployment.feed("after", "w33")
+    path, manifest = deployment.store_version(2, seed=12)
+    wrong = deployment.push(2, path, "blake3:" + "0" * 64)
+    assert wrong == [200, 200, 500, 409, 500]
+    assert deployment.completed("after") is None
+    assert deployment.push(2, path, manifest.checksum) == [200] * 5
+    group = deployment.wait_group("after")
+    assert {span.version for rollout in group.rollouts for span in rollout.weight_versions} == {2}
+    assert mismatch(group, 12) < 1e-3
+    deployment.wait_record(lambda record: record.state == "ready" and "fault" not in record.details)
+
+
+def test_a_whole_update_in_one_call(deployment: Deployment) -> None:
+    """Damaged weights are refused while the server samples on; whole ones are verified, loaded and served."""
+    path, manifest = deployment.store_version(3, seed=12)
+    with open(f"{path}/model.safetensors", "r+b") as file:
+        file.seek(-100, os.SEEK_END)
+        file.write(b"\x01\x02\x03\x04")
+    for checksum, reason in ((manifest.checksum, "differs from its checksum"), ("blake3:0", "has checksum")):
+        refused = deployment.load(3, path, checksum)
+        assert refused.status_code == 422
+        assert reason in refused.json()["detail"]
+    assert deployment.load(4, path, manifest.checksum).status_code == 422, "another version than asked for"
+    assert deployment.load(4, path, manifest.checksum, transfer={}).status_code == 422, "by a fast transport too"
+    assert_another_model_is_refused(deployment, make_model(0, intermediate_size=80))
+    deployment.feed("on", "w33")
+    group = deployment.wait_group("on")
+    assert {span.version for rollout in group.rollouts for span in rollout.weight_versions} == {2}
+    path, manifest = deployment.store_version(3, seed=23)
+    taken = deployment.load(3, path, manifest.checksum)
+    assert taken.status_code == 200, taken.text
+    assert list(taken.json()["seconds"]) == ["prepare", "pause", "start", "update", "finish", "resume"]
+    assert deployment.get_weights() == {"version": 3, "checksum": manifest.checksum, "run_id": "run-t"}
+    deployment.feed("one-call", "w33")
+    group = deployment.wait_group("one-call")
+    assert {span.version for rollout in group.rollouts for span in rollout.weight_versions} == {3}
+    assert mismatch(group, 23) < 1e-3
+
+
+def assert_another_model_is_refused(deployment: Deployment, other: torch.nn.Module) -> None:
+    """By the store and by a fast transport; vLLM's fused layers do not hide the name."""
+    weights = whole_weights(other, 0)
+
+    def write(folder: Path) -> None:
+        save_file(weights, folder / "model.safetensors")
+        (folder / LAYOUT_FILE).write_bytes(msgspec.json.encode(Layout(plan(weights))))
+
+    path, manifest = deployment.store(3, write)
+    by_learner = {"transfer": {"attempt": uuid.uuid4().hex, "offer": {}}}
+    for how in ({}, by_learner):
+        refused = deployment.load(3, path, manifest.checksum, **how)
+        assert refused.status_code == 422
+        detail = refused.json()["detail"]
+        assert "mlp.down_proj.weight is float32 [64, 80]" in detail
+        assert "has float32 [64, 96]" in detail
+
+
+def test_weights_that_change_between_verifying_and_loading_are_refused(deployment: Deployment) -> None:
+    """The server has verified the files; while it waits for the engine to pause, one is overwritten, with its size and
+    its time as before. The engine reads it again, and the server samples nothing until whole weights are there."""
+    path, manifest = deployment.store_version(4, seed=24)
+    while not verify_and_mark(Path(path), manifest.checksum):
+        pass  # until a change of the files can be seen by their times
+    weights = Path(path) / "model.safetensors"
+    engine = [int(pid) for pid in _children(deployment.processes[INSTANCE].pid)]
+    # a heartbeat may still tell of the push before
+    deployment.wait_record(lambda record: record.state == "ready" and record.weight_version == 3)
+    with ThreadPoolExecutor() as pool:
+        for pid in engine:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            pushed = pool.submit(deployment.load, 4, path, manifest.checksum)
+            deployment.wait_record(lambda record: record.state == "updating")
+            before = weights.stat()
+            with weights.open("r+b") as file:
+                file.seek(-100, os.SEEK_END)
+                file.write(b"\x01\x02\x03\x04")
+            os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+        finally:
+            for pid in engine:
+                os.kill(pid, signal.SIGCONT)
+        refused = pushed.result()
+    assert refused.status_code == 500
+    assert "differs from its checksum" in refused.json()["detail"]
+    deployment.feed("changed", "w34")
+    record = deployment.wait_record(lambda record: record.state == "failed")
+    assert record.weight_version == 3
+    assert deployment.completed("changed") is None
+    path, manifest = deployment.store_version(4, seed=24)
+    assert deployment.load(4, path, manifest.checksum).status_code == 200
+    assert mismatch(deployment.wait_group("changed"), 24) < 1e-3
+    assert [int(pid) for pid in _children(deployment.processes[INSTANCE].pid)] == engine, "nothing was half-written"
+
+
+def test_prefix_cache_never_serves_older_weights(deployment: Deployment) -> None:
+    """A prompt that was cached under old weights gives, after an update, what the new weights give."""
+    prompt = " ".join(f"w{index % 150}" for index in range(280))  # more than two cache blocks
+    greedy = {"temperature": 0.0, "num_samples": 2, "max_response_tokens": 20}
+    for version in (3, 4):
+        path, manifest = deployment.store_version(version, seed=10 + version)
+        assert deployment.push(version, path, manifest.checksum) == [200] * 5
+        for again in range(2):
+            deployment.feed(f"cached-{version}-{again}", prompt, sampling=greedy)
+            group = deployment.wait_group(f"cached-{version}-{again}")
+            assert {span.version for rollout in group.rollouts for span in rollout.weight_versions} == {version}
+            for rollout in group.rollouts:
+                expected = reference_greedy(group, 10 + version)
+                assert torch.allclose(torch.tensor(rollout.logprobs), expected[: len(rollout.logprobs)], atol=1e-3)
+
+
+def test_an_adapter_is_merged_with_the_base(deployment: Deployment) -> None:
+    """What the service then samples is what PEFT computes, whatever weights were there before."""
+    path, manifest = deployment.store_adapter(5, seed=25)
+    assert deployment.push(5, path, manifest.checksum) == [200] * 5
+    deployment.feed("adapted", "w50 w51", sampling={"num_samples": 8, "max_response_tokens": 60})
+    group = deployment.wait_group("adapted")
+    assert {span.version for rollout in group.rollouts for span in rollout.weight_versions} == {5}
+    assert mismatch(group, 25, make_adapted) < 1e-3
+    assert mismatch(group, 0) > 0.1, "the comparison would also hold for the base alone"
+
+
+def test_an_adapter_of_another_model_is_refused(deployment: Deployment) -> None:
+    """Before anything is touched: the server heals with a full update, on the same engine."""
+    engine = _children(deployment.processes[INSTANCE].pid)
+
+    def write(folder: Path) -> None:
+        make_adapted(25).save_pretrained(str(folder))
+        tensors = load_file(folder / "adapter_model.safetensors")
+        moved = {name.replace("layers.1.", "layers.7."): value for name, value in tensors.items()}
+        save_file(moved, folder / "adapter_model.safetensors")
+
+    path, manifest = deployment.store(6, write)
+    assert deployment.push(6, path, manifest.checksum) == [200, 200, 500, 409, 500]
+    record = deployment.wait_record(lambda record: record.state == "failed")
+    assert "model.layers.7.mlp.down_proj.weight" in record.details["fault"]
+    path, manifest = deployment.store_version(6, seed=16)
+    assert deployment.push(6, path, manifest.checksum) == [200] * 5
+    deployment.wait_record(lambda record: record.state == "ready")
+    assert _children(deployment.processes[INSTANCE].pid) == engine
+
+
+def test_weights_come_from_the_learner_itself(deployment: Deployment) -> None:
+    """By transport `nccl`, with gloo in NCCL's place; what the learner does not hold is refused."""
+    sender = NcclSender("127.0.0.1", torch.device("cpu"))
+    sent = {name: value for name, value in make_model(26).state_dict().items() if name != "lm_head.weight"}
+    layout = msgspec.json.encode(sender.load(6, sent))
+
+    def write(folder: Path) -> None:
+        stored = {name: value for name, value in make_model(27).state_dict().items() if name != "lm_head.weight"}
+        save_file(stored, folder / "model.safetensors")  # other weights: what is sampled shows where they came from
+        (folder / LAYOUT_FILE).write_bytes(layout)
+
+    def transfer() -> dict[str, object]:
+        return {"attempt": uuid.uuid4().hex, "offer": msgspec.json.decode(msgspec.json.encode(sender.offer()))}
+
+    path, manifest = deployment.store(6, write)
+    try:
+        assert deployment.push(6, path, manifest.checksum, transfer=transfer()) == [200] * 5
+        assert deployment.get_weights()["checksum"] == manifest.checksum
+        deployment.feed("sent", "w60 w61")
+        assert mismatch(deployment.wait_group("sent"), 26) < 1e-3
+        assert deployment.load(6, path, manifest.checksum, transfer=transfer()).status_code == 200
+        stale: Any = transfer()
+        stale["offer"]["port"] = free_port()
+        refused = deployment.load(6, path, manifest.checksum, transfer=stale)
+        assert refused.status_code == 422, "it samples on"
+        assert "The learner does not answer at 127.0.0.1" in refused.json()["detail"]
+        sender.load(7, sent)
+        assert deployment.push(6, path, manifest.checksum, transfer=transfer()) == [200, 200, 500, 409, 500]
+        record = deployment.wait_record(lambda record: record.state == "failed")
+        assert "holds version 7, not version 6" in record.details["fault"]
+        assert deployment.push(6, path, manifest.checksum, transfer={"attempt": "?"}) == [200, 200, 500, 409, 500]
+    finally:
+        sender.close()
+    assert deployment.push(6, path, manifest.checksum) == [200] * 5
+    deployment.feed("stored", "w62 w63")
+    assert mismatch(deployment.wait_group("stored"), 27) < 1e-3
+
+
+def test_late_joiner_loads_the_store_and_dead_engine_is_replaced(deployment: Deployment) -> None:
+    """A second server starts with the published weights by itself; when its engine dies it comes back with them."""
+    path, manifest = deployment.store_adapter(7, seed=17)
+    deployment.announce(7, path, manifest.checksum)
+    assert deployment.push(7, path, manifest.checksum) == [200] * 5
+    process = deployment.start("rollout-late", stuck_seconds=1.0, still_seconds=4.0)
+    record = deployment.wait_record(lambda record: record.state == "ready", "rollout-late")
+    assert record.weight_version == 7
+    assert deployment.get_weights("rollout-late")["checksum"] == manifest.checksum
+    deployment.redis.delete(streams.assignment(INSTANCE))
+    deployment.wait_record(lambda record: record.state == "idle")
+    deployment.feed("late", "w40", sampling={"max_response_tokens": 700, "temperature": 0.001})
+    deployment.wait(lambda: len(deployment.holders()) == 1)
+    children = [int(pid) for pid in _children(process.pid)]
+    assert children
+    for pid in children:
+        os.kill(pid, signal.SIGKILL)
+    group = deployment.wait_group("late")
+    assert group.server == "rollout-late"
+    assert {span.version for rollout in group.rollouts for span in rollout.weight_versions} == {7}
+    assert mismatch_greedy(group, make_adapted(17))
+
+
+def test_an_update_that_its_caller_leaves_open_ends_in_a_new_engine(deployment: Deployment) -> None:
+    """A trainer of its own that pushed by vLLM's routes has died between two phases: nobody else can end its update."""
+    late = "rollout-late"
+    process = deployment.processes[late]
+    engine = _children(process.pid)
+    assert deployment.post("/pause", late, params={"mode": "keep"}).status_code == 200
+    assert deployment.post("/start_weight_update", late).status_code == 200
+    deployment.wait(lambda: not set(engine) & set(_children(process.pid)))
+    record = deployment.wait_record(lambda record: record.state == "ready", late)
+    assert record.weight_version == 7
+    events = [codec.decode_any(fields[b"m"]) for _, fields in deployment.redis.xrange(streams.EVENTS)]
+    notes = [event.text for event in events if isinstance(event, Note)]
+    assert "The engine is built anew: the update was abandoned half-way." in notes
+
+
+def test_an_engine_that_hangs_is_replaced_and_its_groups_sampled(deployment: Deployment) -> None:
+    """Its process is stopped: it is there, answers nothing, and no error shows. Nobody has to help."""
+    late = "rollout-late"
+    process = deployment.processes[late]
+    deployment.feed("hung", "w42", sampling={"max_response_tokens": 700, "temperature": 0.001})
+    deployment.wait(lambda: len(deployment.holders()) == 1)
+    for pid in _children(process.pid):
+        os.kill(int(pid), signal.SIGSTOP)
+    group = deployment.wait_group("hung")
+    assert group.server == late
+    assert mismatch_greedy(group, make_adapted(17))
+    assert process.poll() is None
+
+
+def test_leaving_server_hands_back_what_it_holds(deployment: Deployment) -> None:
+    """Told to leave, it goes in order, and another server has its groups at once; killed, it leaves no engine."""
+    leaving = deployment.processes["rollout-late"]
+    deployment.feed("handed", "w41", min_weight_version=8)
+    deployment.wait(lambda: deployment.holders() == ["rollout-late"])
+    leaving.send_signal(signal.SIGTERM)
+    assert leaving.wait(30) == 0
+    assert deployment.record("rollout-late") is None
+    [pending] = deployment.redis.xpending_range(streams.prompts("run-t"), streams.GROUP_ROLLOUT, "-", "+", 10)
+    assert pending["time_since_delivered"] >= HANDED_BACK_SECONDS * 1000, "nobody waits for it to become idle"
+    deployment.create_run(kv_cache_on_update="recompute")
+    deployment.redis.set(streams.assignment(INSTANCE), "run-t")
+    deployment.wait_record(lambda record: record.state == "ready")
+    deployment.wait(lambda: deployment.holders() == [INSTANCE])
+
+
+def test_kv_cache_is_recomputed_at_updates_where_the_run_asks(deployment: Deployment) -> None:
+    """With `recompute`, a token sampled after an update has the new weights' log-prob given the whole sequence. With
+    `keep` (group "kept" above) it has not: older weights made the keys and values that it attends to."""
+    path, manifest = deployment.store_version(8, seed=18)
+    deployment.feed("recomputed", "w31 w32", sampling=LONG)
+    deployment.wait_sampling(8 * 4)
+    assert deployment.push(8, path, manifest.checksum) == [200] * 5
+    recomputed, handed = deployment.wait_group("recomputed"), deployment.wait_group("handed")
+    assert recomputed.server == handed.server == INSTANCE
+    assert mismatch_after_update(recomputed, 8, 18) < 1e-3
+    assert mismatch(handed, 18) < 1e-3
+    kept = deployment.completed("kept")
+    assert kept is not None
+    assert mismatch_after_update(kept, 1, 11) > 0.1
+
+
+def test_killed_service_leaves_no_engine(deployment: Deployment) -> None:
+    process = deployment.processes[INSTANCE]
+    children = [int(pid) for pid in _children(process.pid)]
+    process.kill()
+    process.wait()
+    deployment.wait(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in children))
+
+
+def _children(pid: int) -> list[str]:
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        main = file.read().split()
+    found = set(main)
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{thread}/children") as file:
+            found.update(file.read().split())
+    return sorted(found)

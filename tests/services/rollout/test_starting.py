@@ -1,0 +1,122 @@
+"""An engine that hangs while it starts is ended and started again. vLLM's part is played: it seldom hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.connection import wait
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from services.rollout.vllm import pulse, starting
+from services.rollout.vllm.engine import EngineSpec, EngineStartError
+from services.rollout.vllm.server import EngineServer
+from services.runtime.process import end
+from tests.services.rollout.test_ended_engine import Engine
+
+SPEC = EngineSpec("m", "float32", 64, 4, 0, False)
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulse, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(pulse, "STILL_SECONDS", 0.4)
+
+
+def waits() -> None:
+    threading.Event().wait()
+
+
+def stops() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def computes() -> None:
+    ends = time.process_time() + 0.8
+    while time.process_time() < ends:
+        pass
+
+
+def writes() -> None:
+    ends = time.monotonic() + 0.8
+    with open(os.devnull, "wb") as file:
+        while time.monotonic() < ends:
+            file.write(bytes(1 << 20))
+            file.flush()
+            time.sleep(0.02)
+
+
+def building_with(process: Callable[[], None]) -> Callable[[EngineSpec], Any]:
+    """As vLLM does: start a process, wait until it is ready or has ended."""
+
+    def build(_: EngineSpec) -> Any:
+        started = multiprocessing.get_context("fork").Process(target=lambda: (process(), os._exit(0)))
+        started.start()
+        wait([started.sentinel])
+        started.join()
+        if started.exitcode:
+            raise EngineStartError(f"Engine core initialization failed: {started.exitcode}.")
+        return "engine"
+
+    return build
+
+
+@pytest.mark.parametrize("process", [waits, stops])
+async def test_a_start_whose_process_hangs_is_ended(
+    monkeypatch: pytest.MonkeyPatch, process: Callable[[], None]
+) -> None:
+    monkeypatch.setattr("services.rollout.vllm.engine.build", building_with(process))
+    async with asyncio.timeout(20):
+        with pytest.raises(EngineStartError, match=r"hung for \d+ s while it started.*started again"):
+            await starting.start(SPEC)
+    assert multiprocessing.active_children() == []
+    monkeypatch.setattr("services.rollout.vllm.engine.build", building_with(computes))
+    assert await starting.start(SPEC) == "engine", "the next one starts"
+
+
+@pytest.mark.parametrize("process", [computes, writes])
+async def test_a_start_that_takes_long_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, process: Callable[[], None]
+) -> None:
+    monkeypatch.setattr("services.rollout.vllm.engine.build", building_with(process))
+    started = time.monotonic()
+    assert await starting.start(SPEC) == "engine"
+    assert time.monotonic() - started > pulse.STILL_SECONDS
+
+
+async def test_what_vllm_says_of_a_start_that_fails_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.rollout.vllm.engine.build", building_with(lambda: os._exit(3)))
+    with pytest.raises(EngineStartError, match="initialization failed"):
+        await starting.start(SPEC)
+
+
+async def test_a_start_that_hangs_in_the_service_itself_ends_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+    monkeypatch.setattr(starting, "END_SECONDS", 0.1)
+    monkeypatch.setattr("services.rollout.vllm.engine.build", lambda _: release.wait())
+    async with asyncio.timeout(20):
+        with pytest.raises(starting.StuckStartError, match="in this process itself"):
+            await starting.start(SPEC)
+    release.set()
+
+
+@pytest.mark.parametrize("hangs", ["pause_scheduler_async", "update_weight_version"])
+async def test_an_engine_that_hangs_before_it_serves_is_waited_for_and_can_be_ended(hangs: str) -> None:
+    server = EngineServer()
+    engine: Any = Engine(hangs)
+    attaching = asyncio.create_task(server.attach(engine, "run"))
+    async with asyncio.timeout(20):
+        await engine.reached.wait()
+        assert server.is_waited_for, "else no watch would see it"
+        assert server.detach() is engine
+        with pytest.raises(Exception, match="ended meanwhile"):
+            await attaching
+    assert SimpleNamespace(phase=server.phase, engine=server.engine) == SimpleNamespace(phase="absent", engine=None)
+    await end([attaching], seconds=5)

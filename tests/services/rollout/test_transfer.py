@@ -1,0 +1,290 @@
+"""Fast weight transports, learner to vLLM worker, with gloo and plain memory where a GPU box has NCCL and CUDA IPC."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed import HashStore  # type: ignore[attr-defined]
+
+from services.contracts.errors import ConfigurationError, MalformedMessageError
+from services.contracts.offers import (
+    LAYOUT_FILE,
+    IpcOffer,
+    Layout,
+    parse_offer,
+    parse_transfer,
+    to_text,
+)
+from services.contracts.run_config import parse_run_config
+from services.learner.publish import cuda_ipc as learner
+from services.learner.publish.cuda_ipc import IpcSender, Sender, make_sender
+from services.learner.publish.nccl import NcclSender
+from services.learner.publish.publisher import Publisher
+from services.rollout.weights.receive import cuda_ipc as rollout
+from services.rollout.weights.receive.cuda_ipc import Receiver, TransferError
+from services.runtime.settings import Settings
+from services.runtime.torch.process_group import make_group
+from services.runtime.weights.store import CorruptWeightsError, WeightStore
+from tests.services.rollout.test_packing import assert_same, weights_of
+
+CPU = torch.device("cpu")
+OFFER = IpcOffer("GPU-1", to_text(b"\x01" * 66), 64, 0, to_text(b"/torch_1_2_3"), 0, to_text(b"e" * 64), True)
+
+
+def publish(folder: Path, version: int, sender: Sender, weights: Mapping[str, Tensor]) -> tuple[Path, str]:
+    layout = sender.load(version, weights)
+    store = WeightStore(folder, "run")
+    manifest = store.publish(version, lambda path: write_layout(path, layout))
+    return store.path(version), manifest.checksum
+
+
+def write_layout(folder: Path, layout: Layout) -> None:
+    (folder / LAYOUT_FILE).write_bytes(msgspec.json.encode(layout))
+
+
+def transfer_of(sender: Sender) -> dict[str, Any]:
+    """As it reaches the worker: through JSON."""
+    offer = msgspec.json.decode(msgspec.json.encode(sender.offer()))
+    return {"attempt": uuid.uuid4().hex, "offer": offer}
+
+
+def test_ipc_brings_a_version_and_refuses_one_that_is_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learner, "CHUNK_BYTES", 300)
+    shared: list[Tensor] = []
+    opened: list[IpcOffer] = []
+
+    def share(buffer: Tensor) -> IpcOffer:
+        shared.append(buffer)
+        return OFFER
+
+    def open_buffer(offer: IpcOffer) -> Tensor:
+        opened.append(offer)
+        return shared[0]
+
+    sender, receiver = IpcSender(CPU, share), Receiver(CPU, open_buffer=open_buffer)
+    first, checksum = publish(tmp_path, 1, sender, weights_of(1))
+    received = receiver.receive(first, checksum, transfer_of(sender))
+    second, newer = publish(tmp_path, 2, sender, weights_of(2))
+    assert_same(received, weights_of(1))  # copies: the buffer holds version 2 by now
+    assert_same(receiver.receive(second, newer, transfer_of(sender)), weights_of(2))
+    assert len(shared) == 1
+    assert opened == [OFFER]
+    with pytest.raises(TransferError, match="Chunk 0 differs"):
+        receiver.receive(first, checksum, transfer_of(sender))
+    with pytest.raises(CorruptWeightsError):
+        receiver.receive(first, newer, transfer_of(sender))
+
+
+def shorten_waits(patch: pytest.MonkeyPatch) -> None:
+    """For what is to fail; what is to succeed gets the product's limits, however busy the machine is."""
+    patch.setattr(rollout, "WAIT", timedelta(seconds=1))
+    patch.setattr("services.learner.publish.nccl.LIMIT", timedelta(seconds=2))
+
+
+def test_broadcast_reaches_all_workers_of_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learner, "CHUNK_BYTES", 300)
+    sender = NcclSender("127.0.0.1", CPU)
+    try:
+        folder, checksum = publish(tmp_path, 1, sender, weights_of(1))
+        transfer = transfer_of(sender)
+        with ThreadPoolExecutor(3) as pool:
+            workers = [Receiver(CPU, worker, 3) for worker in range(3)]
+            futures = [pool.submit(worker.receive, folder, checksum, transfer) for worker in workers]
+            for future in futures:
+                assert_same(future.result(), weights_of(1))
+        publish(tmp_path, 2, sender, weights_of(2))
+        with pytest.raises(TransferError, match="holds version 2, not version 1"):
+            Receiver(CPU).receive(folder, checksum, transfer_of(sender))
+        alone, newer = Receiver(CPU, 0, 2), read_checksum(tmp_path, 2)
+        with monkeypatch.context() as patch:
+            shorten_waits(patch)
+            with pytest.raises(TransferError):  # the second worker never comes
+                alone.receive(tmp_path / "v00000002", newer, transfer_of(sender))
+        assert_same(  # nothing of that is left behind
+            Receiver(CPU).receive(tmp_path / "v00000002", newer, transfer_of(sender)),
+            weights_of(2),
+        )
+    finally:
+        sender.close()
+
+
+def read_checksum(folder: Path, version: int) -> str:
+    return WeightStore(folder, "run").read_manifest(version).checksum
+
+
+def test_a_learner_that_is_gone_is_an_error_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sender = NcclSender("127.0.0.1", CPU)
+    folder, checksum = publish(tmp_path, 1, sender, weights_of(1))
+    transfer = transfer_of(sender)
+    sender.close()
+    shorten_waits(monkeypatch)
+    with pytest.raises(TransferError):  # nobody answers
+        Receiver(CPU).receive(folder, checksum, transfer)
+    transfer["offer"]["port"] = 1
+    with pytest.raises(TransferError):  # nobody listens
+        Receiver(CPU).receive(folder, checksum, transfer)
+
+
+def test_a_transfer_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    end = Event()
+    try:
+        with pytest.raises(TransferError, match="longer than"):
+            rollout.within(0.05, end.wait)
+    finally:
+        end.set()
+
+
+def test_the_communicator_is_made_in_nccls_environment_as_the_learner_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, seen = [False], []
+
+    @contextmanager
+    def environment() -> Iterator[None]:
+        inside[0] = True
+        yield
+        inside[0] = False
+
+    def has_room(*_: object) -> bool:  # asked for once in each transfer, before the first chunk
+        seen.append(inside[0])
+        return True
+
+    monkeypatch.setattr(rollout, "has_room", has_room)
+    sender = NcclSender("127.0.0.1", CPU)
+    try:
+        folder, checksum = publish(tmp_path, 1, sender, weights_of(1))
+        receiver = Receiver(CPU, nccl_environment=environment)
+        assert_same(receiver.receive(folder, checksum, transfer_of(sender)), weights_of(1))
+    finally:
+        sender.close()
+    assert seen == [True]
+    assert inside == [False]
+
+
+@pytest.mark.parametrize("refusing", [None, 0, 2])
+def test_one_worker_that_refuses_stops_all(refusing: int | None) -> None:
+    store = HashStore()
+
+    def ask(worker: int) -> bool:
+        group = make_group(torch, store, worker, 3, CPU, timedelta(seconds=60))
+        return rollout.any_refuses(worker == refusing, group)
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(ask, range(3))) == [refusing is not None] * 3
+
+
+def test_devices_that_cannot_work_together_are_named() -> None:
+    with pytest.raises(TransferError, match=r"needs the learner's GPU GPU-1; visible here: none.*set it to store"):
+        rollout.open_cuda(OFFER)
+    with pytest.raises(TransferError, match="needs a CUDA device here and at the learner"):
+        rollout.check_devices("GPU-1", "cpu")
+    with pytest.raises(TransferError, match="GPU other than the learner's"):
+        rollout.check_devices("GPU-1", "GPU-1")
+    rollout.check_devices("GPU-1", "GPU-2")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"transport": "carrier pigeon"}, "transport"),
+        ({"handle": "not base64!"}, "handle is not base64"),
+        ({"ref_counter": to_text(b"/../../etc/passwd")}, "ref_counter is no handle"),
+        ({"handle": to_text(b"x" * 5000)}, "length|handle is no handle"),
+        ({"storage_bytes": -1}, "storage_bytes"),
+        ({"event_sync": "yes"}, "event_sync"),
+        ({"extra": 1}, "extra"),
+    ],
+)
+def test_an_offer_is_checked_field_by_field(changes: dict[str, Any], reason: str) -> None:
+    values = msgspec.json.decode(msgspec.json.encode(OFFER))
+    assert parse_offer(values) == OFFER
+    assert values["transport"] == "cuda_ipc"
+    with pytest.raises(MalformedMessageError, match=reason):
+        parse_offer(values | changes)
+    with pytest.raises(MalformedMessageError, match="attempt"):
+        parse_transfer({"attempt": "x", "offer": values})
+
+
+BODY = {"name": "t", "model": {"path": "m"}, "data": {"train": "d"}, "training": {"steps": 1}}
+
+
+def test_the_setting_chooses_and_a_learner_without_cuda_says_so() -> None:
+    warnings: list[str] = []
+    config = parse_run_config(BODY)
+    assert make_sender(config, CPU, Settings(), warnings.append) is None
+    assert warnings == []
+    for transport in ("cuda_ipc", "nccl"):
+        config = parse_run_config(BODY | {"weights": {"transport": transport}})
+        assert make_sender(config, CPU, Settings(), warnings.append) is None
+        assert f"weights.transport is {transport}" in warnings[-1]
+        assert "set weights.transport to store" in warnings[-1]
+        with pytest.raises(ConfigurationError, match="no use with model"):
+            parse_run_config(BODY | {"weights": {"transport": transport}, "model": {"path": "m", "lora": {"rank": 2}}})
+
+
+@pytest.mark.parametrize("variable", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_memory_that_cannot_be_shared_is_named(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    warnings: list[str] = []
+    config = parse_run_config(BODY | {"weights": {"transport": "cuda_ipc"}})
+    monkeypatch.setenv(variable, "max_split_size_mb:512,expandable_segments:False")
+    assert isinstance(make_sender(config, torch.device("cuda"), Settings(), warnings.append), IpcSender)
+    assert warnings == []
+    monkeypatch.setenv(variable, "max_split_size_mb:512,expandable_segments:True")
+    assert make_sender(config, torch.device("cuda"), Settings(), warnings.append) is None
+    assert f"{variable} sets expandable_segments:True" in warnings[0]
+    assert "weights go by the store" in warnings[0]
+
+
+class Link:
+    """What a publisher asks of the link."""
+
+    run_id = "run"
+    published_version = 0
+
+    def __init__(self) -> None:
+        self.announced: list[dict[str, str]] = []
+        self.notes: list[tuple[str, str]] = []
+
+    def announce(self, weights: dict[str, str]) -> None:
+        self.announced.append(weights)
+
+    def note(self, text: str, level: str = "info") -> None:
+        self.notes.append((level, text))
+
+    def emit(self, event: object) -> None: ...
+    def report(self, **changes: Any) -> None: ...
+    def wake_feeder(self) -> None: ...
+
+
+def test_a_sender_that_fails_ends_its_use_not_the_run(tmp_path: Path) -> None:
+    link: Any = Link()
+    sender = IpcSender(CPU, lambda buffer: OFFER)
+    store = WeightStore(tmp_path, "run")
+
+    def write(folder: Path, weights: object) -> None:
+        (folder / "model.bin").write_bytes(b"w")
+
+    publisher = Publisher(link, store, write, sender)
+    publisher.publish(1, weights_of(1))
+    assert parse_offer(msgspec.json.decode(link.announced[0]["transfer"])) == OFFER
+    assert (store.path(1) / LAYOUT_FILE).exists()
+    publisher.publish(2, {"a": torch.zeros(4, dtype=torch.complex64)})
+    assert link.notes[0][0] == "warning"
+    assert "weights go by the store from now on" in link.notes[0][1]
+    publisher.publish(3, weights_of(3))
+    assert [values["transfer"] for values in link.announced[1:]] == ["", ""]
+    assert not (store.path(3) / LAYOUT_FILE).exists()
+    assert len(link.notes) == 1

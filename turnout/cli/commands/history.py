@@ -1,0 +1,181 @@
+"""`turnout runs steps|evaluations|checkpoints|samples|pushes|events`: a run's history from a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from turnout.cli.options import Id, Json, Url, examples
+
+if TYPE_CHECKING:
+    from turnout.client.client import Client
+    from turnout.client.models import RunEvent
+
+app = typer.Typer(rich_markup_mode=None)
+STEP_COLUMNS = (
+    "reward_mean",
+    "accuracy",
+    "routing_ratio_sdpo",
+    "policy_entropy_nats",
+    "teacher_entropy_nats",
+    "staleness_mean",
+    "response_tokens_mean",
+    "seconds",
+)
+
+
+@app.command(epilog=examples("turnout runs steps demo-3f", "turnout runs steps demo-3f --after 90 --json"))
+def steps(
+    run_id: Id,
+    after: Annotated[int, typer.Option(min=0, help="Only steps above this number.")] = 0,
+    as_json: Json = False,
+    api_url: Url = None,
+) -> None:
+    """Show the metrics of every training step; --json has all of them."""
+    items = _ask(api_url, run_id, lambda client, found: list(client.steps(found, after=after)))
+    rows = [[str(item.step), *(_number(item.metrics.get(name)) for name in STEP_COLUMNS)] for item in items]
+    _show(items, as_json, ["step", *STEP_COLUMNS], rows, "No steps yet.")
+
+
+@app.command(epilog=examples("turnout runs evaluations demo-3f"))
+def evaluations(run_id: Id, as_json: Json = False, api_url: Url = None) -> None:
+    """Show accuracy (avg@k) and pass@k of every evaluation."""
+    items = _ask(api_url, run_id, lambda client, found: client.evaluations(found))
+    header = ["step", "split", "k", "avg@k", "pass@k", "questions", "tokens", "cut", "faults"]
+    rows = [
+        [
+            *(str(item.step), item.split, str(item.num_samples), f"{item.accuracy:.1%}", f"{item.pass_at_k:.1%}"),
+            *(str(item.num_questions), f"{item.response_tokens_mean:.1f}", f"{item.truncated_ratio:.1%}"),
+            str(item.num_faults),
+        ]
+        for item in items
+    ]
+    _show(items, as_json, header, rows, "No evaluations yet.")
+
+
+@app.command(epilog=examples("turnout runs checkpoints demo-3f"))
+def checkpoints(run_id: Id, as_json: Json = False, api_url: Url = None) -> None:
+    """Show a run's checkpoints, and which of them are still on disk."""
+    items = _ask(api_url, run_id, lambda client, found: client.checkpoints(found))
+    rows = [
+        [str(item.step), _when(item.at), f"{item.bytes / 2**20:.1f} MiB", "yes" if item.exists else "no", item.path]
+        for item in items
+    ]
+    _show(items, as_json, ["step", "written", "size", "on disk", "path"], rows, "No checkpoints yet.")
+
+
+@app.command(epilog=examples("turnout runs samples demo-3f", "turnout runs samples demo-3f --step 10"))
+def samples(
+    run_id: Id,
+    step: Annotated[int | None, typer.Option(min=0, help="Only groups of this step.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=200, help="Groups to show.")] = 1,
+    as_json: Json = False,
+    api_url: Url = None,
+) -> None:
+    """Show groups with all their rollouts: reward, route and text; --json has the numbers of every token."""
+    from turnout.cli import output
+    from turnout.cli.terminal import say, say_lines
+
+    groups = _ask(api_url, run_id, lambda client, found: client.samples(found, step=step, limit=limit))
+    if as_json or not groups:
+        output.show(groups, as_json, "No samples yet." if step is None else f"No samples of step {step}.")
+        return
+    for group in groups:
+        say(f"step {group['step']}, question {group['question_id']}, expected: {group['answer']}")
+        say_lines(group["prompt"])
+        for item in group["samples"]:
+            verdict = "correct" if item["correct"] else "failed"
+            about = f"{verdict}, reward {item['reward']:.3g}, advantage {item['advantage']:+.3g}, {item['route']}"
+            say_lines(f"\n[{item['index']}] {about}, {len(item['tokens'])} tokens\n{item['text'].strip()}")
+        say()
+
+
+@app.command(epilog=examples("turnout runs pushes demo-3f --limit 20"))
+def pushes(
+    run_id: Id,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Pushes to show.")] = 20,
+    as_json: Json = False,
+    api_url: Url = None,
+) -> None:
+    """Show the newest tries to bring rollout servers to new weights."""
+    items = _ask(api_url, run_id, lambda client, found: client.weight_pushes(found, limit=limit))
+    rows = [
+        [
+            str(item.version),
+            item.instance,
+            _when(item.at),
+            f"{item.seconds:.2f} s",
+            item.transport,
+            item.error or "confirmed",
+        ]
+        for item in items
+    ]
+    _show(items, as_json, ["version", "server", "at", "took", "by", "result"], rows, "No weights were pushed yet.")
+
+
+@app.command(
+    epilog=examples(
+        "turnout runs events demo-3f",
+        "turnout runs events demo-3f --json --no-follow > events.jsonl",
+        "turnout runs events demo-3f --json --after 41",
+    )
+)
+def events(
+    run_id: Id,
+    after: Annotated[str | None, typer.Option(help="Go on behind the event with this id.")] = None,
+    follow: Annotated[bool, typer.Option(help="Wait for more until the run has ended.")] = True,
+    as_json: Json = False,
+    api_url: Url = None,
+) -> None:
+    """Print a run's events as they happen. Goes on behind the last one after a broken connection."""
+    from turnout.cli.commands.runs import full_id
+    from turnout.cli.terminal import say, say_json
+    from turnout.client.client import Client
+
+    with Client(api_url) as client:
+        found = full_id(client, run_id)
+        for event in client.follow(found, after=after) if follow else client.events(found, after=after, follow=False):
+            if as_json:
+                say_json(event)
+            else:
+                say(event_text(event))
+
+
+def event_text(event: RunEvent) -> str:
+    """One event in a line: id, time, kind, and its fields in words."""
+    from turnout.cli.output import quantities
+
+    data = dict(event.data)
+    at = time.strftime("%H:%M:%S", time.localtime(data.pop("at", 0.0)))
+    metrics = data.pop("metrics", None)
+    data.pop("groups", None)
+    fields = data if metrics is None else data | {name: metrics[name] for name in STEP_COLUMNS if name in metrics}
+    return f"{event.id:>6}  {at}  {event.type:<10}  {quantities(fields)}"
+
+
+def _ask(api_url: str | None, run_id: str, question: Callable[[Client, str], Any]) -> Any:
+    from turnout.cli.commands.runs import full_id
+    from turnout.client.client import Client
+
+    with Client(api_url) as client:
+        return question(client, full_id(client, run_id))
+
+
+def _show(items: list[Any], as_json: bool, header: list[str], rows: list[list[str]], empty: str) -> None:
+    from turnout.cli import output
+
+    if as_json or not items:
+        output.show(items, as_json, empty)
+    else:
+        output.print_table(header, rows)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _when(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))

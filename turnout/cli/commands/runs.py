@@ -1,0 +1,281 @@
+"""`turnout runs ...`: every action of the REST API from a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from turnout.cli.commands.history import app as history
+from turnout.cli.options import File, Id, Ids, Json, Key, Preset, Settings, Url, Watch, examples
+
+if TYPE_CHECKING:
+    from turnout.client.client import Client
+
+app = typer.Typer(
+    help="Start, watch, steer and compare runs.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command(
+    epilog=examples(
+        "turnout runs start examples/runs/demo.yaml --watch",
+        "turnout runs start my.yaml --preset paper-srpo --set training.steps=50 --set name=short",
+    )
+)
+def start(
+    file: File,
+    settings: Settings = None,
+    preset: Preset = None,
+    watch_it: Watch = False,
+    idempotency_key: Key = None,
+    as_json: Json = False,
+    api_url: Url = None,
+) -> None:
+    """Check a run file and start it."""
+    from turnout.cli import output
+    from turnout.cli.run_file import load_run
+    from turnout.client.client import Client
+
+    body = load_run(file, _with_preset(settings, preset))
+    with Client(api_url) as client:
+        run = client.create_run(body, idempotency_key=idempotency_key)
+        if not watch_it:
+            output.show(run, as_json, f"{run.id}  {run.name}: {run.state}")
+            return
+        raise typer.Exit(_watch(client, run.id, as_json))
+
+
+@app.command(epilog=examples("turnout runs check my.yaml", "turnout runs check my.yaml --set training.steps=50 --json"))
+def check(file: File, settings: Settings = None, preset: Preset = None, as_json: Json = False) -> None:
+    """Check a run file without an API; --json prints it with every default filled in."""
+    from services.contracts.run_config import parse_run_config
+    from turnout.cli import output
+    from turnout.cli.run_file import load_run
+
+    config = parse_run_config(load_run(file, _with_preset(settings, preset)))
+    steps = f"{config.training.steps} steps of {config.training.prompts_per_step} prompts"
+    text = f"{file} is valid: {config.name}, {config.objective.name}, {steps} x {config.rollout.group_size} rollouts."
+    output.show(config.model_dump(mode="json"), as_json, text)
+
+
+@app.command(epilog=examples("turnout runs files", "turnout runs files demo.yaml > my.yaml"))
+def files(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Print this one.")] = None,
+    as_json: Json = False,
+    api_url: Url = None,
+) -> None:
+    """List the run files that the deployment ships, or print one to begin with."""
+    from services.contracts.errors import NotFoundError
+    from turnout.cli import output
+    from turnout.client.client import Client
+
+    with Client(api_url) as client:
+        items = client.run_files()
+    if name is None:
+        output.show(items, as_json, "\n".join(item.name for item in items) or "The deployment ships no run files.")
+        return
+    found = next((item for item in items if item.name == name), None)
+    if found is None:
+        raise NotFoundError(f"There is no run file {name}.", remedy="`turnout runs files` shows all.")
+    output.show(found, as_json, found.text.rstrip())
+
+
+@app.command("list", epilog=examples("turnout runs list --state running", "turnout runs list --name demo --sort -step"))
+def list_runs(
+    state: Annotated[str | None, typer.Option(help="Only runs in this state.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only runs whose name contains this.")] = None,
+    sort: Annotated[
+        str | None, typer.Option(help="created_at, name, state or step; with - in front for descending.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many runs.")] = None,
+    as_json: Json = False,
+    api_url: Url = None,
+) -> None:
+    """List runs, newest first."""
+    from turnout.cli import output
+    from turnout.client.client import Client
+
+    with Client(api_url) as client:
+        runs = client.runs(state=state, name=name, sort=sort)
+        output.show_runs(list(runs if limit is None else islice(runs, limit)), as_json)
+
+
+@app.command(epilog=examples("turnout runs show demo-3f"))
+def show(run_id: Id, as_json: Json = False, api_url: Url = None) -> None:
+    """Show one run: state, newest metrics, evaluations, checkpoints."""
+    from turnout.cli import output
+    from turnout.cli.run_data import collect
+    from turnout.client.client import Client
+
+    with Client(api_url) as client:
+        output.show_run(collect(client, full_id(client, run_id)), as_json)
+
+
+@app.command(
+    epilog=examples("turnout runs watch demo-3f", "turnout runs watch demo-3f --json | jq .step.metrics.reward_mean")
+)
+def watch(run_id: Id, as_json: Json = False, api_url: Url = None) -> None:
+    """Show a run's progress until it ends. Survives restarts of the API. Ctrl-C leaves the run alone."""
+    from turnout.client.client import Client
+
+    with Client(api_url) as client:
+        raise typer.Exit(_watch(client, full_id(client, run_id), as_json))
+
+
+@app.command(epilog=examples("turnout runs stop demo-3f", "turnout runs stop demo-3f --now"))
+def stop(
+    run_id: Id,
+    now: Annotated[bool, typer.Option("--now", help="At once, without a checkpoint.")] = False,
+    as_json: Json = False,
+    api_url: Url = None,
+) -> None:
+    """Stop a run after its present step, with a checkpoint."""
+    _act(run_id, lambda client, found: client.stop(found, now=now), as_json, api_url)
+
+
+@app.command(epilog=examples("turnout runs pause demo-3f"))
+def pause(run_id: Id, as_json: Json = False, api_url: Url = None) -> None:
+    """Pause a run."""
+    _act(run_id, lambda client, found: client.pause(found), as_json, api_url)
+
+
+@app.command(epilog=examples("turnout runs resume demo-3f"))
+def resume(run_id: Id, as_json: Json = False, api_url: Url = None) -> None:
+    """Go on with a run that is paused, stopped or failed, from its newest checkpoint."""
+    _act(run_id, lambda client, found: client.resume(found), as_json, api_url)
+
+
+@app.command(
+    epilog=examples(
+        "turnout runs fork demo-3f --set training.steps=200",
+        "turnout runs fork demo-3f --checkpoint 50 --name with-grpo --set objective.name=grpo --watch",
+    )
+)
+def fork(
+    run_id: Id,
+    checkpoint: Annotated[int | None, typer.Option(min=1, help="Step of the checkpoint; default the newest.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the new run.")] = None,
+    settings: Settings = None,
+    watch_it: Watch = False,
+    idempotency_key: Key = None,
+    as_json: Json = False,
+    api_url: Url = None,
+) -> None:
+    """Start a new run that goes on from a checkpoint of another, with changed settings."""
+    from turnout.cli import output
+    from turnout.cli.run_file import changes_of
+    from turnout.client.client import Client
+
+    changes = changes_of(settings or ())
+    with Client(api_url) as client:
+        parent = full_id(client, run_id)
+        run = client.fork(
+            parent, checkpoint=checkpoint, name=name, changes=changes or None, idempotency_key=idempotency_key
+        )
+        if not watch_it:
+            step = run.forked_from.step if run.forked_from else 0
+            output.show(run, as_json, f"{run.id}  {run.name}: {run.state}, from step {step} of {parent}")
+            return
+        raise typer.Exit(_watch(client, run.id, as_json))
+
+
+@app.command(epilog=examples("turnout runs delete demo-3f --yes"))
+def delete(
+    run_id: Id,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: Json = False,
+    api_url: Url = None,
+) -> None:
+    """Delete a run that has ended: its weights, checkpoints, queues and history."""
+    from services.contracts.plain_text import in_line
+    from turnout.cli import output
+    from turnout.client.client import Client
+
+    with Client(api_url) as client:
+        run = client.run(full_id(client, run_id))
+        if not yes and not typer.confirm(in_line(f"Delete {run.name} ({run.id}) with all its files?")):
+            raise typer.Exit(1)
+        client.delete(run.id)
+    output.show({"deleted": run.id}, as_json, f"{run.id} is deleted.")
+
+
+@app.command(epilog=examples("turnout runs report demo-3f --out report"))
+def report(
+    run_id: Id,
+    out: Annotated[Path | None, typer.Option(help="Folder to write to; default <home>/runs/<id>/report.")] = None,
+    home: Annotated[Path, typer.Option(help="Home of the deployment.")] = Path(".turnout"),
+    as_json: Json = False,
+    api_url: Url = None,
+) -> None:
+    """Write a report with plots: report.md and report.html."""
+    from turnout.cli import output
+    from turnout.cli.run_data import collect
+    from turnout.cli.views.report import report_folder, write_report
+    from turnout.client.client import Client
+
+    with Client(api_url) as client:
+        data = collect(client, full_id(client, run_id))
+    folder = write_report(data, out or report_folder(home, data.run.id))
+    output.show({"folder": str(folder), "html": str(folder / "report.html")}, as_json, f"{folder / 'report.html'}")
+
+
+@app.command(epilog=examples("turnout runs compare demo-3f demo-91 --png compare.png"))
+def compare(
+    run_ids: Ids,
+    png: Annotated[Path, typer.Option(help="Where to write the plot.")] = Path("compare.png"),
+    as_json: Json = False,
+    api_url: Url = None,
+) -> None:
+    """Compare runs: a table and a plot."""
+    from turnout.cli.run_data import collect
+    from turnout.cli.views import compare as comparing
+    from turnout.client.client import Client
+
+    with Client(api_url) as client:
+        runs = [collect(client, full_id(client, run_id)) for run_id in run_ids]
+    comparing.compare(runs, png, as_json)
+
+
+app.add_typer(history)
+
+
+def _with_preset(settings: list[str] | None, preset: str | None) -> list[str]:
+    return [*([f"preset={preset}"] if preset else []), *(settings or [])]
+
+
+def _act(run_id: str, action: Callable[[Client, str], Any], as_json: bool, api_url: str | None) -> None:
+    from turnout.cli import output
+    from turnout.client.client import Client
+
+    with Client(api_url) as client:
+        run = action(client, full_id(client, run_id))
+        coming = {("running", "paused"): "; pauses after its present step", ("paused", "running"): "; goes on now"}
+        output.show(run, as_json, f"{run.id}  {run.name}: {run.state}{coming.get((run.state, run.desired), '')}")
+
+
+def _watch(client: Client, run_id: str, as_json: bool) -> int:
+    from turnout.cli.views.watch import watch as watch_run
+
+    return watch_run(client, run_id, as_json=as_json)
+
+
+def full_id(client: Client, given: str) -> str:
+    """The id that `given` is, or is the only beginning of."""
+    from services.contracts.errors import ConflictError, NotFoundError
+
+    try:
+        return client.run(given).id
+    except NotFoundError:
+        matches = [run.id for run in client.runs() if run.id.startswith(given)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise ConflictError(f"{given} is the beginning of {len(matches)} run ids.", remedy="Give more of it.")
+    raise NotFoundError(f"There is no run {given}.", remedy="`turnout runs list` shows all.")

@@ -1,0 +1,173 @@
+"""What `turnout up` is going to start: commands, environment and ports, decided before anything is started.
+
+Only the API and the queue server get a port chosen here. The other services listen on a port that the system picks
+and say in their heartbeat which it is, so that no port can be taken between the choosing and the using.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from services.contracts.errors import ConfigurationError, ConflictError, UnavailableError
+from services.contracts.queue_users import OPERATOR
+from services.runtime.address import DEFAULT_HOST, host_of, listen_on, port_is_free, url_of
+from services.runtime.secret_files import SERVICE_TOKEN, read_or_make
+from turnout.cli.local.home import check_weights_folder, make_private
+from turnout.cli.local.processes import LAUNCH_VARIABLE, alive, read_state
+from turnout.cli.local.queue_server import url_for
+
+MIN_FREE_BYTES = 1 << 30
+SMALL_MACHINE_CORES = 8
+"""Up to this many cores every service computes with one thread: rollout and learner share them side by side."""
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """One process to start."""
+
+    instance: str
+    command: list[str]
+    environment: dict[str, str] = field(repr=False)
+    """Added to what it inherits of the launcher's."""
+
+    @property
+    def service(self) -> str:
+        return self.instance.rpartition("-")[0] or self.instance
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that a launch needs to know."""
+
+    home: Path
+    launch: str
+    working_folder: Path
+    """Where services run: relative paths of run files start here."""
+    api_url: str
+    redis_url: str = field(repr=False)
+    """As the operator, who may do everything."""
+    redis_port: int | None
+    """Port of our own queue server; None where TURNOUT_REDIS_URL names one."""
+    children: list[Child] = field(default_factory=list)
+
+    @property
+    def logs(self) -> Path:
+        return self.home / "logs"
+
+
+def working_folder() -> Path:
+    """The checkout that this code lies in, or the current folder for an installed package."""
+    root = Path(__file__).resolve().parents[3]
+    return root if (root / "deploy").is_dir() else Path.cwd()
+
+
+def api_host() -> str:
+    """The address that the services listen on."""
+    return host_of(os.environ.get("TURNOUT_HOST", ""))
+
+
+def free_port(host: str = DEFAULT_HOST) -> int:
+    """A TCP port of this machine that nothing listens on at the moment; 0 for a host that is not this machine's."""
+    try:
+        with listen_on(host, 0) as probe:
+            return int(probe.getsockname()[1])
+    except OSError:
+        return 0
+
+
+def make_plan(home: Path, *, num_rollout_servers: int, num_verifiers: int, api_port: int) -> Plan:
+    """The plan of one launch. `api_port` 0 picks a free one."""
+    home = home.resolve()
+    launch = secrets.token_hex(16)
+    given = os.environ.get("TURNOUT_REDIS_URL", "")
+    redis_port = None if given else free_port()
+    host = api_host()
+    port = api_port or free_port(host)
+    common = _common_environment(home, launch)
+    token = os.environ.get("TURNOUT_SERVICE_TOKEN") or read_or_make(home, SERVICE_TOKEN)
+
+    def queue_url(user: str) -> str:
+        return given or url_for(home, redis_port or 0, user)
+
+    instances = [("api", "api-0"), ("verifier", "verifier-{}"), ("rollout", "rollout-{}"), ("learner", "learner-0")]
+    counts = {"verifier": num_verifiers, "rollout": num_rollout_servers}
+    children = []
+    for service, name in instances:
+        for index in range(counts.get(service, 1)):
+            instance = name.format(index)
+            own = {"TURNOUT_INSTANCE": instance, "TURNOUT_PORT": str(port if service == "api" else 0)}
+            own |= {"TURNOUT_REDIS_URL": queue_url(service), "TURNOUT_SERVICE_TOKEN": token}
+            command = [sys.executable, "-m", f"services.{service}"]
+            children.append(Child(instance, command, common | own))
+    api_url = url_of(host, port)
+    return Plan(home, launch, working_folder(), api_url, queue_url(OPERATOR), redis_port, children)
+
+
+def _common_environment(home: Path, launch: str) -> dict[str, str]:
+    # Who starts services by hand means the files of the folder that they stand in, too.
+    roots = os.environ.get("TURNOUT_ROOTS") or ":".join(dict.fromkeys(map(str, (working_folder(), home, Path.cwd()))))
+    environment = {
+        "TURNOUT_HOME": str(home),
+        "TURNOUT_ROOTS": roots,
+        LAUNCH_VARIABLE: launch,
+        "PYTHONUNBUFFERED": "1",
+    }
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if cores <= SMALL_MACHINE_CORES and "OMP_NUM_THREADS" not in os.environ:
+        environment["OMP_NUM_THREADS"] = "1"
+    return environment
+
+
+def check_plan(plan: Plan) -> None:
+    """Find out before anything is started whether it can work.
+
+    Raises:
+        ConflictError: the home is in use.
+        UnavailableError: the port is taken, the disk is full, Redis does not answer.
+        ConfigurationError: the home cannot be written.
+    """
+    try:
+        plan.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(plan.home)
+        if weights := os.environ.get("TURNOUT_WEIGHTS_FOLDER"):
+            check_weights_folder(Path(weights))
+        probe = plan.home / ".probe"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigurationError(
+            f"The home {plan.home} cannot be written: {error.strerror}.", remedy="Choose another with --home."
+        ) from error
+    state = read_state(plan.home)
+    if state is not None and alive(state):
+        raise ConflictError(
+            f"The home {plan.home} is in use: {len(alive(state))} of its processes run (API at {state.api_url}).",
+            remedy=f"Use that one, end it with `turnout down --home {plan.home}`, or choose another --home.",
+        )
+    free = shutil.disk_usage(plan.home).free
+    if free < MIN_FREE_BYTES:
+        raise UnavailableError(
+            f"Only {free / 2**20:.0f} MiB are free on the disk of {plan.home}; checkpoints and queues need "
+            f"{MIN_FREE_BYTES / 2**20:.0f} MiB at the least.",
+            remedy="Free some space or choose a --home on another disk.",
+        )
+    if not port_is_free(api_host(), 0):
+        raise UnavailableError(
+            f"TURNOUT_HOST is {api_host()}, which is no address of this machine.",
+            remedy="Unset it, or name one that `ip address` shows.",
+        )
+    port = int(plan.api_url.rsplit(":", 1)[1])
+    if not port_is_free(api_host(), port):
+        raise UnavailableError(
+            f"Port {port} is in use, so the API cannot listen on it.",
+            remedy="Stop what uses it, or choose another with --api-port (0 picks a free one).",
+        )
+    if plan.redis_port is None:
+        from turnout.cli.local.queue_server import check_redis_url
+
+        check_redis_url(plan.redis_url)

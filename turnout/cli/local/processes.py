@@ -1,0 +1,222 @@
+"""Processes that the launcher owns: who they are, how to end them and nobody else.
+
+A process is known by its pid and its start together, since the system gives pids out again. Everything that one
+launch starts also inherits `TURNOUT_LAUNCH`, a random text in its environment, so that a child which outlived its
+parent (an engine's worker, say) is still found and nothing foreign is ever touched.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from services.contracts.errors import ConfigurationError
+from services.runtime.weights.store import write_atomically
+
+LAUNCH_VARIABLE = "TURNOUT_LAUNCH"
+STATE_FILE = "processes.json"
+START_TOLERANCE_SECONDS = 0.05
+"""The kernel's start time is exact to a clock tick; this only absorbs rounding."""
+
+
+class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One process as written to the state file."""
+
+    instance: str
+    pid: int
+    started: float
+    """Seconds from the system's boot to its start: a time of day would change whenever the clock is set."""
+    boot: str = ""
+    """Which boot."""
+    num_restarts: int = 0
+
+
+class HomeState(msgspec.Struct, frozen=True, kw_only=True):
+    """What runs in one home: the content of `<home>/processes.json`."""
+
+    launch: str
+    supervisor: ProcessRecord
+    api_url: str
+    redis_url: str
+    processes: list[ProcessRecord] = []
+    ready: bool = False
+    """True once every service has reported itself."""
+
+    @property
+    def everything(self) -> list[ProcessRecord]:
+        """All recorded processes, the supervisor last."""
+        return [*self.processes, self.supervisor]
+
+
+def read_state(home: Path) -> HomeState | None:
+    """The home's state, or None where nothing was started there.
+
+    Raises:
+        ConfigurationError: the file is there but is not ours.
+    """
+    path = home / STATE_FILE
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=HomeState)
+    except FileNotFoundError:
+        return None
+    except (msgspec.DecodeError, OSError) as error:
+        raise ConfigurationError(
+            f"The state file {path} cannot be read: {error}.", remedy="Delete it if nothing of that home runs."
+        ) from error
+
+
+def write_state(home: Path, state: HomeState) -> None:
+    """Replace the home's state file, whole or not at all."""
+    write_atomically(home / STATE_FILE, msgspec.json.format(msgspec.json.encode(state)), mode=0o600)
+
+
+def remove_state(home: Path) -> None:
+    (home / STATE_FILE).unlink(missing_ok=True)
+
+
+def record_of(pid: int, instance: str, num_restarts: int = 0) -> ProcessRecord:
+    """The record of a living process."""
+    started = _seconds_since_boot(psutil.Process(pid))
+    return ProcessRecord(instance=instance, pid=pid, started=started, boot=_boot(), num_restarts=num_restarts)
+
+
+def _seconds_since_boot(process: psutil.Process) -> float:
+    return process.create_time() - psutil.boot_time()
+
+
+def _boot() -> str:
+    """An id of the system's present boot; empty where it has none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _is(process: psutil.Process, record: ProcessRecord) -> bool:
+    """Whether this is the recorded process. Raises `psutil.Error` where it has gone."""
+    apart = abs(_seconds_since_boot(process) - record.started)
+    return apart <= START_TOLERANCE_SECONDS and record.boot == _boot()
+
+
+def find(record: ProcessRecord) -> psutil.Process | None:
+    """The recorded process if it still runs: same pid and same start time, and not a zombie."""
+    try:
+        process = psutil.Process(record.pid)
+        return process if _is(process, record) and process.status() != psutil.STATUS_ZOMBIE else None
+    except psutil.Error:
+        return None
+
+
+def launched(launch: str) -> list[psutil.Process]:
+    """Every living process whose environment carries this launch, whoever its parent is now."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(LAUNCH_VARIABLE) == launch and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue  # gone, or not ours to look at
+    return found
+
+
+def group_of(record: ProcessRecord) -> list[psutil.Process]:
+    """The living members of the process group that a recorded service leads, also after the leader itself has gone.
+
+    Empty where the pid has been given to a stranger meanwhile (which the system does only once the group is empty), or
+    the machine was started anew.
+    """
+    if record.boot != _boot():
+        return []
+    try:
+        if not _is(psutil.Process(record.pid), record):
+            return []
+    except psutil.Error:
+        pass  # the leader has gone
+    members = []
+    for process in psutil.process_iter():
+        try:
+            if os.getpgid(process.pid) == record.pid and process.status() != psutil.STATUS_ZOMBIE:
+                members.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return members
+
+
+def alive(state: HomeState) -> list[psutil.Process]:
+    """What is left of a home's processes: recorded ones, their groups and children, and whoever carries the launch.
+
+    Several ways, because programs may leave their group, outlive their parent or overwrite their environment when
+    they change their title.
+    """
+    found = {process.pid: process for process in launched(state.launch)}
+    for record in state.everything:
+        process = find(record)
+        if process is not None:
+            found[process.pid] = process
+    for record in state.processes:
+        found |= {process.pid: process for process in group_of(record)}
+    for process in list(found.values()):
+        if process.pid == state.supervisor.pid:
+            continue  # it may live inside a program that has other children
+        try:
+            found |= {child.pid: child for child in process.children(recursive=True)}
+        except psutil.Error:
+            continue
+    return [process for process in found.values() if process.pid != os.getpid()]
+
+
+def send(processes: Sequence[psutil.Process], number: signal.Signals) -> None:
+    """Signal processes; those that have gone meanwhile are passed over (psutil checks the start time again)."""
+    for process in processes:
+        try:
+            process.send_signal(number)
+        except psutil.NoSuchProcess:
+            continue
+
+
+def end(processes: Sequence[psutil.Process], grace_seconds: float) -> list[psutil.Process]:
+    """SIGTERM, up to `grace_seconds`, then SIGKILL. Returns what survived even that (normally nothing)."""
+    send(processes, signal.SIGTERM)
+    _, left = psutil.wait_procs(processes, timeout=grace_seconds)
+    send(left, signal.SIGKILL)
+    _, left = psutil.wait_procs(left, timeout=5)
+    return [process for process in left if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
+def end_home(home: Path, grace_seconds: float = 20.0) -> list[str]:
+    """End everything that the home's state file names, and its children; returns the names of what was ended.
+
+    The supervisor goes first: it ends its services in order. What is left after that is ended directly, the queue
+    server last so that the others can still say goodbye.
+    """
+    state = read_state(home)
+    if state is None:
+        return []
+    names = [record.instance for record in state.processes if find(record) is not None]
+    supervisor = find(state.supervisor)
+    if supervisor is not None:
+        send([supervisor], signal.SIGTERM)
+        _wait_for_exit(supervisor, grace_seconds + 10)
+    queue_pids = {record.pid for record in state.processes if record.instance == "valkey"}
+    rest = alive(state)
+    end([process for process in rest if process.pid not in queue_pids], grace_seconds)
+    end(alive(state), grace_seconds)
+    remove_state(home)
+    return names
+
+
+def _wait_for_exit(process: psutil.Process, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+                return
+        except psutil.NoSuchProcess:
+            return
+        time.sleep(0.1)

@@ -1,0 +1,125 @@
+"""The `turnout` command. Nothing heavy is imported before a command runs, so that help answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from services.contracts.errors import TurnoutError
+from turnout.cli.commands.fleet import app as fleet
+from turnout.cli.commands.keys import app as keys
+from turnout.cli.commands.runs import app as runs
+from turnout.cli.exits import exit_code
+from turnout.cli.options import Json, examples
+from turnout.cli.terminal import say, say_error, spell_out_what_cannot_be_shown
+
+app = typer.Typer(
+    name="turnout",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(runs, name="runs")
+app.add_typer(fleet)
+app.add_typer(keys, name="keys")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        say(f"turnout {version('turnout')}")
+        raise typer.Exit
+
+
+@app.callback()
+def every_command(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """Trains language models with SRPO: an asynchronous ring of rollout, verifier and learner services."""
+
+
+Home = Annotated[Path, typer.Option(help="Folder for queues, runs, logs and the state of what is running.")]
+
+
+@app.command(epilog=examples("turnout up", "turnout up --detach --rollout-servers 2"))
+def up(
+    home: Home = Path(".turnout"),
+    rollout_servers: Annotated[int, typer.Option(min=1, help="Rollout servers (vLLM engines).")] = 1,
+    verifiers: Annotated[int, typer.Option(min=1, help="Verifiers.")] = 1,
+    api_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the API; 0 picks a free one.")] = 8400,
+    detach: Annotated[bool, typer.Option("--detach", help="Come back once everything runs in the background.")] = False,
+    wait: Annotated[float, typer.Option(help="With --detach: seconds to wait for the services.")] = 300.0,
+    as_json: Json = False,
+) -> None:
+    """Start all services on this machine, with a queue server of their own unless TURNOUT_REDIS_URL names one."""
+    from turnout.cli.local import launcher
+
+    settings: dict[str, Any] = {
+        "num_rollout_servers": rollout_servers,
+        "num_verifiers": verifiers,
+        "api_port": api_port,
+        "as_json": as_json,
+    }
+    code = launcher.up_detached(home, wait_seconds=wait, **settings) if detach else launcher.up(home, **settings)
+    raise typer.Exit(code)
+
+
+@app.command(epilog=examples("turnout down --home .turnout"))
+def down(home: Home = Path(".turnout"), as_json: Json = False) -> None:
+    """End exactly what `turnout up` started in a home."""
+    from turnout.cli.local import launcher
+
+    raise typer.Exit(launcher.down(home, as_json=as_json))
+
+
+@app.command(epilog=examples("turnout demo", "turnout demo --set training.steps=20", "turnout demo --resume"))
+def demo(
+    home: Home = Path(".turnout/demo"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the demo run that was interrupted.")] = False,
+    file: Annotated[Path | None, typer.Option(help="Run file; default examples/runs/demo.yaml.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Lay a value over the run file's.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a small model with SRPO on this machine: start everything, run, report, end everything."""
+    from turnout.cli.commands.demo import Demo
+
+    raise typer.Exit(Demo(home, file=file, settings=settings or [], as_json=as_json).run(resume=resume))
+
+
+@app.command(epilog=examples("turnout doctor", "turnout doctor --json"))
+def doctor(
+    home: Home = Path(".turnout"),
+    api_port: Annotated[int, typer.Option(min=1, max=65535, help="Port that the API shall have.")] = 8400,
+    as_json: Json = False,
+) -> None:
+    """Check this machine and say what to do where something is missing. Exit code 1 where a check fails."""
+    from turnout.cli.commands import doctor as checks
+
+    raise typer.Exit(checks.doctor(home, api_port, as_json))
+
+
+def main() -> None:
+    """Run the command; faults that we name become one sentence and an exit code."""
+    spell_out_what_cannot_be_shown()
+    try:
+        app()
+    except TurnoutError as error:
+        if "--json" in sys.argv:
+            fault = {"title": error.title, "detail": error.message, "remedy": error.remedy, "field": error.field}
+            say_error(json.dumps({"error": fault}))
+        else:
+            say_error(f"turnout: {error}")
+        sys.exit(exit_code(error))
+
+
+if __name__ == "__main__":
+    main()

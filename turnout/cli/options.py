@@ -1,0 +1,54 @@
+"""Arguments and options that several commands have, and the form of examples in help texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+COMPLETION_SECONDS = 1.0
+"""A shell that waits longer for names of runs is worse than one that offers none."""
+
+
+def complete_run(incomplete: str) -> list[tuple[str, str]]:
+    """Ids of runs with their names and states, for the shell; nothing where no API answers."""
+    from services.contracts.errors import TurnoutError
+    from services.contracts.plain_text import in_line
+    from turnout.client.client import Client
+
+    try:
+        with Client(timeout_seconds=COMPLETION_SECONDS) as client:
+            found = [run for run in client.runs() if run.id.startswith(incomplete)]
+            return [(in_line(run.id), in_line(f"{run.name}, {run.state}")) for run in found]
+    except TurnoutError:
+        return []
+
+
+def examples(*lines: str) -> str:
+    """An epilog for help texts. The control character keeps the lines as they are."""
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+
+
+Id = Annotated[
+    str, typer.Argument(metavar="ID", help="The run's id, or the beginning of it.", autocompletion=complete_run)
+]
+Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Runs to compare.", autocompletion=complete_run)]
+File = Annotated[Path, typer.Argument(metavar="FILE", help="Run file (YAML).")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Lay a value over the file's; may be given several times."),
+]
+Preset = Annotated[
+    str | None, typer.Option(help="Start from these settings; fields of the file and --set win over them.")
+]
+Watch = Annotated[bool, typer.Option("--watch", help="Stay and show progress until the run ends.")]
+Key = Annotated[
+    str | None,
+    typer.Option("--idempotency-key", help="A repeated call with this key gives the run of the first one."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+Url = Annotated[
+    str | None,
+    typer.Option(help="URL of the API; default TURNOUT_API_URL or http://127.0.0.1:8400. TURNOUT_API_KEY is sent."),
+]

@@ -1,0 +1,53 @@
+"""Everything about one run that reports, comparisons and the terminal show, gathered over REST."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from turnout.client.client import Client
+from turnout.client.models import Checkpoint, Evaluation, Run, Step
+
+
+class RunData(msgspec.Struct, frozen=True, kw_only=True):
+    """One run with its history. Can be written to and read from JSON."""
+
+    run: Run
+    steps: list[Step] = []
+    evaluations: list[Evaluation] = []
+    checkpoints: list[Checkpoint] = []
+
+    def series(self, name: str) -> tuple[list[int], list[float]]:
+        """Steps and values of one metric, for the steps that report it."""
+        pairs = [(step.step, step.metrics[name]) for step in self.steps if name in step.metrics]
+        return [step for step, _ in pairs], [value for _, value in pairs]
+
+    @property
+    def first_evaluation(self) -> Evaluation | None:
+        """The evaluation before training; None where there was none."""
+        return next((item for item in self.evaluations if item.step == 0), None)
+
+    @property
+    def last_evaluation(self) -> Evaluation | None:
+        """The newest evaluation after some training."""
+        return max((item for item in self.evaluations if item.step > 0), key=lambda item: item.step, default=None)
+
+    @property
+    def best_evaluation(self) -> Evaluation | None:
+        return max((item for item in self.evaluations if item.step > 0), key=lambda item: item.accuracy, default=None)
+
+
+def collect(client: Client, run_id: str) -> RunData:
+    """Fetch one run. Raises `TurnoutError`."""
+    return RunData(
+        run=client.run(run_id),
+        steps=list(client.steps(run_id)),
+        evaluations=sorted(client.evaluations(run_id), key=lambda item: item.step),
+        checkpoints=client.checkpoints(run_id),
+    )
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """Arithmetic mean, or None of nothing."""
+    return sum(values) / len(values) if values else None

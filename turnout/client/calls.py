@@ -1,0 +1,286 @@
+"""Requests and answers of the REST API as values, shared by the blocking and the asynchronous client."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from services.contracts.errors import (
+    ConfigurationError,
+    ConflictError,
+    NotFoundError,
+    TurnoutError,
+    UnavailableError,
+    check_secret,
+)
+from services.contracts.states import TERMINAL_STATES
+from services.runtime.http.outgoing import client_options
+from turnout.client.models import (
+    Checkpoint,
+    Evaluation,
+    Key,
+    NewKey,
+    Queue,
+    Run,
+    RunEvent,
+    RunFile,
+    Service,
+    Step,
+    WeightPush,
+)
+
+DEFAULT_URL = "http://127.0.0.1:8400"
+T = TypeVar("T")
+STREAM_TIMEOUT = httpx.Timeout(10.0, read=40.0)
+"""The API sends a comment every 15 s; a stream that is silent for longer than this is dead."""
+LONGEST_WAIT_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """One page of a list; `next` is the query that asks for the following one, or None."""
+
+    items: list[T]
+    next: dict[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One request and how its answer is read."""
+
+    method: str
+    path: str
+    read: Callable[[Any], T]
+    params: dict[str, str] = field(default_factory=dict)
+    body: Any = None
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def at(self, query: dict[str, str]) -> Call[T]:
+        """The same call with further query parameters."""
+        return replace(self, params=self.params | query)
+
+
+def connection(url: str | None, key: str | None, timeout_seconds: float) -> dict[str, Any]:
+    """Arguments of a client of httpx for the API that is named, or that the environment names."""
+    url = (url or os.environ.get("TURNOUT_API_URL") or DEFAULT_URL).rstrip("/")
+    remedy = f"Give one like {DEFAULT_URL}, with --api-url or TURNOUT_API_URL."
+    if not url.startswith(("http://", "https://")):
+        raise ConfigurationError(f"The API's URL {url!r} does not start with http:// or https://.", remedy=remedy)
+    try:
+        options = client_options(url)
+    except httpx.InvalidURL as error:
+        raise ConfigurationError(f"The API's URL {url!r} is not one: {error}.", remedy=remedy) from error
+    key = key if key is not None else os.environ.get("TURNOUT_API_KEY", "")
+    check_secret("TURNOUT_API_KEY", key)
+    return {
+        "base_url": url,
+        "headers": {"Authorization": f"Bearer {key}"} if key else {},
+        "timeout": timeout_seconds,
+        **options,
+    }
+
+
+def create_run(config: dict[str, Any], idempotency_key: str | None) -> Call[Run]:
+    headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+    return Call("POST", "/v1/runs", _one(Run), body=config, headers=headers)
+
+
+def fork(run_id: str, values: dict[str, Any], idempotency_key: str | None) -> Call[Run]:
+    body = {name: value for name, value in values.items() if value is not None}
+    headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+    return Call("POST", f"{_path(run_id)}/fork", _one(Run), body=body, headers=headers)
+
+
+def list_runs(state: str | None, name: str | None, sort: str | None) -> Call[Page[Run]]:
+    given = {"state": state, "name": name, "sort": sort}
+    return Call("GET", "/v1/runs", _page(Run), params={key: value for key, value in given.items() if value})
+
+
+def get_run(run_id: str) -> Call[Run]:
+    return Call("GET", _path(run_id), _one(Run))
+
+
+def act(run_id: str, action: str, params: dict[str, str] | None = None) -> Call[Run]:
+    return Call("POST", f"{_path(run_id)}/{action}", _one(Run), params=params or {})
+
+
+def steps(run_id: str, after: int) -> Call[Page[Step]]:
+    return Call("GET", f"{_path(run_id)}/steps", _page(Step), params={"after": str(after)})
+
+
+def evaluations(run_id: str) -> Call[Page[Evaluation]]:
+    return Call("GET", f"{_path(run_id)}/evaluations", _page(Evaluation))
+
+
+def checkpoints(run_id: str) -> Call[Page[Checkpoint]]:
+    return Call("GET", f"{_path(run_id)}/checkpoints", _page(Checkpoint))
+
+
+def weight_pushes(run_id: str, limit: int) -> Call[Page[WeightPush]]:
+    return Call("GET", f"{_path(run_id)}/weight-pushes", _page(WeightPush), params={"limit": str(limit)})
+
+
+def samples(run_id: str, step: int | None, limit: int) -> Call[Page[dict[str, Any]]]:
+    params = {"limit": str(limit)} | ({} if step is None else {"step": str(step)})
+    return Call("GET", f"{_path(run_id)}/samples", _page(dict[str, Any]), params=params)
+
+
+def delete(run_id: str) -> Call[None]:
+    return Call("DELETE", _path(run_id), lambda _: None)
+
+
+def queues(run_id: str | None) -> Call[Page[Queue]]:
+    return Call("GET", "/v1/queues", _page(Queue), params={"run_id": run_id} if run_id else {})
+
+
+def services() -> Call[Page[Service]]:
+    return Call("GET", "/v1/services", _page(Service))
+
+
+def run_files() -> Call[Page[RunFile]]:
+    return Call("GET", "/v1/run-files", _page(RunFile))
+
+
+def keys() -> Call[Page[Key]]:
+    return Call("GET", "/v1/keys", _page(Key))
+
+
+def create_key(name: str, role: str) -> Call[NewKey]:
+    return Call("POST", "/v1/keys", _one(NewKey), body={"name": name, "role": role})
+
+
+def revoke_key(key_id: str) -> Call[None]:
+    return Call("DELETE", f"/v1/keys/{quote(key_id, safe='')}", lambda _: None)
+
+
+def events(run_id: str, after: str | None, follow: bool) -> dict[str, Any]:
+    """Arguments of the streaming request."""
+    return {
+        "method": "GET",
+        "url": f"{_path(run_id)}/events",
+        "params": {} if follow else {"follow": "false"},
+        "headers": {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {}),
+        "timeout": STREAM_TIMEOUT,
+    }
+
+
+def says_end(event: RunEvent | None) -> bool:
+    """Whether the event says that the run has ended (it may have been taken up again since)."""
+    return event is not None and event.type == "state" and event.data.get("state") in TERMINAL_STATES
+
+
+def retry_seconds(num_failures: int) -> float:
+    """How long to wait before the next try: 0.5 s, doubled with every failure, to a bound."""
+    return float(min(0.5 * 2.0 ** min(num_failures - 1, 10), LONGEST_WAIT_SECONDS))
+
+
+def _path(run_id: str) -> str:
+    return f"/v1/runs/{quote(run_id, safe='')}"
+
+
+def _one(kind: type[T]) -> Callable[[Any], T]:
+    return lambda values: msgspec.convert(values, kind, strict=False)
+
+
+def _page(kind: type[T]) -> Callable[[Any], Page[T]]:
+    def read(values: Any) -> Page[T]:
+        if isinstance(values, list):
+            values = {"items": values}
+        items = msgspec.convert(values["items"], list[kind], strict=False)  # type: ignore[valid-type]
+        for answered, asked in (("next_cursor", "cursor"), ("next_after", "after")):
+            if values.get(answered) is not None:
+                return Page(items, {asked: str(values[answered])})
+        return Page(items)
+
+    return read
+
+
+def parse(call: Call[T], answer: httpx.Response) -> T:
+    """The answer's content. Raises the error of its status, or `UnavailableError` where it is not an API's answer."""
+    raise_for_status(answer)
+    try:
+        return call.read(answer.json() if answer.content else None)
+    except (ValueError, KeyError, TypeError, AttributeError, msgspec.ValidationError) as error:
+        raise UnavailableError(
+            f"{answer.request.url} answered something that is no Turnout API's answer: {error}.",
+            remedy="Check the URL, and that API and command have the same version.",
+        ) from error
+
+
+def raise_for_status(answer: httpx.Response) -> None:
+    """Turn a problem+json answer into the error that it describes."""
+    if answer.is_success:
+        return
+    try:
+        problem = answer.json()
+    except ValueError:
+        problem = {}
+    if not isinstance(problem, dict):
+        problem = {}
+    message = str(
+        problem.get("detail") or problem.get("title") or f"{answer.request.url} answered {answer.reason_phrase}."
+    )
+    remedy = str(problem.get("remedy") or "")
+    if answer.status_code == 401 or (answer.status_code == 403 and not remedy):
+        remedy = "Set TURNOUT_API_KEY to a key of this deployment."
+    if "problem+json" not in answer.headers.get("content-type", "") and answer.status_code == 404:
+        raise UnavailableError(
+            f"{answer.request.url} is not known there: the API is still starting, or something else answers.",
+            remedy="Wait a moment; then check the URL.",
+        )
+    raise _kind(answer.status_code)(message, remedy=remedy, field=problem.get("field"))
+
+
+def _kind(status: int) -> type[TurnoutError]:
+    if status in (400, 401, 403, 413, 422, 431):
+        return ConfigurationError
+    if status in (408, 429, 502, 503, 504):
+        return UnavailableError
+    return {404: NotFoundError, 409: ConflictError}.get(status, TurnoutError)
+
+
+def connection_fault(url: str, error: httpx.TransportError) -> UnavailableError:
+    return UnavailableError(
+        f"No API answers at {url}: {str(error) or type(error).__name__}.",
+        remedy="Start one with `turnout up`, or name it with --api-url or TURNOUT_API_URL.",
+    )
+
+
+class EventParser:
+    """Text of a server-sent event stream in, events out.
+
+    Lines end with a line feed alone; httpx would end them within JSON text too, at U+2028 and its like.
+    """
+
+    def __init__(self) -> None:
+        self._rest = ""
+        self._fields: dict[str, str] = {}
+        self._id = ""
+
+    def feed(self, text: str) -> Iterator[RunEvent]:
+        """Take the next piece of text, cut anywhere; an empty line completes an event."""
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            yield from self._line(line.removesuffix("\r"))
+
+    def _line(self, line: str) -> Iterator[RunEvent]:
+        if line:
+            name, _, value = line.partition(":")
+            value = value.removeprefix(" ")
+            if name == "data":
+                before = self._fields.get("data")
+                value = value if before is None else f"{before}\n{value}"
+            if name:
+                self._fields[name] = value
+            return
+        fields, self._fields = self._fields, {}
+        self._id = fields.get("id", self._id)
+        if "data" in fields:
+            yield RunEvent(id=self._id, type=fields.get("event", "message"), data=json.loads(fields["data"]))

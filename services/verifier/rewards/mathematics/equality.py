@@ -104,15 +104,18 @@ class _Comparison:
     def _same_relations(self, reference: Node, answer: Node) -> bool:
         (name, value), (other_name, other) = (self._assignment(node) for node in (reference, answer))
         if answer.kind != "relations":
-            if name is not None and value is not None:
+            if value is not None and (name is not None or not reference.symbols()):
                 return self.same(value, answer)
             return self._same_as_region(reference, answer)
         if reference.kind != "relations":
-            if other is not None:
+            if other is not None and _is_asked_for(answer.parts[0]):
                 return self.same(reference, other)
             return self._same_as_region(reference, answer)
         if name is not None and value is not None and name == other_name and other is not None:
             return self.same(value, other)
+        if not reference.symbols():
+            unnamed = name is None or other_name is None
+            return unnamed and value is not None and other is not None and self.same(value, other)
         if (both := regions(reference, answer)) is not None and self._same_regions(*both):
             return True
         return self._same_equations(reference, answer)
@@ -127,7 +130,7 @@ class _Comparison:
         signs, members = node.text.split(), list(node.parts)
         if any(sign not in _VALUE_SIGNS for sign in signs):
             return None, None
-        if len(members) == 2 and not members[0].symbols() and _is_name(members[1]):
+        if len(members) == 2 and not members[0].symbols() and not _is_name(members[0]) and _is_name(members[1]):
             members.reverse()  # 5 = x
         named = _is_name(members[0])
         first_approximate = signs.index("~") if "~" in signs else len(signs)
@@ -241,7 +244,7 @@ class _Comparison:
             return False
         if len(reference.parts) == 2 and len(set(brackets)) > 1:
             return False
-        return all(map(self.same, reference.parts, answer.parts))
+        return all(map(self.same, _by_name(reference), _by_name(answer)))
 
     def _same_tables(self, reference: Node, answer: Node) -> bool:
         if reference.kind != answer.kind or reference.text != answer.text or len(reference.parts) != len(answer.parts):
@@ -425,7 +428,27 @@ def _is_name(node: Node) -> bool:
     """Whether a formula only names what it equals: x, f(2), xy, |AB|, `Area`."""
     if node.kind in ("symbol", "words", "apply"):
         return True
-    return node.kind in ("multiply", "divide", "call") and node.text in ("", "abs") and all(map(_is_name, node.parts))
+    return (
+        node.kind in ("multiply", "divide", "call", "group")
+        and node.text in ("", "abs", "()")
+        and all(map(_is_name, node.parts))
+    )
+
+
+def _is_asked_for(node: Node) -> bool:
+    """Whether what stands before `= 7` may be what a question asks for: m + n, a^2 + b^2, 3 + 4; but not 2x - y."""
+    if node.kind == "power":
+        return _is_asked_for(node.parts[0]) and not node.parts[1].symbols()
+    if node.kind in ("add", "multiply", "divide", "negate", "call", "group"):
+        return not node.symbols() or all(part.symbols() and _is_asked_for(part) for part in node.parts)
+    return node.kind in ("symbol", "words", "apply") or (not node.symbols() and not node.has("dots", "plusminus"))
+
+
+def _by_name(node: Node) -> tuple[Node, ...]:
+    """The parts of a tuple; of `y = 4, x = 3` in the order of the names."""
+    if node.kind != "list" or any(part.kind != "relations" or part.parts[0].kind != "symbol" for part in node.parts):
+        return node.parts
+    return tuple(sorted(node.parts, key=lambda part: part.parts[0].text))
 
 
 def _names_then_values(one: list[Node], other: list[Node]) -> bool:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from services.contracts import codec, streams
 from services.contracts.events import Note
+from services.contracts.messages import DeadLetter
 from services.contracts.offers import LAYOUT_FILE, Layout
 from services.learner.model.export import whole_weights
 from services.learner.publish.cuda_ipc import plan
@@ -72,11 +73,10 @@ def test_overlong_prompt_is_a_fault_not_a_cut(deployment: Deployment) -> None:
     assert "max_prompt_tokens" in group.rollouts[0].fault
 
 
-def test_impossible_sampling_is_a_fault(deployment: Deployment) -> None:
+def test_impossible_sampling_is_a_dead_letter(deployment: Deployment) -> None:
     deployment.feed("impossible", "w5", sampling={"top_p": 0.0})
-    group = deployment.wait_group("impossible")
-    assert [rollout.status for rollout in group.rollouts] == ["infrastructure_fault"] * 4
-    assert "top_p" in group.rollouts[0].fault
+    [(_, fields)] = deployment.wait(lambda: deployment.redis.xrange(streams.dead(deployment.run_id)))
+    assert "top_p" in codec.decode(fields[b"m"], DeadLetter).reason
 
 
 def test_routes_ask_for_the_token(deployment: Deployment) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from services.rollout.sampling import sampling
+from services.rollout.sampling.prompts import PromptRenderer
 from services.rollout.sampling.responses import ResponseDecoder
+from services.verifier.rewards.mcq import judge_mcq
+from tests.services.learner.conftest import make_group
 from tests.services.learner.ring import POLICY
-from tests.services.rollout.models import make_tokenizer
+from tests.services.rollout.models import TEMPLATE, make_tokenizer
+from tests.services.verifier.builders import question
 
 TAGS = ["<answer>", "</answer>", "<think>", "</think>"]
 
@@ -41,6 +47,33 @@ def test_tags_stay_where_the_chat_template_writes_them() -> None:
     tokenizer = with_special(*TAGS, "<|start|>", "<|stop|>", "<|call|>", template=template)
     words = ("<think>", "w1", "</think>", "<|call|>", "w2", "<|stop|>", "<|start|>", "w3")
     assert decoded(tokenizer, *words) == "<think> w1 </think> <|call|> w2 w3"
+
+
+class Server:
+    """Generates one response, over and over."""
+
+    def __init__(self, token_ids: list[int]) -> None:
+        span = SimpleNamespace(version="0", start=0, end=len(token_ids))
+        logprobs = SimpleNamespace(logprobs=[-1.0] * len(token_ids))
+        self.output = SimpleNamespace(
+            token_ids=token_ids, logprobs=logprobs, weight_versions=[span], finish_reason="stop"
+        )
+
+    async def generate(self, prompt: list[int], params: object) -> list[SimpleNamespace]:
+        return [self.output] * 4
+
+
+async def test_a_reward_finds_tags_that_are_special_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "sampling_params", lambda *_: None)  # vLLM's
+    tokenizer = with_special(*TAGS, template=TEMPLATE)
+    tokenizer.add_tokens(["B"])
+    ids = tokenizer.convert_tokens_to_ids(["<think>", "w1", "</think>", "<answer>", "B", "</answer>", "<end>"])
+    server: Any = Server(ids)
+    sampler = sampling.GroupSampler(server, PromptRenderer(tokenizer, len(tokenizer)), [tokenizer.eos_token_id])
+    task = make_group(0).group.task
+    _, rollouts = await sampler.sample(task)
+    assert [judge_mcq(question("mcq", "B"), rollout.text, False).correct for rollout in rollouts] == [True] * 4
+    assert all(rollout.token_ids.tolist() == ids for rollout in rollouts)
 
 
 @pytest.mark.parametrize(("last", "text"), [("<|over|>", "w1"), ("w9", "w1"), ("</answer>", "w1 </answer>")])

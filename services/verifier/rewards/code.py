@@ -16,9 +16,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import json
-import math
 import re
-from decimal import Context, Decimal
 from typing import Any, Final, Protocol
 
 from markdown_it import MarkdownIt
@@ -26,22 +24,18 @@ from markdown_it import MarkdownIt
 from services.contracts.errors import InfrastructureError
 from services.contracts.messages import Question
 from services.contracts.questions.code_tests import Case, Tests, read_tests
-from services.contracts.strict_json import BadJsonError, read_json
 from services.verifier import metrics
 from services.verifier.gate import Gate
+from services.verifier.rewards.code_outputs import OTHER, SET, same_result, same_text
 from services.verifier.rewards.registry import Judgement
 from services.verifier.rewards.replies import no_answer, shorten, tagged_answer
 from services.verifier.sandbox.sandbox import Program, Result
 
 # What can hold a fence is read, and nothing else: models indent fences as they like, and their tags are no HTML.
 _MARKDOWN: Final = MarkdownIt("zero").enable(["fence", "list", "blockquote"]).disable("inline")
-_NUMBER: Final = re.compile(r"[+-]?(?:[0-9]+(\.[0-9]*)?|(\.[0-9]+))([eE][+-]?[0-9]+)?")
-_EXACT: Final = Context(prec=50, Emin=-(10**9), Emax=10**9)
-_MAX_ODD_ELEMENTS: Final = 1000
 _OUTPUT_BYTES: Final = 4 << 20
 _SPARE_SECONDS: Final = 2.0
 """On the clock beyond `wall_seconds`, for what is no computing: modules read from disk, above all."""
-_SET: Final = "\0set"
 _GIVEN_MODULES: Final = (
     *("string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics"),
     *("itertools", "functools", "operator", "io", "sys", "json", "builtins", "typing"),
@@ -55,7 +49,7 @@ _DRIVER: Final = f"""
 import builtins, json, os, sys, types
 
 def plain(value):
-    return {{{_SET!r}: list(value)}} if isinstance(value, (set, frozenset)) else repr(value)
+    return {{{SET!r}: list(value)}} if isinstance(value, (set, frozenset)) else {{{OTHER!r}: repr(value)}}
 
 def main(task):
     out = os.fdopen(os.dup(1), "w")
@@ -196,96 +190,17 @@ def explain(case: Case, number: int, result: Result, tolerance: float | None = N
     if case.call is not None:
         arguments = ", ".join(bytes(argument).decode() for argument in case.args)
         call = shorten(f"{case.call}({arguments})")
-        given = output.replace(json.dumps(_SET), '"set"')
+        given = output.replace(json.dumps(SET), '"set"').replace(json.dumps(OTHER), '"other"')
         return f"{which}: {call} gave {shorten(given)}, expected {shorten(bytes(case.expected).decode())}."
     given, wanted = shorten(output.strip()), shorten((case.stdout or "").strip())
     return f"{which}: for input {shorten(case.stdin.strip())!r} the output was {given!r}, expected {wanted!r}."
 
 
 def same_output(case: Case, output: str, tolerance: float | None = None) -> bool:
-    """Whether the output is what the case expects.
-
-    Text: equal line by line, white space at the ends aside, or equal word by word as numbers, written as Python writes
-    them. Results of calls: equal as JSON; a set equals a list of the same elements, each once. Floating-point numbers
-    may differ by `Tests.tolerance`, in either form; whole numbers may not.
-    """
+    """Whether the output is what the case expects."""
     if case.call is not None:
-        try:
-            given, wanted = (read_json(text, long_numbers=True) for text in (output, bytes(case.expected).decode()))
-            return _close(given, wanted, tolerance)
-        except (BadJsonError, OverflowError):  # the latter: a whole number that no float can hold
-            return False
-    given_lines, wanted_lines = (
-        [line.strip() for line in text.strip().split("\n")] for text in (output, case.stdout or "")
-    )
-    if len(given_lines) != len(wanted_lines):
-        return False
-    pairs = zip(given_lines, wanted_lines, strict=True)
-    return all(left == right or _same_words(left, right, tolerance) for left, right in pairs)
-
-
-def _same_words(left: str, right: str, tolerance: float | None) -> bool:
-    given, wanted = left.split(), right.split()
-    return len(given) == len(wanted) and all(
-        one == other or _same_numbers(one, other, tolerance) for one, other in zip(given, wanted, strict=True)
-    )
-
-
-def _same_numbers(left: str, right: str, tolerance: float | None) -> bool:
-    forms = [_NUMBER.fullmatch(word) for word in (left, right)]
-    if not all(forms):
-        return False
-    given, wanted = _EXACT.create_decimal(left), _EXACT.create_decimal(right)
-    if not any(form and any(form.groups()) for form in forms):
-        return Decimal(left) == Decimal(right)
-    largest, least = (1e-9, 1e-12) if tolerance is None else (tolerance, tolerance)
-    apart = _EXACT.abs(_EXACT.subtract(given, wanted))
-    size = max(_EXACT.abs(given), _EXACT.abs(wanted))
-    return apart <= _EXACT.multiply(Decimal(largest), size) or apart <= Decimal(least)
-
-
-def _close(given: Any, wanted: Any, tolerance: float | None) -> bool:
-    if isinstance(given, bool) or isinstance(wanted, bool):
-        return given is wanted
-    if isinstance(given, float) or isinstance(wanted, float):
-        largest, least = (1e-9, 1e-12) if tolerance is None else (tolerance, tolerance)
-        numbers = all(isinstance(value, int | float) for value in (given, wanted))
-        return numbers and (given == wanted or math.isclose(given, wanted, rel_tol=largest, abs_tol=least))
-    if isinstance(given, dict) and given.keys() == {_SET} and isinstance(wanted, list):
-        return _same_elements(given[_SET], wanted, tolerance)
-    if isinstance(given, list) and isinstance(wanted, list):
-        pairs = zip(given, wanted, strict=False)
-        return len(given) == len(wanted) and all(_close(one, other, tolerance) for one, other in pairs)
-    if isinstance(given, dict) and isinstance(wanted, dict):
-        return given.keys() == wanted.keys() and all(_close(given[key], wanted[key], tolerance) for key in wanted)
-    return bool(given == wanted)
-
-
-def _same_elements(given: list[Any], wanted: list[Any], tolerance: float | None) -> bool:
-    """Whether a set has the elements of a list. What is not equal as text is compared each with each, up to a bound."""
-    if len(given) != len(wanted):
-        return False
-    rest, odd = {_text(element): element for element in given}, []
-    for element in wanted:
-        if (text := _text(element)) in rest:
-            del rest[text]
-        else:
-            odd.append(element)
-    left = list(rest.values())
-    return len(odd) <= _MAX_ODD_ELEMENTS and all(_take(left, element, tolerance) for element in odd)
-
-
-def _text(element: Any) -> str:
-    return json.dumps(element, sort_keys=True, default=str)
-
-
-def _take(rest: list[Any], value: Any, tolerance: float | None) -> bool:
-    """Take one element that is close to `value` out of `rest`; False where there is none."""
-    for index, element in enumerate(rest):
-        if _close(element, value, tolerance):
-            del rest[index]
-            return True
-    return False
+        return same_result(output, bytes(case.expected).decode(), tolerance)
+    return same_text(output, case.stdout or "", tolerance)
 
 
 def _error(stderr: bytes, hidden: bool) -> str:

@@ -54,6 +54,8 @@ open("/dev/stdout", "w").write("q")
 open("/dev/fd/1", "w").write("r")
 """,
     "device_by_path": "import os, pathlib; print(pathlib.Path('/dev/stdin').read_text(), os.path.exists('/dev/stdin'))",
+    "lines_and_bytes": "import sys; print(sys.stdin.buffer.readline(), next(sys.stdin))",
+    "snowman": "print('\\N{SNOWMAN}', '\\udc80'.isprintable())",
     "prompt": "print(int(input('n: ')))",
     "lines": "import sys\nfor line in iter(sys.stdin.readline, ''): print(line, end='')",
     "file_input": "import fileinput; print([line for line in fileinput.input()])",
@@ -100,6 +102,7 @@ ENDS = {
 MODULE = {
     "names": "print(__name__, __doc__, __package__, __spec__, __annotations__, __builtins__.__name__)",
     "file": "import os, sys; print(os.path.basename(__file__), len(sys.argv))",
+    "annotated": "x: int = 3\nprint(__annotations__, __cached__)",
     "itself": "import __main__; __main__.z = 4; print(z)",
     "source": "import inspect\ndef f(): return 1\nprint(inspect.getsource(f))",
     "pickle": "import pickle\nclass A: x = 42\nprint(pickle.loads(pickle.dumps(A())).x)",

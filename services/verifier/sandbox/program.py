@@ -13,12 +13,11 @@ import sys
 from dataclasses import dataclass
 from typing import NoReturn
 
-from services.verifier.sandbox import kernel, script, seccomp
+from services.verifier.sandbox import kernel, script, seccomp, threads
 from services.verifier.sandbox.frames import Request
 from services.verifier.sandbox.room import SCRATCH, Room, import_folders
 
 STARTED = b"+"
-NUM_THREADS = 32
 NUM_OPEN_FILES = 64
 STACK_BYTES = 64 << 20
 _STATUS = 3
@@ -53,7 +52,7 @@ def prepare(room: Room, base: int) -> Stage:
 def run(stage: Stage, request: Request, descriptors: list[int], status: int) -> NoReturn:
     """Run the program whose source is the first descriptor.
 
-    `status` is a pipe on which the zygote reads STARTED, or why we did not get there.
+    `status` is a socket on which the zygote hears STARTED, or why we did not get there.
     """
     source_file, *standard = descriptors
     source = os.pread(source_file, os.fstat(source_file).st_size, 0)
@@ -91,12 +90,14 @@ def _give_up(stage: Stage, request: Request, source: bytes) -> None:
         (resource.RLIMIT_STACK, STACK_BYTES, resource.RLIM_INFINITY),
         (resource.RLIMIT_AS, stage.base + request.memory_bytes, stage.base + request.memory_bytes),
     ]
-    if room.isolated:  # counted by user: elsewhere the user's other processes would count, so there the zygote looks
-        limits.append((resource.RLIMIT_NPROC, NUM_THREADS, NUM_THREADS))
+    if room.isolated:  # counted by user: elsewhere the user's other processes would count, so there the zygote is asked
+        limits.append((resource.RLIMIT_NPROC, threads.MOST, threads.MOST))
     for kind, soft, hard in limits:
         most = resource.getrlimit(kind)[1]
         if most != resource.RLIM_INFINITY:
             hard = most if hard == resource.RLIM_INFINITY else min(hard, most)
             soft = min(soft, hard)
         resource.setrlimit(kind, (soft, hard))
+    if not room.isolated:
+        threads.hand_over(_STATUS)
     seccomp.install(stage.filter or seccomp.program(os.getpid()))

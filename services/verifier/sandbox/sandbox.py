@@ -12,8 +12,8 @@ GUARANTEES (tests/services/verifier/sandbox proves each; docs/security.md explai
    environment, command lines, memory, or of another program's source, input or output.
 3. No writing but to a folder of 16 MiB and 1024 files that holds the program's own file and vanishes with the run (no
    writing at all where namespaces are not allowed), and no changes of owner, mode or time anywhere.
-4. No other process: no fork, no exec, no signal to others. At most 64 open files and 32 threads (where namespaces are
-   not allowed, more threads end the program within some hundredths of a second).
+4. No other process: no fork, no exec, no signal to others. At most 64 open files and 32 threads (63 for a moment where
+   namespaces are not allowed).
 5. Bounded CPU time, wall time, memory, file size and output, whatever the program does.
 6. Nothing survives a run: when `run` returns, every thread and file of the program is gone.
 7. What `Result` says is measured outside the program. A program decides its exit code and its two outputs, nothing

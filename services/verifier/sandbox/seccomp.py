@@ -34,6 +34,8 @@ _IOCTLS = (0x5401, 0x5413, 0x5421, 0x5450, 0x5451)  # TCGETS, TIOCGWINSZ, FIONBI
 _FCNTLS = (0, 1, 2, 3, 4, 1030)  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC
 _SIGKILL = 9
 SET_MODE_FILTER = 1
+_NEW_LISTENER = 8
+_ASK = 0x7FC00000  # SECCOMP_RET_USER_NOTIF
 
 Instruction = tuple[int, int, int, int]
 
@@ -91,11 +93,26 @@ def _search(ranges: list[tuple[int, list[Instruction]]]) -> list[Instruction]:
 
 def install(code: bytes) -> None:
     """Bind this thread, and those it will start, to the filter. Needs no_new_privs."""
+    _install(code, 0)
+
+
+def _install(code: bytes, flags: int) -> int:
     instructions = ctypes.create_string_buffer(code, len(code))
     header = struct.pack("<HxxxxxxQ", len(code) // 8, ctypes.addressof(instructions))
-    kernel.call(
-        "seccomp", kernel.SYS_SECCOMP[kernel.machine], SET_MODE_FILTER, 0, ctypes.create_string_buffer(header, 16)
-    )
+    buffer = ctypes.create_string_buffer(header, 16)
+    return kernel.call("seccomp", kernel.SYS_SECCOMP[kernel.machine], SET_MODE_FILTER, flags, buffer)
+
+
+def install_listener() -> int:
+    """Give the holder of the returned descriptor the decision on each new thread of this process.
+
+    Needs no_new_privs. Only `clone` is asked about, whose flags the other filter has looked at. They are in registers,
+    so nothing can change them between the question and the answer. Raises OSError where the kernel refuses.
+    """
+    clone = INSPECTED["clone"][_COLUMN[kernel.machine]]
+    assert clone is not None, "inspected calls exist on every machine"
+    code = [(_LOAD, 0, 0, 0), (_JUMP_EQUAL, 0, 1, clone), _return(_ASK), _return(_ALLOW)]
+    return _install(b"".join(struct.pack("<HBBI", *instruction) for instruction in code), _NEW_LISTENER)
 
 
 def _return(action: int) -> Instruction:

@@ -3,8 +3,8 @@
 `python -m services.verifier.sandbox.zygote DESCRIPTOR INDEX isolated|bare LANDLOCK_ABI [PACKAGE_PATH ...]`
 
 It is started with an empty environment and holds nothing secret, since every program inherits its memory. It waits for
-a request on the control socket (wire.py), forks, measures, kills what is over a limit, and answers with what the kernel
-says. The child's word is taken for one thing only: that our own set-up reached its last step (program.py).
+a request on the control socket (frames.py), forks, measures, kills what is over a limit, and answers with what the
+kernel says. The child's word is taken for one thing only: that our own set-up reached its last step (program.py).
 With `--probe` it says as JSON what this machine's kernel lets it do.
 """
 
@@ -39,7 +39,7 @@ import sys
 import time
 import typing
 
-from services.verifier.sandbox import frames, kernel, program, room
+from services.verifier.sandbox import frames, kernel, program, room, threads
 
 PRELOADED = (bisect, collections, copy, ctypes, dataclasses, datetime, decimal, fractions, functools, heapq, itertools)
 PRELOADED_TOO = (math, operator, random, re, statistics, string, typing)
@@ -62,6 +62,7 @@ def main(arguments: list[str]) -> None:
     site.setquit()
     site.sethelper()
     site.setcopyright()
+    _go_first()
     kernel.one_heap()
     base = _address_space()
     home = room.enter(index, arguments[4:], isolated=isolated, landlock_abi=abi)
@@ -77,6 +78,15 @@ def main(arguments: list[str]) -> None:
         control.send(frames.pack_reply(reply))
 
 
+def _go_first() -> None:
+    """If the machine's memory runs out, a program, which inherits this, goes before any service."""
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")
+    except OSError:
+        pass
+
+
 def _address_space() -> int:
     with open("/proc/self/statm") as statm:
         return int(statm.read().split()[0]) * resource.getpagesize()
@@ -86,21 +96,29 @@ def _supervise(
     stage: program.Stage, request: frames.Request, descriptors: list[int], control: socket.socket
 ) -> frames.Reply:
     """Fork, wait, kill if need be, clean up. Returns when no process of the run is left."""
-    told, tell = os.pipe()
-    stage.room.begin_run()
+    told, tell = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     started = time.monotonic()
-    child = os.fork()
+    try:
+        stage.room.begin_run()
+        child = os.fork()
+    except OSError as error:  # no process or namespace is to be had now
+        stage.room.end_fork()
+        for descriptor in (told.detach(), tell.detach(), *descriptors):
+            os.close(descriptor)
+        return frames.Reply(frames.Ended.NOT_STARTED, 0, 0.0, 0.0, 0.0, 0, f"No process could be started: {error}.")
     if child == 0:
-        program.run(stage, request, descriptors, tell)
+        program.run(stage, request, descriptors, tell.fileno())
     stage.room.end_fork()
-    for descriptor in (tell, *descriptors):
+    tell.close()
+    for descriptor in descriptors:
         os.close(descriptor)
-    watch = Watch(child, request, started, control, stage.room)
-    ended = watch.until_end()
+    said, listener = (b"", -1) if stage.room.isolated else threads.hear(told)
+    ended = (watch := Watch(child, request, started, control, stage.room, listener)).until_end()
     _, status, usage = os.wait4(child, 0)
     wall = time.monotonic() - started
-    said = os.read(told, 256)
-    os.close(told)
+    if said in (b"", threads.LISTENER):
+        said = told.recv(256)
+    told.close()
     cpu = usage.ru_utime + usage.ru_stime
     if not said.startswith(program.STARTED):
         return frames.Reply(frames.Ended.NOT_STARTED, status, cpu, wall, 0, 0, said.decode(errors="replace"))
@@ -115,10 +133,18 @@ class Watch:
     """Watches a running program and ends it, with its whole pid namespace, where it is over a limit."""
 
     def __init__(
-        self, child: int, request: frames.Request, started: float, control: socket.socket, home: room.Room
+        self,
+        child: int,
+        request: frames.Request,
+        started: float,
+        control: socket.socket,
+        home: room.Room,
+        listener: int,
     ) -> None:
         self._request, self._started, self._control, self._room = request, started, control, home
         self._handle = os.pidfd_open(child)
+        self._listener = listener
+        """Where the kernel asks about new threads; -1 where it does not: in a user namespace it counts on its own."""
         self._clock = (~child << 3) | 2  # the kernel's name for that process's CPU clock (clock_getcpuclockid)
         self.queued_seconds: float | None = 0.0
         """How long the program waited for a core, as far as it was measured; None if the kernel does not say."""
@@ -128,20 +154,27 @@ class Watch:
         poll = select.poll()
         poll.register(self._handle, select.POLLIN)
         poll.register(self._control, select.POLLHUP | select.POLLRDHUP)
+        if self._listener >= 0:
+            poll.register(self._listener, select.POLLIN)
         try:
             while True:
                 ended, pause = self._look()
                 if ended is not None:
                     signal.pidfd_send_signal(self._handle, signal.SIGKILL)
                     return ended
-                events = poll.poll(pause * 1000 + 1)
-                if any(descriptor == self._handle for descriptor, _ in events):
+                happened = dict(poll.poll(pause * 1000 + 1))
+                if self._handle in happened:
                     return frames.Ended.BY_ITSELF
-                if events:  # the supervisor is gone
+                if self._control.fileno() in happened:  # the supervisor is gone
                     signal.pidfd_send_signal(self._handle, signal.SIGKILL)
                     os._exit(0)
+                if happened.get(self._listener, 0) & select.POLLIN:
+                    threads.answer(self._listener, self._room.proc.num_threads(self._handle))
+                elif self._listener in happened:  # no thread is left that could ask
+                    poll.unregister(self._listener)
         finally:
-            os.close(self._handle)
+            for descriptor in {self._handle, self._listener} - {-1}:
+                os.close(descriptor)
 
     def _look(self) -> tuple[frames.Ended | None, float]:
         """Which limit the program is over, if any, and how long it cannot be over another one."""
@@ -157,8 +190,8 @@ class Watch:
             starved = self.queued_seconds is None or wall - self.queued_seconds < self._request.wall_seconds
             return frames.Ended.STARVED if starved else frames.Ended.WALL_LIMIT, 0.0
         pause = min(max(min(wall_left, cpu_left), _CHECK_SECONDS), _LONGEST_PAUSE_SECONDS)
-        if not self._room.isolated:
-            if self._room.proc.num_threads(self._handle) > program.NUM_THREADS:
+        if not self._room.isolated and self._listener < 0:  # the kernel refused, so a look now and then must do
+            if self._room.proc.num_threads(self._handle) > threads.MOST:
                 return frames.Ended.TOO_MANY_THREADS, 0.0
             pause = min(pause, _COUNT_SECONDS)
         return None, pause

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from tests.services.verifier.sandbox.corpus import DONE, EXITED, STOPPED, Attack, attacks, call, refused
+from tests.services.verifier.sandbox.corpus import STOPPED, Attack, attacks, call, refused
 
 _CPU = {
     "endless_loop": "while True: pass",
@@ -49,6 +49,30 @@ _CPU = {
             pass
         while True: pass
     """,
+    "own_limit_of_zero": """
+        import resource, signal
+        signal.signal(signal.SIGXCPU, signal.SIG_IGN)
+        try:
+            resource.setrlimit(resource.RLIMIT_CPU, (0, 0))
+            print("ESCAPED")
+        except (ValueError, OSError):
+            pass
+        while True: pass
+    """,
+    "every_limit_of_zero": """
+        import resource, signal
+        for number in range(1, 65):
+            try:
+                signal.signal(number, signal.SIG_IGN)
+            except (OSError, ValueError):
+                pass
+        for kind in range(16):
+            try:
+                resource.setrlimit(kind, (0, 0))
+            except (ValueError, OSError):
+                pass
+        while True: pass
+    """,
     "memory_error_swallowed": """
         while True:
             try:
@@ -64,12 +88,37 @@ _CLOCK = {
     "wait_for_pipe": "import os; reading, writing = os.pipe(); os.read(reading, 1)",
     "thread_outlives_main": "import threading, time; threading.Thread(target=time.sleep, args=(60,)).start()",
     "stop_oneself": "import ctypes, signal, time; signal.raise_signal(signal.SIGSTOP); time.sleep(60)",
+    "stop_as_a_terminal_would": """
+        import signal, time
+        for number in (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU):
+            signal.raise_signal(number)
+        time.sleep(60)
+    """,
+    "sleep_in_many_threads": """
+        import threading, time
+        for _ in range(20):
+            threading.Thread(target=time.sleep, args=(60,)).start()
+    """,
 }
 
 _MEMORY = {
     "one_block": "x = bytearray(1 << 30)",
     "many_blocks": "x = []\nwhile True: x.append(bytearray(1 << 20))",
     "big_string": "x = 'x'\nwhile True: x += x",
+    "memory_disk_and_pipes": """
+        import os
+        try:
+            with open("full", "wb") as file:
+                file.write(bytes(900_000))
+        except OSError:
+            pass
+        kept = [os.pipe() for _ in range(20)]
+        for _, writing in kept:
+            os.set_blocking(writing, False)
+            os.write(writing, bytes(65536))
+        x = []
+        while True: x.append(bytearray(1 << 16))
+    """,
     "zip_bomb": """
         import zlib
         packed = zlib.compress(bytes(1 << 20))
@@ -150,7 +199,7 @@ _COUNTED = {
     ),
     "thread_bomb": (
         """
-        import os, threading, time
+        import os, threading
         count = 0
         threading.stack_size(65536)
         hold = threading.Event()
@@ -159,11 +208,30 @@ _COUNTED = {
                 threading.Thread(target=hold.wait, daemon=True).start()
                 count += 1
         except RuntimeError:
-            time.sleep(0.5)  # without a user namespace they are counted from outside
             os.write(1, str(count).encode())
             os._exit(0)
         """,
         32,
+    ),
+    "thread_bomb_from_threads": (
+        """
+        import os, threading, time
+        threading.stack_size(65536)
+        def breed():
+            try:
+                for _ in range(8): threading.Thread(target=breed, daemon=True).start()
+            except RuntimeError:
+                pass
+            time.sleep(60)
+        threading.Thread(target=breed, daemon=True).start()
+        most = 0
+        for _ in range(40):
+            most = max(most, len(threading.enumerate()))
+            time.sleep(0.001)
+        os.write(1, str(most).encode())
+        os._exit(0)
+        """,
+        63,
     ),
     "fork_bomb": (
         """
@@ -200,6 +268,32 @@ _CRASHES = {
     "deep_recursion_in_c": "x = []\nfor _ in range(10 ** 6): x = [x]\nprint(len(repr(x)))",
     "deep_source": "(" * 5000 + ")" * 5000,
     "deep_expression": "eval('-' * 500_000 + '1')",
+    "stack_in_c": """
+        import ctypes
+        back = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)
+        nested = back(lambda n: nested(n + 1))
+        import sys
+        sys.setrecursionlimit(10 ** 9)
+        nested(0)
+    """,
+    "signal_on_a_bad_stack": """
+        import ctypes, signal, struct
+        libc = ctypes.CDLL(None)
+        memory = ctypes.create_string_buffer(struct.pack("QixxxxQ", 4096, 0, 1 << 16))
+        libc.sigaltstack(memory, None)
+        import faulthandler
+        faulthandler.enable()
+        ctypes.string_at(0)
+    """,
+    "file_cut_under_a_map": """
+        import mmap, os
+        with open("x", "wb+") as file:
+            file.write(bytes(8192))
+            file.flush()
+            view = mmap.mmap(file.fileno(), 8192)
+            os.ftruncate(file.fileno(), 0)
+            view[0]
+    """,
     "null_byte_in_source": "print(1)\0print(2)",
     "wrong_syntax": "def (:",
     "corrupt_interpreter": "import ctypes; ctypes.memset(id(int), 0, 400)",
@@ -211,9 +305,7 @@ ATTACKS = [
     *attacks("exhaustion", _MEMORY, frozenset({"memory", "timeout_cpu"})),
     *attacks("exhaustion", _BOUNDED, STOPPED),
     *(
-        Attack(
-            name, "exhaustion", textwrap.dedent(source), DONE if name == "thread_bomb" else EXITED, most_printed=most
-        )
+        Attack(name, "exhaustion", textwrap.dedent(source), most_printed=most)
         for name, (source, most) in _COUNTED.items()
     ),
     *attacks("exhaustion", _OUTPUT, frozenset({"output_limit"}), "output"),

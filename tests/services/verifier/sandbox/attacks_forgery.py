@@ -80,6 +80,68 @@ _FEIGNED_FAULTS = {
     "kill_oneself": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
     "kill_oneself_by_call": "import signal; signal.raise_signal(signal.SIGKILL)",
     "kill_thread_by_call": call("tgkill", "os.getpid()", "os.getpid()", "9"),
+    "kill_by_timer": call(
+        "timer_create", "1", "ctypes.create_string_buffer(bytes(8) + b'\\x09' + bytes(55))", "bytes(8)"
+    ),
+    "kill_by_queued_signal": call("rt_sigqueueinfo", "os.getpid()", "9", "ctypes.create_string_buffer(128)"),
+    "kill_thread_by_old_call": call("tkill", "os.getpid()", "9"),
+    "kill_by_handle": call("pidfd_send_signal", "0", "9", "0", "0"),
+    "kill_by_input": """
+        import fcntl, os
+        reading, writing = os.pipe()
+        for command, argument in ((10, 9), (8, os.getpid()), (4, os.O_ASYNC)):  # F_SETSIG, F_SETOWN, F_SETFL
+            try:
+                fcntl.fcntl(reading, command, argument)
+            except OSError as error:
+                print("refused", error)
+        os.write(writing, b"x")
+    """,
+    "limit_by_call": call("prlimit64", "0", "0", "ctypes.create_string_buffer(16)", "0"),
+    "limit_by_high_address": call("prlimit64", "0", "0", "ctypes.c_void_p(1 << 32)", "0"),
+    "limit_of_the_supervisor": call("prlimit64", "@PID@", "9", "ctypes.create_string_buffer(16)", "0"),
+    "limit_of_the_zygote": call("prlimit64", "os.getppid() or 1 << 20", "0", "ctypes.create_string_buffer(16)", "0"),
+    "timers_of_every_kind": """
+        import signal, time
+        for number in (signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF):
+            signal.signal(number, signal.SIG_DFL)
+        for kind in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+            signal.setitimer(kind, 0.001, 0.001)
+        while True: pass
+    """,
+    "every_signal_to_oneself": """
+        import signal
+        for number in (*range(1, 32), *range(34, 65)):
+            if number not in (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU):
+                try:
+                    signal.raise_signal(number)
+                except (OSError, KeyboardInterrupt):
+                    pass
+        print("alive")
+    """,
+    "restartable_sequence": call("rseq", "ctypes.c_long(-1)", "32", "0", "0"),
+    "return_probe": call("uretprobe"),
+    "answer_for_the_kernel": """
+        import fcntl
+        for number in range(64):
+            for request in (0xC0502100, 0xC0182101):
+                try:
+                    fcntl.ioctl(number, request, bytearray(80))
+                    print("ESCAPED", number)
+                except OSError:
+                    pass
+    """,
+    "close_everything": "import os; os.closerange(0, 1024); os._exit(0)",
+    "cover_everything": """
+        import os
+        for number in range(3, 64):
+            os.dup2(1, number)
+        for number in range(64, 1024):
+            try:
+                os.dup2(1, number)
+            except OSError:
+                pass
+        print("42")
+    """,
     "abort": "import os; os.abort()",
     "kill_everybody": "import os; os.kill(-1, 9)",
     "kill_the_zygote": "import os; os.kill(os.getppid(), 9)",

@@ -87,12 +87,7 @@ class Evidence:
             found.append("too much output")
         if result.cpu_seconds > CPU_SECONDS + 1.0:
             found.append(f"{result.cpu_seconds:.2f} s of CPU time")
-        ended_by_us = result.status in attack.expect and result.status != "exited"
-        if (
-            attack.most_printed >= 0
-            and not ended_by_us
-            and not 0 <= int(result.stdout.split()[-1]) <= attack.most_printed
-        ):
+        if attack.most_printed >= 0 and not 0 <= int(result.stdout.split()[-1]) <= attack.most_printed:
             found.append(f"got {result.stdout!r}, at most {attack.most_printed} allowed")
         if os.listdir(self.folder) != [self.canary.name] or self._stat() != self._before:
             found.append("the canary or its folder changed")

@@ -5,8 +5,8 @@
     {"cases": [{"stdin": "1 2\\n", "stdout": "3\\n", "hidden": true}, ...], "wall_seconds": 2, "memory_mb": 256}
     {"cases": [{"call": "add", "args": [1, 2], "expected": 3}, ...], "tolerance": 1e-6}
 
-The program is the last fenced code block of the tagged answer, else of the reply, else the tagged answer itself. Only
-the program, its input and our driver go into the sandbox; outputs are compared outside. So a program can print whatever
+The program is the last code block of the tagged answer, else of the reply, else that answer (code_blocks.py). Only the
+program, its input and our driver go into the sandbox; outputs are compared outside. So a program can print whatever
 it likes: to pass it has to print the right thing. `wall_seconds` is how long a case may compute; waiting for a core of
 a busy machine does not count.
 """
@@ -16,23 +16,19 @@ from __future__ import annotations
 import asyncio
 import builtins
 import json
-import re
 from typing import Any, Final, Protocol
-
-from markdown_it import MarkdownIt
 
 from services.contracts.errors import InfrastructureError
 from services.contracts.messages import Question
 from services.contracts.questions.code_tests import Case, Tests, read_tests
 from services.verifier import metrics
 from services.verifier.gate import Gate
+from services.verifier.rewards.code_blocks import extract_program
 from services.verifier.rewards.code_outputs import OTHER, SET, same_result, same_text
 from services.verifier.rewards.registry import Judgement
-from services.verifier.rewards.replies import no_answer, shorten, tagged_answer
+from services.verifier.rewards.replies import no_answer, shorten
 from services.verifier.sandbox.sandbox import Program, Result
 
-# What can hold a fence is read, and nothing else: models indent fences as they like, and their tags are no HTML.
-_MARKDOWN: Final = MarkdownIt("zero").enable(["fence", "list", "blockquote"]).disable("inline")
 _OUTPUT_BYTES: Final = 4 << 20
 _SPARE_SECONDS: Final = 2.0
 """On the clock beyond `wall_seconds`, for what is no computing: modules read from disk, above all."""
@@ -128,26 +124,6 @@ class CodeReward:
                 remedy="Give the verifier more cores, or run fewer programs at once.",
             )
         return result
-
-
-def extract_program(text: str) -> str | None:
-    """The last complete fenced block of the tagged answer, else of the reply, else the tagged answer; None without."""
-    answer = tagged_answer(text)
-    for part in filter(None, (answer, text)):
-        if blocks := _fenced_blocks(part):
-            return blocks[-1]
-    return answer or None
-
-
-def _fenced_blocks(text: str) -> list[str]:
-    """Contents of the fenced blocks that are closed, wherever they stand, without their fences' indentation."""
-    lines, blocks = re.split(r"\r\n?|\n", text), []
-    for token in _MARKDOWN.parse(text):
-        if token.type == "fence" and token.map is not None:
-            last = lines[min(token.map[1], len(lines)) - 1].strip(" \t>")
-            if token.map[1] - token.map[0] > 1 and last.startswith(token.markup) and not last.strip(token.markup[0]):
-                blocks.append(token.content)
-    return blocks
 
 
 def no_program(truncated: bool) -> str:

@@ -15,7 +15,8 @@ from services.contracts.errors import InfrastructureError
 from services.contracts.questions.code_tests import Case
 from services.verifier.gate import one_second_try
 from services.verifier.rewards import code
-from services.verifier.rewards.code import CodeReward, extract_program
+from services.verifier.rewards.code import CodeReward
+from services.verifier.rewards.code_blocks import extract_program
 from services.verifier.rewards.code_outputs import OTHER, SET
 from services.verifier.rewards.registry import Judgement
 from services.verifier.sandbox.sandbox import Program, Result, Sandbox
@@ -216,6 +217,19 @@ async def test_tests_without_sense_are_a_fault(tests: object) -> None:
         ("```python\nx\n```\n<answer>see above</answer>", "x\n"),
         ("```python\r\nx\r\ny\r\n```", "x\ny\n"),
         ("```python\nx\n```\n```python\nnever closed", "x\n"),
+        ("> ```py\n> a\n>   b\n> ```", "a\n  b\n"),
+        ("<answer>`print(1)`</answer>", "print(1)"),
+        ("````python\ns = '''\n```\n'''\n````", "s = '''\n```\n'''\n"),
+        ("```python\ncode\n```\nIt prints\n```text\n5\n```", "code\n"),
+        ("```\ncode\n```\nRun it:\n```bash\npython x.py\n```", "code\n"),
+        ("```c++\nint x;\n```", "int x;\n"),
+        ("```python\ndraft, never closed\n\n```python\nfinal\n```", "final\n"),
+        ("Here it is: ```python3\na\n``` Done.", "a\n"),
+        ("1. ```python\n   a\n   ```", "a\n"),
+        ("```python\na\n```\nUse ``` for code.", "a\n"),
+        ("```python\r\na\r\n```\r\n", "a\n"),
+        ('```python3 title="a"\na\n```', "a\n"),
+        ("```{.python}\na\n```", "a\n"),
     ],
 )
 def test_the_program_is_the_last_closed_block(text: str, source: str | None) -> None:

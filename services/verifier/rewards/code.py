@@ -83,7 +83,7 @@ class CodeReward:
 
         Raises:
             QuestionError: the question's tests make no sense.
-            InfrastructureError: the sandbox failed twice.
+            InfrastructureError: the sandbox failed or the machine was too busy, in a second run too if there was one.
         """
         tests = read_tests(question)
         # Reading the Markdown of a long reply takes up to seconds, which others need not wait for.
@@ -107,10 +107,10 @@ class CodeReward:
         )
 
     async def _run(self, wanted: Program) -> Result:
-        """One run. After a fault, or where the machine was too busy for it, a second one alone."""
+        """One run. After a fault, or if the machine was too busy for it, a second one alone, one of a group."""
         async with self._gate.beside_others():
             result = await self.sandbox.run(wanted)
-        if result.status == "infrastructure_fault" or (result.status == "starved" and self._gate.may_try_again()):
+        if result.status in ("infrastructure_fault", "starved") and self._gate.may_try_again():
             async with self._gate.alone():
                 result = await self.sandbox.run(wanted)
         for reason in result.violations:

@@ -5,9 +5,10 @@ What becomes of a task:
 - The reward answers: its judgement.
 - It takes more CPU time or memory than a reply may: the reply is unreadable, which earns 0. CPU time is the task's own,
   so a busy machine does not bring this about.
-- It takes too long on the clock while it used little CPU time: the machine is overloaded (or the reward waits for
-  something). It is tried once more with no other task beside it; then it is a fault of ours.
+- It takes too long on the clock because it waited for a core, as the kernel measured: the machine is overloaded. It is
+  tried once more with no other task alongside, if its group has not used up its second try; then it is a fault.
 - The worker dies: likewise.
+- It takes too long on the clock for another reason: the reward waits for something, which is a fault at once.
 
 For rewards of installed packages, running out of CPU time or memory is a fault as well: we cannot tell whether text or
 reward is to blame.
@@ -38,6 +39,8 @@ UNREADABLE: Final = Judgement(
 )
 TASKS_BEFORE_RENEWAL: Final = 1000
 """A worker is replaced after so many tasks: libraries' caches grow."""
+STARVED_SHARE: Final = 0.5
+"""A task that spent this share of its time on the clock in the queue for a core was starved."""
 _EXIT_SECONDS: Final = 10.0
 
 
@@ -45,7 +48,7 @@ _EXIT_SECONDS: Final = 10.0
 class Failure:
     """Why an attempt gave no finding."""
 
-    reason: Literal["cpu", "wall", "died"]
+    reason: Literal["cpu", "slept", "starved", "died"]
     text: str
 
 
@@ -71,7 +74,7 @@ class WorkerPool:
         task = msgspec.msgpack.encode(Task(question, response_text, truncated, self.cpu_seconds))
         async with self._gate.beside_others():
             found = await self._attempt(question.kind, task)
-        if isinstance(found, Failure) and found.reason != "cpu":
+        if isinstance(found, Failure) and found.reason in ("starved", "died") and self._gate.may_try_again():
             async with self._gate.alone():
                 found = await self._attempt(question.kind, task)
         if isinstance(found, Finding) and found.judgement is not None:
@@ -105,7 +108,7 @@ class WorkerPool:
             return Failure("died", error.message)
         finding: Finding | None = None
         worker.num_tasks += 1
-        cpu_before = cpu_seconds_of(worker.pid)
+        cpu_before, queued_before = cpu_seconds_of(worker.pid), queued_seconds_of(worker.pid)
         try:
             async with asyncio.timeout(self.wall_seconds):
                 worker.writer.write(HEADER.pack(len(task)) + task)
@@ -114,7 +117,11 @@ class WorkerPool:
                 finding = msgspec.msgpack.decode(await worker.reader.readexactly(length), type=Finding)
         except TimeoutError:
             used = cpu_seconds_of(worker.pid) - cpu_before
-            return Failure("wall", f"no answer in {self.wall_seconds:g} s, of which {used:.1f} s were computed")
+            queued = queued_seconds_of(worker.pid) - queued_before
+            return Failure(
+                "starved" if queued >= STARVED_SHARE * self.wall_seconds else "slept",
+                f"no answer in {self.wall_seconds:g} s: {used:.1f} s computing, {queued:.1f} s waiting for a core",
+            )
         except (asyncio.IncompleteReadError, OSError):
             number = await _exit_signal(worker)
             if number == signal.SIGPROF:
@@ -151,6 +158,15 @@ async def _exit_signal(worker: Worker) -> int | None:
         return await asyncio.wait_for(asyncio.shield(worker.exited), _EXIT_SECONDS)
     except TimeoutError:
         return None
+
+
+def queued_seconds_of(pid: int) -> float:
+    """How long a process's main thread has waited for a core; 0 if it is gone or the kernel does not say."""
+    try:
+        with open(f"/proc/{pid}/schedstat", "rb") as file:
+            return int(file.read().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0
 
 
 def cpu_seconds_of(pid: int) -> float:

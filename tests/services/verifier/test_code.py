@@ -164,10 +164,11 @@ async def test_a_program_starved_by_a_busy_machine_runs_again_alone() -> None:
     assert len(slept.programs) == 1
 
 
-async def test_a_group_gets_one_second_run() -> None:
+@pytest.mark.parametrize("status", ["starved", "infrastructure_fault"])
+async def test_a_group_gets_one_second_run(status: str) -> None:
     """Each keeps everyone else waiting."""
     one = {"cases": [{"stdin": "", "stdout": "3"}]}
-    starved = Recorder(result("starved"))
+    starved = Recorder(result(status))
     reward = CodeReward(starved, 2)
     with one_second_try():
         replies = (reward.judge(question("code", "", one), fenced("print(3)"), False) for _ in range(4))

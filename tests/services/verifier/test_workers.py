@@ -11,6 +11,7 @@ import pytest
 
 from services.contracts.errors import ConfigurationError, InfrastructureError
 from services.contracts.messages import Question
+from services.verifier.gate import one_second_try
 from services.verifier.judge import Judge
 from services.verifier.rewards import registry
 from services.verifier.workers.pool import UNREADABLE, WorkerPool
@@ -111,6 +112,12 @@ def hazard(question, response_text, truncated):
         except FileExistsError:
             return 1.0
         os._exit(3)
+    if response_text.startswith("count "):
+        _, what, folder = response_text.split()
+        os.mkdir(os.path.join(folder, f"{time.monotonic_ns()}"))
+        if what == "die":
+            os._exit(3)
+        time.sleep(1000)
     if response_text == "sleep":
         time.sleep(1000)
     if response_text == "spin":
@@ -189,6 +196,22 @@ async def test_running_out_of_the_clock_alone_is_a_fault_not_a_zero(impatient_ju
     for verdict in (own, built_in):
         assert verdict.status == "infrastructure_fault"
         assert "no answer in 0.5 s" in verdict.fault
+
+
+async def test_a_reward_that_waits_is_not_tried_again(impatient_judge: Judge, tmp_path: Path) -> None:
+    (tries := tmp_path / "tries").mkdir()
+    verdict = await impatient_judge.verdict(question("hazard"), rollout(f"count sleep {tries}"))
+    assert verdict.status == "infrastructure_fault"
+    assert len(list(tries.iterdir())) == 1
+
+
+async def test_the_tasks_of_a_group_have_one_second_try(own_judge: Judge, tmp_path: Path) -> None:
+    (tries := tmp_path / "tries").mkdir()
+    with one_second_try():
+        asked = [own_judge.verdict(question("hazard"), rollout(f"count die {tries}")) for _ in range(4)]
+        verdicts = await asyncio.gather(*asked)
+    assert {verdict.status for verdict in verdicts} == {"infrastructure_fault"}
+    assert len(list(tries.iterdir())) == 4 + 1
 
 
 async def test_a_worker_that_dies_once_costs_nothing(own_judge: Judge, tmp_path: Path) -> None:

@@ -42,24 +42,26 @@ _GIVEN_NAMES: Final = "\n".join(
 """What LiveCodeBench's grader puts in front of an answer to a question in LeetCode's form. Here they are built-in
 names, so that none of them is taken for the function that the reply should define."""
 _DRIVER: Final = f"""
-import builtins, json, os, sys, types
+import builtins, json, linecache, os, sys, types
 
 def plain(value):
     return {{{SET!r}: list(value)}} if isinstance(value, (set, frozenset)) else {{{OTHER!r}: repr(value)}}
 
 def main(task):
-    out = os.fdopen(os.dup(1), "w")
+    out, leave = os.fdopen(os.dup(1), "w"), os._exit
     os.dup2(2, 1)
     reply = sys.modules["reply"] = types.ModuleType("reply")
     given = {{}}
     exec({_GIVEN_NAMES!r}, given)
     reply.__builtins__ = given | vars(builtins)
     sys.setrecursionlimit(50000)
+    linecache.cache["reply.py"] = (0, None, task["source"].splitlines(True), "reply.py")
     exec(compile(task["source"], "reply.py", "exec"), reply.__dict__)
     name = task["call"].rpartition(".")[2]
     function = getattr(reply, name) if hasattr(reply, name) else getattr(reply.Solution(), name)
     out.write(json.dumps(function(*task["args"]), default=plain))
     out.close()
+    leave(0)  # what the reply has yet to print, or threads that it left behind, do not change the result
 
 """
 """Calls the function and writes its result as JSON; what the reply prints goes to standard error."""

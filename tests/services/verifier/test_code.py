@@ -340,6 +340,9 @@ def test_printed_numbers(printed: str, wanted: str, tolerance: float | None, sam
             "def f(n): return g(20000)\ndef g(n): return n and g(n - 1)",
             0,
         ),
+        ("import os\ndef f(n):\n    os.close(1); print(n); return 3", 3),
+        ("import threading as t\ndef f(n):\n    t.Thread(target=t.Event().wait).start(); return 3", 3),
+        ("import inspect\ndef f(n): return inspect.getsource(f)[:3]", "def"),
     ],
 )
 async def test_calls_in_leetcodes_form(sandbox: Sandbox, source: str, expected: object) -> None:

@@ -149,7 +149,8 @@ def test_stop_now_ends_without_a_checkpoint(deployment: Deployment, run_file: Pa
 
 
 def test_watching_survives_a_restart_of_the_api(deployment: Deployment, run_file: Path, client: Client, capsys) -> None:
-    from turnout.cli.views.watch import PlainLines, Progress
+    from turnout.cli.views.progress import Progress
+    from turnout.cli.views.watch import PlainLines
 
     run_id = started(deployment, run_file, "--set", "training.steps=60")["id"]
     until(lambda: client.run(run_id).step >= 1)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from turnout.cli.views.watch import Progress
-from turnout.cli.views.watch_view import render
+from turnout.cli.views.live import render
+from turnout.cli.views.progress import Progress
 from turnout.client.models import Evaluation, Run, Service, Step
 
 STEPS = [

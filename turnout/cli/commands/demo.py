@@ -22,8 +22,9 @@ from turnout.cli.output import duration
 from turnout.cli.run_data import collect
 from turnout.cli.run_file import load_run
 from turnout.cli.terminal import say
+from turnout.cli.views.progress import Progress
 from turnout.cli.views.report import headline, report_folder, write_report
-from turnout.cli.views.watch import POLL_SECONDS, Progress, ended_code, view
+from turnout.cli.views.watch import POLL_SECONDS, ended_code, view
 from turnout.client.client import Client
 from turnout.client.models import Run
 

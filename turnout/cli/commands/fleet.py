@@ -41,8 +41,8 @@ def queues(
 ) -> None:
     """List the queues of runs: groups in each, and the age of the oldest."""
     from turnout.cli import output
-    from turnout.cli.commands.runs import full_id
     from turnout.client.client import Client
+    from turnout.client.run_ids import full_id
 
     with Client(api_url) as client:
         items = client.queues(full_id(client, run_id) if run_id else None)

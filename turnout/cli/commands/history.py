@@ -131,9 +131,9 @@ def events(
     api_url: Url = None,
 ) -> None:
     """Print a run's events as they happen. Goes on behind the last one after a broken connection."""
-    from turnout.cli.commands.runs import full_id
     from turnout.cli.terminal import say, say_json
     from turnout.client.client import Client
+    from turnout.client.run_ids import full_id
 
     with Client(api_url) as client:
         found = full_id(client, run_id)
@@ -157,8 +157,8 @@ def event_text(event: RunEvent) -> str:
 
 
 def _ask(api_url: str | None, run_id: str, question: Callable[[Client, str], Any]) -> Any:
-    from turnout.cli.commands.runs import full_id
     from turnout.client.client import Client
+    from turnout.client.run_ids import full_id
 
     with Client(api_url) as client:
         return question(client, full_id(client, run_id))

@@ -113,6 +113,7 @@ def show(run_id: Id, as_json: Json = False, api_url: Url = None) -> None:
     from turnout.cli import output
     from turnout.cli.run_data import collect
     from turnout.client.client import Client
+    from turnout.client.run_ids import full_id
 
     with Client(api_url) as client:
         output.show_run(collect(client, full_id(client, run_id)), as_json)
@@ -124,6 +125,7 @@ def show(run_id: Id, as_json: Json = False, api_url: Url = None) -> None:
 def watch(run_id: Id, as_json: Json = False, api_url: Url = None) -> None:
     """Show a run's progress until it ends. Survives restarts of the API. Ctrl-C leaves the run alone."""
     from turnout.client.client import Client
+    from turnout.client.run_ids import full_id
 
     with Client(api_url) as client:
         raise typer.Exit(_watch(client, full_id(client, run_id), as_json))
@@ -172,6 +174,7 @@ def fork(
     from turnout.cli import output
     from turnout.cli.run_file import changes_of
     from turnout.client.client import Client
+    from turnout.client.run_ids import full_id
 
     changes = changes_of(settings or ())
     with Client(api_url) as client:
@@ -197,6 +200,7 @@ def delete(
     from services.contracts.plain_text import in_line
     from turnout.cli import output
     from turnout.client.client import Client
+    from turnout.client.run_ids import full_id
 
     with Client(api_url) as client:
         run = client.run(full_id(client, run_id))
@@ -219,6 +223,7 @@ def report(
     from turnout.cli.run_data import collect
     from turnout.cli.views.report import report_folder, write_report
     from turnout.client.client import Client
+    from turnout.client.run_ids import full_id
 
     with Client(api_url) as client:
         data = collect(client, full_id(client, run_id))
@@ -237,6 +242,7 @@ def compare(
     from turnout.cli.run_data import collect
     from turnout.cli.views import compare as comparing
     from turnout.client.client import Client
+    from turnout.client.run_ids import full_id
 
     with Client(api_url) as client:
         runs = [collect(client, full_id(client, run_id)) for run_id in run_ids]
@@ -253,6 +259,7 @@ def _with_preset(settings: list[str] | None, preset: str | None) -> list[str]:
 def _act(run_id: str, action: Callable[[Client, str], Any], as_json: bool, api_url: str | None) -> None:
     from turnout.cli import output
     from turnout.client.client import Client
+    from turnout.client.run_ids import full_id
 
     with Client(api_url) as client:
         run = action(client, full_id(client, run_id))
@@ -264,18 +271,3 @@ def _watch(client: Client, run_id: str, as_json: bool) -> int:
     from turnout.cli.views.watch import watch as watch_run
 
     return watch_run(client, run_id, as_json=as_json)
-
-
-def full_id(client: Client, given: str) -> str:
-    """The id that `given` is, or is the only beginning of."""
-    from services.contracts.errors import ConflictError, NotFoundError
-
-    try:
-        return client.run(given).id
-    except NotFoundError:
-        matches = [run.id for run in client.runs() if run.id.startswith(given)]
-    if len(matches) == 1:
-        return matches[0]
-    if matches:
-        raise ConflictError(f"{given} is the beginning of {len(matches)} run ids.", remedy="Give more of it.")
-    raise NotFoundError(f"There is no run {given}.", remedy="`turnout runs list` shows all.")

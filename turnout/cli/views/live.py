@@ -10,7 +10,7 @@ from rich.text import Text
 
 from services.contracts.plain_text import in_line
 from turnout.cli.output import duration, sparkline
-from turnout.cli.views.watch import Progress, evaluation_text, note_text
+from turnout.cli.views.progress import Progress, evaluation_text, note_text
 from turnout.client.models import Evaluation
 
 STATE_STYLES = {

@@ -1,0 +1,24 @@
+"""Ids of runs as people type them."""
+
+from __future__ import annotations
+
+from services.contracts.errors import ConflictError, NotFoundError
+from turnout.client.client import Client
+
+
+def full_id(client: Client, given: str) -> str:
+    """The id of the run that `given` names: an id, or the beginning of exactly one.
+
+    Raises:
+        ConflictError: several ids begin like this.
+        NotFoundError: none does.
+    """
+    try:
+        return client.run(given).id
+    except NotFoundError:
+        matches = [run.id for run in client.runs() if run.id.startswith(given)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise ConflictError(f"{len(matches)} run ids begin with {given}.", remedy="Give more of the id.")
+    raise NotFoundError(f"There is no run {given}.", remedy="`turnout runs list` shows all.")

@@ -31,7 +31,7 @@ PATH: Final = f"{SCRATCH}/program.py"
 _FLUSH_FAILED: Final = 120
 """What Python itself exits with when standard output cannot be flushed."""
 _SMALL: Final = 1 << 20
-_LARGEST_THREAD_STACK: Final = 128 << 20
+_LARGEST_THREAD_STACK: Final = 64 << 20
 _streams: list[io.TextIOWrapper] = []
 _exit = os._exit
 

@@ -177,6 +177,23 @@ def test_dead_zygote_is_our_fault_and_replaced(loop: LoopThread) -> None:
     assert after.stdout == b"1\n"
 
 
+def test_a_kill_from_outside_is_no_fault_without_a_record_of_one(loop: LoopThread) -> None:
+    others = living(os.getpid())
+    sandbox = start(loop, num_zygotes=1)
+    zygote = set(living(os.getpid())) - set(others)
+
+    async def kill() -> Result:
+        task = asyncio.create_task(sandbox.run(Program("while True: pass", wall_seconds=60, cpu_seconds=60)))
+        os.kill(max(await started(set(others) | zygote)), signal.SIGKILL)
+        return await task
+
+    try:
+        result = loop.call(kill())
+    finally:
+        loop.call(sandbox.close())
+    assert (result.status, result.exit_code, result.fault) == ("killed", -signal.SIGKILL, "")
+
+
 def test_cancelled_run_is_stopped(loop: LoopThread) -> None:
     sandbox = start(loop, num_zygotes=1)
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from services.contracts.errors import ConfigurationError, check_secret
+from services.contracts.errors import ConfigurationError, check_secret, without_password
 from services.contracts.streams import check_run_id
 from services.runtime.address import host_of
+
+S = TypeVar("S", bound=BaseSettings)
 
 
 class Settings(BaseSettings):
@@ -114,21 +116,24 @@ class Settings(BaseSettings):
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
-def _said(message: str) -> str:
-    text = message.removeprefix("Value error, ")
-    return text[:1].lower() + text[1:]
+def load(kind: type[S]) -> S:
+    """Settings of this process. Raises `ConfigurationError` naming the variable that is wrong."""
+    try:
+        return kind()
+    except ValidationError as error:
+        item = error.errors()[0]
+        name = str(kind.model_config.get("env_prefix", "")) + str(item["loc"][0]).upper()
+        reason = item["msg"].removeprefix("Value error, ")
+        raise ConfigurationError(
+            f"{name} is {without_password(str(item.get('input')))!r}: {reason[:1].lower() + reason[1:]}.",
+            remedy="Correct or unset it.",
+            field=name,
+        ) from error
 
 
 def load_settings() -> Settings:
-    """The settings of this process. Raises `ConfigurationError` naming the variable that is wrong."""
-    try:
-        settings = Settings()
-    except ValidationError as error:
-        item = error.errors()[0]
-        name = "TURNOUT_" + str(item["loc"][0]).upper()
-        raise ConfigurationError(
-            f"{name} is {item.get('input')!r}: {_said(item['msg'])}.", remedy="Correct or unset it.", field=name
-        ) from error
+    """The settings that all services share. Raises `ConfigurationError` naming the variable that is wrong."""
+    settings = load(Settings)
     check_secret("TURNOUT_API_KEY", settings.api_key)
     check_secret("TURNOUT_SERVICE_TOKEN", settings.service_token)
     if settings.host not in LOOPBACK and not settings.service_token:

@@ -1,61 +1,56 @@
 """One rollout in, one verdict out, whatever happens on the way.
 
 Three ways to judge: in place (quick and linear rewards), in a supervised worker process (parsers that may hang or
-crash, rewards of one's own), or by an asynchronous part (sandbox, HTTP endpoint). A fault of ours, or of the question,
-becomes a verdict of status `infrastructure_fault` with the reason, never reward 0.
+crash, rewards of one's own), or by waiting for what a reward has opened (sandbox, HTTP endpoint). A fault of ours, or
+of the question, becomes a verdict of status `infrastructure_fault` with the reason, never reward 0.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
-from services.contracts.errors import InfrastructureError, TurnoutError
+from services.contracts.errors import InfrastructureError, TurnoutError, UnavailableError
 from services.contracts.messages import Question, Rollout, Verdict
 from services.runtime.logs import get_logger
 from services.verifier import metrics
 from services.verifier.rewards import registry
-from services.verifier.rewards.registry import Judgement, QuestionError
+from services.verifier.rewards.registry import AsynchronousReward, Judgement, Opened, QuestionError
 
 log = get_logger(__name__)
-
-
-class AsynchronousReward(Protocol):
-    """Judges replies by waiting for something outside this process: sandbox, endpoint or worker pool.
-
-    Raises:
-        InfrastructureError: the something failed, after the part's own retries.
-    """
-
-    async def judge(self, question: Question, response_text: str, truncated: bool) -> Judgement: ...
 
 
 class Judge:
     """Every kind that this verifier can judge."""
 
-    def __init__(self, pool: AsynchronousReward, parts: Mapping[str, AsynchronousReward]) -> None:
-        """`pool` judges supervised kinds and those of installed packages; `parts` are `code`, `http`."""
+    def __init__(self, pool: AsynchronousReward, opened: Mapping[str, Opened]) -> None:
+        """`pool` judges supervised kinds and those of installed packages; `opened` are the rewards that are opened."""
         self._in_place: dict[str, registry.RewardFunction] = {}
-        self._parts = dict(parts)
+        self._waited_for = {kind: one.reward for kind, one in opened.items()}
         for kind, reward in registry.built_in().items():
             if reward.supervised:
-                self._parts[kind] = pool
-            else:
+                self._waited_for[kind] = pool
+            elif reward.function is not None:
                 self._in_place[kind] = reward.function
         for kind in registry.own_kinds():
-            self._parts[kind] = pool
+            self._waited_for[kind] = pool
+        self.details = {"kinds": ", ".join(self.kinds)}
+        """Shown with the verifier's heartbeat."""
+        for one in opened.values():
+            self.details |= one.details
 
     @property
     def kinds(self) -> list[str]:
-        return sorted({*self._in_place, *self._parts})
+        return sorted({*self._in_place, *self._waited_for})
 
     async def verdict(self, question: Question, rollout: Rollout) -> Verdict:
         """The verdict on one rollout; never raises but for cancellation."""
         if rollout.status != "ok":
             return Verdict(status="infrastructure_fault", fault=f"The rollout failed: {rollout.fault}")
         started = time.perf_counter()
-        kind = question.kind if question.kind in self._in_place or question.kind in self._parts else "unknown"
+        kind = question.kind if question.kind in self.kinds else "unknown"
         try:
             judgement = registry.checked(await self._judge(question, rollout.text, rollout.finish_reason == "length"))
         except Exception as error:  # the border: any fault becomes a recorded status
@@ -81,25 +76,43 @@ class Judge:
         function = self._in_place.get(question.kind)
         if function is not None:
             return function(question, text, truncated)
-        part = self._parts.get(question.kind)
-        if part is None:
+        reward = self._waited_for.get(question.kind)
+        if reward is None:
             raise QuestionError(
                 f"Question {question.id} has kind {question.kind!r}, which this verifier cannot judge.",
                 remedy=f"Use one of {', '.join(self.kinds)}, or install a package that brings it "
                 f"(entry point group {registry.ENTRY_POINTS}, docs/rewards.md).",
             )
-        return await part.judge(question, text, truncated)
+        return await reward.judge(question, text, truncated)
+
+
+@asynccontextmanager
+async def open_judge(pool: AsynchronousReward) -> AsyncIterator[Judge]:
+    """A judge with every built-in reward opened. Questions of one that is not available are faults with the reason.
+
+    Raises:
+        ConfigurationError: a reward's settings are wrong.
+    """
+    async with AsyncExitStack() as stack:
+        opened = {}
+        for kind, reward in registry.built_in().items():
+            if reward.open is not None:
+                try:
+                    opened[kind] = await stack.enter_async_context(reward.open())
+                except UnavailableError as error:
+                    log.warning("questions of this kind cannot be judged", kind=kind, error=str(error))
+                    opened[kind] = Opened(Unavailable(error), {kind: f"unavailable: {error}"})
+        yield Judge(pool, opened)
 
 
 class Unavailable:
-    """Stands in for a part that did not start: its kinds fail with the reason."""
+    """In place of a reward that could not be opened: its questions fail with the reason."""
 
-    def __init__(self, what: str, remedy: str) -> None:
-        self.what = what
-        self.remedy = remedy
+    def __init__(self, error: UnavailableError) -> None:
+        self._error = error
 
     async def judge(self, question: Question, response_text: str, truncated: bool) -> Judgement:
-        raise InfrastructureError(self.what, remedy=self.remedy)
+        raise InfrastructureError(self._error.message, remedy=self._error.remedy)
 
 
 def _outcome(verdict: Verdict) -> str:

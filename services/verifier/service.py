@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
 from typing import Final
 
 from redis.exceptions import RedisError
@@ -20,12 +21,15 @@ from services.contracts.messages import CompletedGroup, ScoredGroup
 from services.runtime.logs import get_logger, log_fields
 from services.runtime.metrics import TOKENS
 from services.runtime.presence import Presence
-from services.runtime.process import end_if_cancelled
+from services.runtime.process import Service, end_if_cancelled
 from services.runtime.queue.queue import Delivery, Held, Queue, Suspect
+from services.runtime.settings import load
 from services.runtime.traces import record
 from services.verifier import metrics
 from services.verifier.gate import one_second_try
-from services.verifier.judge import Judge
+from services.verifier.judge import Judge, open_judge
+from services.verifier.settings import VerifierSettings
+from services.verifier.workers.pool import WorkerPool
 
 log = get_logger(__name__)
 Group = Delivery[CompletedGroup]
@@ -37,6 +41,22 @@ RECLAIM_SECONDS: Final = 5.0
 TELL_SECONDS: Final = 60.0
 RECEIVE_SECONDS: Final = 0.5
 """Longest wait for a message, and so the delay before a new run is noticed."""
+
+
+async def loops(service: Service) -> None:
+    """Open the workers and every reward, then judge until cancelled."""
+    settings = load(VerifierSettings)
+    pool = WorkerPool(
+        num_workers=settings.workers,
+        cpu_seconds=settings.task_cpu_seconds,
+        wall_seconds=settings.task_wall_seconds,
+        memory_bytes=settings.worker_memory_mb << 20,
+    )
+    async with aclosing(pool), open_judge(pool) as judge:
+        service.presence.details = judge.details
+        service.presence.state = "ready"
+        queue = Queue(service.redis, streams.GROUP_VERIFIER, service.presence.instance)
+        await Verifier(queue, service.presence, judge, max_groups=settings.max_groups).run()
 
 
 class Verifier:

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
-
-from services.contracts.errors import ConfigurationError, without_password
-
-S = TypeVar("S", bound=BaseSettings)
 
 
 class VerifierSettings(BaseSettings):
@@ -49,17 +44,3 @@ class EndpointSettings(BaseSettings):
     """Tries a rollout, with growing pauses between."""
     concurrency: int = Field(default=32, ge=1)
     """Requests in flight at once."""
-
-
-def load(kind: type[S]) -> S:
-    """Settings of this process. Raises `ConfigurationError` naming the variable that is wrong."""
-    try:
-        return kind()
-    except ValidationError as error:
-        item = error.errors()[0]
-        name = str(kind.model_config.get("env_prefix", "")) + str(item["loc"][0]).upper()
-        raise ConfigurationError(
-            f"{name} is {without_password(str(item.get('input')))!r}: {item['msg'].lower()}.",
-            remedy="Correct or unset it.",
-            field=name,
-        ) from error

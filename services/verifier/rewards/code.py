@@ -16,18 +16,25 @@ from __future__ import annotations
 import asyncio
 import builtins
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Final, Protocol
 
 from services.contracts.errors import InfrastructureError
 from services.contracts.messages import Question
 from services.contracts.questions.code_tests import Case, Tests, read_tests
+from services.runtime.logs import get_logger
+from services.runtime.settings import load
 from services.verifier import metrics
 from services.verifier.gate import Gate
 from services.verifier.rewards.code_blocks import extract_program
 from services.verifier.rewards.code_outputs import OTHER, SET, same_result, same_text
-from services.verifier.rewards.registry import Judgement
+from services.verifier.rewards.registry import Judgement, Opened, register_resource
 from services.verifier.rewards.replies import no_answer, shorten
-from services.verifier.sandbox.sandbox import Program, Result
+from services.verifier.sandbox.sandbox import Program, Result, Sandbox
+from services.verifier.settings import VerifierSettings
+
+log = get_logger(__name__)
 
 _OUTPUT_BYTES: Final = 4 << 20
 _SPARE_SECONDS: Final = 2.0
@@ -71,6 +78,27 @@ class Runner(Protocol):
     """The sandbox, as far as this reward needs it."""
 
     async def run(self, program: Program) -> Result: ...
+
+
+@register_resource("code")
+@asynccontextmanager
+async def open_code() -> AsyncIterator[Opened]:
+    """With a sandbox for as many programs at once as the settings say.
+
+    Raises:
+        UnavailableError: the sandbox cannot start on this machine.
+    """
+    num_programs = load(VerifierSettings).programs
+    sandbox = Sandbox(num_programs)
+    await sandbox.start()
+    try:
+        layers = sandbox.layers
+        for layer in layers.active:
+            metrics.LAYER.labels(layer).set(1)
+        log.info("sandbox started", layers=layers.active, advice=layers.advice)
+        yield Opened(CodeReward(sandbox, num_programs), {"sandbox": ", ".join(layers.active)})
+    finally:
+        await sandbox.close()
 
 
 class CodeReward:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -21,7 +22,8 @@ from services.contracts.errors import ConfigurationError, InfrastructureError
 from services.contracts.messages import Question
 from services.contracts.questions.forms import http_url
 from services.runtime.http.outgoing import client_options, request
-from services.verifier.rewards.registry import Judgement, QuestionError
+from services.runtime.settings import load
+from services.verifier.rewards.registry import Judgement, Opened, QuestionError, register_resource
 from services.verifier.rewards.replies import shorten
 from services.verifier.settings import EndpointSettings
 
@@ -79,7 +81,18 @@ class Breaker:
 
 
 class EndpointError(InfrastructureError):
-    """The endpoint did not answer as agreed, this time."""
+    """The endpoint failed this time."""
+
+
+@register_resource("http")
+@asynccontextmanager
+async def open_http() -> AsyncIterator[Opened]:
+    """The endpoint of this process's settings."""
+    reward = HttpReward(load(EndpointSettings))
+    try:
+        yield Opened(reward)
+    finally:
+        await reward.close()
 
 
 class HttpReward:
@@ -162,7 +175,7 @@ class HttpReward:
             )
         except httpx.HTTPError as error:
             raise EndpointError(
-                f"Reward endpoint {url} failed: {error!r}.", remedy="See that it runs and can be reached."
+                f"Reward endpoint {url} failed: {error!r}.", remedy="Check that it is running and reachable."
             ) from error
         if response.status_code != 200:
             fault = EndpointError if response.status_code in _WORTH_ANOTHER_TRY else QuestionError
@@ -172,7 +185,7 @@ class HttpReward:
             reply = msgspec.json.decode(response.content, type=EndpointReply)
         except msgspec.DecodeError as error:
             raise QuestionError(
-                f"Reward endpoint {url} answered something else than we agreed: {error}.", remedy="See docs/rewards.md."
+                f"Reward endpoint {url} gave an unexpected response: {error}.", remedy="See docs/rewards.md."
             ) from error
         return Judgement(
             reward=reply.reward,

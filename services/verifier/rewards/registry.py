@@ -1,21 +1,29 @@
-"""The table of rewards: kind of question -> function that judges one reply.
+"""The table of rewards: kind of question -> what judges one reply.
 
     @register("mcq")
     def judge_mcq(question: Question, response_text: str, truncated: bool) -> Judgement: ...
 
-A reward is pure and synchronous and raises for no text that a model may write. `supervised=True` makes it run in a
+Such a reward is pure and synchronous and raises for no text that a model may write. `supervised=True` makes it run in a
 worker process with a time limit (`services.verifier.workers.pool`): for parsers that may hang, crash or eat memory.
-Kinds that need the sandbox or the network (`code`, `http`) are not here: `services.verifier.judge` holds them.
+
+A reward that waits for something outside the process, such as the sandbox or the network, is opened once per verifier:
+
+    @register_resource("http")
+    @asynccontextmanager
+    async def open_http() -> AsyncIterator[Opened]: ...
+
+If opening raises `UnavailableError`, only its own questions cannot be judged. `BUILT_IN` names the modules.
 """
 
 from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -24,7 +32,7 @@ from services.contracts.errors import QuestionError as QuestionError  # for rewa
 from services.contracts.messages import Question
 
 ENTRY_POINTS: Final = "turnout.rewards"
-BUILT_IN: Final = ("mcq", "tooluse", "recall", "exact", "regex", "math")
+BUILT_IN: Final = ("mcq", "tooluse", "recall", "exact", "regex", "math", "code", "http")
 """Modules of this package, each registering the kind of its name."""
 LONGEST_TEXT: Final = 4000
 
@@ -45,12 +53,33 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
 RewardFunction = Callable[[Question, str, bool], Any]
 
 
+class AsynchronousReward(Protocol):
+    """Judges replies by waiting for something outside this process: sandbox, endpoint or worker pool."""
+
+    async def judge(self, question: Question, response_text: str, truncated: bool) -> Judgement:
+        """The judgement. Raises `InfrastructureError` if the something failed, after the reward's own retries."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A reward that is ready to judge."""
+
+    reward: AsynchronousReward
+    details: Mapping[str, str] = field(default_factory=dict)
+    """Shown with the verifier's heartbeat."""
+
+
+Opener = Callable[[], AbstractAsyncContextManager[Opened]]
+
+
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """One row of the table."""
+    """One row of the table: a function or an opener."""
 
     kind: str
-    function: RewardFunction
+    function: RewardFunction | None = None
+    open: Opener | None = None
     supervised: bool = False
     warm: Callable[[], None] | None = None
     """Loads heavy libraries, once, in the process that all workers are forked from."""
@@ -65,20 +94,36 @@ def register(
     """Decorator that puts a function into the table. Raises `ConfigurationError` for a kind that is taken."""
 
     def add(function: RewardFunction) -> RewardFunction:
-        known = _REWARDS.get(kind)
-        if known is not None and known.function.__qualname__ != function.__qualname__:
-            raise ConfigurationError(f"Two rewards are registered for kind {kind!r}.", remedy="Rename one of them.")
-        _REWARDS[kind] = Reward(kind, function, supervised, warm)
+        _add(Reward(kind, function, supervised=supervised, warm=warm))
         return function
 
     return add
 
 
+def register_resource(kind: str) -> Callable[[Opener], Opener]:
+    """The same for a reward that has to be opened: a function that gives an asynchronous context manager."""
+
+    def add(opener: Opener) -> Opener:
+        _add(Reward(kind, open=opener))
+        return opener
+
+    return add
+
+
+def _add(reward: Reward) -> None:
+    known = _REWARDS.setdefault(reward.kind, reward)
+    if _name(known) != _name(reward):
+        raise ConfigurationError(f"Two rewards are registered for kind {reward.kind!r}.", remedy="Rename one of them.")
+    _REWARDS[reward.kind] = reward
+
+
+def _name(reward: Reward) -> str:
+    return (reward.function or reward.open).__qualname__  # type: ignore[union-attr]
+
+
 def built_in() -> dict[str, Reward]:
     """The rewards that come with the platform, by kind."""
-    for name in BUILT_IN:
-        importlib.import_module(f"services.verifier.rewards.{name}")
-    return {name: _REWARDS[name] for name in BUILT_IN}
+    return {kind: load(kind) for kind in BUILT_IN}
 
 
 def own_kinds() -> list[str]:
@@ -89,7 +134,7 @@ def own_kinds() -> list[str]:
     """
     names = sorted({point.name for point in entry_points(group=ENTRY_POINTS)})
     for name in names:
-        if name in (*BUILT_IN, "code", "http"):
+        if name in BUILT_IN:
             raise ConfigurationError(
                 f"An installed package brings a reward named {name!r}, which the platform has itself.",
                 remedy=f"Rename the package's entry point in group {ENTRY_POINTS}.",
@@ -97,8 +142,12 @@ def own_kinds() -> list[str]:
     return names
 
 
-def load_own(kind: str) -> Reward:
-    """The reward of an installed package. Raises whatever its import raises; called in worker processes only."""
+def load(kind: str) -> Reward:
+    """A reward of the platform or of an installed package. Importing a package's reward may raise anything, so that is
+    done in worker processes only."""
+    if kind in BUILT_IN:
+        importlib.import_module(f"services.verifier.rewards.{kind}")
+        return _REWARDS[kind]
     for point in entry_points(group=ENTRY_POINTS, name=kind):
         return Reward(kind, point.load(), supervised=True)
     raise LookupError(f"no installed package brings a reward named {kind!r}")

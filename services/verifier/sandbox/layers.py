@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from services.contracts.errors import TurnoutError, UnavailableError
+from services.contracts.errors import UnavailableError
 from services.verifier.sandbox import kernel, landlock, room, seccomp
 
 MINIMUM_LANDLOCK = 3
@@ -109,7 +109,7 @@ def zygote_command(python: str, *arguments: str) -> tuple[list[str], dict[str, s
 
 @functools.cache
 def probe(python: str = sys.executable) -> Layers:
-    """The layers of this machine; takes about 0.2 s, once a process. Raises `TurnoutError` where the probe dies."""
+    """The layers of this machine; takes about 0.2 s, once a process. Raises `UnavailableError` if the probe dies."""
     command, environment = zygote_command(python, "--probe")
     try:
         done = subprocess.run(
@@ -118,7 +118,7 @@ def probe(python: str = sys.executable) -> Layers:
         return Layers(**json.loads(done.stdout))
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         said = getattr(error, "stderr", None) or b""
-        raise TurnoutError(
+        raise UnavailableError(
             f"The sandbox could not look at this machine: {error} {said.decode(errors='replace')[-400:]}",
             remedy=f"Check that {python} starts and that the services package is readable to this user.",
         ) from error

@@ -29,8 +29,8 @@ from services.contracts.messages import Question
 from services.verifier.gate import Gate
 from services.verifier.rewards import registry
 from services.verifier.rewards.registry import Judgement, QuestionError
-from services.verifier.workers.nursery import Nursery, Worker
-from services.verifier.workers.zygote import HEADER, Finding, Task
+from services.verifier.workers.forkserver import HEADER, Finding, Task
+from services.verifier.workers.forkserver_process import ForkServer, Worker
 
 UNREADABLE: Final = Judgement(
     reward=0.0,
@@ -62,7 +62,7 @@ class WorkerPool:
         self.memory_bytes = memory_bytes
         self._gate = Gate(num_workers)
         self._idle: list[Worker] = []
-        self._nursery: Nursery | None = None
+        self._server: ForkServer | None = None
         self._starting = asyncio.Lock()
 
     async def judge(self, question: Question, response_text: str, truncated: bool) -> Judgement:
@@ -91,17 +91,17 @@ class WorkerPool:
             "TURNOUT_VERIFIER_TASK_WALL_SECONDS or TURNOUT_VERIFIER_WORKER_MEMORY_MB.",
         )
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """End all processes."""
-        if self._nursery is not None:
-            await self._nursery.close()
-            self._nursery = None
+        if self._server is not None:
+            await self._server.close()
+            self._server = None
         self._idle.clear()
 
     async def _attempt(self, kind: str, task: bytes) -> Finding | Failure:
         """One try. The worker goes back to the idle ones only if it answered."""
         try:
-            nursery, worker = await self._take(kind)
+            server, worker = await self._take(kind)
         except QuestionError:
             raise
         except InfrastructureError as error:
@@ -129,27 +129,27 @@ class WorkerPool:
             return Failure("died", f"the worker process died (signal {number})")
         finally:
             worn = worker.num_tasks >= TASKS_BEFORE_RENEWAL
-            if finding is None or finding.out_of_memory or worn or not nursery.alive:
-                nursery.kill(worker)
+            if finding is None or finding.out_of_memory or worn or not server.alive:
+                server.kill(worker)
             else:
                 self._idle.append(worker)
         return finding
 
-    async def _take(self, kind: str) -> tuple[Nursery, Worker]:
+    async def _take(self, kind: str) -> tuple[ForkServer, Worker]:
         """An idle worker that knows `kind`, or a new one. Idle ones that ended or do not know it are dropped."""
         async with self._starting:
-            if self._nursery is None or not self._nursery.alive:
-                if self._nursery is not None:
-                    await self._nursery.close()
-                self._nursery, self._idle = Nursery(self.memory_bytes), []
-        nursery = self._nursery
-        await nursery.load(kind)
+            if self._server is None or not self._server.alive:
+                if self._server is not None:
+                    await self._server.close()
+                self._server, self._idle = ForkServer(self.memory_bytes), []
+        server = self._server
+        await server.load(kind)
         while self._idle:
             worker = self._idle.pop()
             if kind in worker.kinds and not worker.exited.done() and not worker.reader.at_eof():
-                return nursery, worker
-            nursery.kill(worker)
-        return nursery, await nursery.fork()
+                return server, worker
+            server.kill(worker)
+        return server, await server.fork()
 
 
 async def _exit_signal(worker: Worker) -> int | None:

@@ -19,7 +19,7 @@ async def pool() -> AsyncIterator[WorkerPool]:
     """Two workers with a short limit of CPU time (one answer takes about 0.01 s)."""
     made = WorkerPool(num_workers=2, cpu_seconds=0.1, wall_seconds=120.0, memory_bytes=2 << 30)
     yield made
-    await made.close()
+    await made.aclose()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -19,12 +19,13 @@ from tests.services.verifier.test_service import collect, feed
 PROGRAM = """
 import asyncio, os, signal, sys
 from services.contracts import streams
+from services.contracts.errors import UnavailableError
 from services.runtime.connection import connect
 from services.runtime.queue.queue import Queue
 from services.runtime.presence import Presence
 from services.verifier import service
 from services.verifier.judge import Judge, Unavailable
-from services.verifier.rewards.registry import Judgement
+from services.verifier.rewards.registry import Judgement, Opened
 
 class Part:
     async def judge(self, asked, response_text, truncated):
@@ -36,10 +37,10 @@ class Part:
 async def main():
     service.RECLAIM_SECONDS = 0.02
     redis = connect(sys.argv[1])
-    nothing = Unavailable("Not in this test.", "")
+    nothing = Opened(Unavailable(UnavailableError("Not in this test.")))
     queue = Queue(redis, streams.GROUP_VERIFIER, "verifier-0")
     presence = Presence(redis, "verifier", "verifier-0", "http://127.0.0.1:1")
-    judge = Judge(nothing, {"code": Part(), "http": nothing})
+    judge = Judge(nothing.reward, {"code": Opened(Part()), "http": nothing})
     await service.Verifier(queue, presence, judge, max_groups=8).run()
 
 asyncio.run(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -11,13 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from examples.embedded import benchmark
+from services.contracts.errors import ConfigurationError, UnavailableError
 from services.contracts.messages import Question
+from services.verifier.judge import open_judge
 from services.verifier.rewards import registry
 from services.verifier.rewards.registry import Judgement, QuestionError
 from services.verifier.rewards.replies import shorten
-from tests.services.verifier.builders import question
+from services.verifier.sandbox.sandbox import Sandbox
+from services.verifier.workers.pool import WorkerPool
+from tests.services.verifier.builders import question, rollout
 
-IN_PLACE = {kind: reward.function for kind, reward in registry.built_in().items() if not reward.supervised}
+IN_PLACE = {
+    kind: reward.function for kind, reward in registry.built_in().items() if reward.function and not reward.supervised
+}
 NESTED = [{"Action": "setTags", "Action_Input": '{"id": 3, "meta": {"tags": ["a", "b"], "note": "brace } in text"}}'}]
 TWICE = [
     {"Action": "find", "Action_Input": '{"name": "x"}'},
@@ -318,3 +325,23 @@ def test_a_reward_may_return_a_plain_number(result: Any) -> None:
 def test_nonsense_from_a_reward_is_a_fault(result: Any) -> None:
     with pytest.raises(QuestionError):
         registry.checked(result)
+
+
+async def test_a_reward_that_cannot_be_opened_fails_only_its_own_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def start(self: Sandbox) -> None:
+        raise UnavailableError("This machine has no seccomp.", remedy="Take another kernel.")
+
+    monkeypatch.setattr(Sandbox, "start", start)
+    pool = WorkerPool(num_workers=1, cpu_seconds=1, wall_seconds=60, memory_bytes=1 << 30)
+    async with aclosing(pool), open_judge(pool) as judge:
+        code = await judge.verdict(question("code", "", {"cases": [{"stdin": "", "stdout": "3"}]}), rollout("3"))
+        mcq = await judge.verdict(question("mcq", "B"), rollout("<answer>B</answer>"))
+    assert (code.status, code.fault) == ("infrastructure_fault", "This machine has no seccomp. Take another kernel.")
+    assert (mcq.status, mcq.reward) == ("ok", 1.0)
+    assert "no seccomp" in judge.details["code"]
+
+
+def test_every_reward_module_has_one_kind_in_the_table() -> None:
+    assert [reward.kind for reward in registry.built_in().values()] == list(registry.BUILT_IN)
+    with pytest.raises(ConfigurationError, match="Two rewards"):
+        registry.register("mcq")(lambda *_: 1.0)

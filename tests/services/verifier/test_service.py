@@ -14,13 +14,14 @@ import msgspec
 from redis.asyncio import Redis
 
 from services.contracts import codec, streams
+from services.contracts.errors import UnavailableError
 from services.contracts.events import Note
 from services.contracts.heartbeat import ServiceRecord
 from services.contracts.messages import CompletedGroup, DeadLetter, Question, Rollout, ScoredGroup
 from services.runtime.presence import Presence
 from services.runtime.queue.queue import Queue
 from services.verifier.judge import Judge, Unavailable
-from services.verifier.rewards.registry import Judgement
+from services.verifier.rewards.registry import Judgement, Opened
 from services.verifier.service import Verifier
 from tests.conftest import ROOT
 from tests.services.verifier.builders import group, question, rollout
@@ -47,12 +48,12 @@ async def running(
     redis: Redis, name: str = "verifier-0", code: Slow | None = None, **options: float
 ) -> AsyncIterator[Verifier]:
     """A verifier's loops, for as long as the block lasts."""
-    nothing = Unavailable("Not in this test.", "")
-    parts = {"code": code or nothing, "http": nothing}
+    nothing = Opened(Unavailable(UnavailableError("Not in this test.")))
+    opened = {"code": Opened(code) if code else nothing, "http": nothing}
     verifier = Verifier(
         Queue(redis, streams.GROUP_VERIFIER, name),
         Presence(redis, "verifier", name, "http://127.0.0.1:1"),
-        Judge(nothing, parts),
+        Judge(nothing.reward, opened),
         **{"max_groups": 8, **options},  # type: ignore[arg-type]
     )
     task = asyncio.create_task(verifier.run())

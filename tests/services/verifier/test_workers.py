@@ -41,7 +41,7 @@ async def test_math_compares_by_value() -> None:
         assert bool(found.feedback) != correct
     with pytest.raises(InfrastructureError, match="answer is missing or empty"):
         await patient.judge(question("math", ""), "$1$", False)
-    await patient.close()
+    await patient.aclose()
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -151,7 +151,7 @@ def own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 async def own_judge(own_package: Path) -> AsyncIterator[Judge]:
     pool = WorkerPool(num_workers=2, cpu_seconds=0.3, wall_seconds=120.0, memory_bytes=1 << 30)
     yield Judge(pool, {})
-    await pool.close()
+    await pool.aclose()
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ async def impatient_judge(own_package: Path) -> AsyncIterator[Judge]:
     """Its tasks run out of time on the clock long before they run out of CPU time, as on an overloaded machine."""
     pool = WorkerPool(num_workers=2, cpu_seconds=600.0, wall_seconds=0.5, memory_bytes=1 << 30)
     yield Judge(pool, {})
-    await pool.close()
+    await pool.aclose()
 
 
 async def test_rewards_of_installed_packages_judge(own_judge: Judge) -> None:
@@ -225,12 +225,12 @@ async def test_a_package_that_does_not_load_is_named(own_judge: Judge) -> None:
     assert "'broken' cannot be loaded" in verdict.fault
 
 
-async def test_the_pool_outlives_its_zygote(own_judge: Judge) -> None:
-    pool = own_judge._parts["hazard"]
+async def test_the_pool_outlives_its_fork_server(own_judge: Judge) -> None:
+    pool = own_judge._waited_for["hazard"]
     assert isinstance(pool, WorkerPool)
     assert (await own_judge.verdict(question("length"), rollout("1"))).status == "ok"
-    assert pool._nursery is not None
-    pool._nursery.process.kill()
+    assert pool._server is not None
+    pool._server.process.kill()
     verdicts = await asyncio.gather(*(own_judge.verdict(question("length"), rollout("1" * 10)) for _ in range(20)))
     assert [verdict.reward for verdict in verdicts] == [1.0] * 20
 
@@ -246,10 +246,10 @@ def test_closing_leaves_no_process() -> None:
     async def use() -> list[int]:
         pool = WorkerPool(num_workers=1, cpu_seconds=5, wall_seconds=60, memory_bytes=1 << 30)
         await pool.judge(question("regex", "a"), "a", False)
-        nursery = pool._nursery
-        assert nursery is not None
-        pids = [nursery.process.pid, *nursery._workers]
-        await pool.close()
+        server = pool._server
+        assert server is not None
+        pids = [server.process.pid, *server._workers]
+        await pool.aclose()
         return pids
 
     pids = asyncio.run(use())

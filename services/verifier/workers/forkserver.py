@@ -1,6 +1,6 @@
-"""The process that workers are forked from.
+"""The fork server: the process that workers are forked from.
 
-`python -m services.verifier.workers.zygote <control descriptor> <memory bytes>`
+`python -m services.verifier.workers.forkserver <control descriptor> <memory bytes>`
 
 Rewards and their heavy libraries are loaded here once, so that a worker killed in mid-task is replaced in
 milliseconds. It starts with an almost empty environment (no keys, no addresses of ours) and one socket, over which
@@ -27,14 +27,14 @@ import msgspec
 
 from services.contracts.messages import Question
 from services.verifier.rewards import registry
-from services.verifier.rewards.registry import Judgement, QuestionError, Reward
+from services.verifier.rewards.registry import Judgement, QuestionError, RewardFunction
 
 HEADER: Final = struct.Struct("<I")
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 
 
 class Order(msgspec.Struct, array_like=True):
-    """Pool to zygote. `fork` carries the new worker's socket beside it."""
+    """Pool to fork server. `fork` carries the new worker's socket beside it."""
 
     what: Literal["load", "fork", "kill"]
     kind: str = ""
@@ -42,7 +42,7 @@ class Order(msgspec.Struct, array_like=True):
 
 
 class Answer(msgspec.Struct, array_like=True):
-    """Zygote to pool: one to each `load` and `fork`, in order; `exited` whenever a worker ends."""
+    """Fork server to pool: one to each `load` and `fork`, in order; `exited` whenever a worker ends."""
 
     what: Literal["loaded", "forked", "exited"]
     pid: int = 0
@@ -72,7 +72,7 @@ class Finding(msgspec.Struct, array_like=True):
 def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     memory_bytes = int(sys.argv[2])
-    rewards: dict[str, Reward] = {}
+    rewards: dict[str, RewardFunction] = {}
     awake, alarm = socket.socketpair()
     alarm.setblocking(False)
     signal.set_wakeup_fd(alarm.fileno(), warn_on_full_buffer=False)
@@ -121,21 +121,22 @@ def _reap(control: socket.socket, workers: set[int]) -> None:
         _answer(control, Answer("exited", pid=pid, signal=os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0))
 
 
-def _load(kind: str, rewards: dict[str, Reward]) -> str:
+def _load(kind: str, rewards: dict[str, RewardFunction]) -> str:
     """Load one reward, ready to be used after a fork. Returns what went wrong, or an empty text."""
     if kind in rewards:
         return ""
     try:
-        reward = registry.built_in()[kind] if kind in registry.BUILT_IN else registry.load_own(kind)
+        reward = registry.load(kind)
+        assert reward.function is not None, "rewards that are opened are not judged in workers"
         if reward.warm is not None:
             reward.warm()
     except BaseException as error:  # noqa: BLE001 - own rewards may do anything at import, even exit
         return f"{type(error).__name__}: {error}"
-    rewards[kind] = reward
+    rewards[kind] = reward.function
     return ""
 
 
-def _work(pool: socket.socket, rewards: dict[str, Reward], memory_bytes: int) -> None:
+def _work(pool: socket.socket, rewards: dict[str, RewardFunction], memory_bytes: int) -> None:
     """A worker's life: one task after another until the socket closes."""
     try:
         _confine(memory_bytes)
@@ -148,11 +149,11 @@ def _work(pool: socket.socket, rewards: dict[str, Reward], memory_bytes: int) ->
         os._exit(0)
 
 
-def _judge(reward: Reward, task: Task) -> Finding:
+def _judge(reward: RewardFunction, task: Task) -> Finding:
     """Judge one reply. The kernel ends the process (SIGPROF) where that takes more CPU time than it may."""
     signal.setitimer(signal.ITIMER_PROF, task.cpu_seconds)
     try:
-        return Finding(registry.checked(reward.function(task.question, task.text, task.truncated)))
+        return Finding(registry.checked(reward(task.question, task.text, task.truncated)))
     except QuestionError as error:
         return Finding(fault=error.message, remedy=error.remedy)
     except MemoryError:

@@ -1,4 +1,4 @@
-"""The pool's side of the zygote: orders go there, workers and news of their end come back."""
+"""The pool's side of the fork server: orders go there, workers and news of their end come back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import msgspec
 from services.contracts.errors import InfrastructureError
 from services.runtime.logs import get_logger
 from services.verifier.rewards.registry import QuestionError
-from services.verifier.workers.zygote import Answer, Order
+from services.verifier.workers.forkserver import Answer, Order
 
 log = get_logger(__name__)
 
@@ -38,7 +38,7 @@ class Worker:
     num_tasks: int = 0
 
 
-class Nursery:
+class ForkServer:
     """The pool's side of the process that workers are forked from."""
 
     def __init__(self, memory_bytes: int) -> None:
@@ -48,7 +48,7 @@ class Nursery:
             sys.executable,
             "-P",
             "-m",
-            "services.verifier.workers.zygote",
+            "services.verifier.workers.forkserver",
             str(theirs.fileno()),
             str(memory_bytes),
         ]
@@ -78,7 +78,7 @@ class Nursery:
         answer = await self._ask(Order("load", kind=kind))
         if answer.error:
             raise QuestionError(
-                f"Reward {kind!r} cannot be loaded: {answer.error}.", remedy="Mend or uninstall its package."
+                f"Reward {kind!r} cannot be loaded: {answer.error}.", remedy="Fix or uninstall its package."
             )
         self.kinds.add(kind)
 
@@ -97,17 +97,17 @@ class Nursery:
         return worker
 
     def kill(self, worker: Worker) -> None:
-        """End a worker. The zygote does it, which knows whether the pid still means that worker."""
+        """End a worker. The fork server does it, which knows whether the pid still means that worker."""
         worker.writer.close()
         if self.alive and not worker.exited.done():
             try:
                 self._control.send(msgspec.msgpack.encode(Order("kill", pid=worker.pid)))
-            except OSError as error:  # the zygote is gone or does not read: end it, and its workers with it
-                log.warning("zygote does not answer", error=str(error))
+            except OSError as error:  # the fork server is gone or does not read: end it, and its workers with it
+                log.warning("fork server does not answer", error=str(error))
                 self.process.kill()
 
     async def close(self) -> None:
-        """End the zygote and all workers."""
+        """End the fork server and all workers."""
         self._listening.cancel()
         await asyncio.gather(self._listening, return_exceptions=True)
         self._end()
@@ -134,7 +134,7 @@ class Nursery:
         return answer
 
     async def _listen(self) -> None:
-        """Consumes the zygote's answers until it ends."""
+        """Consumes the fork server's answers until it ends."""
         loop = asyncio.get_running_loop()
         while True:
             try:

@@ -15,8 +15,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from services.contracts.model import MAX_INTEGER
-from services.contracts.presets import PRESETS
-from services.contracts.run_config import RunConfig
+from services.contracts.objectives.registry import OBJECTIVES, PRESETS
+from services.contracts.run_config import ObjectiveSection, RunConfig
 from services.runtime.settings import Settings
 
 PAGE = Path(__file__).with_name("configuration.md")
@@ -100,9 +100,17 @@ def table(model: type[BaseModel]) -> list[str]:
     for name, field in model.model_fields.items():
         if nested(field, optional=False) is not None:
             continue
-        meaning = " ".join((field.description or "").split()).replace("|", "\\|")
+        meaning = " ".join((field.description or "").split()).replace("|", "\\|") + takers(model, name)
         rows.append(f"| `{name}` | {type_text(properties[name])}{bounds(field)} | {default_text(field)} | {meaning} |")
     return rows
+
+
+def takers(model: type[BaseModel], name: str) -> str:
+    """Which objectives take a field, unless all of them do."""
+    names = [f"`{objective.name}`" for objective in OBJECTIVES.values() if name in objective.takes]
+    if model is not ObjectiveSection or len(names) == len(OBJECTIVES):
+        return ""
+    return f" Taken by {', '.join(names)}."
 
 
 def page() -> str:

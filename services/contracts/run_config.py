@@ -6,8 +6,8 @@ settings (arXiv 2604.02288, table 3) unless a field says otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import msgspec
 from pydantic import Field, ValidationError, model_validator
@@ -15,9 +15,10 @@ from pydantic import Field, ValidationError, model_validator
 from services.contracts.errors import ConfigurationError
 from services.contracts.faults import Conflicts, dots, field_names, field_of, joined, sentence_of
 from services.contracts.messages import MAX_SAMPLES, MAX_TOKENS
-from services.contracts.model import Fraction, Integer, ModelSection, NotNegative, Positive, Section
-from services.contracts.presets import PRESETS
-from services.contracts.ranges import DivergenceAlpha, Temperature, TopK
+from services.contracts.model import Integer, ModelSection, NotNegative, Positive, Section
+from services.contracts.objectives.registry import OBJECTIVES, PRESETS
+from services.contracts.objectives.settings import ObjectiveSettings
+from services.contracts.ranges import Temperature, TopK
 from services.contracts.values import check_values
 
 # What a message carries has the message's bounds: what is accepted here must arrive there.
@@ -38,44 +39,15 @@ class DataSection(Section):
     """Go through the questions in a new random order each epoch (from `training.seed`)."""
 
 
-class ObjectiveSection(Section):
-    name: Literal["srpo", "grpo", "sdpo", "advantage_mix"] = "srpo"
+if TYPE_CHECKING:
+    ObjectiveName = str
+else:
+    ObjectiveName = Literal[tuple(OBJECTIVES)]
+
+
+class ObjectiveSection(ObjectiveSettings):
+    name: ObjectiveName = "srpo"
     """The training objective."""
-    success_threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """A rollout is correct where its reward is at least this."""
-    advantage: Literal["mean", "mean_std"] = "mean"
-    """Group baseline: subtract the mean, or also divide by (standard deviation + 1e-6)."""
-    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Lower clip of the importance ratio: 1 - clip_low."""
-    clip_high: Annotated[float, Field(gt=0, le=1e6)] = 0.28
-    """Upper clip of the importance ratio: 1 + clip_high."""
-    ratio: Literal["token", "sequence"] = "token"
-    """Importance ratio of the GRPO branch: each token's own, or one of the whole response, the geometric mean of its
-    tokens' ratios (GSPO, arXiv 2507.18071, whose clips are far narrower: 3e-4 and 4e-4)."""
-    reference_kl_coefficient: Annotated[float, Field(ge=0, le=1e6)] = 0.0
-    """Weight of the KL divergence (k3 estimate) from the frozen initial model on the GRPO branch; 0 for none. Costs
-    that model's memory and one more forward pass."""
-    mask_truncated: bool = False
-    """Responses cut at the limit are not trained on, and counted; their rewards stay in the group's baseline."""
-    skip_uninformative_groups: bool = False
-    """Groups that hold no signal (no advantage but 0, no teacher pass) are left out of the update, and counted."""
-    importance_weight_cap: Annotated[float, Field(ge=0.01, le=1e6)] = 2.0
-    """Truncation of the importance weights: engine correction pi_old/mu, and pi_theta/pi_old of the SDPO branch."""
-    divergence_alpha: DivergenceAlpha = 0.5
-    """Generalised Jensen-Shannon: 0 forward KL(teacher||student), 0.5 JSD, 1 reverse KL(student||teacher). Between 0
-    and 1 at least 0.001 from either, where it vanishes."""
-    top_k: Positive | None = 100
-    """Student's top tokens in the divergence, plus one tail bucket; null for the full vocabulary."""
-    beta: Annotated[float, Field(ge=0)] = 1.0
-    """Strength of the entropy-aware weights (srpo only); 0 turns them off."""
-    teacher_ema_rate: Annotated[float, Field(ge=1e-6, le=1)] = 0.05
-    """Self-teacher: teacher <- (1 - rate) * teacher + rate * student after every optimizer update."""
-    demonstration: Literal["first", "random", "shortest"] = "first"
-    """Which correct sibling the teacher's prompt shows."""
-    feedback: Literal["none", "alone", "with_solution", "fallback"] = "none"
-    """Verifier feedback to the teacher: never, instead of the solution, beside it, or where no sibling is correct."""
-    mix_lambda: Fraction = 0.9
-    """advantage_mix: share of the GRPO advantage."""
 
 
 class RolloutSection(Section):
@@ -227,19 +199,18 @@ class RunConfig(Section):
                 f"training.prompts_per_minibatch is {minibatch}, which does not divide "
                 f"training.prompts_per_step ({training.prompts_per_step}); choose a divisor"
             )
-        if rollout.group_size < 2 and (objective.name != "sdpo" or objective.feedback == "none"):
+        if rollout.group_size < 2 and not OBJECTIVES[objective.name].teaches_alone(objective):
             yield (
                 "rollout.group_size is 1, but advantages and demonstrations need siblings; use 2 or more "
                 "(1 works only with objective.name sdpo and feedback)"
             )
         if rollout.temperature == 0:
             yield "rollout.temperature is 0: greedy siblings are all alike and teach nothing; use about 1"
-        if objective.feedback != "none" and objective.name == "grpo":
-            yield f"objective.feedback is {objective.feedback}, but objective.name grpo has no teacher; remove it"
-        if objective.name == "sdpo":
-            for field in ("ratio", "reference_kl_coefficient", "skip_uninformative_groups"):
-                if getattr(objective, field) != ObjectiveSection.model_fields[field].default:
-                    yield f"objective.{field} is about the GRPO branch, which objective.name sdpo lacks; remove it"
+        for field in untaken(objective):
+            yield (
+                f"objective.{field} is {getattr(objective, field)}, but objective.name {objective.name} does not take "
+                "it; remove it"
+            )
         if lora is not None and training.offload_teacher:
             yield (
                 "training.offload_teacher has no use with model.lora, whose teacher is an adapter on the student's own "
@@ -270,12 +241,28 @@ class RunConfig(Section):
         return self.rollout.max_prompt_tokens + self.rollout.max_response_tokens
 
 
+def untaken(section: ObjectiveSettings) -> list[str]:
+    """Fields that differ from their defaults though the section's objective does not take them."""
+    takes = OBJECTIVES[section.name].takes
+    fields = ObjectiveSettings.model_fields.items()
+    return [name for name, field in fields if name not in takes and getattr(section, name) != field.default]
+
+
+def without_untaken(values: Mapping[str, Any], name: str | None = None) -> dict[str, Any]:
+    """A stored configuration without fields that objective `name` (by default its own) does not take: another objective
+    had a use for them, or the run was accepted when they were not yet refused and had no effect."""
+    section = values.get("objective")
+    if not isinstance(section, dict) or (chosen := OBJECTIVES.get(str(name or section.get("name")))) is None:
+        return dict(values)
+    return {**values, "objective": {key: value for key, value in section.items() if key in chosen.takes}}
+
+
 def sentence(item: Any, skip: int = 0) -> str:
     """What one of pydantic's errors says of a run, without the first `skip` parts of the field's place."""
     return sentence_of(item, dots(item["loc"][skip:]), field_names(RunConfig))
 
 
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`over` laid on `base`, section by section."""
     out = dict(base)
     for key, value in over.items():
@@ -304,7 +291,7 @@ def parse_run_config(values: Any) -> RunConfig:
 
 
 def read_run_config(text: bytes | str) -> RunConfig:
-    """The checked configuration of a JSON text, as it lies under `streams.config`.
+    """The checked configuration of a JSON text, as stored under `streams.config`.
 
     Raises:
         ConfigurationError: as `parse_run_config`, or it is no JSON.
@@ -313,6 +300,6 @@ def read_run_config(text: bytes | str) -> RunConfig:
         values = msgspec.json.decode(text)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise ConfigurationError(
-            f"The run's configuration is not JSON: {error}.", remedy="Start the run anew."
+            f"The run's configuration is not JSON: {error}.", remedy="Start the run again."
         ) from error
-    return parse_run_config(values)
+    return parse_run_config(without_untaken(values) if isinstance(values, dict) else values)

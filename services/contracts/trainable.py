@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from services.contracts.errors import ConfigurationError
+from services.contracts.objectives.registry import OBJECTIVES
 from services.contracts.run_config import RunConfig
 
 MODELS_WITH_TABLE = frozenset(
@@ -48,7 +49,8 @@ def teacher_tokens(config: RunConfig) -> int | None:
     """Longest sequence of question, solution and response that the self-teacher reads, in tokens, without headings and
     feedback; None for runs without a self-teacher."""
     rollout = config.rollout
-    return None if config.objective.name == "grpo" else rollout.max_prompt_tokens + 2 * rollout.max_response_tokens
+    has_teacher = OBJECTIVES[config.objective.name].has_teacher
+    return rollout.max_prompt_tokens + 2 * rollout.max_response_tokens if has_teacher else None
 
 
 def check_tokens(path: str, num_rows: int, highest: tuple[int, str]) -> None:

@@ -1,4 +1,4 @@
-"""From scored groups to training sequences: routing, advantages, teacher prompts (method sections 2 to 4)."""
+"""From scored groups to training sequences: routing, advantages, teacher prompts (arXiv 2604.02288, section 3)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.contracts.messages import ScoredGroup
+from services.contracts.objectives.registry import OBJECTIVES
 from services.contracts.run_config import RunConfig
 from services.learner.groups.batcher import usable_samples
 from services.learner.objectives.filters import leave_out
@@ -57,7 +58,7 @@ def prepare_group(
     prompts = _teacher_prompts(scored, assignments, tokenizer)
     for index, (prompt, rollout) in enumerate(zip(prompts, rollouts, strict=True)):
         if prompt and num_positions is not None and len(prompt) + len(rollout.token_ids) > num_positions:
-            assignments[index] = without_teacher(assignments[index], config.objective.name)
+            assignments[index] = without_teacher(assignments[index], OBJECTIVES[config.objective.name])
             prompts[index] = None
     question = scored.group.prompt_token_ids.tolist()
     sequences = [
@@ -90,38 +91,3 @@ def _teacher_prompts(scored: ScoredGroup, assignments: Sequence[Assignment], tok
             rendered[key] = teacher_prompt_ids(tokenizer, scored.group.task.question, solution, feedback)
         prompts.append(rendered[key])
     return prompts
-
-
-def share_of_rank(sequences: Sequence[TrainSequence], rank: int, num_ranks: int) -> list[int]:
-    """Indices of the sequences that `rank` trains: the row of all sequences cut into parts of nearly equal work.
-
-    So siblings, which stand side by side and share their prompts, mostly go to one rank; a part is off by one sequence
-    at most. Alike on all ranks.
-    """
-    costs = _costs(sequences)
-    total, before, mine = max(1, sum(costs)), 0, []
-    for index, cost in enumerate(costs):
-        # By the middle of its work; the last one may be without any.
-        if min(num_ranks - 1, (2 * before + cost) * num_ranks // (2 * total)) == rank:
-            mine.append(index)
-        before += cost
-    return mine
-
-
-def _costs(sequences: Sequence[TrainSequence]) -> list[int]:
-    """Roughly the work of each sequence after those before it, in forward tokens: a backward pass costs two forward
-    passes, a prompt like the last one nothing."""
-    costs: list[int] = []
-    last: list[int] | None = None
-    last_teacher: list[int] | None = None
-    for sequence in sequences:
-        prompt, teacher, length = sequence.prompt_ids, sequence.teacher_prompt_ids, len(sequence.response_ids)
-        cost = 0
-        if sequence.route != "none":
-            cost = 3 * (length if prompt == last else length + len(prompt))
-            last = prompt
-            if teacher is not None:
-                cost += length if teacher == last_teacher else length + len(teacher)
-                last_teacher = teacher
-        costs.append(cost)
-    return costs

@@ -17,6 +17,7 @@ import torch.distributed as distributed
 from torch import Tensor, nn
 
 from services.contracts.errors import TurnoutError
+from services.contracts.objectives.registry import OBJECTIVES
 from services.contracts.run_config import OptimizerSection, RunConfig
 from services.learner.model.ema import EmaTeacher, frozen
 from services.learner.model.ranks import Ranks
@@ -24,7 +25,6 @@ from services.learner.model.swap import AdapterTeacher, initial_model
 
 MAX_BUCKET = 500_000_000
 """Elements that DeepSpeed reduces at once, at most; small models get buckets of their own size."""
-OBJECTIVES_WITH_TEACHER = frozenset({"srpo", "sdpo", "advantage_mix"})
 
 
 def zero_stage(config: RunConfig) -> int:
@@ -114,7 +114,7 @@ class DeepSpeedEngine:
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         sizes = [parameter.numel() for parameter in parameters]
         settings = deepspeed_config(config, sum(sizes), max(sizes))
-        taught = config.objective.name in OBJECTIVES_WITH_TEACHER
+        taught = OBJECTIVES[config.objective.name].has_teacher
         referred = bool(config.objective.reference_kl_coefficient)
         self.ema: EmaTeacher | None = None
         self.reference: nn.Module | None = None

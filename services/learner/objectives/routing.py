@@ -1,7 +1,7 @@
-"""Sample routing and the choice of demonstrations (method sections 1, 2 and 7; arXiv 2604.02288, section 3.1).
+"""Sample routing and the choice of demonstrations (arXiv 2604.02288, section 3.1), for every objective.
 
 Plain Python on one group: no tensors. Rollouts that an infrastructure fault excluded take no part: they are routed
-nowhere and are never anybody's sibling.
+nowhere and are never a sibling.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.contracts.errors import TurnoutError
+from services.contracts.objectives.base import Objective, Route
+from services.contracts.objectives.registry import OBJECTIVES
 from services.contracts.run_config import ObjectiveSection
-from services.learner.packing.sequence import Route
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +50,7 @@ class Assignment:
 
 
 def route_group(outcome: GroupOutcome, objective: ObjectiveSection, seed: str) -> list[Assignment]:
-    """Assign each rollout of a group to a branch.
-
-    srpo: z_sdpo = (1 - c) * m, everything else to GRPO. grpo: all to GRPO. sdpo: z_sdpo = m, the rest nowhere.
-    advantage_mix: all to GRPO, those with m = 1 with a teacher pass.
+    """Assign each rollout of a group to a branch of the objective.
 
     Args:
         seed: makes demonstration `random` repeatable; use the run's seed and the group's identifier.
@@ -75,22 +73,14 @@ def _assign(
         return Assignment("none", False, False, False, None, False)
     demonstration, feedback = teacher_information(index, correct, outcome, objective, seed)
     informed = demonstration is not None or feedback
-    route = _route(objective.name, correct[index], informed)
-    needs_teacher = informed and (route == "sdpo" or objective.name == "advantage_mix")
+    rules = OBJECTIVES[objective.name]
+    route, needs_teacher = rules.route(correct[index], informed), rules.asks_teacher(correct[index], informed)
     return Assignment(route, correct[index], informed, needs_teacher, demonstration, feedback)
 
 
-def without_teacher(assignment: Assignment, name: str) -> Assignment:
-    """What becomes of a rollout of objective `name` whose teacher cannot be asked: as if it had no information."""
-    return Assignment(_route(name, assignment.correct, False), assignment.correct, False, False, None, False)
-
-
-def _route(name: str, correct: bool, informed: bool) -> Route:
-    if name == "srpo":
-        return "sdpo" if informed and not correct else "grpo"
-    if name == "sdpo":
-        return "sdpo" if informed else "none"
-    return "grpo"
+def without_teacher(assignment: Assignment, objective: Objective) -> Assignment:
+    """What becomes of a rollout whose teacher cannot be asked: as if it had no information."""
+    return Assignment(objective.route(assignment.correct, False), assignment.correct, False, False, None, False)
 
 
 def teacher_information(

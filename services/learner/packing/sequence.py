@@ -1,18 +1,18 @@
 """The border between the objectives and the rest of the learner.
 
-The training loop turns scored groups into `TrainSequence`s and gives an `Engine`; `minibatch.run_minibatch` needs
+The training loop turns scored groups into `TrainSequence`s and gives an `Engine`; `update.run_minibatch` needs
 nothing else.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-Route = Literal["grpo", "sdpo", "none"]
+from services.contracts.objectives.base import Route
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +26,10 @@ class TrainSequence:
     behaviour_logprobs: list[float]
     """mu: natural-log probability of each response token under the distribution that it was drawn from."""
     advantage: float
-    """Group-relative advantage of the rollout (`objectives.advantages`)."""
+    """Group-relative advantage of the rollout (`objectives.terms.advantages`)."""
     route: Route
-    """`none` contributes nothing: no loss, no tokens in the denominator. `advantage_mix` routes all to `grpo`."""
     teacher_prompt_ids: list[int] | None
-    """The enriched prompt, set exactly where a teacher pass is needed (route `sdpo`, or `advantage_mix` with teacher
-    information)."""
+    """The enriched prompt, set exactly if a teacher pass is needed (`Objective.asks_teacher`)."""
 
 
 class Engine(Protocol):

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from services.contracts.run_config import RunConfig
 from services.learner.checkpoint import FORMAT, Loaded, Snapshot, State
-from services.learner.groups.prepare import share_of_rank
 from services.learner.model import lora
 from services.learner.model.check import write_files
 from services.learner.model.engine import DeepSpeedEngine
@@ -21,6 +20,7 @@ from services.learner.model.forward import vocabulary_size
 from services.learner.model.optimizer_state import export_state, export_teacher, import_state, import_teacher
 from services.learner.model.ranks import Ranks
 from services.learner.packing.sequence import TrainSequence
+from services.learner.packing.shares import share_of_rank
 from services.learner.program.commands import Step
 from services.learner.update.old_logprobs import clock
 from services.learner.update.update import MinibatchReport, old_logprobs, run_minibatch

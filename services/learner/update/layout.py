@@ -14,9 +14,7 @@ from services.contracts.run_config import ObjectiveSection
 from services.learner.packing.prefix_tree import grow, pack_tree, plan_trees
 from services.learner.packing.rows import PackedBatch, dummy_batch, pad_rows, plan_rows, row_length
 from services.learner.packing.sequence import TrainSequence
-
-STATS = ("logprobs", "old", "entropy", "teacher_entropy", "divergence", "loss", "clipped", "reference_kl")
-"""Rows of `Layout.stats`."""
+from services.learner.update.token_statistics import TokenStatistics
 
 
 @dataclass(slots=True)
@@ -52,13 +50,9 @@ class Layout:
     """Place of each token among those with a teacher pass, or -1; [T], int64."""
     num_teacher_tokens: int
     weights: Tensor
-    """Dynamic weights, [T]; 1 until `minibatch` sets them."""
-    stats: Tensor
-    """What the passes find of each token, [len(STATS), T]."""
-
-    def stat(self, name: str) -> Tensor:
-        """One row of `stats`, [T]."""
-        return self.stats[STATS.index(name)]
+    """Dynamic weights, [T]; 1 until `update` sets them."""
+    stats: TokenStatistics
+    """What the passes find of each token."""
 
 
 def check_sequences(sequences: Sequence[TrainSequence]) -> None:
@@ -116,7 +110,7 @@ def lay_out(
         slots=torch.from_numpy(slots).to(device),
         num_teacher_tokens=int(taught.sum()),
         weights=torch.ones_like(whole),
-        stats=torch.zeros((len(STATS), num_tokens), dtype=dtype, device=device),
+        stats=TokenStatistics.zeros(num_tokens, dtype, device),
     )
 
 

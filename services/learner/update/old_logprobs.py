@@ -49,7 +49,7 @@ def old_logprobs(engine: Engine, sequences: Sequence[TrainSequence], config: Run
     budget, share = config.training.tokens_per_microbatch, shares_prefixes(engine.student)
     plan = visits(layout.rows, sequences, budget, share=share)
     rounds = int(engine.all_reduce_max(numbers(engine, [len(plan.batches)])).item())
-    scored = torch.zeros(layout.num_tokens, dtype=layout.stats.dtype, device=engine.device)
+    scored = torch.zeros(layout.num_tokens, dtype=layout.behaviour.dtype, device=engine.device)
     for number in range(rounds):
         batch, _ = plan.load(number, sequences, layout, engine.device)
         score(engine.student, batch, layout, scored, config.rollout.temperature)

@@ -17,14 +17,6 @@ from services.learner.update.layout import Layout
 WEIGHT_EDGES: Final = [0.0, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0]
 """Buckets of the dynamic weights."""
 
-SUMS: Final = (
-    *("num_tokens", "num_grpo_tokens", "num_sdpo_tokens", "num_teacher_tokens"),
-    *("num_teacher_rollouts", "num_needed_tokens", "num_computed_tokens"),
-    *("loss_grpo_sum", "loss_sdpo_sum", "policy_entropy_sum", "teacher_entropy_sum", "divergence_sum", "weight_sum"),
-    *("clipped_sum", "truncated_sum", "importance_weight_sum", "mismatch_sum", "mismatch_kl_sum"),
-    "reference_kl_sum",
-)
-
 
 @dataclass(frozen=True, slots=True)
 class TokenDetail:
@@ -39,7 +31,8 @@ class TokenDetail:
 
 @dataclass(frozen=True, slots=True)
 class MinibatchReport:
-    """One optimizer update. `sums` (names `SUMS`) and `weight_counts` cover all ranks; the rest is this rank's."""
+    """One optimizer update. `sums` (names as in `measure`, and counts) and `weight_counts` cover all ranks; the rest is
+    this rank's."""
 
     sums: dict[str, float]
     weight_counts: list[int]
@@ -58,28 +51,20 @@ class MinibatchReport:
 
 
 def measure(layout: Layout, objective: ObjectiveSection) -> dict[str, Tensor]:
-    """This rank's sums over tokens: float64 scalars on the layout's device, by name in `SUMS`."""
-    stats = layout.stats.double()
-    logprobs, old, entropy, teacher_entropy, divergence, loss, clipped, reference = stats.unbind()
+    """This rank's sums over tokens, by name: float64 scalars on the layout's device. Besides those that are reported,
+    `behaviour`, `old` and `logprobs` carry NaN and infinity to the check on every rank."""
+    loss, old = layout.stats.loss.double(), layout.stats.old.double()
     behaviour, sdpo = layout.behaviour.double(), layout.is_sdpo.double()
     uncapped = policy_ratio(old, behaviour)
-    return {
+    return layout.stats.sums() | {
         "loss_grpo_sum": (loss * (1 - sdpo)).sum(),
         "loss_sdpo_sum": (loss * sdpo).sum(),
-        "policy_entropy_sum": entropy.sum(),
-        "teacher_entropy_sum": teacher_entropy.sum(),
-        "divergence_sum": divergence.sum(),
         "weight_sum": (layout.weights.double() * sdpo).sum(),
-        "clipped_sum": clipped.sum(),
         "truncated_sum": (uncapped > objective.importance_weight_cap).sum(),
         "importance_weight_sum": engine_correction(old, behaviour, objective.importance_weight_cap).sum(),
         "mismatch_sum": (old - behaviour).abs().sum(),
         "mismatch_kl_sum": mismatch_kl(old, behaviour).sum(),
-        "reference_kl_sum": reference.sum(),
-        # Not reported: they only carry NaN and infinity to the check on every rank.
         "behaviour": behaviour.sum(),
-        "old": old.sum(),
-        "logprobs": logprobs.sum(),
     }
 
 
@@ -99,10 +84,10 @@ def take_details(layout: Layout, lengths: dict[int, int], requested: Iterable[in
         span = slice(layout.offsets[row], layout.offsets[row] + lengths[row])
         taught, sdpo = bool(layout.slots[span][0] >= 0), bool(layout.is_sdpo[span][0])
         details[row] = TokenDetail(
-            logprobs=layout.stat("logprobs")[span].tolist(),
-            teacher_entropy=layout.stat("teacher_entropy")[span].tolist() if taught else [],
+            logprobs=layout.stats.logprobs[span].tolist(),
+            teacher_entropy=layout.stats.teacher_entropy[span].tolist() if taught else [],
             weight=layout.weights[span].tolist() if sdpo else [],
-            divergence=layout.stat("divergence")[span].tolist() if sdpo else [],
+            divergence=layout.stats.divergence[span].tolist() if sdpo else [],
         )
     return details
 
@@ -112,10 +97,12 @@ def step_metrics(reports: Sequence[MinibatchReport]) -> dict[str, float]:
 
     Means are over the tokens that they speak of; a mean over no token is 0.
     """
-    totals = {name: sum(report.sums[name] for report in reports) for name in SUMS}
+
+    def total(name: str) -> float:
+        return sum(report.sums[name] for report in reports)
 
     def share(name: str, count: str) -> float:
-        return totals[name] / totals[count] if totals[count] else 0.0
+        return total(name) / total(count) if total(count) else 0.0
 
     return {
         "policy_entropy_nats": share("policy_entropy_sum", "num_tokens"),
@@ -131,9 +118,9 @@ def step_metrics(reports: Sequence[MinibatchReport]) -> dict[str, float]:
         "importance_weight_mean": share("importance_weight_sum", "num_tokens"),
         "logprob_mismatch_nats": share("mismatch_sum", "num_tokens"),
         "logprob_mismatch_kl_nats": share("mismatch_kl_sum", "num_tokens"),
-        "num_tokens": totals["num_tokens"],
-        "num_computed_tokens": totals["num_computed_tokens"],
-        "num_teacher_rollouts": totals["num_teacher_rollouts"],
+        "num_tokens": total("num_tokens"),
+        "num_computed_tokens": total("num_computed_tokens"),
+        "num_teacher_rollouts": total("num_teacher_rollouts"),
         "seconds_teacher": sum(report.seconds_teacher for report in reports),
         "seconds_train": sum(report.seconds_train for report in reports),
     }

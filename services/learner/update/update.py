@@ -20,6 +20,8 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
+from services.contracts.objectives.base import Branch
+from services.contracts.objectives.registry import OBJECTIVES
 from services.contracts.run_config import RunConfig
 from services.learner.model.forward import (
     Project,
@@ -39,10 +41,8 @@ from services.learner.objectives.terms.weights import dynamic_weights
 from services.learner.packing.sequence import Engine, TrainSequence
 from services.learner.update.layout import Visits, lay_out, visits
 from services.learner.update.logit_statistics import cut_fixed
-from services.learner.update.losses import ChunkLosses, TeacherStates
 from services.learner.update.old_logprobs import clock, numbers, old_logprobs, real_type, score, write_sequence_ratios
 from services.learner.update.statistics import (
-    SUMS,
     MinibatchReport,
     TokenDetail,
     count_weights,
@@ -51,6 +51,7 @@ from services.learner.update.statistics import (
     take_details,
     weight_histogram,
 )
+from services.learner.update.tokens import TeacherStates, Tokens
 
 __all__ = ["MinibatchReport", "TokenDetail", "old_logprobs", "run_minibatch", "step_metrics", "weight_histogram"]
 
@@ -85,13 +86,14 @@ class _Update:
     ) -> None:
         check_model(engine.student)
         self.engine, self.sequences, self.config = engine, sequences, config
-        objective = config.objective
-        self.layout = lay_out(sequences, old, engine.device, real_type(engine), objective)
+        self.section, self.temperature = config.objective, config.rollout.temperature
+        self.objective = OBJECTIVES[self.section.name]
+        self.layout = lay_out(sequences, old, engine.device, real_type(engine), self.section)
         budget = config.training.tokens_per_microbatch
         rows = self.layout.rows
         taught = [row for row in rows if sequences[row].teacher_prompt_ids is not None]
         silent = {row for row in rows if sequences[row].advantage == 0.0} - set(taught)
-        referred = [row for row in rows if sequences[row].route == "grpo"] if objective.reference_kl_coefficient else []
+        referred = [row for row in rows if sequences[row].route == "grpo"] if self.layout.reference is not None else []
         silent -= set(referred)
         share = shares_prefixes(engine.student)
         self.reference_visits = visits(referred, sequences, budget, share=share)
@@ -140,8 +142,7 @@ class _Update:
 
     def _teach(self, rounds: int) -> None:
         """Teacher passes: hidden states, and where weights ask for them entropies and weights."""
-        objective = self.config.objective
-        weighted = objective.name == "srpo" and objective.beta > 0
+        weighted = self.objective.is_weighted(self.section)
         if not rounds:
             return
         assert self.engine.teacher is not None, "sequences ask for a teacher pass but the engine has no teacher"
@@ -149,9 +150,9 @@ class _Update:
             for number in range(rounds):
                 self._teach_one(number, weighted)
         if weighted:
-            entropies = self.layout.stat("teacher_entropy")[self.layout.is_sdpo]
+            entropies = self.layout.stats.teacher_entropy[self.layout.is_sdpo]
             self.layout.weights[self.layout.is_sdpo] = dynamic_weights(
-                entropies, objective.beta, self.engine.all_reduce_sum, self.engine.all_reduce_max
+                entropies, self.section.beta, self.engine.all_reduce_sum, self.engine.all_reduce_max
             )
 
     def _teach_one(self, number: int, weighted: bool) -> None:
@@ -167,9 +168,9 @@ class _Update:
             self.hidden[layout.slots[batch.tokens]] = states
             for chunk in chunk_slices(0, len(batch.tokens), vocabulary_size(engine.student)) if weighted else ():
                 tokens = batch.tokens[chunk]
-                logits = real_logits(project, states[chunk], self.config.rollout.temperature)
+                logits = real_logits(project, states[chunk], self.temperature)
                 cut = cut_fixed(logits, layout.targets[tokens])
-                layout.stat("teacher_entropy")[tokens] = cut.entropy.to(layout.stats.dtype)
+                layout.stats.teacher_entropy[tokens] = cut.entropy.to(layout.behaviour.dtype)
             return hidden.new_zeros(())
 
         run_with_job(engine.teacher, batch, job)
@@ -181,8 +182,7 @@ class _Update:
             assert self.layout.reference is not None
             batch, _ = self.reference_visits.load(number, self.sequences, self.layout, self.engine.device)
             self.num_computed += batch.input_ids.numel()
-            temperature = self.config.rollout.temperature
-            score(self.engine.reference, batch, self.layout, self.layout.reference, temperature)
+            score(self.engine.reference, batch, self.layout, self.layout.reference, self.temperature)
 
     def _train(self, silent: int, train: int) -> None:
         """Student passes: those without gradient, then those with."""
@@ -195,34 +195,33 @@ class _Update:
 
     def _student_pass(self, plan: Visits, number: int) -> Tensor:
         """The loss of one micro-batch, a scalar."""
-        engine = self.engine
+        engine, section = self.engine, self.section
         batch, num_grpo = plan.load(number, self.sequences, self.layout, engine.device)
         self.num_computed += batch.input_ids.numel()
         with ExitStack() as stack:
             teacher = None
             if self.num_taught_tokens and torch.is_grad_enabled() and engine.teacher is not None:
                 project = stack.enter_context(teacher_projection(engine.teacher))
-                teacher = None if self.hidden is None else TeacherStates(self.hidden, project)
-            losses = ChunkLosses(
-                self.layout,
-                self.config.objective,
-                self.config.rollout.temperature,
-                max(1.0, self.num_routed_tokens),
-                teacher,
-            )
+                teacher = None if self.hidden is None else TeacherStates(self.hidden, project, self.temperature)
 
             def job(project: Project, hidden: Tensor) -> Tensor:
                 def chunk_loss(states: Tensor, chunk: slice) -> Tensor:
-                    branch = losses.grpo if chunk.start < num_grpo else losses.sdpo
-                    # Not named here, so that the branch may free the logits early.
-                    return branch(real_logits(project, states, self.config.rollout.temperature), batch.tokens[chunk])
+                    branch: Branch = "grpo" if chunk.start < num_grpo else "sdpo"
+                    where = batch.tokens[chunk]
+                    # Logits are not named, so that they are gone when the teacher's come.
+                    terms = Tokens(
+                        real_logits(project, states, self.temperature), where, branch, self.layout, section, teacher
+                    )
+                    losses = self.objective.token_loss(branch, terms, section)
+                    self.layout.stats.write(where, terms.statistics(losses))
+                    return losses.sum() / max(1.0, self.num_routed_tokens)
 
                 width = vocabulary_size(engine.student)
                 chunks = chunk_slices(0, num_grpo, width) + chunk_slices(num_grpo, len(batch.tokens), width)
                 states = select(hidden, batch.positions)
                 whole = states[:num_grpo].detach(), batch.tokens[:num_grpo]
                 if torch.is_grad_enabled():
-                    write_sequence_ratios(project, *whole, self.layout, self.config.rollout.temperature, width)
+                    write_sequence_ratios(project, *whole, self.layout, self.temperature, width)
                 return chunked_loss(output_head(engine.student), states, chunks, chunk_loss)
 
             return run_with_job(engine.student, batch, job)
@@ -250,4 +249,6 @@ class _Update:
         for name in ("behaviour", "logprobs", "old", "teacher_entropy_sum", "divergence_sum", "reference_kl_sum"):
             require_finite(name.removesuffix("_sum"), values[name])
         require_finite("loss", values["loss_grpo_sum"] + values["loss_sdpo_sum"])
-        return {name: float(values[name]) for name in SUMS}, [int(count) for count in total[len(names) :].tolist()]
+        return {name: float(value) for name, value in values.items()}, [
+            int(count) for count in total[len(names) :].tolist()
+        ]

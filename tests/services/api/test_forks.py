@@ -47,6 +47,20 @@ async def fork(client: httpx.AsyncClient, parent: str, **body: Any) -> httpx.Res
     return await client.post(f"/v1/runs/{parent}/fork", json=body, headers=headers)
 
 
+async def test_a_fork_with_another_objective_drops_the_fields_that_it_does_not_take(
+    parts: Parts, client: httpx.AsyncClient, run_body: dict[str, Any]
+) -> None:
+    body = run_body | {"objective": {"name": "srpo", "beta": 3.0, "clip_low": 0.1}}
+    run_id = str((await client.post("/v1/runs", json=body)).json()["id"])
+    write_checkpoint(parts.settings.runs_folder / run_id, 1)
+    child = (await fork(client, run_id, changes={"objective": {"name": "grpo"}})).json()
+    found = child["config"]["objective"]
+    assert (found["name"], found["beta"], found["clip_low"]) == ("grpo", 1.0, 0.1)
+    refused = await fork(client, run_id, changes={"objective": {"name": "grpo", "beta": 2.0}})
+    assert refused.status_code == 422
+    assert refused.json()["field"] == "changes.objective.beta"
+
+
 @pytest.mark.both_databases
 async def test_a_fork_begins_at_the_newest_checkpoint_with_changes(
     parts: Parts, client: httpx.AsyncClient, parent: str

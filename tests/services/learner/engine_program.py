@@ -91,10 +91,10 @@ def train(engine: Any, updates: Tensor) -> list[float]:
 
 def train_minibatches(ranks: Any, config: RunConfig, *, share: bool) -> dict[str, Any]:
     """One step of SRPO in two updates, on all ranks together: losses and the weights afterwards."""
-    from services.learner.groups.prepare import share_of_rank
     from services.learner.model.engine import DeepSpeedEngine
     from services.learner.model.export import whole_weights
     from services.learner.model.tree_attention import share_prefixes, shares_prefixes
+    from services.learner.packing.shares import share_of_rank
     from services.learner.update.update import old_logprobs, run_minibatch
     from tests.services.learner.objectives.builders import random_sequences
 

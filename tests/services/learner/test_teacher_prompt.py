@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from services.contracts.messages import Question, Rollout, ScoredGroup
 from services.contracts.run_config import parse_run_config
-from services.learner.groups.prepare import prepare_group, share_of_rank
+from services.learner.groups.prepare import prepare_group
 from services.learner.objectives.teacher_prompt import (
     position_warning,
     teacher_prompt_ids,
@@ -18,6 +18,7 @@ from services.learner.objectives.teacher_prompt import (
     without_thinking,
 )
 from services.learner.packing.sequence import TrainSequence
+from services.learner.packing.shares import share_of_rank
 from tests.services.learner.conftest import Letters, make_group
 from tests.services.learner.ring import POLICY
 

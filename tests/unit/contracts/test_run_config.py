@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from services.contracts.errors import ConfigurationError
-from services.contracts.presets import PRESETS
-from services.contracts.run_config import RunConfig, merge, parse_run_config
+from services.contracts.objectives.registry import OBJECTIVES, PRESETS
+from services.contracts.run_config import ObjectiveSection, RunConfig, merge, parse_run_config, read_run_config
 
 MINIMAL: dict[str, Any] = {
     "name": "try",
@@ -162,11 +163,43 @@ def test_a_configuration_survives_json() -> None:
     assert RunConfig.model_validate_json(config.model_dump_json()) == config
 
 
-@pytest.mark.parametrize(
-    "field", [{"ratio": "sequence"}, {"reference_kl_coefficient": 0.1}, {"skip_uninformative_groups": True}]
-)
-def test_options_of_the_grpo_branch_are_refused_without_one(field: dict[str, Any]) -> None:
-    for name in ("srpo", "grpo", "advantage_mix"):
-        assert parse_run_config({**MINIMAL, "objective": {"name": name, **field}}).objective.name == name
-    with pytest.raises(ConfigurationError, match=next(iter(field))):
-        parse_run_config({**MINIMAL, "objective": {"name": "sdpo", **field}})
+NOT_THE_DEFAULT: dict[str, Any] = {
+    "advantage": "mean_std",
+    "clip_low": 0.1,
+    "clip_high": 0.2,
+    "ratio": "sequence",
+    "reference_kl_coefficient": 0.1,
+    "skip_uninformative_groups": True,
+    "divergence_alpha": 0.2,
+    "top_k": None,
+    "beta": 2.0,
+    "teacher_ema_rate": 0.1,
+    "demonstration": "random",
+    "feedback": "fallback",
+    "mix_lambda": 0.5,
+    "success_threshold": 0.7,
+    "mask_truncated": True,
+    "importance_weight_cap": 3.0,
+}
+assert NOT_THE_DEFAULT.keys() == set(ObjectiveSection.model_fields) - {"name"}
+
+
+@pytest.mark.parametrize("field", NOT_THE_DEFAULT)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_field_that_the_objective_does_not_take_is_refused_by_name(name: str, field: str) -> None:
+    value = NOT_THE_DEFAULT[field]
+    body = {**MINIMAL, "objective": {"name": name, field: value}}
+    if field in OBJECTIVES[name].takes:
+        assert getattr(parse_run_config(body).objective, field) == value
+        return
+    with pytest.raises(ConfigurationError, match=f"objective.{field} is {value}, but objective.name {name}") as error:
+        parse_run_config(body)
+    assert error.value.field == f"objective.{field}"
+    default = ObjectiveSection.model_fields[field].default
+    assert parse_run_config({**MINIMAL, "objective": {"name": name, field: default}})
+
+
+def test_a_stored_field_that_the_objective_does_not_take_has_no_effect() -> None:
+    stored = {**MINIMAL, "objective": {"name": "grpo", "beta": 3.0, "clip_low": 0.1}}
+    objective = read_run_config(json.dumps(stored)).objective
+    assert (objective.beta, objective.clip_low) == (1.0, 0.1)

@@ -12,7 +12,8 @@ from typing import Any
 
 from services.api.resources.runs.schemas import ForkRequest
 from services.contracts.errors import ConfigurationError, ConflictError, UnavailableError
-from services.contracts.run_config import RunConfig, merge, parse_run_config
+from services.contracts.model import ModelSection
+from services.contracts.run_config import RunConfig, merge, parse_run_config, without_untaken
 from services.runtime.weights.checkpoint_files import (
     CorruptCheckpointError,
     checkpoint_folder,
@@ -41,12 +42,14 @@ def forked_config(parent: dict[str, Any], request: ForkRequest, step: int) -> Ru
         # Without questions its switches were turned off; with questions the defaults hold again.
         kept = {key: value for key, value in base["evaluation"].items() if key not in _EVALUATION_SWITCHES}
         base = {**base, "evaluation": kept}
+    section = request.changes.get("objective")
+    base = without_untaken(base, section.get("name") if isinstance(section, dict) else None)
     try:
         config = parse_run_config(merge(base, request.changes))
     except ConfigurationError as error:
         error.field = f"changes.{error.field}" if error.field else "changes"
         raise
-    for name, value in parse_run_config(parent).model:
+    for name, value in ModelSection.model_validate(parent["model"]):
         if getattr(config.model, name) != value:
             raise _refused(
                 f"model.{name}",

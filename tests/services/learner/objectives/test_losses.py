@@ -1,6 +1,9 @@
 """Divergence, entropy, weights, ratios and token losses against the reference; gradients by gradcheck."""
 
+import dataclasses
 import math
+from itertools import product
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -8,11 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from services.contracts.objectives.registry import OBJECTIVES
 from services.contracts.run_config import ObjectiveSection
-from services.learner.objectives.advantage_mix import mixed_advantage
-from services.learner.objectives.grpo import grpo_token_loss
-from services.learner.objectives.sdpo import sdpo_token_loss
-from services.learner.objectives.srpo import joint_objective
 from services.learner.objectives.terms.divergence import generalised_divergence, log_tail
 from services.learner.objectives.terms.entropy import entropy_nats
 from services.learner.objectives.terms.finite import NonFiniteError, require_finite
@@ -26,7 +26,11 @@ from services.learner.objectives.terms.ratios import (
 )
 from services.learner.objectives.terms.surrogate import clipped_surrogate, is_clipped
 from services.learner.objectives.terms.weights import dynamic_weights
+from services.learner.packing.sequence import TrainSequence
+from services.learner.update.layout import lay_out
 from services.learner.update.logit_statistics import cut_fixed, cut_student
+from services.learner.update.token_statistics import TokenStatistics
+from services.learner.update.tokens import TeacherStates, Tokens
 from tests.services.learner.objectives import reference
 
 ALPHAS = [0.0, 0.2, 0.5, 0.9, 1.0]
@@ -216,34 +220,96 @@ def test_weights_of_no_token_still_take_part_in_the_reductions() -> None:
     assert len(calls) == 1
 
 
-@settings(max_examples=40, deadline=None)
-@given(SEEDS, st.sampled_from([0.5, 2.0]))
-def test_token_losses_are_the_references(seed: int, cap: float) -> None:
-    objective = ObjectiveSection(importance_weight_cap=cap)
-    logprobs, old, behaviour, advantage, divergence = (-1 + random_logits(seed, 5, 6, 0.5)).unbind()
-    grpo = grpo_token_loss(logprobs, old, behaviour, advantage, objective)
-    sdpo = sdpo_token_loss(divergence, logprobs, old, behaviour, objective)
-    for t in range(6):
-        before, mu, a = old[t].item(), behaviour[t].item(), advantage[t].item()
-        assert grpo[t].item() == pytest.approx(float(reference.grpo_loss(logprobs[t], before, mu, a, objective)))
-        assert sdpo[t].item() == pytest.approx(
-            float(reference.sdpo_loss(divergence[t], logprobs[t], before, mu, objective))
-        )
-    assert joint_objective(grpo, sdpo, torch.full((6,), 0.5), 12).item() == pytest.approx(
-        (grpo.sum().item() + 0.5 * sdpo.sum().item()) / 12
+BRANCHES = sorted(
+    {(name, kind.route(*case)) for name, kind in OBJECTIVES.items() for case in product((False, True), repeat=2)}
+    - {("sdpo", "none")}
+)
+
+
+class Teacher(TeacherStates):
+    """Whose logits are given."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__(logits, same, 1.0)
+
+
+def terms(
+    logits: Tensor,
+    branch: Literal["grpo", "sdpo"],
+    section: ObjectiveSection,
+    old: Tensor,
+    behaviour: Tensor,
+    advantage: float = 0.0,
+    teacher: Tensor | None = None,
+) -> Tokens:
+    """Of one response that samples tokens 0, 1, 2, ... in turn; the teacher knows all of them."""
+    num_tokens = len(logits)
+    taught = None if teacher is None else [1]
+    sequence = TrainSequence([1], list(range(num_tokens)), behaviour.tolist(), advantage, branch, taught)
+    layout = lay_out([sequence], [old], torch.device("cpu"), torch.float64, section)
+    return Tokens(
+        logits, torch.arange(num_tokens), branch, layout, section, None if teacher is None else Teacher(teacher)
     )
 
 
-def test_gradients_of_the_token_losses() -> None:
-    objective = ObjectiveSection()
-    logprobs, old, behaviour, advantage = (-1 + random_logits(11, 4, 30, 0.4)).unbind()
-    logprobs = logprobs.clone().requires_grad_()
-    divergence = torch.rand(30, dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: grpo_token_loss(x, old, behaviour, advantage, objective), (logprobs,))
-    fixed = logprobs.detach()
-    assert torch.autograd.gradcheck(lambda d: sdpo_token_loss(d, fixed, old, behaviour, objective), (divergence,))
-    sdpo_token_loss(divergence, logprobs, old, behaviour, objective).sum().backward()
-    assert logprobs.grad is None
+@settings(max_examples=40, deadline=None)
+@given(SEEDS, st.sampled_from([0.5, 2.0]), st.sampled_from([-0.7, 0.4]))
+def test_token_losses_are_the_references(seed: int, cap: float, advantage: float) -> None:
+    logits, teacher = random_logits(seed, 6), random_logits(seed + 1, 6)
+    old, behaviour = (-1 + random_logits(seed + 2, 2, 6, 0.5)).unbind()
+    found = {}
+    for name, branch in (("grpo", "grpo"), ("sdpo", "sdpo"), ("advantage_mix", "grpo")):
+        section = ObjectiveSection(name=name, importance_weight_cap=cap, top_k=4)
+        made = terms(logits, branch, section, old, behaviour, advantage, teacher)  # type: ignore[arg-type]
+        found[name] = OBJECTIVES[name].token_loss(branch, made, section)  # type: ignore[arg-type]
+    for t in range(6):
+        before, mu = old[t].item(), behaviour[t].item()
+        now, theirs = (reference.log_softmax(rows[t])[t].item() for rows in (logits, teacher))
+        divergence = reference.divergence(*reference.buckets(logits[t], teacher[t], 4), 0.5)
+        mixed = 0.9 * advantage + 0.1 * (theirs - now)
+        tensor = torch.tensor(now)
+        expected = {
+            "grpo": reference.grpo_loss(tensor, before, mu, advantage, section),
+            "sdpo": reference.sdpo_loss(divergence, tensor, before, mu, section),
+            "advantage_mix": reference.grpo_loss(tensor, before, mu, mixed, section),
+        }
+        for name, value in expected.items():
+            assert found[name][t].item() == pytest.approx(float(value), rel=1e-5), name
+
+
+@pytest.mark.parametrize(("name", "branch"), BRANCHES)
+def test_gradients_of_the_token_losses(name: str, branch: Literal["grpo", "sdpo"]) -> None:
+    """Terms that carry no gradient are held fixed for the numerical one."""
+    section = ObjectiveSection(name=name, top_k=4)
+    logits, teacher = random_logits(11).requires_grad_(), random_logits(12)
+    old, behaviour = (-1 + random_logits(13, 2, 4, 0.4)).unbind()
+    fixed = terms(logits.detach(), branch, section, old, behaviour, 0.4, teacher)
+
+    def loss(values: Tensor) -> Tensor:
+        made = terms(values, branch, section, old, behaviour, 0.4, teacher)
+        made.capped_ratio, made.teacher_gap = fixed.capped_ratio, fixed.teacher_gap  # type: ignore[method-assign]
+        return OBJECTIVES[name].token_loss(branch, made, section)
+
+    assert torch.autograd.gradcheck(loss, (logits,))
+
+
+def test_a_statistic_that_is_forgotten_or_unknown_is_an_error() -> None:
+    section = ObjectiveSection()
+    behaviour = torch.zeros(2, dtype=torch.float64)
+    found = terms(random_logits(5, 2), "grpo", section, behaviour, behaviour, 0.5).statistics(torch.ones(2))
+    build: Any = TokenStatistics  # mypy finds each of these too
+    values = {item.name: getattr(found, item.name) for item in dataclasses.fields(found)}
+    for name in values:
+        with pytest.raises(TypeError, match=name):
+            build(**{key: value for key, value in values.items() if key != name})
+    with pytest.raises(TypeError, match="unknown"):
+        build(**values, unknown=values["loss"])
+    with pytest.raises(TypeError, match="positional"):
+        build(*values.values())
+    kept = TokenStatistics.zeros(4, torch.float32, torch.device("cpu"))
+    kept.write(torch.tensor([3, 1]), TokenStatistics(**values))
+    assert kept.loss.tolist() == [0.0, 1.0, 0.0, 1.0]
+    assert kept.sums()["policy_entropy_sum"].item() == pytest.approx(found.entropy.sum().item(), rel=1e-6)
 
 
 def test_clipping_by_hand() -> None:
@@ -279,17 +345,6 @@ def test_reference_kl_is_the_references() -> None:
     assert found.tolist() == pytest.approx([float(reference.k3(a, b)) for a, b in zip(logprobs, initial, strict=True)])
     assert float(found.min()) >= 0
     assert torch.autograd.gradcheck(lambda x: reference_kl(x, initial), (logprobs.clone().requires_grad_(),))
-
-
-def test_mixed_advantage_by_hand() -> None:
-    found = mixed_advantage(
-        torch.tensor([1.0, 1.0]),
-        torch.tensor([-1.0, math.nan]),
-        torch.tensor([-3.0, -3.0]),
-        torch.tensor([True, False]),
-        0.9,
-    )
-    assert found.tolist() == pytest.approx([0.9 + 0.1 * 2.0, 0.9])
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

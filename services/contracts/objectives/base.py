@@ -1,0 +1,105 @@
+"""What an objective is: routing, token loss, the fields that it takes, presets.
+
+An objective is one file in this folder and one entry in `registry`. Nothing here imports torch: the run configuration
+needs names, fields and presets; the learner hands the token loss its terms.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
+
+from services.contracts.objectives.settings import ObjectiveSettings
+
+Branch = Literal["grpo", "sdpo"]
+"""`grpo`: rollouts whose loss needs the probability of the sampled tokens only. `sdpo`: whose loss compares whole
+distributions, student's and teacher's."""
+Route = Literal["grpo", "sdpo", "none"]
+"""`none` contributes nothing: no loss, no tokens in the denominator."""
+
+
+class Values(Protocol):
+    """One real number for each of n response tokens: a tensor [n] in the learner."""
+
+    def __add__(self, other: Self, /) -> Self: ...
+    def __mul__(self, other: Self, /) -> Self: ...
+    def __rmul__(self, other: float, /) -> Self: ...
+
+
+V = TypeVar("V", bound=Values)
+
+
+class Terms(Protocol[V]):
+    """What a token loss is made of, for n response tokens of one branch. Settings are the run's."""
+
+    @property
+    def advantage(self) -> V:
+        """Group-relative advantage A_i of each token's rollout."""
+
+    @property
+    def weight(self) -> V:
+        """Entropy-aware weight w, with mean 1 over the tokens routed to SDPO; 1 unless `Objective.is_weighted`."""
+
+    def engine_correction(self) -> V:
+        """min(pi_old / mu, cap), without gradient: truncated importance sampling between learner and engine."""
+
+    def clipped_surrogate(self, advantage: V) -> V:
+        """-min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), rho = pi_theta / pi_old by `ratio`; no gradient
+        reaches A."""
+
+    def reference_kl(self) -> V:
+        """reference_kl_coefficient * KL(pi_theta || initial model); 0 without a coefficient."""
+
+    def teacher_gap(self) -> V:
+        """log q(y_t) - log p(y_t) of the sampled token, without gradient; 0 without teacher information."""
+
+    def divergence(self) -> V:
+        """D_alpha(p, q) between student and self-teacher on the student's top K and a tail. Branch `sdpo` only."""
+
+    def capped_ratio(self) -> V:
+        """min(pi_theta / pi_old, cap), without gradient."""
+
+
+class Objective(ABC):
+    """One training objective. Instances hold no state; `section` is the run's section `objective`."""
+
+    name: ClassVar[str]
+    takes: ClassVar[frozenset[str]]
+    """Fields of the section that it takes; others must keep their defaults."""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Values of a run configuration, by preset name."""
+
+    @abstractmethod
+    def route(self, correct: bool, informed: bool) -> Route:
+        """The branch of a rollout.
+
+        Args:
+            correct: c_i, its reward reaches the success threshold.
+            informed: m_i, its teacher has a correct sibling or feedback to read.
+        """
+
+    @abstractmethod
+    def token_loss(self, branch: Branch, terms: Terms[V], section: ObjectiveSettings) -> V:
+        """The loss of each token of one branch, before division by the mini-batch's number of routed tokens.
+
+        On branch `grpo` it must have no gradient if A = 0 and there is neither teacher nor reference: rollouts without
+        any get no backward pass.
+        """
+
+    def asks_teacher(self, correct: bool, informed: bool) -> bool:
+        """Whether a rollout needs a teacher pass: by default those of the SDPO branch."""
+        return self.route(correct, informed) == "sdpo"
+
+    def is_weighted(self, section: ObjectiveSettings) -> bool:
+        """Whether the token losses of the SDPO branch have entropy-aware weights."""
+        return False
+
+    def teaches_alone(self, section: ObjectiveSettings) -> bool:
+        """Whether a rollout without siblings can be learnt from."""
+        return False
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether any rollout needs a teacher pass."""
+        return any(self.asks_teacher(correct, True) for correct in (False, True))

@@ -1,0 +1,27 @@
+"""SDPO (arXiv 2601.20802, section 3): rollouts with teacher information are distilled from it, others add nothing."""
+
+from __future__ import annotations
+
+from services.contracts.objectives.base import Branch, Objective, Route, Terms, V
+from services.contracts.objectives.paper import DISTIL, paper
+from services.contracts.objectives.settings import ALWAYS, DIVERGENCE, TEACHER, ObjectiveSettings
+
+
+class Sdpo(Objective):
+    name = "sdpo"
+    takes = ALWAYS | TEACHER | DIVERGENCE
+    presets = {"paper-sdpo": paper(name, 32, 1e-5, DISTIL)}
+
+    def route(self, correct: bool, informed: bool) -> Route:
+        return "sdpo" if informed else "none"
+
+    def teaches_alone(self, section: ObjectiveSettings) -> bool:
+        return section.feedback != "none"
+
+    def token_loss(self, branch: Branch, terms: Terms[V], section: ObjectiveSettings) -> V:
+        return distillation_loss(terms)
+
+
+def distillation_loss(terms: Terms[V]) -> V:
+    """l_sdpo = D(p, q) * min(pi_theta / pi_old, cap) * min(pi_old / mu, cap)."""
+    return terms.divergence() * terms.capped_ratio() * terms.engine_correction()

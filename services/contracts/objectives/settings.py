@@ -1,0 +1,65 @@
+"""The settings of all objectives: the fields of a run file's section `objective`.
+
+An objective names those it takes (`Objective.takes`). `services.contracts.run_config` narrows `name` to the registry.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
+
+from services.contracts.model import Fraction, Positive, Section
+from services.contracts.ranges import DivergenceAlpha
+
+
+class ObjectiveSettings(Section):
+    name: str = "srpo"
+    """The training objective."""
+    success_threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """A rollout is correct if its reward is at least this."""
+    advantage: Literal["mean", "mean_std"] = "mean"
+    """Group baseline: subtract the mean, or also divide by (standard deviation + 1e-6)."""
+    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Lower clip of the importance ratio: 1 - clip_low."""
+    clip_high: Annotated[float, Field(gt=0, le=1e6)] = 0.28
+    """Upper clip of the importance ratio: 1 + clip_high."""
+    ratio: Literal["token", "sequence"] = "token"
+    """Importance ratio of the GRPO branch: each token's own, or one of the whole response, the geometric mean of its
+    tokens' ratios (GSPO, arXiv 2507.18071, whose clips are far narrower: 3e-4 and 4e-4)."""
+    reference_kl_coefficient: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    """Weight of the KL divergence (k3 estimate) from the frozen initial model on the GRPO branch; 0 for none. Costs
+    that model's memory and one more forward pass."""
+    mask_truncated: bool = False
+    """Responses cut at the limit are not trained on, and counted; their rewards stay in the group's baseline."""
+    skip_uninformative_groups: bool = False
+    """Groups that hold no signal (no advantage but 0, no teacher pass) are left out of the update, and counted."""
+    importance_weight_cap: Annotated[float, Field(ge=0.01, le=1e6)] = 2.0
+    """Truncation of the importance weights: engine correction pi_old/mu, and pi_theta/pi_old of the SDPO branch."""
+    divergence_alpha: DivergenceAlpha = 0.5
+    """Generalised Jensen-Shannon: 0 forward KL(teacher||student), 0.5 JSD, 1 reverse KL(student||teacher). Between 0
+    and 1 at least 0.001 from either, where it vanishes."""
+    top_k: Positive | None = 100
+    """Student's top tokens in the divergence, plus one tail bucket; null for the full vocabulary."""
+    beta: Annotated[float, Field(ge=0)] = 1.0
+    """Strength of the entropy-aware weights; 0 turns them off."""
+    teacher_ema_rate: Annotated[float, Field(ge=1e-6, le=1)] = 0.05
+    """Self-teacher: teacher <- (1 - rate) * teacher + rate * student after every optimizer update."""
+    demonstration: Literal["first", "random", "shortest"] = "first"
+    """Which correct sibling the teacher's prompt shows."""
+    feedback: Literal["none", "alone", "with_solution", "fallback"] = "none"
+    """Verifier feedback to the teacher: never, instead of the solution, beside it, or if no sibling is correct."""
+    mix_lambda: Fraction = 0.9
+    """Share of the GRPO advantage in the mixed one."""
+
+
+ALWAYS: Final = frozenset({"name", "success_threshold", "mask_truncated", "importance_weight_cap"})
+"""Fields that every objective takes."""
+POLICY: Final = frozenset(
+    {"advantage", "clip_low", "clip_high", "ratio", "reference_kl_coefficient", "skip_uninformative_groups"}
+)
+"""Fields of a policy-gradient branch."""
+TEACHER: Final = frozenset({"teacher_ema_rate", "demonstration", "feedback"})
+"""Fields of a self-teacher and what it reads."""
+DIVERGENCE: Final = frozenset({"divergence_alpha", "top_k"})
+"""Fields of a divergence from the teacher's distribution."""

@@ -66,6 +66,7 @@ check-docs: install-dev  ## The documentation site builds, without dead links
 
 check-generated: install-dev  ## Generated pages and dashboards are up to date
 	$(BIN)/python docs/make_configuration.py --check
+	$(BIN)/python docs/make_metrics.py --check
 	$(BIN)/python docs/make_decisions.py --check
 	$(BIN)/python deploy/grafana/make_dashboards.py --check
 
@@ -86,6 +87,8 @@ bench: install-dev  ## Measure; rewrites the tables in docs/performance.md
 
 docs: install-dev  ## Rewrite generated pages; build the documentation site in build/site
 	$(BIN)/python docs/make_configuration.py
+	$(BIN)/python docs/make_metrics.py
+	$(BIN)/python deploy/grafana/make_dashboards.py
 	$(BIN)/python docs/make_decisions.py
 	$(BIN)/python docs/make_site.py
 

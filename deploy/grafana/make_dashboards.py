@@ -1,22 +1,50 @@
-"""Writes the Grafana dashboards from `dashboards.yaml`, so that people review that and not JSON.
+"""Writes the Grafana dashboards from the catalogue of step metrics and `dashboards.yaml`.
 
 python deploy/grafana/make_dashboards.py          # write deploy/grafana/dashboards/*.json
-python deploy/grafana/make_dashboards.py --check  # exit 1 where they are not what it says
+python deploy/grafana/make_dashboards.py --check  # exit 1 if they are stale
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from services.contracts.step_metrics import CATALOGUE, StepHistogram, StepMetric
+
 FOLDER = Path(__file__).parent / "dashboards"
 DASHBOARDS = yaml.safe_load(FOLDER.with_suffix(".yaml").read_text())
 SOURCE = {"type": "prometheus", "uid": "turnout-prometheus"}
 RUN = 'run_id=~"$run"'
+UNITS = {"share": "percentunit", "seconds": "s"}
+
+
+def panels(dashboard: str) -> list[dict[str, str]]:
+    """A dashboard's panels, in the form of `dashboards.yaml`: first those of the step metrics."""
+    found: dict[str, dict[str, str]] = {}
+    for item in CATALOGUE:
+        made = histogram_panel(item) if isinstance(item, StepHistogram) else gauge_panel(item)
+        if made and made["dashboard"] == dashboard:
+            found[made["title"]] = made
+    return [*found.values(), *DASHBOARDS[dashboard]["panels"]]
+
+
+def gauge_panel(metric: StepMetric) -> dict[str, str] | None:
+    """The panel of the gauge that shows a metric, if it has one."""
+    family = metric.family
+    if family is None or family.panel is None:
+        return None
+    legend = family.legend or " ".join(f"{{{{{label}}}}}" for label in ("run_id", *family.labels))
+    shown = {"of": family.name, "legend": legend, "unit": UNITS.get(family.unit, "none")}
+    return {"title": family.title, **shown, **asdict(family.panel)}
+
+
+def histogram_panel(histogram: StepHistogram) -> dict[str, str]:
+    return {"title": histogram.title, "quantiles": histogram.name, **asdict(histogram.panel)}
 
 
 def queries(panel: dict[str, str]) -> list[tuple[str, str]]:
@@ -78,20 +106,18 @@ def dashboard_json(name: str) -> str:
             {"type": "dashboards", "tags": ["turnout"], "title": "Turnout", "asDropdown": True, "keepTime": True}
         ],
         "templating": {"list": [variable]},
-        "panels": [panel_json(panel, number) for number, panel in enumerate(DASHBOARDS[name]["panels"])],
+        "panels": [panel_json(panel, number) for number, panel in enumerate(panels(name))],
     }
     return json.dumps(board, indent=1) + "\n"
 
 
 def main() -> int:
-    """Write or check the files; the exit code says whether they were right."""
+    """Write or check the files; the exit code says whether they were up to date."""
     FOLDER.mkdir(exist_ok=True)
     wrong = [name for name in DASHBOARDS if not _same(FOLDER / f"{name}.json", dashboard_json(name))]
     if "--check" in sys.argv:
         if wrong:
-            print(
-                f"Not what dashboards.yaml says: {', '.join(wrong)}. Run deploy/grafana/make_dashboards.py and commit."
-            )
+            print(f"Stale: {', '.join(wrong)}. Run deploy/grafana/make_dashboards.py and commit.")
         return int(bool(wrong))
     for name in DASHBOARDS:
         (FOLDER / f"{name}.json").write_text(dashboard_json(name))

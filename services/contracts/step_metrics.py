@@ -1,51 +1,599 @@
-"""Names of the numbers that a training step reports: one name in code, REST, Prometheus, page and documentation.
+"""The numbers that a training step reports: one record each, which everything that computes or shows them reads.
 
-`STEP_METRICS` maps each name in `StepFinished.metrics` to its meaning and unit.
+To add one, add its record here and compute it in `services.learner.program.step_report` or
+`services.learner.update.statistics`; `make docs` then rewrites docs/metrics.md and the Grafana dashboards. A record's
+place in `CATALOGUE` is its place among columns, lines and panels. docs/metrics.md lists all of them.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Literal
 
-STEP_METRICS: Final[dict[str, str]] = {
-    "reward_mean": "mean reward of the step's rollouts",
-    "accuracy": "share of the step's rollouts at or above the success threshold",
-    "routing_ratio_grpo": "share of rollouts routed to the GRPO branch",
-    "routing_ratio_sdpo": "share of rollouts routed to the SDPO branch",
-    "teacher_information_ratio": "share of rollouts with teacher information",
-    "policy_entropy_nats": "mean entropy of the policy over response tokens, nats",
-    "teacher_entropy_nats": "mean entropy of the self-teacher over tokens routed to SDPO, nats",
-    "loss": "the objective's value over the whole step",
-    "loss_grpo": "the GRPO branch's part of the loss",
-    "loss_sdpo": "the SDPO branch's part of the loss",
-    "divergence_nats": "mean unweighted divergence over tokens routed to SDPO, nats",
-    "gradient_norm": "global gradient norm before clipping",
-    "learning_rate": "learning rate of the step's last optimizer update",
-    "reference_kl_nats": "k3 estimate of KL(policy || initial model) over GRPO tokens, nats; 0 where not measured",
-    "clip_ratio": "share of GRPO tokens whose importance ratio was clipped",
-    "importance_weight_truncated_ratio": "share of tokens whose engine correction was truncated",
-    "importance_weight_mean": "mean engine correction weight",
-    "logprob_mismatch_nats": "mean |learner minus behaviour log-prob| over response tokens, nats",
-    "logprob_mismatch_kl_nats": "k3 estimate of KL(behaviour || learner), nats",
-    "response_tokens_mean": "mean response length, tokens",
-    "response_tokens_max": "longest response, tokens",
-    "truncated_ratio": "share of responses cut at the limit",
-    "staleness_mean": "mean age of the step's tokens, in weight versions",
-    "staleness_max": "largest age of the step's tokens, in weight versions",
-    "num_groups": "groups trained in the step",
-    "num_rollouts": "rollouts trained in the step",
-    "num_excluded_rollouts": "rollouts excluded because of an infrastructure fault",
-    "num_masked_rollouts": "rollouts left out because they were cut at the limit (objective.mask_truncated)",
-    "num_uninformative_groups": "groups left out for want of signal (objective.skip_uninformative_groups)",
-    "num_tokens": "response tokens trained in the step",
-    "num_computed_tokens": "tokens that the learner pushed through the models: shared prefixes once, padding included",
-    "num_teacher_rollouts": "rollouts that cost a teacher pass",
-    "mixed_group_ratio": "share of groups with both correct and failed rollouts",
-    "seconds": "wall-clock time of the step, waiting included",
-    "seconds_wait": "time spent waiting for groups",
-    "seconds_teacher": "time spent in teacher passes",
-    "seconds_train": "time spent in student passes and the optimizer",
-    "seconds_publish": "time spent publishing weights",
-    "seconds_checkpoint": "time that training stood still for a checkpoint: its copies, or an older one's writing",
-    "tokens_per_second": "response tokens trained a second of wall-clock time",
-}
+Unit = Literal["", "share", "nats", "tokens", "versions", "seconds", "tokens/s"]
+"""`share` is 0 to 1; an empty unit is a plain number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """A Grafana panel: a dashboard of deploy/grafana/dashboards.yaml, how to read the panel, and what to do."""
+
+    dashboard: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """The Prometheus gauge `turnout_<name>`, with the labels `run_id` and `labels`."""
+
+    name: str
+    title: str
+    help: str
+    unit: Unit = ""
+    labels: tuple[str, ...] = ()
+    panel: Panel | None = None
+    legend: str = ""
+    """Of the panel's lines; empty: the values of all labels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A chart of the page, and of a run's report."""
+
+    key: str
+    title: str
+    caption: str
+    unit: Unit = ""
+    """Of the left axis."""
+    from_zero: bool = True
+    empty: str = "No data yet"
+    with_evaluations: bool = False
+    """Draws evaluations as points."""
+    rest_of: str = ""
+    """The metric of which a further band shows what the chart's bands leave over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A metric in a chart."""
+
+    chart: str
+    """Key of the chart."""
+    label: str
+    color: int = 0
+    dash: Literal["solid", "dash", "dot"] = "solid"
+    kind: Literal["line", "area", "bar"] = "line"
+    """Areas and bars are stacked."""
+    right: bool = False
+    """Uses an axis of its own, on the right."""
+    only_if: str = ""
+    """Left out of steps in which this metric is 0: the metric has no value there, and its 0 would mislead."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepMetric:
+    """One number of `StepFinished.metrics`."""
+
+    name: str
+    title: str
+    help: str
+    unit: Unit = ""
+    form: str = ".3f"
+    """Format of its value in a terminal."""
+    gauge: bool = False
+    """Is a Prometheus gauge of its own; `panel` is that gauge's."""
+    panel: Panel | None = None
+    part_of: Family | None = None
+    """The gauge that it shares with other metrics; `labels` are its values of the gauge's labels."""
+    labels: tuple[str, ...] = ()
+    line: Line | None = None
+    watch: str = ""
+    """Label in the lines of `turnout runs watch`."""
+    live: tuple[str, str] | None = None
+    """Row and label in the live view of `turnout runs watch`."""
+    column: bool = False
+    """Is a column of `turnout runs steps`, and in `turnout runs events`."""
+    compared: tuple[str, int] | None = None
+    """Column of `turnout runs compare`, and the number of last steps that it is the mean of (0: all)."""
+    reported: bool = False
+    """Its mean is in a run's report."""
+
+    @property
+    def family(self) -> Family | None:
+        """The gauge that shows it, if any."""
+        if self.gauge:
+            return Family(self.name, self.title, self.help, self.unit, panel=self.panel)
+        return self.part_of
+
+    def text(self, value: float | None) -> str:
+        """A value with its unit, for a terminal."""
+        if value is None:
+            return "-"
+        return f"{value:{self.form}} {'' if self.unit == 'share' else self.unit}".rstrip()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepHistogram:
+    """One histogram of `StepFinished.histograms`; Prometheus shows its sum over all steps."""
+
+    name: str
+    title: str
+    help: str
+    panel: Panel
+
+
+CHARTS: Final = (
+    Chart(
+        "reward",
+        "Reward and accuracy",
+        "Lines: the step's own rollouts. Points: evaluations, avg@k and pass@k.",
+        from_zero=False,
+        with_evaluations=True,
+    ),
+    Chart(
+        "routing",
+        "Routing",
+        "Correct rollouts go to GRPO, failed ones with a correct sibling to SDPO. SDPO should shrink as the policy "
+        "learns.",
+        "share",
+    ),
+    Chart(
+        "entropy",
+        "Entropy",
+        "A policy that falls to 0 early has stopped exploring. The teacher should be surer than the policy.",
+        "nats",
+    ),
+    Chart(
+        "divergence",
+        "Divergence",
+        "From the policy to its teacher, over tokens routed to SDPO: what there is to correct.",
+        "nats",
+        empty="No rollout was routed to SDPO yet",
+    ),
+    Chart(
+        "staleness",
+        "Staleness",
+        "Age of the trained tokens. The largest stays within the run's max_staleness.",
+        "versions",
+    ),
+    Chart(
+        "mismatch",
+        "Engine mismatch",
+        "Distance between the log-probs of sampling and training. A rise means that the two no longer agree.",
+        "nats",
+    ),
+    Chart("length", "Response length", "Responses that reach the limit are cut, and count as failed.", "tokens"),
+    Chart(
+        "time",
+        "Step time",
+        "Much wait: sampling is the slow part; add rollout servers or allow more staleness.",
+        "seconds",
+        rest_of="seconds",
+    ),
+    Chart("gradient", "Gradient and clipping", "Norm before clipping, and the shares of tokens clipped or truncated."),
+)
+
+ACCURACY: Final = Family(
+    "accuracy",
+    "Accuracy",
+    "avg@k of the newest evaluation (samples=k); split train: the newest step's rollouts, samples=1.",
+    "share",
+    ("split", "samples"),
+    Panel(
+        "training",
+        "Evaluations (validation) and each step's rollouts (train). A gap that widens is overfitting.",
+    ),
+    legend="{{run_id}} {{split}} avg@{{samples}}",
+)
+"""Shows evaluations too."""
+_LOSS: Final = Family(
+    "loss",
+    "Loss",
+    "The objective's value and its parts, by branch.",
+    "",
+    ("branch",),
+    Panel("training", "The objective and its two branches. Its size says little; NaN or a jump: see Gradient norm."),
+)
+_ROUTING: Final = Family(
+    "routing_ratio",
+    "Routing shares",
+    "Share of rollouts routed to a branch.",
+    "share",
+    ("branch",),
+    Panel(
+        "routing",
+        "SDPO's share starts high and falls as failures become fewer. Stuck high: demonstrations do not help.",
+    ),
+)
+_SECONDS: Final = Family(
+    "step_seconds",
+    "Step time by phase",
+    "Wall-clock time of the newest step, by phase.",
+    "seconds",
+    ("phase",),
+    Panel("training", "Mostly waiting: add rollout servers. Mostly training: add ranks."),
+)
+
+CATALOGUE: Final[tuple[StepMetric | StepHistogram, ...]] = (
+    StepMetric(
+        name="reward_mean",
+        title="Reward",
+        help="Mean reward of the newest step's rollouts.",
+        gauge=True,
+        panel=Panel(
+            "training",
+            "Mean reward of each step. Should rise. Flat: groups all alike; look at samples, or raise the learning "
+            "rate.",
+        ),
+        line=Line("reward", "reward", 0),
+        watch="reward",
+        live=("reward", ""),
+        column=True,
+        compared=("reward_mean", 10),
+    ),
+    StepMetric(
+        name="accuracy",
+        title="Correct rollouts",
+        help="Share of the step's rollouts at or above the success threshold.",
+        unit="share",
+        part_of=ACCURACY,
+        labels=("train", "1"),
+        line=Line("reward", "correct", 1, "dash"),
+        watch="accuracy",
+        live=("accuracy", ""),
+        column=True,
+    ),
+    StepMetric(
+        name="mixed_group_ratio",
+        title="Mixed groups",
+        help="Share of groups with both correct and failed rollouts.",
+        unit="share",
+        live=("accuracy", "mixed groups"),
+    ),
+    StepMetric(
+        name="loss", title="Loss", help="The objective's value over the whole step.", part_of=_LOSS, labels=("all",)
+    ),
+    StepMetric(
+        name="loss_grpo",
+        title="Loss, GRPO branch",
+        help="The GRPO branch's part of the loss.",
+        part_of=_LOSS,
+        labels=("grpo",),
+    ),
+    StepMetric(
+        name="loss_sdpo",
+        title="Loss, SDPO branch",
+        help="The SDPO branch's part of the loss.",
+        part_of=_LOSS,
+        labels=("sdpo",),
+    ),
+    StepMetric(
+        name="routing_ratio_grpo",
+        title="Routed to GRPO",
+        help="Share of rollouts routed to the GRPO branch.",
+        unit="share",
+        form=".2f",
+        part_of=_ROUTING,
+        labels=("grpo",),
+        line=Line("routing", "GRPO", 0, kind="area"),
+        watch="grpo",
+        live=("routing", "GRPO"),
+    ),
+    StepMetric(
+        name="routing_ratio_sdpo",
+        title="Routed to SDPO",
+        help="Share of rollouts routed to the SDPO branch.",
+        unit="share",
+        form=".2f",
+        part_of=_ROUTING,
+        labels=("sdpo",),
+        line=Line("routing", "SDPO", 1, kind="area"),
+        watch="sdpo",
+        live=("routing", "SDPO"),
+        column=True,
+    ),
+    StepMetric(
+        name="teacher_information_ratio",
+        title="Teacher information",
+        help="Share of rollouts with teacher information.",
+        unit="share",
+        form=".2f",
+        gauge=True,
+        panel=Panel(
+            "routing",
+            "Share of rollouts with a correct sibling or feedback. Near 0: the task is too hard to distil.",
+        ),
+        line=Line("routing", "with teacher information", 4, "dot"),
+        live=("routing", "with teacher information"),
+    ),
+    StepMetric(
+        name="policy_entropy_nats",
+        title="Policy entropy",
+        help="Mean entropy of the policy over response tokens.",
+        unit="nats",
+        gauge=True,
+        panel=Panel(
+            "training", "Nats a token. Near 0 is collapse: lower the learning rate, or fork from an earlier checkpoint."
+        ),
+        line=Line("entropy", "policy", 0),
+        watch="policy entropy",
+        live=("entropy", "policy"),
+        column=True,
+    ),
+    StepMetric(
+        name="teacher_entropy_nats",
+        title="Teacher entropy",
+        help="Mean entropy of the self-teacher over tokens routed to SDPO.",
+        unit="nats",
+        gauge=True,
+        panel=Panel(
+            "routing",
+            "Nats over distilled tokens. Rising: the teacher is less sure, and the weights matter more. Above the "
+            "policy: the demonstrations do not help it; read samples.",
+        ),
+        line=Line("entropy", "teacher", 1, "dash", only_if="routing_ratio_sdpo"),
+        watch="teacher entropy",
+        live=("entropy", "teacher"),
+        column=True,
+    ),
+    StepMetric(
+        name="divergence_nats",
+        title="Divergence",
+        help="Mean unweighted divergence over tokens routed to SDPO.",
+        unit="nats",
+        line=Line("divergence", "mean", 1, only_if="routing_ratio_sdpo"),
+    ),
+    StepHistogram(
+        name="distillation_weight",
+        title="Distillation weight",
+        help="Entropy-aware weights of tokens routed to SDPO; their mean is 1.",
+        panel=Panel(
+            "routing",
+            "Mean is 1 by construction; a wide spread means that few tokens carry the correction. Too few: lower "
+            "objective.beta.",
+        ),
+    ),
+    StepHistogram(
+        name="staleness_versions",
+        title="Staleness",
+        help="Age of trained tokens in weight versions.",
+        panel=Panel(
+            "asynchrony",
+            "Age of trained tokens in versions; max_staleness bounds it. Always at the bound: rollout runs ahead of "
+            "the learner.",
+        ),
+    ),
+    StepMetric(
+        name="staleness_mean",
+        title="Staleness",
+        help="Mean age of the step's tokens, in weight versions.",
+        unit="versions",
+        form=".2f",
+        line=Line("staleness", "mean", 0),
+        watch="staleness",
+        live=("staleness", "mean"),
+        column=True,
+        reported=True,
+    ),
+    StepMetric(
+        name="staleness_max",
+        title="Largest staleness",
+        help="Largest age of the step's tokens, in weight versions.",
+        unit="versions",
+        form=".0f",
+        line=Line("staleness", "largest", 1, "dash"),
+        live=("staleness", "max"),
+    ),
+    StepMetric(
+        name="logprob_mismatch_nats",
+        title="Log-prob mismatch",
+        help="Mean |learner minus behaviour log-prob| over response tokens.",
+        unit="nats",
+        form=".2g",
+        gauge=True,
+        panel=Panel(
+            "asynchrony",
+            "Mean |learner - behaviour|. Off-policy age and numerics; above 0.1 check dtype and temperature.",
+        ),
+        line=Line("mismatch", "mean |difference|", 0),
+        live=("mismatch", "log-probs"),
+        reported=True,
+    ),
+    StepMetric(
+        name="logprob_mismatch_kl_nats",
+        title="Log-prob mismatch, KL",
+        help="k3 estimate of KL(behaviour || learner).",
+        unit="nats",
+        form=".2g",
+        line=Line("mismatch", "KL", 1, "dash"),
+    ),
+    StepMetric(
+        name="importance_weight_truncated_ratio",
+        title="Truncated importance weights",
+        help="Share of tokens whose engine correction was truncated.",
+        unit="share",
+        gauge=True,
+        panel=Panel("asynchrony", "Share of tokens at the cap. Rising: lower max_staleness."),
+        line=Line("gradient", "truncated", 4, "dot", right=True),
+    ),
+    StepMetric(name="importance_weight_mean", title="Mean importance weight", help="Mean engine correction weight."),
+    StepMetric(
+        name="clip_ratio",
+        title="Clipped ratios",
+        help="Share of GRPO tokens whose importance ratio was clipped.",
+        unit="share",
+        gauge=True,
+        panel=Panel(
+            "asynchrony",
+            "Share of GRPO tokens outside the clip range. Above a few percent: lower the learning rate.",
+        ),
+        line=Line("gradient", "clipped", 1, "dash", right=True),
+    ),
+    StepMetric(
+        name="reference_kl_nats",
+        title="KL to the initial model",
+        help="k3 estimate of KL(policy || initial model) over GRPO tokens; 0 if it is not measured.",
+        unit="nats",
+    ),
+    StepMetric(
+        name="response_tokens_mean",
+        title="Response length",
+        help="Mean response length.",
+        unit="tokens",
+        form=".1f",
+        gauge=True,
+        panel=Panel(
+            "training",
+            "Tokens. GRPO tends to lengthen, SDPO to shorten. Near max_response_tokens: replies are cut and count as "
+            "failed.",
+        ),
+        line=Line("length", "mean", 0),
+        live=("response", "mean"),
+        column=True,
+        compared=("response_tokens_mean", 10),
+    ),
+    StepMetric(
+        name="response_tokens_max",
+        title="Longest response",
+        help="Longest response.",
+        unit="tokens",
+        form=".0f",
+        line=Line("length", "longest", 1, "dash"),
+    ),
+    StepMetric(
+        name="truncated_ratio",
+        title="Cut responses",
+        help="Share of responses cut at the limit.",
+        unit="share",
+        line=Line("length", "cut at the limit", 4, "dot", right=True),
+    ),
+    StepMetric(
+        name="gradient_norm",
+        title="Gradient norm",
+        help="Global gradient norm before clipping.",
+        gauge=True,
+        panel=Panel(
+            "training",
+            "Before clipping. Spikes: look at mismatch and truncated weights; if they stay, lower the learning rate.",
+        ),
+        line=Line("gradient", "gradient norm", 0),
+    ),
+    StepMetric(name="learning_rate", title="Learning rate", help="Learning rate of the step's last optimizer update."),
+    StepMetric(name="num_groups", title="Groups", help="Groups trained in the step."),
+    StepMetric(name="num_rollouts", title="Rollouts", help="Rollouts trained in the step."),
+    StepMetric(
+        name="num_excluded_rollouts",
+        title="Excluded rollouts",
+        help="Rollouts excluded because of an infrastructure fault.",
+    ),
+    StepMetric(
+        name="num_masked_rollouts",
+        title="Masked rollouts",
+        help="Rollouts left out because they were cut at the limit (objective.mask_truncated).",
+    ),
+    StepMetric(
+        name="num_uninformative_groups",
+        title="Uninformative groups",
+        help="Groups left out because they have no signal (objective.skip_uninformative_groups).",
+    ),
+    StepMetric(name="num_tokens", title="Trained tokens", help="Response tokens trained in the step.", unit="tokens"),
+    StepMetric(
+        name="num_computed_tokens",
+        title="Computed tokens",
+        help="Tokens that the learner ran through the models: shared prefixes once, padding included.",
+        unit="tokens",
+    ),
+    StepMetric(
+        name="num_teacher_rollouts",
+        title="Rollouts with a teacher pass",
+        help="Rollouts that needed a teacher pass.",
+    ),
+    StepMetric(
+        name="seconds",
+        title="Step time",
+        help="Wall-clock time of the step, waiting included.",
+        unit="seconds",
+        form=".2f",
+        part_of=_SECONDS,
+        labels=("all",),
+        live=("step time", ""),
+        column=True,
+        compared=("seconds_per_step", 0),
+        reported=True,
+    ),
+    StepMetric(
+        name="seconds_wait",
+        title="Waiting",
+        help="Time spent waiting for groups.",
+        unit="seconds",
+        form=".2f",
+        part_of=_SECONDS,
+        labels=("wait",),
+        line=Line("time", "wait", 0, kind="bar"),
+        live=("step time", "waiting"),
+    ),
+    StepMetric(
+        name="seconds_teacher",
+        title="Teacher passes",
+        help="Time spent in teacher passes.",
+        unit="seconds",
+        part_of=_SECONDS,
+        labels=("teacher",),
+        line=Line("time", "teacher", 1, kind="bar"),
+    ),
+    StepMetric(
+        name="seconds_train",
+        title="Training passes",
+        help="Time spent in student passes and the optimizer.",
+        unit="seconds",
+        part_of=_SECONDS,
+        labels=("train",),
+        line=Line("time", "train", 2, kind="bar"),
+    ),
+    StepMetric(
+        name="seconds_publish",
+        title="Publishing",
+        help="Time spent publishing weights.",
+        unit="seconds",
+        part_of=_SECONDS,
+        labels=("publish",),
+        line=Line("time", "publish", 3, kind="bar"),
+    ),
+    StepMetric(
+        name="seconds_checkpoint",
+        title="Saving",
+        help="Time that training paused for a checkpoint: copying it, or waiting until an older one was written.",
+        unit="seconds",
+        part_of=_SECONDS,
+        labels=("checkpoint",),
+        line=Line("time", "save", 4, kind="bar"),
+    ),
+    StepMetric(
+        name="tokens_per_second",
+        title="Speed",
+        help="Response tokens trained per second of wall-clock time.",
+        unit="tokens/s",
+        form=".0f",
+        watch="tokens/s",
+        live=("speed", ""),
+        compared=("tokens_per_second", 0),
+        reported=True,
+    ),
+)
+
+STEP_METRICS: Final = {item.name: item for item in CATALOGUE if isinstance(item, StepMetric)}
+STEP_HISTOGRAMS: Final = {item.name: item for item in CATALOGUE if isinstance(item, StepHistogram)}
+
+
+def families() -> dict[Family, list[StepMetric]]:
+    """Every gauge with the metrics that it shows, in the catalogue's order."""
+    found: dict[Family, list[StepMetric]] = {}
+    for metric in STEP_METRICS.values():
+        if metric.family is not None:
+            found.setdefault(metric.family, []).append(metric)
+    return found
+
+
+def lines(chart: Chart) -> list[tuple[StepMetric, Line]]:
+    """What a chart shows, in the catalogue's order."""
+    return [(metric, metric.line) for metric in STEP_METRICS.values() if metric.line and metric.line.chart == chart.key]

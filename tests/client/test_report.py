@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from services.contracts.errors import ConfigurationError, MalformedMessageError
-from services.contracts.step_metrics import STEP_METRICS
+from services.contracts.step_metrics import CHARTS, STEP_METRICS
 from turnout.cli.output import duration, sparkline
 from turnout.cli.run_data import RunData
 from turnout.cli.views.compare import row_of
@@ -73,13 +73,13 @@ def test_the_report_tells_before_and_after(tmp_path: Path) -> None:
     folder = write_report(data, tmp_path / "deep" / "report")
     markdown = (folder / "report.md").read_text()
     pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", markdown)
-    assert len(pictures) == 6
+    assert len(pictures) == len(CHARTS)
     assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
 
 
 def test_the_page_stands_alone_and_is_escaped(tmp_path: Path) -> None:
     page = (write_report(recorded(), tmp_path) / "report.html").read_text()
-    assert page.count('src="data:image/png;base64,') == 6
+    assert page.count('src="data:image/png;base64,') == len(CHARTS)
     assert "a &lt;b&gt; run" in page
     assert "<b>" not in page
     assert not re.search(r"(src|href)=\"(?!data:)", page)

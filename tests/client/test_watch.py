@@ -34,7 +34,7 @@ def test_the_view_shows_progress_services_and_time_left() -> None:
     assert "1:00 left" in text
     assert "0.750" in text
     assert "▁▅█" in text or "▁▄█" in text
-    assert "policy 0.250  teacher - nats" in text
+    assert "policy 0.250 nats  teacher -" in text
     assert "avg@16 25.0%" in text
     assert "scored groups" in text
 

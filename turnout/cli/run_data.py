@@ -18,9 +18,13 @@ class RunData(msgspec.Struct, frozen=True, kw_only=True):
     evaluations: list[Evaluation] = []
     checkpoints: list[Checkpoint] = []
 
-    def series(self, name: str) -> tuple[list[int], list[float]]:
-        """Steps and values of one metric, for the steps that report it."""
-        pairs = [(step.step, step.metrics[name]) for step in self.steps if name in step.metrics]
+    def series(self, name: str, only_if: str = "") -> tuple[list[int], list[float]]:
+        """Steps and values of one metric, for the steps that report it (and in which the metric `only_if` is not 0)."""
+        pairs = [
+            (step.step, step.metrics[name])
+            for step in self.steps
+            if name in step.metrics and (not only_if or step.metrics.get(only_if))
+        ]
         return [step for step, _ in pairs], [value for _, value in pairs]
 
     @property

@@ -16,6 +16,7 @@ from services.api.storage.tables.runs import Run
 from services.contracts.events import EvaluationFinished, Event, Histogram, StepFinished
 from services.contracts.heartbeat import ServiceRecord
 from services.contracts.states import TERMINAL_STATES
+from services.contracts.step_metrics import STEP_HISTOGRAMS
 
 MAX_ENDED_RUNS = 20
 """Ended runs that keep their metrics, newest first: what bounds the number of series."""
@@ -31,18 +32,16 @@ class RunNumbers:
     groups: dict[str, int] = field(default_factory=dict)
     accuracy: dict[tuple[str, int], float] = field(default_factory=dict)
     """avg@k of the newest evaluation, by split and k."""
-    distillation_weight: RunningHistogram = field(default_factory=RunningHistogram)
-    staleness_versions: RunningHistogram = field(default_factory=RunningHistogram)
+    histograms: dict[str, RunningHistogram] = field(default_factory=dict)
+    """By name in `STEP_HISTOGRAMS`, over all steps."""
     push_seconds: RunningHistogram = field(default_factory=push_histogram)
     num_failed_pushes: int = 0
 
     def add_histograms(self, step: int, histograms: dict[str, Histogram]) -> None:
         """Count a step's values. One trained again after a resume is not counted twice."""
         if step > self.step:
-            if "distillation_weight" in histograms:
-                self.distillation_weight.add(histograms["distillation_weight"])
-            if "staleness_versions" in histograms:
-                self.staleness_versions.add(histograms["staleness_versions"])
+            for name in STEP_HISTOGRAMS.keys() & histograms.keys():
+                self.histograms.setdefault(name, RunningHistogram()).add(histograms[name])
             self.step = step
 
     def add_push(self, row: WeightPushRow) -> None:

@@ -10,42 +10,9 @@ from prometheus_client.metrics_core import Metric
 from services.api.live.board import Board, RunNumbers
 from services.api.live.histograms import RunningHistogram
 from services.contracts.states import RUN_STATES
+from services.contracts.step_metrics import ACCURACY, STEP_HISTOGRAMS, families
 
-_GAUGES = {
-    "teacher_information_ratio": "Share of rollouts with teacher information.",
-    "policy_entropy_nats": "Mean entropy of the policy over response tokens.",
-    "teacher_entropy_nats": "Mean entropy of the self-teacher over tokens routed to SDPO.",
-    "reward_mean": "Mean reward of the newest step's rollouts.",
-    "response_tokens_mean": "Mean response length.",
-    "logprob_mismatch_nats": "Mean |learner minus behaviour log-prob| over response tokens.",
-    "importance_weight_truncated_ratio": "Share of tokens whose engine correction was truncated.",
-    "clip_ratio": "Share of GRPO tokens whose importance ratio was clipped.",
-    "gradient_norm": "Global gradient norm before clipping.",
-}
-_LABELLED = {
-    "routing_ratio": (
-        "Share of rollouts routed to a branch.",
-        "branch",
-        {"grpo": "routing_ratio_grpo", "sdpo": "routing_ratio_sdpo"},
-    ),
-    "loss": (
-        "The objective's value and its parts, by branch.",
-        "branch",
-        {"all": "loss", "grpo": "loss_grpo", "sdpo": "loss_sdpo"},
-    ),
-    "step_seconds": (
-        "Wall-clock time of the newest step, by phase.",
-        "phase",
-        {
-            "all": "seconds",
-            "wait": "seconds_wait",
-            "teacher": "seconds_teacher",
-            "train": "seconds_train",
-            "publish": "seconds_publish",
-            "checkpoint": "seconds_checkpoint",
-        },
-    ),
-}
+FAMILIES = families()
 
 
 class BoardCollector:
@@ -65,30 +32,15 @@ class BoardCollector:
         return [(run_id, numbers) for run_id, numbers in self.board.runs.items() if run_id in self.board.states]
 
     def _run_gauges(self) -> Iterator[Metric]:
-        for name, text in _GAUGES.items():
-            family = GaugeMetricFamily(f"turnout_{name}", text, labels=["run_id"])
+        for family, metrics in FAMILIES.items():
+            gauge = GaugeMetricFamily(f"turnout_{family.name}", family.help, labels=["run_id", *family.labels])
             for run_id, numbers in self._shown():
-                if name in numbers.metrics:
-                    family.add_metric([run_id], numbers.metrics[name])
-            yield family
-        for name, (text, label, parts) in _LABELLED.items():
-            family = GaugeMetricFamily(f"turnout_{name}", text, labels=["run_id", label])
-            for run_id, numbers in self._shown():
-                for part, metric in parts.items():
-                    if metric in numbers.metrics:
-                        family.add_metric([run_id, part], numbers.metrics[metric])
-            yield family
-        accuracy = GaugeMetricFamily(
-            "turnout_accuracy",
-            "avg@k of the newest evaluation (samples=k); split train: the newest step's rollouts, samples=1.",
-            labels=["run_id", "split", "samples"],
-        )
-        for run_id, numbers in self._shown():
-            for (split, samples), value in numbers.accuracy.items():
-                accuracy.add_metric([run_id, split, str(samples)], value)
-            if "accuracy" in numbers.metrics:
-                accuracy.add_metric([run_id, "train", "1"], numbers.metrics["accuracy"])
-        yield accuracy
+                for metric in metrics:
+                    if metric.name in numbers.metrics:
+                        gauge.add_metric([run_id, *metric.labels], numbers.metrics[metric.name])
+                for (split, samples), value in numbers.accuracy.items() if family is ACCURACY else ():
+                    gauge.add_metric([run_id, split, str(samples)], value)
+            yield gauge
         step = GaugeMetricFamily("turnout_step", "Newest training step finished.", labels=["run_id"])
         groups = CounterMetricFamily(
             "turnout_groups", "Prompt groups: fed, trained, dropped_<reason>.", labels=["run_id", "outcome"]
@@ -109,19 +61,19 @@ class BoardCollector:
         yield from (step, groups, in_flight)
 
     def _run_histograms(self) -> Iterator[Metric]:
-        families = {
-            "distillation_weight": "Entropy-aware weights of tokens routed to SDPO; their mean is 1.",
-            "staleness_versions": "Age of trained tokens in weight versions.",
-            "push_seconds": "Time to bring one rollout server to new weights, verified.",
-        }
-        names = {"push_seconds": "turnout_weight_push_seconds"}
-        for attribute, text in families.items():
-            family = HistogramMetricFamily(names.get(attribute, f"turnout_{attribute}"), text, labels=["run_id"])
+        for name, histogram in STEP_HISTOGRAMS.items():
+            family = HistogramMetricFamily(f"turnout_{name}", histogram.help, labels=["run_id"])
             for run_id, numbers in self._shown():
-                histogram: RunningHistogram = getattr(numbers, attribute)
-                if histogram.edges:
-                    family.add_metric([run_id], histogram.buckets(), histogram.total)
+                _add(family, run_id, numbers.histograms.get(name))
             yield family
+        pushes = HistogramMetricFamily(
+            "turnout_weight_push_seconds",
+            "Time to bring one rollout server to new weights, verified.",
+            labels=["run_id"],
+        )
+        for run_id, numbers in self._shown():
+            _add(pushes, run_id, numbers.push_seconds)
+        yield pushes
         failed = CounterMetricFamily("turnout_weight_push_failures", "Weight pushes that failed.", labels=["run_id"])
         for run_id, numbers in self._shown():
             failed.add_metric([run_id], numbers.num_failed_pushes)
@@ -206,3 +158,8 @@ class BoardCollector:
             depth.add_metric([queue.run_id, queue.stream], queue.depth)
             oldest.add_metric([queue.run_id, queue.stream], queue.oldest_seconds)
         yield from (depth, oldest, removed)
+
+
+def _add(family: HistogramMetricFamily, run_id: str, histogram: RunningHistogram | None) -> None:
+    if histogram is not None and histogram.edges:
+        family.add_metric([run_id], histogram.buckets(), histogram.total)

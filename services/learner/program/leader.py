@@ -30,17 +30,15 @@ from services.learner.program.evaluate import Evaluator, stored_accuracies
 from services.learner.program.recovery import catch_up, find_lost, first_step, starting_ledger, tell_checkpoint
 from services.learner.program.session import Trained, TrainingSession
 from services.learner.program.step_report import (
-    group_metrics,
     samples_taken,
-    staleness_histogram,
-    token_ages,
+    step_histograms,
+    step_numbers,
     with_rates,
 )
 from services.learner.program.tracing import record_dropped, record_trained
 from services.learner.program.writer import Writer
 from services.learner.publish.cuda_ipc import make_sender
 from services.learner.publish.publisher import Publisher
-from services.learner.update.update import step_metrics, weight_histogram
 from services.runtime.logs import get_logger
 from services.runtime.settings import Settings
 from services.runtime.weights.store import WeightStore
@@ -234,8 +232,14 @@ class Leader:
         snapshot = self._snapshot(weights) if due else None
         self.writer.wait_for_room()
         blocked = time.monotonic() - paused
-        metrics = group_metrics(groups, version, self.config.objective) | step_metrics(trained.reports)
-        metrics |= {"learning_rate": self.session.engine.last_learning_rate, "seconds_wait": waited}
+        metrics = step_numbers(
+            groups,
+            version,
+            self.config.objective,
+            trained.reports,
+            learning_rate=self.session.engine.last_learning_rate,
+            seconds_wait=waited,
+        )
         self._tokens += int(metrics["num_tokens"])
         self.link.report(step=batch.step, tokens_total=self._tokens)
         event = StepFinished(
@@ -243,10 +247,7 @@ class Leader:
             at=time.time(),
             step=batch.step,
             metrics=metrics,
-            histograms={
-                "distillation_weight": weight_histogram(trained.reports),
-                "staleness_versions": staleness_histogram(token_ages(groups, version)),
-            },
+            histograms=step_histograms(groups, version, trained.reports),
             groups=self.batcher.boundary.groups(self.feeder.fed),
         )
         samples = self._samples(groups, trained, batch.step) if shown else None

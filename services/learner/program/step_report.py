@@ -13,10 +13,34 @@ from services.contracts.events import Histogram, Sample, SamplesTaken, StepFinis
 from services.contracts.messages import Rollout
 from services.contracts.run_config import ObjectiveSection
 from services.learner.groups.prepare import PreparedGroup
-from services.learner.update.update import TokenDetail
+from services.learner.update.update import MinibatchReport, TokenDetail, step_metrics, weight_histogram
 
 STALENESS_EDGES: Final = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 16.0]
 """Ages in weight versions."""
+
+
+def step_numbers(
+    groups: Sequence[PreparedGroup],
+    version: int,
+    objective: ObjectiveSection,
+    reports: Sequence[MinibatchReport],
+    *,
+    learning_rate: float,
+    seconds_wait: float,
+) -> dict[str, float]:
+    """All `STEP_METRICS` of a step but those that `with_rates` adds later. `version`: as for `group_metrics`."""
+    rest = {"learning_rate": learning_rate, "seconds_wait": seconds_wait}
+    return group_metrics(groups, version, objective) | step_metrics(reports) | rest
+
+
+def step_histograms(
+    groups: Sequence[PreparedGroup], version: int, reports: Sequence[MinibatchReport]
+) -> dict[str, Histogram]:
+    """All `STEP_HISTOGRAMS` of a step. `version`: as for `group_metrics`."""
+    return {
+        "distillation_weight": weight_histogram(reports),
+        "staleness_versions": staleness_histogram(token_ages(groups, version)),
+    }
 
 
 def group_metrics(groups: Sequence[PreparedGroup], version: int, objective: ObjectiveSection) -> dict[str, float]:
@@ -82,9 +106,16 @@ def staleness_histogram(ages: Mapping[int, int]) -> Histogram:
     return Histogram(edges=list(STALENESS_EDGES), counts=counts, total=float(sum(a * c for a, c in ages.items())))
 
 
-def with_rates(event: StepFinished, **seconds: float) -> StepFinished:
-    """The event with times filled in and `tokens_per_second` from them."""
-    metrics = event.metrics | seconds
+def with_rates(
+    event: StepFinished,
+    *,
+    seconds: float | None = None,
+    seconds_checkpoint: float | None = None,
+    seconds_publish: float | None = None,
+) -> StepFinished:
+    """The event with the given times filled in, and `tokens_per_second` from them. `seconds` must come first."""
+    times = {"seconds": seconds, "seconds_checkpoint": seconds_checkpoint, "seconds_publish": seconds_publish}
+    metrics = event.metrics | {name: value for name, value in times.items() if value is not None}
     whole = metrics["seconds"]
     metrics["tokens_per_second"] = metrics["num_tokens"] / whole if whole > 0 else 0.0
     return msgspec.structs.replace(event, at=time.time(), metrics=metrics)

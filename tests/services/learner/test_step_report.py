@@ -7,13 +7,23 @@ import random
 import msgspec
 import pytest
 
+from services.contracts.events import StepFinished
 from services.contracts.messages import VersionSpan
 from services.contracts.run_config import ObjectiveSection, RunConfig, parse_run_config
+from services.contracts.step_metrics import STEP_HISTOGRAMS, STEP_METRICS
 from services.learner.groups.prepare import PreparedGroup, prepare_group
 from services.learner.program.commands import Step
 from services.learner.program.evaluate import pass_at_k, summarise
 from services.learner.program.session import TrainingSession
-from services.learner.program.step_report import group_metrics, staleness_histogram, token_ages
+from services.learner.program.step_report import (
+    group_metrics,
+    staleness_histogram,
+    step_histograms,
+    step_numbers,
+    token_ages,
+    with_rates,
+)
+from services.learner.update.update import run_minibatch
 from tests.services.learner.conftest import Letters, make_group
 from tests.services.learner.objectives import builders
 from tests.services.learner.objectives.builders import PlainEngine, random_sequences
@@ -65,6 +75,18 @@ def test_a_steps_numbers_are_those_of_its_groups() -> None:
             "mixed_group_ratio": 1 / 2,
         }
     )
+
+
+def test_every_metric_that_is_computed_is_declared_and_every_one_declared_is_computed() -> None:
+    reports = [run_minibatch(PlainEngine(), random_sequences(3, 4), None, builders.run_config())]
+    numbers = step_numbers(prepared(), 3, ObjectiveSection(), reports, learning_rate=1e-6, seconds_wait=1.0)
+    event = StepFinished(
+        run_id="r", at=1.0, step=1, metrics=numbers, histograms=step_histograms(prepared(), 3, reports)
+    )
+    told = with_rates(with_rates(event, seconds=2.0, seconds_checkpoint=0.0), seconds_publish=0.5)
+    for computed, declared in ((told.metrics, STEP_METRICS), (told.histograms, STEP_HISTOGRAMS)):
+        assert sorted(computed.keys() - declared.keys()) == [], "computed, but not in CATALOGUE"
+        assert sorted(declared.keys() - computed.keys()) == [], "in CATALOGUE, but never computed"
 
 
 def test_the_passes_that_fix_pi_old_count_as_training(monkeypatch: pytest.MonkeyPatch) -> None:

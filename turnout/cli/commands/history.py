@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from services.contracts.step_metrics import STEP_METRICS
 from turnout.cli.options import Id, Json, Url, examples
 
 if TYPE_CHECKING:
@@ -15,16 +16,7 @@ if TYPE_CHECKING:
     from turnout.client.models import RunEvent
 
 app = typer.Typer(rich_markup_mode=None)
-STEP_COLUMNS = (
-    "reward_mean",
-    "accuracy",
-    "routing_ratio_sdpo",
-    "policy_entropy_nats",
-    "teacher_entropy_nats",
-    "staleness_mean",
-    "response_tokens_mean",
-    "seconds",
-)
+STEP_COLUMNS = [name for name, metric in STEP_METRICS.items() if metric.column]
 
 
 @app.command(epilog=examples("turnout runs steps demo-3f", "turnout runs steps demo-3f --after 90 --json"))

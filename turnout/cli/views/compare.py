@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from services.contracts.errors import ConfigurationError
+from services.contracts.step_metrics import STEP_METRICS
 from turnout.cli.output import print_table, show
 from turnout.cli.run_data import RunData, mean
 from turnout.cli.terminal import say
 from turnout.cli.views.plots import comparison_plot
+
+_COMPARED = [(name, *metric.compared) for name, metric in STEP_METRICS.items() if metric.compared is not None]
 
 
 def compare(runs: Sequence[RunData], png: Path, as_json: bool) -> None:
@@ -45,10 +48,7 @@ def row_of(data: RunData) -> dict[str, Any]:
         "accuracy_after": after.accuracy if after else None,
         "accuracy_best": best.accuracy if best else None,
         "best_step": best.step if best else None,
-        "reward_mean": mean(data.series("reward_mean")[1][-10:]),
-        "response_tokens_mean": mean(data.series("response_tokens_mean")[1][-10:]),
-        "seconds_per_step": mean(data.series("seconds")[1]),
-        "tokens_per_second": mean(data.series("tokens_per_second")[1]),
+        **{column: mean(data.series(name)[1][-last:]) for name, column, last in _COMPARED},
     }
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from services.contracts.plain_text import in_line
+from services.contracts.step_metrics import STEP_METRICS
 from turnout.cli.output import duration, sparkline
 from turnout.cli.views.progress import Progress, evaluation_text, note_text
 from turnout.client.models import Evaluation
@@ -21,7 +22,7 @@ STATE_STYLES = {
     "paused": "yellow",
 }
 SPARK_WIDTH = 30
-"""Fits beside the numbers in a terminal of 80 columns."""
+"""Fits next to the numbers in a terminal of 80 columns."""
 NOTE_STYLES = {"warning": "yellow", "error": "red", "info": "dim"}
 
 
@@ -57,38 +58,17 @@ def _headline(progress: Progress) -> RenderableType:
 
 
 def _numbers(progress: Progress) -> RenderableType:
+    rows: dict[str, list[str]] = {}
+    for name, metric in STEP_METRICS.items():
+        if metric.live is not None:
+            row, label = metric.live
+            rows.setdefault(row, []).append(f"{label} {metric.text(progress.metric(name))}".strip())
     rewards = [step.metrics["reward_mean"] for step in progress.steps if "reward_mean" in step.metrics]
+    rows["reward"].append(sparkline(rewards, SPARK_WIDTH))
     table = Table.grid(padding=(0, 2))
-    table.add_row("reward", _value(progress, "reward_mean"), sparkline(rewards, SPARK_WIDTH))
-    table.add_row(
-        "accuracy", _value(progress, "accuracy"), f"mixed groups {_value(progress, 'mixed_group_ratio', '.0%')}"
-    )
-    table.add_row(
-        "routing",
-        f"GRPO {_value(progress, 'routing_ratio_grpo', '.0%')}  SDPO {_value(progress, 'routing_ratio_sdpo', '.0%')}",
-        f"with teacher information {_value(progress, 'teacher_information_ratio', '.0%')}",
-    )
-    table.add_row(
-        "entropy",
-        f"policy {_value(progress, 'policy_entropy_nats')}  teacher {_value(progress, 'teacher_entropy_nats')} nats",
-        f"log-prob mismatch {_value(progress, 'logprob_mismatch_nats', '.2g')} nats",
-    )
-    table.add_row(
-        "staleness",
-        f"mean {_value(progress, 'staleness_mean', '.2f')}  max {_value(progress, 'staleness_max', '.0f')} versions",
-        f"response {_value(progress, 'response_tokens_mean', '.1f')} tokens",
-    )
-    table.add_row(
-        "speed",
-        f"{_value(progress, 'tokens_per_second', '.0f')} tokens/s",
-        f"step {_value(progress, 'seconds', '.2f')} s, waiting {_value(progress, 'seconds_wait', '.2f')} s",
-    )
+    for row, parts in rows.items():
+        table.add_row(row, "  ".join(parts))
     return table
-
-
-def _value(progress: Progress, name: str, form: str = ".3f") -> str:
-    value = progress.metric(name)
-    return "-" if value is None else format(value, form)
 
 
 def _shown_evaluations(progress: Progress) -> list[Evaluation]:

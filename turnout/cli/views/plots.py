@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from services.contracts.step_metrics import CHARTS, Chart, Line, lines
 from turnout.cli.run_data import RunData
 
-BLUE, ORANGE, GREEN, PURPLE, SKY, RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
-COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED)
-"""Okabe and Ito's palette: told apart by colour-blind readers too."""
-PHASES = ("wait", "teacher", "train", "publish", "checkpoint")
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#BBBBBB")
+"""Okabe and Ito's palette, which colour-blind readers can tell apart; the last is for what remains."""
+DASHES = {"solid": "-", "dash": "--", "dot": ":"}
 SMOOTHING_STEPS = 9
 
 
@@ -28,47 +28,13 @@ class Plot:
 
 
 def report_plots(data: RunData) -> list[Plot]:
-    """The plots of one run, in reading order. Those without any data are left out."""
-    k = data.evaluations[-1].num_samples if data.evaluations else 16
-    makers: list[tuple[str, str, str, Callable[[Any, RunData], bool]]] = [
-        (
-            "reward",
-            "Reward and accuracy",
-            f"Thin: each step; thick: mean of {SMOOTHING_STEPS} steps. Dots: avg@{k} on held-out questions.",
-            _draw_reward,
-        ),
-        (
-            "routing",
-            "Routing",
-            "Share of rollouts that went to each branch. The SDPO share falls as fewer rollouts fail.",
-            _draw_routing,
-        ),
-        (
-            "entropy",
-            "Entropy",
-            "Mean entropy over response tokens (policy) and over tokens routed to SDPO (teacher). A policy entropy "
-            "near zero early in a run is a collapse.",
-            _draw_entropy,
-        ),
-        (
-            "staleness",
-            "Staleness and mismatch",
-            "Age of the trained tokens in weight versions, and how far the log-probs of learner and engine differ.",
-            _draw_staleness,
-        ),
-        ("length", "Response length", "Mean response tokens, and the share that was cut at the limit.", _draw_length),
-        (
-            "time",
-            "Step time by phase",
-            "Where the learner spends each step. Waiting means the samplers are behind.",
-            _draw_time,
-        ),
-    ]
+    """The charts of one run, in reading order. Those without any data are left out."""
     plots = []
-    for name, title, caption, draw in makers:
-        png = _picture(lambda axes, draw=draw: draw(axes, data))  # type: ignore[misc]
+    for chart in CHARTS:
+        png = _picture(lambda axes, chart=chart: _draw(axes, data, chart))  # type: ignore[misc]
         if png is not None:
-            plots.append(Plot(name, title, caption, png))
+            smoothing = "" if chart.rest_of else f" Thin: each step; thick: mean of {SMOOTHING_STEPS} steps."
+            plots.append(Plot(chart.key, chart.title, chart.caption + smoothing, png))
     return plots
 
 
@@ -78,12 +44,12 @@ def comparison_plot(runs: Sequence[RunData]) -> bytes | None:
     def draw(axes: Any) -> bool:
         drawn = False
         for index, data in enumerate(runs):
-            colour = COLOURS[index % len(COLOURS)]
+            color = COLORS[index % len(COLORS)]
             label = f"{data.run.name} ({data.run.id[:8]})"
-            drawn |= _line(axes, data, "reward_mean", label, colour)
+            drawn |= _line(axes, data, "reward_mean", label, color)
             if data.evaluations:
                 steps = [item.step for item in data.evaluations]
-                axes.plot(steps, [item.accuracy for item in data.evaluations], "o--", color=colour, linewidth=0.8)
+                axes.plot(steps, [item.accuracy for item in data.evaluations], "o--", color=color, linewidth=0.8)
                 drawn = True
         axes.set_ylabel("mean reward (lines), avg@k (dots)")
         axes.set_ylim(0, 1)
@@ -119,84 +85,59 @@ def _picture(draw: Callable[[Any], bool], size: tuple[float, float] = (6.4, 3.4)
     return buffer.getvalue()
 
 
-def _line(axes: Any, data: RunData, name: str, label: str, colour: str) -> bool:
-    """One metric, thin as it is and thick smoothed. False where the run has no such metric."""
-    steps, values = data.series(name)
-    if not steps:
-        return False
-    axes.plot(steps, values, color=colour, linewidth=0.6, alpha=0.4)
-    axes.plot(steps, smoothed(values), color=colour, linewidth=1.8, label=label)
-    return True
-
-
-def _draw_reward(axes: Any, data: RunData) -> bool:
-    drawn = _line(axes, data, "reward_mean", "reward (training)", BLUE)
-    if data.series("accuracy") != data.series("reward_mean"):  # rewards of 0 and 1 only: the same line
-        drawn |= _line(axes, data, "accuracy", "accuracy (training)", SKY)
-    if data.evaluations:
-        steps = [item.step for item in data.evaluations]
-        k = data.evaluations[-1].num_samples
-        axes.plot(steps, [item.accuracy for item in data.evaluations], "o-", color=RED, label=f"avg@{k} (held out)")
-        axes.plot(
-            steps, [item.pass_at_k for item in data.evaluations], "o:", color=ORANGE, label=f"pass@{k} (held out)"
-        )
+def _draw(axes: Any, data: RunData, chart: Chart) -> bool:
+    """Draws a chart's bands, lines and evaluations. False if the run has none of them."""
+    axes.set_ylabel(chart.unit)
+    drawn = _bands(axes, data, chart)
+    right = None
+    for metric, line in lines(chart):
+        if line.kind == "line":
+            if line.right and right is None:
+                right = axes.twinx()
+            drawn |= _line(right if line.right else axes, data, metric.name, line.label, COLORS[line.color], line)
+    if chart.with_evaluations and data.evaluations:
+        _evaluations(axes, data)
         drawn = True
-    axes.set_ylim(0, 1.02)
-    return drawn
-
-
-def _draw_routing(axes: Any, data: RunData) -> bool:
-    drawn = _line(axes, data, "routing_ratio_grpo", "GRPO branch", BLUE)
-    drawn |= _line(axes, data, "routing_ratio_sdpo", "SDPO branch", ORANGE)
-    drawn |= _line(axes, data, "teacher_information_ratio", "with teacher information", GREEN)
-    axes.set_ylim(0, 1.02)
-    axes.set_ylabel("share of rollouts")
-    return drawn
-
-
-def _draw_entropy(axes: Any, data: RunData) -> bool:
-    drawn = _line(axes, data, "policy_entropy_nats", "policy", BLUE)
-    drawn |= _line(axes, data, "teacher_entropy_nats", "self-teacher", ORANGE)
-    axes.set_ylabel("nats")
-    axes.set_ylim(bottom=0)
-    return drawn
-
-
-def _draw_staleness(axes: Any, data: RunData) -> bool:
-    drawn = _line(axes, data, "staleness_mean", "mean staleness", BLUE)
-    drawn |= _line(axes, data, "staleness_max", "largest staleness", SKY)
-    axes.set_ylabel("weight versions")
-    axes.set_ylim(bottom=0)
-    steps, values = data.series("logprob_mismatch_nats")
-    if steps:
-        right = axes.twinx()
-        right.plot(steps, values, color=RED, linewidth=1)
-        right.set_ylabel("log-prob mismatch, nats", color=RED)
+    if chart.unit == "share":
+        axes.set_ylim(0, 1.02)
+    elif chart.from_zero:
+        axes.set_ylim(bottom=0)
+    if right is not None:
+        right.set_visible(bool(right.get_lines()))
         right.set_ylim(bottom=0)
-        drawn = True
+        right.legend(*right.get_legend_handles_labels(), frameon=False, fontsize=8, loc="upper right")
     return drawn
 
 
-def _draw_length(axes: Any, data: RunData) -> bool:
-    drawn = _line(axes, data, "response_tokens_mean", "mean response", BLUE)
-    axes.set_ylabel("tokens")
-    axes.set_ylim(bottom=0)
-    steps, values = data.series("truncated_ratio")
-    if steps:
-        right = axes.twinx()
-        right.plot(steps, values, color=RED, linewidth=1)
-        right.set_ylabel("share cut at the limit", color=RED)
-        right.set_ylim(0, max(0.05, *values) * 1.1)
-    return drawn
-
-
-def _draw_time(axes: Any, data: RunData) -> bool:
-    steps, total = data.series("seconds")
+def _bands(axes: Any, data: RunData, chart: Chart) -> bool:
+    """Areas and bars on top of one another, and what they leave of the whole."""
+    shown = [(metric.name, line) for metric, line in lines(chart) if line.kind != "line"]
+    steps = [step for step in data.steps if any(name in step.metrics for name, _ in shown)]
     if not steps:
         return False
-    by_step = {step.step: step.metrics for step in data.steps}
-    bands = [[by_step[step].get(f"seconds_{phase}", 0.0) for step in steps] for phase in PHASES]
-    rest = [max(0.0, whole - sum(parts)) for whole, *parts in zip(total, *bands, strict=True)]
-    axes.stackplot(steps, *bands, rest, labels=[*PHASES, "other"], colors=[*COLOURS[:5], "#BBBBBB"])
-    axes.set_ylabel("seconds")
+    bands = [[step.metrics.get(name, 0.0) for step in steps] for name, _ in shown]
+    labels, colors = [line.label for _, line in shown], [COLORS[line.color] for _, line in shown]
+    if chart.rest_of:
+        wholes = [step.metrics.get(chart.rest_of, 0.0) for step in steps]
+        bands.append([max(0.0, whole - sum(parts)) for whole, *parts in zip(wholes, *bands, strict=True)])
+        labels, colors = [*labels, "other"], [*colors, COLORS[-1]]
+    axes.stackplot([step.step for step in steps], *bands, labels=labels, colors=colors, alpha=0.8)
     return True
+
+
+def _line(axes: Any, data: RunData, name: str, label: str, color: str, line: Line | None = None) -> bool:
+    """One metric, thin as it is and thick smoothed. False if the run has no such metric."""
+    steps, values = data.series(name, only_if=line.only_if if line else "")
+    if not steps:
+        return False
+    axes.plot(steps, values, color=color, linewidth=0.6, alpha=0.4)
+    dash = DASHES[line.dash if line else "solid"]
+    axes.plot(steps, smoothed(values), dash, color=color, linewidth=1.8, label=label)
+    return True
+
+
+def _evaluations(axes: Any, data: RunData) -> None:
+    steps = [item.step for item in data.evaluations]
+    k = data.evaluations[-1].num_samples
+    axes.plot(steps, [item.accuracy for item in data.evaluations], "o-", color=COLORS[2], label=f"avg@{k} (held out)")
+    axes.plot(steps, [item.pass_at_k for item in data.evaluations], "o:", color=COLORS[3], label=f"pass@{k} (held out)")

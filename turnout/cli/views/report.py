@@ -13,6 +13,7 @@ import msgspec
 
 from services.contracts.errors import ConfigurationError
 from services.contracts.plain_text import in_line
+from services.contracts.step_metrics import STEP_METRICS
 from services.contracts.streams import check_run_id
 from turnout.cli.output import duration
 from turnout.cli.run_data import RunData, mean
@@ -114,15 +115,10 @@ def summary_rows(data: RunData) -> Rows:
 
 def _throughput_rows(data: RunData) -> Rows:
     rows: Rows = []
-    for label, name, form in (
-        ("seconds a step, mean", "seconds", "{:.2f}"),
-        ("response tokens trained a second, mean", "tokens_per_second", "{:.0f}"),
-        ("log-prob mismatch of engine and learner, mean", "logprob_mismatch_nats", "{:.2g} nats"),
-        ("staleness, mean", "staleness_mean", "{:.2f} versions"),
-    ):
+    for name, metric in STEP_METRICS.items():
         value = mean(data.series(name)[1])
-        if value is not None:
-            rows.append((label, form.format(value)))
+        if metric.reported and value is not None:
+            rows.append((f"{metric.title.lower()}, mean", metric.text(value)))
     tokens = sum(data.series("num_tokens")[1])
     if tokens:
         rows.append(("response tokens trained", f"{tokens:,.0f}"))

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from services.contracts.step_metrics import STEP_METRICS
 from turnout.cli.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED
 from turnout.cli.interrupts import Interrupts
 from turnout.cli.output import duration
@@ -20,17 +21,6 @@ from turnout.client.client import Client
 from turnout.client.models import Run, Step
 
 POLL_SECONDS = 1.0
-
-PLAIN_METRICS = (
-    ("reward", "reward_mean", "{:.3f}"),
-    ("accuracy", "accuracy", "{:.3f}"),
-    ("grpo", "routing_ratio_grpo", "{:.2f}"),
-    ("sdpo", "routing_ratio_sdpo", "{:.2f}"),
-    ("policy entropy", "policy_entropy_nats", "{:.3f}"),
-    ("teacher entropy", "teacher_entropy_nats", "{:.3f}"),
-    ("staleness", "staleness_mean", "{:.2f}"),
-    ("tokens/s", "tokens_per_second", "{:.0f}"),
-)
 
 
 def watch(client: Client, run_id: str, *, as_json: bool = False) -> int:
@@ -114,7 +104,9 @@ class PlainLines:
     def _step_text(self, step: Step) -> str:
         parts = [f"step {step.step}/{self.progress.num_steps}"]
         parts += [
-            f"{label} {form.format(step.metrics[name])}" for label, name, form in PLAIN_METRICS if name in step.metrics
+            f"{metric.watch} {step.metrics[name]:{metric.form}}"
+            for name, metric in STEP_METRICS.items()
+            if metric.watch and name in step.metrics
         ]
         left = self.progress.seconds_left
         return "  ".join([*parts, f"left {duration(left)}"] if left is not None else parts)

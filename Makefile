@@ -6,7 +6,7 @@ export TURNOUT_VENV := $(VENV)
 # Without byte code every process compiles torch and vLLM from source: half a minute each.
 unexport PYTHONDONTWRITEBYTECODE
 
-UNIT := tests/unit/contracts tests/deploy/test_words.py tests/services/learner/objectives tests/services/verifier/test_rewards.py \
+UNIT := tests/unit tests/deploy/test_words.py tests/services/learner/objectives tests/services/verifier/test_rewards.py \
   tests/client/test_report.py tests/client/test_run_files.py tests/client/test_watch.py \
   tests/services/learner/test_checkpoint.py tests/services/learner/test_questions.py tests/services/learner/test_teacher_prompt.py \
   tests/services/rollout/test_adapter.py tests/services/rollout/test_ended_engine.py tests/services/rollout/test_fit.py \

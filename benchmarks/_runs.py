@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.ring.deployment import demo_config, finish
-from turnout.client.client import Client
+from turnout import Client
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from tests.ring.deployment import demo_config, deployment, patiently
-from turnout.client.client import Client
+from turnout import Client
 
 EVENT_ID = re.compile(rb"\nid: (\d+)\n")
 NUM_CONNECTIONS = 10

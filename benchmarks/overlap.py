@@ -28,8 +28,8 @@ from benchmarks._runs import play, seeds_text, spread, table
 from services.contracts import streams
 from services.runtime.connection import connect
 from tests.ring.deployment import demo_config, deployment, finish, patiently
+from turnout import Client
 from turnout.cli.local.processes import read_state
-from turnout.client.client import Client
 
 GOAL = 0.95
 TARGET_ACCURACY = 0.6

@@ -12,12 +12,13 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-from services.contracts.errors import InfrastructureError, TurnoutError, UnavailableError
+from services.contracts.errors import InfrastructureError, QuestionError, TurnoutError, UnavailableError
+from services.contracts.judgement import Judgement
 from services.contracts.messages import Question, Rollout, Verdict
 from services.runtime.logs import get_logger
 from services.verifier import metrics
 from services.verifier.rewards import registry
-from services.verifier.rewards.registry import AsynchronousReward, Judgement, Opened, QuestionError
+from services.verifier.rewards.registry import AsynchronousReward, Opened
 
 log = get_logger(__name__)
 

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from tests.client.rings import light_plan, until
+from turnout import Client
 from turnout.cli.local.launcher import Deployment
-from turnout.client.client import Client
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from services.contracts.errors import ConfigurationError, ConflictError, NotFoundError, TurnoutError, UnavailableError
+from turnout import Client, ConfigurationError, ConflictError, NotFoundError, RunConfig, TurnoutError, UnavailableError
 from turnout.cli.main import app
-from turnout.client.client import Client
 
 RUN = {"id": "r1", "name": "x", "state": "running", "brand_new_field": 1, "num_steps": 3}
 KEY = {"id": "k1", "name": "Ada", "role": "read", "created_at": 1.0}
@@ -114,6 +113,16 @@ def test_requests_carry_key_body_and_idempotency_key(client: Client) -> None:
     assert headers["Idempotency-Key"] == "k"
     assert stop == "/v1/runs/r1/stop?now=true"
     assert (method, delete) == ("DELETE", "/v1/runs/a%2F..%2Fb")
+
+
+def test_a_checked_configuration_is_sent_whole(client: Client) -> None:
+    config = RunConfig.model_validate(
+        {"name": "x", "model": {"path": "m"}, "data": {"train": "t"}, "training": {"steps": 3}}
+    )
+    client.create_run(config)
+    body = json.loads(Api.seen[0][3])
+    assert body["training"]["steps"] == 3
+    assert RunConfig.model_validate(body) == config
 
 
 def test_a_fork_sends_only_what_is_given(client: Client) -> None:

@@ -12,13 +12,13 @@ import pytest
 
 from services.contracts.errors import NotFoundError
 from tests.client.rings import light_plan
+from turnout import Client
 from turnout.cli.commands import demo as demo_module
 from turnout.cli.commands.demo import Demo
 from turnout.cli.exits import EXIT_INTERRUPTED, EXIT_OK
 from turnout.cli.local.plan import Plan
 from turnout.cli.local.processes import launched, read_state
 from turnout.cli.local.supervisor import StartFailedError
-from turnout.client.client import Client
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from services.contracts.errors import ConfigurationError, ConflictError, NotFoundError
 from tests.client.rings import until
 from tests.services.api.test_forks import write_checkpoint
+from turnout import AsyncClient, Client
 from turnout.cli.exits import (
     EXIT_CONFLICT,
     EXIT_NOT_FOUND,
@@ -25,7 +26,6 @@ from turnout.cli.exits import (
 )
 from turnout.cli.local.launcher import Deployment
 from turnout.cli.main import app, main
-from turnout.client.client import AsyncClient, Client
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -10,8 +10,8 @@ import redis as redis_sync
 from services.contracts import codec, streams
 from services.contracts.errors import TurnoutError
 from services.contracts.messages import CompletedGroup, PromptTask, ScoredGroup
+from turnout import Client
 from turnout.cli.local.processes import read_state
-from turnout.client.client import Client
 
 
 class Auditor:

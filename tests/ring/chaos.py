@@ -21,7 +21,7 @@ from typing import NamedTuple
 from services.contracts.states import TERMINAL_STATES
 from tests.ring.audit import Auditor
 from tests.ring.deployment import demo_config, deployment, finish, joined, kill, patiently, service
-from turnout.client.client import Client
+from turnout import Client
 from turnout.client.models import Evaluation, Run
 
 INSTANCES = ("rollout-0", "verifier-0", "learner-0", "api-0", "valkey")

@@ -22,9 +22,9 @@ from services.contracts.queue_users import USERS
 from services.contracts.run_config import merge
 from services.contracts.states import TERMINAL_STATES
 from tests.conftest import ROOT, free_port
+from turnout import Client
 from turnout.cli.local.processes import find, read_state
 from turnout.cli.local.queue_server import url_for
-from turnout.client.client import Client
 from turnout.client.models import Run, Service
 
 DEMO = ROOT / "examples" / "runs" / "demo.yaml"

@@ -32,7 +32,7 @@ from tests.ring.deployment import (
     service,
 )
 from tests.ring.prometheus import Prometheus, prometheus
-from turnout.client.client import Client
+from turnout import Client
 from turnout.client.models import Run
 
 pytestmark = pytest.mark.timeout(900)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import httpx
 
@@ -25,6 +25,9 @@ from turnout.client.models import (
     Step,
     WeightPush,
 )
+
+if TYPE_CHECKING:
+    from services.contracts.run_config import RunConfig
 
 T = TypeVar("T")
 
@@ -73,7 +76,7 @@ class AsyncClient:
                 return
             call = call.at(page.next)
 
-    async def create_run(self, config: dict[str, Any], *, idempotency_key: str | None = None) -> Run:
+    async def create_run(self, config: RunConfig | dict[str, Any], *, idempotency_key: str | None = None) -> Run:
         return await self._send(calls.create_run(config, idempotency_key))
 
     def runs(self, *, state: str | None = None, name: str | None = None, sort: str | None = None) -> AsyncIterator[Run]:

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -20,8 +20,8 @@ from services.contracts.errors import (
     UnavailableError,
     check_secret,
 )
+from services.contracts.proxies import client_options
 from services.contracts.states import TERMINAL_STATES
-from services.runtime.http.outgoing import client_options
 from turnout.client.models import (
     Checkpoint,
     Evaluation,
@@ -35,6 +35,9 @@ from turnout.client.models import (
     Step,
     WeightPush,
 )
+
+if TYPE_CHECKING:
+    from services.contracts.run_config import RunConfig
 
 DEFAULT_URL = "http://127.0.0.1:8400"
 T = TypeVar("T")
@@ -87,9 +90,10 @@ def connection(url: str | None, key: str | None, timeout_seconds: float) -> dict
     }
 
 
-def create_run(config: dict[str, Any], idempotency_key: str | None) -> Call[Run]:
+def create_run(config: RunConfig | dict[str, Any], idempotency_key: str | None) -> Call[Run]:
+    body = config if isinstance(config, dict) else config.model_dump(mode="json")
     headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-    return Call("POST", "/v1/runs", _one(Run), body=config, headers=headers)
+    return Call("POST", "/v1/runs", _one(Run), body=body, headers=headers)
 
 
 def fork(run_id: str, values: dict[str, Any], idempotency_key: str | None) -> Call[Run]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import httpx
 
@@ -36,6 +36,9 @@ from turnout.client.models import (
 )
 
 __all__ = ["AsyncClient", "Client"]
+
+if TYPE_CHECKING:
+    from services.contracts.run_config import RunConfig
 
 T = TypeVar("T")
 
@@ -83,8 +86,8 @@ class Client:
                 return
             call = call.at(page.next)
 
-    def create_run(self, config: dict[str, Any], *, idempotency_key: str | None = None) -> Run:
-        """Queue a run; `config` is a `RunConfig` as JSON values. The key makes a repeated call return the first run."""
+    def create_run(self, config: RunConfig | dict[str, Any], *, idempotency_key: str | None = None) -> Run:
+        """Queue a run; a repeated `idempotency_key` returns the run that was made the first time."""
         return self._send(calls.create_run(config, idempotency_key))
 
     def runs(self, *, state: str | None = None, name: str | None = None, sort: str | None = None) -> Iterator[Run]:

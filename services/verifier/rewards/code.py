@@ -21,6 +21,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, Protocol
 
 from services.contracts.errors import InfrastructureError
+from services.contracts.judgement import Judgement
 from services.contracts.messages import Question
 from services.contracts.questions.code_tests import Case, Tests, read_tests
 from services.runtime.logs import get_logger
@@ -29,7 +30,7 @@ from services.verifier import metrics
 from services.verifier.gate import Gate
 from services.verifier.rewards.code_blocks import extract_program
 from services.verifier.rewards.code_outputs import OTHER, SET, same_result, same_text
-from services.verifier.rewards.registry import Judgement, Opened, register_resource
+from services.verifier.rewards.registry import Opened, register_resource
 from services.verifier.rewards.replies import no_answer, shorten
 from services.verifier.sandbox.sandbox import Program, Result, Sandbox
 from services.verifier.settings import VerifierSettings

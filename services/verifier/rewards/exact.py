@@ -6,9 +6,10 @@ tagged answer is compared where the reply has <answer> tags, and the whole reply
 
 from __future__ import annotations
 
+from services.contracts.judgement import Judgement
 from services.contracts.messages import Question
 from services.contracts.questions.forms import exact_texts
-from services.verifier.rewards.registry import Judgement, register
+from services.verifier.rewards.registry import register
 from services.verifier.rewards.replies import no_answer, reply_part, shorten
 
 

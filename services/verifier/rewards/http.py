@@ -18,12 +18,14 @@ from urllib.parse import urlsplit
 import httpx
 import msgspec
 
-from services.contracts.errors import ConfigurationError, InfrastructureError
+from services.contracts.errors import ConfigurationError, InfrastructureError, QuestionError
+from services.contracts.judgement import Judgement
 from services.contracts.messages import Question
+from services.contracts.proxies import client_options
 from services.contracts.questions.forms import http_url
-from services.runtime.http.outgoing import client_options, request
+from services.runtime.http.outgoing import request
 from services.runtime.settings import load
-from services.verifier.rewards.registry import Judgement, Opened, QuestionError, register_resource
+from services.verifier.rewards.registry import Opened, register_resource
 from services.verifier.rewards.replies import shorten
 from services.verifier.settings import EndpointSettings
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from services.contracts.judgement import Judgement
 from services.contracts.messages import Question
 from services.contracts.questions.forms import math_answer
 from services.contracts.questions.formulas.reader import read
 from services.contracts.questions.formulas.tree import Node, Unreadable
 from services.verifier.rewards.mathematics.answers import answer_of, without_lead
 from services.verifier.rewards.mathematics.equality import equal
-from services.verifier.rewards.registry import Judgement, register
+from services.verifier.rewards.registry import register
 from services.verifier.rewards.replies import no_answer, shorten
 
 

@@ -6,9 +6,10 @@ import re
 import string
 from typing import Final
 
+from services.contracts.judgement import Judgement
 from services.contracts.messages import Question
 from services.contracts.questions.forms import mcq_letter
-from services.verifier.rewards.registry import Judgement, register
+from services.verifier.rewards.registry import register
 from services.verifier.rewards.replies import no_answer, shorten, tagged_answer
 
 _AT_END: Final = re.compile(r"<answer>\s*([A-Z])\s*</answer>\s*\Z")

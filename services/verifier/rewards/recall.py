@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from services.contracts.judgement import Judgement
 from services.contracts.messages import Question
 from services.contracts.questions.forms import recall_facts
-from services.verifier.rewards.registry import Judgement, register
+from services.verifier.rewards.registry import register
 from services.verifier.rewards.replies import shorten, tagged_answer
 
 _REPLY: Final = re.compile(r"<reasoning>(.*?)</reasoning><answer>([0-9]+)</answer>", re.DOTALL)

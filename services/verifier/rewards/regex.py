@@ -7,9 +7,10 @@ time limit.
 
 from __future__ import annotations
 
+from services.contracts.judgement import Judgement
 from services.contracts.messages import Question
 from services.contracts.questions.forms import regex_pattern
-from services.verifier.rewards.registry import Judgement, register
+from services.verifier.rewards.registry import register
 from services.verifier.rewards.replies import no_answer, reply_part, shorten
 
 

@@ -27,27 +27,14 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from services.contracts.errors import ConfigurationError
-from services.contracts.errors import QuestionError as QuestionError  # for rewards, which raise it
+from services.contracts.errors import ConfigurationError, QuestionError
+from services.contracts.judgement import Judgement
 from services.contracts.messages import Question
 
 ENTRY_POINTS: Final = "turnout.rewards"
 BUILT_IN: Final = ("mcq", "tooluse", "recall", "exact", "regex", "math", "code", "http")
 """Modules of this package, each registering the kind of its name."""
 LONGEST_TEXT: Final = 4000
-
-
-class Judgement(msgspec.Struct, frozen=True, kw_only=True):
-    """What a reward says of one reply."""
-
-    reward: float
-    """In [0, 1]."""
-    correct: bool
-    """All-or-nothing, also where the question gives partial credit."""
-    parsed_answer: str = ""
-    format_ok: bool = False
-    feedback: str = ""
-    """Short, true, and for the model to learn from; empty for none. Tells nothing of hidden tests."""
 
 
 RewardFunction = Callable[[Question, str, bool], Any]

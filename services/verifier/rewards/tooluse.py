@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from services.contracts.judgement import Judgement
 from services.contracts.messages import Question
 from services.contracts.questions.forms import ToolCall, tool_calls
 from services.contracts.strict_json import BadJsonError, read_json_at, same_json
-from services.verifier.rewards.registry import Judgement, register
+from services.verifier.rewards.registry import register
 from services.verifier.rewards.replies import CUT_OFF, shorten
 
 _MARK: Final = re.compile(r"(Action|Action Input):\s*")

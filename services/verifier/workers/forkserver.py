@@ -25,9 +25,11 @@ from typing import Final, Literal
 
 import msgspec
 
+from services.contracts.errors import QuestionError
+from services.contracts.judgement import Judgement
 from services.contracts.messages import Question
 from services.verifier.rewards import registry
-from services.verifier.rewards.registry import Judgement, QuestionError, RewardFunction
+from services.verifier.rewards.registry import RewardFunction
 
 HEADER: Final = struct.Struct("<I")
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38

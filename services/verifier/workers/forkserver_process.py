@@ -13,9 +13,8 @@ from typing import Final
 
 import msgspec
 
-from services.contracts.errors import InfrastructureError
+from services.contracts.errors import InfrastructureError, QuestionError
 from services.runtime.logs import get_logger
-from services.verifier.rewards.registry import QuestionError
 from services.verifier.workers.forkserver import Answer, Order
 
 log = get_logger(__name__)

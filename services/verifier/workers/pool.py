@@ -24,11 +24,11 @@ from typing import Final, Literal
 
 import msgspec
 
-from services.contracts.errors import InfrastructureError
+from services.contracts.errors import InfrastructureError, QuestionError
+from services.contracts.judgement import Judgement
 from services.contracts.messages import Question
 from services.verifier.gate import Gate
 from services.verifier.rewards import registry
-from services.verifier.rewards.registry import Judgement, QuestionError
 from services.verifier.workers.forkserver import HEADER, Finding, Task
 from services.verifier.workers.forkserver_process import ForkServer, Worker
 

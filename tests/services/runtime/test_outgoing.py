@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from services.contracts.errors import ConfigurationError
-from services.runtime.http.outgoing import client_options, is_loopback
+from services.contracts.proxies import client_options, is_loopback
 
 
 @pytest.fixture(autouse=True)

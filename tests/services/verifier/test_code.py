@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.contracts.errors import InfrastructureError
+from services.contracts.judgement import Judgement
 from services.contracts.questions.code_tests import Case
 from services.verifier.gate import one_second_try
 from services.verifier.rewards import code
 from services.verifier.rewards.code import CodeReward
 from services.verifier.rewards.code_blocks import extract_program
 from services.verifier.rewards.code_outputs import OTHER, SET
-from services.verifier.rewards.registry import Judgement
 from services.verifier.sandbox.sandbox import Program, Result, Sandbox
 from tests.services.verifier.builders import question
 

@@ -25,7 +25,8 @@ from services.runtime.queue.queue import Queue
 from services.runtime.presence import Presence
 from services.verifier import service
 from services.verifier.judge import Judge, Unavailable
-from services.verifier.rewards.registry import Judgement, Opened
+from services.contracts.judgement import Judgement
+from services.verifier.rewards.registry import Opened
 
 class Part:
     async def judge(self, asked, response_text, truncated):

@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 
-from services.contracts.errors import ConfigurationError, InfrastructureError
+from services.contracts.errors import ConfigurationError, InfrastructureError, QuestionError
 from services.runtime.settings import load
 from services.verifier.rewards.http import FAILURES_TO_OPEN, HttpReward
-from services.verifier.rewards.registry import QuestionError
 from services.verifier.settings import EndpointSettings, VerifierSettings
 from tests.services.verifier.builders import question
 

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.contracts.errors import QuestionError
+from services.contracts.judgement import Judgement
 from services.contracts.questions.forms import check_question
 from services.verifier.rewards import registry
 from services.verifier.rewards.mathematics.values import MOST_BITS, Budget
-from services.verifier.rewards.registry import Judgement
 from tests.services.verifier.builders import question
 
 JUDGE = registry.built_in()["math"].function

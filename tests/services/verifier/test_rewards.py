@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from examples.embedded import benchmark
-from services.contracts.errors import ConfigurationError, UnavailableError
+from services.contracts.errors import ConfigurationError, QuestionError, UnavailableError
+from services.contracts.judgement import Judgement
 from services.contracts.messages import Question
 from services.verifier.judge import open_judge
 from services.verifier.rewards import registry
-from services.verifier.rewards.registry import Judgement, QuestionError
 from services.verifier.rewards.replies import shorten
 from services.verifier.sandbox.sandbox import Sandbox
 from services.verifier.workers.pool import WorkerPool

@@ -17,11 +17,12 @@ from services.contracts import codec, streams
 from services.contracts.errors import UnavailableError
 from services.contracts.events import Note
 from services.contracts.heartbeat import ServiceRecord
+from services.contracts.judgement import Judgement
 from services.contracts.messages import CompletedGroup, DeadLetter, Question, Rollout, ScoredGroup
 from services.runtime.presence import Presence
 from services.runtime.queue.queue import Queue
 from services.verifier.judge import Judge, Unavailable
-from services.verifier.rewards.registry import Judgement, Opened
+from services.verifier.rewards.registry import Opened
 from services.verifier.service import Verifier
 from tests.conftest import ROOT
 from tests.services.verifier.builders import group, question, rollout

@@ -95,7 +95,7 @@ async def test_no_text_makes_a_supervised_reward_fault(pool: WorkerPool, asked: 
 
 OWN = """
 import os, signal, time
-from services.verifier.rewards.registry import Judgement
+from services.contracts.judgement import Judgement
 
 def shouting(question, response_text, truncated):
     return Judgement(reward=1.0 if response_text.isupper() else 0.0, correct=response_text.isupper(), feedback="LOUDER")

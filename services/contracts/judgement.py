@@ -1,0 +1,18 @@
+"""What a reward says of one reply."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Judgement(msgspec.Struct, frozen=True, kw_only=True):
+    """What a reward says of one reply."""
+
+    reward: float
+    """In [0, 1]."""
+    correct: bool
+    """All-or-nothing, even if the question gives partial credit."""
+    parsed_answer: str = ""
+    format_ok: bool = False
+    feedback: str = ""
+    """Short, true, and for the model to learn from; empty for none. Reveals nothing about hidden tests."""

@@ -11,6 +11,7 @@ from services.api.container import Parts
 from services.api.http import problems
 from services.api.http.limiter import RateLimiter
 from services.api.http.problems import Problem
+from services.api.http.provide import provide
 from services.api.http.reference import router as reference_router
 from services.api.http.response_cache import Answers
 from services.api.http.security import HEADERS, HEALTH_PATHS, Guard, StrictHeaders
@@ -32,7 +33,7 @@ REFRESH_SECONDS = 1.0
 def make_application(parts: Parts) -> FastAPI:
     """The application over ready parts."""
     app = FastAPI(title="Turnout", version=version("turnout"), description=DESCRIPTION, docs_url=None, redoc_url=None)
-    app.state.parts = parts
+    provide(app, parts)
     app.add_middleware(Answers, database=parts.database)
     app.add_middleware(Page)
     app.add_middleware(Guard, keys=parts.keys, limiter=RateLimiter(parts.settings.rate_limit))

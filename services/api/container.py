@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
 
 import httpx
-from fastapi import Depends, Request
 from redis.asyncio import Redis
 
 from services.api.control.ingest import Ingest
@@ -97,12 +95,3 @@ def make_parts(settings: Settings, redis: Redis, database: Database) -> Parts:
         watchdog=watchdog,
         refresh=MetricsRefresh(redis, database, board, federation, pusher, watchdog),
     )
-
-
-def get_parts(request: Request) -> Parts:
-    parts: Parts = request.app.state.parts
-    return parts
-
-
-PartsOf = Annotated[Parts, Depends(get_parts)]
-"""Type of an endpoint's parameter that takes the parts."""

@@ -15,11 +15,13 @@ from sqlalchemy.exc import DataError, SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
+from services.api.http.provide import provided
 from services.contracts.errors import TurnoutError
 from services.contracts.faults import field_of, joined
 from services.contracts.run_config import sentence
 from services.runtime.logs import get_logger
 from services.runtime.queue.server_log import queue_server_fault
+from services.runtime.settings import Settings
 
 log = get_logger(__name__)
 MEDIA_TYPE = "application/problem+json"
@@ -92,7 +94,7 @@ def install(app: FastAPI, headers: Mapping[str, str]) -> None:
     @app.exception_handler(RedisError)
     async def no_redis(request: Request, error: RedisError) -> JSONResponse:
         log.error("request failed: Redis", error=str(error))
-        known = queue_server_fault(request.app.state.parts.settings.home)
+        known = queue_server_fault(provided(request, Settings).home)
         text, remedy = known or "The queue server does not answer.", "Try again; see the API's log."
         return problem(503, "Unavailable", text, remedy=remedy)
 

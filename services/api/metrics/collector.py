@@ -4,15 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import prometheus_client
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from services.api.live.board import Board, RunNumbers
 from services.api.live.histograms import RunningHistogram
+from services.api.metrics.federation import Federation
 from services.contracts.states import RUN_STATES
 from services.contracts.step_metrics import ACCURACY, STEP_HISTOGRAMS, families
 
 FAMILIES = families()
+
+
+def make_registry(board: Board, federation: Federation) -> CollectorRegistry:
+    """The API's collectors: the board, the verifiers' metrics, this process."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(BoardCollector(board))
+    registry.register(federation)
+    prometheus_client.ProcessCollector(registry=registry)
+    return registry
 
 
 class BoardCollector:

@@ -10,8 +10,10 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import StreamingResponse
 
-from services.api.container import PartsOf
 from services.api.http.problems import responses
+from services.api.http.provide import Provided
+from services.api.live.board import Board
+from services.api.live.broadcaster import Broadcaster
 from services.api.live.event_stream import event_stream
 from services.api.resources.history.sample_stream import sample_stream
 from services.api.resources.history.schemas import (
@@ -25,11 +27,14 @@ from services.api.resources.history.schemas import (
     WeightPushList,
 )
 from services.api.resources.history.step_stream import step_stream
+from services.api.storage.database import Database
 from services.api.storage.repositories import history
+from services.api.storage.repositories.keyring import Keyring
 from services.api.storage.repositories.rows import TYPES
 from services.api.storage.repositories.runs import get_run
 
 router = APIRouter(prefix="/v1/runs/{run_id}", tags=["history"])
+Data = Annotated[Database, Provided(Database)]
 MAX_ID = 2**63 - 1
 ERRORS = responses(401, 404, 422, 503)
 EVENT_SCHEMA = {
@@ -47,29 +52,29 @@ EVENT_SCHEMA = {
 @router.get("/steps", response_model=StepList, responses=ERRORS)
 async def list_steps(
     run_id: str,
-    parts: PartsOf,
+    database: Data,
     after: Annotated[int, Query(ge=0, le=2**31 - 1, description="Only steps above this number.")] = 0,
     limit: Annotated[int, Query(ge=1, le=10000)] = 1000,
 ) -> StreamingResponse:
     """Training steps in order."""
-    async with parts.database.read() as session:
+    async with database.read() as session:
         await get_run(session, run_id)
-    return StreamingResponse(step_stream(parts.database, run_id, after, limit), media_type="application/json")
+    return StreamingResponse(step_stream(database, run_id, after, limit), media_type="application/json")
 
 
 @router.get("/evaluations", responses=ERRORS)
-async def list_evaluations(run_id: str, parts: PartsOf) -> EvaluationList:
+async def list_evaluations(run_id: str, database: Data) -> EvaluationList:
     """Evaluations in order of steps."""
-    async with parts.database.read() as session:
+    async with database.read() as session:
         await get_run(session, run_id)
         rows = await history.evaluations(session, run_id)
     return EvaluationList(items=[EvaluationItem.model_validate(row) for row in rows])
 
 
 @router.get("/checkpoints", responses=ERRORS)
-async def list_checkpoints(run_id: str, parts: PartsOf) -> CheckpointList:
+async def list_checkpoints(run_id: str, database: Data) -> CheckpointList:
     """Checkpoints in order of steps."""
-    async with parts.database.read() as session:
+    async with database.read() as session:
         await get_run(session, run_id)
         rows = await history.checkpoints(session, run_id)
 
@@ -85,10 +90,10 @@ async def list_checkpoints(run_id: str, parts: PartsOf) -> CheckpointList:
 
 @router.get("/weight-pushes", responses=ERRORS)
 async def list_weight_pushes(
-    run_id: str, parts: PartsOf, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+    run_id: str, database: Data, limit: Annotated[int, Query(ge=1, le=1000)] = 100
 ) -> WeightPushList:
     """Tries to bring rollout servers to new weights, newest first."""
-    async with parts.database.read() as session:
+    async with database.read() as session:
         await get_run(session, run_id)
         rows = await history.weight_pushes(session, run_id, limit)
     return WeightPushList(items=[WeightPushItem.model_validate(row) for row in rows])
@@ -97,15 +102,15 @@ async def list_weight_pushes(
 @router.get("/samples", response_model=SampleList, responses=ERRORS)
 async def list_samples(
     run_id: str,
-    parts: PartsOf,
+    database: Data,
     step: Annotated[int | None, Query(ge=0, le=2**31 - 1, description="Only groups of this step.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 20,
 ) -> StreamingResponse:
     """Groups with all their rollouts, newest step first: `limit` of them, or fewer where they exceed 32 MiB."""
-    async with parts.database.read() as session:
+    async with database.read() as session:
         await get_run(session, run_id)
         keys = await history.sample_keys(session, run_id, step, limit)
-    return StreamingResponse(sample_stream(parts.database, run_id, keys), media_type="application/json")
+    return StreamingResponse(sample_stream(database, run_id, keys), media_type="application/json")
 
 
 @router.get(
@@ -119,7 +124,10 @@ async def list_samples(
 async def stream_events(
     run_id: str,
     request: Request,
-    parts: PartsOf,
+    database: Data,
+    board: Annotated[Board, Provided(Board)],
+    broadcaster: Annotated[Broadcaster, Provided(Broadcaster)],
+    keys: Annotated[Keyring, Provided(Keyring)],
     last_event_id: Annotated[str, Header(pattern="^[0-9]{1,18}$", description="Go on after this entry.")] = "0",
     after: Annotated[int, Query(ge=0, le=MAX_ID, description="As Last-Event-ID, for those who cannot send it.")] = 0,
     follow: Annotated[bool, Query(description="Wait for more; false ends after what is there.")] = True,
@@ -128,13 +136,13 @@ async def stream_events(
 
     Each has an id; send the last one seen as Last-Event-ID (browsers do) and the stream goes on behind it.
     """
-    if run_id not in parts.board.states:
-        async with parts.database.read() as session:
+    if run_id not in board.states:
+        async with database.read() as session:
             await get_run(session, run_id)
     caller = getattr(request.state, "caller", None)
-    revoked = partial(parts.keys.is_revoked, caller)
+    revoked = partial(keys.is_revoked, caller)
     return StreamingResponse(
-        event_stream(parts.database, parts.broadcaster, run_id, int(last_event_id) or after, follow, revoked),
+        event_stream(database, broadcaster, run_id, int(last_event_id) or after, follow, revoked),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )

@@ -7,13 +7,15 @@ from typing import Annotated
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.api.container import PartsOf
 from services.api.http.bodies import BoundedRoute
 from services.api.http.problems import responses
-from services.api.storage.repositories.keyring import Role
+from services.api.http.provide import Provided
+from services.api.live.broadcaster import Broadcaster
+from services.api.storage.repositories.keyring import Keyring, Role
 
 PREFIX = "/v1/keys"
 router = APIRouter(prefix=PREFIX, tags=["keys"], route_class=BoundedRoute)
+Keys = Annotated[Keyring, Provided(Keyring)]
 
 
 class KeyRequest(BaseModel):
@@ -52,21 +54,21 @@ class KeyList(BaseModel):
 
 
 @router.post("", status_code=201, responses=responses(400, 401, 409, 413, 422, 503))
-async def create_key(request: KeyRequest, parts: PartsOf, response: Response) -> NewKey:
+async def create_key(request: KeyRequest, keys: Keys, response: Response) -> NewKey:
     """Make a key. Its text is in this answer and nowhere else."""
-    row, text = await parts.keys.create(request.name, request.role)
+    row, text = await keys.create(request.name, request.role)
     response.headers["Location"] = f"{PREFIX}/{row.id}"
     return NewKey(**KeyItem.model_validate(row).model_dump(), key=text)
 
 
 @router.get("", responses=responses(401, 503))
-async def list_keys(parts: PartsOf) -> KeyList:
+async def list_keys(keys: Keys) -> KeyList:
     """Every key that was made, oldest first, without its text. TURNOUT_API_KEY is not among them."""
-    return KeyList(items=[KeyItem.model_validate(row) for row in await parts.keys.list()])
+    return KeyList(items=[KeyItem.model_validate(row) for row in await keys.list()])
 
 
 @router.delete("/{key_id}", status_code=204, responses=responses(401, 404, 422, 503))
-async def revoke_key(key_id: str, parts: PartsOf) -> None:
+async def revoke_key(key_id: str, keys: Keys, broadcaster: Annotated[Broadcaster, Provided(Broadcaster)]) -> None:
     """Make a key worthless from now on, and end the event streams that were opened with it."""
-    await parts.keys.revoke(key_id)
-    parts.broadcaster.wake_all()
+    await keys.revoke(key_id)
+    broadcaster.wake_all()

@@ -8,11 +8,15 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.api.container import Parts, PartsOf
 from services.api.http.bodies import BoundedRoute
 from services.api.http.problems import responses
+from services.api.http.provide import Provided
+from services.api.live.board import Board
+from services.api.live.broadcaster import Broadcaster
 from services.api.resources.runs.schemas import ForkRequest, RunDetail, RunPage, RunSummary, summary_fields
-from services.api.storage.repositories import history as history
+from services.api.resources.runs.service import RunService
+from services.api.storage.database import Database
+from services.api.storage.repositories import history
 from services.api.storage.repositories import runs as repository
 from services.api.storage.repositories.keyring import Caller
 from services.api.storage.tables.runs import Run
@@ -20,6 +24,8 @@ from services.contracts.run_config import RunConfig
 from services.contracts.states import RunState
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"], route_class=BoundedRoute)
+Runs = Annotated[RunService, Provided(RunService)]
+Data = Annotated[Database, Provided(Database)]
 
 
 def own_idempotency_key(
@@ -38,19 +44,20 @@ IdempotencyKey = Annotated[str | None, Depends(own_idempotency_key)]
 @router.post("", status_code=201, responses=responses(400, 401, 413, 422, 503))
 async def create_run(
     config: RunConfig,
-    parts: PartsOf,
+    runs: Runs,
+    database: Data,
     response: Response,
     idempotency_key: IdempotencyKey,
 ) -> RunDetail:
     """Queue a run. The body is the run configuration; a repeated Idempotency-Key gives the run made the first time."""
-    run = await parts.runs.create(config, idempotency_key)
+    run = await runs.create(config, idempotency_key)
     response.headers["Location"] = f"/v1/runs/{run.id}"
-    return await _detail(parts, run)
+    return await _detail(database, run)
 
 
 @router.get("", responses=responses(401, 422, 503))
 async def list_runs(
-    parts: PartsOf,
+    database: Data,
     state: Annotated[list[RunState] | None, Query()] = None,
     name: Annotated[str | None, Query(max_length=100, description="Text that the name contains.")] = None,
     sort: repository.Sort = "-created_at",
@@ -58,18 +65,18 @@ async def list_runs(
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> RunPage:
     """Runs, newest first unless `sort` says otherwise."""
-    async with parts.database.read() as session:
-        runs, next_cursor = await repository.page_of_runs(
+    async with database.read() as session:
+        found, next_cursor = await repository.page_of_runs(
             session, state=state or [], name=name, sort=sort, cursor=cursor, limit=limit
         )
-    items = [RunSummary(**summary_fields(run), metrics=metrics) for run, metrics in runs]
+    items = [RunSummary(**summary_fields(run), metrics=metrics) for run, metrics in found]
     return RunPage(items=items, next_cursor=next_cursor)
 
 
 @router.get("/{run_id}", responses=responses(401, 404, 422, 503))
-async def show_run(run_id: str, parts: PartsOf) -> RunDetail:
+async def show_run(run_id: str, database: Data) -> RunDetail:
     """One run with its configuration and newest numbers."""
-    async with parts.database.read() as session:
+    async with database.read() as session:
         run = await repository.get_run(session, run_id)
         return await _described(session, run)
 
@@ -78,7 +85,8 @@ async def show_run(run_id: str, parts: PartsOf) -> RunDetail:
 async def fork_run(
     run_id: str,
     request: ForkRequest,
-    parts: PartsOf,
+    runs: Runs,
+    database: Data,
     response: Response,
     idempotency_key: IdempotencyKey,
 ) -> RunDetail:
@@ -87,43 +95,49 @@ async def fork_run(
     Weights, optimizer state, self-teacher, step number and position in the data go on from the checkpoint. The new run
     has its own copy of it: this one may go on, or be deleted.
     """
-    run = await parts.runs.fork(run_id, request, idempotency_key)
+    run = await runs.fork(run_id, request, idempotency_key)
     response.headers["Location"] = f"/v1/runs/{run.id}"
-    return await _detail(parts, run)
+    return await _detail(database, run)
 
 
 @router.post("/{run_id}/stop", responses=responses(401, 404, 409, 422, 503))
 async def stop_run(
     run_id: str,
-    parts: PartsOf,
+    runs: Runs,
+    database: Data,
     now: Annotated[bool, Query(description="End at once, without a checkpoint.")] = False,
 ) -> RunDetail:
     """End a run: gracefully, with a checkpoint, unless `now`."""
-    return await _detail(parts, await parts.runs.stop(run_id, now=now))
+    return await _detail(database, await runs.stop(run_id, now=now))
 
 
 @router.post("/{run_id}/pause", responses=responses(401, 404, 409, 422, 503))
-async def pause_run(run_id: str, parts: PartsOf) -> RunDetail:
+async def pause_run(run_id: str, runs: Runs, database: Data) -> RunDetail:
     """Pause after the present step. The run keeps its services."""
-    return await _detail(parts, await parts.runs.pause(run_id))
+    return await _detail(database, await runs.pause(run_id))
 
 
 @router.post("/{run_id}/resume", responses=responses(401, 404, 409, 422, 503))
-async def resume_run(run_id: str, parts: PartsOf) -> RunDetail:
+async def resume_run(run_id: str, runs: Runs, database: Data) -> RunDetail:
     """Let a paused run go on, or queue a stopped or failed one again; it goes on from its newest checkpoint."""
-    return await _detail(parts, await parts.runs.resume(run_id))
+    return await _detail(database, await runs.resume(run_id))
 
 
 @router.delete("/{run_id}", status_code=204, responses=responses(401, 404, 409, 422, 503))
-async def delete_run(run_id: str, parts: PartsOf) -> None:
+async def delete_run(
+    run_id: str,
+    runs: Runs,
+    board: Annotated[Board, Provided(Board)],
+    broadcaster: Annotated[Broadcaster, Provided(Broadcaster)],
+) -> None:
     """Delete a run that has ended, with its files, queues and history; its event streams end."""
-    await parts.runs.delete(run_id)
-    parts.board.states.pop(run_id, None)
-    parts.broadcaster.end(run_id)
+    await runs.delete(run_id)
+    board.states.pop(run_id, None)
+    broadcaster.end(run_id)
 
 
-async def _detail(parts: Parts, run: Run) -> RunDetail:
-    async with parts.database.read() as session:
+async def _detail(database: Database, run: Run) -> RunDetail:
+    async with database.read() as session:
         return await _described(session, run)
 
 

@@ -1,7 +1,7 @@
 """The life of a rollout server: follow the assignment, keep an engine for it, keep its weights current.
 
-The supervisor looks twice a second at what should be (assigned run, its published weights) and what is (engine, phase,
-version), and acts on the difference; so it needs no word about crashes, restarts or late joining.
+It looks twice a second at what should be (assigned run, its published weights) and what is (engine, phase, version),
+and acts on the difference; so it needs no word about crashes, restarts or late joining.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from services.contracts.errors import ConfigurationError, ConflictError, Malform
 from services.contracts.events import Note
 from services.contracts.heartbeat import START_FAILURES, ServiceState
 from services.contracts.run_config import RunConfig, read_run_config
-from services.rollout import environment
+from services.rollout import environment, metrics
 from services.rollout.http import add_routes, include_vllm
-from services.rollout.sampling import metrics
 from services.rollout.sampling.prompts import PromptRenderer, load_tokenizer, stop_tokens
 from services.rollout.sampling.sampling import GroupSampler
 from services.rollout.sampling.worker import RolloutWorker, stop
@@ -41,7 +40,7 @@ RETRY_SECONDS = 10.0
 """Pause after an engine that did not start."""
 
 
-class Supervisor:
+class RolloutServer:
     """Brings engine, weights and worker of one server in line with its assignment."""
 
     def __init__(self, service: Service) -> None:
@@ -67,7 +66,7 @@ class Supervisor:
         return self._loading
 
     async def run(self) -> None:
-        """Supervise until cancelled, then stop worker and engine."""
+        """Serve the assigned run until cancelled, then stop worker and engine."""
         watch = asyncio.create_task(pulse.watch(self.server, self._replace_hung), name="pulse")
         try:
             while not watch.done():
@@ -97,7 +96,7 @@ class Supervisor:
             await self._join(self._run_id)
         if self.server.is_dead or self.server.must_rebuild:
             reason = self.server.fault or "its process has died"
-            await self._note("error", f"The engine is built anew: {reason}.")
+            await self._note("error", f"The engine is rebuilt: {reason}.")
             await self._end_engine()
         if self.server.engine is None:
             await self._start_engine()
@@ -205,7 +204,7 @@ class Supervisor:
     async def _replace_hung(self, seconds: float) -> None:
         """End the engine, whoever waits for it; the next tick starts another."""
         await self._end_engine()
-        await self._note("error", f"The engine hung for {seconds:.0f} s while it was waited for; it is built anew.")
+        await self._note("error", f"The engine hung for {seconds:.0f} s while it was waited for; it is rebuilt.")
 
     async def _end_engine(self) -> None:
         if (engine := self.server.detach()) is not None:
@@ -298,11 +297,11 @@ class Supervisor:
 
 
 async def loops(service: Service) -> None:
-    """What `run_service` runs: routes at once, vLLM's import in a thread, then supervision."""
-    supervisor = Supervisor(service)
-    inner = add_routes(service.app, supervisor.server, service.settings, supervisor.is_loading)
+    """Add the routes at once, import vLLM in a thread, then serve until cancelled."""
+    rollout = RolloutServer(service)
+    inner = add_routes(service.app, rollout.server, service.settings, rollout.is_loading)
     service.presence.waits_for("import of vLLM")
     await asyncio.to_thread(environment.import_vllm)
     include_vllm(inner)
     service.presence.waits_for("")
-    await supervisor.run()
+    await rollout.run()

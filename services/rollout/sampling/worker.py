@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 from services.contracts import codec, streams
 from services.contracts.arrays import TokenIds
 from services.contracts.messages import CompletedGroup, PromptTask, Rollout
-from services.rollout.sampling import metrics
+from services.rollout import metrics
 from services.rollout.sampling.sampling import GroupSampler, fault
 from services.rollout.vllm.server import EngineServer
 from services.runtime.logs import get_logger

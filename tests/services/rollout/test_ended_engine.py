@@ -10,8 +10,7 @@ import pytest
 
 from services.contracts.errors import ConflictError, UnavailableError
 from services.rollout.http import GuardedClient
-from services.rollout.vllm.holder import Phase
-from services.rollout.vllm.server import EngineServer
+from services.rollout.vllm.server import EngineServer, Phase
 
 
 class Engine:

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from services.contracts import streams
 from services.contracts.errors import ConfigurationError
 from services.contracts.run_config import parse_run_config
-from services.rollout.service import Supervisor
+from services.rollout.service import RolloutServer
 from services.rollout.vllm.engine import EngineStartError, spec_for
 from services.rollout.weights.examine import WeightUpdateError, examined
 from services.rollout.weights.shapes import ModelForm
@@ -25,15 +25,15 @@ from services.runtime.settings import Settings
 from tests.services.learner.ring import put_run, run_values
 
 
-def serving(redis: Redis, home: Path) -> Supervisor:
+def serving(redis: Redis, home: Path) -> RolloutServer:
     """A server whose engine still serves another run, with the model's own weights. No engine: none is asked."""
     settings = Settings(home=home, instance="rollout-0")
-    supervisor = Supervisor(Service(settings, redis, Presence(redis, "rollout", "rollout-0", ""), FastAPI()))
+    rollout = RolloutServer(Service(settings, redis, Presence(redis, "rollout", "rollout-0", ""), FastAPI()))
     engine: Any = SimpleNamespace(errored=False)
-    supervisor.server.engine, supervisor.server.run_id = engine, "before"
-    supervisor.server._move("serving")
-    supervisor._spec = spec_for(parse_run_config(run_values()), settings, "rollout-0")
-    return supervisor
+    rollout.server.engine, rollout.server.run_id = engine, "before"
+    rollout.server._move("serving")
+    rollout._spec = spec_for(parse_run_config(run_values()), settings, "rollout-0")
+    return rollout
 
 
 async def test_a_run_that_cannot_be_taken_up_is_not_served_with_the_last_runs_engine(
@@ -41,39 +41,39 @@ async def test_a_run_that_cannot_be_taken_up_is_not_served_with_the_last_runs_en
 ) -> None:
     """Its configuration is refused, or cannot be read for an outage, while the engine of the run before is still there:
     that would sample its prompts with another model."""
-    supervisor = serving(redis, tmp_path)
+    rollout = serving(redis, tmp_path)
     refused = run_values()
     refused["model"]["trust_remote_code"] = True
     await put_run(redis, "run", refused)
     await redis.set(streams.assignment("rollout-0"), "run")
     for _ in range(3):
         with pytest.raises(ConfigurationError, match="trust_remote_code"):
-            await supervisor._tick()
-        supervisor._retry_at = 0.0
-    assert supervisor._worker is None
+            await rollout._tick()
+        rollout._retry_at = 0.0
+    assert rollout._worker is None
 
 
 async def test_a_configuration_that_this_version_does_not_know_is_named(redis: Redis, tmp_path: Path) -> None:
     """As any fault of a run: were it to end the service, it would start again and again."""
-    supervisor = serving(redis, tmp_path)
+    rollout = serving(redis, tmp_path)
     await put_run(redis, "run", run_values(rollout={"of_tomorrow": 1}))
     await redis.set(streams.assignment("rollout-0"), "run")
     with pytest.raises(ConfigurationError, match="of_tomorrow"):
-        await supervisor._tick()
+        await rollout._tick()
 
 
 async def test_an_update_by_single_phases_may_take_long(redis: Redis, tmp_path: Path) -> None:
     """Only one that its caller has left open between two phases is abandoned."""
-    supervisor = serving(redis, tmp_path)
-    server, supervisor._run_id = supervisor.server, "run"
+    rollout = serving(redis, tmp_path)
+    server, rollout._run_id = rollout.server, "run"
     server._move("open")
     server.changed_at -= 3600
     step = asyncio.create_task(server.while_attached(asyncio.Event().wait()))
     await asyncio.sleep(0)
-    await supervisor._catch_up()
+    await rollout._catch_up()
     assert server.phase == "open"
     await end([step], seconds=10)
-    await supervisor._catch_up()
+    await rollout._catch_up()
     assert (server.phase, server.must_rebuild) == ("failed", True)
 
 
@@ -81,8 +81,8 @@ async def test_a_new_engine_waits_until_the_one_that_hung_is_gone(
     redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They would need the memory at the same time."""
-    supervisor, order, may_end = serving(redis, tmp_path), [], threading.Event()
-    supervisor._run_id = "run"
+    rollout, order, may_end = serving(redis, tmp_path), [], threading.Event()
+    rollout._run_id = "run"
 
     def end_engine(_: object) -> None:
         may_end.wait()
@@ -94,10 +94,10 @@ async def test_a_new_engine_waits_until_the_one_that_hung_is_gone(
 
     monkeypatch.setattr("services.rollout.service.engines.end", end_engine)
     monkeypatch.setattr("services.rollout.service.engines.build", build)
-    replacing = asyncio.create_task(supervisor._replace_hung(300.0))
+    replacing = asyncio.create_task(rollout._replace_hung(300.0))
     await asyncio.sleep(0)
-    assert supervisor.server.engine is None
-    starting = asyncio.create_task(supervisor._start_engine())
+    assert rollout.server.engine is None
+    starting = asyncio.create_task(rollout._start_engine())
     await asyncio.wait({starting}, timeout=0.1)
     may_end.set()
     await replacing
@@ -111,29 +111,29 @@ async def test_an_engine_in_the_middle_of_a_push_is_not_reused(
     redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_loading: bool
 ) -> None:
     """The push would go on, and the new run would be sampled with the weights of the run before."""
-    supervisor = serving(redis, tmp_path)
-    engine, reused, ended = supervisor.server.engine, [], []
+    rollout = serving(redis, tmp_path)
+    engine, reused, ended = rollout.server.engine, [], []
 
     async def reuse(run_id: str) -> bool:
         reused.append(run_id)
         return True
 
-    monkeypatch.setattr(supervisor, "_reuse", reuse)
+    monkeypatch.setattr(rollout, "_reuse", reuse)
     monkeypatch.setattr("services.rollout.service.engines.end", ended.append)
-    supervisor.server.is_loading = is_loading
+    rollout.server.is_loading = is_loading
     await put_run(redis, "run", run_values())
-    await supervisor._join("run")
+    await rollout._join("run")
     assert (reused, ended) == (([], [engine]) if is_loading else (["run"], []))
 
 
 async def test_a_model_outside_the_operators_folders_is_not_read(redis: Redis, tmp_path: Path) -> None:
     """That the API has looked says nothing: who can write to the queue server can write a configuration."""
-    supervisor = serving(redis, tmp_path)
-    supervisor._service.settings.roots = str(tmp_path)
+    rollout = serving(redis, tmp_path)
+    rollout._service.settings.roots = str(tmp_path)
     await put_run(redis, "run", run_values())
     await redis.set(streams.assignment("rollout-0"), "run")
     with pytest.raises(ConfigurationError, match=r"model.path is .* outside the folders that runs may use"):
-        await supervisor._tick()
+        await rollout._tick()
 
 
 async def test_weights_outside_the_home_are_not_looked_at(tmp_path: Path) -> None:

@@ -330,7 +330,7 @@ def test_an_update_that_its_caller_leaves_open_ends_in_a_new_engine(deployment: 
     assert record.weight_version == 7
     events = [codec.decode_any(fields[b"m"]) for _, fields in deployment.redis.xrange(streams.EVENTS)]
     notes = [event.text for event in events if isinstance(event, Note)]
-    assert "The engine is built anew: the update was abandoned half-way." in notes
+    assert "The engine is rebuilt: the update was abandoned half-way." in notes
 
 
 def test_an_engine_that_hangs_is_replaced_and_its_groups_sampled(deployment: Deployment) -> None:

@@ -15,7 +15,6 @@ from redis.asyncio import Redis
 
 from benchmarks.simulation.engine import response_lengths
 from benchmarks.simulation.scenario import Scenario
-from benchmarks.simulation.servers import stop
 from services.contracts import streams
 from services.contracts.messages import Question, ScoredGroup
 from services.contracts.run_config import RunConfig, parse_run_config
@@ -23,6 +22,7 @@ from services.learner.connections.redis_link import CONSUMER
 from services.learner.groups.batcher import Batcher
 from services.learner.groups.feeder import Feeder
 from services.learner.groups.ledger import Ledger
+from services.runtime.process import end
 from services.runtime.queue.queue import Delivery, Queue
 
 PROMPT = "A question about as long as those of the paper's benchmarks. " * 8
@@ -117,7 +117,7 @@ class Learner:
                 self._submit(step, batcher)
             await asyncio.gather(*self._jobs)
         finally:
-            await stop(loops)
+            await end(loops)
         self.ledger, self.fed = batcher.ledger, feeder.fed
         return True
 

@@ -13,9 +13,10 @@ from benchmarks.simulation import clock
 from benchmarks.simulation.learner import Learner, TrainedStep
 from benchmarks.simulation.meter import Meter
 from benchmarks.simulation.scenario import Scenario
-from benchmarks.simulation.servers import RolloutServer, make_verifier, stop
+from benchmarks.simulation.servers import RolloutServer, make_verifier
 from services.contracts import streams
 from services.learner.groups.ledger import Ledger
+from services.runtime.process import end
 
 RUN = "simulation"
 LOOK_SECONDS = 5.0
@@ -110,7 +111,7 @@ async def _play(scenario: Scenario, url: str, meter: Meter) -> Outcome:
     with meter.measuring():
         tasks = [asyncio.create_task(other) for other in others]
         await _until_done(learner, tasks)
-        await stop(tasks)
+        await end(tasks)
     left = await _depths(redis)
     await redis.aclose()
     return Outcome(

@@ -13,12 +13,13 @@ from benchmarks.simulation.engine import TimedEngine, TimedSampler
 from benchmarks.simulation.scenario import SECONDS_AN_HOUR, Scenario
 from services.contracts import streams
 from services.contracts.messages import Question, Rollout, Verdict
-from services.rollout.sampling.worker import IDLE_SECONDS, RolloutWorker, stop
+from services.rollout.sampling.worker import IDLE_SECONDS, RolloutWorker
 from services.runtime.presence import Presence
+from services.runtime.process import end
 from services.runtime.queue.queue import Held, Queue
 from services.verifier.service import Verifier
 
-__all__ = ["RolloutServer", "make_verifier", "stop"]
+__all__ = ["RolloutServer", "make_verifier"]
 AWAY_FACTOR = 10
 
 
@@ -48,7 +49,7 @@ class RolloutServer:
             finally:
                 self.engine.end()
                 self.engine = None
-                await stop([worker])
+                await end([worker])
             await self._away()
 
     async def _away(self) -> None:

@@ -20,7 +20,8 @@ from pathlib import Path
 import msgspec
 from torch import Tensor
 
-from services.learner.model.export import read_safetensors, sync_file, write_safetensors
+from services.learner.model.export import read_safetensors, write_safetensors
+from services.runtime.files import sync, write_atomically
 from services.runtime.weights.checkpoint_files import (
     CheckpointManifest,
     CorruptCheckpointError,
@@ -31,7 +32,7 @@ from services.runtime.weights.checkpoint_files import (
     sha256_of,
     sync_names,
 )
-from services.runtime.weights.store import MANIFEST, sync_folder, write_atomically
+from services.runtime.weights.store import MANIFEST
 
 FORMAT = 1
 _RANDOM = "random_state"
@@ -200,10 +201,10 @@ def _seal(folder: Path) -> CheckpointManifest:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     entries = []
     for path in files:
-        sync_file(path)
+        sync(path)
         entries.append(FileEntry(str(path.relative_to(folder)), path.stat().st_size, sha256_of(path)))
     for path in _folders(files):
-        sync_folder(path)
+        sync(path)
     manifest = CheckpointManifest(entries)
     write_atomically(folder / MANIFEST, msgspec.json.encode(manifest))
     return manifest

@@ -19,16 +19,17 @@ from services.contracts.heartbeat import START_FAILURES, ServiceState
 from services.contracts.run_config import RunConfig, read_run_config
 from services.rollout import environment, metrics
 from services.rollout.http import add_routes, include_vllm
-from services.rollout.sampling.prompts import PromptRenderer, load_tokenizer, stop_tokens
+from services.rollout.sampling.prompts import PromptRenderer, stop_tokens
 from services.rollout.sampling.sampling import GroupSampler
-from services.rollout.sampling.worker import RolloutWorker, stop
+from services.rollout.sampling.worker import RolloutWorker
 from services.rollout.vllm import engine as engines
 from services.rollout.vllm import pulse, starting
 from services.rollout.vllm.server import EngineServer
 from services.runtime.inputs import check_model_place
 from services.runtime.logs import get_logger, set_log_fields
-from services.runtime.process import Service
+from services.runtime.process import Service, end
 from services.runtime.queue.queue import Queue
+from services.runtime.tokenizer import load_tokenizer
 
 log = get_logger(__name__)
 TICK_SECONDS = 0.5
@@ -80,7 +81,7 @@ class RolloutServer:
                 await asyncio.sleep(TICK_SECONDS)
             watch.result()  # its error ends the service
         finally:
-            await stop([watch])
+            await end([watch])
             await self._stop_worker()
             await self._end_engine()
 
@@ -104,7 +105,11 @@ class RolloutServer:
         if self._worker is not None and self._worker.done():
             self._worker.result()  # its error ends the service, which says why and is started again
         if self._worker is None and self.server.phase == "serving":
-            worker = await asyncio.to_thread(self._make_worker)
+            try:
+                worker = await asyncio.to_thread(self._make_worker)
+            except TurnoutError:
+                self._retry_at = time.monotonic() + RETRY_SECONDS
+                raise
             self._worker = asyncio.create_task(worker.run(), name="rollout-worker")
 
     async def _join(self, run_id: str) -> None:
@@ -137,11 +142,9 @@ class RolloutServer:
         assert self._spec is not None
         assert self._run_id is not None
         spec = self._spec
-        sampler = GroupSampler(
-            self.server,
-            PromptRenderer(load_tokenizer(spec.model, spec.trust_remote_code), engines.hf_config(spec).vocab_size),
-            stop_tokens(spec.model, spec.trust_remote_code),
-        )
+        tokenizer = load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
+        renderer = PromptRenderer(tokenizer, engines.hf_config(spec).vocab_size)
+        sampler = GroupSampler(self.server, renderer, stop_tokens(spec.model, spec.trust_remote_code))
         return RolloutWorker(self._run_id, self._queue, self.server, sampler, self._presence, spec.max_num_seqs)
 
     async def _start_engine(self) -> None:
@@ -293,7 +296,7 @@ class RolloutServer:
     async def _stop_worker(self) -> None:
         worker, self._worker = self._worker, None
         if worker is not None:
-            await stop([worker])
+            await end([worker])
 
 
 async def loops(service: Service) -> None:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from services.runtime.logs import get_logger
+
+log = get_logger(__name__)
+T = TypeVar("T")
+RETRY_SECONDS = 1.0
 MAX_CONNECTIONS = 4096
 """Every command in flight has a connection of its own, so a burst of requests to the API needs many; the library's
 limit is 100, and what goes beyond it is an error."""
@@ -39,6 +48,21 @@ def _client(url: str, retries: int, timeout_seconds: float) -> Redis:
         socket_timeout=timeout_seconds,
         health_check_interval=30,
     )
+
+
+async def until_served(call: Callable[[], Awaitable[T]]) -> T:
+    """The answer to a call, made again every second while the queue server does not take it."""
+    while True:
+        try:
+            return await call()
+        except RedisError as error:
+            log.warning("the queue server does not serve; trying again", error=str(error))
+            await asyncio.sleep(RETRY_SECONDS)
+
+
+def as_text(value: object) -> str:
+    """The text of a reply, whatever its bytes."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def is_outage(error: BaseException) -> bool:

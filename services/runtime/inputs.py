@@ -55,14 +55,20 @@ def check_places(config: RunConfig, settings: Settings) -> None:
 
 def check_model_place(model: ModelSection, settings: Settings) -> None:
     """The model's part of `check_places`."""
-    if model.trust_remote_code and not settings.allow_remote_code:
+    trusts_remote_code(model, settings.allow_remote_code)
+    if not _is_of_hub(model.path):
+        _check_place("model.path", model.path, settings.root_folders)
+
+
+def trusts_remote_code(model: ModelSection, allowed: bool) -> bool:
+    """Whether to run Python code that the model brings. Raises `ConfigurationError` if that is not `allowed`."""
+    if model.trust_remote_code and not allowed:
         raise ConfigurationError(
             "model.trust_remote_code is true, but this deployment does not run code that models bring.",
             remedy="Remove it, or let the operator set TURNOUT_ALLOW_REMOTE_CODE=true.",
             field="model.trust_remote_code",
         )
-    if not _is_of_hub(model.path):
-        _check_place("model.path", model.path, settings.root_folders)
+    return model.trust_remote_code
 
 
 def _is_of_hub(path: str) -> bool:

@@ -24,6 +24,7 @@ from services.contracts.heartbeat import (
     ServiceRecord,
     ServiceState,
 )
+from services.runtime.connection import as_text
 from services.runtime.logs import get_logger
 
 log = get_logger(__name__)
@@ -118,7 +119,7 @@ async def list_services(redis: Redis) -> list[ServiceRecord]:
     for key, value in zip(keys, values, strict=True):
         if value is None:
             continue
-        name = key.decode(errors="replace") if isinstance(key, bytes) else str(key)
+        name = as_text(key)
         try:
             record = msgspec.json.decode(value, type=ServiceRecord)
         except msgspec.DecodeError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import socket
@@ -121,7 +122,7 @@ async def _run(kind: ServiceKind, settings: Settings, loops: Callable[[Service],
     return code
 
 
-async def end(tasks: Sequence[asyncio.Future[Any]], seconds: float) -> None:
+async def end(tasks: Sequence[asyncio.Future[Any]], seconds: float = math.inf) -> None:
     """Cancel tasks and wait for their end, at most so long.
 
     Cancels again until they end: on Python 3.11 a cancellation that meets a finishing `asyncio.wait_for` is lost, and

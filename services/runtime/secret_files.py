@@ -5,7 +5,7 @@ A file holds the secret and nothing else, as Prometheus's `credentials_file` and
 
 from __future__ import annotations
 
-import fcntl
+import math
 import os
 import secrets
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from services.contracts.errors import ConfigurationError, check_secret
-from services.runtime.weights.store import write_atomically
+from services.runtime.files import lock, write_atomically
 
 FOLDER = "secrets"
 SERVICE_TOKEN = "service-token"
@@ -84,7 +84,7 @@ def _locked(folder: Path) -> Iterator[None]:
                 f"The folder {folder} belongs to another user.", remedy="Delete it, or choose another --home."
             )
         os.fchmod(descriptor, 0o700)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock(descriptor, math.inf)
         yield
     finally:
         os.close(descriptor)

@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 from services.contracts import codec, streams
 from services.contracts.events import Note
 from services.contracts.messages import CompletedGroup, ScoredGroup
+from services.runtime.connection import as_text, until_served
 from services.runtime.logs import get_logger, log_fields
 from services.runtime.metrics import TOKENS
 from services.runtime.presence import Presence
@@ -134,7 +135,7 @@ class Verifier:
                 self._start([] if opened is None else [opened], tasks)
 
     async def _take_new(self, tasks: asyncio.TaskGroup) -> None:
-        named = (_text(run) for run in await self.queue.redis.smembers(streams.RUNS))
+        named = (as_text(run) for run in await self.queue.redis.smembers(streams.RUNS))
         self._runs = sorted(run for run in named if streams.is_run_id(run))
         self._greeted &= set(self._runs)
         for run in self._runs:
@@ -208,17 +209,15 @@ class Verifier:
         task, began = delivery.message.task, time.time()
         try:
             scored = await self._score(delivery.message)
-            await self._until_queued(lambda: self._forward(delivery, scored))
+            await until_served(lambda: self._forward(delivery, scored))
             correct = sum(verdict.status == "ok" and verdict.correct for verdict in scored.verdicts)
             record("verify", task, began, time.time(), kind=task.question.kind, num_correct=correct)
-            await self._until_queued(lambda: self._tell_faults(scored))
+            await until_served(lambda: self._tell_faults(scored))
         except Exception as error:  # the border: one group must not stop the others
             log.error("group not handled", group_id=delivery.message.task.group_id, exc_info=error)
             reason = f"The verifier failed on this group: {error!r}"
             payload = codec.encode(delivery.message)
-            await self._until_queued(
-                lambda: self.queue.dead_letter(delivery.stream, delivery.message_id, payload, reason)
-            )
+            await until_served(lambda: self.queue.dead_letter(delivery.stream, delivery.message_id, payload, reason))
         finally:
             del self._in_hand[delivery.stream, delivery.message_id]
             self._room.set()
@@ -264,16 +263,3 @@ class Verifier:
         log.warning("rollouts not judged", run_id=task.run_id, group_id=task.group_id, fault=faults[0])
         note = Note(run_id=task.run_id, at=time.time(), level="warning", source=self.presence.instance, text=text)
         await self.queue.publish(streams.EVENTS, note)
-
-    async def _until_queued(self, step: Callable[[], Awaitable[None]]) -> None:
-        """Do `step`, again and again while the queue server does not take it."""
-        while True:
-            try:
-                return await step()
-            except RedisError as error:
-                log.warning("queue failed, trying again", error=str(error))
-                await asyncio.sleep(1.0)
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else value

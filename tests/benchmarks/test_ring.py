@@ -12,10 +12,11 @@ from benchmarks.simulation import clock
 from benchmarks.simulation.learner import run_config
 from benchmarks.simulation.ring import RUN, Outcome, simulate
 from benchmarks.simulation.scenario import Scenario
-from benchmarks.simulation.servers import RolloutServer, TimedJudge, stop
+from benchmarks.simulation.servers import RolloutServer, TimedJudge
 from services.contracts import streams
 from services.contracts.messages import Question, Rollout, Verdict
 from services.learner.groups.feeder import Feeder
+from services.runtime.process import end
 from services.runtime.queue.queue import Queue
 
 SMALL = Scenario(
@@ -133,7 +134,7 @@ def test_prompts_that_come_during_a_weight_update_are_sampled_when_it_ends(valke
                 await asyncio.sleep(0.01)
             return resumed, loop.time()
         finally:
-            await stop([serving])
+            await end([serving])
             await redis.aclose()
 
     resumed, ended = clock.run(play())

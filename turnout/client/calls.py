@@ -20,6 +20,7 @@ from services.contracts.errors import (
     UnavailableError,
     check_secret,
 )
+from services.contracts.pauses import growing_pause
 from services.contracts.proxies import client_options
 from services.contracts.states import TERMINAL_STATES
 from turnout.client.models import (
@@ -182,7 +183,7 @@ def says_end(event: RunEvent | None) -> bool:
 
 def retry_seconds(num_failures: int) -> float:
     """How long to wait before the next try: 0.5 s, doubled with every failure, to a bound."""
-    return float(min(0.5 * 2.0 ** min(num_failures - 1, 10), LONGEST_WAIT_SECONDS))
+    return growing_pause(0.5, num_failures, LONGEST_WAIT_SECONDS)
 
 
 def _path(run_id: str) -> str:

@@ -15,16 +15,16 @@ from dataclasses import dataclass, field
 
 from redis.asyncio import Redis
 
-from services.api.control.scheduler import as_text
 from services.api.control.weight_client import PushFailedError, Target, TransportFailedError, WeightClient
 from services.api.live.journal import Journal
-from services.api.live.repeat import growing_pause
 from services.api.live.signals import Signals
 from services.api.storage.database import Database
 from services.api.storage.repositories.runs import active_runs
 from services.api.storage.tables.history import WeightPushRow
 from services.contracts import streams
 from services.contracts.heartbeat import ServiceRecord
+from services.contracts.pauses import growing_pause
+from services.runtime.connection import as_text
 from services.runtime.logs import get_logger
 from services.runtime.presence import list_services
 

@@ -25,6 +25,7 @@ from services.api.storage.tables.runs import Run
 from services.contracts import streams
 from services.contracts.heartbeat import START_FAILURES, ServiceRecord
 from services.contracts.states import ACTIVE_STATES, RunState
+from services.runtime.connection import as_text
 from services.runtime.logs import get_logger
 
 log = get_logger(__name__)
@@ -221,8 +222,3 @@ def _learner_back(run: Run, learner: ServiceRecord | None) -> bool:
         and run.learner_said in ("running", "paused")
         and learner.state in SPOKEN
     )
-
-
-def as_text(value: object) -> str:
-    """Text of a Redis reply."""
-    return value.decode() if isinstance(value, bytes) else str(value)

@@ -7,7 +7,9 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from services.contracts.pauses import growing_pause
 from services.runtime.logs import get_logger
+from services.runtime.process import end_if_cancelled
 
 log = get_logger(__name__)
 MAX_PAUSE_SECONDS = 5.0
@@ -38,7 +40,8 @@ async def repeat(
     `asyncio.wait_for`, which does so in Python 3.11) ends the loop after the round.
     """
     num_faults = 0
-    while not _is_cancelled():
+    while True:
+        end_if_cancelled()
         if wake is not None:
             wake.clear()
         try:
@@ -56,16 +59,6 @@ async def repeat(
             await asyncio.sleep(seconds)
             continue
         await wait_at_most(wake, seconds)
-
-
-def growing_pause(first: float, num_failures: int, most: float) -> float:
-    """Seconds to wait after so many failures in a row: `first`, doubled with each further one, up to `most`."""
-    return min(most, first * 2.0 ** min(num_failures - 1, 60))  # further powers soon fit no float
-
-
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 async def wait_at_most(event: asyncio.Event, seconds: float) -> bool:

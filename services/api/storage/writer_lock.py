@@ -8,10 +8,8 @@ in memory (keys, events, numbers) holds only as long as nobody else writes, so a
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import socket
-import time
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -20,6 +18,7 @@ from sqlalchemy.engine import URL, make_url
 
 from services.api.storage.database import NETWORK, database_url
 from services.contracts.errors import ConflictError, UnavailableError
+from services.runtime.files import lock
 from services.runtime.logs import get_logger
 from services.runtime.settings import Settings
 
@@ -109,18 +108,10 @@ def _own_file(database: Path, name: str, wait_seconds: float) -> Owner:
             f"The database's lock {path} cannot be opened: {error.strerror}.",
             remedy="Check TURNOUT_DATABASE_URL and that TURNOUT_HOME can be written.",
         ) from error
-    ends = time.monotonic() + wait_seconds
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() >= ends:
-                file.seek(0)
-                holder = file.read(500)
-                file.close()
-                raise _taken(str(database), holder) from None
-            time.sleep(0.1)
+    if not lock(file, wait_seconds):
+        with file:
+            file.seek(0)
+            raise _taken(str(database), file.read(500))
     file.truncate(0)
     file.write(name)
     file.flush()

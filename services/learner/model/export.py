@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from services.contracts.errors import ConfigurationError
 from services.contracts.model import ModelSection
 from services.learner.model.forward import gathered
 from services.learner.model.tree_attention import share_prefixes
+from services.runtime.inputs import trusts_remote_code
+from services.runtime.tokenizer import unloadable
 
 SHARD_BYTES = 4 * 1024**3
 MIN_SHARD_BYTES = 32 * 2**20
@@ -33,7 +33,7 @@ def load_model(section: ModelSection, path: str, *, gradient_checkpointing: bool
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    trusted = _remote_code(section, allow_remote_code)
+    trusted = trusts_remote_code(section, allow_remote_code)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             path,
@@ -43,7 +43,7 @@ def load_model(section: ModelSection, path: str, *, gradient_checkpointing: bool
             trust_remote_code=trusted,
         )
     except (OSError, ValueError) as error:
-        raise _unloadable("model", path, error) from error
+        raise unloadable("model", path, error) from error
     model.config.use_cache = False
     share_prefixes(model)
     if gradient_checkpointing:
@@ -60,44 +60,6 @@ def without_dropout(config: Any) -> Any:
         if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
             setattr(config, name, 0.0)
     return config
-
-
-def load_tokenizer(section: ModelSection, *, allow_remote_code: bool) -> Any:
-    """The model's tokenizer. Raises `ConfigurationError` where it cannot be loaded or has no chat template."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            section.path, trust_remote_code=_remote_code(section, allow_remote_code)
-        )
-    except (OSError, ValueError) as error:
-        raise _unloadable("tokenizer", section.path, error) from error
-    if not tokenizer.chat_template:
-        raise ConfigurationError(
-            f"The tokenizer of {section.path} has no chat template.",
-            remedy="Use an instruction-tuned model, or add a chat_template.jinja to its folder.",
-            field="model.path",
-        )
-    return tokenizer
-
-
-def _remote_code(section: ModelSection, allowed: bool) -> bool:
-    if section.trust_remote_code and not allowed:
-        raise ConfigurationError(
-            "model.trust_remote_code is set, but this installation does not run code that models bring.",
-            remedy="Set TURNOUT_ALLOW_REMOTE_CODE=true for the services if you trust the model.",
-            field="model.trust_remote_code",
-        )
-    return section.trust_remote_code
-
-
-def _unloadable(what: str, path: str, error: Exception) -> ConfigurationError:
-    first = str(error).strip().split("\n")[0]
-    return ConfigurationError(
-        f"The {what} of {path} cannot be loaded: {first}",
-        remedy="Check model.path: a Hugging Face folder, relative to where the services run, or a hub name.",
-        field="model.path",
-    )
 
 
 @torch.no_grad()
@@ -175,12 +137,3 @@ def read_safetensors(folder: Path, stem: str) -> dict[str, Tensor]:
     for path in sorted(folder.glob(f"{stem}*.safetensors")):
         tensors |= load_file(path)
     return tensors
-
-
-def sync_file(path: Path) -> None:
-    """Make a file's bytes durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,6 +10,7 @@ from typing import Any
 from services.contracts.messages import Question
 from services.contracts.run_config import RunConfig
 from services.contracts.trainable import teacher_tokens
+from services.runtime.tokenizer import prompt_ids
 
 SOLUTION_HEADING = "Correct solution:"
 FEEDBACK_HEADING = "The following is feedback from your unsuccessful earlier attempt:"
@@ -47,11 +48,7 @@ def teacher_text(prompt: str, solution: str | None, feedback: str | None) -> str
 
 def teacher_prompt_ids(tokenizer: Any, question: Question, solution: str | None, feedback: str | None) -> list[int]:
     """Token ids of the teacher's prompt, generation prompt included."""
-    messages = [{"role": "system", "content": question.system}] if question.system else []
-    messages.append({"role": "user", "content": teacher_text(question.prompt, solution, feedback)})
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
+    return prompt_ids(tokenizer, question, teacher_text(question.prompt, solution, feedback))
 
 
 def position_warning(config: RunConfig, num_positions: int | None) -> str | None:

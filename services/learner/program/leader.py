@@ -23,7 +23,6 @@ from services.learner.groups.feeder import Feeder
 from services.learner.groups.prepare import PreparedGroup, prepare_group
 from services.learner.model.check import check_run, num_positions, table_of_positions
 from services.learner.model.engine import warmup_warning
-from services.learner.model.export import load_tokenizer
 from services.learner.objectives.teacher_prompt import position_warning
 from services.learner.program.commands import BEAT_SECONDS, Finish, Save, Step, Wait, send
 from services.learner.program.evaluate import Evaluator, stored_accuracies
@@ -39,8 +38,10 @@ from services.learner.program.tracing import record_dropped, record_trained
 from services.learner.program.writer import Writer
 from services.learner.publish.cuda_ipc import make_sender
 from services.learner.publish.publisher import Publisher
+from services.runtime.inputs import trusts_remote_code
 from services.runtime.logs import get_logger
 from services.runtime.settings import Settings
+from services.runtime.tokenizer import load_tokenizer
 from services.runtime.weights.store import WeightStore
 
 log = get_logger(__name__)
@@ -68,7 +69,10 @@ class Leader:
     ) -> None:
         """`questions` are those for training and those for evaluation."""
         self.link, self.session, self.config = link, session, session.config
-        self.tokenizer = load_tokenizer(self.config.model, allow_remote_code=settings.allow_remote_code)
+        self.tokenizer = load_tokenizer(
+            self.config.model.path,
+            trust_remote_code=trusts_remote_code(self.config.model, settings.allow_remote_code),
+        )
         check_run(session.engine.module, self.tokenizer, self.config)
         self._num_table = table_of_positions(session.engine.module)
         train, validation = questions

@@ -8,11 +8,9 @@ to do; they follow (`follow`). Settings come by environment: `TURNOUT_*`, `TURNO
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import IO
 
@@ -39,6 +37,7 @@ from services.learner.program.commands import Finish, Save, Start, Step, receive
 from services.learner.program.leader import Leader  # noqa: E402
 from services.learner.program.session import TrainingSession  # noqa: E402
 from services.runtime.connection import is_outage  # noqa: E402
+from services.runtime.files import lock  # noqa: E402
 from services.runtime.inputs import check_places  # noqa: E402
 from services.runtime.logs import configure_logs, get_logger, set_log_fields  # noqa: E402
 from services.runtime.settings import Settings, load_settings  # noqa: E402
@@ -138,18 +137,12 @@ def lock_run(folder: Path) -> IO[bytes]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / "learner.lock").open("ab")
-    ends = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return file
-        except BlockingIOError:
-            if time.monotonic() > ends:
-                file.close()
-                raise UnavailableError(
-                    f"Another learner works on the run in {folder}.", remedy="Stop it, or wait until it has ended."
-                ) from None
-            time.sleep(0.1)
+    if lock(file, LOCK_SECONDS):
+        return file
+    file.close()
+    raise UnavailableError(
+        f"Another learner works on the run in {folder}.", remedy="Stop it, or wait until it has ended."
+    )
 
 
 def report_failure(link: RunLink, error: Exception) -> int:

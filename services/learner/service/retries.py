@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from services.contracts.pauses import growing_pause
+
 
 @dataclass(slots=True)
 class Attempts:
@@ -25,4 +27,4 @@ class Attempts:
         self.failed += 1
         if self.failed > self.limit:
             return None
-        return min(self.longest_pause_seconds, self.first_pause_seconds * 2.0 ** (self.failed - 1))
+        return growing_pause(self.first_pause_seconds, self.failed, self.longest_pause_seconds)

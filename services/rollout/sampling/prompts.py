@@ -9,6 +9,7 @@ from jinja2 import TemplateError
 
 from services.contracts.errors import InfrastructureError
 from services.contracts.messages import Question
+from services.runtime.tokenizer import prompt_ids
 
 CACHE_SIZE = 4096
 
@@ -47,12 +48,8 @@ class PromptRenderer:
         return token_ids
 
     def _render(self, question: Question) -> list[int]:
-        messages = [{"role": "system", "content": question.system}] if question.system else []
-        messages.append({"role": "user", "content": question.prompt})
         try:
-            token_ids = self.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=False, enable_thinking=False
-            )
+            token_ids = prompt_ids(self.tokenizer, question, question.prompt)
         except (TemplateError, ValueError, TypeError, KeyError) as error:
             raise InfrastructureError(f"The chat template refuses question {question.id}: {error}.") from error
         largest = max(token_ids, default=0)
@@ -61,14 +58,7 @@ class PromptRenderer:
                 f"Question {question.id} renders to token {largest}, beyond the model's vocabulary of "
                 f"{self._vocabulary_size}: the tokenizer does not fit the model."
             )
-        return [int(token) for token in token_ids]
-
-
-def load_tokenizer(model: str, trust_remote_code: bool) -> Any:
-    """The model's tokenizer."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+        return token_ids
 
 
 def stop_tokens(model: str, trust_remote_code: bool) -> list[int]:

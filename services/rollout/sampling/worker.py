@@ -22,10 +22,11 @@ from services.contracts.messages import CompletedGroup, PromptTask, Rollout
 from services.rollout import metrics
 from services.rollout.sampling.sampling import GroupSampler, fault
 from services.rollout.vllm.server import EngineServer
+from services.runtime.connection import until_served
 from services.runtime.logs import get_logger
 from services.runtime.metrics import TOKENS
 from services.runtime.presence import Presence
-from services.runtime.process import end_if_cancelled
+from services.runtime.process import end, end_if_cancelled
 from services.runtime.queue.queue import Delivery, Held, Queue, Suspect
 from services.runtime.traces import record
 
@@ -87,7 +88,7 @@ class RolloutWorker:
             raise
         finally:
             in_hand = self._in_hand()
-            await stop([upkeep, *(task for _, task in self._active.values())])
+            await end([upkeep, *(task for _, task in self._active.values())])
             self._presence.waits_for("")
             await self._hand_back([*in_hand, *self._waiting_suspects()], has_fault)
 
@@ -202,7 +203,8 @@ class RolloutWorker:
             await self._sample_and_publish(delivery)
         except Exception as error:  # the border: one group must not stop the others
             log.exception("group not handled", group_id=delivery.message.group_id)
-            await self._bury(delivery, f"The rollout server failed on this prompt: {error!r}")
+            payload, reason = codec.encode(delivery.message), f"The rollout server failed on this prompt: {error!r}"
+            await until_served(lambda: self._queue.dead_letter(delivery.stream, delivery.message_id, payload, reason))
         finally:
             self._active.pop(delivery.message_id, None)
 
@@ -218,7 +220,9 @@ class RolloutWorker:
             server=self._presence.instance,
             seconds=seconds,
         )
-        if not await self._forward(delivery, group):
+        target = streams.completions(self._run_id)
+        # tried again while the queue server does not take it: sampling anew would cost more than waiting
+        if not await until_served(lambda: self._queue.forward(delivery, target, group)):
             log.info("group was published by another server", group_id=task.group_id)
             return
         num_tokens = sum(len(rollout.token_ids) for rollout in rollouts)
@@ -230,24 +234,6 @@ class RolloutWorker:
         metrics.GROUPS.labels(task.purpose).inc()
         metrics.FAULTS.inc(num_faults)
         metrics.GENERATION_SECONDS.observe(seconds)
-
-    async def _forward(self, delivery: Delivery[PromptTask], group: CompletedGroup) -> bool:
-        """Publish, tried again while the queue server does not take it: sampling anew would cost more than waiting."""
-        while True:
-            try:
-                return await self._queue.forward(delivery, streams.completions(self._run_id), group)
-            except RedisError as error:
-                log.warning("group could not be published", group_id=group.task.group_id, error=str(error))
-                await asyncio.sleep(1.0)
-
-    async def _bury(self, delivery: Delivery[PromptTask], reason: str) -> None:
-        payload = codec.encode(delivery.message)
-        while True:
-            try:
-                return await self._queue.dead_letter(delivery.stream, delivery.message_id, payload, reason)
-            except RedisError as error:
-                log.warning("group could not be given up", group_id=delivery.message.group_id, error=str(error))
-                await asyncio.sleep(1.0)
 
     async def _sample_or_fault(self, task: PromptTask) -> tuple[list[int], list[Rollout]]:
         try:
@@ -292,17 +278,3 @@ class RolloutWorker:
             self._presence.waits_for(f"weights version {needed}")
         else:
             self._presence.waits_for("prompts")
-
-
-async def stop(tasks: Sequence[asyncio.Task[None]]) -> None:
-    """Cancel tasks until they have ended.
-
-    Once is not enough: before Python 3.12 `asyncio.wait_for`, which the Redis client uses, loses a cancellation that
-    comes at the moment when what it waits for is done.
-    """
-    pending = [task for task in tasks if not task.done()]
-    while pending:
-        for task in pending:
-            task.cancel()
-        _, left = await asyncio.wait(pending, timeout=1.0)
-        pending = list(left)

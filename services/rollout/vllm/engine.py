@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from services.contracts.errors import ConfigurationError, TurnoutError
+from services.contracts.errors import TurnoutError
 from services.contracts.run_config import RunConfig
 from services.rollout import last_words
 from services.rollout.environment import BACKEND, on_cpu
+from services.runtime.inputs import trusts_remote_code
 from services.runtime.logs import get_logger
 from services.runtime.settings import Settings
 
@@ -54,19 +55,13 @@ def spec_for(config: RunConfig, settings: Settings, instance: str) -> EngineSpec
     Raises:
         ConfigurationError: the run wants the model's own Python code and the operator does not allow it.
     """
-    if config.model.trust_remote_code and not settings.allow_remote_code:
-        raise ConfigurationError(
-            "The run asks for model.trust_remote_code, which this server does not allow.",
-            remedy="Set TURNOUT_ALLOW_REMOTE_CODE=1 if you trust the model's code.",
-            field="model.trust_remote_code",
-        )
     return EngineSpec(
         model=config.model.path,
         dtype=config.model.dtype,
         max_model_tokens=config.max_model_tokens,
         max_num_seqs=config.rollout.max_num_seqs,
         seed=zlib.crc32(f"{config.training.seed}/{instance}".encode()) >> 1,
-        trust_remote_code=config.model.trust_remote_code,
+        trust_remote_code=trusts_remote_code(config.model, settings.allow_remote_code),
         gpu_memory_utilization=settings.gpu_memory_utilization,
     )
 

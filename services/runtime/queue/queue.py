@@ -32,6 +32,7 @@ from redis.exceptions import ResponseError
 
 from services.contracts import codec, streams
 from services.contracts.errors import MalformedMessageError
+from services.runtime.connection import as_text
 from services.runtime.dead_letters import DeadLetters
 from services.runtime.logs import get_logger
 from services.runtime.queue.forwards import Forwards
@@ -127,14 +128,14 @@ class Queue:
         """
         payload = codec.encode(message)
         if not self._num_replicas:
-            return _text(await self.redis.xadd(stream, {BODY: payload}))
+            return as_text(await self.redis.xadd(stream, {BODY: payload}))
         async with self.redis.pipeline(transaction=False) as pipe:  # WAIT speaks of its own connection's writes
             pipe.xadd(stream, {BODY: payload})
             pipe.execute_command("WAIT", self._num_replicas, int(REPLICAS_SECONDS * 1000))
             message_id, confirmed = await pipe.execute()
         if confirmed < self._num_replicas:
             log.warning("not on every replica", stream=stream, confirmed=confirmed, wanted=self._num_replicas)
-        return _text(message_id)
+        return as_text(message_id)
 
     async def receive(
         self, streams: Sequence[str], kind: type[M], *, count: int = 1, block_seconds: float = 1.0
@@ -162,7 +163,7 @@ class Queue:
             return []
         deliveries: list[Delivery[M]] = []
         for stream, entries in _pairs(reply):
-            deliveries += await self._read(_text(stream), entries, kind)
+            deliveries += await self._read(as_text(stream), entries, kind)
         return deliveries
 
     async def own_pending(self, stream: str, kind: type[M], *, count: int = 1000) -> list[Delivery[M]]:
@@ -179,7 +180,7 @@ class Queue:
             entries = [entry for _, found in _pairs(reply) for entry in found]
             if not entries:
                 return deliveries
-            last = _text(entries[-1][0])
+            last = as_text(entries[-1][0])
             deliveries += await self._read(stream, entries, kind)
 
     async def missed(self, stream: str, kind: type[M], in_hand: Collection[str]) -> list[Delivery[M]]:
@@ -189,7 +190,7 @@ class Queue:
         count = len(in_hand) + 1  # one that is missed is among so many
         try:
             found: Any = await self.redis.xpending_range(stream, self.group, "-", "+", count, self.consumer)
-            ids = [entry["message_id"] for entry in found if _text(entry["message_id"]) not in in_hand]
+            ids = [entry["message_id"] for entry in found if as_text(entry["message_id"]) not in in_hand]
             entries: Any = await self.redis.xclaim(stream, self.group, self.consumer, 0, ids) if ids else []
         except ResponseError as error:
             self._forget(stream, error)
@@ -215,7 +216,7 @@ class Queue:
         await self._ensure_group(stream)
         idle = int(idle_seconds * 1000)
         found = await self._pending(stream, idle=idle)
-        found = [entry for entry in found if _text(entry["message_id"]) not in in_hand]
+        found = [entry for entry in found if as_text(entry["message_id"]) not in in_hand]
         deliveries = await self._claim(stream, kind, _fresh(found)[:count], idle)
         suspects = _suspects(stream, found)[:1]
         kept = await self._keep(suspects, min_idle=idle)
@@ -225,7 +226,7 @@ class Queue:
         """What an earlier life of this consumer held. Suspects among it are left to whoever takes over next."""
         await self._ensure_group(stream)
         found = await self._pending(stream, consumer=self.consumer)
-        found = [entry for entry in found if _text(entry["message_id"]) not in in_hand]
+        found = [entry for entry in found if as_text(entry["message_id"]) not in in_hand]
         await self._keep(_suspects(stream, found), HANDED_BACK_SECONDS)
         return await self._claim(stream, kind, _fresh(found), 0)
 
@@ -271,7 +272,7 @@ class Queue:
         Without suspects that another consumer has by now."""
         lowered: list[Held] = []
         for stream in {each.stream for each in held}:
-            known = {_text(entry["message_id"]): entry for entry in await self._pending(stream)}
+            known = {as_text(entry["message_id"]): entry for entry in await self._pending(stream)}
             for each in held:
                 entry = known.get(each.message_id)
                 if each.stream != stream or (isinstance(each, Suspect) and not self._has(entry)):
@@ -281,7 +282,7 @@ class Queue:
         return lowered
 
     def _has(self, entry: Any) -> bool:
-        return entry is not None and _text(entry["consumer"]) == self.consumer
+        return entry is not None and as_text(entry["consumer"]) == self.consumer
 
     async def _keep(self, held: Sequence[Held], idle_seconds: float = 0.0, min_idle: int = 0) -> int:
         """Set the time since the messages' last sign of life, by the server's clock, and how often they were given
@@ -332,7 +333,7 @@ class Queue:
 
     async def _claim(self, stream: str, kind: type[M], entries: Sequence[Any], idle: int) -> list[Delivery[M]]:
         """Take pending messages over, which gives each out once more."""
-        times = {_text(entry["message_id"]): entry["times_delivered"] + 1 for entry in entries}
+        times = {as_text(entry["message_id"]): entry["times_delivered"] + 1 for entry in entries}
         if not times:
             return []
         try:
@@ -392,7 +393,7 @@ class Queue:
     ) -> list[Delivery[M]]:
         deliveries: list[Delivery[M]] = []
         for raw_id, fields in entries:
-            message_id = _text(raw_id)
+            message_id = as_text(raw_id)
             if fields is None:  # deleted while pending: somebody else acknowledged it
                 await self.redis.xack(stream, self.group, message_id)
                 continue
@@ -414,7 +415,7 @@ def _fresh(entries: Sequence[Any]) -> list[Any]:
 
 def _suspects(stream: str, entries: Sequence[Any]) -> list[Suspect]:
     found = [entry for entry in entries if entry["times_delivered"] >= MAX_TOGETHER]
-    return [Suspect(stream, _text(entry["message_id"]), entry["times_delivered"]) for entry in found]
+    return [Suspect(stream, as_text(entry["message_id"]), entry["times_delivered"]) for entry in found]
 
 
 def _admit_all(_message: Any, _stream: str) -> None:
@@ -444,7 +445,3 @@ def _pairs(reply: Any) -> list[tuple[Any, list[Any]]]:
             (stream, found[0] if found and isinstance(found[0], list) else found) for stream, found in reply.items()
         ]
     return [(stream, entries) for stream, entries in reply]
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)

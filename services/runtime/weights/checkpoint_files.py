@@ -16,7 +16,8 @@ from pathlib import Path
 import msgspec
 
 from services.contracts.errors import TurnoutError
-from services.runtime.weights.store import MANIFEST, sync_folder
+from services.runtime.files import sync
+from services.runtime.weights.store import MANIFEST
 
 
 class CorruptCheckpointError(TurnoutError):
@@ -88,7 +89,7 @@ def give_checkpoint(source_run: Path, target_run: Path, step: int) -> Checkpoint
         destination.parent.mkdir(parents=True, exist_ok=True)
         _link(source / name, destination)
     for folder in {path.parent for path in temporary.rglob("*")}:
-        sync_folder(folder)
+        sync(folder)
     os.rename(temporary, target)
     sync_names(target_run)
     return manifest
@@ -97,7 +98,7 @@ def give_checkpoint(source_run: Path, target_run: Path, step: int) -> Checkpoint
 def sync_names(run_folder: Path) -> None:
     """Make the names on the way to a run's checkpoints durable: the folders may be as new as its first checkpoint."""
     for folder in (run_folder / "checkpoints", run_folder, run_folder.parent, run_folder.parent.parent):
-        sync_folder(folder)
+        sync(folder)
 
 
 def _link(source: Path, destination: Path) -> None:

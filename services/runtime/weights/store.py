@@ -23,6 +23,7 @@ import msgspec
 from blake3 import blake3
 
 from services.contracts.errors import TurnoutError
+from services.runtime.files import write_atomically
 
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 20
@@ -184,25 +185,3 @@ def _digest_of(path: Path) -> str:
         while size := file.readinto(buffer):
             digest.update(buffer[:size])
     return digest.hexdigest()
-
-
-def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut. `mode`, less the umask, says who
-    may read it, from the first moment."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.unlink(missing_ok=True)
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

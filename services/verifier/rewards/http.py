@@ -21,6 +21,7 @@ import msgspec
 from services.contracts.errors import ConfigurationError, InfrastructureError, QuestionError
 from services.contracts.judgement import Judgement
 from services.contracts.messages import Question
+from services.contracts.pauses import growing_pause
 from services.contracts.proxies import client_options
 from services.contracts.questions.forms import http_url
 from services.runtime.http.outgoing import request
@@ -30,6 +31,7 @@ from services.verifier.rewards.replies import shorten
 from services.verifier.settings import EndpointSettings
 
 FAILURES_TO_OPEN: Final = 5
+LONGEST_PAUSE_SECONDS: Final = 60.0
 LARGEST_REPLY_BYTES: Final = 1 << 20
 _WORTH_ANOTHER_TRY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 
@@ -124,7 +126,7 @@ class HttpReward:
             except EndpointError:
                 if attempt == self.options.attempts:
                     raise
-                await asyncio.sleep(self.pause_seconds * 2 ** (attempt - 1))
+                await asyncio.sleep(growing_pause(self.pause_seconds, attempt, LONGEST_PAUSE_SECONDS))
         raise AssertionError("unreachable: there is at least one attempt")
 
     async def close(self) -> None:

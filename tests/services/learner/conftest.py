@@ -73,11 +73,8 @@ def make_group(
 class Letters:
     """A tokenizer: one token a character, no template."""
 
-    def apply_chat_template(self, messages: list[dict[str, str]], **_: object) -> str:
-        return messages[-1]["content"]
-
-    def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
-        return {"input_ids": [ord(letter) for letter in text]}
+    def apply_chat_template(self, messages: list[dict[str, str]], **_: object) -> list[int]:
+        return [ord(letter) for letter in messages[-1]["content"]]
 
 
 def delivered(group: ScoredGroup) -> Delivery[ScoredGroup]:

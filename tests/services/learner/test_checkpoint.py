@@ -118,7 +118,7 @@ def test_the_folders_on_the_way_to_a_new_checkpoint_are_durable_too(
     """Its groups are acknowledged next: a power cut must not take a folder that the first checkpoint of a run made."""
     synced: list[tuple[Path, list[str]]] = []
     monkeypatch.setattr(
-        "services.runtime.weights.checkpoint_files.sync_folder",
+        "services.runtime.weights.checkpoint_files.sync",
         lambda folder: synced.append((folder, sorted(path.name for path in folder.iterdir()))),
     )
     path, _ = store.write(snapshot(2))

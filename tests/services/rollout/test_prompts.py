@@ -11,7 +11,8 @@ import pytest
 
 from services.contracts.errors import InfrastructureError
 from services.contracts.messages import Question
-from services.rollout.sampling.prompts import PromptRenderer, load_tokenizer, stop_tokens
+from services.rollout.sampling.prompts import PromptRenderer, stop_tokens
+from services.runtime.tokenizer import load_tokenizer
 from tests.conftest import ROOT
 
 POLICY = ROOT / "examples" / "embedded" / "policy"

@@ -17,7 +17,7 @@ import msgspec
 import psutil
 
 from services.contracts.errors import ConfigurationError
-from services.runtime.weights.store import write_atomically
+from services.runtime.files import write_atomically
 
 LAUNCH_VARIABLE = "TURNOUT_LAUNCH"
 STATE_FILE = "processes.json"

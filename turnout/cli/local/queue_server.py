@@ -12,8 +12,8 @@ from pathlib import Path
 
 from services.contracts.errors import BAD_URL, UnavailableError, without_password
 from services.contracts.queue_users import USERS, acl_file
+from services.runtime.files import write_atomically
 from services.runtime.secret_files import queue_password, read_or_make
-from services.runtime.weights.store import write_atomically
 
 INSTANCE = "valkey"
 

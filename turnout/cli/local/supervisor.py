@@ -7,7 +7,6 @@ terminal reaches only the owner, and what a dead child leaves behind can be ende
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from typing import IO, Any
 import psutil
 
 from services.contracts.errors import ConflictError, TurnoutError, UnavailableError
+from services.runtime.files import lock
 from services.runtime.queue.server_log import queue_server_fault
 from turnout.cli.local.environment import inherited
 from turnout.cli.local.home import OTHERS, private
@@ -258,14 +258,12 @@ def _kill_group(pid: int) -> None:
 def _take_lock(home: Path) -> IO[Any]:
     """An exclusive lock on the home for as long as the returned file is open."""
     file = os.fdopen(private(home / "lock", os.O_WRONLY | os.O_CREAT), "w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise ConflictError(
-            f"Another launcher is starting or stopping in the home {home}.", remedy="Wait a moment and try again."
-        ) from error
-    return file
+    if lock(file):
+        return file
+    file.close()
+    raise ConflictError(
+        f"Another launcher is starting or stopping in the home {home}.", remedy="Wait a moment and try again."
+    )
 
 
 def _rotate(log: Path) -> None:

@@ -14,6 +14,7 @@ from services.api.resources.runs.schemas import ForkRequest
 from services.contracts.errors import ConfigurationError, ConflictError, UnavailableError
 from services.contracts.model import ModelSection
 from services.contracts.run_config import RunConfig, merge, parse_run_config, without_untaken
+from services.runtime.files import sync
 from services.runtime.weights.checkpoint_files import (
     CorruptCheckpointError,
     checkpoint_folder,
@@ -21,7 +22,6 @@ from services.runtime.weights.checkpoint_files import (
     give_checkpoint,
     read_checkpoint_manifest,
 )
-from services.runtime.weights.store import sync_folder
 
 UNSETTLED = ".unsettled"
 """Mark in a run's folder: delete it unless the run is stored. A kill may come between the folder and the database."""
@@ -114,7 +114,7 @@ def unsettle(run_folder: Path) -> None:
     """Mark the folder, which is made where it is missing."""
     run_folder.mkdir(parents=True, exist_ok=True)
     (run_folder / UNSETTLED).touch()
-    sync_folder(run_folder)
+    sync(run_folder)
 
 
 def settle(run_folder: Path) -> None:

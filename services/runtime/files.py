@@ -1,0 +1,49 @@
+"""Files that are whole after a power cut, and files that one process has to itself."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from pathlib import Path
+from typing import IO, Any
+
+_LOOK_SECONDS = 0.1
+
+
+def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Write a file so that it is there whole or not at all, also after a power cut. `mode`, less the umask, says who
+    may read it, from the first moment."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Make a file's bytes, or the names in a folder, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def lock(file: IO[Any] | int, wait_seconds: float = 0.0) -> bool:
+    """Lock an open file or folder; whether that succeeded within `wait_seconds`.
+
+    The kernel frees the lock once every copy of the descriptor is closed, however its process ends.
+    """
+    ends = time.monotonic() + wait_seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= ends:
+                return False
+            time.sleep(_LOOK_SECONDS)

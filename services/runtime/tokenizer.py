@@ -1,0 +1,52 @@
+"""A model's tokenizer, and its chat template. Only services that have transformers may load one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from services.contracts.errors import ConfigurationError
+from services.contracts.messages import Question
+
+
+def load_tokenizer(path: str, *, trust_remote_code: bool) -> Any:
+    """The tokenizer of a model's folder or hub name.
+
+    Raises:
+        ConfigurationError: it cannot be loaded, or has no chat template.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise unloadable("tokenizer", path, error) from error
+    if not tokenizer.chat_template:
+        raise ConfigurationError(
+            f"The tokenizer of {path} has no chat template.",
+            remedy="Use an instruction-tuned model, or add a chat_template.jinja to its folder.",
+            field="model.path",
+        )
+    return tokenizer
+
+
+def unloadable(what: str, path: str, error: Exception) -> ConfigurationError:
+    """The error for a model of which `what` cannot be loaded."""
+    first = str(error).strip().split("\n")[0]
+    return ConfigurationError(
+        f"The {what} of {path} cannot be loaded: {first}",
+        remedy="Check model.path: a Hugging Face folder, relative to where the services run, or a hub name.",
+        field="model.path",
+    )
+
+
+def prompt_ids(tokenizer: Any, question: Question, prompt: str) -> list[int]:
+    """Token ids of the question's system message, `prompt` as the user's, and the generation prompt.
+
+    Thinking is turned off if the template knows it. Raises whatever the template raises.
+    """
+    messages = [{"role": "system", "content": question.system}] if question.system else []
+    messages.append({"role": "user", "content": prompt})
+    ids = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=False, enable_thinking=False
+    )
+    return [int(token) for token in ids]

@@ -167,7 +167,7 @@ def test_runs_are_compared_on_one_plot(api: Api, browser: Visitor, player: Playe
     traces = (
         "const p = document.querySelector(arguments[0]); return (p?.data ?? []).map((t) => [t.x.length, t.line.dash]);"
     )
-    reward = plot.format("Training reward")
+    reward = plot.format("Reward")
     browser.until(lambda: len(browser.run(traces, reward)) == 2, "both runs are drawn")
     drawn = browser.run(traces, reward)
     assert [length for length, _ in drawn] == [6, 4]
@@ -269,7 +269,7 @@ def test_a_long_run_is_drawn_as_means_and_largest_values(browser: Visitor) -> No
     browser.go("#/start")
     script = """
     const [done] = [...arguments].slice(-1);
-    const charts = document.querySelector('link[rel=modulepreload]').href.replace('app.js', 'run_charts.js');
+    const charts = document.querySelector('link[rel=modulepreload]').href.replace('app.js', 'parts/run_charts.js');
     const steps = Array.from({ length: 1500 }, (_, i) => ({
       step: i + 1, at: i, metrics: { reward_mean: i % 3, staleness_max: i % 3, ...(i % 2 ? {} : { rare: 4 }) } }));
     import(charts).then(({ thinned }) => done([thinned(steps), thinned(steps.slice(0, 600)).width]));"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import posixpath
 import re
 from collections.abc import AsyncIterator
 
@@ -66,8 +67,10 @@ async def test_every_file_that_a_module_imports_is_there(client: httpx.AsyncClie
         seen.add(name)
         answer = await client.get(base[1] + name)
         assert answer.headers["content-type"].startswith("text/javascript"), name
-        todo |= set(re.findall(r"from '\./([\w.]+)'", answer.text)) - seen
-    modules = {path.name for path in (ROOT / "services/api/page/static").glob("*.js")}
+        imported = re.findall(r"from '(\.[\w./]+)'", answer.text)
+        todo |= {posixpath.normpath(posixpath.join(posixpath.dirname(name), path)) for path in imported} - seen
+    static = ROOT / "services/api/page/static"
+    modules = {path.relative_to(static).as_posix() for path in static.rglob("*.js")}
     assert seen == modules
 
 

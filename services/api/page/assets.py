@@ -5,10 +5,14 @@ from __future__ import annotations
 import gzip
 import hashlib
 import string
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from importlib.metadata import version
+from importlib.resources.abc import Traversable
+
+from services.api.page.catalogue import catalogue
 
 MEDIA_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 ROOT = "/page"
@@ -27,13 +31,17 @@ class Asset:
 
 @cache
 def static_assets() -> dict[str, Asset]:
-    """Our own files by name."""
-    folder = resources.files("services.api.page") / "static"
-    return {
-        item.name: _asset(item.name, item.read_bytes())
-        for item in sorted(folder.iterdir(), key=lambda item: item.name)
-        if _ending(item.name) in MEDIA_TYPES
-    }
+    """Our own files by path below `static`."""
+    return dict(sorted(_assets_in(resources.files("services.api.page") / "static")))
+
+
+def _assets_in(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, Asset]]:
+    for item in folder.iterdir():
+        name = prefix + item.name
+        if item.is_dir():
+            yield from _assets_in(item, f"{name}/")
+        elif _ending(name) in MEDIA_TYPES:
+            yield name, _asset(name, item.read_bytes())
 
 
 @cache
@@ -61,6 +69,7 @@ def shell() -> Asset:
     """The HTML that `/` answers with."""
     text = (resources.files("services.api.page") / "shell.html").read_text(encoding="utf-8")
     values = {"static": f"{ROOT}/{digest()}", "plotly": plotly_path(), "version": version("turnout")}
+    values["metrics"] = catalogue()
     body = string.Template(text).substitute(values).encode()
     return Asset("text/html; charset=utf-8", body, gzip.compress(body, COMPRESSION_LEVEL, mtime=0))
 

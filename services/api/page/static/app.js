@@ -1,13 +1,13 @@
 // The page: which view the address names, the key, the focus. A view is a function of its box, its address and a signal.
 // @ts-check
 import { changeKey, hasKey, keyPrompt } from './api.js';
-import { compareView } from './compare.js';
 import { connection } from './connection.js';
 import { fill, h, heading, notice } from './dom.js';
-import { runView } from './run.js';
-import { runsView } from './runs.js';
-import { samplesView } from './samples.js';
-import { startView } from './start.js';
+import { compareView } from './views/compare.js';
+import { runView } from './views/run.js';
+import { runsView } from './views/runs.js';
+import { samplesView } from './views/samples.js';
+import { startView } from './views/start.js';
 
 /** @typedef {{path: string[], query: URLSearchParams}} Address */
 /** @typedef {(box: HTMLElement, address: Address, signal: AbortSignal) => void | Promise<void>} View */

@@ -1,12 +1,103 @@
-// One run beside its charts: key numbers, queues, services, events.
+// One run around its charts: heading, key numbers, queues, services, checkpoints, events.
 // @ts-check
-import { hasEnded } from './actions.js';
-import { fill, h, table } from './dom.js';
-import { ago, clock, duration, fixed, percent, short, size, withUnit } from './format.js';
+
+import { fill, h, heading, table } from '../dom.js';
+import { ago, clock, duration, percent, short, size } from '../format.js';
+import { badge, buttons, deleteButton, hasEnded } from './actions.js';
+import { metricText } from './metrics.js';
 
 const MAX_EVENTS = 200;
 
-/** @typedef {import('./stream.js').RunEvent} RunEvent */
+/** @typedef {import('../stream.js').RunEvent} RunEvent */
+
+/**
+ * The heading with state and buttons; rebuilt only when it says something new, so that the focus stays where it is.
+ * @param {HTMLElement} head
+ * @param {any} run
+ * @param {number | undefined} pace seconds a step
+ * @param {{canFork: boolean, onfork: () => void, onchanged: (run: any) => void, onproblem: (problem: any) => void}} act
+ */
+export function showHead(head, run, pace, { canFork, onfork, onchanged, onproblem }) {
+  const says = JSON.stringify([run.state, run.reason, run.desired, canFork]);
+  if (head.dataset.says !== says) {
+    const focused = head.contains(document.activeElement) ? document.activeElement?.tagName : null;
+    head.dataset.says = says;
+    const id = encodeURIComponent(run.id);
+    const parent = run.forked_from?.run_id;
+    const asked =
+      run.desired === 'paused' && ['starting', 'running'].includes(run.state) ? 'pausing after this step' : '';
+    fill(
+      head,
+      h('p', { class: 'crumbs' }, h('a', { href: '#/' }, 'Runs'), ' / ', run.id),
+      h(
+        'div',
+        { class: 'title-row' },
+        heading(run.name, ' '),
+        badge(run.state),
+        h(
+          'div',
+          { class: 'actions' },
+          buttons(run, onchanged, onproblem),
+          canFork ? h('button', { type: 'button', onclick: onfork }, 'Fork …') : null,
+          h('a', { class: 'button', href: `#/runs/${id}/samples` }, 'Samples'),
+          h(
+            'a',
+            { class: 'button', href: `#/compare?runs=${[run.id, parent].filter(Boolean).map(encodeURIComponent)}` },
+            'Compare',
+          ),
+          deleteButton(run, onproblem),
+        ),
+      ),
+      parent
+        ? h(
+            'p',
+            { class: 'reason' },
+            'Forked from ',
+            h('a', { href: `#/runs/${encodeURIComponent(parent)}` }, parent),
+            ` at step ${run.forked_from.step}`,
+          )
+        : null,
+      asked || run.reason
+        ? h(
+            'p',
+            { class: run.state === 'failed' ? 'reason bad' : 'reason' },
+            [asked, run.reason].filter(Boolean).join(' · '),
+          )
+        : null,
+      h(
+        'div',
+        { class: 'run-progress wide' },
+        h('progress', { max: run.num_steps, 'aria-label': 'Steps' }),
+        h('span', { class: 'run-steps' }),
+      ),
+    );
+    // A button that was pressed may be gone; the heading takes the focus, so that a keyboard is not thrown to the top.
+    if (focused)
+      /** @type {HTMLElement} */ (
+        focused === 'H1' ? head.querySelector('h1') : (head.querySelector('button') ?? head.querySelector('h1'))
+      ).focus();
+  }
+  /** @type {any} */ (head.querySelector('progress')).value = run.step;
+  const end = hasEnded(run.state) ? run.finished_at : Date.now() / 1000;
+  const parts = [`step ${run.step} of ${run.num_steps}`, run.objective];
+  if (run.started_at) parts.push(`${hasEnded(run.state) ? 'took' : 'for'} ${duration(end - run.started_at)}`);
+  if (pace !== undefined && run.state === 'running')
+    parts.push(`about ${duration(pace * (run.num_steps - run.step))} left`);
+  fill(/** @type {Element} */ (head.querySelector('.run-steps')), parts.join(' · '));
+}
+
+/** @param {Element} place @param {Record<string, number>} groups */
+export function showLedger(place, groups) {
+  if (!Object.keys(groups).length) return fill(place);
+  const dropped = Object.entries(groups).filter(([name, count]) => name.startsWith('dropped_') && count);
+  const reasons = dropped.map(([name, count]) => `${count} ${name.replace('dropped_', '').replaceAll('_', ' ')}`);
+  const parts = ['fed', 'trained', 'in_flight'].map((name) => `${groups[name] ?? 0} ${name.replace('_', ' ')}`);
+  fill(
+    place,
+    `Groups so far: ${parts.join(', ')}; ${reasons.length ? `dropped: ${reasons.join(', ')}` : 'none dropped'}. `,
+    'Scored groups stay in their queue until the next checkpoint, for a learner that has to train them again.',
+  );
+}
 
 /** @param {string} label @param {string} value @param {string} [note] */
 function tile(label, value, note = '') {
@@ -36,16 +127,20 @@ export function showTiles(box, last, evaluations) {
         : 'no evaluation yet';
   fill(
     box,
-    tile('Reward', fixed(m.reward_mean), last ? `step ${last.step}` : ''),
-    tile('Correct', percent(m.accuracy), 'of the step’s rollouts'),
+    tile('Reward', metricText('reward_mean', m), last ? `step ${last.step}` : ''),
+    tile('Correct', metricText('accuracy', m), 'of the step’s rollouts'),
     tile(
       newest ? `avg@${newest.num_samples} ${newest.split}` : 'Evaluation',
       percent(newest?.accuracy),
       newest && before !== newest ? `was ${gain}` : gain,
     ),
-    tile('To SDPO', percent(m.routing_ratio_sdpo), `teacher informed: ${percent(m.teacher_information_ratio)}`),
-    tile('Step time', duration(m.seconds), `${duration(m.seconds_wait)} waiting`),
-    tile('Speed', withUnit(m.tokens_per_second, 'token/s'), 'trained'),
+    tile(
+      'To SDPO',
+      metricText('routing_ratio_sdpo', m),
+      `teacher informed: ${metricText('teacher_information_ratio', m)}`,
+    ),
+    tile('Step time', metricText('seconds', m), `${metricText('seconds_wait', m)} waiting`),
+    tile('Speed', metricText('tokens_per_second', m), 'trained'),
   );
 }
 

@@ -1,7 +1,7 @@
 // What people do to a run: pause, resume, stop, delete; what cannot be taken back is asked twice.
 // @ts-check
-import { call, runPath } from './api.js';
-import { announce, h } from './dom.js';
+import { call, runPath } from '../api.js';
+import { announce, h } from '../dom.js';
 
 const ENDED = ['stopped', 'succeeded', 'failed'];
 const MARKS = /** @type {Record<string, string>} */ ({

@@ -1,14 +1,22 @@
 // One run, live. Everything that has a history comes from the event stream; services and queues are asked for.
 // @ts-check
-import { hasEnded, problemBox } from './actions.js';
-import { call, runPath } from './api.js';
-import { connection, poll } from './connection.js';
-import { announce, fill, h, heading, notice, say } from './dom.js';
-import { openFork } from './fork.js';
-import { makePanels, thinned } from './run_charts.js';
-import { showHead, showLedger } from './run_head.js';
-import { EventList, showCheckpoints, showQueues, showServices, showTiles } from './run_panels.js';
-import { follow } from './stream.js';
+
+import { call, runPath } from '../api.js';
+import { connection, poll } from '../connection.js';
+import { announce, fill, h, heading, notice, say } from '../dom.js';
+import { hasEnded, problemBox } from '../parts/actions.js';
+import { openFork } from '../parts/fork.js';
+import { makePanels, thinned } from '../parts/run_charts.js';
+import {
+  EventList,
+  showCheckpoints,
+  showHead,
+  showLedger,
+  showQueues,
+  showServices,
+  showTiles,
+} from '../parts/run_panels.js';
+import { follow } from '../stream.js';
 
 const POLL_SECONDS = 2;
 /** Time left is reckoned from the mean time of so many steps. */
@@ -19,15 +27,15 @@ const DRAW_MILLISECONDS = 400;
 /** What the stream has told so far. */
 class History {
   constructor() {
-    /** @type {Map<number, import('./run_charts.js').Step>} */
+    /** @type {Map<number, import('../parts/run_charts.js').Step>} */
     this.steps = new Map();
-    /** @type {Map<string, import('./run_charts.js').Evaluation>} */
+    /** @type {Map<string, import('../parts/run_charts.js').Evaluation>} */
     this.evaluations = new Map();
     this.published = 0;
     this.groups = /** @type {Record<string, number>} */ ({});
   }
 
-  /** @param {import('./stream.js').RunEvent} event */
+  /** @param {import('../stream.js').RunEvent} event */
   take({ type, data }) {
     if (type === 'step') {
       this.steps.set(data.step, data); // a step that is trained again replaces the old one
@@ -55,7 +63,7 @@ class History {
   }
 }
 
-/** @type {import('./app.js').View} */
+/** @type {import('../app.js').View} */
 export async function runView(box, { path }, signal) {
   const id = path[1];
   fill(box, heading(id), notice('loading', 'Loading the run …'));

@@ -1,8 +1,9 @@
 // The dialog that forks a run: a new run goes on from a checkpoint of this one, with changed settings.
 // @ts-check
+
+import { call, requestKey, runPath } from '../api.js';
+import { announce, choice, fill, h } from '../dom.js';
 import { problemBox } from './actions.js';
-import { call, requestKey, runPath } from './api.js';
-import { announce, choice, fill, h } from './dom.js';
 
 /**
  * @param {any} run

@@ -1,7 +1,7 @@
 // A response's tokens, coloured by one quantity. The exact value shows on hover and focus, and beside each token on demand.
 // @ts-check
-import { h, say } from './dom.js';
-import { fixed, short } from './format.js';
+import { h, say } from '../dom.js';
+import { fixed, short } from '../format.js';
 
 /** @typedef {{label: string, unit: string, note: string, values: (sample: any) => number[], diverging?: boolean}} Quantity */
 

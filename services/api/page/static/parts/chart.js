@@ -1,9 +1,9 @@
 // Charts by plotly.js, in the page's colours, light or dark.
 // @ts-check
-import { h, say } from './dom.js';
+import { h, say } from '../dom.js';
 
-/** @typedef {{name: string, x: (number | null)[], y: (number | null)[], color?: number, dash?: string, symbol?: string, kind?: 'lines' | 'points' | 'area' | 'bars', hover?: string, width?: number}} Series */
-/** @typedef {{unit?: string, xTitle?: string, percent?: boolean, zero?: boolean, stacked?: boolean, empty?: string}} Axes */
+/** @typedef {{name: string, x: (number | null)[], y: (number | null)[], color?: number, dash?: string, symbol?: string, kind?: 'lines' | 'points' | 'area' | 'bars', hover?: string, width?: number, right?: boolean, unit?: string}} Series */
+/** @typedef {{unit?: string, rightUnit?: string, xTitle?: string, zero?: boolean, stacked?: boolean, empty?: string}} Axes */
 
 const FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif';
 const CONFIG = { displayModeBar: false, displaylogo: false, responsive: true, doubleClick: 'reset' };
@@ -48,7 +48,8 @@ export function seriesColor(index) {
 function trace(series, index, axes) {
   const ink = seriesColor(series.color ?? index);
   const kind = series.kind ?? 'lines';
-  const value = axes.percent ? '%{y:.1%}' : `%{y:.4~g}${axes.unit ? ` ${axes.unit}` : ''}`;
+  const unit = series.unit ?? axes.unit;
+  const value = unit === 'share' ? '%{y:.1%}' : `%{y:.4~g}${unit ? ` ${unit}` : ''}`;
   /** @type {any} */
   const made = {
     name: series.name,
@@ -56,6 +57,7 @@ function trace(series, index, axes) {
     y: series.y,
     hovertemplate: series.hover ?? value,
     connectgaps: false,
+    yaxis: series.right ? 'y2' : 'y',
   };
   if (kind === 'bars') return { ...made, type: 'bar', marker: { color: ink, line: { width: 0 } } };
   made.type = 'scatter';
@@ -65,6 +67,15 @@ function trace(series, index, axes) {
   if (kind === 'area')
     Object.assign(made, { stackgroup: 'one', fillcolor: `${ink}b0`, line: { color: ink, width: 1 } });
   return made;
+}
+
+/** @param {string | undefined} unit @param {string} ink */
+function scale(unit, ink) {
+  const title = unit === 'share' ? '' : (unit ?? '');
+  return {
+    title: { text: title, font: { size: 11, color: ink }, standoff: 6 },
+    tickformat: unit === 'share' ? '.2~%' : undefined,
+  };
 }
 
 /** @param {Axes} axes */
@@ -108,10 +119,17 @@ function layout(axes) {
     },
     yaxis: {
       ...axis,
-      title: { text: axes.unit ?? '', font: { size: 11, color: ink }, standoff: 6 },
-      tickformat: axes.percent ? '.0%' : undefined,
+      ...scale(axes.unit, ink),
       rangemode: axes.zero === false ? 'normal' : 'tozero',
-      range: axes.stacked && axes.percent ? [0, 1] : undefined,
+      range: axes.stacked && axes.unit === 'share' ? [0, 1] : undefined,
+    },
+    yaxis2: {
+      ...axis,
+      ...scale(axes.rightUnit, ink),
+      overlaying: 'y',
+      side: 'right',
+      rangemode: 'tozero',
+      showgrid: false,
     },
     dragmode: 'zoom',
   };

@@ -1,18 +1,19 @@
 // The list of runs: state, progress, reward as a small line.
 // @ts-check
-import { badge, problemBox } from './actions.js';
-import { call, stepsAfter } from './api.js';
-import { Sparkline } from './chart.js';
-import { poll } from './connection.js';
-import { choice, fill, h, heading, notice } from './dom.js';
-import { ago, fixed, percent } from './format.js';
+
+import { call, stepsAfter } from '../api.js';
+import { poll } from '../connection.js';
+import { choice, fill, h, heading, notice } from '../dom.js';
+import { ago, fixed, percent } from '../format.js';
+import { badge, problemBox } from '../parts/actions.js';
+import { Sparkline } from '../parts/chart.js';
 
 const STATES = ['queued', 'starting', 'running', 'paused', 'stopping', 'stopped', 'succeeded', 'failed'];
 const SPARK_POINTS = 120;
 
 /** @typedef {{element: HTMLElement, update: (run: any) => void, close: () => void}} Row */
 
-/** @type {import('./app.js').View} */
+/** @type {import('../app.js').View} */
 export async function runsView(box, address, signal) {
   const list = h('div', { class: 'runs' }, notice('loading', 'Loading runs …'));
   const more = h('div', { class: 'actions' });

@@ -1,22 +1,21 @@
 // Several runs on one plot, against the step or the time since each one's start.
 // @ts-check
-import { badge, problemBox } from './actions.js';
-import { call, runPath, stepsAfter } from './api.js';
-import { Chart } from './chart.js';
-import { poll } from './connection.js';
-import { choice, fill, h, heading, notice, table } from './dom.js';
-import { duration, fixed } from './format.js';
+
+import { call, runPath, stepsAfter } from '../api.js';
+import { poll } from '../connection.js';
+import { choice, fill, h, heading, notice, table } from '../dom.js';
+import { duration, fixed } from '../format.js';
+import { badge, problemBox } from '../parts/actions.js';
+import { Chart } from '../parts/chart.js';
+import { METRICS } from '../parts/metrics.js';
 
 const MEASURES = /** @type {[string, string][]} */ ([
   ['evaluation:accuracy', 'Evaluation accuracy (avg@k)'],
   ['evaluation:pass_at_k', 'Evaluation pass@k'],
-  ['step:reward_mean', 'Training reward'],
-  ['step:accuracy', 'Training rollouts correct'],
-  ['step:routing_ratio_sdpo', 'Share routed to SDPO'],
-  ['step:policy_entropy_nats', 'Policy entropy, nats'],
-  ['step:teacher_entropy_nats', 'Teacher entropy, nats'],
-  ['step:response_tokens_mean', 'Response length, tokens'],
-  ['step:seconds', 'Step time, seconds'],
+  ...[...METRICS.values()].map(({ name, title, unit }) => [
+    `step:${name}`,
+    unit && unit !== 'share' ? `${title}, ${unit}` : title,
+  ]),
 ]);
 const DASHES = ['solid', 'dash', 'dot', 'dashdot', 'longdash'];
 const SYMBOLS = ['circle', 'diamond', 'square', 'triangle-up', 'cross', 'x'];
@@ -24,7 +23,7 @@ const MOST = 8;
 
 /** @typedef {{run: any, steps: any[], evaluations: any[]}} Loaded */
 
-/** @type {import('./app.js').View} */
+/** @type {import('../app.js').View} */
 export async function compareView(box, { query }, signal) {
   const chosen = new Set((query.get('runs') ?? '').split(',').filter(Boolean).slice(0, MOST));
   const setting = {
@@ -206,7 +205,7 @@ function showPicker(picker, runs, chosen, onchange) {
 /**
  * @param {Loaded} loaded
  * @param {{measure: string, x: string, window: number}} setting
- * @returns {import('./chart.js').Series}
+ * @returns {import('../parts/chart.js').Series}
  */
 function courseOf({ run, steps, evaluations }, setting) {
   const [source, metric] = setting.measure.split(':');
@@ -246,7 +245,7 @@ function smooth(values, window) {
   });
 }
 
-/** @param {Loaded[]} runs @param {import('./chart.js').Series[]} series */
+/** @param {Loaded[]} runs @param {import('../parts/chart.js').Series[]} series */
 function summaryTable(runs, series) {
   return h(
     'section',

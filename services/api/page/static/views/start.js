@@ -1,13 +1,14 @@
 // Start a run from a run file: a shipped one, or one's own text. The API checks every field.
 // @ts-check
-import { problemBox } from './actions.js';
-import { call, Problem, requestKey } from './api.js';
-import { poll } from './connection.js';
-import { announce, choice, fill, h, heading } from './dom.js';
+
+import { call, Problem, requestKey } from '../api.js';
+import { poll } from '../connection.js';
+import { announce, choice, fill, h, heading } from '../dom.js';
+import { problemBox } from '../parts/actions.js';
 
 const EMPTY = 'name: my-run\nmodel:\n  path: \ndata:\n  train: \ntraining:\n  steps: 100\n';
 
-/** @type {import('./app.js').View} */
+/** @type {import('../app.js').View} */
 export async function startView(box, _address, signal) {
   const text = h('textarea', {
     id: 'run-file',

@@ -1,15 +1,16 @@
 // The sample browser: one group side by side, and which tokens SRPO corrects.
 // @ts-check
-import { problemBox } from './actions.js';
-import { call, runPath } from './api.js';
-import { poll } from './connection.js';
-import { choice, fill, h, heading, notice } from './dom.js';
-import { fixed, percent } from './format.js';
-import { legend, QUANTITIES, rangeOf, tokenText } from './tokens.js';
+
+import { call, runPath } from '../api.js';
+import { poll } from '../connection.js';
+import { choice, fill, h, heading, notice } from '../dom.js';
+import { fixed, percent } from '../format.js';
+import { problemBox } from '../parts/actions.js';
+import { legend, QUANTITIES, rangeOf, tokenText } from '../parts/tokens.js';
 
 const LIMIT = 20;
 
-/** @type {import('./app.js').View} */
+/** @type {import('../app.js').View} */
 export async function samplesView(box, { path, query }, signal) {
   const id = path[1];
   const state = {
@@ -204,7 +205,7 @@ function routes(samples) {
   return `${count('grpo')} GRPO, ${count('sdpo')} SDPO, ${count('none')} neither (${percent(count('sdpo') / samples.length)} corrected by the teacher)`;
 }
 
-/** @param {any} sample @param {import('./tokens.js').Quantity} quantity @param {[number, number]} range @param {Element} readout */
+/** @param {any} sample @param {import('../parts/tokens.js').Quantity} quantity @param {[number, number]} range @param {Element} readout */
 function card(sample, quantity, range, readout) {
   const has = quantity.values(sample).length > 0;
   const route = sample.route === 'none' ? 'no route' : sample.route.toUpperCase();

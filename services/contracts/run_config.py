@@ -19,6 +19,7 @@ from services.contracts.model import Integer, ModelSection, NotNegative, Positiv
 from services.contracts.objectives.registry import OBJECTIVES, PRESETS
 from services.contracts.objectives.settings import ObjectiveSettings
 from services.contracts.ranges import Temperature, TopK
+from services.contracts.transports.registry import TRANSPORTS
 from services.contracts.values import check_values
 
 # What a message carries has the message's bounds: what is accepted here must arrive there.
@@ -41,8 +42,10 @@ class DataSection(Section):
 
 if TYPE_CHECKING:
     ObjectiveName = str
+    TransportName = str
 else:
     ObjectiveName = Literal[tuple(OBJECTIVES)]
+    TransportName = Literal[tuple(TRANSPORTS)]
 
 
 class ObjectiveSection(ObjectiveSettings):
@@ -141,7 +144,7 @@ class CheckpointSection(Section):
 
 
 class WeightsSection(Section):
-    transport: Literal["store", "cuda_ipc", "nccl"] = "store"
+    transport: TransportName = "store"
     """How new weights reach running rollout servers: from the weight store; or from the learner itself, through GPU
     memory on one machine (`cuda_ipc`) or over the network to other GPUs (`nccl`). Where that fails a server takes the
     store. Neither has been run on a GPU yet."""
@@ -216,7 +219,7 @@ class RunConfig(Section):
                 "training.offload_teacher has no use with model.lora, whose teacher is an adapter on the student's own "
                 "frozen weights; remove it"
             )
-        if lora is not None and self.weights.transport != "store":
+        if lora is not None and TRANSPORTS[self.weights.transport] is not None:
             yield (
                 f"weights.transport {self.weights.transport} has no use with model.lora: adapters are small and "
                 "go by the store; remove it"

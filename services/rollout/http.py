@@ -30,7 +30,7 @@ class WantedWeights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     path: str
     checksum: str
     transfer: dict[str, Any] | None = None
-    """How to take it from the learner itself, see `services.contracts.offers`; vLLM's worker checks it."""
+    """How to take it from the learner itself, see `services.contracts.transports`; vLLM's worker checks it."""
 
 
 class GuardedClient:

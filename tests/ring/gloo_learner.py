@@ -28,24 +28,24 @@ CHUNK_BYTES = 1 << 16
 def train() -> int:
     """The training program."""
     from services.learner.program import main as train  # isort: skip  # `train` prepares the environment
-    from services.learner.publish import cuda_ipc, nccl  # isort: skip  # `train` prepares the environment
+    from services.learner.publish import chunks, nccl  # isort: skip  # `train` prepares the environment
     from services.learner.program import leader
     from services.runtime.traces import flush_traces
 
     hold, held = (Path(os.environ["TURNOUT_HOME"]) / name for name in ("hold", "held"))
 
-    def make_sender(config: Any, device: Any, settings: Any, warn: Any) -> nccl.NcclSender:
-        assert config.weights.transport == "nccl"
+    def make_sender(transport: str, device: Any, settings: Any, warn: Any) -> nccl.NcclSender:
+        assert transport == "nccl"
         return nccl.NcclSender(settings.host, device)
 
     def fill(buffer: Tensor, chunk: Any, weights: Mapping[str, Tensor]) -> None:
-        cuda_ipc.fill(buffer, chunk, weights)
+        chunks.fill(buffer, chunk, weights)
         begins = chunk.tensors[0].name == next(iter(weights))
         while hold.exists() and not begins and threading.current_thread().name == "transfer-send":
             held.touch()
             time.sleep(0.01)
 
-    cuda_ipc.CHUNK_BYTES = CHUNK_BYTES
+    chunks.CHUNK_BYTES = CHUNK_BYTES
     nccl.fill = fill  # type: ignore[attr-defined]
     leader.make_sender = make_sender  # type: ignore[attr-defined]
     code = train.main()

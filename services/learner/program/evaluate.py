@@ -23,7 +23,7 @@ from services.contracts.events import EvaluationFinished
 from services.contracts.messages import PromptTask, Question, Sampling, ScoredGroup
 from services.contracts.run_config import RunConfig
 from services.learner.groups.batcher import usable_samples
-from services.learner.program.reconcile import groups_on_streams, refeed
+from services.learner.program.resume import feed_lost
 from services.runtime.queue.queue import Delivery, Queue
 
 SPLIT = "validation"
@@ -105,20 +105,13 @@ class Evaluator:
             silent_since = time.monotonic() if arrived else silent_since
             if time.monotonic() - silent_since > SILENCE_SECONDS or self._queue.num_dead_letters != num_dead:
                 num_dead = self._queue.num_dead_letters
-                given_up |= await self._find_lost(outstanding)
+                given_up |= (await feed_lost(self._queue, self._run_id, stream, outstanding))[1].keys()
                 silent_since = time.monotonic()
             arrived = await self._queue.receive([stream], ScoredGroup, count=64, block_seconds=0.5)
             if not arrived:
                 in_hand = {delivery.message_id for delivery in judged.values()}
                 arrived = await self._queue.missed(stream, ScoredGroup, in_hand)
             await asyncio.sleep(0)
-
-    async def _find_lost(self, outstanding: Sequence[PromptTask]) -> set[str]:
-        names = [make(self._run_id) for make in (streams.prompts, streams.completions, streams.evaluated)]
-        present = await groups_on_streams(self._queue.redis, names)
-        lost = [task for task in outstanding if task.group_id not in present]
-        _, given_up = await refeed(self._queue, self._run_id, lost)
-        return set(given_up)
 
     def _task(self, index: int, step: int) -> PromptTask:
         evaluation, rollout = self._config.evaluation, self._config.rollout

@@ -26,7 +26,13 @@ from services.learner.model.engine import warmup_warning
 from services.learner.objectives.teacher_prompt import position_warning
 from services.learner.program.commands import BEAT_SECONDS, Finish, Save, Step, Wait, send
 from services.learner.program.evaluate import Evaluator, stored_accuracies
-from services.learner.program.recovery import catch_up, find_lost, first_step, starting_ledger, tell_checkpoint
+from services.learner.program.resume import (
+    catch_up,
+    find_lost_groups,
+    first_step,
+    starting_ledger,
+    tell_checkpoint,
+)
 from services.learner.program.session import Trained, TrainingSession
 from services.learner.program.step_report import (
     samples_taken,
@@ -36,7 +42,7 @@ from services.learner.program.step_report import (
 )
 from services.learner.program.tracing import record_dropped, record_trained
 from services.learner.program.writer import Writer
-from services.learner.publish.cuda_ipc import make_sender
+from services.learner.publish.factory import make_sender
 from services.learner.publish.publisher import Publisher
 from services.runtime.inputs import trusts_remote_code
 from services.runtime.logs import get_logger
@@ -85,7 +91,9 @@ class Leader:
             link,
             WeightStore(settings.weights_of(link.run_id), link.run_id),
             session.write_published,
-            make_sender(self.config, session.ranks.device, settings, lambda text: link.note(text, "warning")),
+            make_sender(
+                self.config.weights.transport, session.ranks.device, settings, lambda text: link.note(text, "warning")
+            ),
         )
         self.store = CheckpointStore(folder, lambda path, weights: session.save_model(path, weights, self.tokenizer))
         self.writer = Writer()
@@ -184,7 +192,7 @@ class Leader:
             num_dead = self.link.queue.num_dead_letters
             if time.monotonic() - silent_since > SILENCE_SECONDS or num_dead != self._num_dead_seen:
                 self._num_dead_seen = num_dead
-                find_lost(self.link, self.batcher, self.feeder)
+                find_lost_groups(self.link, self.batcher, self.feeder)
                 silent_since = time.monotonic()
             self._wait_for_arrival()
 

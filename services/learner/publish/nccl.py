@@ -1,4 +1,4 @@
-"""The learner's side of transport `nccl`: rank 0 of a group made for one update of one rollout server.
+"""Transport `nccl`, the learner's side: rank 0 of a group made for one update of one rollout server.
 
 A TCP store of torch's is the meeting point; it carries plain bytes. A server's first worker puts an `Ask` there, the
 answer says `go` or why not, and both sides make a process group: learner rank 0, workers from 1 on. Each chunk is one
@@ -12,15 +12,21 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Self
+from urllib.parse import urlsplit
 
 import msgspec
 import torch
 from torch import Tensor
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from services.contracts.offers import Ask, Chunk, Layout, NcclOffer, Offer
-from services.learner.publish.cuda_ipc import fill, plan, with_digest
+from services.contracts.transports.layout import Chunk, Layout
+from services.contracts.transports.nccl import Ask, NcclOffer
+from services.learner.publish.base import Sender, require_cuda
+from services.learner.publish.chunks import fill, plan, with_digest
+from services.runtime.address import url_of
 from services.runtime.logs import get_logger
+from services.runtime.settings import Settings
 from services.runtime.torch.process_group import device_name, make_group
 from services.runtime.torch.side_streams import SideStreams
 
@@ -39,7 +45,7 @@ class Held:
     weights: Mapping[str, Tensor]
 
 
-class NcclSender:
+class NcclSender(Sender):
     """Broadcasts the newest version to servers that ask for it."""
 
     def __init__(self, address: str, device: torch.device) -> None:
@@ -51,6 +57,11 @@ class NcclSender:
         self._held: Held | None = None
         self._closed = threading.Event()
         threading.Thread(target=self._listen, name="transfer", daemon=True).start()
+
+    @classmethod
+    def make(cls, device: torch.device, settings: Settings) -> Self:
+        require_cuda(device)
+        return cls(urlsplit(settings.advertise_url or url_of(settings.host, 0)).hostname or settings.host, device)
 
     def load(self, version: int, weights: Mapping[str, Tensor]) -> Layout:
         chunks, done = plan(weights), []
@@ -67,7 +78,7 @@ class NcclSender:
         """Of the largest chunk's size, for one after the other."""
         return torch.empty(max((chunk.bytes for chunk in chunks), default=0), dtype=torch.uint8, device=self._device)
 
-    def offer(self) -> Offer:
+    def offer(self) -> NcclOffer:
         return self._offer
 
     def close(self) -> None:
@@ -113,3 +124,6 @@ class NcclSender:
             store.wait([f"done/{ask.attempt}/{rank}" for rank in range(1, 1 + ask.num_workers)], LIMIT)
         finally:
             group.abort()
+
+
+SENDER = NcclSender

@@ -1,4 +1,4 @@
-"""Publishing weights: weight store, `weights` hash, event. Runs on the writer thread, beside training."""
+"""Publishing weights: weight store, `weights` hash, event. Runs on the writer thread while training continues."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from torch import Tensor
 
 from services.contracts.errors import TurnoutError
 from services.contracts.events import WeightsPublished
-from services.contracts.offers import LAYOUT_FILE, Layout
+from services.contracts.transports.layout import LAYOUT_FILE, Layout
 from services.learner.connections.redis_link import RunLink
-from services.learner.publish.cuda_ipc import Sender
+from services.learner.publish.base import Sender
+from services.learner.publish.store import StoreSender
 from services.runtime.weights.store import WeightStore
 
 KEEP_VERSIONS = 3
@@ -28,9 +29,9 @@ class Publisher:
         link: RunLink,
         store: WeightStore,
         write: Callable[[Path, Mapping[str, Tensor]], None],
-        sender: Sender | None = None,
+        sender: Sender,
     ) -> None:
-        """`write(folder, weights)` makes the files of a version. `sender` offers versions beside the store."""
+        """`write(folder, weights)` makes the files of a version. `sender` offers versions in addition to the store."""
         self._sender = sender
         self._link = link
         self._store = store
@@ -38,7 +39,7 @@ class Publisher:
 
     @property
     def folder(self) -> Path:
-        """Where the run's versions lie."""
+        """Folder of the run's versions."""
         return self._store.folder
 
     def publish(self, version: int, weights: Mapping[str, Tensor]) -> float:
@@ -57,8 +58,8 @@ class Publisher:
         manifest = self._store.publish(version, write)
         path = self._store.path(version).resolve()
         names = {"version": str(version), "path": str(path), "checksum": manifest.checksum}
-        offer = "" if self._sender is None else msgspec.json.encode(self._sender.offer()).decode()
-        self._link.announce(names | {"transfer": offer})
+        offer = self._sender.offer()
+        self._link.announce(names | {"transfer": "" if offer is None else msgspec.json.encode(offer).decode()})
         self._link.emit(
             WeightsPublished(
                 run_id=self._link.run_id,
@@ -76,8 +77,6 @@ class Publisher:
 
     def _load(self, version: int, weights: Mapping[str, Tensor]) -> Layout | None:
         """Hand the version to the sender. Its faults end its use, never the run."""
-        if self._sender is None:
-            return None
         try:
             return self._sender.load(version, weights)
         except (RuntimeError, OSError, TurnoutError) as error:
@@ -90,6 +89,5 @@ class Publisher:
 
     def close(self) -> None:
         """Offer nothing any more."""
-        if self._sender is not None:
-            self._sender.close()
-            self._sender = None
+        self._sender.close()
+        self._sender = StoreSender()

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from services.contracts.errors import TurnoutError
-from services.contracts.offers import LAYOUT_FILE, NcclOffer, parse_layout, parse_transfer
+from services.contracts.transports.layout import LAYOUT_FILE, parse_layout
+from services.contracts.transports.registry import parse_transfer
 from services.rollout.environment import REFUSED
 from services.rollout.weights.shapes import ModelForm, forms_of_files, forms_of_layout
 from services.runtime.weights.store import CorruptWeightsError, Marks, read_manifest, read_verified, verify_and_mark
@@ -72,9 +73,8 @@ def examined(
             return Offer(path, checksum, manifest.version, _stored(Path(path), checksum, manifest.version, form))
         _, layout = read_verified(Path(path), LAYOUT_FILE, checksum)
         form.check(manifest.version, forms_of_layout(parse_layout(layout)))
-        offer = parse_transfer(update_info["transfer"]).offer
-        if isinstance(offer, NcclOffer):
-            reach(offer)
+        if (place := parse_transfer(update_info["transfer"]).offer.meeting_point) is not None:
+            reach(*place)
     except (TurnoutError, OSError, ValueError) as error:  # ValueError: a path with a null character
         raise WeightUpdateError(f"{REFUSED}: {error}") from error
     return Offer(path, checksum, manifest.version, {})
@@ -92,13 +92,13 @@ def _stored(folder: Path, checksum: str, version: int, form: ModelForm) -> Marks
     return marks
 
 
-def reach(offer: NcclOffer) -> None:
-    """Raise `CorruptWeightsError` where the learner's meeting point is gone: torch's own client would ask on and on
-    for an answer while the server samples nothing."""
+def reach(address: str, port: int) -> None:
+    """Raise `CorruptWeightsError` if the learner's meeting point is gone: torch's own client would keep asking for an
+    answer while the server samples nothing."""
     try:
-        socket.create_connection((offer.address, offer.port), REACH_SECONDS).close()
+        socket.create_connection((address, port), REACH_SECONDS).close()
     except OSError as error:
         raise CorruptWeightsError(
-            f"The learner does not answer at {offer.address} port {offer.port} ({error}): it has ended, or its "
+            f"The learner does not answer at {address} port {port} ({error}): it has ended, or its "
             "TURNOUT_ADVERTISE_URL names a host that cannot be reached from here."
         ) from error

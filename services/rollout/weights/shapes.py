@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 
 from services.contracts.errors import TurnoutError
-from services.contracts.offers import Layout
+from services.contracts.transports.layout import Layout
 from services.runtime.logs import get_logger
 
 log = get_logger(__name__)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -22,11 +21,12 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.utils.nccl import unpinned_nccl_env
 
+from services.contracts.transports.registry import parse_transfer
 from services.rollout import last_words
 from services.rollout.environment import BACKEND, REFUSED, die_with_parent
-from services.rollout.weights.lora import holds_adapter, merged_tensors
-from services.rollout.weights.receive.cuda_ipc import Receiver, any_refuses
-from services.runtime.weights.store import CorruptWeightsError, Marks, verify
+from services.rollout.weights.receive.base import Update, Worker, any_refuses
+from services.rollout.weights.receive.factory import Receivers
+from services.runtime.weights.store import Marks
 
 
 @dataclass
@@ -46,7 +46,7 @@ class StoreUpdateInfo(WeightTransferUpdateInfo):
     marks: Marks = field(default_factory=dict)
     """From the server, which has verified the folder already: files that bear them are not read twice."""
     transfer: dict[str, Any] | None = None
-    """How to take the version from the learner itself, see `services.contracts.offers`; None: read the folder."""
+    """How to take the version from the learner itself, see `services.contracts.transports`; None: read the folder."""
     refusal: str = ""
     """Why the server has refused this update, which the engine then refuses too: so vLLM learns that it has ended."""
 
@@ -62,9 +62,16 @@ class StoreWeightEngine(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
         super().__init__(*args)
         self._touched = False
         parallel = self.parallel_config
-        worker = parallel.data_parallel_index * parallel.world_size + parallel.rank
-        workers = parallel.world_size * parallel.data_parallel_size
-        self._receiver = Receiver(self.device, worker, workers, nccl_environment=unpinned_nccl_env)
+        self._receivers = Receivers(
+            Worker(
+                self.device,
+                number=parallel.data_parallel_index * parallel.world_size + parallel.rank,
+                num_workers=parallel.world_size * parallel.data_parallel_size,
+                model=self.model_config.model,
+                dtype=self.model_config.dtype,
+                nccl_environment=unpinned_nccl_env,
+            )
+        )
         die_with_parent()
 
     def init_transfer_engine(self, init_info: StoreInitInfo) -> None:
@@ -102,9 +109,8 @@ class StoreWeightEngine(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
     ) -> tuple[Iterator[tuple[str, torch.Tensor]], Exception | None]:
         """All weights of a version, verified, or why there are none."""
         try:
-            if info.transfer is None:
-                return self._checked_tensors(folder, info), None
-            return self._receiver.receive(folder, info.checksum, info.transfer), None
+            transfer = None if info.transfer is None else parse_transfer(info.transfer)
+            return self._receivers.receive(Update(folder, info.checksum, transfer, info.marks)), None
         except Exception as error:  # noqa: BLE001 - nothing is touched yet, and other workers wait for this one's word
             return iter(()), error
 
@@ -115,16 +121,6 @@ class StoreWeightEngine(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
 
         workers = get_world_group()
         return refuses if workers.world_size == 1 else any_refuses(refuses, workers.cpu_group)
-
-    def _checked_tensors(self, folder: Path, info: StoreUpdateInfo) -> Iterator[tuple[str, torch.Tensor]]:
-        """All weights of a version, read while they are loaded. Faults are found before the first of them."""
-        manifest = verify(folder, info.checksum, info.marks)
-        if holds_adapter(folder):
-            return merged_tensors(folder, self.model_config.model, self.model_config.dtype)
-        files = [folder / entry.name for entry in manifest.files if entry.name.endswith(".safetensors")]
-        if not files:
-            raise CorruptWeightsError(f"Folder {folder} holds no safetensors file.")
-        return tensors_of(files)
 
     def finish_weight_update(self) -> None:
         """Redo vLLM's processing of loaded weights and copy them to where the kernels read them."""
@@ -139,7 +135,7 @@ class StoreWeightEngine(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
 
     def shutdown(self) -> None:
         """Let go of the learner's memory."""
-        self._receiver.close()
+        self._receivers.close()
 
 
 def process_tied_layers(model: torch.nn.Module) -> None:
@@ -162,14 +158,6 @@ def process_tied_layers(model: torch.nn.Module) -> None:
             layer.cpu_linear = first.cpu_linear
         else:
             method.process_weights_after_loading(layer)
-
-
-def tensors_of(files: list[Path]) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) pairs of safetensors files, in the order of the manifest."""
-    for path in files:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                yield name, file.get_tensor(name)
 
 
 def register() -> None:

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import Glm4MoeConfig, Glm4MoeForCausalLM
 
-from services.contracts.offers import Layout
+from services.contracts.transports.layout import Layout
 from services.learner.model.export import whole_weights
-from services.learner.publish import cuda_ipc as learner
+from services.learner.publish import chunks as learner
 from services.rollout.weights import shapes
 from services.rollout.weights.shapes import Form, ModelForm, UnfitWeightsError, forms_of_files, forms_of_layout
 from tests.services.rollout.models import make_model

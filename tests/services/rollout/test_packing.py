@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from services.contracts.errors import MalformedMessageError
-from services.contracts.offers import ITEM_BYTES, Chunk, Layout, PackedTensor
-from services.learner.publish import cuda_ipc as learner
-from services.rollout.weights.receive import cuda_ipc as rollout
+from services.contracts.transports.layout import ITEM_BYTES, Chunk, Layout, PackedTensor
+from services.learner.publish import chunks as learner
+from services.rollout.weights.receive import chunks as rollout
 from services.runtime.weights import digest as digests
 from services.runtime.weights.digest import digest
 

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from services.contracts import codec, streams
 from services.contracts.events import Note
 from services.contracts.messages import DeadLetter
-from services.contracts.offers import LAYOUT_FILE, Layout
+from services.contracts.transports.layout import LAYOUT_FILE, Layout
 from services.learner.model.export import whole_weights
-from services.learner.publish.cuda_ipc import plan
+from services.learner.publish.chunks import plan
 from services.learner.publish.nccl import NcclSender
 from services.runtime.queue.queue import HANDED_BACK_SECONDS
 from services.runtime.weights.store import verify_and_mark

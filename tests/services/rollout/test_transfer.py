@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -18,21 +19,22 @@ from torch import Tensor
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from services.contracts.errors import ConfigurationError, MalformedMessageError
-from services.contracts.offers import (
-    LAYOUT_FILE,
-    IpcOffer,
-    Layout,
-    parse_offer,
-    parse_transfer,
-    to_text,
-)
 from services.contracts.run_config import parse_run_config
-from services.learner.publish import cuda_ipc as learner
-from services.learner.publish.cuda_ipc import IpcSender, Sender, make_sender
+from services.contracts.transports.base import to_text
+from services.contracts.transports.cuda_ipc import IpcOffer
+from services.contracts.transports.layout import LAYOUT_FILE, Layout
+from services.contracts.transports.registry import TRANSPORTS, Transfer, parse_offer, parse_transfer
+from services.learner.publish.base import Sender
+from services.learner.publish.cuda_ipc import IpcSender
+from services.learner.publish.factory import make_sender
 from services.learner.publish.nccl import NcclSender
 from services.learner.publish.publisher import Publisher
-from services.rollout.weights.receive import cuda_ipc as rollout
-from services.rollout.weights.receive.cuda_ipc import Receiver, TransferError
+from services.learner.publish.store import StoreSender
+from services.rollout.weights.receive import chunks, cuda_ipc, nccl
+from services.rollout.weights.receive.base import Receiver, TransferError, Update, Worker, any_refuses
+from services.rollout.weights.receive.cuda_ipc import IpcReceiver
+from services.rollout.weights.receive.factory import Receivers
+from services.rollout.weights.receive.nccl import NcclReceiver
 from services.runtime.settings import Settings
 from services.runtime.torch.process_group import make_group
 from services.runtime.weights.store import CorruptWeightsError, WeightStore
@@ -44,6 +46,7 @@ OFFER = IpcOffer("GPU-1", to_text(b"\x01" * 66), 64, 0, to_text(b"/torch_1_2_3")
 
 def publish(folder: Path, version: int, sender: Sender, weights: Mapping[str, Tensor]) -> tuple[Path, str]:
     layout = sender.load(version, weights)
+    assert layout is not None
     store = WeightStore(folder, "run")
     manifest = store.publish(version, lambda path: write_layout(path, layout))
     return store.path(version), manifest.checksum
@@ -53,16 +56,16 @@ def write_layout(folder: Path, layout: Layout) -> None:
     (folder / LAYOUT_FILE).write_bytes(msgspec.json.encode(layout))
 
 
-def transfer_of(sender: Sender) -> dict[str, Any]:
+def transfer_of(sender: Sender, **changes: Any) -> Transfer:
     """As it reaches the worker: through JSON."""
     offer = msgspec.json.decode(msgspec.json.encode(sender.offer()))
-    return {"attempt": uuid.uuid4().hex, "offer": offer}
+    return parse_transfer({"attempt": uuid.uuid4().hex, "offer": offer | changes})
 
 
 def test_ipc_brings_a_version_and_refuses_one_that_is_overwritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learner, "CHUNK_BYTES", 300)
+    monkeypatch.setattr("services.learner.publish.chunks.CHUNK_BYTES", 300)
     shared: list[Tensor] = []
     opened: list[IpcOffer] = []
 
@@ -74,47 +77,47 @@ def test_ipc_brings_a_version_and_refuses_one_that_is_overwritten(
         opened.append(offer)
         return shared[0]
 
-    sender, receiver = IpcSender(CPU, share), Receiver(CPU, open_buffer=open_buffer)
+    sender, receiver = IpcSender(CPU, share), IpcReceiver(Worker(CPU), open_buffer)
     first, checksum = publish(tmp_path, 1, sender, weights_of(1))
-    received = receiver.receive(first, checksum, transfer_of(sender))
+    received = receiver.receive(Update(first, checksum, transfer_of(sender)))
     second, newer = publish(tmp_path, 2, sender, weights_of(2))
     assert_same(received, weights_of(1))  # copies: the buffer holds version 2 by now
-    assert_same(receiver.receive(second, newer, transfer_of(sender)), weights_of(2))
+    assert_same(receiver.receive(Update(second, newer, transfer_of(sender))), weights_of(2))
     assert len(shared) == 1
     assert opened == [OFFER]
     with pytest.raises(TransferError, match="Chunk 0 differs"):
-        receiver.receive(first, checksum, transfer_of(sender))
+        receiver.receive(Update(first, checksum, transfer_of(sender)))
     with pytest.raises(CorruptWeightsError):
-        receiver.receive(first, newer, transfer_of(sender))
+        receiver.receive(Update(first, newer, transfer_of(sender)))
 
 
 def shorten_waits(patch: pytest.MonkeyPatch) -> None:
     """For what is to fail; what is to succeed gets the product's limits, however busy the machine is."""
-    patch.setattr(rollout, "WAIT", timedelta(seconds=1))
+    patch.setattr(nccl, "WAIT", timedelta(seconds=1))
     patch.setattr("services.learner.publish.nccl.LIMIT", timedelta(seconds=2))
 
 
 def test_broadcast_reaches_all_workers_of_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learner, "CHUNK_BYTES", 300)
+    monkeypatch.setattr("services.learner.publish.chunks.CHUNK_BYTES", 300)
     sender = NcclSender("127.0.0.1", CPU)
     try:
         folder, checksum = publish(tmp_path, 1, sender, weights_of(1))
         transfer = transfer_of(sender)
         with ThreadPoolExecutor(3) as pool:
-            workers = [Receiver(CPU, worker, 3) for worker in range(3)]
-            futures = [pool.submit(worker.receive, folder, checksum, transfer) for worker in workers]
+            workers = [Receivers(Worker(CPU, number, 3)) for number in range(3)]
+            futures = [pool.submit(worker.receive, Update(folder, checksum, transfer)) for worker in workers]
             for future in futures:
                 assert_same(future.result(), weights_of(1))
         publish(tmp_path, 2, sender, weights_of(2))
         with pytest.raises(TransferError, match="holds version 2, not version 1"):
-            Receiver(CPU).receive(folder, checksum, transfer_of(sender))
-        alone, newer = Receiver(CPU, 0, 2), read_checksum(tmp_path, 2)
+            NcclReceiver(Worker(CPU)).receive(Update(folder, checksum, transfer_of(sender)))
+        alone, newer = NcclReceiver(Worker(CPU, 0, 2)), read_checksum(tmp_path, 2)
         with monkeypatch.context() as patch:
             shorten_waits(patch)
             with pytest.raises(TransferError):  # the second worker never comes
-                alone.receive(tmp_path / "v00000002", newer, transfer_of(sender))
+                alone.receive(Update(tmp_path / "v00000002", newer, transfer_of(sender)))
         assert_same(  # nothing of that is left behind
-            Receiver(CPU).receive(tmp_path / "v00000002", newer, transfer_of(sender)),
+            NcclReceiver(Worker(CPU)).receive(Update(tmp_path / "v00000002", newer, transfer_of(sender))),
             weights_of(2),
         )
     finally:
@@ -128,21 +131,19 @@ def read_checksum(folder: Path, version: int) -> str:
 def test_a_learner_that_is_gone_is_an_error_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sender = NcclSender("127.0.0.1", CPU)
     folder, checksum = publish(tmp_path, 1, sender, weights_of(1))
-    transfer = transfer_of(sender)
+    no_answer, no_listener = transfer_of(sender), transfer_of(sender, port=1)
     sender.close()
     shorten_waits(monkeypatch)
-    with pytest.raises(TransferError):  # nobody answers
-        Receiver(CPU).receive(folder, checksum, transfer)
-    transfer["offer"]["port"] = 1
-    with pytest.raises(TransferError):  # nobody listens
-        Receiver(CPU).receive(folder, checksum, transfer)
+    for transfer in (no_answer, no_listener):
+        with pytest.raises(TransferError):
+            NcclReceiver(Worker(CPU)).receive(Update(folder, checksum, transfer))
 
 
 def test_a_transfer_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     end = Event()
     try:
         with pytest.raises(TransferError, match="longer than"):
-            rollout.within(0.05, end.wait)
+            chunks.within(0.05, end.wait)
     finally:
         end.set()
 
@@ -162,12 +163,12 @@ def test_the_communicator_is_made_in_nccls_environment_as_the_learner_has_it(
         seen.append(inside[0])
         return True
 
-    monkeypatch.setattr(rollout, "has_room", has_room)
+    monkeypatch.setattr(chunks, "has_room", has_room)
     sender = NcclSender("127.0.0.1", CPU)
     try:
         folder, checksum = publish(tmp_path, 1, sender, weights_of(1))
-        receiver = Receiver(CPU, nccl_environment=environment)
-        assert_same(receiver.receive(folder, checksum, transfer_of(sender)), weights_of(1))
+        receiver = NcclReceiver(Worker(CPU, nccl_environment=environment))
+        assert_same(receiver.receive(Update(folder, checksum, transfer_of(sender))), weights_of(1))
     finally:
         sender.close()
     assert seen == [True]
@@ -180,7 +181,7 @@ def test_one_worker_that_refuses_stops_all(refusing: int | None) -> None:
 
     def ask(worker: int) -> bool:
         group = make_group(torch, store, worker, 3, CPU, timedelta(seconds=60))
-        return rollout.any_refuses(worker == refusing, group)
+        return any_refuses(worker == refusing, group)
 
     with ThreadPoolExecutor(3) as pool:
         assert list(pool.map(ask, range(3))) == [refusing is not None] * 3
@@ -188,12 +189,12 @@ def test_one_worker_that_refuses_stops_all(refusing: int | None) -> None:
 
 def test_devices_that_cannot_work_together_are_named() -> None:
     with pytest.raises(TransferError, match=r"needs the learner's GPU GPU-1; visible here: none.*set it to store"):
-        rollout.open_cuda(OFFER)
+        cuda_ipc.open_cuda(OFFER)
     with pytest.raises(TransferError, match="needs a CUDA device here and at the learner"):
-        rollout.check_devices("GPU-1", "cpu")
+        nccl.check_devices("GPU-1", "cpu")
     with pytest.raises(TransferError, match="GPU other than the learner's"):
-        rollout.check_devices("GPU-1", "GPU-1")
-    rollout.check_devices("GPU-1", "GPU-2")
+        nccl.check_devices("GPU-1", "GPU-1")
+    nccl.check_devices("GPU-1", "GPU-2")
 
 
 @pytest.mark.parametrize(
@@ -221,14 +222,27 @@ def test_an_offer_is_checked_field_by_field(changes: dict[str, Any], reason: str
 BODY = {"name": "t", "model": {"path": "m"}, "data": {"train": "d"}, "training": {"steps": 1}}
 
 
+def sender_of(transport: str, warnings: list[str], device: torch.device = CPU) -> Sender:
+    config = parse_run_config(BODY | {"weights": {"transport": transport}})
+    return make_sender(config.weights.transport, device, Settings(), warnings.append)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_transport_has_its_offer_its_sender_and_its_receiver(transport: str) -> None:
+    kind = TRANSPORTS[transport]
+    assert kind is None or kind.__struct_config__.tag == transport
+    sender = import_module(f"services.learner.publish.{transport}").SENDER
+    receiver = import_module(f"services.rollout.weights.receive.{transport}").RECEIVER
+    assert issubclass(sender, Sender)
+    assert issubclass(receiver, Receiver)
+
+
 def test_the_setting_chooses_and_a_learner_without_cuda_says_so() -> None:
     warnings: list[str] = []
-    config = parse_run_config(BODY)
-    assert make_sender(config, CPU, Settings(), warnings.append) is None
+    assert isinstance(sender_of("store", warnings), StoreSender)
     assert warnings == []
     for transport in ("cuda_ipc", "nccl"):
-        config = parse_run_config(BODY | {"weights": {"transport": transport}})
-        assert make_sender(config, CPU, Settings(), warnings.append) is None
+        assert isinstance(sender_of(transport, warnings), StoreSender)
         assert f"weights.transport is {transport}" in warnings[-1]
         assert "set weights.transport to store" in warnings[-1]
         with pytest.raises(ConfigurationError, match="no use with model"):
@@ -238,12 +252,12 @@ def test_the_setting_chooses_and_a_learner_without_cuda_says_so() -> None:
 @pytest.mark.parametrize("variable", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
 def test_memory_that_cannot_be_shared_is_named(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     warnings: list[str] = []
-    config = parse_run_config(BODY | {"weights": {"transport": "cuda_ipc"}})
+    cuda = torch.device("cuda")
     monkeypatch.setenv(variable, "max_split_size_mb:512,expandable_segments:False")
-    assert isinstance(make_sender(config, torch.device("cuda"), Settings(), warnings.append), IpcSender)
+    assert isinstance(sender_of("cuda_ipc", warnings, cuda), IpcSender)
     assert warnings == []
     monkeypatch.setenv(variable, "max_split_size_mb:512,expandable_segments:True")
-    assert make_sender(config, torch.device("cuda"), Settings(), warnings.append) is None
+    assert isinstance(sender_of("cuda_ipc", warnings, cuda), StoreSender)
     assert f"{variable} sets expandable_segments:True" in warnings[0]
     assert "weights go by the store" in warnings[0]
 

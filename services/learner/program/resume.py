@@ -1,25 +1,42 @@
-"""Starting where the run stands, and finding what got lost on the way."""
+"""Starting where the run stands, and feeding again what got lost on the way.
+
+A message that cannot be read ends in the dead letters; its group would never arrive and, since groups are decided in
+feeding order, hold up the run. Messages only move forward (prompts, completions, scored), each move atomic, so reading
+the streams in that order misses none: what is outstanding and on none of them is lost. It is fed again under its own
+number; after `MAX_REFEEDS` tries it is given up and counts as dropped. A group whose message ended the services that
+held it is not fed again at all.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, cast
 
-from services.contracts import streams
+from redis.asyncio import Redis
+
+from services.contracts import codec, streams
 from services.contracts.events import CheckpointWritten
+from services.contracts.messages import PromptTask
 from services.contracts.run_config import RunConfig
 from services.learner.checkpoint import Loaded
 from services.learner.connections.redis_link import RunLink
 from services.learner.groups.batcher import Batcher
 from services.learner.groups.feeder import CURSOR, Feeder
 from services.learner.groups.ledger import DropReason, Ledger
-from services.learner.program.reconcile import add_lost, groups_on_streams, read_lost, refeed
 from services.learner.program.session import TrainingSession
 from services.learner.publish.publisher import Publisher
-from services.runtime.dead_letters import Buried
+from services.runtime.dead_letters import Buried, buried_groups
+from services.runtime.queue.queue import Queue
 from services.runtime.weights.checkpoint_files import read_checkpoint_manifest
 from services.runtime.weights.store import MANIFEST, CorruptWeightsError, verify
+
+MAX_REFEEDS = 2
+ENTRIES_A_CALL = 64
+_REASONS: Final[tuple[DropReason, ...]] = ("lost", "fatal")
+"""Fields of the feeder hash with sequence numbers."""
+_NO_LETTER = Buried("it was on no stream", fatal=False)
 
 
 def starting_ledger(checkpoint: Loaded | None, config: RunConfig) -> Ledger:
@@ -89,24 +106,19 @@ async def _set_cursor(redis: Any, run_id: str, value: int) -> None:
     await redis.hset(streams.feeder(run_id), CURSOR, value)
 
 
-def find_lost(link: RunLink, batcher: Batcher, feeder: Feeder) -> None:
-    """Feed groups again that are on no stream and not here; give those up that were fed too often. A Redis that has
-    lost its last moments (a replica was promoted) is also told again which weights are published."""
+def find_lost_groups(link: RunLink, batcher: Batcher, feeder: Feeder) -> None:
+    """Feed training groups again that are on no stream and not here; give up those that were fed too often. A Redis
+    that has lost its last moments (a replica was promoted) is also told again which weights are published."""
     link.announce_again()
     wanted = [number for number in range(batcher.next_sequence, feeder.fed) if not batcher.has(number)]
     if not wanted:
         return
-    names = [make(link.run_id) for make in (streams.prompts, streams.completions, streams.scored)]
-    present = link.call(groups_on_streams(link.redis, names))
     tasks = [feeder.task(number, batcher.ledger.num_dropped) for number in wanted if number not in batcher.lost]
-    lost = [task for task in tasks if task.group_id not in present]
-    if not lost:
-        return
-    again, given_up = link.call(refeed(link.queue, link.run_id, lost))
+    again, given_up = link.call(feed_lost(link.queue, link.run_id, streams.scored(link.run_id), tasks))
     if again:
         link.note(f"{len(again)} groups were on no stream and were fed again, the first: {again[0]}.", "warning")
     if given_up:
-        numbers = {task.sequence: _reason(given_up[task.group_id]) for task in lost if task.group_id in given_up}
+        numbers = {task.sequence: _reason(given_up[task.group_id]) for task in tasks if task.group_id in given_up}
         batcher.lost = link.call(add_lost(link.redis, link.run_id, numbers))
         first, letter = next(iter(given_up.items()))
         link.note(f"{len(given_up)} groups were given up, the first, {first}: {letter.reason}"[:4000], "warning")
@@ -114,3 +126,59 @@ def find_lost(link: RunLink, batcher: Batcher, feeder: Feeder) -> None:
 
 def _reason(letter: Buried) -> DropReason:
     return "fatal" if letter.fatal else "lost"
+
+
+async def groups_on_streams(redis: Redis, names: Sequence[str]) -> set[str]:
+    """Ids of the groups on these streams; give the streams in the order in which messages move."""
+    found: set[str] = set()
+    for name in names:
+        start = "-"
+        while entries := cast(list[Any], await redis.xrange(name, min=start, count=ENTRIES_A_CALL)):
+            found |= {group for _, fields in entries if (group := codec.group_of(fields.get(b"m", b""))) is not None}
+            start = "(" + entries[-1][0].decode()
+    return found
+
+
+async def feed_lost(
+    queue: Queue, run_id: str, judged: str, tasks: Iterable[PromptTask]
+) -> tuple[list[str], dict[str, Buried]]:
+    """Feed those of the outstanding `tasks` again that are on no stream; `judged` is the last stream of their purpose.
+    Returns the group ids fed again, and those given up with what is known of them."""
+    present = await groups_on_streams(queue.redis, (streams.prompts(run_id), streams.completions(run_id), judged))
+    lost = [task for task in tasks if task.group_id not in present]
+    return await refeed(queue, run_id, lost) if lost else ([], {})
+
+
+async def refeed(queue: Queue, run_id: str, tasks: Iterable[PromptTask]) -> tuple[list[str], dict[str, Buried]]:
+    """Feed lost tasks again, each in one step with its count; see `feed_lost`."""
+    key = streams.feeder(run_id)
+    buried = await buried_groups(queue.redis, run_id)
+    again: list[str] = []
+    given_up: dict[str, Buried] = {}
+    for task in tasks:
+        field = f"refed:{task.group_id}"
+        tries = int(await cast(Any, queue.redis.hget(key, field)) or 0)
+        letter = buried.get(task.group_id, _NO_LETTER)
+        if letter.fatal or tries >= MAX_REFEEDS:
+            given_up[task.group_id] = letter
+            continue
+        await queue.feed(streams.prompts(run_id), key, field, tries, [task])
+        again.append(task.group_id)
+    return again, given_up
+
+
+async def read_lost(redis: Redis, run_id: str) -> dict[int, DropReason]:
+    """Sequence numbers of train groups that were given up. In Redis, so that a replay comes to the same decision."""
+    lost: dict[int, DropReason] = {}
+    for reason in _REASONS:
+        value: Any = await redis.hget(streams.feeder(run_id), reason)
+        lost |= dict.fromkeys(json.loads(value) if value else [], reason)
+    return lost
+
+
+async def add_lost(redis: Redis, run_id: str, sequences: Mapping[int, DropReason]) -> dict[int, DropReason]:
+    """Give up these train groups for good."""
+    lost = await read_lost(redis, run_id) | dict(sequences)
+    fields = {reason: sorted(number for number, why in lost.items() if why == reason) for reason in _REASONS}
+    await redis.hset(streams.feeder(run_id), mapping={reason: json.dumps(found) for reason, found in fields.items()})
+    return lost

@@ -1,15 +1,7 @@
-"""Entry point of the learner service: `python -m services.learner`."""
+"""Start the learner: `python -m services.learner`."""
 
-from __future__ import annotations
-
-from services.learner.service.supervisor import Supervisor
-from services.runtime.process import Service, run_service
-
-
-async def loops(service: Service) -> None:
-    """Keep the training program of the assigned run going, until cancelled."""
-    await Supervisor(service.redis, service.presence).run()
-
+from services.learner.service import loops
+from services.runtime.process import run_service
 
 if __name__ == "__main__":
     run_service("learner", loops)

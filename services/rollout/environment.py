@@ -16,6 +16,7 @@ import threading
 from importlib import metadata
 
 from services.contracts.errors import ConfigurationError
+from services.runtime.settings import Settings
 from services.runtime.torch.libraries import check_vllm_cpu
 
 BACKEND = "turnout"
@@ -56,7 +57,7 @@ def on_cpu() -> bool:
     )
 
 
-def check_machine() -> None:
+def check_machine(_: Settings) -> None:
     """Raise `ConfigurationError` where the machine lacks what the installed vLLM needs."""
     if on_cpu():
         check_vllm_cpu()

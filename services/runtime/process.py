@@ -1,6 +1,9 @@
 """The life of a service process: connect, serve HTTP, run loops, stop cleanly on SIGTERM or SIGINT.
 
-    async def loops(service: Service) -> None: ...   # runs until cancelled
+Each service is a package of the same form: `__main__.py` calls `run_service` with the loops of `service.py`, which run
+until cancelled; `settings.py` and `metrics.py` hold the settings and metrics that are its own, if it has any.
+
+    async def loops(service: Service) -> None: ...
     run_service("verifier", loops)
 
 A loop that raises ends the process with exit code 1 after one clear log line; whoever started it may start it again.
@@ -58,21 +61,21 @@ class Service:
 
 
 def run_service(
-    kind: ServiceKind, loops: Callable[[Service], Awaitable[None]], check: Callable[[], None] | None = None
+    kind: ServiceKind, loops: Callable[[Service], Awaitable[None]], check: Callable[[Settings], None] | None = None
 ) -> None:
-    """Run one service until a signal or a fault; exits the process. `check` raises `TurnoutError` where the machine
-    lacks something."""
+    """Run one service until a signal or a fault; exits the process.
+
+    Args:
+        loops: the service's work, until cancelled.
+        check: raises `TurnoutError` if something must be in order before the service announces itself, and is not.
+    """
     os.umask(0o077)  # weights, checkpoints and databases are nobody else's
     try:
-        settings = load_settings()
-        if not settings.service_token:
-            settings.service_token = secret_files.read(settings.home, secret_files.SERVICE_TOKEN)
-        if check is not None:
-            check()
-        configure_logs(settings, kind)
-        configure_traces(kind, settings.instance_name(kind))
-        if kind == "api":
-            raise_descriptor_limit()
+        settings = _settings(kind, check)
+    except TurnoutError as error:
+        print(f"turnout {kind}: {error}", file=sys.stderr)
+        sys.exit(2)
+    try:
         # The API serves many connections, which costs uvloop a third less; in the others the loop is not what costs.
         loop = uvloop.new_event_loop() if kind == "api" else asyncio.new_event_loop()
         code = loop.run_until_complete(_run(kind, settings, loops))
@@ -85,6 +88,20 @@ def run_service(
     logging.shutdown()
     sys.stderr.flush()
     os._exit(code)  # a thread that still imports or computes must not hold up the end
+
+
+def _settings(kind: ServiceKind, check: Callable[[Settings], None] | None) -> Settings:
+    """The environment's settings, checked, with logs and traces as they say."""
+    settings = load_settings()
+    if not settings.service_token:
+        settings.service_token = secret_files.read(settings.home, secret_files.SERVICE_TOKEN)
+    if check is not None:
+        check(settings)
+    configure_logs(settings, kind)
+    configure_traces(kind, settings.instance_name(kind))
+    if kind == "api":
+        raise_descriptor_limit()
+    return settings
 
 
 async def _run(kind: ServiceKind, settings: Settings, loops: Callable[[Service], Awaitable[None]]) -> int:

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from services.learner import service
 from services.learner.connections.progress_pipe import RUN_VARIABLE
-from services.learner.service import supervisor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,8 +58,7 @@ if __name__ == "__main__":
         code = train()
         sys.stdout.flush()
         os._exit(code)
-    from services.learner.__main__ import loops
     from services.runtime.process import run_service
 
-    supervisor.PROGRAM = "tests.ring.gloo_learner"
-    run_service("learner", loops)
+    service.PROGRAM = "tests.ring.gloo_learner"
+    run_service("learner", service.loops)

@@ -21,8 +21,8 @@ from services.contracts import events, streams
 from services.contracts.heartbeat import ServiceRecord
 from services.learner.connections.progress_pipe import EXIT_NO_QUEUE, EXIT_REPORTED, SUPERVISOR_VARIABLE
 from services.learner.program.main import report_failure
-from services.learner.service.retries import Attempts
-from services.learner.service.supervisor import Supervisor
+from services.learner.retries import Attempts
+from services.learner.service import Learner
 from services.runtime.presence import Presence
 from services.runtime.process import end
 from tests.conftest import ROOT
@@ -41,19 +41,19 @@ def test_attempts_are_bounded_and_a_step_forgives() -> None:
 
 async def test_an_outage_of_the_queue_server_counts_as_no_crash(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """However often the program finds no queue server, the run is not given up: nobody could be told."""
-    supervisor = Supervisor(redis, Presence(redis, "learner", "learner-0", ""), Attempts(limit=1))
+    learner = Learner(redis, Presence(redis, "learner", "learner-0", ""), Attempts(limit=1))
     codes = [EXIT_NO_QUEUE] * 5 + [0]
 
-    async def attempt(_: Supervisor, run_id: str) -> int:
+    async def attempt(_: Learner, run_id: str) -> int:
         if len(codes) == 1:
             await redis.delete(streams.assignment("learner-0"))
         return codes.pop(0)
 
-    monkeypatch.setattr(Supervisor, "_attempt", attempt)
+    monkeypatch.setattr(Learner, "_attempt", attempt)
     await redis.set(streams.assignment("learner-0"), "run")
-    await supervisor._serve("run")
+    await learner._serve("run")
     assert codes == []
-    assert supervisor.attempts.failed == 0
+    assert learner.attempts.failed == 0
 
 
 async def test_a_queue_server_that_is_away_before_the_program_starts_ends_nothing(
@@ -61,20 +61,20 @@ async def test_a_queue_server_that_is_away_before_the_program_starts_ends_nothin
 ) -> None:
     """One whose disk is full answers a ping and is gone again before the run's configuration is read."""
     away = Away()
-    supervisor = Supervisor(redis, Presence(redis, "learner", "learner-0", ""))
-    monkeypatch.setattr(supervisor, "redis", away)
-    assert await supervisor._attempt("run") == EXIT_NO_QUEUE
+    learner = Learner(redis, Presence(redis, "learner", "learner-0", ""))
+    monkeypatch.setattr(learner, "redis", away)
+    assert await learner._attempt("run") == EXIT_NO_QUEUE
 
 
 async def test_a_run_that_is_given_up_during_an_outage_is_told_after_it(redis: Redis) -> None:
-    """Nobody else would end the run: it would be shown as running for ever."""
-    supervisor = Supervisor(redis, Presence(redis, "learner", "learner-0", ""))
+    """Nobody else would end the run: it would be shown as running indefinitely."""
+    learner = Learner(redis, Presence(redis, "learner", "learner-0", ""))
     await redis.set(streams.assignment("learner-0"), "run")
-    supervisor.redis = away = Away()
-    giving_up = asyncio.create_task(supervisor._give_up("run", "exit code 1"))
+    learner.redis = away = Away()
+    giving_up = asyncio.create_task(learner._give_up("run", "exit code 1"))
     try:
         await asyncio.wait_for(away.has_refused.wait(), 20)
-        supervisor.redis = redis
+        learner.redis = redis
         log = EventLog(redis)
         await log.wait_for(lambda seen: bool(seen), seconds=20)
         assert last_state(log.events) == "failed"
@@ -103,12 +103,12 @@ async def test_a_program_without_queue_server_says_so_to_its_supervisor(
             raise
 
     monkeypatch.setattr(presence, "publish", watched)
-    supervisor = Supervisor(redis, presence)
+    learner = Learner(redis, presence)
     await redis.config_set("maxmemory", 1)
     try:
         with pytest.raises(OutOfMemoryError) as refused:
             await redis.set("a", "b")
-        waiting = asyncio.create_task(supervisor._until_queue_answers())
+        waiting = asyncio.create_task(learner._until_queue_answers())
         await asyncio.wait_for(has_refused.wait(), 20)
         assert not waiting.done()
     finally:
@@ -147,11 +147,11 @@ class Ended:
 async def test_the_rank_that_knows_why_decides(
     redis: Redis, monkeypatch: pytest.MonkeyPatch, ranks: list[Any], code: int, error: str
 ) -> None:
-    monkeypatch.setattr("services.learner.service.supervisor.STOP_SECONDS", 0.2)
-    supervisor = Supervisor(redis, Presence(redis, "learner", "learner-0", ""))
-    supervisor._processes, supervisor._error = ranks, "seen"
-    assert await supervisor._first_end() == code
-    assert supervisor._error == error
+    monkeypatch.setattr("services.learner.service.STOP_SECONDS", 0.2)
+    learner = Learner(redis, Presence(redis, "learner", "learner-0", ""))
+    learner._processes, learner._error = ranks, "seen"
+    assert await learner._first_end() == code
+    assert learner._error == error
 
 
 def test_a_rank_ends_with_its_supervisor() -> None:
@@ -164,13 +164,13 @@ def test_a_rank_ends_with_its_supervisor() -> None:
         f"import os, subprocess, sys; variables = os.environ | {{{SUPERVISOR_VARIABLE!r}: str(os.getpid())}}; "
         f"subprocess.Popen([sys.executable, '-c', {rank!r}], env=variables)"
     )
-    supervisor = subprocess.Popen([sys.executable, "-c", start], cwd=ROOT, stdout=subprocess.PIPE)
+    learner = subprocess.Popen([sys.executable, "-c", start], cwd=ROOT, stdout=subprocess.PIPE)
     # The pipe ends with the last process that holds it, which is the rank.
-    assert supervisor.communicate(timeout=60) == (b"", None)
+    assert learner.communicate(timeout=60) == (b"", None)
 
 
 async def test_a_program_that_still_writes_is_waited_for_however_often_the_service_is_cancelled(redis: Redis) -> None:
-    supervisor = Supervisor(redis, Presence(redis, "learner", "learner-0", ""))
+    learner = Learner(redis, Presence(redis, "learner", "learner-0", ""))
     writes = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(sys.stdin.readline() != 'x')); "
     pipe = asyncio.subprocess.PIPE
     program = await asyncio.create_subprocess_exec(
@@ -179,8 +179,8 @@ async def test_a_program_that_still_writes_is_waited_for_however_often_the_servi
     assert program.stdin is not None
     assert program.stdout is not None
     await program.stdout.readline()
-    supervisor._processes = [program]
-    ending = asyncio.create_task(supervisor._end_processes())
+    learner._processes = [program]
+    ending = asyncio.create_task(learner._end_processes())
     for _ in range(5):
         await asyncio.sleep(0)
         ending.cancel()

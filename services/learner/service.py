@@ -32,9 +32,11 @@ from services.learner.connections.progress_pipe import (
     SUPERVISOR_VARIABLE,
     Progress,
 )
-from services.learner.service.retries import Attempts
+from services.learner.retries import Attempts
+from services.runtime.connection import until_served
 from services.runtime.logs import get_logger
 from services.runtime.presence import Presence
+from services.runtime.process import Service
 from services.runtime.queue.queue import Queue
 
 log = get_logger(__name__)
@@ -44,8 +46,13 @@ STOP_SECONDS = 10.0
 PROGRAM = "services.learner.program.main"
 
 
+async def loops(service: Service) -> None:
+    """Keep the training program of the assigned run going, until cancelled."""
+    await Learner(service.redis, service.presence).run()
+
+
 @dataclass(slots=True)
-class Supervisor:
+class Learner:
     """Runs one training program at a time."""
 
     redis: Redis
@@ -111,15 +118,9 @@ class Supervisor:
             await asyncio.sleep(pause)
 
     async def _until_queue_answers(self) -> None:
-        """However long that takes: an outage counts as no crash, or the run would be given up with nobody to tell."""
+        """However long that takes: an outage counts as no crash, or the run would be given up and no one told."""
         self.presence.waits_for("the queue server")
-        while True:
-            try:
-                await self.presence.publish()  # a write: a full disk or memory refuses nothing else
-                return
-            except RedisError as error:
-                log.warning("the queue server does not serve", error=str(error))
-                await asyncio.sleep(1.0)
+        await until_served(self.presence.publish)  # a write: a full disk or memory refuses nothing else
 
     async def _attempt(self, run_id: str) -> int | None:
         """One life of the program: its exit code, or None where it was ended because the assignment went."""

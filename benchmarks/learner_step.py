@@ -21,7 +21,8 @@ from services.learner.model.tree_attention import share_prefixes
 from services.learner.objectives.routing import GroupOutcome, route_group
 from services.learner.objectives.terms.advantages import group_advantages
 from services.learner.packing.sequence import TrainSequence
-from services.learner.update.update import MinibatchReport, run_minibatch
+from services.learner.update.statistics import MinibatchReport
+from services.learner.update.update import run_minibatch
 
 NUM_GROUPS, GROUP_SIZE = 8, 8
 WARMUPS = 2

@@ -38,7 +38,8 @@ from services.learner.objectives.routing import GroupOutcome, route_group  # noq
 from services.learner.objectives.terms.advantages import group_advantages  # noqa: E402
 from services.learner.packing.prefix_tree import grow  # noqa: E402
 from services.learner.packing.sequence import TrainSequence  # noqa: E402
-from services.learner.update.update import old_logprobs, run_minibatch  # noqa: E402
+from services.learner.update.scoring import old_logprobs  # noqa: E402
+from services.learner.update.update import run_minibatch  # noqa: E402
 
 NUM_GROUPS, GROUP_SIZE, NUM_ASKED = 16, 8, 96
 WARMUPS = 2

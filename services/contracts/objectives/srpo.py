@@ -1,7 +1,7 @@
 """SRPO (arXiv 2604.02288): failed rollouts with teacher information to SDPO, all others to GRPO.
 
 z_sdpo = (1 - c) m          z_grpo = 1 - z_sdpo                                         section 3.1
-L = (sum of z_grpo l_grpo + sum of z_sdpo w l_sdpo) / number of routed tokens           section 3.2
+L = (sum of z_grpo l_grpo + sum of z_sdpo w l_sdpo) / number of routed tokens           section 3
 w = exp(-beta H) / mean of exp(-beta H), H the entropy of the teacher                   section 3.3
 """
 

@@ -1,4 +1,4 @@
-"""The self-teacher: an exponential moving average of the student's weights (method section 4), right under ZeRO 0-3.
+"""The self-teacher, an exponential moving average of the student's weights (arXiv 2601.20802, section 3), for ZeRO 0-3.
 
     teacher <- (1 - rate) * teacher + rate * student      after every optimizer update, in float32
 

@@ -1,4 +1,4 @@
-"""The training engine: a Hugging Face model under DeepSpeed ZeRO 0-3, with the promises of `sequence.Engine`.
+"""The training engine: a Hugging Face model under DeepSpeed ZeRO 0-3, with the promises of `update.engine.Engine`.
 
 DeepSpeed averages gradients over ranks and would divide by its number of accumulation steps; the objectives need plain
 sums, because they divide by counts of the whole mini-batch themselves. So the loss is multiplied by the number of
@@ -149,7 +149,7 @@ class DeepSpeedEngine:
         return learning_rate(self.config.optimizer, self.updates, self.num_updates)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Backward pass of one micro-batch; see `sequence.Engine`."""
+        """Backward pass of one micro-batch; see `update.engine.Engine`."""
         self._deepspeed.set_gradient_accumulation_boundary(last)
         self._deepspeed.backward(loss * self.num_ranks, scale_wrt_gas=False)
 

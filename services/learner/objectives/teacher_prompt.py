@@ -1,4 +1,4 @@
-"""What the self-teacher reads: question, a correct sibling's solution, feedback (method section 4).
+"""What the self-teacher reads: question, a correct sibling's solution, feedback (docs/algorithm.md, "SDPO branch").
 
 Same system message and chat template as the student's prompt, thinking off.
 """

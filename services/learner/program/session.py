@@ -22,8 +22,10 @@ from services.learner.model.ranks import Ranks
 from services.learner.packing.sequence import TrainSequence
 from services.learner.packing.shares import share_of_rank
 from services.learner.program.commands import Step
-from services.learner.update.old_logprobs import clock
-from services.learner.update.update import MinibatchReport, old_logprobs, run_minibatch
+from services.learner.update.engine import clock
+from services.learner.update.scoring import old_logprobs
+from services.learner.update.statistics import MinibatchReport
+from services.learner.update.update import run_minibatch
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from services.contracts.events import Histogram, Sample, SamplesTaken, StepFinis
 from services.contracts.messages import Rollout
 from services.contracts.run_config import ObjectiveSection
 from services.learner.groups.prepare import PreparedGroup
-from services.learner.update.update import MinibatchReport, TokenDetail, step_metrics, weight_histogram
+from services.learner.update.statistics import MinibatchReport, TokenDetail, step_metrics, weight_histogram
 
 STALENESS_EDGES: Final = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 16.0]
 """Ages in weight versions."""

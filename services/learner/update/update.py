@@ -1,6 +1,6 @@
 """One optimizer update: teacher entropies, weights, student passes, step. Exact for any cut and any number of ranks.
 
-Order of work on every rank (method sections 3 to 6):
+Order of work on every rank (docs/algorithm.md, "From sequences to an update"):
 
 1. lay the routed response tokens end to end; agree with the other ranks on the denominator and on how many passes of
    each kind everybody runs (ranks with fewer run dummies, whose loss is tied in with factor 0);
@@ -38,22 +38,13 @@ from services.learner.model.forward import (
 from services.learner.model.tree_attention import shares_prefixes
 from services.learner.objectives.terms.finite import require_finite
 from services.learner.objectives.terms.weights import dynamic_weights
-from services.learner.packing.sequence import Engine, TrainSequence
+from services.learner.packing.sequence import TrainSequence
+from services.learner.update.engine import Engine, clock, numbers, real_type
 from services.learner.update.layout import Visits, lay_out, visits
 from services.learner.update.logit_statistics import cut_fixed
-from services.learner.update.old_logprobs import clock, numbers, old_logprobs, real_type, score, write_sequence_ratios
-from services.learner.update.statistics import (
-    MinibatchReport,
-    TokenDetail,
-    count_weights,
-    measure,
-    step_metrics,
-    take_details,
-    weight_histogram,
-)
+from services.learner.update.scoring import score, write_sequence_ratios
+from services.learner.update.statistics import MinibatchReport, count_weights, measure, take_details
 from services.learner.update.tokens import TeacherStates, Tokens
-
-__all__ = ["MinibatchReport", "TokenDetail", "old_logprobs", "run_minibatch", "step_metrics", "weight_histogram"]
 
 
 def run_minibatch(
@@ -67,8 +58,9 @@ def run_minibatch(
 
     Args:
         sequences: this rank's share; may be empty.
-        old: `old_logprobs` of these sequences, or None where the student has not been updated since pi_old was fixed
-            (the first mini-batch of a step): pi_old is then the student itself and costs no pass. Alike on all ranks.
+        old: `scoring.old_logprobs` of these sequences, or None if the student has not been updated since pi_old was
+            fixed (the first mini-batch of a step): pi_old is then the student itself and costs no pass. Alike on all
+            ranks.
         details: indices into `sequences` whose tokens are wanted one by one in the report.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Multiple choice: the letter between the last <answer> and the next </answer> (method section 10)."""
+"""Multiple choice: the letter between the last <answer> and the next </answer>."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tool use: `Action: name` and `Action Input: {json}` pairs (method section 10).
+"""Tool use: `Action: name` and `Action Input: {json}` pairs.
 
 The multiset of action names must be the answer's, and so must the merged inputs. The public scorer finds inputs by a
 regular expression that ends at the first closing brace, so nested JSON never parses there; here a JSON decoder reads

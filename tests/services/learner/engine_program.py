@@ -95,7 +95,8 @@ def train_minibatches(ranks: Any, config: RunConfig, *, share: bool) -> dict[str
     from services.learner.model.export import whole_weights
     from services.learner.model.tree_attention import share_prefixes, shares_prefixes
     from services.learner.packing.shares import share_of_rank
-    from services.learner.update.update import old_logprobs, run_minibatch
+    from services.learner.update.scoring import old_logprobs
+    from services.learner.update.update import run_minibatch
     from tests.services.learner.objectives.builders import random_sequences
 
     model = trained_model(config)

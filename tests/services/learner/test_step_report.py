@@ -95,7 +95,7 @@ def test_the_passes_that_fix_pi_old_count_as_training(monkeypatch: pytest.Monkey
     session.engine, session.config, session.step = PlainEngine(), builders.run_config(name="grpo"), 0  # type: ignore[assignment]
     session.engine.ema = None
     monkeypatch.setattr("services.learner.program.session.clock", lambda _: next(times))
-    monkeypatch.setattr("services.learner.update.old_logprobs.time.perf_counter", lambda: 0.0)
+    monkeypatch.setattr("services.learner.update.engine.time.perf_counter", lambda: 0.0)
     batch = random_sequences(1, 4, routes=("grpo",))
     reports = session.train(Step([batch, batch], False)).reports
     assert [(report.seconds_teacher, report.seconds_train) for report in reports] == [(0.0, 4.0), (0.0, 0.0)]

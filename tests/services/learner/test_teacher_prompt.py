@@ -1,4 +1,4 @@
-"""The teacher's prompt, to the letter (method section 4)."""
+"""The teacher's prompt, to the letter (docs/algorithm.md, "SDPO branch")."""
 
 from __future__ import annotations
 

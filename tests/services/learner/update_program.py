@@ -24,7 +24,9 @@ from services.learner.model.optimizer_state import export_state, export_teacher 
 from services.learner.packing.sequence import TrainSequence  # noqa: E402
 from services.learner.program.commands import Step  # noqa: E402
 from services.learner.program.session import TrainingSession  # noqa: E402
-from services.learner.update.update import old_logprobs, run_minibatch, step_metrics  # noqa: E402
+from services.learner.update.scoring import old_logprobs  # noqa: E402
+from services.learner.update.statistics import step_metrics  # noqa: E402
+from services.learner.update.update import run_minibatch  # noqa: E402
 from tests.services.learner.engine_program import batches, row_loss, tiny_model  # noqa: E402
 from tests.services.learner.objectives.builders import random_sequences  # noqa: E402
 

@@ -1,4 +1,4 @@
-"""Group-relative advantages (method section 3; arXiv 2402.03300 section 4.1.2, arXiv 2503.20783 section 3.2)."""
+"""Group-relative advantages (arXiv 2402.03300 section 4.1.2, arXiv 2503.20783 section 3.2)."""
 
 from __future__ import annotations
 

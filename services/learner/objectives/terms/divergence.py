@@ -1,4 +1,4 @@
-"""Generalised Jensen-Shannon divergence between student p and teacher q (method section 4; arXiv 2601.20802 section 3).
+"""Generalised Jensen-Shannon divergence between student p and teacher q (arXiv 2601.20802 section 3).
 
     M = (1 - alpha) * p + alpha * q
     D_alpha = (1 - alpha) * KL(p || M) + alpha * KL(q || M)          0 < alpha < 1

@@ -1,4 +1,4 @@
-"""Entropy of a categorical distribution (method section 5)."""
+"""Entropy of a categorical distribution (arXiv 2604.02288, section 3.3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Importance ratios per token: engine correction and policy ratio (method sections 3 and 4).
+"""Importance ratios per token: engine correction and policy ratio (docs/algorithm.md, "GRPO branch" and "SDPO branch").
 
 All arguments are log-probabilities of the sampled tokens, any one shape, natural log, float32 or float64.
 """

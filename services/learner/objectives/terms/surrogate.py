@@ -1,4 +1,4 @@
-"""Clipped surrogate of a policy-gradient step (method section 3; arXiv 2402.03300 eq. 3, arXiv 2503.14476 eq. 8)."""
+"""Clipped surrogate of a policy-gradient step (arXiv 2402.03300 eq. 3, arXiv 2503.14476 eq. 8)."""
 
 from __future__ import annotations
 

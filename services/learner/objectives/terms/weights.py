@@ -1,4 +1,4 @@
-"""Entropy-aware dynamic weights (method section 5; arXiv 2604.02288 section 3.3)."""
+"""Entropy-aware dynamic weights (arXiv 2604.02288 section 3.3)."""
 
 from __future__ import annotations
 

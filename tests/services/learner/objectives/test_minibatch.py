@@ -13,8 +13,9 @@ from services.contracts.step_metrics import STEP_METRICS
 from services.learner.model import forward
 from services.learner.objectives.terms.finite import NonFiniteError
 from services.learner.packing.sequence import TrainSequence
-from services.learner.update import update
-from services.learner.update.update import old_logprobs, run_minibatch, step_metrics, weight_histogram
+from services.learner.update.scoring import old_logprobs
+from services.learner.update.statistics import step_metrics, weight_histogram
+from services.learner.update.update import run_minibatch
 from tests.services.learner.objectives import reference
 from tests.services.learner.objectives.builders import VOCABULARY, PlainEngine, random_sequences, run_config
 
@@ -304,4 +305,4 @@ def test_no_teacher_pass_for_sequences_that_need_none() -> None:
     engine.teacher = None
     report = run_minibatch(engine, sequences_for("grpo"), None, run_config(name="grpo"))
     assert report.sums["num_teacher_rollouts"] == 0
-    assert update.step_metrics([report])["teacher_entropy_nats"] == 0.0
+    assert step_metrics([report])["teacher_entropy_nats"] == 0.0

@@ -10,7 +10,8 @@ import torch.multiprocessing as mp
 
 from services.contracts.run_config import RunConfig
 from services.learner.packing.sequence import TrainSequence
-from services.learner.update.update import old_logprobs, run_minibatch
+from services.learner.update.scoring import old_logprobs
+from services.learner.update.update import run_minibatch
 from tests.services.learner.objectives.builders import PlainEngine, random_sequences, run_config
 
 CUTS = {"halves": slice(0, 10), "nothing-on-one": slice(0, 0), "all-sdpo-on-one": None}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import torch
@@ -13,27 +12,10 @@ from services.learner.model.forward import Project, chunk_slices, real_logits, r
 from services.learner.model.tree_attention import shares_prefixes
 from services.learner.objectives.terms.ratios import sequence_mean
 from services.learner.packing.rows import PackedBatch
-from services.learner.packing.sequence import Engine, TrainSequence
+from services.learner.packing.sequence import TrainSequence
+from services.learner.update.engine import Engine, numbers, real_type
 from services.learner.update.layout import Layout, lay_out, visits
 from services.learner.update.logit_statistics import cut_fixed
-
-
-def real_type(engine: Engine) -> torch.dtype:
-    """float64 for float64 models (tests), float32 for all others."""
-    kind = next(engine.student.parameters()).dtype
-    return torch.promote_types(kind, torch.float32)
-
-
-def clock(engine: Engine) -> float:
-    """`time.perf_counter`, once the device has done what was queued: else it would count as what comes next."""
-    if engine.device.type == "cuda":
-        torch.cuda.synchronize(engine.device)
-    return time.perf_counter()
-
-
-def numbers(engine: Engine, values: Sequence[float]) -> Tensor:
-    """float64 on the engine's device, for reductions over ranks."""
-    return torch.tensor([float(value) for value in values], dtype=torch.float64, device=engine.device)
 
 
 def old_logprobs(engine: Engine, sequences: Sequence[TrainSequence], config: RunConfig) -> list[Tensor]:

@@ -13,8 +13,8 @@ UNIT := tests/unit tests/deploy/test_words.py tests/services/learner/objectives 
   tests/services/rollout/test_last_words.py tests/services/rollout/test_packing.py tests/services/rollout/test_transfer.py \
   tests/services/runtime/test_logs.py tests/services/runtime/test_model_folder.py tests/services/runtime/test_side_streams.py
 
-.PHONY: help install install-gpu install-dev demo up down doctor test unit coverage chaos bench docs locks clean
-.PHONY: check check-python check-types check-borders check-page check-prose check-docs check-generated
+.PHONY: help install install-gpu install-dev demo up down doctor test test-deploy unit coverage chaos bench docs locks clean
+.PHONY: check check-python check-types check-borders check-page check-prose check-docs check-generated check-deploy
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -40,7 +40,7 @@ down:  ## Stop what `make up` started
 doctor: install  ## Say what this machine lacks
 	@$(BIN)/turnout doctor
 
-check: check-python check-types check-borders check-page check-prose check-docs check-generated  ## All checks below
+check: check-python check-types check-borders check-page check-prose check-docs check-generated check-deploy  ## All checks below
 
 check-python: install-dev  ## Format and lint of Python
 	$(BIN)/ruff format --check .
@@ -70,11 +70,18 @@ check-generated: install-dev  ## Generated pages and dashboards are up to date
 	$(BIN)/python docs/make_decisions.py --check
 	$(BIN)/python deploy/grafana/make_dashboards.py --check
 
+check-deploy: install-dev  ## The Dockerfile; the Compose files, where Docker Compose is installed
+	$(BIN)/hadolint deploy/docker/Dockerfile
+	@if docker compose version >/dev/null 2>&1; then deploy/check_compose.sh; else echo "Docker Compose is not installed, so its files are read by tests/deploy alone."; fi
+
 test: check  ## All tests, on real parts
 	$(BIN)/python -m pytest
 
 unit: install-dev  ## Tests that start no server, in under a minute
 	$(BIN)/python -m pytest $(UNIT)
+
+test-deploy: install-dev  ## The Compose deployment on a real Docker engine, which is fetched where there is none
+	PYTHON=$(abspath $(BIN))/python tests/deploy/trial/run.sh
 
 coverage: install-dev  ## All tests again, measuring which lines they run; a report in build/coverage/html
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-report=html

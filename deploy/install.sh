@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
 # Creates .venv and installs Turnout with pinned packages. Does nothing where that has been done already.
-#   deploy/install.sh cpu|gpu|dev      (dev: the CPU set and what tests and checks need)
+#   deploy/install.sh cpu|gpu|dev|core [packages|sources]
+# dev: the CPU set and what tests and checks need; core: API, verifier and command, without torch. The second word does
+# one half only, for images, whose packages change less often than the sources.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 profile=${1:-cpu}
+half=${2:-both}
 lock=deploy/requirements/$profile.lock
 venv=${TURNOUT_VENV:-.venv}
 fail() { printf 'install: %s\n' "$*" >&2; exit 1; }
 
-[ -f "$lock" ] || fail "there is no profile '$profile'; choose cpu, gpu or dev."
+[ -f "$lock" ] || fail "there is no profile '$profile'; choose cpu, gpu, dev or core."
 # The checks of the page's scripts run on Node.js. Debian's packages are installed if this is root; anyone else can do
 # everything but those checks without them.
 page_tools() {
@@ -30,6 +33,11 @@ if [ "$profile" = dev ]; then page_tools; fi
 stamp_of() { cat deploy/requirements/"$1".lock deploy/requirements/overrides.txt pyproject.toml deploy/install.sh | sha256sum | cut -c1-16; }
 stamp=$venv/.turnout-$profile
 is_done() { [ -f "$venv/.turnout-$1" ] && [ "$(cat "$venv/.turnout-$1")" = "$(stamp_of "$1")" ]; }
+sources() {
+  VIRTUAL_ENV=$PWD/$venv "$venv/bin/uv" pip install --quiet --no-deps "$@" --editable .
+  "$venv/bin/python" -m compileall -q -j 0 "$venv"/lib/python3*/site-packages/{pydantic,fastapi,redis,structlog,typer,rich,httpx} services turnout || true
+}
+if [ "$half" = sources ]; then sources --no-build-isolation; exit; fi
 if is_done "$profile" || { [ "$profile" = cpu ] && is_done dev; }; then exit 0; fi
 
 python=
@@ -49,13 +57,23 @@ printf 'Installing the %s profile into %s ...\n' "$profile" "$venv"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check uv==0.13.9
 
 # pip may know local wheels (a build of torch for CPUs, say): tell uv of them. Elsewhere uv's own option picks the
-# build of torch that fits, so that a machine without a GPU does not download gigabytes of CUDA libraries.
-links=${PIP_FIND_LINKS:-$("$venv/bin/python" -m pip config get global.find-links 2>/dev/null || true)}
+# build of torch that fits, so that a machine without a GPU does not download gigabytes of CUDA libraries. A machine with
+# GPUs must not get that local build: to uv, 2.13.0+cpu is newer than 2.13.0.
+links=
+[ "$profile" = gpu ] || links=${PIP_FIND_LINKS:-$("$venv/bin/python" -m pip config get global.find-links 2>/dev/null || true)}
+[ "$profile" != gpu ] || unset UV_FIND_LINKS
 options=(--requirements "$lock" --overrides deploy/requirements/overrides.txt --link-mode "${UV_LINK_MODE:-hardlink}")
 version=$(sed -n 's/^torch==//p' "$lock")
-if [ "$profile" != gpu ] && ! ls $links/torch-"$version"* >/dev/null 2>&1; then options+=(--torch-backend cpu); fi
+if [ -n "$version" ] && [ "$profile" != gpu ] && ! ls $links/torch-"$version"* >/dev/null 2>&1; then options+=(--torch-backend cpu); fi
 UV_FIND_LINKS=${UV_FIND_LINKS:-${links// /,}} VIRTUAL_ENV=$PWD/$venv "$venv/bin/uv" pip install "${options[@]}" ||
-  fail "packages could not be installed; the lines above say why. Run it again once that is mended."
-VIRTUAL_ENV=$PWD/$venv "$venv/bin/uv" pip install --quiet --no-deps --editable .
-"$venv/bin/python" -m compileall -q -j 0 "$venv"/lib/python3*/site-packages/{pydantic,fastapi,redis,structlog,typer,rich,httpx} services || true
+  fail "packages could not be installed; the lines above say why. Run it again once that is fixed."
+if [ "$profile" = gpu ]; then
+  "$venv/bin/python" -c 'import sys, torch; sys.exit(torch.version.cuda is None)' ||
+    fail "the torch that was installed is a build for CPUs. Take its wheel out of pip's find-links and index, delete $venv, and run this again."
+fi
+if [ "$half" = packages ]; then
+  VIRTUAL_ENV=$PWD/$venv "$venv/bin/uv" pip install --quiet 'setuptools>=78.1' # builds the sources' half; venv may bring an older one
+  exit
+fi
+sources
 stamp_of "$profile" >"$stamp"

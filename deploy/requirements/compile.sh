@@ -25,6 +25,7 @@ if [ -z "$links" ]; then cpu=(--torch-backend cpu); fi
 export UV_FIND_LINKS=${links// /,}
 compile dev --extra cpu --extra dev "${cpu[@]}"
 compile cpu --extra cpu --constraint deploy/requirements/dev.lock "${cpu[@]}"
+compile core --constraint deploy/requirements/dev.lock # API and verifier: no torch
 UV_FIND_LINKS='' compile gpu --extra gpu
 # The GPU image has Python 3.12: the same pins must fit there.
 UV_FIND_LINKS='' "$uv" pip compile "${options[@]}" --python-version 3.12 deploy/requirements/gpu.lock >/dev/null

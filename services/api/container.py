@@ -87,7 +87,7 @@ def make_parts(settings: Settings, redis: Redis, database: Database) -> Parts:
         board=board,
         federation=federation,
         journal=journal,
-        keys=Keyring(database, settings.api_key),
+        keys=Keyring(database, settings.api_key, settings.read_key),
         runs=RunService(settings, impatient, database, journal, signals),
         scheduler=Scheduler(redis, database, journal),
         ingest=Ingest(redis, journal, signals, instance),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator
@@ -31,18 +33,22 @@ class Settings(BaseSettings):
     """Folder for published weights, the same for learner and rollout servers; unset: each run's folder under `home`.
     /dev/shm/turnout keeps them in memory where they share a machine (a run needs three times the weights' size)."""
     instance: str = ""
-    """Unique name of this instance, stable over restarts; empty: the service's name followed by -0."""
+    """Unique name of this instance, stable over restarts; empty: the service's name followed by -0. `{hostname}` stands
+    for the machine's or container's name, so that several containers with one configuration have different names."""
     host: str = "127.0.0.1"
     """Address that the service's HTTP server binds to."""
     port: int = Field(default=0, ge=0, le=65535)
     """Port of the service's HTTP server; 0 picks a free one."""
     advertise_url: str = ""
-    """URL under which other services reach this one; empty: http://<host>:<port>. IPv6 addresses stand in brackets."""
+    """URL under which other services reach this one; empty: http://<host>:<port>. IPv6 addresses stand in brackets;
+    `{hostname}` is replaced as in TURNOUT_INSTANCE."""
     database_url: str = Field(default="", repr=False)
     """SQLAlchemy URL of the API's database; empty: an SQLite file under `home`."""
     api_key: str = Field(default="", repr=False)
     """First key of the API, with the role operate: clients send it as `Authorization: Bearer <key>`. Setting it turns
     keys on; needed to listen beyond loopback."""
+    read_key: str = Field(default="", repr=False)
+    """A second key, with the role read: for Prometheus. Needs TURNOUT_API_KEY."""
     rate_limit: str = "100/second;3000/minute"
     """Requests that the API takes from one client (a key, or an address without one); empty for no limit."""
     roots: str = ""
@@ -68,6 +74,12 @@ class Settings(BaseSettings):
     def usual_form(cls, host: str) -> str:
         """`[::1]` and `0:0:0:0:0:0:0:1` are ::1."""
         return host_of(host)
+
+    @field_validator("instance", "advertise_url")
+    @classmethod
+    def of_this_machine(cls, text: str) -> str:
+        """`{hostname}` filled in."""
+        return text.replace("{hostname}", socket.gethostname())
 
     @field_validator("advertise_url")
     @classmethod
@@ -116,10 +128,23 @@ class Settings(BaseSettings):
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
+def secret_source() -> dict[str, Any]:
+    """Where a settings class also looks: a folder of files, each named after a variable, as Docker and Kubernetes mount
+    secrets (turnout_api_key, ...). TURNOUT_SECRETS_FOLDER names it; a variable that is set comes first."""
+    folder = os.environ.get("TURNOUT_SECRETS_FOLDER", "")
+    if folder and not Path(folder).is_dir():
+        raise ConfigurationError(
+            f"TURNOUT_SECRETS_FOLDER is {folder}, but there is no such folder.",
+            remedy="Correct or unset it.",
+            field="TURNOUT_SECRETS_FOLDER",
+        )
+    return {"_secrets_dir": folder} if folder else {}
+
+
 def load(kind: type[S]) -> S:
     """Settings of this process. Raises `ConfigurationError` naming the variable that is wrong."""
     try:
-        return kind()
+        return kind(**secret_source())
     except ValidationError as error:
         item = error.errors()[0]
         name = str(kind.model_config.get("env_prefix", "")) + str(item["loc"][0]).upper()
@@ -135,6 +160,7 @@ def load_settings() -> Settings:
     """The settings that all services share. Raises `ConfigurationError` naming the variable that is wrong."""
     settings = load(Settings)
     check_secret("TURNOUT_API_KEY", settings.api_key)
+    check_secret("TURNOUT_READ_KEY", settings.read_key)
     check_secret("TURNOUT_SERVICE_TOKEN", settings.service_token)
     if settings.host not in LOOPBACK and not settings.service_token:
         raise ConfigurationError(

@@ -59,6 +59,12 @@ def check_exposure(settings: Settings) -> None:
             remedy="Set TURNOUT_API_KEY to a long random text, or listen on 127.0.0.1.",
             field="TURNOUT_API_KEY",
         )
+    if 0 < len(settings.read_key) < MIN_KEY_LENGTH:
+        raise ConfigurationError(
+            f"TURNOUT_READ_KEY has fewer than {MIN_KEY_LENGTH} characters.",
+            remedy="Set it to a long random text, or unset it.",
+            field="TURNOUT_READ_KEY",
+        )
 
 
 class StrictHeaders:

@@ -27,11 +27,12 @@ from services.runtime.settings import Settings, load_settings
 from tests.services.api.fakes import client_of, eventually, looping
 
 KEY = "correct horse battery"
+READ_KEY = "staple for Prometheus"
 
 
 @pytest.fixture
 async def guarded(settings: Settings, redis: Redis) -> AsyncIterator[httpx.AsyncClient]:
-    with_key = settings.model_copy(update={"api_key": KEY})
+    with_key = settings.model_copy(update={"api_key": KEY, "read_key": READ_KEY})
     parts = make_parts(with_key, redis, await open_database(with_key))
     async with client_of(parts) as client:
         yield client
@@ -56,6 +57,14 @@ async def test_with_the_key_and_on_health_routes(guarded: httpx.AsyncClient) -> 
         assert (await guarded.get(path)).status_code == 200
 
 
+async def test_the_read_key_of_the_environment_may_look_and_no_more(guarded: httpx.AsyncClient) -> None:
+    headers = {"Authorization": f"Bearer {READ_KEY}"}
+    for path in ("/v1/runs", "/metrics"):
+        assert (await guarded.get(path, headers=headers)).status_code == 200
+    for method, path in (("POST", "/v1/runs"), ("GET", "/v1/keys"), ("POST", "/v1/keys")):
+        assert (await guarded.request(method, path, headers=headers, json={})).status_code == 403
+
+
 async def test_large_bodies_are_refused(client: httpx.AsyncClient, run_body: dict[str, Any]) -> None:
     reply = await client.post("/v1/runs", json=run_body | {"name": "x" * MAX_BODY_BYTES})
     assert (reply.status_code, reply.headers["content-type"]) == (413, "application/problem+json")
@@ -64,6 +73,12 @@ async def test_large_bodies_are_refused(client: httpx.AsyncClient, run_body: dic
         yield b"{"
 
     assert (await client.post("/v1/runs", content=endless())).status_code == 413
+
+
+def test_a_read_key_that_can_be_guessed_is_refused() -> None:
+    exposed = Settings(host="0.0.0.0", api_key=KEY, service_token="t" * 32, read_key="short")
+    with pytest.raises(ConfigurationError, match="TURNOUT_READ_KEY has fewer than 16"):
+        check_exposure(exposed)
 
 
 def test_listening_for_others_needs_a_key() -> None:

@@ -11,6 +11,7 @@ _LOADERS = frozenset({"learner", "rollout"})
 """Load models and data by hub name."""
 _NEEDED = {
     "TURNOUT_API_KEY": frozenset({"api"}),
+    "TURNOUT_READ_KEY": frozenset({"api"}),
     "TURNOUT_DATABASE_URL": frozenset({"api"}),
     "PGPASSWORD": frozenset({"api"}),
     "PGPASSFILE": frozenset({"api"}),

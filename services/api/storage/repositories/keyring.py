@@ -19,6 +19,7 @@ from services.contracts.errors import ConflictError, NotFoundError
 Role = Literal["read", "operate"]
 """read: look at everything but keys. operate: also start, change and delete runs, and make keys."""
 BOOTSTRAP = "TURNOUT_API_KEY"
+BOOTSTRAP_READ = "TURNOUT_READ_KEY"
 MAX_KEYS = 1000
 
 
@@ -33,10 +34,16 @@ class Caller:
 class Keyring:
     """Knows every key by its digest. One API process owns the database, so the digests are kept in memory."""
 
-    def __init__(self, database: Database, bootstrap: str) -> None:
-        """`bootstrap`: the key of the environment; empty where the API asks for no key."""
+    def __init__(self, database: Database, bootstrap: str, bootstrap_read: str = "") -> None:
+        """`bootstrap`: the key of the environment; empty where the API asks for no key. `bootstrap_read`: one more,
+        which may only look."""
         self.database = database
-        self._bootstrap = [(_digest(bootstrap.encode()), Caller(BOOTSTRAP, "operate"))] if bootstrap else []
+        given: list[tuple[str, Caller]] = [
+            (_digest(bootstrap_read.encode()), Caller(BOOTSTRAP_READ, "read")),
+            (_digest(bootstrap.encode()), Caller(BOOTSTRAP, "operate")),
+        ]
+        self._bootstrap = [pair for pair, key in zip(given, (bootstrap_read, bootstrap), strict=True) if key]
+        self._is_required = bool(bootstrap)
         self._made: list[tuple[str, Caller]] | None = None
         self._num_changes = 0
         self._revoked: set[str] = set()
@@ -44,7 +51,7 @@ class Keyring:
     @property
     def required(self) -> bool:
         """Whether callers must show a key."""
-        return bool(self._bootstrap)
+        return self._is_required
 
     async def find(self, key: bytes) -> Caller | None:
         """Whose key this is, if anyone's. Raises SQLAlchemy's errors where the database is away at the first call.

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Whether Docker Compose understands every combination of files that docs/operations.md names.
+set -euo pipefail
+cd "$(dirname "$0")"
+export TURNOUT_REWARD_URL=http://judge.example
+for files in compose.yaml compose.yaml:compose.cpu.yaml compose.yaml:compose.reward.yaml; do
+  COMPOSE_FILE=$files docker compose --profile tls --profile alerts config -q
+done

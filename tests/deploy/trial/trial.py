@@ -1,0 +1,595 @@
+"""The Compose deployment, tried on a real Docker engine: `make test-deploy`. One line a check, and a verdict.
+
+Works on a copy of the checkout, under the project name turnout-trial and ports of its own, so that a deployment on the
+same engine is not touched. Without a GPU: compose.cpu.yaml.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[3]
+HERE = Path(os.environ.get("TRIAL", "/var/tmp/turnout-trial"))
+SOURCE = HERE / "source"
+PROJECT = "turnout-trial"
+PORTS = {"API": 28400, "GRAFANA": 23000, "PROMETHEUS": 29090, "HTTPS": 28443}
+API = f"http://127.0.0.1:{PORTS['API']}"
+PROMETHEUS = f"http://127.0.0.1:{PORTS['PROMETHEUS']}"
+FILES = ["-f", "deploy/compose.yaml", "-f", "deploy/compose.cpu.yaml", "-f", "deploy/trial.yaml"]
+OURS = ("api", "verifier", "rollout", "learner")
+LAYERS = 10
+
+
+def sh(*command: str, limit: float = 300, env: dict[str, str] | None = None, given: str | None = None) -> str:
+    """Standard output of a command in the copy. Raises `AssertionError` with its last lines where it fails."""
+    done = subprocess.run(
+        command,
+        cwd=SOURCE,
+        env={**os.environ, **(env or {})},
+        input=given,
+        capture_output=True,
+        text=True,
+        timeout=limit,
+        check=False,
+    )
+    assert done.returncode == 0, f"{' '.join(command[:6])}: {(done.stderr or done.stdout).strip()[-600:]}"
+    return done.stdout
+
+
+def compose(*command: str, limit: float = 300) -> str:
+    return sh("docker", "compose", "-p", PROJECT, *FILES, *command, limit=limit)
+
+
+def containers(service: str) -> list[str]:
+    return compose("ps", "-q", service).split()
+
+
+def inspect(container: str) -> Any:
+    return json.loads(sh("docker", "inspect", container))[0]
+
+
+def inside(service: str, program: str) -> str:
+    """What a Python program prints in a service's container."""
+    return compose("exec", "-T", service, "python", "-c", program)
+
+
+def key(name: str) -> str:
+    return (SOURCE / "deploy" / "secrets" / name).read_text()
+
+
+def get(url: str, body: Any = None, key: str = "") -> Any:
+    request = urllib.request.Request(url, None if body is None else json.dumps(body).encode())
+    request.add_header("Content-Type", "application/json")
+    if key:
+        request.add_header("Authorization", f"Bearer {key}")
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        text = answer.read().decode()
+    return json.loads(text) if text.startswith(("{", "[")) else text
+
+
+def api(path: str, body: Any = None) -> Any:
+    return get(API + path, body, key("api_key"))
+
+
+def status(url: str, body: Any = None, key: str = "") -> int:
+    try:
+        get(url, body, key)
+    except urllib.error.HTTPError as error:
+        return error.code
+    return 200
+
+
+def until(what: str, holds: Callable[[], Any], seconds: float) -> Any:
+    """Wait until something holds; faults of a service that is starting count as not yet."""
+    deadline, last = time.monotonic() + seconds, ""
+    while time.monotonic() < deadline:
+        try:
+            if found := holds():
+                return found
+        except (AssertionError, OSError, KeyError, ValueError) as error:
+            last = f" ({error})"
+        time.sleep(0.5)
+    raise AssertionError(f"Timed out after {seconds:.0f} s waiting for {what}{last}")
+
+
+def start_run(**changes: Any) -> str:
+    config = yaml.safe_load((SOURCE / "examples/runs/demo.yaml").read_text())
+    config["evaluation"] |= {"before_training": False, "every_steps": 1000}
+    config["checkpoint"] |= {"every_steps": 5}
+    for name, value in changes.items():
+        section, _, field = name.partition("__")
+        config[section][field] = value
+    return str(api("/v1/runs", config)["id"])
+
+
+def step(run: str) -> int:
+    return int(api(f"/v1/runs/{run}")["step"])
+
+
+def moves(run: str, seconds: float = 90) -> None:
+    before = until("the run's step", lambda: step(run) + 1, 60) - 1
+    until(f"step {before + 2} of {run}", lambda: step(run) >= before + 2, seconds)
+
+
+def succeeds(run: str, steps: int, seconds: float = 180) -> None:
+    def ended() -> bool:
+        found = api(f"/v1/runs/{run}")
+        assert found["state"] not in ("failed", "stopped"), found["reason"]
+        return bool(found["state"] == "succeeded")
+
+    try:
+        until(f"{run} to succeed", ended, seconds)
+    except AssertionError:
+        print("      ", {name: api(f"/v1/runs/{run}")[name] for name in ("state", "reason", "step")})
+        raise
+    page = api(f"/v1/runs/{run}/steps?limit=1000")
+    assert [item["step"] for item in page["items"]] == list(range(1, steps + 1)), "its history has gaps"
+
+
+# --- before anything runs -------------------------------------------------------------------------------------------
+
+
+def copy_the_checkout() -> None:
+    """What git would take, and what an operator has next to it: secrets, a model, data."""
+    shutil.rmtree(SOURCE, ignore_errors=True)
+    SOURCE.mkdir(parents=True)
+    names = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True
+    ).stdout
+    subprocess.run(
+        ["tar", "-c", "--null", "-T", "-", "--ignore-failed-read"],
+        cwd=ROOT,
+        input=names,
+        stdout=(HERE / "source.tar").open("wb"),
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
+    subprocess.run(["tar", "-x", "-f", str(HERE / "source.tar")], cwd=SOURCE, check=True)
+    (HERE / "source.tar").unlink()
+    sh("git", "init", "-q")
+    lines = [f"{name}_ADDRESS=127.0.0.1:{port}" for name, port in PORTS.items()]
+    (SOURCE / "deploy/.env").write_text("\n".join([*lines, "MARK=canary-in-the-env-file", ""]))
+    for folder in ("models", "datasets", "deploy/models"):
+        (SOURCE / folder).mkdir()
+        (SOURCE / folder / "canary.bin").write_bytes(secrets.token_bytes(20 << 20))
+    # GPUs by name, to see who takes which; without CUDA they mean nothing.
+    override = {"services": {"rollout": {"environment": {"ROLLOUT_GPUS": "0,1", "LEARNER_GPUS": "2"}}}}
+    (SOURCE / "deploy/trial.yaml").write_text(yaml.safe_dump(override))
+    sh("deploy/secrets.sh")
+
+
+def git_ignores_what_is_the_operators() -> None:
+    for name in ("deploy/.env", "deploy/secrets/api_key", "models/canary.bin", "datasets/canary.bin"):
+        sh("git", "check-ignore", "-q", name)
+
+
+def the_configuration_is_sound() -> None:
+    compose("--profile", "tls", "--profile", "alerts", "config", "-q")
+    sh("docker", "compose", "-f", "deploy/compose.yaml", "config", "-q")
+    reward = ["-f", "deploy/compose.yaml", "-f", "deploy/compose.reward.yaml", "config", "-q"]
+    sh("docker", "compose", *reward, env={"TURNOUT_REWARD_URL": "http://judge"})
+
+
+def images() -> dict[str, str]:
+    rows = sh("docker", "images", "--format", "{{.Repository}}:{{.Tag}} {{.Size}}", "--filter", "reference=turnout-*")
+    return dict(row.split() for row in rows.splitlines() if "trial" not in row)
+
+
+def they_are_built() -> None:
+    dangling = set(sh("docker", "images", "-qf", "dangling=true").split())
+    compose("build", limit=1500)
+    left = set(sh("docker", "images", "-qf", "dangling=true").split()) - dangling
+    # What had the tags before loses them.
+    assert len(left) <= 2, f"{len(left)} dangling images"
+    print("      ", images())
+
+
+def a_change_of_code_is_built_in_seconds() -> None:
+    with (SOURCE / "services/contracts/codec.py").open("a") as file:
+        file.write("# changed\n")
+    began = time.monotonic()
+    done = subprocess.run(
+        ["docker", "compose", "-p", PROJECT, *FILES, "--progress", "plain", "build"],
+        cwd=SOURCE,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    said = done.stdout + done.stderr
+    assert said.count("CACHED") >= 6, "the packages were installed again"
+    print(f"       {time.monotonic() - began:.1f} s")
+
+
+def images_hold_nothing_of_the_operators() -> None:
+    for image in images():
+        found = sh(
+            "docker",
+            "run",
+            "--rm",
+            "--network=none",
+            image,
+            "find",
+            "/opt/turnout",
+            "-xdev",
+            "-not",
+            "-path",
+            "*/.venv/*",
+        )
+        wrong = [
+            line for line in found.splitlines() if "canary" in line or "/secrets" in line or line.endswith("/.env")
+        ]
+        assert not wrong, wrong
+
+
+def images_are_labelled_and_list_their_packages() -> None:
+    for image in images():
+        labels = inspect(image)["Config"]["Labels"]
+        assert labels["org.opencontainers.image.licenses"] == "Apache-2.0", labels
+        listed = json.loads(sh("docker", "run", "--rm", "--network=none", image, "cat", "sbom.cdx.json"))
+        names = {part["name"] for part in listed["components"]}
+        assert "pydantic" in names, names
+        assert ("torch" in names) == ("torch" in image), image
+
+
+# --- up -------------------------------------------------------------------------------------------------------------
+
+
+def up(*more: str) -> None:
+    compose("up", "--detach", "--wait", *more, limit=300)
+
+
+def containers_have_no_rights() -> None:
+    for container in compose("ps", "-q").split():
+        found = inspect(container)
+        name, host = found["Config"]["Labels"]["com.docker.compose.service"], found["HostConfig"]
+        assert host["ReadonlyRootfs"], name
+        assert "ALL" in host["CapDrop"], name
+        assert any("no-new-privileges" in option for option in host["SecurityOpt"]), name
+        assert host["PidsLimit"], name
+        assert host["LogConfig"]["Config"].get("max-size"), name
+        if name != "verifier":
+            assert found["Config"]["User"].split(":")[0] not in ("", "0", "root"), name
+            assert not host["CapAdd"], name
+        shown = json.dumps([found["Config"]["Env"], found["Args"], found["Config"]["Cmd"]])
+        values = [path.read_text() for path in (SOURCE / "deploy/secrets").iterdir() if path.stat().st_size > 30]
+        assert not any(value in shown for value in values), f"{name} shows a secret"
+
+
+CONNECT = """
+import socket
+for name, port in %r:
+    try:
+        socket.create_connection((name, port), timeout=2).close()
+        print(name)
+    except OSError:
+        pass
+"""
+
+
+def the_verifier_reaches_no_further_than_its_network() -> None:
+    gateway = json.loads(sh("docker", "network", "inspect", f"{PROJECT}_judge"))[0]["IPAM"]["Config"][0].get("Gateway")
+    places = [
+        ("valkey", 6379),
+        ("postgres", 5432),
+        ("learner", 8401),
+        ("rollout", 8401),
+        ("grafana", 3000),
+        ("9.9.9.9", 53),
+    ]
+    reached = inside("verifier", CONNECT % ([*places, (gateway or "10.0.0.1", PORTS["API"])],)).split()
+    assert reached == ["valkey", "api", "prometheus"], reached
+
+
+def services_reach_nothing_beyond_their_own() -> None:
+    assert inside("api", CONNECT % ([("valkey", 6379), ("postgres", 5432), ("9.9.9.9", 53)],)).split() == [
+        "valkey",
+        "postgres",
+    ]
+    assert inside("learner", CONNECT % ([("valkey", 6379), ("postgres", 5432)],)).split() == ["valkey"]
+
+
+QUEUE = """
+import redis
+url = open("/run/secrets/turnout_redis_url").read()
+for client, command in [
+    (redis.Redis(host="valkey"), ["PING"]),
+    (redis.Redis.from_url(url), ["PING"]),
+    (redis.Redis.from_url(url), ["GET", "turnout:{any}:config"]),
+    (redis.Redis.from_url(url), ["CONFIG", "GET", "*"]),
+    (redis.Redis.from_url(url), ["FLUSHALL"]),
+]:
+    try:
+        print(client.execute_command(*command))
+    except redis.RedisError as error:
+        print(type(error).__name__)
+"""
+
+
+def the_queue_server_knows_its_users() -> None:
+    said = inside("verifier", QUEUE).split()
+    assert said == ["AuthenticationError", "True", *["NoPermissionError"] * 3], said
+
+
+def postgresql_has_no_default_password() -> None:
+    program = (
+        "import psycopg; psycopg.connect(host='postgres', user='turnout', password=%r, connect_timeout=5); print('in')"
+    )
+    said = inside("api", program % "turnout")
+    assert "password authentication failed" in said, said
+    assert inside("api", program % key("postgres_password")).strip() == "in"
+
+
+def the_sandbox_has_all_its_layers() -> None:
+    [record] = [item for item in api("/v1/services")["items"] if item["kind"] == "verifier"]
+    assert len(record["details"]["sandbox"].split(", ")) == LAYERS, record["details"]
+
+
+def attacks_are_contained_in_the_verifiers_container() -> None:
+    module = "tests.services.verifier.sandbox.as_user"
+    mount = f"{SOURCE}/tests:/opt/turnout/tests:ro"
+    said = compose("run", "--rm", "-T", "--no-deps", "-v", mount, "verifier", "python", "-m", module, limit=300)
+    report = json.loads(said.splitlines()[-1])
+    assert len(report["layers"]) == LAYERS, report["layers"]
+    for mode in ("bare", "isolated"):
+        assert len(report[mode]) > 150
+        escaped = {name: problems for name, problems in report[mode].items() if problems}
+        assert not escaped, escaped
+
+
+def keys_open_what_they_should() -> None:
+    assert status(f"{API}/v1/runs") == 401
+    assert status(f"{API}/v1/runs", key=key("read_key")) == 200
+    assert status(f"{API}/v1/runs", body={}, key=key("read_key")) == 403
+    assert "<html" in get(f"{API}/").lower()
+
+
+def targets(expected: int) -> bool:
+    found = get(f"{PROMETHEUS}/api/v1/targets")["data"]["activeTargets"]
+    down = [(item["scrapeUrl"], item["lastError"]) for item in found if item["health"] != "up"]
+    assert not down, down
+    assert len(found) == expected, len(found)
+    return True
+
+
+def prometheus_sees_everything() -> None:
+    until("4 targets", lambda: targets(4), 60)
+
+    def healthy() -> bool:
+        groups = get(f"{PROMETHEUS}/api/v1/rules")["data"]["groups"]
+        return all(rule["health"] == "ok" for group in groups for rule in group["rules"])
+
+    until("the rules", healthy, 60)
+
+
+# --- runs -----------------------------------------------------------------------------------------------------------
+
+
+def scaled_services_have_names_of_their_own() -> None:
+    up("--scale", "rollout=2", "--scale", "verifier=2")
+    until("6 targets", lambda: targets(6), 60)
+    until("6 names", lambda: len(api("/v1/services")["items"]) == 6, 30)
+
+
+def each_rollout_server_has_its_own_gpu() -> None:
+    program = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
+    seen = set()
+    for container in containers("rollout"):
+        pid = sh("docker", "exec", container, "cat", "/tmp/service.pid").strip()
+        environment = sh("docker", "exec", container, "cat", f"/proc/{pid}/environ").split("\0")
+        seen |= {line.partition("=")[2] for line in environment if line.startswith("CUDA_VISIBLE_DEVICES=")}
+    assert seen == {"0,2", "1,2"}, (seen, program)
+
+
+def two_runs_succeed_with_two_servers() -> None:
+    first, second = (start_run(training__steps=20, rollout__num_servers=2) for _ in range(2))
+    succeeds(first, 20)
+    succeeds(second, 20)
+
+
+def kill(container: str) -> None:
+    """SIGKILL from outside, which the engine takes for a crash."""
+    sh("docker", "exec", "-u", "0", container, "true")
+    os.kill(int(inspect(container)["State"]["Pid"]), 9)
+
+
+def killed_containers_come_back() -> None:
+    run = start_run(training__steps=400)
+    until("the run to move", lambda: step(run) >= 5, 120)
+    for service in ("verifier", "rollout", "api", "valkey", "postgres", "learner"):
+        began = time.monotonic()
+        kill(containers(service)[0])
+        moves(run)
+        print(f"       {service}: the run moved on after {time.monotonic() - began:.1f} s")
+    api(f"/v1/runs/{run}/stop", {})
+    until("the run to stop", lambda: api(f"/v1/runs/{run}")["state"] == "stopped", 90)
+
+
+def a_hung_service_is_started_again() -> None:
+    [container] = containers("verifier")[:1]
+    before = inspect(container)["RestartCount"]
+    inside("verifier", "import os, signal; os.kill(int(open('/tmp/service.pid').read()), signal.SIGSTOP)")
+    began = time.monotonic()
+    until("the restart", lambda: inspect(container)["RestartCount"] > before, 120)
+    print(f"       {time.monotonic() - began:.0f} s")
+
+
+def logs_are_json() -> None:
+    wrong = []
+    for line in compose("logs", "--no-log-prefix", "--no-color", *OURS).splitlines():
+        try:
+            json.loads(line)
+        except ValueError:
+            wrong.append(line)
+    assert not wrong, wrong[:5]
+
+
+def a_rotated_key_reaches_prometheus() -> None:
+    old = key("read_key")
+    sh("deploy/secrets.sh", "rotate", "read_key")
+    compose("restart", "api")
+    until("the API", lambda: status(f"{API}/v1/runs", key=key("read_key")) == 200, 60)
+    assert status(f"{API}/v1/runs", key=old) == 401
+    time.sleep(6)  # a scrape or more
+    until("the targets", lambda: targets(6), 60)
+
+
+def a_rotated_queue_password_works() -> None:
+    sh("deploy/secrets.sh", "rotate", "queue_verifier")
+    compose("run", "--rm", "-T", "queue-users")
+    compose("restart", "valkey", "verifier")
+    until(
+        "two verifiers",
+        lambda: len([1 for item in api("/v1/services")["items"] if item["kind"] == "verifier"]) == 2,
+        60,
+    )
+
+
+# --- profiles, backup -----------------------------------------------------------------------------------------------
+
+
+def tls_by_profile() -> None:
+    compose("--profile", "tls", "up", "--detach", "--no-deps", "caddy")
+    url = f"https://localhost:{PORTS['HTTPS']}/readyz"
+    until("Caddy", lambda: "ready" in sh("curl", "-sS", "-k", "--max-time", "5", url), 60)
+
+
+def alerts_by_profile() -> None:
+    """One alert arrives at a webhook."""
+    heard: list[str] = []
+
+    class Webhook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("0.0.0.0", 0), Webhook)
+    Thread(target=server.serve_forever, daemon=True).start()
+    outside = json.loads(sh("docker", "network", "inspect", f"{PROJECT}_outside"))[0]["IPAM"]["Config"][0]["Gateway"]
+    (SOURCE / "deploy/secrets/alert_webhook").write_text(f"http://{outside}:{server.server_port}/")
+    compose("--profile", "alerts", "up", "--detach", "--no-deps", "alertmanager")
+    found = get(f"{PROMETHEUS}/api/v1/alertmanagers")["data"]["activeAlertmanagers"]
+    assert [item["url"] for item in found] == ["http://alertmanager:9093/api/v2/alerts"], found
+    post = (
+        "import json, urllib.request as u; u.urlopen(u.Request('http://alertmanager:9093/api/v2/alerts',"
+        "json.dumps([{'labels': {'alertname': 'Trial', 'severity': 'critical'}}]).encode(),"
+        "{'Content-Type': 'application/json'}), timeout=5)"
+    )
+    command = ["docker", "run", "--rm", "--network", f"{PROJECT}_alerts", "turnout-core", "python", "-c", post]
+    until("Alertmanager", lambda: sh(*command) == "", 30)
+    until("the alert at the webhook", lambda: any("Trial" in text for text in heard), 60)
+    server.shutdown()
+
+
+def backup_and_restore() -> None:
+    """A run is saved while it moves, everything is deleted, and the run goes on from its checkpoint."""
+    environment = {
+        "COMPOSE_PROJECT_NAME": PROJECT,
+        "COMPOSE_FILE": "deploy/compose.yaml:deploy/compose.cpu.yaml:deploy/trial.yaml",
+    }
+    run = start_run(training__steps=60)
+    until("a checkpoint", lambda: step(run) >= 12, 120)
+    backup = HERE / "backup"
+    shutil.rmtree(backup, ignore_errors=True)
+    sh("deploy/backup.sh", str(backup), env=environment)
+    compose("--profile", "tls", "--profile", "alerts", "down", "--volumes", limit=120)
+    sh("deploy/restore.sh", str(backup), env=environment, limit=300)
+    succeeds(run, 60)
+
+
+def down_and_up() -> None:
+    run = start_run(training__steps=60)
+    until("the run to move", lambda: step(run) >= 5, 120)
+    compose("down", limit=120)
+    up()
+    succeeds(run, 60)
+
+
+def down_leaves_nothing() -> None:
+    compose("--profile", "tls", "--profile", "alerts", "down", "--volumes", limit=120)
+    label = f"label=com.docker.compose.project={PROJECT}"
+    for kind in ("volume", "network", "container"):
+        assert not sh(
+            "docker", kind, "ls", "-q", "--filter", label, *(["-a"] if kind == "container" else [])
+        ).strip(), kind
+    after = set(sh("docker", "volume", "ls", "-q").split())
+    assert after <= BEFORE, after - BEFORE
+
+
+CHECKS: list[Callable[[], None]] = [
+    git_ignores_what_is_the_operators,
+    the_configuration_is_sound,
+    they_are_built,
+    a_change_of_code_is_built_in_seconds,
+    images_hold_nothing_of_the_operators,
+    images_are_labelled_and_list_their_packages,
+    up,
+    containers_have_no_rights,
+    the_verifier_reaches_no_further_than_its_network,
+    services_reach_nothing_beyond_their_own,
+    the_queue_server_knows_its_users,
+    postgresql_has_no_default_password,
+    the_sandbox_has_all_its_layers,
+    attacks_are_contained_in_the_verifiers_container,
+    keys_open_what_they_should,
+    prometheus_sees_everything,
+    scaled_services_have_names_of_their_own,
+    each_rollout_server_has_its_own_gpu,
+    two_runs_succeed_with_two_servers,
+    a_hung_service_is_started_again,
+    a_rotated_key_reaches_prometheus,
+    a_rotated_queue_password_works,
+    killed_containers_come_back,
+    logs_are_json,
+    tls_by_profile,
+    alerts_by_profile,
+    down_and_up,
+    backup_and_restore,
+    down_leaves_nothing,
+]
+
+
+def main() -> int:
+    copy_the_checkout()
+    failed = []
+    began = time.monotonic()
+    chosen = sys.argv[1:]
+    for check in CHECKS:
+        name = check.__name__.replace("_", " ")
+        if chosen and check.__name__ not in chosen:
+            continue
+        at = time.monotonic()
+        try:
+            check()
+        except (AssertionError, OSError, KeyError, ValueError, subprocess.SubprocessError) as error:
+            failed.append(name)
+            print(f"FAIL {time.monotonic() - at:5.0f} s  {name}: {str(error)[-500:]}", flush=True)
+        else:
+            print(f"ok   {time.monotonic() - at:5.0f} s  {name}", flush=True)
+    print(f"{len(failed)} failed, {time.monotonic() - began:.0f} s")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    HERE.mkdir(parents=True, exist_ok=True)
+    SOURCE.mkdir(exist_ok=True)
+    BEFORE = set(sh("docker", "volume", "ls", "-q").split())
+    sys.exit(main())

@@ -21,7 +21,7 @@ from services.api.metrics.federation import Federation
 from services.api.metrics.refresh import MetricsRefresh
 from services.api.resources.runs.service import RunService
 from services.api.storage.database import Database
-from services.api.storage.repositories.keyring import Keyring
+from services.api.storage.keyring import Keyring
 from services.contracts.events import Event, RunStateChanged
 from services.runtime.connection import connect_impatiently
 from services.runtime.settings import Settings

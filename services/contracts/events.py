@@ -128,3 +128,4 @@ class SamplesTaken(Event, frozen=True, kw_only=True):
     prompt: str
     answer: str
     samples: list[Sample]
+    """All rollouts of the group."""

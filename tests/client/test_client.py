@@ -45,7 +45,7 @@ class Api(BaseHTTPRequestHandler):
         path, _, query = self.path.partition("?")
         if path == "/v1/runs/r1/steps":
             start = int(query.split("after=")[1].split("&")[0])
-            items = [{"step": step, "metrics": {}} for step in range(start + 1, min(start + 3, 6))]
+            items = [{"step": step, "at": 1.0, "metrics": {}, "new": 1} for step in range(start + 1, min(start + 3, 6))]
             return self.json({"items": items, "next_after": items[-1]["step"] if start + 2 < 5 else None})
         if path == "/v1/runs" and self.command == "GET":
             second = "cursor=two" in query

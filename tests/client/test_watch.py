@@ -9,7 +9,7 @@ from turnout.cli.views.progress import Progress
 from turnout.client.models import Evaluation, Run, Service, Step
 
 STEPS = [
-    Step(step=n, metrics={"reward_mean": n / 4, "accuracy": 0.5, "seconds": 30.0, "policy_entropy_nats": 0.25})
+    Step(step=n, at=0.0, metrics={"reward_mean": n / 4, "accuracy": 0.5, "seconds": 30.0, "policy_entropy_nats": 0.25})
     for n in (1, 2, 3)
 ]
 
@@ -24,7 +24,7 @@ def drawn(progress: Progress) -> str:
 def test_the_view_shows_progress_services_and_time_left() -> None:
     progress = Progress("r-1", run=Run(id="r-1", name="small", state="running", step=3, num_steps=5), steps=STEPS)
     progress.evaluations = [
-        Evaluation(step=0, split="test", num_questions=64, num_samples=16, accuracy=0.25, pass_at_k=0.5)
+        Evaluation(step=0, at=0.0, split="test", num_questions=64, num_samples=16, accuracy=0.25, pass_at_k=0.5)
     ]
     progress.services = [
         Service(kind="learner", instance="learner-0", state="ready", waiting_for="scored groups", waiting_since=0.0)

@@ -117,19 +117,19 @@ def act(run_id: str, action: str, params: dict[str, str] | None = None) -> Call[
 
 
 def steps(run_id: str, after: int) -> Call[Page[Step]]:
-    return Call("GET", f"{_path(run_id)}/steps", _page(Step), params={"after": str(after)})
+    return Call("GET", f"{_path(run_id)}/steps", _page(Step, run_id), params={"after": str(after)})
 
 
 def evaluations(run_id: str) -> Call[Page[Evaluation]]:
-    return Call("GET", f"{_path(run_id)}/evaluations", _page(Evaluation))
+    return Call("GET", f"{_path(run_id)}/evaluations", _page(Evaluation, run_id))
 
 
 def checkpoints(run_id: str) -> Call[Page[Checkpoint]]:
-    return Call("GET", f"{_path(run_id)}/checkpoints", _page(Checkpoint))
+    return Call("GET", f"{_path(run_id)}/checkpoints", _page(Checkpoint, run_id))
 
 
 def weight_pushes(run_id: str, limit: int) -> Call[Page[WeightPush]]:
-    return Call("GET", f"{_path(run_id)}/weight-pushes", _page(WeightPush), params={"limit": str(limit)})
+    return Call("GET", f"{_path(run_id)}/weight-pushes", _page(WeightPush, run_id), params={"limit": str(limit)})
 
 
 def samples(run_id: str, step: int | None, limit: int) -> Call[Page[dict[str, Any]]]:
@@ -194,10 +194,14 @@ def _one(kind: type[T]) -> Callable[[Any], T]:
     return lambda values: msgspec.convert(values, kind, strict=False)
 
 
-def _page(kind: type[T]) -> Callable[[Any], Page[T]]:
+def _page(kind: type[T], run_id: str | None = None) -> Callable[[Any], Page[T]]:
+    """Reads a page of items; those of a run's history get its id, which answers do not repeat."""
+
     def read(values: Any) -> Page[T]:
         if isinstance(values, list):
             values = {"items": values}
+        if run_id is not None:
+            values["items"] = [{**item, "run_id": run_id} for item in values["items"]]
         items = msgspec.convert(values["items"], list[kind], strict=False)  # type: ignore[valid-type]
         for answered, asked in (("next_cursor", "cursor"), ("next_after", "after")):
             if values.get(answered) is not None:

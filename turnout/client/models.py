@@ -7,6 +7,10 @@ from typing import Any
 import msgspec
 
 from services.contracts.heartbeat import ServiceKind, ServiceState
+from services.contracts.records import Checkpoint as Checkpoint
+from services.contracts.records import Evaluation as Evaluation
+from services.contracts.records import Step as Step
+from services.contracts.records import WeightPush as WeightPush
 from services.contracts.states import TERMINAL_STATES, RunState
 
 
@@ -52,57 +56,6 @@ class Run(Model, frozen=True, kw_only=True):
     @property
     def has_ended(self) -> bool:
         return self.state in TERMINAL_STATES
-
-
-class Step(Model, frozen=True, kw_only=True):
-    """One training step. Names of `metrics`: `services.contracts.step_metrics.STEP_METRICS`."""
-
-    step: int
-    at: float = 0.0
-    metrics: dict[str, float] = {}
-    groups: dict[str, int] = {}
-
-
-class Evaluation(Model, frozen=True, kw_only=True):
-    """avg@k and pass@k of one split after one step (0: before training)."""
-
-    step: int
-    split: str
-    num_questions: int
-    num_samples: int
-    accuracy: float
-    pass_at_k: float
-    at: float = 0.0
-    accuracy_by_kind: dict[str, float] = {}
-    response_tokens_mean: float = 0.0
-    truncated_ratio: float = 0.0
-    num_faults: int = 0
-    seconds: float = 0.0
-
-
-class Checkpoint(Model, frozen=True, kw_only=True):
-    """A checkpoint on the disk of the deployment."""
-
-    step: int
-    path: str
-    at: float = 0.0
-    bytes: int = 0
-    seconds: float = 0.0
-    exists: bool = True
-    """Whether it is still on disk; older ones are deleted by the run's policy."""
-
-
-class WeightPush(Model, frozen=True, kw_only=True):
-    """One try to bring a rollout server to a weight version."""
-
-    version: int
-    instance: str
-    at: float = 0.0
-    seconds: float = 0.0
-    error: str = ""
-    """Empty where the server's checksum was confirmed."""
-    transport: str = "store"
-    """How the weights went, or were last tried: `store`, `cuda_ipc` or `nccl`."""
 
 
 class RunFile(Model, frozen=True, kw_only=True):

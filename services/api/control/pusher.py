@@ -18,12 +18,13 @@ from redis.asyncio import Redis
 from services.api.control.weight_client import PushFailedError, Target, TransportFailedError, WeightClient
 from services.api.live.journal import Journal
 from services.api.live.signals import Signals
+from services.api.storage import history
 from services.api.storage.database import Database
-from services.api.storage.repositories.runs import active_runs
-from services.api.storage.tables.history import WeightPushRow
+from services.api.storage.runs import active_runs
 from services.contracts import streams
 from services.contracts.heartbeat import ServiceRecord
 from services.contracts.pauses import growing_pause
+from services.contracts.records import WeightPush
 from services.runtime.connection import as_text
 from services.runtime.logs import get_logger
 from services.runtime.presence import list_services
@@ -70,7 +71,7 @@ class Pusher:
         journal: Journal,
         client: WeightClient,
         signals: Signals,
-        on_push: Callable[[WeightPushRow], None],
+        on_push: Callable[[WeightPush], None],
     ) -> None:
         self.redis = redis
         self.database = database
@@ -133,42 +134,47 @@ class Pusher:
 
     async def _bring(self, record: ServiceRecord, server: ServerWeights, target: Target, check_first: bool) -> None:
         """One try for one server."""
-        started = time.monotonic()
-        row = WeightPushRow(
-            run_id=server.run_id,
-            version=target.version,
-            instance=record.instance,
-            at=time.time(),
-            seconds=0.0,
-            error="",
-            transport="store",
-        )
-        samples_on = False
+        at, started = time.time(), time.monotonic()
+        transport, error, samples_on = "store", "", False
         try:
             if check_first and await self.client.confirm(record.url, target):
                 server.confirmed = target
                 return
-            row.transport = await self._update(record, server, target)
-        except PushFailedError as error:
-            row.error, samples_on = error.message, error.samples_on
-        row.seconds = time.monotonic() - started
+            transport = await self._update(record, server, target)
+        except PushFailedError as fault:
+            error, samples_on = fault.message, fault.samples_on
+        seconds = time.monotonic() - started
         was_out, was_told = server.is_out, server.num_failures > 0
         server.samples_on = samples_on
-        if row.error:
-            server.confirmed, server.error = None, row.error
+        if error:
+            server.confirmed, server.error = None, error
             server.num_failures += 1
             pause = growing_pause(FIRST_PAUSE_SECONDS, server.num_failures, MAX_PAUSE_SECONDS)
             server.retry_at = time.monotonic() + pause
         else:
             server.confirmed, server.num_failures, server.error, server.retry_at = target, 0, "", 0.0
-        await self._record(row)
-        if row.error and not (was_told and was_out == server.is_out):
+        push = WeightPush(
+            run_id=server.run_id,
+            version=target.version,
+            instance=record.instance,
+            at=at,
+            seconds=seconds,
+            error=error,
+            transport=transport,
+        )
+        await self._record(push)
+        await self._tell(push, server, was_out, was_told)
+
+    async def _tell(self, push: WeightPush, server: ServerWeights, was_out: bool, was_told: bool) -> None:
+        """Note on the run that a server fails, in another way than before, or no longer."""
+        if push.error and not (was_told and was_out == server.is_out):
             place = "is out of rotation" if server.is_out else "samples on with older weights"
-            text = f"Rollout server {row.instance} {place}: version {row.version} failed, {row.error}"
-            await self.journal.note(row.run_id, "error", text)
-        if not row.error and was_told:
+            text = f"Rollout server {push.instance} {place}: version {push.version} failed, {push.error}"
+            await self.journal.note(push.run_id, "error", text)
+        if not push.error and was_told:
             place = "is back in rotation at" if was_out else "has taken"
-            await self.journal.note(row.run_id, "info", f"Rollout server {row.instance} {place} version {row.version}.")
+            text = f"Rollout server {push.instance} {place} version {push.version}."
+            await self.journal.note(push.run_id, "info", text)
 
     async def _update(self, record: ServiceRecord, server: ServerWeights, target: Target) -> str:
         """By the learner's fast transport where it offers one, else, or where that fails, from the store. Returns
@@ -189,15 +195,15 @@ class Pusher:
         await self.client.update(record.url, target)
         return "store"
 
-    async def _record(self, row: WeightPushRow) -> None:
-        fields = {"run_id": row.run_id, "server": row.instance, "version": row.version}
-        self.on_push(row)
-        if row.error:
-            log.warning("weight push failed", error=row.error, **fields)
+    async def _record(self, push: WeightPush) -> None:
+        fields = {"run_id": push.run_id, "server": push.instance, "version": push.version}
+        self.on_push(push)
+        if push.error:
+            log.warning("weight push failed", error=push.error, **fields)
         else:
-            log.info("weights pushed", seconds=row.seconds, transport=row.transport, **fields)
+            log.info("weights pushed", seconds=push.seconds, transport=push.transport, **fields)
         async with self.database.write() as session:
-            session.add(row)
+            await history.store(session, push)
 
 
 def _engine_is_up(record: ServiceRecord, run_id: str) -> bool:

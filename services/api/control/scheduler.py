@@ -20,8 +20,7 @@ from redis.asyncio import Redis
 from services.api.control.roll_call import RollCall
 from services.api.live.journal import Journal
 from services.api.storage.database import Database
-from services.api.storage.repositories.runs import active_runs, unfinished_runs
-from services.api.storage.tables.runs import Run
+from services.api.storage.runs import Run, active_runs, unfinished_runs
 from services.contracts import streams
 from services.contracts.heartbeat import START_FAILURES, ServiceRecord
 from services.contracts.states import ACTIVE_STATES, RunState

@@ -18,7 +18,7 @@ from services.api.live.journal import Journal
 from services.api.live.queues import queue_states
 from services.api.live.stalls import Fleet, Stall, Wait, find_stalls, find_waits, no_queue_server
 from services.api.storage.database import Database
-from services.api.storage.repositories.runs import active_runs
+from services.api.storage.runs import active_runs
 from services.contracts.heartbeat import ServiceRecord
 from services.runtime.connection import is_outage
 from services.runtime.queue.server_log import queue_server_fault

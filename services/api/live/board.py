@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import msgspec
 from sqlalchemy import select
 
 from services.api.live.histograms import RunningHistogram, push_histogram
 from services.api.live.queues import QueueState
 from services.api.live.stalls import Stall, Wait
+from services.api.storage import history
 from services.api.storage.database import Database
-from services.api.storage.tables.history import EvaluationRow, StepRow, WeightPushRow
-from services.api.storage.tables.runs import Run
+from services.api.storage.runs import Run
 from services.contracts.events import EvaluationFinished, Event, Histogram, StepFinished
 from services.contracts.heartbeat import ServiceRecord
+from services.contracts.records import WeightPush
 from services.contracts.states import TERMINAL_STATES
 from services.contracts.step_metrics import STEP_HISTOGRAMS
 
@@ -44,11 +44,11 @@ class RunNumbers:
                 self.histograms.setdefault(name, RunningHistogram()).add(histograms[name])
             self.step = step
 
-    def add_push(self, row: WeightPushRow) -> None:
-        if row.error:
+    def add_push(self, push: WeightPush) -> None:
+        if push.error:
             self.num_failed_pushes += 1
         else:
-            self.push_seconds.observe(row.seconds)
+            self.push_seconds.observe(push.seconds)
 
 
 class Board:
@@ -78,8 +78,8 @@ class Board:
             case EvaluationFinished():
                 self.of(event.run_id).accuracy[event.split, event.num_samples] = event.accuracy
 
-    def on_push(self, row: WeightPushRow) -> None:
-        self.of(row.run_id).add_push(row)
+    def on_push(self, push: WeightPush) -> None:
+        self.of(push.run_id).add_push(push)
 
     async def refresh_runs(self, database: Database) -> None:
         """Which runs are shown: all that have not ended and the newest others."""
@@ -100,17 +100,12 @@ class Board:
     async def _rebuild_run(self, database: Database, run_id: str) -> None:
         numbers = self.of(run_id)
         async with database.read() as session:
-            of_run = StepRow.run_id == run_id
-            newest = await session.scalar(select(StepRow).where(of_run).order_by(StepRow.step.desc()).limit(1))
+            newest = await history.step_numbers(session, run_id)
             if newest is not None:
-                numbers.metrics, numbers.groups = newest.metrics, newest.groups
-            # of all other steps no metrics: reading them would cost three times as much
-            histograms = select(StepRow.step, StepRow.histograms).where(of_run).order_by(StepRow.step)
-            async for part in (await session.stream(histograms)).partitions(1000):
-                for step, counts in part:
-                    numbers.add_histograms(step, msgspec.convert(counts, dict[str, Histogram]))
-            query = select(EvaluationRow).where(EvaluationRow.run_id == run_id).order_by(EvaluationRow.step)
-            for evaluation in await session.scalars(query):
+                numbers.metrics, numbers.groups = newest
+            async for step, histograms in history.step_histograms(session, run_id):
+                numbers.add_histograms(step, histograms)
+            for evaluation in await history.evaluations(session, run_id):
                 numbers.accuracy[evaluation.split, evaluation.num_samples] = evaluation.accuracy
-            for push in await session.scalars(select(WeightPushRow).where(WeightPushRow.run_id == run_id)):
+            for push in await history.weight_pushes(session, run_id):
                 numbers.add_push(push)

@@ -9,7 +9,7 @@ import msgspec
 from services.api.live.broadcaster import Broadcaster, Entry
 from services.api.live.repeat import wait_at_most
 from services.api.storage.database import Database
-from services.api.storage.repositories.history import events_after
+from services.api.storage.event_log import events_after
 
 PAGE = 500
 KEEP_ALIVE_SECONDS = 15.0

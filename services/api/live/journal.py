@@ -15,10 +15,10 @@ import msgspec
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.api.live.broadcaster import Broadcaster, Entry
+from services.api.storage import history
 from services.api.storage.database import Database
-from services.api.storage.repositories.rows import TYPES, event_data, insert_ignoring, natural_key, store_rows
-from services.api.storage.tables.history import EventRow
-from services.api.storage.tables.runs import Run
+from services.api.storage.event_log import KINDS, append, event_data
+from services.api.storage.runs import Run
 from services.contracts import events
 from services.contracts.errors import ConflictError
 from services.contracts.states import TERMINAL_STATES, RunState, check_transition
@@ -70,7 +70,7 @@ class Journal:
             run.learner_said = event.state
         elif isinstance(event, events.StepFinished):
             run.step = event.step
-        await store_rows(session, event)
+        await history.store(session, event)
         return [(event, entry)]
 
     async def change_state(
@@ -105,18 +105,8 @@ class Journal:
 
     async def _append(self, session: AsyncSession, event: events.Event) -> Entry | None:
         data = event_data(event)
-        values = {
-            "run_id": event.run_id,
-            "key": natural_key(event),
-            "type": TYPES[type(event)],
-            "at": event.at,
-            "data": data,
-        }
-        result = await session.execute(insert_ignoring(session, EventRow, values).returning(EventRow.id))
-        new_id = result.scalar_one_or_none()
-        if new_id is None:
-            return None
-        return Entry(new_id, TYPES[type(event)], msgspec.json.encode(data).decode())
+        new_id = await append(session, event, data)
+        return None if new_id is None else Entry(new_id, KINDS[type(event)].type, msgspec.json.encode(data).decode())
 
 
 def apply_state(run: Run, new: RunState, reason: str, at: float) -> None:

@@ -15,8 +15,7 @@ from alembic.migration import MigrationContext
 
 from services.api.storage import database as module
 from services.api.storage.database import MIGRATIONS, Base, migrate, open_database
-from services.api.storage.repositories.history import events_after
-from services.api.storage.tables.history import EventRow
+from services.api.storage.event_log import EventRow, events_after
 from services.contracts.errors import ConfigurationError, UnavailableError
 from services.runtime.settings import Settings
 

@@ -265,7 +265,7 @@ async def test_a_group_that_changes_while_it_is_sent_breaks_the_answer(
     parts: Parts, client: httpx.AsyncClient, run_body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from services.api.resources.history.sample_stream import SamplesChangedError, sample_stream
-    from services.api.storage.repositories import history
+    from services.api.storage import history
 
     run_id = (await client.post("/v1/runs", json=run_body)).json()["id"]
     await store_groups(parts, run_id, 1, "x" * 100)

@@ -15,10 +15,11 @@ from redis.asyncio import Redis
 
 from services.api.container import Parts, make_parts
 from services.api.live.histograms import RunningHistogram, push_histogram
+from services.api.storage import history
 from services.api.storage.database import open_database
-from services.api.storage.tables.history import WeightPushRow
 from services.contracts import streams
 from services.contracts.events import EvaluationFinished, Histogram, RunStateChanged, StepFinished
+from services.contracts.records import WeightPush
 from services.contracts.step_metrics import STEP_METRICS
 from services.runtime.settings import Settings
 from tests.services.api.fakes import FakeInstance, client_of, eventually, looping, served
@@ -97,10 +98,12 @@ async def filled(parts: Parts, client: httpx.AsyncClient, body: dict[str, Any]) 
         ]
     )
     for error, seconds in (("", 0.3), ("refused", 1.0)):
-        row = WeightPushRow(run_id=run_id, version=1, instance="r", at=1.0, seconds=seconds, error=error)
-        parts.board.on_push(row)
+        push = WeightPush(
+            run_id=run_id, version=1, instance="r", at=1.0, seconds=seconds, error=error, transport="store"
+        )
+        parts.board.on_push(push)
         async with parts.database.write() as session:
-            session.add(row)
+            await history.store(session, push)
     return run_id
 
 

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from services.api.container import Parts
 from services.api.live.journal import apply_state
-from services.api.storage.tables.runs import Run
+from services.api.storage.runs import Run
 from services.contracts.errors import ConflictError
 from services.contracts.events import RunStateChanged
 from services.contracts.states import RUN_STATES, TERMINAL_STATES, TRANSITIONS, RunState

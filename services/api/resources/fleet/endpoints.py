@@ -21,7 +21,7 @@ from services.api.metrics.collector import make_registry
 from services.api.metrics.federation import Federation
 from services.api.resources.fleet.schemas import QueueList, ServiceItem, ServiceList
 from services.api.storage.database import Database
-from services.api.storage.repositories.runs import get_run, unfinished_runs
+from services.api.storage.runs import get_run, unfinished_runs
 from services.runtime.presence import list_services
 from services.runtime.settings import Settings
 

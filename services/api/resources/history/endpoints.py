@@ -7,11 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Request
+import msgspec
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from services.api.http.problems import responses
 from services.api.http.provide import Provided
+from services.api.http.records import answer
 from services.api.live.board import Board
 from services.api.live.broadcaster import Broadcaster
 from services.api.live.event_stream import event_stream
@@ -27,11 +29,12 @@ from services.api.resources.history.schemas import (
     WeightPushList,
 )
 from services.api.resources.history.step_stream import step_stream
+from services.api.storage import history
 from services.api.storage.database import Database
-from services.api.storage.repositories import history
-from services.api.storage.repositories.keyring import Keyring
-from services.api.storage.repositories.rows import TYPES
-from services.api.storage.repositories.runs import get_run
+from services.api.storage.event_log import TYPES
+from services.api.storage.keyring import Keyring
+from services.api.storage.runs import get_run
+from services.contracts.records import Checkpoint
 
 router = APIRouter(prefix="/v1/runs/{run_id}", tags=["history"])
 Data = Annotated[Database, Provided(Database)]
@@ -43,72 +46,71 @@ EVENT_SCHEMA = {
     "required": ["id", "event", "data"],
     "properties": {
         "id": {"type": "string", "description": "Send as Last-Event-ID to go on behind it."},
-        "event": {"type": "string", "enum": sorted(TYPES.values())},
+        "event": {"type": "string", "enum": TYPES},
         "data": {"type": "string", "contentMediaType": "application/json", "description": "The event's fields."},
     },
 }
 
 
+async def existing_run(run_id: str, database: Data) -> str:
+    """Id of a run that there is. Raises `NotFoundError`."""
+    async with database.read() as session:
+        await get_run(session, run_id)
+    return run_id
+
+
+RunId = Annotated[str, Depends(existing_run)]
+
+
 @router.get("/steps", response_model=StepList, responses=ERRORS)
 async def list_steps(
-    run_id: str,
+    run_id: RunId,
     database: Data,
     after: Annotated[int, Query(ge=0, le=2**31 - 1, description="Only steps above this number.")] = 0,
     limit: Annotated[int, Query(ge=1, le=10000)] = 1000,
 ) -> StreamingResponse:
     """Training steps in order."""
-    async with database.read() as session:
-        await get_run(session, run_id)
     return StreamingResponse(step_stream(database, run_id, after, limit), media_type="application/json")
 
 
-@router.get("/evaluations", responses=ERRORS)
-async def list_evaluations(run_id: str, database: Data) -> EvaluationList:
+@router.get("/evaluations", response_model=EvaluationList, responses=ERRORS)
+async def list_evaluations(run_id: RunId, database: Data) -> Response:
     """Evaluations in order of steps."""
     async with database.read() as session:
-        await get_run(session, run_id)
-        rows = await history.evaluations(session, run_id)
-    return EvaluationList(items=[EvaluationItem.model_validate(row) for row in rows])
+        return answer(EvaluationItem, await history.evaluations(session, run_id))
 
 
-@router.get("/checkpoints", responses=ERRORS)
-async def list_checkpoints(run_id: str, database: Data) -> CheckpointList:
+@router.get("/checkpoints", response_model=CheckpointList, responses=ERRORS)
+async def list_checkpoints(run_id: RunId, database: Data) -> Response:
     """Checkpoints in order of steps."""
     async with database.read() as session:
-        await get_run(session, run_id)
-        rows = await history.checkpoints(session, run_id)
+        written = await history.checkpoints(session, run_id)
 
-    def on_disk() -> list[bool]:
-        return [Path(row.path).is_dir() for row in rows]
+    def on_disk() -> list[Checkpoint]:
+        fields = [msgspec.structs.asdict(checkpoint) for checkpoint in written]
+        return [Checkpoint(**values, exists=Path(values["path"]).is_dir()) for values in fields]
 
-    exists = await asyncio.to_thread(on_disk)
-    items = [CheckpointItem.model_validate(row) for row in rows]
-    return CheckpointList(
-        items=[item.model_copy(update={"exists": there}) for item, there in zip(items, exists, strict=True)]
-    )
+    return answer(CheckpointItem, await asyncio.to_thread(on_disk))
 
 
-@router.get("/weight-pushes", responses=ERRORS)
+@router.get("/weight-pushes", response_model=WeightPushList, responses=ERRORS)
 async def list_weight_pushes(
-    run_id: str, database: Data, limit: Annotated[int, Query(ge=1, le=1000)] = 100
-) -> WeightPushList:
+    run_id: RunId, database: Data, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+) -> Response:
     """Tries to bring rollout servers to new weights, newest first."""
     async with database.read() as session:
-        await get_run(session, run_id)
-        rows = await history.weight_pushes(session, run_id, limit)
-    return WeightPushList(items=[WeightPushItem.model_validate(row) for row in rows])
+        return answer(WeightPushItem, await history.weight_pushes(session, run_id, limit))
 
 
 @router.get("/samples", response_model=SampleList, responses=ERRORS)
 async def list_samples(
-    run_id: str,
+    run_id: RunId,
     database: Data,
     step: Annotated[int | None, Query(ge=0, le=2**31 - 1, description="Only groups of this step.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 20,
 ) -> StreamingResponse:
     """Groups with all their rollouts, newest step first: `limit` of them, or fewer where they exceed 32 MiB."""
     async with database.read() as session:
-        await get_run(session, run_id)
         keys = await history.sample_keys(session, run_id, step, limit)
     return StreamingResponse(sample_stream(database, run_id, keys), media_type="application/json")
 

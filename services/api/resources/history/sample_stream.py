@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 
+from services.api.storage import history
 from services.api.storage.database import Database
-from services.api.storage.repositories import history
-from services.api.storage.repositories.history import SampleKey
+from services.api.storage.history import SampleKey
 
 PIECE_CHARACTERS = 128 << 10
 MAX_CHARACTERS = 32 << 20

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 
+from sqlalchemy import RowMapping
+
+from services.api.storage import history
 from services.api.storage.database import Database
-from services.api.storage.repositories import history
-from services.api.storage.repositories.history import StepText
 
 PAGE = 100
 _TEXT_OR_NO_NUMBER = re.compile(r'"(?:[^"\\]|\\.)*"|NaN|-?Infinity')
@@ -24,15 +25,16 @@ async def step_stream(database: Database, run_id: str, after: int, limit: int) -
         shown = rows[: min(PAGE, left)]
         if shown:
             yield (b"," if left < limit else b"") + ",".join(map(_text, shown)).encode()
-            left, last = left - len(shown), shown[-1].step
+            left, last = left - len(shown), shown[-1]["step"]
         if len(rows) == len(shown):
             break
         is_more = not left
     yield f'],"next_after":{last if is_more else "null"}}}'.encode()
 
 
-def _text(row: StepText) -> str:
-    return f'{{"step":{row.step},"at":{row.at!r},"metrics":{_finite(row.metrics)},"groups":{row.groups}}}'
+def _text(row: RowMapping) -> str:
+    fields = (f'"{name}":{_finite(str(value))}' for name, value in row.items())
+    return f"{{{','.join(fields)}}}"
 
 
 def _finite(text: str) -> str:

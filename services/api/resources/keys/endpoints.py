@@ -11,7 +11,7 @@ from services.api.http.bodies import BoundedRoute
 from services.api.http.problems import responses
 from services.api.http.provide import Provided
 from services.api.live.broadcaster import Broadcaster
-from services.api.storage.repositories.keyring import Keyring, Role
+from services.api.storage.keyring import Keyring, Role
 
 PREFIX = "/v1/keys"
 router = APIRouter(prefix=PREFIX, tags=["keys"], route_class=BoundedRoute)

@@ -15,11 +15,11 @@ from services.api.live.board import Board
 from services.api.live.broadcaster import Broadcaster
 from services.api.resources.runs.schemas import ForkRequest, RunDetail, RunPage, RunSummary, summary_fields
 from services.api.resources.runs.service import RunService
+from services.api.storage import history
+from services.api.storage import runs as repository
 from services.api.storage.database import Database
-from services.api.storage.repositories import history
-from services.api.storage.repositories import runs as repository
-from services.api.storage.repositories.keyring import Caller
-from services.api.storage.tables.runs import Run
+from services.api.storage.keyring import Caller
+from services.api.storage.runs import Run
 from services.contracts.run_config import RunConfig
 from services.contracts.states import RunState
 
@@ -142,7 +142,7 @@ async def _detail(database: Database, run: Run) -> RunDetail:
 
 
 async def _described(session: AsyncSession, run: Run) -> RunDetail:
-    newest = await history.newest_step(session, run)
+    newest = await history.step_numbers(session, run.id, run.step)
     first, last = await history.first_and_last_accuracy(session, run.id)
     return RunDetail(
         **summary_fields(run),

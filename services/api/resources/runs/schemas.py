@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from services.api.storage.tables.runs import Run
+from services.api.storage.runs import Run
 from services.contracts.model import MAX_INTEGER, Section
 from services.contracts.run_config import NAME_PATTERN
 from services.contracts.states import DesiredState, RunState

@@ -20,12 +20,12 @@ from services.api.live.journal import Journal
 from services.api.live.signals import Signals
 from services.api.resources.runs.fork import choose_checkpoint, forked_config, hand_over, settle, unsettle, unsettled
 from services.api.resources.runs.schemas import ForkRequest
-from services.api.storage.database import Base, Database
-from services.api.storage.repositories import runs
-from services.api.storage.tables.history import CheckpointRow
-from services.api.storage.tables.runs import Run
+from services.api.storage import history, runs
+from services.api.storage.database import Database
+from services.api.storage.runs import Run
 from services.contracts import streams
 from services.contracts.errors import ConfigurationError, ConflictError
+from services.contracts.events import CheckpointWritten, Event
 from services.contracts.run_config import RunConfig
 from services.contracts.states import TERMINAL_STATES, RunState, check_transition
 from services.runtime.inputs import check_inputs
@@ -85,8 +85,8 @@ class RunService:
         try:
             size = await asyncio.to_thread(hand_over, parent_folder, folder, step)
             path = str(checkpoint_folder(folder, step).resolve())
-            row = CheckpointRow(run_id=child.id, step=step, at=time.time(), path=path, bytes=size, seconds=0.0)
-            added = await self._add(child, row)
+            record = CheckpointWritten(run_id=child.id, step=step, at=time.time(), path=path, bytes=size, seconds=0.0)
+            added = await self._add(child, record)
         finally:
             await self._settle(folder)
         if added is child:  # else another request with the same key was faster
@@ -109,11 +109,13 @@ class RunService:
         for place in (self.settings.weights_of(folder.name), folder):
             await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
 
-    async def _add(self, run: Run, *rows: Base) -> Run:
+    async def _add(self, run: Run, *records: Event) -> Run:
         """Store a new run; where its idempotency key has been taken meanwhile, give the run that has it."""
         try:
             async with self.database.write() as session:
-                session.add_all([run, *rows])
+                session.add(run)
+                for record in records:
+                    await history.store(session, record)
         except IntegrityError:
             earlier = await self._created_before(run.idempotency_key, run.request_digest)
             if earlier is None:

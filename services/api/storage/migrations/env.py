@@ -2,10 +2,8 @@
 
 from alembic import context
 
+from services.api.storage import keyring, runs  # noqa: F401  tables register themselves
 from services.api.storage.database import Base
-from services.api.storage.tables import history as history_models  # noqa: F401  tables register themselves
-from services.api.storage.tables import keys as key_models  # noqa: F401
-from services.api.storage.tables import runs as run_models  # noqa: F401
 
 connection = context.config.attributes.get("connection")
 if connection is None:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sqlalchemy import delete, select
+from sqlalchemy import Float, String, delete, select
+from sqlalchemy.orm import Mapped, mapped_column
 
-from services.api.storage.database import Database
-from services.api.storage.tables.keys import ApiKey
+from services.api.storage.database import Base, Database
 from services.contracts.errors import ConflictError, NotFoundError
 
 Role = Literal["read", "operate"]
@@ -21,6 +21,20 @@ Role = Literal["read", "operate"]
 BOOTSTRAP = "TURNOUT_API_KEY"
 BOOTSTRAP_READ = "TURNOUT_READ_KEY"
 MAX_KEYS = 1000
+
+
+class ApiKey(Base):
+    """One key. Times are Unix seconds. Revoking deletes the row."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    """Also the start of the key's text, so that people can tell which key they hold."""
+    name: Mapped[str] = mapped_column(String(100))
+    role: Mapped[str] = mapped_column(String(16))
+    digest: Mapped[str] = mapped_column(String(64))
+    """SHA-256 of the key's text, hex. The text has 256 random bits, so a plain digest tells nothing of it."""
+    created_at: Mapped[float] = mapped_column(Float)
 
 
 @dataclass(frozen=True, slots=True)

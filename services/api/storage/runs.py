@@ -1,29 +1,60 @@
-"""Queries on the table of runs."""
+"""Runs: what was asked for, where each stands, and which instances work for it."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
-from sqlalchemy import ColumnElement, and_, delete, or_, select
+from sqlalchemy import JSON, ColumnElement, Float, Index, Integer, String, Text, and_, delete, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column
 
-from services.api.storage.tables.history import (
-    CheckpointRow,
-    EvaluationRow,
-    EventRow,
-    SampleRow,
-    StepRow,
-    WeightPushRow,
-)
-from services.api.storage.tables.runs import Run
+from services.api.storage.database import Base
+from services.api.storage.history import STEPS
 from services.contracts.errors import ConfigurationError, NotFoundError
 from services.contracts.states import ACTIVE_STATES, TERMINAL_STATES, RunState
 
 Sort = Literal["created_at", "-created_at", "name", "-name", "state", "-state", "step", "-step"]
+
+
+class Run(Base):
+    """One training run. Times are Unix seconds."""
+
+    __tablename__ = "runs"
+    __table_args__ = (Index(None, "created_at", "id"), Index(None, "state"))
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(100))
+    state: Mapped[str] = mapped_column(String(16))
+    """One of `services.contracts.states.RUN_STATES`; only `services.api.live.journal` changes it."""
+    desired: Mapped[str] = mapped_column(String(16))
+    """What a person asked for, `DesiredState`; the scheduler copies it to Redis."""
+    reason: Mapped[str] = mapped_column(Text, default="")
+    """Why the run is in its state, where that needs a word."""
+    config: Mapped[dict[str, Any]] = mapped_column(JSON)
+    """The checked run configuration, every default filled in."""
+    created_at: Mapped[float] = mapped_column(Float)
+    queued_at: Mapped[float] = mapped_column(Float)
+    started_at: Mapped[float | None] = mapped_column(Float)
+    finished_at: Mapped[float | None] = mapped_column(Float)
+    step: Mapped[int] = mapped_column(Integer, default=0)
+    """Newest training step finished."""
+    learner: Mapped[str | None] = mapped_column(String(200))
+    """Instance that trains the run; kept after the end, since its unacknowledged groups carry its name."""
+    learner_started_at: Mapped[float | None] = mapped_column(Float)
+    """Start of the learner process last seen, by the learner's clock: another number is another process."""
+    learner_said: Mapped[str] = mapped_column(String(16), default="")
+    """State in the newest state change that the learner reported."""
+    rollout_servers: Mapped[list[str]] = mapped_column(JSON, default=list)
+    idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)
+    request_digest: Mapped[str] = mapped_column(String(64), default="")
+    """SHA-256 of the creating request's configuration, to tell a repeated request from a different one."""
+    forked_from_run: Mapped[str | None] = mapped_column(String(64))
+    """Parent of a fork; no foreign key, since the parent may be deleted."""
+    forked_from_step: Mapped[int | None] = mapped_column(Integer)
 
 
 async def get_run(session: AsyncSession, run_id: str) -> Run:
@@ -64,8 +95,8 @@ async def page_of_runs(
     """
     column = {"created_at": Run.created_at, "name": Run.name, "state": Run.state, "step": Run.step}[sort.lstrip("-")]
     descending = sort.startswith("-")
-    newest = and_(StepRow.run_id == Run.id, StepRow.step == Run.step)
-    query = select(Run, StepRow.metrics).outerjoin(StepRow, newest)
+    newest = and_(STEPS.c.run_id == Run.id, STEPS.c.step == Run.step)
+    query = select(Run, STEPS.c.metrics).outerjoin(STEPS, newest)
     if state:
         query = query.where(Run.state.in_(state))
     if name:
@@ -84,9 +115,10 @@ async def page_of_runs(
 
 
 async def delete_run_rows(session: AsyncSession, run_id: str) -> None:
-    """Delete the run and its whole history."""
-    for table in (StepRow, EvaluationRow, CheckpointRow, WeightPushRow, EventRow, SampleRow):
-        await session.execute(delete(table).where(table.run_id == run_id))
+    """Delete the run and its whole history: every row of every table that names it."""
+    for table in Base.metadata.tables.values():
+        if "run_id" in table.c:
+            await session.execute(delete(table).where(table.c.run_id == run_id))
     await session.execute(delete(Run).where(Run.id == run_id))
 
 

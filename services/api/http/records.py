@@ -1,0 +1,59 @@
+"""Records of the contracts as answers: their OpenAPI schemas, and their JSON.
+
+FastAPI describes pydantic models, so a model is made from each record, with the record's docstrings as descriptions.
+Answers themselves are written by msgspec and need no model.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Collection, Iterable
+from itertools import pairwise
+from typing import Any
+
+import msgspec
+from fastapi import Response
+from pydantic import BaseModel, Field, create_model
+
+
+def schema(name: str, record: type[msgspec.Struct], hidden: Collection[str] = ("run_id",)) -> type[BaseModel]:
+    """A model named `name` of the record's fields. `hidden` ones are left out of answers; others are always there."""
+    texts = _docstrings(record)
+    fields: dict[str, Any] = {
+        field.name: (_plain(field.type), Field(description=texts.get(field.name)))
+        for field in msgspec.structs.fields(record)
+        if field.name not in hidden
+    }
+    return create_model(name, **fields)
+
+
+def listing(name: str, item: type[BaseModel], **further: Any) -> type[BaseModel]:
+    """A model of a list of items, with further fields as `create_model` takes them."""
+    return create_model(name, items=(list[item], ...), **further)  # type: ignore[valid-type]
+
+
+def answer(item: type[BaseModel], records: Iterable[msgspec.Struct]) -> Response:
+    """The JSON of a `listing`: of each record the fields that `item` has."""
+    rows = [{name: getattr(record, name) for name in item.model_fields} for record in records]
+    return Response(msgspec.json.encode({"items": rows}), media_type="application/json")
+
+
+def _plain(kind: Any) -> Any:
+    """A list of structs is described as one of objects."""
+    if getattr(kind, "__origin__", None) is list and issubclass(kind.__args__[0], msgspec.Struct):
+        return list[dict[str, Any]]
+    return kind
+
+
+def _docstrings(record: type[msgspec.Struct]) -> dict[str, str]:
+    """The strings below fields, of the class and its bases."""
+    found: dict[str, str] = {}
+    for base in reversed(record.__mro__[: record.__mro__.index(msgspec.Struct)]):
+        tree = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        for field, text in pairwise(ast.iter_child_nodes(tree)):
+            match field, text:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(doc))):
+                    found[name] = inspect.cleandoc(doc)
+    return found

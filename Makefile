@@ -14,7 +14,7 @@ UNIT := tests/unit tests/deploy/test_words.py tests/services/learner/objectives 
   tests/services/runtime/test_logs.py tests/services/runtime/test_model_folder.py tests/services/runtime/test_side_streams.py
 
 .PHONY: help install install-gpu install-dev demo up down doctor test test-deploy unit coverage chaos bench docs locks clean
-.PHONY: check check-python check-types check-borders check-page check-prose check-docs check-generated check-deploy
+.PHONY: check check-python check-types check-borders check-page check-prose check-docs check-generated check-deploy check-kubernetes
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -40,7 +40,7 @@ down:  ## Stop what `make up` started
 doctor: install  ## Say what this machine lacks
 	@$(BIN)/turnout doctor
 
-check: check-python check-types check-borders check-page check-prose check-docs check-generated check-deploy  ## All checks below
+check: check-python check-types check-borders check-page check-prose check-docs check-generated check-deploy check-kubernetes  ## All checks below
 
 check-python: install-dev  ## Format and lint of Python
 	$(BIN)/ruff format --check .
@@ -73,6 +73,12 @@ check-generated: install-dev  ## Generated pages and dashboards are up to date
 check-deploy: install-dev  ## The Dockerfile; the Compose files, where Docker Compose is installed
 	$(BIN)/hadolint deploy/docker/Dockerfile
 	@if docker compose version >/dev/null 2>&1; then deploy/check_compose.sh; else echo "Docker Compose is not installed, so its files are read by tests/deploy alone."; fi
+
+check-kubernetes: install-dev  ## The Kubernetes manifests render and fit Kubernetes' schemas
+	@set -o pipefail; for folder in overlays/cpu overlays/gpu example; do \
+	  $(BIN)/kubectl kustomize deploy/kubernetes/$$folder | $(BIN)/kubernetes-validate --strict --quiet --no-warn - || exit 1; \
+	done
+	@$(BIN)/kubernetes-validate --strict --quiet deploy/kubernetes/inputs.yaml
 
 test: check  ## All tests, on real parts
 	$(BIN)/python -m pytest

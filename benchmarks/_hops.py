@@ -35,9 +35,9 @@ from services.contracts.messages import (
     Verdict,
     VersionSpan,
 )
+from services.runtime.address import free_port
 from services.runtime.connection import connect
 from services.runtime.queue.queue import Queue
-from turnout.cli.local.plan import free_port
 
 RUN = "hops"
 GROUP_SIZE = 8

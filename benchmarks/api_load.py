@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from tests.ring.deployment import demo_config, deployment, patiently
+from tools.deployment import demo_config, deployment, patiently
 from turnout import Client
 
 EVENT_ID = re.compile(rb"\nid: (\d+)\n")

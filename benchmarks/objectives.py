@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._runs import Curve, band, play, seeds_text, smooth, spread, table
-from tests.ring.deployment import deployment
+from tools.deployment import deployment
 
 PLOT = Path(__file__).resolve().parent.parent / "docs" / "objectives.png"
 NUM_EVALUATIONS = 6

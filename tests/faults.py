@@ -19,8 +19,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from services.contracts.queue_users import OPERATOR
+from services.runtime.address import free_port
 from services.runtime.secret_files import FOLDER, queue_password
-from tests.conftest import free_port
 from turnout.cli.local.queue_server import answers, write_configuration
 
 ENTER_AS_USER = ["--mount", "--user", "--preserve-credentials"]

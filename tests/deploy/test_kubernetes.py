@@ -18,11 +18,12 @@ from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError
 
 from services.contracts import streams
+from services.runtime.address import free_port
 from services.runtime.connection import connect
 from services.runtime.settings import Settings
 from services.verifier.settings import VerifierSettings
 from tests.client.rings import until
-from tests.conftest import ROOT, free_port
+from tests.conftest import ROOT
 from turnout.cli.local.queue_server import answers, find_binary
 
 FOLDER = ROOT / "deploy" / "kubernetes"

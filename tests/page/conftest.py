@@ -16,7 +16,7 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from tests.conftest import free_port
+from services.runtime.address import free_port
 from tests.page.forked import start_api
 from tests.page.player import Player
 from tests.page.visitor import Visitor

@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 from services.contracts.states import TERMINAL_STATES
 from tests.ring.audit import Auditor
-from tests.ring.deployment import demo_config, deployment, finish, joined, kill, patiently, service
+from tests.ring.deployment import joined, kill, service
+from tools.deployment import demo_config, deployment, finish, patiently
 from turnout import Client
 from turnout.client.models import Evaluation, Run
 

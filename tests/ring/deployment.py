@@ -1,4 +1,4 @@
-"""A whole deployment with real parts, started and ended by the command that people use."""
+"""One service of a whole deployment: joined, looked at, killed."""
 
 from __future__ import annotations
 
@@ -7,62 +7,20 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import psutil
-import yaml
 
 from services.contracts.queue_users import USERS
-from services.contracts.run_config import merge
-from services.contracts.states import TERMINAL_STATES
-from tests.conftest import ROOT, free_port
+from tools.deployment import ROOT
 from turnout import Client
 from turnout.cli.local.processes import find, read_state
 from turnout.cli.local.queue_server import url_for
-from turnout.client.models import Run, Service
-
-DEMO = ROOT / "examples" / "runs" / "demo.yaml"
-TURNOUT = [sys.executable, "-m", "turnout.cli.main"]
-STALL_SECONDS = 5
-PATIENCE_SECONDS = 600.0
-"""Ends a test that would otherwise wait for ever; no test passes or fails by the clock."""
-
-
-def demo_config(**changes: Any) -> dict[str, Any]:
-    """The demo's run file with changes, section by section."""
-    return merge(yaml.safe_load(DEMO.read_text()), changes)
-
-
-def turnout(*arguments: str, home: Path, within: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
-    """The command, its end awaited. `within` comes before it: what makes it run somewhere else."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    environment["TURNOUT_STALL_SECONDS"] = str(STALL_SECONDS)
-    return subprocess.run(
-        [*within, *TURNOUT, *arguments, "--home", str(home)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-
-
-@contextmanager
-def deployment(home: Path, within: Sequence[str] = ()) -> Iterator[Client]:
-    """`turnout up --detach` with a client of its API; `turnout down` at the end, whatever happened."""
-    port = free_port()
-    started = turnout("up", "--detach", "--api-port", str(port), home=home, within=within)
-    try:
-        assert started.returncode == 0, started.stderr + started.stdout
-        with Client(f"http://127.0.0.1:{port}") as client:
-            yield client
-    finally:
-        turnout("down", home=home)
+from turnout.client.models import Service
 
 
 @contextmanager
@@ -114,29 +72,6 @@ def kill(home: Path, instance: str) -> bool:
     if process is not None:
         process.send_signal(signal.SIGKILL)
     return process is not None
-
-
-def patiently(ask: Callable[[], Any], until: Callable[[Any], bool]) -> Any:
-    """Ask until the answer is as wanted. An API that is being restarted is asked again."""
-    from services.contracts.errors import TurnoutError
-
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    answer: Any = None
-    while time.monotonic() < deadline:
-        try:
-            answer = ask()
-            if until(answer):
-                return answer
-        except TurnoutError as error:
-            answer = error
-        time.sleep(0.2)
-    raise AssertionError(f"still {answer!r} after {PATIENCE_SECONDS:.0f} s")
-
-
-def finish(client: Client, run_id: str) -> Run:
-    """The run once it has ended."""
-    run: Run = patiently(lambda: client.run(run_id), lambda run: run.state in TERMINAL_STATES)
-    return run
 
 
 def num_steps(client: Client, run_id: str) -> int:

@@ -15,8 +15,9 @@ import httpx
 import pytest
 import yaml
 
-from tests.conftest import ROOT, free_port
-from tests.ring.deployment import patiently
+from services.runtime.address import free_port
+from tests.conftest import ROOT
+from tools.deployment import patiently
 
 RULES = ROOT / "deploy" / "prometheus"
 LOCK_WAIT = "DPkg::Lock::Timeout=300"

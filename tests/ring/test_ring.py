@@ -18,20 +18,9 @@ from tests.conftest import ROOT
 from tests.faults import SmallDisk, small_disk
 from tests.ring.audit import Auditor
 from tests.ring.chaos import Action, Chaos, ledger_faults
-from tests.ring.deployment import (
-    demo_config,
-    deployment,
-    finish,
-    joined,
-    kill,
-    notes,
-    num_restarts,
-    num_steps,
-    patiently,
-    process_of,
-    service,
-)
+from tests.ring.deployment import joined, kill, notes, num_restarts, num_steps, process_of, service
 from tests.ring.prometheus import Prometheus, prometheus
+from tools.deployment import demo_config, deployment, finish, patiently
 from turnout import Client
 from turnout.client.models import Run
 

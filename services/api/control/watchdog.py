@@ -23,8 +23,6 @@ from services.contracts.heartbeat import ServiceRecord
 from services.runtime.connection import is_outage
 from services.runtime.queue.server_log import queue_server_fault
 
-STALL_SECONDS = 60.0
-"""A wait longer than this is noted on the run."""
 SETTLED_SECONDS = 10.0
 """A queue server that has answered for so long is back."""
 
@@ -59,7 +57,7 @@ class Watchdog:
         journal: Journal,
         board: Board,
         home: Path,
-        limit_seconds: float = STALL_SECONDS,
+        limit_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.redis = redis

@@ -1,7 +1,7 @@
 """Landlock: which files a process may reach, decided by itself, for good, without privileges (kernel 5.13 on).
 
 Rights that the running kernel does not know are left out (they are then bounded by the mounts and by seccomp only);
-`minimum_abi` in layers.py says what we insist on. See landlock(7) for the numbers.
+`Layers` in layers.py says which version is required. See landlock(7) for the numbers.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import httpx
 
+from services.runtime.address import free_port
 from services.runtime.settings import Settings
-from tests.conftest import free_port
 
 API = ("-m", "services.api")
 

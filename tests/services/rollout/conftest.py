@@ -23,8 +23,9 @@ from services.contracts import codec, streams
 from services.contracts.heartbeat import ServiceRecord
 from services.contracts.messages import CompletedGroup, PromptTask, Question, Sampling
 from services.contracts.run_config import parse_run_config
+from services.runtime.address import free_port
 from services.runtime.weights.store import Manifest, WeightStore
-from tests.conftest import ROOT, free_port
+from tests.conftest import ROOT
 from tests.services.rollout.models import make_adapted, make_model, make_tokenizer
 
 TOKEN = "token of the services"

@@ -21,9 +21,9 @@ from services.contracts.transports.layout import LAYOUT_FILE, Layout
 from services.learner.model.export import whole_weights
 from services.learner.publish.chunks import plan
 from services.learner.publish.nccl import NcclSender
+from services.runtime.address import free_port
 from services.runtime.queue.queue import HANDED_BACK_SECONDS
 from services.runtime.weights.store import verify_and_mark
-from tests.conftest import free_port
 from tests.services.rollout.conftest import INSTANCE, MAX_PROMPT, MAX_RESPONSE, Deployment
 from tests.services.rollout.models import make_adapted, make_model
 from tests.services.rollout.references import mismatch, mismatch_after_update, mismatch_greedy, reference_greedy

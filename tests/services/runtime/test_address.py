@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from services.runtime.address import authority, host_of, listen_on, port_is_free, url_of
+from services.runtime.address import authority, free_port, host_of, listen_on, port_is_free, url_of
 from services.runtime.settings import Settings
 
 
@@ -46,3 +46,14 @@ def test_who_listens_is_reached_under_its_url(host: str) -> None:
         assert not port_is_free(host, port)
         parts = urlsplit(url_of(host, port))
         socket.create_connection((parts.hostname, parts.port), timeout=5).close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::1"])
+def test_a_free_port_is_not_given_to_others_and_a_server_may_have_it(host: str) -> None:
+    port = free_port(host)
+    assert port not in {free_port(host) for _ in range(20)}
+    listen_on(host, port).close()
+
+
+def test_a_host_elsewhere_has_no_free_port() -> None:
+    assert free_port("192.0.2.1") == 0

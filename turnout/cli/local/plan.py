@@ -15,7 +15,7 @@ from pathlib import Path
 
 from services.contracts.errors import ConfigurationError, ConflictError, UnavailableError
 from services.contracts.queue_users import OPERATOR
-from services.runtime.address import DEFAULT_HOST, host_of, listen_on, port_is_free, url_of
+from services.runtime.address import free_port, host_of, port_is_free, url_of
 from services.runtime.secret_files import SERVICE_TOKEN, read_or_make
 from turnout.cli.local.home import check_weights_folder, make_private
 from turnout.cli.local.processes import LAUNCH_VARIABLE, alive, read_state
@@ -69,15 +69,6 @@ def working_folder() -> Path:
 def api_host() -> str:
     """The address that the services listen on."""
     return host_of(os.environ.get("TURNOUT_HOST", ""))
-
-
-def free_port(host: str = DEFAULT_HOST) -> int:
-    """A TCP port of this machine that nothing listens on at the moment; 0 for a host that is not this machine's."""
-    try:
-        with listen_on(host, 0) as probe:
-            return int(probe.getsockname()[1])
-    except OSError:
-        return 0
 
 
 def make_plan(home: Path, *, num_rollout_servers: int, num_verifiers: int, api_port: int) -> Plan:

@@ -1,0 +1,83 @@
+"""A whole deployment with real parts, started and ended by the command that people use; for tests and benchmarks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from services.contracts.errors import TurnoutError
+from services.contracts.run_config import merge
+from services.contracts.states import TERMINAL_STATES
+from services.runtime.address import free_port
+from turnout.client.client import Client
+from turnout.client.models import Run
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO = ROOT / "examples" / "runs" / "demo.yaml"
+TURNOUT = [sys.executable, "-m", "turnout.cli.main"]
+ROOTS = f"{ROOT}:{tempfile.gettempdir()}"
+"""Models and data come from temporary folders, too."""
+STALLED_AFTER = "5"
+PATIENCE_SECONDS = 600.0
+"""Ends what would otherwise wait indefinitely; no test passes or fails by the clock."""
+
+
+def demo_config(**changes: Any) -> dict[str, Any]:
+    """The demo's run file with changes, section by section."""
+    return merge(yaml.safe_load(DEMO.read_text()), changes)
+
+
+def turnout(*arguments: str, home: Path, within: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    """The command, its end awaited. `within` comes before it: what makes it run somewhere else."""
+    environment = {"TURNOUT_ROOTS": ROOTS} | os.environ | {"TURNOUT_STALL_SECONDS": STALLED_AFTER}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    return subprocess.run(
+        [*within, *TURNOUT, *arguments, "--home", str(home)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@contextmanager
+def deployment(home: Path, within: Sequence[str] = ()) -> Iterator[Client]:
+    """`turnout up --detach` with a client of its API; `turnout down` at the end, whatever happened."""
+    port = free_port()
+    started = turnout("up", "--detach", "--api-port", str(port), home=home, within=within)
+    try:
+        assert started.returncode == 0, started.stderr + started.stdout
+        with Client(f"http://127.0.0.1:{port}") as client:
+            yield client
+    finally:
+        turnout("down", home=home)
+
+
+def patiently(ask: Callable[[], Any], until: Callable[[Any], bool]) -> Any:
+    """Ask until the answer is as wanted. An API that is being restarted is asked again."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    answer: Any = None
+    while time.monotonic() < deadline:
+        try:
+            answer = ask()
+            if until(answer):
+                return answer
+        except TurnoutError as error:
+            answer = error
+        time.sleep(0.2)
+    raise AssertionError(f"still {answer!r} after {PATIENCE_SECONDS:.0f} s")
+
+
+def finish(client: Client, run_id: str) -> Run:
+    """The run once it has ended."""
+    run: Run = patiently(lambda: client.run(run_id), lambda run: run.state in TERMINAL_STATES)
+    return run

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -38,6 +40,7 @@ from services.learner.model.forward import (
 from services.learner.model.tree_attention import shares_prefixes
 from services.learner.objectives.terms.finite import require_finite
 from services.learner.objectives.terms.weights import dynamic_weights
+from services.learner.packing.rows import PackedBatch
 from services.learner.packing.sequence import TrainSequence
 from services.learner.update.engine import Engine, clock, numbers, real_type
 from services.learner.update.layout import Visits, lay_out, visits
@@ -45,6 +48,9 @@ from services.learner.update.logit_statistics import cut_fixed
 from services.learner.update.scoring import score, write_sequence_ratios
 from services.learner.update.statistics import MinibatchReport, count_weights, measure, take_details
 from services.learner.update.tokens import TeacherStates, Tokens
+
+Pass = Literal["teacher", "reference", "silent", "train"]
+"""`silent`: of the student, without gradient; `train`: with it."""
 
 
 def run_minibatch(
@@ -87,11 +93,13 @@ class _Update:
         silent = {row for row in rows if sequences[row].advantage == 0.0} - set(taught)
         referred = [row for row in rows if sequences[row].route == "grpo"] if self.layout.reference is not None else []
         silent -= set(referred)
-        share = shares_prefixes(engine.student)
-        self.reference_visits = visits(referred, sequences, budget, share=share)
-        self.teacher_visits = visits(taught, sequences, budget, share=share, with_teacher_prompt=True)
-        self.silent_visits = visits([row for row in rows if row in silent], sequences, budget, share=share)
-        self.train_visits = visits([row for row in rows if row not in silent], sequences, budget, share=share)
+        plan = partial(visits, sequences=sequences, budget=budget, share=shares_prefixes(engine.student))
+        self.plans: dict[Pass, Visits] = {
+            "teacher": plan(taught, with_teacher_prompt=True),
+            "reference": plan(referred),
+            "silent": plan([row for row in rows if row in silent]),
+            "train": plan([row for row in rows if row not in silent]),
+        }
         self.num_taught = len(taught)
         self.num_computed = 0
         self.hidden: Tensor | None = None
@@ -99,10 +107,10 @@ class _Update:
     def run(self, details: Collection[int]) -> MinibatchReport:
         started = clock(self.engine)
         rounds = self._agree()
-        self._teach(rounds[0])
-        self._refer(rounds[3])
+        self._teach(rounds["teacher"])
+        self._refer(rounds["reference"])
         taught = clock(self.engine)
-        self._train(rounds[1], rounds[2])
+        self._train(rounds["silent"], rounds["train"])
         sums, counts = self._gather()
         norm = self.engine.step()
         finished = clock(self.engine)
@@ -116,24 +124,26 @@ class _Update:
             details=take_details(self.layout, lengths, details),
         )
 
-    @property
-    def _plans(self) -> tuple[Visits, ...]:
-        return (self.teacher_visits, self.silent_visits, self.train_visits, self.reference_visits)
-
-    def _agree(self) -> list[int]:
-        """The denominators over all ranks; returns passes that every rank runs: teacher, silent, with gradient,
-        reference."""
+    def _agree(self) -> dict[Pass, int]:
+        """The denominators over all ranks; returns how many passes of each kind every rank runs."""
         layout = self.layout
         self.num_routed_tokens, self.num_taught_tokens = self.engine.all_reduce_sum(
             numbers(self.engine, [layout.num_tokens, layout.num_teacher_tokens])
         ).tolist()
-        most = self.engine.all_reduce_max(numbers(self.engine, [len(plan.batches) for plan in self._plans]))
-        teacher, silent, train, reference = (int(number) for number in most.tolist())
+        mine = numbers(self.engine, [len(plan.batches) for plan in self.plans.values()])
+        most = map(int, self.engine.all_reduce_max(mine).tolist())
+        rounds = dict(zip(self.plans, most, strict=True))
         # One pass with gradient at least: the engine's step needs a backward before it.
-        return [teacher, silent, max(1, train), reference]
+        return rounds | {"train": max(1, rounds["train"])}
+
+    def _load(self, kind: Pass, number: int) -> tuple[PackedBatch, int]:
+        """One micro-batch; see `Visits.load`."""
+        batch, num_grpo = self.plans[kind].load(number, self.sequences, self.layout, self.engine.device)
+        self.num_computed += batch.input_ids.numel()
+        return batch, num_grpo
 
     def _teach(self, rounds: int) -> None:
-        """Teacher passes: hidden states, and where weights ask for them entropies and weights."""
+        """Teacher passes: hidden states, and entropies and weights if the objective has weights."""
         weighted = self.objective.is_weighted(self.section)
         if not rounds:
             return
@@ -150,8 +160,7 @@ class _Update:
     def _teach_one(self, number: int, weighted: bool) -> None:
         engine, layout = self.engine, self.layout
         assert engine.teacher is not None
-        batch, _ = self.teacher_visits.load(number, self.sequences, layout, engine.device)
-        self.num_computed += batch.input_ids.numel()
+        batch, _ = self._load("teacher", number)
 
         def job(project: Project, hidden: Tensor) -> Tensor:
             states = select(hidden, batch.positions)
@@ -172,24 +181,22 @@ class _Update:
         for number in range(rounds):
             assert self.engine.reference is not None, "a reference KL is asked for but the engine has no reference"
             assert self.layout.reference is not None
-            batch, _ = self.reference_visits.load(number, self.sequences, self.layout, self.engine.device)
-            self.num_computed += batch.input_ids.numel()
+            batch, _ = self._load("reference", number)
             score(self.engine.reference, batch, self.layout, self.layout.reference, self.temperature)
 
     def _train(self, silent: int, train: int) -> None:
         """Student passes: those without gradient, then those with."""
         for number in range(silent):
             with torch.no_grad():
-                self._student_pass(self.silent_visits, number)
+                self._student_pass("silent", number)
         for number in range(train):
             # The graph of one micro-batch is freed before the next one starts.
-            self.engine.backward(self._student_pass(self.train_visits, number), last=number == train - 1)
+            self.engine.backward(self._student_pass("train", number), last=number == train - 1)
 
-    def _student_pass(self, plan: Visits, number: int) -> Tensor:
+    def _student_pass(self, kind: Pass, number: int) -> Tensor:
         """The loss of one micro-batch, a scalar."""
         engine, section = self.engine, self.section
-        batch, num_grpo = plan.load(number, self.sequences, self.layout, engine.device)
-        self.num_computed += batch.input_ids.numel()
+        batch, num_grpo = self._load(kind, number)
         with ExitStack() as stack:
             teacher = None
             if self.num_taught_tokens and torch.is_grad_enabled() and engine.teacher is not None:
@@ -222,7 +229,7 @@ class _Update:
         """Sums over all ranks and the weights' histogram; refuses what is not finite."""
         layout = self.layout
         sdpo = float(layout.is_sdpo.sum())
-        needed = sum(plan.num_needed_tokens for plan in self._plans)
+        needed = sum(plan.num_needed_tokens for plan in self.plans.values())
         counts = {
             "num_tokens": float(layout.num_tokens),
             "num_grpo_tokens": layout.num_tokens - sdpo,
@@ -241,6 +248,4 @@ class _Update:
         for name in ("behaviour", "logprobs", "old", "teacher_entropy_sum", "divergence_sum", "reference_kl_sum"):
             require_finite(name.removesuffix("_sum"), values[name])
         require_finite("loss", values["loss_grpo_sum"] + values["loss_sdpo_sum"])
-        return {name: float(value) for name, value in values.items()}, [
-            int(count) for count in total[len(names) :].tolist()
-        ]
+        return {name: float(value) for name, value in values.items()}, list(map(int, total[len(names) :].tolist()))

@@ -1,4 +1,4 @@
-"""Bounds of what people send in JSON and YAML, checked before anything is made of it.
+"""Bounds of what people send, checked before anything is made of it. `run_file` keeps to them in YAML.
 
 A run's configuration has fewer than 200 values. Without a bound, one body of unknown fields holds up everybody while
 each field is looked at and a sentence is written about it; an alias of YAML stands for as many values as one likes.
@@ -9,15 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import yaml
-
 from services.contracts.errors import ConfigurationError
 
 MAX_VALUES = 1000
 MAX_DEPTH = 20
 MAX_PLACE = 120
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""libyaml's, a tenth of the time, if PyYAML was built with it."""
 REMEDY = "docs/configuration.md has every field of a run."
 
 
@@ -65,26 +61,3 @@ def _check_text(place: str, value: Any) -> None:
             remedy="Leave it out; a character beyond U+FFFF is a pair of such halves.",
             field=place[:MAX_PLACE] or None,
         ) from error
-
-
-def check_yaml(text: str) -> None:
-    """Refuse YAML that is larger than it looks, before it is read.
-
-    Raises:
-        ConfigurationError: aliases, too many values, too many levels.
-        yaml.YAMLError: it is not YAML.
-    """
-    depth = num_values = 0
-    for event in yaml.parse(text, Loader=LOADER):
-        if isinstance(event, yaml.AliasEvent):
-            line = event.start_mark.line + 1 if event.start_mark else 1
-            raise ConfigurationError(
-                f"The text uses YAML aliases (line {line}: *{str(event.anchor)[:50]}), which run files do not need.",
-                remedy="Write the value out.",
-            )
-        num_values += isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent)
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > MAX_DEPTH:
-            raise ConfigurationError(f"The text is nested more than {MAX_DEPTH} levels deep.", remedy=REMEDY)
-        if num_values > 2 * MAX_VALUES:  # a field is two: its name and its value
-            raise ConfigurationError(f"The text holds more than {MAX_VALUES} values.", remedy=REMEDY)

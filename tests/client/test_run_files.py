@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from services.contracts.errors import ConfigurationError
+from services.contracts.run_file import check
 from tests.conftest import ROOT
-from turnout.cli.run_file import check, load_run, read_run_file
+from turnout.cli.run_file import load_run, read_run_file
 
 FILES = sorted((ROOT / "examples" / "runs").glob("*.yaml"))
 GOOD = "name: x\nmodel: {path: m}\ndata: {train: t}\ntraining:\n  steps: 3\n"
@@ -104,33 +105,29 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
         load_run(tmp_path / "none.yaml")
 
 
-LAUGHS = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
-
-
 @pytest.mark.parametrize(
     ("text", "says"),
-    [
-        (GOOD + LAUGHS, "YAML aliases (line 7: *a)"),
-        ("a: &a [*a]", "YAML aliases (line 1: *a)"),
-        (GOOD + "data2: &d {a: 1}\nmore:\n  <<: *d\n", "YAML aliases"),
-        ("[" * 5000, "more than 20 levels"),
-        ("".join(f"f{number}: 1\n" for number in range(1100)), "more than 1000 values"),
-        ("# " + "x" * 1_000_000, "more than 1000000 characters"),
-        ('name: "\\ud800"', "character"),
-    ],
-    ids=["laughs", "itself", "merge", "deep", "many", "long", "half"],
+    [("a: &a [*a]", "line 1: *a is a YAML alias"), ("# " + "x" * 1_000_000, "more than 1000000 characters")],
+    ids=["alias", "long"],
 )
 def test_a_file_that_is_larger_than_it_looks_is_refused_in_one_sentence(tmp_path: Path, text: str, says: str) -> None:
     path = written(tmp_path, text)
     with pytest.raises(ConfigurationError) as caught:
         load_run(path)
+    assert caught.value.message.startswith(str(path))
     assert says in caught.value.message
     assert "\n" not in caught.value.message
-    if says != "character":  # libyaml refuses it, PyYAML's own reader does not
-        assert caught.value.message.startswith(str(path))
 
 
-@pytest.mark.parametrize("value", ["[&a [1], *a, *a]", "&a [*a]", "[" * 5000, "{<<: &a {x: 1}, y: *a}"])
-def test_a_setting_that_is_larger_than_it_looks_is_refused(tmp_path: Path, value: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"^--set training\.steps: The text"):
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("[&a [1], *a, *a]", r"\*a is a YAML alias"),
+        ("[" * 5000, "values are nested"),
+        ("{<<: &a {x: 1}, y: *a}", r"\*a is a YAML alias"),
+        ("[1", "not YAML"),
+    ],
+)
+def test_a_setting_that_cannot_be_read_is_refused(tmp_path: Path, value: str, says: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^--set training\.steps: {says}"):
         load_run(written(tmp_path, GOOD), [f"training.steps={value}"])

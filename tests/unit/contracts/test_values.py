@@ -8,7 +8,7 @@ import pytest
 
 from services.contracts.errors import ConfigurationError
 from services.contracts.run_config import parse_run_config
-from services.contracts.values import MAX_DEPTH, MAX_VALUES, check_values, check_yaml
+from services.contracts.values import MAX_DEPTH, MAX_VALUES, check_values
 
 
 def nested(levels: int) -> Any:
@@ -22,7 +22,6 @@ def test_what_a_run_may_need_passes() -> None:
     check_values({"model": {"lora": {"target_modules": ["x"] * (MAX_VALUES - 4)}}, "name": "é \U0001f680"})
     check_values(nested(MAX_DEPTH - 1))
     check_values(None)
-    check_yaml("\n".join(f"a{number}: [1]" for number in range(600)))
 
 
 @pytest.mark.parametrize(
@@ -43,30 +42,6 @@ def test_what_no_run_needs_is_refused(values: Any, words: str, field: str | None
             check(values)
         assert caught.value.field == field
         str(caught.value).encode()
-
-
-def bomb(levels: int) -> str:
-    """A few lines that stand for 9 to the power of `levels` values."""
-    lines = ["a0: &a0 lol"]
-    lines += [f"a{n}: &a{n} [" + ", ".join([f"*a{n - 1}"] * 9) + "]" for n in range(1, levels)]
-    return "\n".join(lines)
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        (bomb(30), r"YAML aliases \(line 2: \*a0\)"),
-        ("a: &a [*a]", "YAML aliases"),
-        ("base: &b {x: 1}\nmore:\n  <<: *b", r"YAML aliases \(line 3: \*b\)"),
-        ("[" * 100_000, "more than 20 levels"),
-        ("- " * 1000 + "a", "more than 20 levels"),
-        ("\n".join(f"a{number}: 1" for number in range(1001)), "more than 1000 values"),
-    ],
-    ids=["laughs", "itself", "merge", "brackets", "dashes", "fields"],
-)
-def test_yaml_that_is_larger_than_it_looks_is_refused(text: str, words: str) -> None:
-    with pytest.raises(ConfigurationError, match=words):
-        check_yaml(text)
 
 
 def test_of_very_many_faults_the_first_are_told() -> None:

@@ -2,6 +2,8 @@
 // @ts-check
 import { fill, h, say } from './dom.js';
 
+const LONGEST_WAIT_SECONDS = 10;
+
 class Connection {
   constructor() {
     /** @type {'connecting' | 'connected' | 'live' | 'disconnected'} */
@@ -24,13 +26,13 @@ class Connection {
   }
 
   /**
-   * Nothing was answered. Shows it, and resolves when it is time to try again.
-   * @param {number} seconds
+   * No answer. Shows it, and resolves when it is time to try again.
+   * @param {number} failures tries in a row that got no answer
    * @param {AbortSignal} signal
    */
-  async down(seconds, signal) {
+  async down(failures, signal) {
     this.show('disconnected');
-    const until = Date.now() + seconds * 1000;
+    const until = Date.now() + Math.min(2 ** (failures - 1), LONGEST_WAIT_SECONDS) * 1000;
     await new Promise((resolve) => {
       const wake = () => {
         clearInterval(timer);
@@ -107,7 +109,7 @@ export async function poll(seconds, signal, ask, onproblem) {
       }
       failures += 1;
       if (!connection.live) {
-        await connection.down(Math.min(2 ** (failures - 1), 10), signal);
+        await connection.down(failures, signal);
         continue;
       }
     }

@@ -3,7 +3,6 @@
 import { askForKey, credentials, problemOf, runPath } from './api.js';
 import { connection } from './connection.js';
 
-const LONGEST_WAIT_SECONDS = 10;
 /** The API sends a comment every 15 s; silence for longer than this means that the connection is dead. */
 const SILENCE_SECONDS = 40;
 
@@ -39,7 +38,7 @@ export async function follow(runId, signal, onevents, onrefused) {
       if (signal.aborted) return;
     }
     failures += 1;
-    await connection.down(Math.min(2 ** (failures - 1), LONGEST_WAIT_SECONDS), signal);
+    await connection.down(failures, signal);
   }
 }
 

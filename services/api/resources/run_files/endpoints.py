@@ -6,15 +6,13 @@ import asyncio
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.api.http.bodies import BoundedRoute
 from services.api.http.problems import Problem, responses
 from services.contracts.errors import ConfigurationError
-from services.contracts.run_config import parse_run_config
-from services.contracts.values import LOADER, check_yaml
+from services.contracts.run_file import check, read_run_text
 
 router = APIRouter(prefix="/v1/run-files", tags=["run files"], route_class=BoundedRoute)
 FOLDER = Path("examples/runs")
@@ -47,7 +45,7 @@ class CheckedRunFile(BaseModel):
     config: dict[str, Any] | None = None
     """What the text means, every default filled in: the body for `POST /v1/runs`."""
     problem: Problem | None = None
-    """What `POST /v1/runs` would say."""
+    """What `POST /v1/runs` would say, with the line of each fault."""
 
 
 @router.get("", responses=responses(401))
@@ -60,37 +58,13 @@ async def list_run_files() -> RunFileList:
 async def check_run_file(body: RunFileText) -> CheckedRunFile:
     """Read a run file and check every field of it. Nothing is started; a wrong file is a verdict, not an error."""
     try:
-        config = parse_run_config(await asyncio.to_thread(parse_text, body.text))
+        config = await asyncio.to_thread(lambda: check(read_run_text(body.text)))
     except ConfigurationError as error:
         verdict = Problem(
             title=error.title, status=error.status, detail=error.message, field=error.field, remedy=error.remedy or None
         )
         return CheckedRunFile(problem=verdict)
     return CheckedRunFile(config=config.model_dump(mode="json"))
-
-
-def parse_text(text: str) -> dict[str, Any]:
-    """The values in a run file's text.
-
-    Raises:
-        ConfigurationError: not YAML (with the line), not a mapping, aliases (which can expand without bound), too deep.
-    """
-    try:
-        check_yaml(text)
-        values = yaml.load(text, Loader=LOADER)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise _unreadable(f"The text is not YAML{place}: {error.problem or error.context}.") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that does not exist
-        raise _unreadable(f"The text cannot be read as YAML: {error}.") from error
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise _unreadable("The text is not a run file: it must be `field: value` lines.")
-    return values
-
-
-def _unreadable(sentence: str) -> ConfigurationError:
-    return ConfigurationError(sentence, remedy="examples/runs has examples.")
 
 
 def _read_folder() -> list[RunFile]:

@@ -166,14 +166,14 @@ export async function runView(box, { path }, signal) {
 
 /** @param {string} id @param {HTMLElement} box @param {AbortSignal} signal */
 async function firstAnswer(id, box, signal) {
-  for (let failures = 0; !signal.aborted; failures += 1) {
+  for (let failures = 1; !signal.aborted; failures += 1) {
     try {
       return await call(runPath(id), { signal });
     } catch (error) {
       const problem = /** @type {any} */ (error);
       if (signal.aborted) return null;
       if (problem.status === 0 || problem.status === 503) {
-        await connection.down(Math.min(2 ** failures, 10), signal);
+        await connection.down(failures, signal);
         continue;
       }
       fill(box, heading(id), problemBox(problem), h('p', {}, h('a', { href: '#/' }, 'See all runs')));

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import yaml
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError
 
 from services.contracts import streams
@@ -293,7 +295,7 @@ async def test_each_service_signs_in_to_the_queue_server_as_itself(passwords: tu
             if name == "verifier":
                 with pytest.raises(NoPermissionError):
                     await redis.xadd(streams.prompts("r1"), {"field": "value"})
-    async with Redis(port=port) as redis:
+    async with Redis(port=port, retry=Retry(NoBackoff(), 0)) as redis:
         with pytest.raises(AuthenticationError):
             await redis.ping()
 

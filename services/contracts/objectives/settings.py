@@ -48,7 +48,7 @@ class ObjectiveSettings(Section):
     demonstration: Literal["first", "random", "shortest"] = "first"
     """Which correct sibling the teacher's prompt shows."""
     feedback: Literal["none", "alone", "with_solution", "fallback"] = "none"
-    """Verifier feedback to the teacher: never, instead of the solution, beside it, or if no sibling is correct."""
+    """Verifier feedback to the teacher: never, instead of the solution, with it, or if no sibling is correct."""
     mix_lambda: Fraction = 0.9
     """Share of the GRPO advantage in the mixed one."""
 

@@ -54,7 +54,7 @@ class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return sum(chunk.bytes for chunk in self.chunks)
 
     def check(self) -> None:
-        """Raise `MalformedMessageError` where tensors overlap, leave their chunk or have an unknown dtype."""
+        """Raise `MalformedMessageError` if tensors overlap, leave their chunk or have an unknown dtype."""
         for chunk in self.chunks:
             end = 0
             if chunk.bytes % ALIGNMENT:

@@ -27,10 +27,10 @@ def leave_out(
     objective: ObjectiveSection,
 ) -> Kept:
     """Apply `mask_truncated` (DAPO's overlong filtering, arXiv 2503.14476, section 3.4), then
-    `skip_uninformative_groups` (after its section 3.2, without sampling anew).
+    `skip_uninformative_groups` (after its section 3.2, without sampling others).
 
     What is left out has route `none`: no loss, no tokens in the denominator, no teacher pass. Its reward stays in the
-    group's baseline, and it may still be the demonstration of a sibling. A group is uninformative where every rollout
+    group's baseline, and it may still be the demonstration of a sibling. A group is uninformative if every rollout
     left has advantage 0 and no teacher pass, so that nothing in it could move the policy.
 
     Args:

@@ -89,7 +89,7 @@ def teacher_information(
     """f_i: the correct sibling to show (None for none) and whether to show the rollout's own feedback.
 
     feedback `none`: siblings only. `alone`: feedback only. `with_solution`: whatever exists of both. `fallback`:
-    feedback only where no sibling is correct.
+    feedback only if no sibling is correct.
     """
     has_feedback = outcome.has_feedback[index]
     if objective.feedback == "alone":
@@ -103,7 +103,7 @@ def teacher_information(
 
 
 def choose_demonstration(index: int, correct: list[bool], outcome: GroupOutcome, choice: str, seed: str) -> int | None:
-    """Index of a correct sibling of rollout `index` that has something to show, or None where there is none.
+    """Index of a correct sibling of rollout `index` that has something to show, or None if there is none.
 
     Ties of `shortest`: the first.
     """

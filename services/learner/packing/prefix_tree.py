@@ -104,7 +104,7 @@ def pack_tree(
     column = np.arange(tree.ids.shape[1])
     is_own = (column >= tree.shared[:, None]) & (column < tree.lengths[:, None])
     numbers = np.cumsum(is_own).reshape(is_own.shape) - 1
-    # Nodes are numbered row by row, so the largest number above is that of the last row to begin anew there.
+    # Nodes are numbered row by row, so the largest number above is that of the last row to branch off there.
     nodes = np.maximum.accumulate(np.where(is_own, numbers, 0), axis=0)
     place = np.argsort(tree.order)
     positions = [

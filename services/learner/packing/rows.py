@@ -5,7 +5,7 @@ A row is prompt and response without the last response token: nothing is predict
 
 - the nodes of the rows' prefix tree as one row without padding (`prefix_tree`);
 - here: rows sorted by length, cut where padding would cost most, padded on the right. With causal attention a real
-  token never looks at what stands to its right, so there is no mask and positions are 0, 1, 2, ...
+  token never looks to its right, so there is no mask and positions are 0, 1, 2, ...
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Paths:
     """[rows, longest] token numbers each, int64: rows of nearly equal length that attention reads together; past a
     row's end any number."""
     back: Tensor
-    """[N], int64: where each token stands among the positions of all buckets laid end to end."""
+    """[N], int64: where each token is among the positions of all buckets laid end to end."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ class TrainSequence:
     prompt_ids: list[int]
     """The rendered prompt; at least one token."""
     response_ids: list[int]
-    """The sampled tokens, end-of-sequence included where it was sampled; may be empty."""
+    """The sampled tokens, end-of-sequence included if it was sampled; may be empty."""
     behaviour_logprobs: list[float]
     """mu: natural-log probability of each response token under the distribution that it was drawn from."""
     advantage: float

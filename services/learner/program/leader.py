@@ -226,7 +226,7 @@ class Leader:
             reason, fault = self.batcher.last_drop
             raise TurnoutError(
                 f"The last {limit} groups were all dropped as {reason}{': ' + fault.rstrip('.') if fault else ''}.",
-                remedy="Mend the cause, then resume the run.",
+                remedy="Fix the cause, then resume the run.",
             )
 
     def _train(self, batch: Batch) -> None:

@@ -40,7 +40,7 @@ _NO_LETTER = Buried("it was on no stream", fatal=False)
 
 
 def starting_ledger(checkpoint: Loaded | None, config: RunConfig) -> Ledger:
-    """The ledger to go on with, and so the position in the data.
+    """The ledger to continue with, and so the position in the data.
 
     A fork keeps its parent's. Where it has other `prompts_per_step`, the steps before it count as if they had had that
     size too: the feeder's credit and each task's step follow from the position.
@@ -67,7 +67,7 @@ def tell_checkpoint(link: RunLink, folder: Path, step: int, seconds: float = 0.0
 def catch_up(link: RunLink, session: TrainingSession, batcher: Batcher, feeder: Feeder, publisher: Publisher) -> None:
     """Bring Redis and the checkpoint together before anything runs.
 
-    The published version may be ahead of the checkpoint (steps since then will be replayed) or, where Redis lost data,
+    The published version may be ahead of the checkpoint (steps since then will be replayed) or, if Redis lost data,
     behind it: then the checkpoint's weights are published again and the feeding cursor is moved up. Where the published
     weights are not whole any more (they lay in memory, or the disk lost them), the run goes back to the checkpoint's,
     and the replay publishes the later ones again.

@@ -16,9 +16,9 @@ class Engine(Protocol):
     student: nn.Module
     """Hugging Face causal LM; parameters in the type of the forward pass."""
     teacher: nn.Module | None
-    """Hugging Face causal LM that holds the moving-average weights, without gradients; None where never needed."""
+    """Hugging Face causal LM that holds the moving-average weights, without gradients; None if never needed."""
     reference: nn.Module | None
-    """Hugging Face causal LM with the run's initial weights, frozen; None where `reference_kl_coefficient` is 0."""
+    """Hugging Face causal LM with the run's initial weights, frozen; None if `reference_kl_coefficient` is 0."""
     rank: int
     num_ranks: int
     device: torch.device

@@ -21,7 +21,7 @@ from services.learner.update.token_statistics import TokenStatistics
 class Layout:
     """T response tokens of the routed, non-empty sequences of one rank, in the order of the sequences.
 
-    Tensors are on the engine's device; real numbers are float32 (float64 where the model is).
+    Tensors are on the engine's device; real numbers are float32 (float64 if the model is).
     """
 
     rows: list[int]
@@ -35,7 +35,7 @@ class Layout:
     behaviour: Tensor
     """log mu, [T]."""
     old: Tensor | None
-    """log pi_old, [T]; None where it is the student's own log-probability."""
+    """log pi_old, [T]; None if it is the student's own log-probability."""
     advantage: Tensor
     """[T]."""
     is_sdpo: Tensor
@@ -45,7 +45,7 @@ class Layout:
     sequence: Tensor | None
     """Mean log ratio of each token's response, [T]; filled in by each student pass. None for ratios by token."""
     reference: Tensor | None
-    """Log-probability under the initial model, [T]; None where it is not asked for."""
+    """Log-probability under the initial model, [T]; None if it is not asked for."""
     slots: Tensor
     """Place of each token among those with a teacher pass, or -1; [T], int64."""
     num_teacher_tokens: int
@@ -56,7 +56,7 @@ class Layout:
 
 
 def check_sequences(sequences: Sequence[TrainSequence]) -> None:
-    """Raise `TurnoutError` where a sequence's parts do not fit together."""
+    """Raise `TurnoutError` if a sequence's parts do not fit together."""
     for index, sequence in enumerate(sequences):
         if not sequence.prompt_ids or sequence.teacher_prompt_ids == []:
             raise TurnoutError(f"Sequence {index} has an empty prompt; there is nothing to predict its response from.")
@@ -120,7 +120,7 @@ class Visits:
 
     batches: list[list[int]]
     num_needed_tokens: int
-    """What the passes must compute: no padding, and of a common prefix no more than one where prefixes are shared."""
+    """What the passes must compute: no padding, and of a common prefix no more than one if prefixes are shared."""
     share: bool
     """As prefix trees, or as padded rows."""
     with_teacher_prompt: bool

@@ -24,7 +24,7 @@ class TokenDetail:
 
     logprobs: list[float]
     teacher_entropy: list[float]
-    """Nats; this and the next two are empty where no teacher pass was made."""
+    """Nats; this and the next two are empty if no teacher pass was made."""
     weight: list[float]
     divergence: list[float]
 

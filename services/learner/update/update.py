@@ -5,7 +5,7 @@ Order of work on every rank (docs/algorithm.md, "From sequences to an update"):
 1. lay the routed response tokens end to end; agree with the other ranks on the denominator and on how many passes of
    each kind everybody runs (ranks with fewer run dummies, whose loss is tied in with factor 0);
 2. teacher passes over the tokens that need one: hidden states are kept, and entropies, so that the dynamic weights
-   average 1 over the WHOLE mini-batch before the first gradient; passes of the initial model, where asked for;
+   average 1 over the WHOLE mini-batch before the first gradient; passes of the initial model, if asked for;
 3. student passes without gradient for sequences whose loss cannot have one (GRPO with advantage 0): numbers only;
 4. student passes with gradient, each divided by the global denominator, so that they add up to the objective;
 5. sums over ranks; numbers that are not finite are refused by name, on every rank, before the weights change;
@@ -177,7 +177,7 @@ class _Update:
         run_with_job(engine.teacher, batch, job)
 
     def _refer(self, rounds: int) -> None:
-        """Passes of the initial model over the GRPO branch, where its divergence is asked for."""
+        """Passes of the initial model over the GRPO branch, if its divergence is asked for."""
         for number in range(rounds):
             assert self.engine.reference is not None, "a reference KL is asked for but the engine has no reference"
             assert self.layout.reference is not None

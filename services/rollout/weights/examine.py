@@ -52,8 +52,8 @@ def examined(
 
     Args:
         form: the run's model.
-        folders: what lies outside them is not looked at.
-        version: must be the folder's, where given.
+        folders: nothing outside them is read.
+        version: must be the folder's, if given.
 
     Raises:
         WeightUpdateError: it is no offer, of another run or version, not what was promised, or does not fit.
@@ -63,7 +63,7 @@ def examined(
     path, checksum = str(update_info["path"]), str(update_info["checksum"])
     try:
         if not any(Path(path).resolve().is_relative_to(folder.resolve()) for folder in folders):
-            raise CorruptWeightsError(f"{path[:500]} lies outside the folders of published weights.")
+            raise CorruptWeightsError(f"{path[:500]} is outside the folders of published weights.")
         manifest = read_manifest(Path(path))
         if manifest.run_id != run_id:
             raise CorruptWeightsError(f"The weights are of run {manifest.run_id}, not {run_id}.")

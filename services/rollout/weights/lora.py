@@ -67,7 +67,7 @@ def merged_tensors(folder: Path, model: str, dtype: torch.dtype) -> Iterator[tup
 
 
 def checked_deltas(folder: Path, model: str) -> dict[str, Delta]:
-    """What an adapter changes, by the name of the weight. Raises `CorruptWeightsError` where it does not fit."""
+    """What an adapter changes, by the name of the weight. Raises `CorruptWeightsError` if it does not fit."""
     deltas = _read(folder)
     found = {name: shape for file in _base_files(model) for name, shape in _shapes(file) if name in deltas}
     for name, delta in deltas.items():
@@ -105,7 +105,7 @@ def _read(folder: Path) -> dict[str, Delta]:
 
 
 def _base_files(model: str) -> list[Path]:
-    """The base model's safetensors files; those of its index where it has one."""
+    """The base model's safetensors files; those of its index if it has one."""
     from huggingface_hub import snapshot_download
 
     folder = Path(model) if Path(model).is_dir() else Path(snapshot_download(model, local_files_only=True))

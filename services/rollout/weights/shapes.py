@@ -88,7 +88,7 @@ class ModelForm:
         }
 
     def check(self, version: int, found: Mapping[str, Form]) -> None:
-        """Compare a version with the model. A dtype is right where it is the run's, or float32, in which a model may
+        """Compare a version with the model. A dtype is right if it is the run's, or float32, in which a model may
         keep single layers.
 
         Raises:

@@ -85,7 +85,7 @@ class StoreWeightEngine(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
         """Verify the folder, then load it.
 
         Raises:
-            RuntimeError: begins with `REFUSED` where the folder is not what the checksum promises, here or at another
+            RuntimeError: begins with `REFUSED` if the folder is not what the checksum promises, here or at another
                 worker of the engine; the model is as it was. Any other error may have left it half-written.
         """
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
@@ -115,7 +115,7 @@ class StoreWeightEngine(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
             return iter(()), error
 
     def _any_refuses(self, refuses: bool) -> bool:
-        """Agree with the engine's other workers: where one opened its model and another did not, only a new engine
+        """Agree with the engine's other workers: if one opened its model and another did not, only a new engine
         would help."""
         from vllm.distributed.parallel_state import get_world_group
 

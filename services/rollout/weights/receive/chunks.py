@@ -28,7 +28,7 @@ from services.runtime.weights.store import read_verified
 
 T = TypeVar("T")
 TRANSFER_SECONDS = 20.0
-"""For all of one transfer, beside the time for its bytes; the server samples nothing meanwhile."""
+"""For all of one transfer, in addition to the time for its bytes; the server samples nothing meanwhile."""
 SLOWEST = 1e9
 """Bytes a second that a transfer must reach: a large model has longer."""
 SPARE_BYTES = 2 << 30

@@ -10,7 +10,6 @@ from fastapi import FastAPI
 from services.api.container import Parts
 from services.api.http import problems
 from services.api.http.limiter import RateLimiter
-from services.api.http.problems import Problem
 from services.api.http.provide import provide
 from services.api.http.reference import router as reference_router
 from services.api.http.response_cache import Answers
@@ -22,6 +21,7 @@ from services.api.resources.history.endpoints import router as history_router
 from services.api.resources.keys.endpoints import router as keys_router
 from services.api.resources.run_files.endpoints import router as run_files_router
 from services.api.resources.runs.endpoints import router as runs_router
+from services.runtime.http.problem import Problem
 
 DESCRIPTION = "Runs, their history, services and metrics. Errors are RFC 9457 problem documents."
 SCHEDULE_SECONDS = 0.5

@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse
 from services.contracts.errors import ConfigurationError, ConflictError, TurnoutError, UnavailableError
 from services.rollout.vllm.server import EngineServer
 from services.runtime.http.access import is_service, unauthorized
+from services.runtime.http.problem import problem
 from services.runtime.logs import get_logger
 from services.runtime.settings import Settings
 
@@ -107,9 +108,9 @@ def add_routes(app: FastAPI, server: EngineServer, settings: Settings, busy: Cal
             wanted = msgspec.json.decode(await request.body(), type=WantedWeights)
             seconds = await server.load(wanted.version, wanted.path, wanted.checksum, wanted.transfer)
         except TurnoutError as error:
-            return problem(error)
+            return refusal(error)
         except msgspec.DecodeError as error:
-            return problem(ConfigurationError(f"The body must be an object with version, path, checksum: {error}."))
+            return refusal(ConfigurationError(f"The body must be an object with version, path, checksum: {error}."))
         log.info("weights loaded", weight_version=wanted.version, seconds=seconds)
         return JSONResponse({"version": server.version, "checksum": server.checksum, "seconds": seconds})
 
@@ -121,7 +122,7 @@ def add_routes(app: FastAPI, server: EngineServer, settings: Settings, busy: Cal
         if not is_service(request, settings):
             return unauthorized()
         if server.engine is None:
-            return problem(
+            return refusal(
                 UnavailableError(
                     "This rollout server has no engine: no run is assigned, or the engine is starting.",
                     remedy="Wait until its heartbeat says ready.",
@@ -131,7 +132,7 @@ def add_routes(app: FastAPI, server: EngineServer, settings: Settings, busy: Cal
 
     @inner.exception_handler(TurnoutError)
     async def named(_: Request, error: TurnoutError) -> Response:
-        return problem(error)
+        return refusal(error)
 
     app.mount(PREFIX, inner)
     return inner
@@ -145,10 +146,6 @@ def include_vllm(inner: FastAPI) -> None:
     inner.include_router(router)
 
 
-def problem(error: TurnoutError) -> Response:
-    """An error as RFC 9457 problem details."""
-    return JSONResponse(
-        {"type": "about:blank", "title": error.title, "status": error.status, "detail": str(error)},
-        status_code=error.status,
-        media_type="application/problem+json",
-    )
+def refusal(error: TurnoutError) -> Response:
+    """An error as an answer, its remedy in the detail."""
+    return problem(error.status, error.title, str(error), field=error.field)

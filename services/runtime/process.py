@@ -26,7 +26,6 @@ from typing import Any, TypeVar
 
 import uvloop
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -39,6 +38,7 @@ from services.runtime import secret_files
 from services.runtime.address import authority, listen_on, url_of
 from services.runtime.connection import connect
 from services.runtime.http.access import is_service, unauthorized
+from services.runtime.http.problem import problem
 from services.runtime.http.server import http_server, raise_descriptor_limit
 from services.runtime.logs import configure_logs, get_logger
 from services.runtime.presence import Presence
@@ -211,11 +211,11 @@ def make_app(presence: Presence, settings: Settings) -> FastAPI:
     @app.exception_handler(404)
     async def not_found(_: Request, error: Exception) -> Response:
         """Until the service has mounted its routes, "not yet" and not "never"."""
-        starting = presence.state == "starting"
-        status = 503 if starting else 404
-        body = {"title": "Starting" if starting else "Not found", "status": status}
-        headers = {"Retry-After": "1"} if starting else None
-        return JSONResponse(body, status, headers, media_type="application/problem+json")
+        if presence.state != "starting":
+            return problem(404, "Not found", "This service has no such path.")
+        answer = problem(503, "Starting", f"{presence.instance} is starting.")
+        answer.headers["Retry-After"] = "1"
+        return answer
 
     @app.get("/healthz")
     async def healthz(request: Request) -> dict[str, str]:

@@ -9,7 +9,6 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict
 from redis.exceptions import RedisError
 from sqlalchemy.exc import DataError, SQLAlchemyError
 from starlette.exceptions import HTTPException
@@ -19,42 +18,12 @@ from services.api.http.provide import provided
 from services.contracts.errors import TurnoutError
 from services.contracts.faults import field_of, joined
 from services.contracts.run_config import sentence
+from services.runtime.http.problem import MEDIA_TYPE, problem
 from services.runtime.logs import get_logger
 from services.runtime.queue.server_log import queue_server_fault
 from services.runtime.settings import Settings
 
 log = get_logger(__name__)
-MEDIA_TYPE = "application/problem+json"
-
-
-class Problem(BaseModel):
-    """What every error answer looks like (RFC 9457)."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-    type: str = "about:blank"
-    title: str
-    status: int
-    detail: str
-    """One sentence for people."""
-    field: str | None = None
-    """The field of the request that is wrong, in dots; null where none is."""
-    remedy: str | None = None
-    """What to do about it; null where we do not know."""
-
-
-def problem(
-    status: int, title: str, detail: str, *, field: str | None = None, remedy: str | None = None
-) -> JSONResponse:
-    """A problem document as an answer. Texts may quote the request: halves of characters in them are spelled out."""
-    body = Problem(title=title, status=status, detail=_whole(detail), field=field and _whole(field), remedy=None)
-    body.remedy = _whole(remedy) if remedy else None
-    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
-    return JSONResponse(body.model_dump(), status, headers, MEDIA_TYPE)
-
-
-def _whole(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:

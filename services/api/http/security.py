@@ -11,10 +11,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.api.http.limiter import RateLimiter, UnderWay
-from services.api.http.problems import problem
 from services.api.page.serve import is_page
 from services.api.storage.keyring import Caller, Keyring
 from services.contracts.errors import ConfigurationError
+from services.runtime.http.problem import problem
 from services.runtime.http.server import max_connections
 from services.runtime.logs import get_logger
 from services.runtime.settings import LOOPBACK, Settings

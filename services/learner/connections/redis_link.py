@@ -27,7 +27,7 @@ from services.contracts.states import DesiredState, RunState
 from services.learner.connections.farewell import end_when_written
 from services.learner.connections.progress_pipe import EXIT_ORPHANED, Progress, ProgressPipe
 from services.learner.groups.feeder import Feeder
-from services.runtime.connection import connect
+from services.runtime.connection import as_text, connect
 from services.runtime.logs import get_logger
 from services.runtime.process import LoopThread
 from services.runtime.queue.queue import Delivery, Queue
@@ -65,7 +65,7 @@ class RunLink:
         self._thread = LoopThread()
         self._tasks: list[asyncio.Task[None]] = []
         self._fault: BaseException | None = None
-        self._wake: asyncio.Event = self.call(_make_event())
+        self._wake: asyncio.Event = self.call(_event())
         self.redis: Redis = self.call(_connect(settings.redis_url))
         replicas = settings.redis_replicas
         self.queue = Queue(self.redis, streams.GROUP_LEARNER, CONSUMER, num_replicas=replicas)
@@ -84,7 +84,7 @@ class RunLink:
 
     def read_config(self) -> RunConfig:
         """The run's configuration. Raises `UnavailableError` where the run is not known to Redis."""
-        text = self.call(_read(self.redis, streams.config(self.run_id)))
+        text = self.call(_reply(self.redis.get(streams.config(self.run_id))))
         if text is None:
             raise UnavailableError(
                 f"Redis holds no configuration of run {self.run_id}.", remedy="Start the run through the API."
@@ -93,16 +93,17 @@ class RunLink:
 
     def read_weights(self) -> dict[str, str]:
         """The `weights` hash: version, path, checksum of the newest published weights; empty for none."""
-        return self.call(_read_hash(self.redis, streams.weights(self.run_id)))
+        values = self.call(_reply(self.redis.hgetall(streams.weights(self.run_id))))
+        return {as_text(name): as_text(value) for name, value in values.items()}
 
     def announce(self, weights: dict[str, str]) -> None:
         """Make published weights known: the `weights` hash."""
         self._announced = weights
-        self.call(_write_hash(self.redis, streams.weights(self.run_id), weights))
+        self.call(_reply(self.redis.hset(streams.weights(self.run_id), mapping=cast(Any, weights))))
 
     def withdraw_offer(self) -> None:
         """Take back what a learner before this one offered beside the store."""
-        self.call(_forget(self.redis, streams.weights(self.run_id), "transfer"))
+        self.call(_reply(self.redis.hdel(streams.weights(self.run_id), "transfer")))
 
     def announce_again(self) -> None:
         """Restore the `weights` hash where Redis has lost it; servers would wait for a version that nobody names."""
@@ -207,8 +208,8 @@ class RunLink:
         """Consumes the desired state; produces progress lines; never waits for long."""
         reported_at = 0.0
         while True:
-            value = await _read(self.redis, streams.desired(self.run_id))
-            desired = "running" if value is None else value.decode(errors="replace")
+            value = await self.redis.get(streams.desired(self.run_id))
+            desired = "running" if value is None else as_text(value)
             if desired in get_args(DesiredState) and desired != self.desired:
                 self.desired = cast(DesiredState, desired)
                 self._wake.set()
@@ -252,7 +253,7 @@ def check_scored(message: Any, stream: str, vocabulary_size: int) -> None:
     message.group.check_vocabulary(vocabulary_size)
 
 
-async def _make_event() -> asyncio.Event:
+async def _event() -> asyncio.Event:
     return asyncio.Event()
 
 
@@ -260,19 +261,6 @@ async def _connect(url: str) -> Redis:
     return connect(url)
 
 
-async def _read(redis: Redis, key: str) -> bytes | None:
-    value = await redis.get(key)
-    return cast("bytes | None", value)
-
-
-async def _write_hash(redis: Redis, key: str, values: dict[Any, Any]) -> None:
-    await redis.hset(key, mapping=values)
-
-
-async def _forget(redis: Redis, key: str, field: str) -> None:
-    await cast(Any, redis.hdel(key, field))
-
-
-async def _read_hash(redis: Redis, key: str) -> dict[str, str]:
-    values: dict[Any, Any] = await redis.hgetall(key)
-    return {name.decode(): value.decode() for name, value in values.items()}
+async def _reply(reply: Any) -> Any:
+    """What redis-py calls either a value or something to await."""
+    return await reply

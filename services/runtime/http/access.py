@@ -7,6 +7,7 @@ import hmac
 from fastapi import Request
 from fastapi.responses import JSONResponse
 
+from services.runtime.http.problem import problem
 from services.runtime.settings import Settings
 
 
@@ -20,14 +21,4 @@ def is_service(request: Request, settings: Settings) -> bool:
 
 def unauthorized() -> JSONResponse:
     """The refusal of a request without the token."""
-    return JSONResponse(
-        {
-            "type": "about:blank",
-            "title": "Unauthorized",
-            "status": 401,
-            "detail": "Send the services' token as `Authorization: Bearer <TURNOUT_SERVICE_TOKEN>`.",
-        },
-        401,
-        {"WWW-Authenticate": "Bearer"},
-        "application/problem+json",
-    )
+    return problem(401, "Unauthorized", "Send the services' token as `Authorization: Bearer <TURNOUT_SERVICE_TOKEN>`.")

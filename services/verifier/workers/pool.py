@@ -17,12 +17,12 @@ reward is to blame.
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from dataclasses import dataclass
 from typing import Final, Literal
 
 import msgspec
+import psutil
 
 from services.contracts.errors import InfrastructureError, QuestionError
 from services.contracts.judgement import Judgement
@@ -170,10 +170,9 @@ def queued_seconds_of(pid: int) -> float:
 
 
 def cpu_seconds_of(pid: int) -> float:
-    """CPU time that a process has used, user and system; 0 where it is gone."""
+    """CPU time that a process has used, user and system; 0 if it is gone."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-    except OSError:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
         return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return float(times.user + times.system)

@@ -10,9 +10,10 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.api.http.bodies import BoundedRoute
-from services.api.http.problems import Problem, responses
+from services.api.http.problems import responses
 from services.contracts.errors import ConfigurationError
 from services.contracts.run_file import check, read_run_text
+from services.runtime.http.problem import Problem
 
 router = APIRouter(prefix="/v1/run-files", tags=["run files"], route_class=BoundedRoute)
 FOLDER = Path("examples/runs")

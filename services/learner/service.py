@@ -172,7 +172,7 @@ class Learner:
         return read_run_config(value).training.num_ranks
 
     async def _start(self, run_id: str, num_ranks: int) -> asyncio.Task[None]:
-        """Start one process a rank; gives the task that reads rank 0's progress."""
+        """Start one process per rank; gives the task that reads rank 0's progress."""
         read_end, write_end = os.pipe()
         self._meeting = tempfile.TemporaryDirectory(prefix="turnout-ranks-", ignore_cleanup_errors=True)
         for rank in range(num_ranks):

@@ -1,4 +1,4 @@
-"""What must stand in the process environment before vLLM is imported, and what a forked engine process must let go.
+"""What the process environment must hold before vLLM is imported, and what a forked engine process must release.
 
 Names that a person has set win. On the CPU build the engine-core process is forked from the service, which has vLLM
 imported already, and runs the model in itself: that saves two imports of vLLM (about 14 CPU-seconds each) and a message
@@ -107,7 +107,7 @@ _watching = False
 def die_with_parent() -> None:
     """In an engine process: end at once when the service that started it is gone. Does nothing in the service itself.
 
-    vLLM's engine core outlives a parent that gets SIGKILL; it would hold memory, and a GPU, for ever.
+    vLLM's engine core outlives a parent that gets SIGKILL; it would hold memory, and a GPU, indefinitely.
     """
     global _watching
     parent = multiprocessing.parent_process()

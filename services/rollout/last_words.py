@@ -36,7 +36,7 @@ class Recorder(logging.Handler):
         error = record.exc_info[1] if record.exc_info else None
         path = os.environ.get(VARIABLE)
         if error is not None and path and not os.path.exists(path):
-            with suppress(OSError):  # the engine has long started: nobody expects it, and the folder is gone
+            with suppress(OSError):  # the engine has long started: the reason is not expected, and the folder is gone
                 Path(path).write_text(f"{type(error).__name__}: {error}")
 
 

@@ -124,7 +124,7 @@ class RolloutServer:
         spec = engines.spec_for(run, self._service.settings, self._presence.instance)
         server = self.server
         reusable = server.phase == "serving" and spec == self._spec and not server.is_dead
-        # A push that is under way would go on with the last run's weights.
+        # A push that is under way would continue with the last run's weights.
         has_own_weights = server.checksum is None and not server.is_busy
         if not (reusable and has_own_weights and await self._reuse(run_id)):
             await self._end_engine()  # the model's own weights come back with a new engine only
@@ -189,7 +189,7 @@ class RolloutServer:
             await self.server.while_attached(engine.pause_generation(mode="abort", clear_cache=True))
             await self.server.attach(engine, run_id)
             await self._bring_up()
-        except Exception as error:  # noqa: BLE001 - whatever went wrong, a new engine mends it
+        except Exception as error:  # noqa: BLE001 - whatever went wrong, a new engine fixes it
             log.warning("engine not reusable", error=str(error))
             return False
         finally:
@@ -215,7 +215,7 @@ class RolloutServer:
                 await asyncio.to_thread(engines.end, engine)
 
     async def _catch_up(self) -> None:
-        """Load the store's current weights where nobody pushes them: after a failed update, or with a silent API."""
+        """Load the store's current weights if they are not pushed: after a failed update, or with a silent API."""
         published, server, now = await self._published(), self.server, time.monotonic()
         if server.is_busy:  # a push
             return

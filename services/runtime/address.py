@@ -52,7 +52,7 @@ def free_port(host: str = DEFAULT_HOST) -> int:
     """A TCP port of this machine that nothing listens on, and that the system gives to no one else in the next minute;
     0 for a host that is not this machine's.
 
-    The end of a connection to it (TIME_WAIT) keeps it from all who ask for any port, be it only to connect from; a
+    The end of a connection to it (TIME_WAIT) keeps it from all who ask for any port, even only to connect from; a
     server that names it may have it, since all set SO_REUSEADDR.
     """
     try:

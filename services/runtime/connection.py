@@ -33,7 +33,7 @@ def connect(url: str) -> Redis:
 
 
 def connect_impatiently(url: str) -> Redis:
-    """The same for calls that somebody waits for: where the server is away the error shows at once, where it hangs in
+    """The same for calls that a person waits for: if the server is away the error shows at once, if it hangs in
     six seconds."""
     return _client(url, retries=1, timeout_seconds=1.5)
 
@@ -66,7 +66,7 @@ def as_text(value: object) -> str:
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether the queue server cannot serve at the moment, which no new start of ours mends: it is away, or it takes no
-    writes (disk or memory full, demoted to a replica)."""
+    """Whether the queue server cannot serve at the moment, which starting again does not fix: it is away, or it takes
+    no writes (disk or memory full, demoted to a replica)."""
     away = RedisConnectionError | RedisTimeoutError | ReadOnlyError | OutOfMemoryError
     return isinstance(error, away) or (isinstance(error, ResponseError) and str(error).startswith(_REFUSALS))

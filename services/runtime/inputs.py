@@ -1,6 +1,6 @@
 """Checks of a run's inputs at creation, so that a missing file is one clear sentence now, not a failed run later.
 
-Paths must lie in the operator's folders (`Settings.root_folders`), links followed, before anything is said of whether
+Paths must be in the operator's folders (`Settings.root_folders`), links followed, before anything is said of whether
 they exist: who may start runs cannot feel about in the rest of the disk. The services that open the files check them
 again: to them a configuration is a message from a queue.
 """
@@ -21,7 +21,7 @@ from services.runtime.settings import Settings
 def check_inputs(config: RunConfig, settings: Settings, prefix: str = "") -> None:
     """Raise `ConfigurationError` naming the field where the model, a data file or a permission is missing.
 
-    `prefix` is where the configuration stands in the request, for `field`.
+    `prefix` is the configuration's place in the request, for `field`.
     """
     try:
         _check_inputs(config, settings)

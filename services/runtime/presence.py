@@ -95,7 +95,7 @@ class Presence:
             try:
                 await asyncio.wait_for(self.redis.delete(streams.service(self.instance)), timeout=1)
             except (RedisError, TimeoutError):
-                pass  # the record expires by itself
+                pass  # the record expires on its own
 
     async def assignment(self) -> str | None:
         """The run that the API has given to this instance; None too for a text that is no run id."""

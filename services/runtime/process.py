@@ -69,7 +69,7 @@ def run_service(
         loops: the service's work, until cancelled.
         check: raises `TurnoutError` if something must be in order before the service announces itself, and is not.
     """
-    os.umask(0o077)  # weights, checkpoints and databases are nobody else's
+    os.umask(0o077)  # weights, checkpoints and databases are this user's alone
     try:
         settings = _settings(kind, check)
     except TurnoutError as error:

@@ -26,7 +26,7 @@ class Settings(BaseSettings):
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
     """Redis or Valkey server that holds the queues."""
     redis_replicas: int = Field(default=0, ge=0, le=10)
-    """Replicas of that server that must have a learner's events before it goes on, so that a failover loses none."""
+    """Replicas of that server that must have a learner's events before it continues, so that a failover loses none."""
     home: Path = Path(".turnout")
     """Folder for runs (weights, checkpoints), the SQLite database and logs."""
     weights_folder: Path | None = None
@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     rate_limit: str = "100/second;3000/minute"
     """Requests that the API takes from one client (a key, or an address without one); empty for no limit."""
     roots: str = ""
-    """Folders that models and data files of runs may lie in, separated by colons, links followed; empty: the API's
+    """Folders that models and data files of runs may be in, separated by colons, links followed; empty: the API's
     working folder and `home`."""
     service_token: str = Field(default="", repr=False)
     """Token that services send each other. Needed to listen beyond loopback; empty: the one that `turnout up` made in
@@ -106,7 +106,7 @@ class Settings(BaseSettings):
 
     @property
     def runs_folder(self) -> Path:
-        """Folder that holds one folder a run."""
+        """Folder that holds one folder per run."""
         return self.home / "runs"
 
     @property

@@ -1,7 +1,7 @@
 """OpenTelemetry traces of groups on their way round the ring: fed, sampled, judged, trained. Off unless asked for.
 
-One group is one trace. Its ids are derived from run id and group id, so every service knows them without a word on the
-wire. Spans are recorded when their work is done, with the times that it had; what lies between them is waiting. The
+One group is one trace. Its ids are derived from run id and group id, so every service knows them without any field on
+the wire. Spans are recorded when their work is done, with the times that it had; what lies between them is waiting. The
 standard OTEL_* variables set everything; without an exporter named by them nothing is imported and `record` does
 nothing.
 """
@@ -107,7 +107,7 @@ def _exporter() -> SpanExporter | None:
     if name == "none":
         return None
     raise ConfigurationError(
-        f"OTEL_TRACES_EXPORTER is {name!r}, which is no exporter of ours.",
+        f"OTEL_TRACES_EXPORTER is {name!r}, which is not a known exporter.",
         remedy="Write otlp (over HTTP), console or none.",
         field="OTEL_TRACES_EXPORTER",
     )

@@ -21,7 +21,7 @@ def one_second_try() -> Iterator[None]:
 
 
 class Gate:
-    """Lets `size` tasks work at once, first come first served; `alone` waits until nobody does and keeps others out.
+    """Lets `size` tasks work at once, first come first served; `alone` waits until none does and keeps others out.
 
     For work that failed perhaps only because the machine was busy with its neighbours.
     """

@@ -1,8 +1,8 @@
 """One rollout in, one verdict out, whatever happens on the way.
 
 Three ways to judge: in place (quick and linear rewards), in a supervised worker process (parsers that may hang or
-crash, rewards of one's own), or by waiting for what a reward has opened (sandbox, HTTP endpoint). A fault of ours, or
-of the question, becomes a verdict of status `infrastructure_fault` with the reason, never reward 0.
+crash, rewards of one's own), or by waiting for what a reward has opened (sandbox, HTTP endpoint). Our own fault, or
+that of the question, becomes a verdict of status `infrastructure_fault` with the reason, never reward 0.
 """
 
 from __future__ import annotations

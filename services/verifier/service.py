@@ -61,10 +61,10 @@ async def loops(service: Service) -> None:
 
 
 class Verifier:
-    """Groups in hand, and the loops that take them, keep them and give them on.
+    """Groups held, and the loops that take them, keep them and pass them on.
 
-    At most `max_groups` are in hand: the rest stay on the stream for other verifiers. Each is judged by a task of its
-    own, so a slow one holds up nobody while there is room.
+    At most `max_groups` are held: the rest stay on the stream for other verifiers. Each is judged by a task of its
+    own, so a slow one holds up no other while there is room.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Verifier:
         self._told: dict[tuple[str, str], float] = {}
 
     async def run(self) -> None:
-        """Run all loops until cancelled. Groups in hand are then handed back, and taken over at once."""
+        """Run all loops until cancelled. Groups held are then handed back, and taken over at once."""
         left: list[Held] = []
         has_fault = False
         try:
@@ -109,7 +109,7 @@ class Verifier:
                 log.warning("groups not handed back; others take them once they are idle", error=str(error))
 
     async def _repeat(self, step: Callable[[], Awaitable[None]], pause_seconds: float) -> None:
-        """Repeat `step`. A queue that fails is logged and tried again: the groups in hand are still ours."""
+        """Repeat `step`. A queue that fails is logged and tried again: the groups held are still ours."""
         while True:
             try:
                 await step()
@@ -121,9 +121,9 @@ class Verifier:
                 await asyncio.sleep(1.0)
 
     async def _take(self, tasks: asyncio.TaskGroup) -> None:
-        """Consumes `completions` of all runs. Waits for room in hand (a group judged frees it), a run, or a group."""
+        """Consumes `completions` of all runs. Waits for room (a group judged frees it), a run, or a group."""
         while self._in_hand and not self._num_free():
-            self.presence.waits_for("room: every group in hand is still being judged")
+            self.presence.waits_for("room: every group held is still being judged")
             self._room.clear()
             await self._room.wait()
         async with self._taking:
@@ -174,7 +174,7 @@ class Verifier:
                     self._start(found.deliveries, tasks)
 
     async def _keep(self) -> None:
-        """Tell the queue that the groups in hand are being worked on."""
+        """Tell the queue that the groups held are being worked on."""
         async with self._taking:  # a touch that comes late would undo the opening of a suspect
             await self.queue.touch(self._held())
 

@@ -14,7 +14,7 @@ class VerifierSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TURNOUT_VERIFIER_", extra="ignore", use_attribute_docstrings=True)
 
     max_groups: int = Field(default=64, ge=1)
-    """Groups in hand at once; the rest stay on the stream for other verifiers."""
+    """Groups held at once; the rest stay on the stream for other verifiers."""
     workers: int = Field(default_factory=lambda: max(1, min(8, os.cpu_count() or 1)), ge=1)
     """Worker processes for parsers that may hang or crash."""
     programs: int = Field(default_factory=lambda: max(1, min(16, os.cpu_count() or 1)), ge=1)

@@ -1,6 +1,6 @@
 """The learner's side of Redis, on a loop of its own in a thread, so that training never waits for a socket.
 
-Three loops run beside each other: `_feed` (prompts), `_receive` (scored groups), `_watch` (what the person wants, and
+Three loops run concurrently: `_feed` (prompts), `_receive` (scored groups), `_watch` (what the person wants, and
 the progress report). The training thread reads plain attributes and a queue, and hands over events to be sent.
 """
 
@@ -37,7 +37,7 @@ log = get_logger(__name__)
 T = TypeVar("T")
 
 CONSUMER = "learner"
-"""One learner serves a run at a time; whichever instance it is, it takes over what its predecessor had in hand."""
+"""One learner serves a run at a time; whichever instance it is, it takes over what its predecessor held."""
 POLL_SECONDS = 0.25
 
 
@@ -55,7 +55,7 @@ class RunLink:
         """Kept by the training thread: gives the feeder credit for replacements."""
         self.arrivals: queue.SimpleQueue[Delivery[ScoredGroup]] = queue.SimpleQueue()
         self.num_replayed = 0
-        """Of the arrivals, those that a predecessor had in hand."""
+        """Of the arrivals, those that a predecessor held."""
         self.feeder: Feeder | None = None
         self._in_hand: set[str] = set()
         """Ids of the scored groups that arrived and are not acknowledged; used on the loop only."""
@@ -102,17 +102,17 @@ class RunLink:
         self.call(_reply(self.redis.hset(streams.weights(self.run_id), mapping=cast(Any, weights))))
 
     def withdraw_offer(self) -> None:
-        """Take back what a learner before this one offered beside the store."""
+        """Take back what a learner before this one offered next to the store."""
         self.call(_reply(self.redis.hdel(streams.weights(self.run_id), "transfer")))
 
     def announce_again(self) -> None:
-        """Restore the `weights` hash where Redis has lost it; servers would wait for a version that nobody names."""
+        """Restore the `weights` hash if Redis has lost it; servers would wait for a version that is not named."""
         if self._announced and self.read_weights() != self._announced:
             self.announce(self._announced)
             self.note(f"Redis had lost the weights of version {self._announced['version']}; named again.", "warning")
 
     def start(self, feeder: Feeder) -> None:
-        """Start the loops. Groups that a predecessor had in hand arrive first, in stream order."""
+        """Start the loops. Groups that a predecessor held arrive first, in stream order."""
         self.feeder = feeder
         self.call(self._start(feeder))
 

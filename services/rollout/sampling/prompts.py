@@ -62,7 +62,7 @@ class PromptRenderer:
 
 
 def stop_tokens(model: str, trust_remote_code: bool) -> list[int]:
-    """Ids that end a response, from the model's generation_config and config, beside the tokenizer's own.
+    """Ids that end a response, from the model's generation_config and config, with the tokenizer's own.
 
     vLLM is told to leave the model's generation_config alone, lest it change sampling; the ids that end a reply are the
     one thing that must be taken from it (chat models often end a turn with another token than the tokenizer's).

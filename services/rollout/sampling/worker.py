@@ -2,7 +2,7 @@
 
 Consumes `prompts`, produces `completions`. Waits for: prompts; weights young enough for a held task; the engine. In
 flight at once: as many groups as fill the engine and one more, so that the engine never runs dry between groups. Every
-message in hand is touched while the engine is fit, so nobody else takes it; when it is not fit the touching stops and
+message held is touched while the engine is fit, so no other server takes it; when it is not fit the touching stops and
 another server may take over. A server that leaves hands back what it holds. A group is acknowledged only together with
 the publishing of its result. A prompt whose earlier servers ended more than once (a suspect) is sampled alone: nothing
 new is taken until those in progress have ended, and what waits for younger weights is handed back first.
@@ -68,7 +68,7 @@ class RolloutWorker:
         """Wait to be sampled alone, by message id, with the weights that each asks for as far as that is known."""
 
     async def run(self) -> None:
-        """Sample until cancelled. Messages in hand are then handed back: another server, or this one's next life, takes
+        """Sample until cancelled. Messages held are then handed back: another server, or this one's next life, takes
         them at once."""
         upkeep = asyncio.create_task(self._upkeep())
         has_own = has_fault = False
@@ -221,7 +221,7 @@ class RolloutWorker:
             seconds=seconds,
         )
         target = streams.completions(self._run_id)
-        # tried again while the queue server does not take it: sampling anew would cost more than waiting
+        # tried again while the queue server does not take it: sampling again would cost more than waiting
         if not await until_served(lambda: self._queue.forward(delivery, target, group)):
             log.info("group was published by another server", group_id=task.group_id)
             return
@@ -240,12 +240,12 @@ class RolloutWorker:
             return await self._sampler.sample(task)
         except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # a tokenizer's panic is no `Exception`; the group would come back for ever
+        except BaseException as error:  # a tokenizer's panic is no `Exception`; the group would come back indefinitely
             log.exception("sampling failed", group_id=task.group_id)
             return [], [fault(f"{type(error).__name__}: {error}")] * task.sampling.num_samples
 
     async def _upkeep(self) -> None:
-        """Keep what is in hand; take over what others left."""
+        """Keep what is held; take over what others left."""
         while True:
             end_if_cancelled()  # else it would keep what its worker has handed back
             await asyncio.sleep(TOUCH_SECONDS)

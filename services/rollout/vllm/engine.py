@@ -168,8 +168,8 @@ async def pause(engine: AsyncLLM, mode: Any, *, clear_cache: bool) -> None:
     """Stop decoding; returns when the step in flight has ended.
 
     vLLM's own `pause_generation` then sleeps 20 ms more, for callers who want to have the last outputs by then: half of
-    a small model's weight update. Here nobody does; a request whose first token is still on its way counts as one that
-    has sampled nothing.
+    a small model's weight update. Here no caller does; a request whose first token is still on its way counts as one
+    that has sampled nothing.
     """
     if clear_cache:
         await engine.renderer.clear_mm_cache_async()

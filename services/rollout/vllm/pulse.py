@@ -1,4 +1,4 @@
-"""Whether an engine does anything at all while somebody waits for it.
+"""Whether an engine does anything at all while something waits for it.
 
 An engine can hang alive: its process is stopped, or its threads wait for each other. No error shows then, and only a
 new engine helps. Slow work must not be taken for that: a long prompt, a large model on a slow disk, a machine that is
@@ -51,7 +51,7 @@ class Pulse:
         self._last: tuple[float, Signs] | None = None
 
     def feel(self, now: float, signs: Signs | None) -> float:
-        """One look, by the monotonic clock; `signs` None where nobody waits for the engine. Returns `still_seconds`."""
+        """One look, by the monotonic clock; `signs` None if nothing waits for the engine. Returns `still_seconds`."""
         last, self._last = self._last, None if signs is None else (now, signs)
         if signs is None or last is None:
             self.still_seconds = 0.0
@@ -67,7 +67,7 @@ class Pulse:
 
 
 def signs_of(server: EngineServer) -> Signs | None:
-    """None where nobody waits for the engine, or it has just died."""
+    """None if nothing waits for the engine, or it has just died."""
     if server.engine is None or not server.is_waited_for:
         return None
     try:

@@ -6,7 +6,7 @@ it is ended, since its calls may never return.
 
     serving --pause--> paused --start--> open --update--> loaded --finish--> paused --resume--> serving
 
-`load` walks all of them and verifies before, while sampling goes on. Else the verification is a part of `update`.
+`load` walks all of them and verifies before, while sampling continues. Else the verification is a part of `update`.
 
 Any error in start, update or finish leads to `failed`: the server samples nothing until a full update has succeeded.
 If the error may have left the model half-written, the engine is rebuilt first.
@@ -231,7 +231,7 @@ class EngineServer:
 
     @property
     def is_waited_for(self) -> bool:
-        """Somebody waits for the engine itself to do something."""
+        """Something waits for the engine itself to do something."""
         return (self.phase == "serving" and self.num_sampling > 0) or (self.num_calls > 0 and not self._is_examining)
 
     @update_step
@@ -310,7 +310,7 @@ class EngineServer:
 
     @update_step
     async def prepare(self, update_info: dict[str, Any], version: int) -> None:
-        """Look at weights that are about to be loaded, in a thread, while sampling goes on.
+        """Look at weights that are about to be loaded, in a thread, while sampling continues.
 
         Raises `WeightUpdateError` where they are not as promised; `WeightsRefusedError` if this server samples on.
         """
@@ -323,13 +323,13 @@ class EngineServer:
             raise
 
     async def load(self, version: int, path: str, checksum: str, transfer: Any = None) -> dict[str, float]:
-        """All phases at once: for the API's push, and for a server that catches up by itself.
+        """All phases at once: for the API's push, and for a server that catches up on its own.
 
         Verified before sampling stops; the bytes of a fast transport (`transfer`) after. Returns the seconds of each
         phase.
 
         Raises:
-            WeightUpdateError: names the phase; `WeightsRefusedError` where nothing was touched and sampling goes on.
+            WeightUpdateError: names the phase; `WeightsRefusedError` if nothing was touched and sampling continues.
             ConflictError: another update is under way.
             UnavailableError: the engine was ended meanwhile.
         """

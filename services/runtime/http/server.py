@@ -199,7 +199,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self.cut_off()
 
     def _check_reader(self) -> None:
-        """The client has had its time: it goes on where it took something of its answer."""
+        """The client has had its time: it stays connected if it took something of its answer."""
         left = self.transport.get_write_buffer_size()
         if left > self._unwritten - MIN_WRITTEN_BYTES:
             self.cut_off()

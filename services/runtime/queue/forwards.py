@@ -1,8 +1,8 @@
 """Publish-and-acknowledge: those that are ready together share one round trip, and so one sync of the server's file.
 
-The sync costs both sides more than all else of a round trip, for eight messages as for one. Nobody waits for company:
-what comes while a round trip is in flight goes with the next one. The server runs a round trip's script whole or, where
-it dies before the sync, not at all.
+The sync costs both sides more than all else of a round trip, for eight messages as for one. No message waits for
+company: what comes while a round trip is in flight goes with the next one. The server runs a round trip's script whole
+or, if it dies before the sync, not at all.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Forwards:
         acknowledged before.
 
         Who is cancelled leaves the others alone: its message stays out where the round trip has not begun, and one in
-        flight that nobody waits for is given up. Raises `RedisError` to all of a round.
+        flight that no caller waits for is given up. Raises `RedisError` to all of a round.
         """
         streams = source, target
         round_ = self._open.get(streams)

@@ -61,7 +61,7 @@ return at + #ARGV - 2
 
 @dataclass(frozen=True, slots=True)
 class Delivery(Generic[M]):
-    """A message in hand, with what is needed to acknowledge it. It belongs to this consumer until then."""
+    """A message held, with what is needed to acknowledge it. It belongs to this consumer until then."""
 
     message: M
     stream: str
@@ -124,7 +124,7 @@ class Queue:
         """Append a message that has no predecessor. Returns its stream id. May repeat under a lost connection.
 
         Replication is one sequence, so a replica that has the message has all that was done before it. Where replicas
-        do not confirm within `REPLICAS_SECONDS` it goes on with a warning: the primary has it.
+        do not confirm within `REPLICAS_SECONDS` it continues with a warning: the primary has it.
         """
         payload = codec.encode(message)
         if not self._num_replicas:
@@ -185,7 +185,7 @@ class Queue:
 
     async def missed(self, stream: str, kind: type[M], in_hand: Collection[str]) -> list[Delivery[M]]:
         """What this consumer was given in an answer that a broken connection lost; the call that was then made again
-        gets newer messages. For consumers that nobody reclaims from. `in_hand`: ids of what it has, unacknowledged."""
+        gets newer messages. For consumers without reclaiming peers. `in_hand`: ids of what it has, unacknowledged."""
         await self._ensure_group(stream)
         count = len(in_hand) + 1  # one that is missed is among so many
         try:
@@ -356,7 +356,7 @@ class Queue:
                 await pipe.execute()
 
     async def dead_letter(self, stream: str, message_id: str, payload: bytes, reason: str) -> None:
-        """Move one message to the dead letters beside its stream (`<prefix>:dead`), with the reason."""
+        """Move one message to the dead letters of its stream (`<prefix>:dead`), with the reason."""
         await self._dead_letters.bury(stream, message_id, payload, reason)
 
     async def feed(
@@ -394,7 +394,7 @@ class Queue:
         deliveries: list[Delivery[M]] = []
         for raw_id, fields in entries:
             message_id = as_text(raw_id)
-            if fields is None:  # deleted while pending: somebody else acknowledged it
+            if fields is None:  # deleted while pending: another consumer acknowledged it
                 await self.redis.xack(stream, self.group, message_id)
                 continue
             payload = fields.get(BODY, b"")

@@ -1,4 +1,4 @@
-"""Why our own queue server ended: it says so in its log, and nobody else can know.
+"""Why our own queue server ended: it says so in its log, and nowhere else.
 
 With `appendfsync always` Valkey ends at once where it cannot write its append-only file, since it could not keep what
 it would have to acknowledge. All that services then see is a closed port.
@@ -35,5 +35,5 @@ def queue_server_fault(home: Path) -> str:
     what = "disk is full" if free < _FULL_BYTES or "No space left" in words else "file cannot be written"
     return (
         f"The queue server's {what}: {home / 'queue'} has {free / 2**20:.0f} MiB free ({words}). "
-        "Free some space; it starts again by itself with all that it has acknowledged."
+        "Free some space; it starts again automatically with all that it has acknowledged."
     )

@@ -1,4 +1,4 @@
-"""CUDA streams beside the default one, for weight transfers that share a GPU with training or with vLLM.
+"""CUDA streams other than the default one, for weight transfers that share a GPU with training or with vLLM.
 
 Services hand in their own torch: nothing here imports it.
 """
@@ -21,7 +21,7 @@ class SideStreams:
 
     @contextmanager
     def one(self) -> Iterator[None]:
-        """A stream that nobody else has, current in this thread; its work has ended when the block does. On the CPU
+        """A stream that no other thread has, current in this thread; its work has ended when the block does. On the CPU
         nothing happens. After an error the stream is not used again: something may hang on it."""
         if self._device.type != "cuda":
             yield

@@ -1,4 +1,4 @@
-"""Where a run's checkpoints lie on disk, what one consists of, and how one run gives a checkpoint to another.
+"""Where a run's checkpoints are on disk, what one consists of, and how one run gives a checkpoint to another.
 
     <home>/runs/<run>/checkpoints/step-00000010/manifest.json    bytes and SHA-256 of every file
 

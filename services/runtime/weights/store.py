@@ -6,7 +6,7 @@ written and synced. A reader verifies every file's BLAKE3 against the manifest b
     <home>/runs/<run>/weights/v00000012/model-00001-of-00002.safetensors
                                        /manifest.json
 
-The folder may lie in memory instead (`TURNOUT_WEIGHTS_FOLDER`): a published version need not outlive the machine, since
+The folder may be in memory instead (`TURNOUT_WEIGHTS_FOLDER`): a published version need not outlive the machine, since
 the learner publishes again from its checkpoint what it no longer finds whole.
 """
 

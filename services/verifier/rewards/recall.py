@@ -45,6 +45,6 @@ def judge_recall(question: Question, response_text: str, truncated: bool) -> Jud
 
 
 def _says(reasoning: str, name: str, value: str) -> bool:
-    """Whether `name=value` stands in the text and no other value does."""
+    """Whether `name=value` is in the text and no other value is."""
     claims = re.findall(rf"\b{re.escape(name)}=([0-9]+)", reasoning)
     return bool(claims) and all(claim.lstrip("0") == value.lstrip("0") for claim in claims)

@@ -1,8 +1,8 @@
 """Regular expression: the judged part of the reply must match the question's pattern.
 
 `answer` is the pattern (Python's `re`). `tests` may be {"full": true, "ignore_case": true, "where": "answer"}: `full`
-asks that the whole part match, `where` is as in `exact`. Patterns that backtrack for ever are cut off by the worker's
-time limit.
+asks that the whole part match, `where` is as in `exact`. Patterns that backtrack indefinitely are cut off by the
+worker's time limit.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def mount_set_attributes(target: str, attributes: int) -> None:
 
 
 def pivot_root_here() -> None:
-    """Make the working folder the root of this mount namespace and let go of the old root."""
+    """Make the working folder the root of this mount namespace and release the old root."""
     call("pivot_root", SYS_PIVOT_ROOT[machine], b".", b".")
     unmount(".", MNT_DETACH)
     os.chdir("/")
@@ -102,7 +102,7 @@ def drop_capabilities() -> None:
 
 
 def close_from(first: int) -> None:
-    """Close every descriptor from `first` on, also those that nobody remembers."""
+    """Close every descriptor from `first` on, also forgotten ones."""
     call("close_range", SYS_CLOSE_RANGE, first, 0xFFFFFFFF, 0)
 
 

@@ -1,4 +1,4 @@
-"""Landlock: which files a process may reach, decided by itself, for good, without privileges (kernel 5.13 on).
+"""Landlock: which files a process may reach, which it decides permanently, without privileges (kernel 5.13 on).
 
 Rights that the running kernel does not know are left out (they are then bounded by the mounts and by seccomp only);
 `Layers` in layers.py says which version is required. See landlock(7) for the numbers.

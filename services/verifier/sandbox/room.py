@@ -122,7 +122,7 @@ class Room:
 
 
 def enter(index: int, packages: Iterable[str], *, isolated: bool, landlock_abi: int) -> Room:
-    """Move this process into its room; where isolated, the caller goes on as process 1 of a new pid namespace.
+    """Move this process into its room; where isolated, the caller continues as process 1 of a new pid namespace.
 
     The process that called stays behind to wait and dies with it. Raises OSError where the kernel refuses a step.
     """
@@ -222,7 +222,7 @@ def _bind(descriptor: int, target: str, *, is_device: bool) -> None:
 
 
 def _hide_packages(stdlib: str) -> None:
-    """Cover what lies in the library's folder but is not the library; opened packages are bound over the cover."""
+    """Cover what is in the library's folder but is not the library; opened packages are bound over the cover."""
     for name in _HIDDEN:
         folder = os.path.join(stdlib, name)
         if os.path.isdir(folder):
@@ -258,7 +258,7 @@ def _out_of_the_way(descriptor: int) -> int:
 
 
 def _inside(package: str) -> str:
-    """Where an opened package lies in an isolated room: its own path may be covered there by the scratch folder."""
+    """Where an opened package is in an isolated room: its own path may be covered there by the scratch folder."""
     return os.path.join("/packages", os.path.basename(package))
 
 

@@ -18,7 +18,7 @@ GUARANTEES (tests/services/verifier/sandbox proves each; docs/security.md explai
 6. Nothing survives a run: when `run` returns, every thread and file of the program is gone.
 7. What `Result` says is measured outside the program. A program decides its exit code and its two outputs, nothing
    else; grade outputs outside, and never hand expected values in.
-8. A fault of ours (zygote died, out of memory on the host) is `infrastructure_fault`, and a program cannot feign it.
+8. Our own fault (zygote died, out of memory on the host) is `infrastructure_fault`, and a program cannot feign it.
 9. If a required layer (rlimits, no_new_privs, seccomp, Landlock) is missing, nothing runs.
 
 NOT GUARANTEED
@@ -28,7 +28,7 @@ NOT GUARANTEED
 * Secrecy of time and load: programs see clocks and can measure how busy the machine is. Side channels stay open.
 * That a program may do everything Python can: no subprocesses, multiprocessing, sockets, asyncio. In exchange, less
   kernel. As process 1 of its namespace it survives signals without a handler (`signal.alarm` alone ends nothing).
-* The same result on every machine: libraries differ. Hash seeds are fixed; `random` is seeded anew for each run.
+* The same result on every machine: libraries differ. Hash seeds are fixed; `random` is seeded again for each run.
 * Confidentiality of the Python installation, of its path, and of the kernel's version. Without namespaces also of the
   host's name, and of names, sizes and times of files whose path a program can guess.
 * A fair share of the machine between programs: limits are per program, and `num_zygotes` of them run at once.

@@ -3,7 +3,7 @@
 `python -m services.verifier.workers.forkserver <control descriptor> <memory bytes>`
 
 Rewards and their heavy libraries are loaded here once, so that a worker killed in mid-task is replaced in
-milliseconds. It starts with an almost empty environment (no keys, no addresses of ours) and one socket, over which
+milliseconds. It starts with an almost empty environment (no keys, no addresses of services) and one socket, over which
 the pool orders and it answers (`Order`, `Answer`). It ends when that socket closes, and its workers with it.
 
 What this does NOT protect from: workers can read files that the service's user can read. Text is only parsed in them;
@@ -36,7 +36,7 @@ _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 
 
 class Order(msgspec.Struct, array_like=True):
-    """Pool to fork server. `fork` carries the new worker's socket beside it."""
+    """Pool to fork server. `fork` carries the new worker's socket with it."""
 
     what: Literal["load", "fork", "kill"]
     kind: str = ""

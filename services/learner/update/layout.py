@@ -26,8 +26,8 @@ class Layout:
 
     rows: list[int]
     """Indices of the routed, non-empty sequences."""
-    offsets: dict[int, int]
-    """Place of each such sequence's first token."""
+    spans: dict[int, slice]
+    """Place of each such sequence's tokens."""
     num_tokens: int
     """T."""
     targets: Tensor
@@ -95,7 +95,7 @@ def lay_out(
     whole = torch.zeros(num_tokens, dtype=dtype, device=device)
     return Layout(
         rows=rows,
-        offsets={row: int(start) for row, start in zip(rows, starts[:-1], strict=True)},
+        spans={row: slice(int(a), int(b)) for row, a, b in zip(rows, starts[:-1], starts[1:], strict=True)},
         num_tokens=num_tokens,
         targets=torch.tensor(
             [token for row in rows for token in sequences[row].response_ids], dtype=torch.int64, device=device
@@ -139,7 +139,7 @@ class Visits:
         batch = pack(
             [_prompt(sequences[row], self.with_teacher_prompt) for row in rows],
             [sequences[row].response_ids for row in rows],
-            [layout.offsets[row] for row in rows],
+            [layout.spans[row].start for row in rows],
             device,
         )
         return batch, sum(len(sequences[row].response_ids) for row in rows if sequences[row].route != "sdpo")

@@ -36,8 +36,8 @@ def old_logprobs(engine: Engine, sequences: Sequence[TrainSequence], config: Run
         batch, _ = plan.load(number, sequences, layout, engine.device)
         score(engine.student, batch, layout, scored, config.rollout.temperature)
     return [
-        scored[layout.offsets[row] : layout.offsets[row] + len(item.response_ids)].clone()
-        if row in layout.offsets
+        scored[layout.spans[row]].clone()
+        if row in layout.spans
         else torch.zeros(len(item.response_ids), dtype=scored.dtype, device=engine.device)
         for row, item in enumerate(sequences)
     ]

@@ -75,13 +75,11 @@ def count_weights(layout: Layout) -> Tensor:
     return torch.bincount(bucket, minlength=len(WEIGHT_EDGES) - 1).double()
 
 
-def take_details(layout: Layout, lengths: dict[int, int], requested: Iterable[int]) -> dict[int, TokenDetail]:
+def take_details(layout: Layout, requested: Iterable[int]) -> dict[int, TokenDetail]:
     """Token lists of the requested sequences; those not routed or empty are left out."""
     details = {}
-    for row in requested:
-        if row not in layout.offsets:
-            continue
-        span = slice(layout.offsets[row], layout.offsets[row] + lengths[row])
+    for row in set(requested) & layout.spans.keys():
+        span = layout.spans[row]
         taught, sdpo = bool(layout.slots[span][0] >= 0), bool(layout.is_sdpo[span][0])
         details[row] = TokenDetail(
             logprobs=layout.stats.logprobs[span].tolist(),

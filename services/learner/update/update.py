@@ -114,14 +114,13 @@ class _Update:
         sums, counts = self._gather()
         norm = self.engine.step()
         finished = clock(self.engine)
-        lengths = {row: len(self.sequences[row].response_ids) for row in self.layout.rows}
         return MinibatchReport(
             sums=sums,
             weight_counts=counts,
             gradient_norm=norm,
             seconds_teacher=taught - started,
             seconds_train=finished - taught,
-            details=take_details(self.layout, lengths, details),
+            details=take_details(self.layout, details),
         )
 
     def _agree(self) -> dict[Pass, int]:

@@ -45,8 +45,7 @@ def reference_kl(logprobs: Tensor, reference: Tensor) -> Tensor:
 
     Never negative; differentiable in `logprobs`.
     """
-    log_ratio = (reference.detach() - logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    return torch.expm1(log_ratio) - log_ratio
+    return _k3(reference.detach() - logprobs)
 
 
 def engine_correction(old: Tensor, behaviour: Tensor, cap: float) -> Tensor:
@@ -56,5 +55,9 @@ def engine_correction(old: Tensor, behaviour: Tensor, cap: float) -> Tensor:
 
 def mismatch_kl(old: Tensor, behaviour: Tensor) -> Tensor:
     """k3 estimate of KL(mu || pi_old) a token: r - 1 - log r with r = pi_old / mu. Never negative, no gradient."""
-    log_ratio = (old.detach() - behaviour.detach()).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return _k3(old.detach() - behaviour.detach())
+
+
+def _k3(log_ratio: Tensor) -> Tensor:
+    log_ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     return torch.expm1(log_ratio) - log_ratio

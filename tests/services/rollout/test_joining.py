@@ -146,3 +146,29 @@ async def test_weights_outside_the_home_are_not_looked_at(tmp_path: Path) -> Non
             examined({"path": str(path), "checksum": "blake3:00"}, "run", form, [tmp_path / "home"])
     with pytest.raises(WeightUpdateError, match="no readable manifest"):
         examined({"path": str(tmp_path / "home"), "checksum": "blake3:00"}, "run", form, [tmp_path / "home"])
+
+
+async def test_a_tokenizer_that_cannot_be_loaded_is_a_fault_that_is_tried_again(
+    redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at each look, twice a second, and without ending the service."""
+    rollout, tries = serving(redis, tmp_path), []
+
+    async def reuse(run_id: str) -> bool:
+        return True
+
+    def load(path: str, *, trust_remote_code: bool) -> None:
+        tries.append(path)
+        raise ConfigurationError(f"The tokenizer of {path} cannot be loaded.")
+
+    monkeypatch.setattr(rollout, "_reuse", reuse)
+    monkeypatch.setattr("services.rollout.service.load_tokenizer", load)
+    await put_run(redis, "run", run_values())
+    await redis.set(streams.assignment("rollout-0"), "run")
+    with pytest.raises(ConfigurationError, match="cannot be loaded"):
+        await rollout._tick()
+    await rollout._tick()
+    assert len(tries) == 1
+    rollout._retry_at = 0.0
+    with pytest.raises(ConfigurationError, match="cannot be loaded"):
+        await rollout._tick()

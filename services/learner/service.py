@@ -29,7 +29,7 @@ from services.learner.connections.progress_pipe import (
     MEETING_VARIABLE,
     PIPE_VARIABLE,
     RUN_VARIABLE,
-    SUPERVISOR_VARIABLE,
+    SERVICE_VARIABLE,
     Progress,
 )
 from services.learner.retries import Attempts
@@ -178,7 +178,7 @@ class Learner:
         for rank in range(num_ranks):
             environment = os.environ | {
                 RUN_VARIABLE: run_id,
-                SUPERVISOR_VARIABLE: str(os.getpid()),
+                SERVICE_VARIABLE: str(os.getpid()),
                 "TURNOUT_INSTANCE": self.presence.instance,
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),

@@ -1,6 +1,6 @@
 """How the training program ends: not before a checkpoint that is being written is whole.
 
-Whatever ends it (SIGTERM, its supervisor's death, a fault of the training thread) would else throw away a write that
+Whatever ends it (SIGTERM, the service's death, a fault of the training thread) would else throw away a write that
 may have taken minutes. A successor waits for it: the program holds the run's lock as long as it lives.
 """
 

@@ -1,6 +1,6 @@
-"""What the training program tells its supervisor: one JSON line a second through a pipe.
+"""What the training program tells the learner service: one JSON line a second through a pipe.
 
-The pipe is also how an orphan learns that its supervisor died: writing fails, and the program ends itself, so that
+The pipe is also how an orphan learns that the service died: writing fails, and the program ends itself, so that
 there are never two learners for one run. Ranks without a pipe look after their parent.
 """
 
@@ -17,7 +17,7 @@ PIPE_VARIABLE = "TURNOUT_PROGRESS_FD"
 RUN_VARIABLE = "TURNOUT_RUN_ID"
 MEETING_VARIABLE = "TURNOUT_MEETING"
 """File, in a folder that only this user may enter, by which the ranks find each other."""
-SUPERVISOR_VARIABLE = "TURNOUT_SUPERVISOR_PID"
+SERVICE_VARIABLE = "TURNOUT_SERVICE_PID"
 EXIT_REPORTED = 3
 """Exit code: the run ended or failed, and its state has been reported; starting again would not help."""
 EXIT_ORPHANED = 4
@@ -48,22 +48,22 @@ class ProgressPipe:
         self._descriptor = None if value is None else int(value)
 
     def write(self, progress: Progress) -> None:
-        """Raise `BrokenPipeError` where the supervisor is gone."""
+        """Raise `BrokenPipeError` if the service is gone."""
         if self._descriptor is not None:
             os.write(self._descriptor, msgspec.json.encode(progress) + b"\n")
 
 
-def end_with_supervisor() -> None:
-    """End this process, from a thread, within a second of its supervisor's death; nothing where it has none.
+def end_with_service() -> None:
+    """End this process, from a thread, within a second of the service's death; nothing where it has none.
 
     A rank that waits in a collective would else hold its GPU until the collective's time is up.
     """
-    if SUPERVISOR_VARIABLE not in os.environ:
+    if SERVICE_VARIABLE not in os.environ:
         return
-    supervisor = int(os.environ[SUPERVISOR_VARIABLE])
+    service = int(os.environ[SERVICE_VARIABLE])
 
     def watch() -> None:
-        while os.getppid() == supervisor:
+        while os.getppid() == service:
             time.sleep(0.5)
         os._exit(EXIT_ORPHANED)
 

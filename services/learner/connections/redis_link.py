@@ -168,7 +168,7 @@ class RunLink:
             await self.queue.acknowledge(await self.queue.own_pending(stream, ScoredGroup))
 
     def report(self, **changes: Any) -> None:
-        """Change the progress that the supervisor sees within a second. Training and writer thread both do."""
+        """Change the progress that the service sees within a second. Training and writer thread both do."""
         with self._reporting:
             self.progress = msgspec.structs.replace(self.progress, **changes)
 
@@ -218,7 +218,7 @@ class RunLink:
                 try:
                     self.send_progress()
                 except OSError:
-                    log.error("the supervisor is gone; this learner ends")
+                    log.error("the learner service is gone; this program ends")
                     await asyncio.to_thread(end_when_written, EXIT_ORPHANED)
             await asyncio.sleep(POLL_SECONDS)
 

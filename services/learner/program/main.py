@@ -28,7 +28,7 @@ from services.learner.connections.progress_pipe import (  # noqa: E402
     EXIT_NO_QUEUE,
     EXIT_REPORTED,
     RUN_VARIABLE,
-    end_with_supervisor,
+    end_with_service,
 )
 from services.learner.connections.redis_link import RunLink  # noqa: E402
 from services.learner.groups.questions import load_datasets  # noqa: E402
@@ -51,7 +51,7 @@ LOCK_SECONDS = 30.0
 def main() -> int:
     """Exit code 0: the run ended; `EXIT_REPORTED`: it failed and said so; `EXIT_NO_QUEUE`: start me again once the
     queue server answers; anything else: start me again."""
-    # Ctrl-C goes to the whole group of processes; the supervisor decides what becomes of this one.
+    # Ctrl-C goes to the whole group of processes; the service decides what becomes of this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     settings = load_settings()
     configure_logs(settings, "learner")
@@ -61,7 +61,7 @@ def main() -> int:
     if os.environ["RANK"] == "0":
         end_on_sigterm()
         return lead(settings, run_id)
-    end_with_supervisor()
+    end_with_service()
     try:
         return follow(settings, run_id)
     except Exception as error:
@@ -147,7 +147,7 @@ def lock_run(folder: Path) -> IO[bytes]:
 
 def report_failure(link: RunLink, error: Exception) -> int:
     """Make a fault a recorded status. People's mistakes and broken numbers end the run; other faults are left to the
-    supervisor, which starts the program again."""
+    service, which starts the program again."""
     sentence = describe(error)
     log.error("training failed", error=sentence, exc_info=error)
     ends_run = isinstance(error, TurnoutError) and not isinstance(error, UnavailableError)

@@ -1,6 +1,6 @@
-"""What supervisor and zygote say to each other over one SOCK_SEQPACKET pair: fixed-size numbers and descriptors only.
+"""What verifier and zygote say to each other over one SOCK_SEQPACKET pair: fixed-size numbers and descriptors only.
 
-Source, input and output of a program never pass through the zygote: they are memory files of the supervisor, handed on
+Source, input and output of a program never pass through the zygote: they are memory files of the verifier, handed on
 as descriptors. So the memory that programs inherit from the zygote never held another program's text, input or output.
 """
 
@@ -65,7 +65,7 @@ def send_request(control: socket.socket, request: Request, descriptors: list[int
 
 
 def receive_request(control: socket.socket) -> tuple[Request, list[int]] | None:
-    """The next request, or None when the supervisor is gone."""
+    """The next request, or None when the verifier is gone."""
     size = array.array("i").itemsize
     data, ancillary, _, _ = control.recvmsg(_REQUEST.size, socket.CMSG_SPACE(NUM_DESCRIPTORS * size))
     if not data:

@@ -165,7 +165,7 @@ class Watch:
                 happened = dict(poll.poll(pause * 1000 + 1))
                 if self._handle in happened:
                     return frames.Ended.BY_ITSELF
-                if self._control.fileno() in happened:  # the supervisor is gone
+                if self._control.fileno() in happened:  # the verifier is gone
                     signal.pidfd_send_signal(self._handle, signal.SIGKILL)
                     os._exit(0)
                 if happened.get(self._listener, 0) & select.POLLIN:

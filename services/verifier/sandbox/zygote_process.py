@@ -1,4 +1,4 @@
-"""One zygote process as the supervisor sees it: start, one run at a time, kill."""
+"""One zygote process as the verifier sees it: start, one run at a time, kill."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 
 from services.contracts import events, streams
 from services.contracts.heartbeat import ServiceRecord
-from services.learner.connections.progress_pipe import EXIT_NO_QUEUE, EXIT_REPORTED, SUPERVISOR_VARIABLE
+from services.learner.connections.progress_pipe import EXIT_NO_QUEUE, EXIT_REPORTED, SERVICE_VARIABLE
 from services.learner.program.main import report_failure
 from services.learner.retries import Attempts
 from services.learner.service import Learner
@@ -84,7 +84,7 @@ async def test_a_run_that_is_given_up_during_an_outage_is_told_after_it(redis: R
         await end([giving_up], seconds=10)
 
 
-async def test_a_program_without_queue_server_says_so_to_its_supervisor(
+async def test_a_program_without_queue_server_says_so_to_its_service(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where it is there and takes no writes, for lack of memory or, not kept at each write, of disk."""
@@ -154,14 +154,14 @@ async def test_the_rank_that_knows_why_decides(
     assert learner._error == error
 
 
-def test_a_rank_ends_with_its_supervisor() -> None:
+def test_a_rank_ends_with_its_service() -> None:
     """Whatever it waits for."""
     rank = (
-        "import time; from services.learner.connections.progress_pipe import end_with_supervisor; "
-        "end_with_supervisor(); time.sleep(600)"
+        "import time; from services.learner.connections.progress_pipe import end_with_service; "
+        "end_with_service(); time.sleep(600)"
     )
     start = (
-        f"import os, subprocess, sys; variables = os.environ | {{{SUPERVISOR_VARIABLE!r}: str(os.getpid())}}; "
+        f"import os, subprocess, sys; variables = os.environ | {{{SERVICE_VARIABLE!r}: str(os.getpid())}}; "
         f"subprocess.Popen([sys.executable, '-c', {rank!r}], env=variables)"
     )
     learner = subprocess.Popen([sys.executable, "-c", start], cwd=ROOT, stdout=subprocess.PIPE)

@@ -18,6 +18,7 @@ from typing import IO, Any
 import psutil
 
 from services.contracts.errors import ConflictError, TurnoutError, UnavailableError
+from services.contracts.pauses import growing_pause
 from services.runtime.files import lock
 from services.runtime.queue.server_log import queue_server_fault
 from turnout.cli.local.environment import inherited
@@ -53,7 +54,8 @@ class Running:
     started_at: float = 0.0
     """By the monotonic clock."""
     num_restarts: int = 0
-    delay_seconds: float = RESTART_SECONDS_FIRST
+    num_short_lives: int = 0
+    """Since the last life that lasted `HEALTHY_SECONDS`, that one included."""
     start_again_at: float = 0.0
     seen: bool = False
     """True once the service has reported itself."""
@@ -165,10 +167,10 @@ class Supervisor:
                 f"The service {running.child.instance} could not be started: {last_words(running)}",
                 remedy=f"Its log is {running.log}.",
             )
-        if lived >= HEALTHY_SECONDS:
-            running.delay_seconds = RESTART_SECONDS_FIRST
-        running.start_again_at = now + running.delay_seconds
-        running.delay_seconds = min(2 * running.delay_seconds, RESTART_SECONDS_MOST)
+        running.num_short_lives = 1 if lived >= HEALTHY_SECONDS else running.num_short_lives + 1
+        running.start_again_at = now + growing_pause(
+            RESTART_SECONDS_FIRST, running.num_short_lives, RESTART_SECONDS_MOST
+        )
 
     def _wait_for_queue(self, seconds: float = 60.0) -> None:
         """Wait until the queue server has read its file and answers."""

@@ -1,4 +1,4 @@
-"""The attack corpus: small hostile programs, and what the supervisor must have seen of each.
+"""The attack corpus: small hostile programs, and what the verifier must have seen of each.
 
 A program knows, as a gift to the attacker, where the canary file lies, on which port a listener waits and which process
 supervises it (`Marks`). It prints ESCAPED when an attempt worked. containment.py looks at the evidence outside.

@@ -1,4 +1,4 @@
-"""The corpus again, with a supervisor that has no privileges at all."""
+"""The corpus again, with a verifier that has no privileges at all."""
 
 from __future__ import annotations
 

@@ -42,8 +42,9 @@ if [ "${1:-}" = rotate ]; then
   case $name in alert_webhook|reward_token|hf_token) fail "$name comes from elsewhere: write it into deploy/$folder/$name." ;; esac
   make "$name" "$(random)"
   case $name in
-    api_key|read_key) echo "Restart: api. Prometheus reads its key again on its own." ;;
-    service_token) echo "Restart: api rollout verifier learner. Prometheus reads its token again on its own." ;;
+    api_key) echo "Restart: api." ;;
+    read_key) echo "Restart: api prometheus." ;;
+    service_token) echo "Restart: api rollout verifier learner prometheus." ;;
     queue_*) echo "Run queue-users again, then restart: valkey ${name#queue_}." ;;
     grafana_password) echo "Grafana keeps what it has: docker compose -f deploy/compose.yaml exec grafana grafana cli admin reset-admin-password NEW" ;;
     postgres_password) database_url; echo "In PostgreSQL: ALTER USER turnout PASSWORD '...' with the text of deploy/$folder/postgres_password; then restart: api." ;;

@@ -130,7 +130,7 @@ def test_secrets_sh_rotates_one_in_place(folder: Path) -> None:
     file = folder / "secrets" / "read_key"
     before, inode = file.read_text(), file.stat().st_ino
     said = secrets_sh(folder, "rotate", "read_key")
-    assert "Restart: api" in said.stdout
+    assert "Restart: api prometheus" in said.stdout
     assert file.read_text() != before
     assert file.stat().st_ino == inode, "containers have the file itself mounted"
     refused = secrets_sh(folder, "rotate", "nothing")

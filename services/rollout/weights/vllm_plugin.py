@@ -7,6 +7,7 @@ before the model is touched, so a refused update leaves the old weights whole.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,5 +165,7 @@ def register() -> None:
     """Entry point for vLLM. May be called any number of times in any of its processes."""
     die_with_parent()
     last_words.record()
+    # It warns of every layer without weights of its own (a rotary embedding, a tied head) at each update.
+    logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, __name__, "StoreWeightEngine")

@@ -15,6 +15,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -35,14 +36,15 @@ OURS = ("api", "verifier", "rollout", "learner")
 LAYERS = 10
 
 
-def sh(*command: str, limit: float = 300, env: dict[str, str] | None = None, given: str | None = None) -> str:
-    """Standard output of a command in the copy. Raises `AssertionError` with its last lines where it fails."""
+def sh(*command: str, limit: float = 300, env: dict[str, str] | None = None, merge: bool = False) -> str:
+    """Standard output of a command in the copy, with `merge` its standard error too. Raises `AssertionError` with its
+    last lines if it fails."""
     done = subprocess.run(
         command,
         cwd=SOURCE,
         env={**os.environ, **(env or {})},
-        input=given,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT if merge else subprocess.PIPE,
         text=True,
         timeout=limit,
         check=False,
@@ -429,19 +431,21 @@ def a_hung_service_is_started_again() -> None:
 
 
 def logs_are_json() -> None:
-    wrong = []
-    for line in compose("logs", "--no-log-prefix", "--no-color", *OURS).splitlines():
-        try:
-            json.loads(line)
-        except ValueError:
-            wrong.append(line)
+    wrong, events = [], Counter[str]()
+    for container in (container for service in OURS for container in containers(service)):
+        for line in sh("docker", "logs", container, merge=True).splitlines():
+            try:
+                events[json.loads(line)["event"][:60]] += 1
+            except (ValueError, KeyError):
+                wrong.append(line)
     assert not wrong, wrong[:5]
+    print("      ", events.most_common(5))
 
 
 def a_rotated_key_reaches_prometheus() -> None:
     old = key("read_key")
     sh("deploy/secrets.sh", "rotate", "read_key")
-    compose("restart", "api")
+    compose("restart", "api", "prometheus")
     until("the API", lambda: status(f"{API}/v1/runs", key=key("read_key")) == 200, 60)
     assert status(f"{API}/v1/runs", key=old) == 401
     time.sleep(6)  # a scrape or more

@@ -59,7 +59,7 @@ def queries(panel: dict[str, str]) -> list[tuple[str, str]]:
 
 
 def panel_json(panel: dict[str, str], number: int) -> dict[str, Any]:
-    """Grafana's form of one panel; two panels stand side by side."""
+    """Grafana's form of one panel; two panels per row."""
     kind = panel.get("kind", "timeseries")
     return {
         "id": number + 1,

@@ -74,7 +74,7 @@ def test_interrupted_and_taken_up_again(
     out = capsys.readouterr().out
     assert "Stopping with a checkpoint" in out
     assert "is stopped" in out
-    assert f"can be taken up again with `turnout demo --resume --home {home}`" in out
+    assert f"use `turnout demo --resume --home {home}`" in out
     assert list(home.glob("runs/*/checkpoints/step-*"))
 
     assert demo(home, run_file, 60).run(resume=True) == EXIT_OK

@@ -209,7 +209,7 @@ def test_a_run_is_forked_and_deleted(api: Api, browser: Visitor, player: Player,
     browser.press("button", "Delete …")
     browser.press("button", "Keep it")
     browser.press("button", "Delete …")
-    browser.press("button", "Delete for good")
+    browser.press("button", "Delete permanently")
     browser.find(f'.run[data-run="{child["id"]}"]')
     browser.until(lambda: [run["id"] for run in get(api, "/v1/runs")["items"]] == [child["id"]], "the parent is gone")
 

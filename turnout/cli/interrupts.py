@@ -38,12 +38,12 @@ class Interrupts:
 
     @property
     def requested(self) -> bool:
-        """Somebody asked for a stop."""
+        """A stop was asked for."""
         return self.count > 0
 
     @property
     def urgent(self) -> bool:
-        """Somebody asked twice."""
+        """A stop was asked for twice."""
         return self.count > 1
 
     def sleep(self, seconds: float) -> None:

@@ -54,7 +54,7 @@ def up(
     rollout_servers: Annotated[int, typer.Option(min=1, help="Rollout servers (vLLM engines).")] = 1,
     verifiers: Annotated[int, typer.Option(min=1, help="Verifiers.")] = 1,
     api_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the API; 0 picks a free one.")] = 8400,
-    detach: Annotated[bool, typer.Option("--detach", help="Come back once everything runs in the background.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Return once everything runs in the background.")] = False,
     wait: Annotated[float, typer.Option(help="With --detach: seconds to wait for the services.")] = 300.0,
     as_json: Json = False,
 ) -> None:
@@ -82,10 +82,10 @@ def down(home: Home = Path(".turnout"), as_json: Json = False) -> None:
 @app.command(epilog=examples("turnout demo", "turnout demo --set training.steps=20", "turnout demo --resume"))
 def demo(
     home: Home = Path(".turnout/demo"),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the demo run that was interrupted.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the demo run that was interrupted.")] = False,
     file: Annotated[Path | None, typer.Option(help="Run file; default examples/runs/demo.yaml.")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Lay a value over the run file's.")
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a value of the run file.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -98,17 +98,17 @@ def demo(
 @app.command(epilog=examples("turnout doctor", "turnout doctor --json"))
 def doctor(
     home: Home = Path(".turnout"),
-    api_port: Annotated[int, typer.Option(min=1, max=65535, help="Port that the API shall have.")] = 8400,
+    api_port: Annotated[int, typer.Option(min=1, max=65535, help="Port for the API.")] = 8400,
     as_json: Json = False,
 ) -> None:
-    """Check this machine and say what to do where something is missing. Exit code 1 where a check fails."""
+    """Check this machine and say what to do if something is missing. Exits with 1 if a check fails."""
     from turnout.cli.commands import doctor as checks
 
     raise typer.Exit(checks.doctor(home, api_port, as_json))
 
 
 def main() -> None:
-    """Run the command; faults that we name become one sentence and an exit code."""
+    """Run the command; expected errors become one sentence and an exit code."""
     spell_out_what_cannot_be_shown()
     try:
         app()

@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 COMPLETION_SECONDS = 1.0
-"""A shell that waits longer for names of runs is worse than one that offers none."""
+"""A shell that hangs for longer is worse than one that offers no completion."""
 
 
 def complete_run(incomplete: str) -> list[tuple[str, str]]:
-    """Ids of runs with their names and states, for the shell; nothing where no API answers."""
+    """Ids of runs with their names and states, for the shell; nothing if no API responds."""
     from services.contracts.errors import TurnoutError
     from services.contracts.plain_text import in_line
     from turnout.client.client import Client
@@ -37,7 +37,7 @@ Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Runs to compare
 File = Annotated[Path, typer.Argument(metavar="FILE", help="Run file (YAML).")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Lay a value over the file's; may be given several times."),
+    typer.Option("--set", metavar="FIELD=VALUE", help="Override a value of the file; can be given several times."),
 ]
 Preset = Annotated[
     str | None, typer.Option(help="Start from these settings; fields of the file and --set win over them.")
@@ -45,7 +45,7 @@ Preset = Annotated[
 Watch = Annotated[bool, typer.Option("--watch", help="Stay and show progress until the run ends.")]
 Key = Annotated[
     str | None,
-    typer.Option("--idempotency-key", help="A repeated call with this key gives the run of the first one."),
+    typer.Option("--idempotency-key", help="A repeated call with this key returns the run of the first."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Url = Annotated[

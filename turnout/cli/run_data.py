@@ -29,7 +29,7 @@ class RunData(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def first_evaluation(self) -> Evaluation | None:
-        """The evaluation before training; None where there was none."""
+        """The evaluation before training; None if there was none."""
         return next((item for item in self.evaluations if item.step == 0), None)
 
     @property

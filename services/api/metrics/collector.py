@@ -1,4 +1,4 @@
-"""Prometheus' view of the board: every name that dashboards rely on, also where it has no value yet."""
+"""Prometheus' view of the board: every name that dashboards rely on, even before it has a value."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ COMPRESSION_LEVEL = 6
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """One file as it is sent."""
+    """One file, ready to be sent."""
 
     media_type: str
     body: bytes

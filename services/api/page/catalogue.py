@@ -9,7 +9,7 @@ from services.contracts.step_metrics import CHARTS, STEP_METRICS, lines
 
 
 def catalogue() -> str:
-    """JSON that may stand inside a `<script>` element."""
+    """JSON that is safe inside a `<script>` element."""
     metrics = [{"name": name, "title": metric.title, "unit": metric.unit} for name, metric in STEP_METRICS.items()]
     charts = [
         asdict(chart) | {"lines": [{"metric": metric.name, **asdict(line)} for metric, line in lines(chart)]}

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from services.api.page.assets import ROOT, Asset, find_asset, shell
 
 HEADERS = {
-    # plotly.js writes style elements and attributes, hence 'unsafe-inline' for styles; scripts are files of ours only.
+    # plotly.js writes style elements and attributes, hence 'unsafe-inline' for styles; scripts are our own files only.
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

@@ -1,7 +1,7 @@
 """`turnout demo`: everything on one machine, a run over REST as any client would start it, a report, and an end.
 
 Whatever happens, nothing is left running. The first Ctrl-C stops the run with a checkpoint, within a bounded time; a
-second one ends it at once. Either way the run can be taken up again with `turnout demo --resume`.
+second one ends it at once. Either way `turnout demo --resume` can resume the run.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ API_SECONDS = 180.0
 STOP_SECONDS = 90.0
 """Longest wait for the checkpoint of a graceful stop."""
 MAX_RESTARTS = 5
-"""A service that died so often will not get better by itself."""
+"""A service that died this often will not recover."""
 
 
 class Interrupted(Exception):
-    """Somebody asked for a stop while the demo waited for something."""
+    """A stop was asked for while the demo waited for something."""
 
 
 class Demo:
@@ -51,7 +51,7 @@ class Demo:
         self.run_id = ""
 
     def run(self, *, resume: bool) -> int:
-        """Run it; returns the exit code: 0 only where the run succeeded. Raises `TurnoutError`."""
+        """Run it; returns the exit code: 0 only if the run succeeded. Raises `TurnoutError`."""
         began = time.monotonic()
         body = None if resume else load_run(self.file, self.settings)
         if resume and not (self.home / "runs").is_dir():
@@ -91,14 +91,14 @@ class Demo:
         return self._conclude(client, progress, interrupts)
 
     def _begin(self, client: Client, body: dict[str, object]) -> Run:
-        """Start a new run. Runs of earlier demos that still wait for their turn make room."""
+        """Start a new run. Runs of earlier demos that are still queued are stopped."""
         for run in client.runs():
             if not run.has_ended:
                 client.stop(run.id, now=True)
         return client.create_run(body)
 
     def _take_up(self, deployment: Deployment, client: Client, interrupts: Interrupts) -> Run:
-        """The newest run that did not succeed, on its way again."""
+        """Resume the newest run that did not succeed."""
         runs = [run for run in client.runs() if run.state != "succeeded"]
         if not runs:
             raise self._nothing_to_resume()
@@ -119,7 +119,8 @@ class Demo:
                 raise Interrupted
             if time.monotonic() > deadline:
                 raise UnavailableError(
-                    f"Waited {seconds:.0f} s in vain for {what}.", remedy=f"See the logs in {deployment.plan.logs}."
+                    f"Timed out after {seconds:.0f} s waiting for {what}.",
+                    remedy=f"See the logs in {deployment.plan.logs}.",
                 )
             self._tick(deployment)
             interrupts.sleep(TICK_SECONDS)
@@ -141,7 +142,7 @@ class Demo:
         progress: Progress,
         draw: Callable[[], None],
     ) -> None:
-        """Show progress until the run has ended or somebody asks for a stop."""
+        """Show progress until the run has ended or a stop is asked for."""
         asked_at = 0.0
         while not interrupts.requested:
             self._tick(deployment)
@@ -161,7 +162,7 @@ class Demo:
         progress: Progress,
         draw: Callable[[], None],
     ) -> None:
-        """Ask for a stop with a checkpoint and wait for it, but not for ever and not after a second Ctrl-C."""
+        """Ask for a stop with a checkpoint and wait for it, for a bounded time and until a second Ctrl-C."""
         self.say("Stopping with a checkpoint; Ctrl-C again ends it at once ...")
         deadline = time.monotonic() + STOP_SECONDS
         asked = False
@@ -173,11 +174,11 @@ class Demo:
                 deployment.tick()
                 progress.refresh(client)
             except ConflictError:
-                asked = True  # it has just ended by itself
+                asked = True  # it has just ended on its own
             except UnavailableError:
-                pass  # the API may be on its way back; the deadline bounds this
+                pass  # the API may be restarting; the deadline bounds this
             except TurnoutError as error:
-                self.say(f"The run could not be stopped in order: {error}")
+                self.say(f"The run could not be stopped gracefully: {error}")
                 return
             draw()
             if _ended(progress):
@@ -188,9 +189,7 @@ class Demo:
         """Write the report, say how it went, and give the exit code."""
         run = progress.run
         if interrupts.requested and (run is None or run.state != "succeeded"):
-            self.say(
-                f"The run {progress.run_id} can be taken up again with `turnout demo --resume{self._home_option()}`."
-            )
+            self.say(f"To resume the run {progress.run_id}, use `turnout demo --resume{self._home_option()}`.")
             return EXIT_INTERRUPTED
         assert run is not None
         data = collect(client, run.id)
@@ -211,7 +210,7 @@ class Demo:
         return "" if self.home == Path(".turnout/demo").resolve() else f" --home {self.home}"
 
     def _clear_leftovers(self) -> None:
-        """End what an earlier demo left behind because it was itself killed."""
+        """End what an earlier demo left running because it was killed."""
         state = read_state(self.home)
         if state is not None and find(state.supervisor) is None and alive(state):
             self.say("Ending what an earlier demo left running ...")

@@ -276,7 +276,7 @@ def _has(package: str) -> bool:
 
 
 def _run(command: list[str], seconds: float = 20) -> tuple[int, str]:
-    """Exit code and output of a short program; code 1 and the reason where it does not run."""
+    """Exit code and output of a short program; code 1 and the reason if it does not run."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

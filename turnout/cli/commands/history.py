@@ -117,12 +117,12 @@ def pushes(
 )
 def events(
     run_id: Id,
-    after: Annotated[str | None, typer.Option(help="Go on behind the event with this id.")] = None,
+    after: Annotated[str | None, typer.Option(help="Start after the event with this id.")] = None,
     follow: Annotated[bool, typer.Option(help="Wait for more until the run has ended.")] = True,
     as_json: Json = False,
     api_url: Url = None,
 ) -> None:
-    """Print a run's events as they happen. Goes on behind the last one after a broken connection."""
+    """Print a run's events as they happen. Resumes after the last one if the connection breaks."""
     from turnout.cli.terminal import say, say_json
     from turnout.client.client import Client
     from turnout.client.run_ids import full_id

@@ -26,7 +26,7 @@ class Role(StrEnum):
 
 @app.command("list", epilog=examples("turnout keys list"))
 def list_keys(as_json: Json = False, api_url: Url = None) -> None:
-    """List the keys that were made, oldest first; never their text."""
+    """List the keys, oldest first, without their text."""
     from turnout.cli import output
     from turnout.client.client import Client
 
@@ -50,7 +50,7 @@ def create(
     as_json: Json = False,
     api_url: Url = None,
 ) -> None:
-    """Make a key. Its text is printed this once and kept nowhere."""
+    """Create a key. Its text is printed once and stored nowhere."""
     from turnout.cli import output
     from turnout.client.client import Client
 
@@ -65,7 +65,7 @@ def revoke(
     as_json: Json = False,
     api_url: Url = None,
 ) -> None:
-    """Make a key worthless from now on."""
+    """Revoke a key at once."""
     from turnout.cli import output
     from turnout.client.client import Client
 

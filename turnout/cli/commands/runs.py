@@ -71,7 +71,7 @@ def files(
     as_json: Json = False,
     api_url: Url = None,
 ) -> None:
-    """List the run files that the deployment ships, or print one to begin with."""
+    """List the run files that the deployment ships, or print one to start from."""
     from services.contracts.errors import NotFoundError
     from turnout.cli import output
     from turnout.client.client import Client
@@ -94,7 +94,7 @@ def list_runs(
     sort: Annotated[
         str | None, typer.Option(help="created_at, name, state or step; with - in front for descending.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many runs.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many runs.")] = None,
     as_json: Json = False,
     api_url: Url = None,
 ) -> None:
@@ -150,7 +150,7 @@ def pause(run_id: Id, as_json: Json = False, api_url: Url = None) -> None:
 
 @app.command(epilog=examples("turnout runs resume demo-3f"))
 def resume(run_id: Id, as_json: Json = False, api_url: Url = None) -> None:
-    """Go on with a run that is paused, stopped or failed, from its newest checkpoint."""
+    """Resume a run that is paused, stopped or failed, from its newest checkpoint."""
     _act(run_id, lambda client, found: client.resume(found), as_json, api_url)
 
 
@@ -170,7 +170,7 @@ def fork(
     as_json: Json = False,
     api_url: Url = None,
 ) -> None:
-    """Start a new run that goes on from a checkpoint of another, with changed settings."""
+    """Start a new run from a checkpoint of another, with changed settings."""
     from turnout.cli import output
     from turnout.cli.run_file import changes_of
     from turnout.client.client import Client
@@ -263,7 +263,7 @@ def _act(run_id: str, action: Callable[[Client, str], Any], as_json: bool, api_u
 
     with Client(api_url) as client:
         run = action(client, full_id(client, run_id))
-        coming = {("running", "paused"): "; pauses after its present step", ("paused", "running"): "; goes on now"}
+        coming = {("running", "paused"): "; pauses after its present step", ("paused", "running"): "; resumes now"}
         output.show(run, as_json, f"{run.id}  {run.name}: {run.state}{coming.get((run.state, run.desired), '')}")
 
 

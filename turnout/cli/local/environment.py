@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 _WORDS = frozenset({"TOKEN", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "PGPASSWORD", "KEY", "CREDENTIALS"})
-"""A variable with such a word in its name is a secret: people's shells hold many that have nothing to do with us."""
+"""A variable with such a word in its name is a secret; shells often hold secrets unrelated to Turnout."""
 _SERVICES = frozenset({"api", "learner", "rollout", "verifier"})
 _LOADERS = frozenset({"learner", "rollout"})
 """Load models and data by hub name."""

@@ -1,4 +1,4 @@
-"""Whose a home is: its owner's alone, and nobody else's on the machine."""
+"""Homes belong to one user; no other user of the machine can read them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def make_private(home: Path) -> None:
             _tighten(home)
     except PermissionError as error:
         raise ConfigurationError(
-            f"{error.filename} belongs to another user but lies in the home {home}.",
+            f"{error.filename} belongs to another user but is in the home {home}.",
             remedy=f"Give it to this user (chown -R {os.geteuid()} {home}), or choose another --home.",
         ) from error
 

@@ -161,7 +161,7 @@ def up_detached(
 
 
 def down(home: Path, *, as_json: bool) -> int:
-    """End what runs in a home; returns the exit code. A home where nothing runs is no error."""
+    """End what runs in a home; returns the exit code. A home in which nothing runs is no error."""
     home = home.resolve()
     state = read_state(home)
     names = end_home(home)

@@ -52,7 +52,7 @@ class Plan:
     redis_url: str = field(repr=False)
     """As the operator, who may do everything."""
     redis_port: int | None
-    """Port of our own queue server; None where TURNOUT_REDIS_URL names one."""
+    """Port of our own queue server; None if TURNOUT_REDIS_URL names one."""
     children: list[Child] = field(default_factory=list)
 
     @property
@@ -61,7 +61,7 @@ class Plan:
 
 
 def working_folder() -> Path:
-    """The checkout that this code lies in, or the current folder for an installed package."""
+    """The checkout that this code is in, or the current folder for an installed package."""
     root = Path(__file__).resolve().parents[3]
     return root if (root / "deploy").is_dir() else Path.cwd()
 

@@ -1,4 +1,4 @@
-"""Processes that the launcher owns: who they are, how to end them and nobody else.
+"""Processes that the launcher owns: which they are, and how to end them and no others.
 
 A process is known by its pid and its start together, since the system gives pids out again. Everything that one
 launch starts also inherits `TURNOUT_LAUNCH`, a random text in its environment, so that a child which outlived its
@@ -55,7 +55,7 @@ class HomeState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_state(home: Path) -> HomeState | None:
-    """The home's state, or None where nothing was started there.
+    """The home's state, or None if nothing was started there.
 
     Raises:
         ConfigurationError: the file is there but is not ours.
@@ -91,7 +91,7 @@ def _seconds_since_boot(process: psutil.Process) -> float:
 
 
 def _boot() -> str:
-    """An id of the system's present boot; empty where it has none."""
+    """An id of the system's present boot; empty if it has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -99,7 +99,7 @@ def _boot() -> str:
 
 
 def _is(process: psutil.Process, record: ProcessRecord) -> bool:
-    """Whether this is the recorded process. Raises `psutil.Error` where it has gone."""
+    """Whether this is the recorded process. Raises `psutil.Error` if it is gone."""
     apart = abs(_seconds_since_boot(process) - record.started)
     return apart <= START_TOLERANCE_SECONDS and record.boot == _boot()
 
@@ -128,8 +128,8 @@ def launched(launch: str) -> list[psutil.Process]:
 def group_of(record: ProcessRecord) -> list[psutil.Process]:
     """The living members of the process group that a recorded service leads, also after the leader itself has gone.
 
-    Empty where the pid has been given to a stranger meanwhile (which the system does only once the group is empty), or
-    the machine was started anew.
+    Empty if another process has been given the pid meanwhile (which the system does only once the group is empty), or
+    the machine was restarted.
     """
     if record.boot != _boot():
         return []

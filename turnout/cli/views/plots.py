@@ -126,7 +126,7 @@ def _bands(axes: Any, data: RunData, chart: Chart) -> bool:
 
 
 def _line(axes: Any, data: RunData, name: str, label: str, color: str, line: Line | None = None) -> bool:
-    """One metric, thin as it is and thick smoothed. False if the run has no such metric."""
+    """One metric: thin as measured, thick smoothed. False if the run has no such metric."""
     steps, values = data.series(name, only_if=line.only_if if line else "")
     if not steps:
         return False

@@ -1,4 +1,4 @@
-"""A run's report from REST data: `report.md` beside its pictures, and `report.html` in a single file."""
+"""A run's report from REST data: `report.md` with its pictures, and `report.html` in a single file."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def version_rows() -> Rows:
 
 
 def as_markdown(data: RunData, plots: Sequence[Plot]) -> str:
-    """The report as Markdown that refers to the pictures beside it."""
+    """The report as Markdown that refers to the pictures in its folder."""
     parts = [f"# {data.run.name}", headline(data)]
     if data.evaluations:
         parts += ["## Before and after", _markdown_table(accuracy_rows(data))]

@@ -45,7 +45,7 @@ def ended_code(run: Run) -> int:
 def view(
     progress: Progress, as_json: bool = False, footer: str = "Ctrl-C leaves the run alone"
 ) -> Iterator[Callable[[], None]]:
-    """A way to draw `progress` that fits where standard output goes; call what it yields after every refresh."""
+    """A function that draws `progress` as fits standard output; call it after every refresh."""
     if as_json or not sys.stdout.isatty():
         yield (_JsonLines if as_json else PlainLines)(progress).draw
         return

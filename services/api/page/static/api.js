@@ -28,7 +28,7 @@ export function credentials() {
 
 /**
  * Ask once for the key, however many calls were refused; all of them wait for it.
- * @param {Record<string, string>} used what the refused call sent; where another call got a new key since, nobody is asked
+ * @param {Record<string, string>} used what the refused call sent; if another call got a new key since, no one is asked
  */
 export async function askForKey(used) {
   if (credentials().Authorization !== used.Authorization) return;

@@ -19,7 +19,7 @@ class Connection {
     if (this.state !== 'disconnected') this.show(live ? 'connecting' : 'connected');
   }
 
-  /** Something was answered. */
+  /** The API responded. */
   up() {
     this.show(this.live ? 'live' : 'connected');
     for (const wake of this.waiting) wake();
@@ -87,7 +87,7 @@ class Connection {
 export const connection = new Connection();
 
 /**
- * Ask again and again until `signal` aborts, and only while somebody looks. Failures show as disconnected.
+ * Ask repeatedly until `signal` aborts, and only while the page is visible. Failures show as disconnected.
  * @param {number} seconds
  * @param {AbortSignal} signal
  * @param {() => Promise<void>} ask

@@ -44,7 +44,7 @@ export function fill(element, ...children) {
 }
 
 /**
- * Set an element's text only where it differs, so that selections and screen readers are left alone.
+ * Set an element's text only if it differs, so that selections and screen readers are left alone.
  * @param {Element} element
  * @param {string} text
  */
@@ -82,7 +82,7 @@ export function heading(text, ...rest) {
 }
 
 /**
- * A table inside a box that scrolls by itself, so that the page never does sideways.
+ * A table in a box that scrolls, so that the page never scrolls sideways.
  * @param {string} label
  * @param {string[]} columns
  * @param {Child[][]} rows

@@ -1,4 +1,4 @@
-// What people do to a run: pause, resume, stop, delete; what cannot be taken back is asked twice.
+// What people do to a run: pause, resume, stop, delete; what cannot be undone needs confirmation.
 // @ts-check
 import { call, runPath } from '../api.js';
 import { announce, h } from '../dom.js';
@@ -77,7 +77,7 @@ export function buttons(run, onchanged, onproblem) {
 }
 
 /**
- * Ask before something that cannot be taken back.
+ * Ask before something that cannot be undone.
  * @param {string} title
  * @param {string} text
  * @param {string} keep the button that does nothing
@@ -138,9 +138,9 @@ export function deleteButton(run, onproblem) {
 async function deleteRun(run, onproblem) {
   const choice = await confirm(
     `Delete ${run.name}?`,
-    'Its weights, checkpoints and history are deleted and cannot be brought back. Forks of it keep their own files.',
+    'Its weights, checkpoints and history are deleted and cannot be restored. Forks of it keep their own files.',
     'Keep it',
-    [{ text: 'Delete for good', value: 'delete', kind: 'danger' }],
+    [{ text: 'Delete permanently', value: 'delete', kind: 'danger' }],
   );
   if (!choice) return;
   try {

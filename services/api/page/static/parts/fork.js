@@ -1,4 +1,4 @@
-// The dialog that forks a run: a new run goes on from a checkpoint of this one, with changed settings.
+// The dialog that forks a run: a new run from a checkpoint of this one, with changed settings.
 // @ts-check
 
 import { call, requestKey, runPath } from '../api.js';
@@ -54,7 +54,7 @@ export function openFork(run, checkpoints, from) {
       h(
         'p',
         { class: 'muted' },
-        'A new run goes on from the checkpoint: weights, optimizer, self-teacher, step number and place in the data. This run stays as it is.',
+        'A new run continues from the checkpoint: weights, optimizer, self-teacher, step number and place in the data. This run stays as it is.',
       ),
       h(
         'div',
@@ -71,7 +71,7 @@ export function openFork(run, checkpoints, from) {
         { class: 'muted', id: 'fork-help' },
         'One a line, field=value, as in ',
         h('code', {}, 'objective.name=grpo'),
-        `. Steps go on counting: this run asks for ${run.num_steps}.`,
+        `. Steps keep counting: this run asks for ${run.num_steps}.`,
       ),
       problem,
       h('div', { class: 'actions' }, h('button', { type: 'button', onclick: () => dialog.close() }, 'Cancel'), send),

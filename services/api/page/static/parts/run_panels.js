@@ -151,7 +151,7 @@ export function showQueues(box, queues) {
     completions: 'a verifier',
     scored: 'the learner',
     evaluated: 'the learner, to evaluate',
-    dead: 'nobody: unreadable messages',
+    dead: 'nothing: unreadable messages',
   });
   const most = Math.max(1, ...queues.map((queue) => queue.depth));
   fill(

@@ -1,4 +1,4 @@
-// A response's tokens, coloured by one quantity. The exact value shows on hover and focus, and beside each token on demand.
+// A response's tokens, coloured by one quantity. The exact value shows on hover and focus, and next to each token on demand.
 // @ts-check
 import { h, say } from '../dom.js';
 import { fixed, short } from '../format.js';

@@ -19,7 +19,7 @@ import {
 import { follow } from '../stream.js';
 
 const POLL_SECONDS = 2;
-/** Time left is reckoned from the mean time of so many steps. */
+/** The time left is estimated from the mean duration of this many steps. */
 const RATE_STEPS = 20;
 /** Shortest time between two drawings, so that a fast run does not keep the browser busy. */
 const DRAW_MILLISECONDS = 400;

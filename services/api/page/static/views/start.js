@@ -136,7 +136,7 @@ function fieldButton(text, field) {
 }
 
 /**
- * Where a field's line is: each part of its name is looked for behind the part before it.
+ * Where a field's line is: each part of its name is looked for after the part before it.
  * @param {string} text
  * @param {string[]} names
  * @returns {[number, number] | null}

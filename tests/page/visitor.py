@@ -69,7 +69,7 @@ class Visitor:
         try:
             return wait.until(lambda _: check())
         except TimeoutException:
-            raise AssertionError(f"never: {what}. The page says:\n{self.text()}") from None
+            raise AssertionError(f"never: {what}. The page says:\n{self.text()}\nIts console: {self._log()}") from None
 
     def text(self) -> str:
         """What the page shows; spaces that do not break are spaces."""

@@ -41,12 +41,16 @@ EVENTS = [("note", {"level": EVIL, "source": EVIL, "text": EVIL}), ("state", {"s
 ANSWERS: dict[str, Any] = {
     "/v1/runs": {"items": [RUN]},
     "/v1/runs/r-1": RUN,
-    "/v1/runs/r-1/steps": {"items": [{"step": 1, "metrics": {EVIL: 0.5, "reward_mean": 0.5}}]},
+    "/v1/runs/r-1/steps": {"items": [{"step": 1, "at": 1.0, "metrics": {EVIL: 0.5, "reward_mean": 0.5}}]},
     "/v1/runs/r-1/evaluations": {
-        "items": [{"step": 0, "split": EVIL, "num_questions": 1, "num_samples": 1, "accuracy": 0, "pass_at_k": 0}]
+        "items": [
+            {"step": 0, "at": 1.0, "split": EVIL, "num_questions": 1, "num_samples": 1, "accuracy": 0, "pass_at_k": 0}
+        ]
     },
-    "/v1/runs/r-1/checkpoints": {"items": [{"step": 1, "path": EVIL}]},
-    "/v1/runs/r-1/weight-pushes": {"items": [{"version": 1, "instance": EVIL, "error": EVIL, "transport": EVIL}]},
+    "/v1/runs/r-1/checkpoints": {"items": [{"step": 1, "at": 1.0, "path": EVIL, "bytes": 1, "seconds": 1.0}]},
+    "/v1/runs/r-1/weight-pushes": {
+        "items": [{"version": 1, "at": 1.0, "instance": EVIL, "seconds": 1.0, "error": EVIL, "transport": EVIL}]
+    },
     "/v1/runs/r-1/samples": {"items": [GROUP | {"samples": [SAMPLE | {"advantage": 0.5}]}]},
     "/v1/services": {
         "items": [

@@ -49,7 +49,7 @@ class Meter:
 
         self._client.config_resetstat()
         server, process, real = self._server_cpu(), time.process_time(), time.monotonic()
-        self._base = int(self._info("memory")["used_memory"])
+        self._base = int(self._info("memory")["used_memory_dataset"])
         codec.encode, codec.decode = timed_encode, timed_decode  # type: ignore[assignment]
         try:
             yield
@@ -66,7 +66,7 @@ class Meter:
 
     def look(self) -> None:
         """Note the server's memory now."""
-        self.largest_bytes = max(self.largest_bytes, int(self._info("memory")["used_memory"]) - self._base)
+        self.largest_bytes = max(self.largest_bytes, int(self._info("memory")["used_memory_dataset"]) - self._base)
 
     def _add(self, name: str, seconds: float) -> None:
         self.calls[name] = self.calls.get(name, 0) + 1

@@ -30,6 +30,10 @@ from services.runtime.logs import get_logger
 log = get_logger(__name__)
 
 
+NAMESAKE = "namesake"
+"""Detail of a record: another living process writes under its name."""
+
+
 class Presence:
     """This instance's own record. Change the fields; `beat` publishes them every second."""
 
@@ -46,6 +50,7 @@ class Presence:
         """Gives `ServiceRecord.tokens_unfinished`; asked at each heartbeat."""
         self.details: dict[str, str] = {}
         self._started_at = time.time()
+        self._is_published = False
         self._waiting_for = ""
         self._waiting_since: float | None = None
         """By the monotonic clock."""
@@ -77,9 +82,27 @@ class Presence:
         )
 
     async def publish(self) -> None:
-        """Write the record now."""
-        await self.redis.set(
-            streams.service(self.instance), msgspec.json.encode(self.record()), ex=int(HEARTBEAT_EXPIRES_SECONDS)
+        """Write the record now. If another living process has this name, say so: two servers with one name take each
+        other's groups and show one's numbers."""
+        key, text = streams.service(self.instance), msgspec.json.encode(self.record())
+        before = await self.redis.set(key, text, ex=int(HEARTBEAT_EXPIRES_SECONDS), get=True)
+        if self._is_published:  # before that, the record may be of an earlier process, which has died
+            self._look_for_namesake(before)
+        self._is_published = True
+
+    def _look_for_namesake(self, before: object) -> None:
+        """`before`: what the key held, by right this process's own last record."""
+        try:
+            other = msgspec.json.decode(before, type=ServiceRecord) if isinstance(before, bytes) else None
+        except msgspec.DecodeError:
+            return
+        if other is None or (other.started_at, other.pid) == (self._started_at, os.getpid()):
+            self.details.pop(NAMESAKE, None)
+            return
+        if NAMESAKE not in self.details:
+            log.error("name taken", instance=self.instance, other_url=other.url, other_pid=other.pid)
+        self.details[NAMESAKE] = (
+            f"{other.url} (pid {other.pid}) has the same name. Give each a TURNOUT_INSTANCE of its own."
         )
 
     async def beat(self) -> None:

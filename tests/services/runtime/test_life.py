@@ -160,3 +160,16 @@ async def test_nobody_speaks_for_another_instance(redis: Redis) -> None:
     await redis.set(streams.service("verifier-0"), msgspec.json.encode(false))
     await Presence(redis, "rollout", "rollout-1", "http://127.0.0.1:2").publish()
     assert [record.instance for record in await list_services(redis)] == ["rollout-1"]
+
+
+async def test_two_processes_of_one_name_say_so_until_one_is_gone(redis: Redis) -> None:
+    first, second = (Presence(redis, "rollout", "rollout-0", url) for url in ("http://one:1", "http://two:2"))
+    await first.publish()
+    await second.publish()
+    assert second.details == {}, "the first may be its dead predecessor"
+    await first.publish()
+    assert "http://two:2" in first.details["namesake"]
+    await second.publish()
+    assert "http://one:1" in second.details["namesake"]
+    await second.publish()
+    assert second.details == {}

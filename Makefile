@@ -64,10 +64,11 @@ check-prose: install-dev  ## Misspellings; phrases that docs/style.md replaces, 
 check-docs: install-dev  ## The documentation site builds, without dead links
 	$(BIN)/python docs/make_site.py
 
-check-generated: install-dev  ## Generated pages and dashboards are up to date
+check-generated: install-dev  ## Generated pages, dashboards and the blocking client are up to date
 	$(BIN)/python docs/make_configuration.py --check
 	$(BIN)/python docs/make_metrics.py --check
 	$(BIN)/python docs/make_decisions.py --check
+	$(BIN)/python docs/make_client.py --check
 	$(BIN)/python deploy/grafana/make_dashboards.py --check
 
 check-deploy: install-dev  ## The Dockerfile; the Compose files, where Docker Compose is installed
@@ -98,11 +99,12 @@ chaos: install-dev  ## A run under 30 SIGKILLs, servers joining and leaving, bes
 bench: install-dev  ## Measure; rewrites the tables in docs/performance.md
 	$(BIN)/python -m benchmarks
 
-docs: install-dev  ## Rewrite generated pages; build the documentation site in build/site
+docs: install-dev  ## Rewrite generated files; build the documentation site in build/site
 	$(BIN)/python docs/make_configuration.py
 	$(BIN)/python docs/make_metrics.py
 	$(BIN)/python deploy/grafana/make_dashboards.py
 	$(BIN)/python docs/make_decisions.py
+	$(BIN)/python docs/make_client.py
 	$(BIN)/python docs/make_site.py
 
 locks: install-dev  ## Rewrite the lock files from pyproject.toml

@@ -1,4 +1,7 @@
-"""`AsyncClient`: what `turnout.client.client.Client` does, for asyncio programs."""
+"""The client of the REST API for asyncio programs. `make docs` makes client.py from this file.
+
+Answers that are not 2xx become the `TurnoutError` of their status, with the API's own sentence and remedy.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,23 @@ import httpx
 
 from services.contracts.errors import UnavailableError
 from turnout.client import calls
-from turnout.client.calls import Call, EventParser, Page, connection, connection_fault, parse, raise_for_status
+from turnout.client.calls import (
+    Call,
+    EventParser,
+    Page,
+    connection,
+    connection_fault,
+    given,
+    idempotent,
+    nothing,
+    one,
+    pages_of,
+    parse,
+    plain,
+    quoted,
+    raise_for_status,
+    run_path,
+)
 from turnout.client.models import (
     Checkpoint,
     Evaluation,
@@ -33,7 +52,10 @@ T = TypeVar("T")
 
 
 class AsyncClient:
-    """Methods and errors are those of `Client`; lists that may be long are asynchronous iterators."""
+    """Client for asyncio programs. Use it in an `async with` statement, or close it.
+
+    Without arguments it reads TURNOUT_API_URL and TURNOUT_API_KEY. Lists that may be long are asynchronous iterators.
+    """
 
     def __init__(
         self,
@@ -76,23 +98,32 @@ class AsyncClient:
                 return
             call = call.at(page.next)
 
+    async def _all(self, call: Call[Page[T]]) -> list[T]:
+        return [item async for item in self._pages(call)]
+
     async def create_run(self, config: RunConfig | dict[str, Any], *, idempotency_key: str | None = None) -> Run:
-        return await self._send(calls.create_run(config, idempotency_key))
+        """Queue a run; a repeated `idempotency_key` returns the run that was made the first time."""
+        return await self._send(
+            Call("POST", "/v1/runs", one(Run), body=plain(config), headers=idempotent(idempotency_key))
+        )
 
     def runs(self, *, state: str | None = None, name: str | None = None, sort: str | None = None) -> AsyncIterator[Run]:
-        return self._pages(calls.list_runs(state, name, sort))
+        """All runs, newest first. `name` is a text that the name contains; `sort` a field, with - for descending."""
+        return self._pages(Call("GET", "/v1/runs", pages_of(Run), given(state=state, name=name, sort=sort)))
 
     async def run(self, run_id: str) -> Run:
-        return await self._send(calls.get_run(run_id))
+        return await self._send(Call("GET", run_path(run_id), one(Run)))
 
     async def stop(self, run_id: str, *, now: bool = False) -> Run:
-        return await self._send(calls.act(run_id, "stop", {"now": "true"} if now else {}))
+        """End a run: with a checkpoint, or at once (`now`) without one."""
+        return await self._send(Call("POST", run_path(run_id, "/stop"), one(Run), given(now="true" if now else None)))
 
     async def pause(self, run_id: str) -> Run:
-        return await self._send(calls.act(run_id, "pause"))
+        return await self._send(Call("POST", run_path(run_id, "/pause"), one(Run)))
 
     async def resume(self, run_id: str) -> Run:
-        return await self._send(calls.act(run_id, "resume"))
+        """Continue after a pause, a stop or a failure, from the newest checkpoint."""
+        return await self._send(Call("POST", run_path(run_id, "/resume"), one(Run)))
 
     async def fork(
         self,
@@ -103,55 +134,74 @@ class AsyncClient:
         changes: dict[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> Run:
-        values = {"checkpoint": checkpoint, "name": name, "changes": changes}
-        return await self._send(calls.fork(run_id, values, idempotency_key))
+        """Queue a run that continues from a checkpoint of another (the newest unless `checkpoint` names a step), with
+        `changes` laid on its configuration section by section.
+        """
+        body = given(checkpoint=checkpoint, name=name, changes=changes)
+        call = Call("POST", run_path(run_id, "/fork"), one(Run), body=body, headers=idempotent(idempotency_key))
+        return await self._send(call)
 
     async def delete(self, run_id: str) -> None:
-        await self._send(calls.delete(run_id))
+        """Delete a run that has ended, with its files, queues and history."""
+        await self._send(Call("DELETE", run_path(run_id), nothing))
 
     def steps(self, run_id: str, *, after: int = 0) -> AsyncIterator[Step]:
-        return self._pages(calls.steps(run_id, after))
+        """Training steps above `after`, in order."""
+        return self._pages(Call("GET", run_path(run_id, "/steps"), pages_of(Step, run_id), given(after=after)))
 
     async def evaluations(self, run_id: str) -> list[Evaluation]:
-        return [item async for item in self._pages(calls.evaluations(run_id))]
+        return await self._all(Call("GET", run_path(run_id, "/evaluations"), pages_of(Evaluation, run_id)))
 
     async def checkpoints(self, run_id: str) -> list[Checkpoint]:
-        return [item async for item in self._pages(calls.checkpoints(run_id))]
+        return await self._all(Call("GET", run_path(run_id, "/checkpoints"), pages_of(Checkpoint, run_id)))
 
     async def weight_pushes(self, run_id: str, *, limit: int = 100) -> list[WeightPush]:
-        return (await self._send(calls.weight_pushes(run_id, limit))).items
+        """Tries to bring rollout servers to new weights, newest first."""
+        read = pages_of(WeightPush, run_id)
+        page = await self._send(Call("GET", run_path(run_id, "/weight-pushes"), read, given(limit=limit)))
+        return page.items
 
     async def samples(self, run_id: str, *, step: int | None = None, limit: int = 20) -> list[dict[str, Any]]:
-        return (await self._send(calls.samples(run_id, step, limit))).items
+        """Groups with all their rollouts (`services.contracts.events.SamplesTaken`), newest step first."""
+        read = pages_of(dict[str, Any])
+        page = await self._send(Call("GET", run_path(run_id, "/samples"), read, given(step=step, limit=limit)))
+        return page.items
 
     async def queues(self, run_id: str | None = None) -> list[Queue]:
-        return [item async for item in self._pages(calls.queues(run_id))]
+        return await self._all(Call("GET", "/v1/queues", pages_of(Queue), given(run_id=run_id)))
 
     async def services(self) -> list[Service]:
-        return [item async for item in self._pages(calls.services())]
+        return await self._all(Call("GET", "/v1/services", pages_of(Service)))
 
     async def run_files(self) -> list[RunFile]:
-        return [item async for item in self._pages(calls.run_files())]
+        """The run files that the deployment ships."""
+        return await self._all(Call("GET", "/v1/run-files", pages_of(RunFile)))
 
     async def keys(self) -> list[Key]:
-        return [item async for item in self._pages(calls.keys())]
+        return await self._all(Call("GET", "/v1/keys", pages_of(Key)))
 
     async def create_key(self, name: str, role: str = "read") -> NewKey:
-        return await self._send(calls.create_key(name, role))
+        """Make a key with the role `read` or `operate`; its text is in the answer and nowhere else."""
+        return await self._send(Call("POST", "/v1/keys", one(NewKey), body={"name": name, "role": role}))
 
     async def revoke_key(self, key_id: str) -> None:
-        await self._send(calls.revoke_key(key_id))
+        await self._send(Call("DELETE", f"/v1/keys/{quoted(key_id)}", nothing))
 
     async def ready(self) -> bool:
+        """Whether the API answers and calls itself ready."""
         try:
-            return (await self._http.get("/readyz")).is_success
+            answer = await self._http.get("/readyz")
         except httpx.TransportError:
             return False
+        return answer.is_success
 
     async def events(self, run_id: str, *, after: str | None = None, follow: bool = True) -> AsyncIterator[RunEvent]:
+        """The run's events after the one with the id `after`: those that are there, and (`follow`) new ones as they
+        happen, until the connection ends. Raises `UnavailableError` if it breaks; `follow` reconnects.
+        """
         parser = EventParser()
         try:
-            async with self._http.stream(**calls.events(run_id, after, follow)) as answer:
+            async with self._http.stream(**calls.event_request(run_id, after, follow)) as answer:
                 if not answer.is_success:
                     await answer.aread()
                     raise_for_status(answer)
@@ -162,18 +212,28 @@ class AsyncClient:
             raise connection_fault(self.url, error) from error
 
     async def follow(self, run_id: str, *, after: str | None = None) -> AsyncIterator[RunEvent]:
+        """Every event once, in order, until the run has ended. If the connection breaks or the API restarts, the stream
+        resumes after the last event (Last-Event-ID). Other errors are raised.
+        """
         failures = 0
         last: RunEvent | None = None
         while True:
             try:
-                if calls.says_end(last) and (await self.run(run_id)).has_ended:
+                if await self._has_ended(run_id, last):
                     return
                 async for event in self.events(run_id, after=after):
                     after, last, failures = event.id, event, 0
                     yield event
-                    if calls.says_end(event) and (await self.run(run_id)).has_ended:
+                    if await self._has_ended(run_id, event):
                         return
             except UnavailableError:
                 pass
             failures += 1
             await asyncio.sleep(calls.retry_seconds(failures))
+
+    async def _has_ended(self, run_id: str, event: RunEvent | None) -> bool:
+        """Whether the event says so, and it is still true: a run that ended can be resumed."""
+        if not calls.says_end(event):
+            return False
+        run = await self.run(run_id)
+        return run.has_ended

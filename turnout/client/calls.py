@@ -1,4 +1,4 @@
-"""Requests and answers of the REST API as values, shared by the blocking and the asynchronous client."""
+"""What a request of the REST API is made of, and how its answer is read; nothing here waits."""
 
 from __future__ import annotations
 
@@ -23,19 +23,7 @@ from services.contracts.errors import (
 from services.contracts.pauses import growing_pause
 from services.contracts.proxies import client_options
 from services.contracts.states import TERMINAL_STATES
-from turnout.client.models import (
-    Checkpoint,
-    Evaluation,
-    Key,
-    NewKey,
-    Queue,
-    Run,
-    RunEvent,
-    RunFile,
-    Service,
-    Step,
-    WeightPush,
-)
+from turnout.client.models import RunEvent
 
 if TYPE_CHECKING:
     from services.contracts.run_config import RunConfig
@@ -62,7 +50,7 @@ class Call(Generic[T]):
     method: str
     path: str
     read: Callable[[Any], T]
-    params: dict[str, str] = field(default_factory=dict)
+    params: dict[str, Any] = field(default_factory=dict)
     body: Any = None
     headers: dict[str, str] = field(default_factory=dict)
 
@@ -91,85 +79,34 @@ def connection(url: str | None, key: str | None, timeout_seconds: float) -> dict
     }
 
 
-def create_run(config: RunConfig | dict[str, Any], idempotency_key: str | None) -> Call[Run]:
-    body = config if isinstance(config, dict) else config.model_dump(mode="json")
-    headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-    return Call("POST", "/v1/runs", _one(Run), body=body, headers=headers)
+def run_path(run_id: str, below: str = "") -> str:
+    """Path of a run, or of what is `below` it."""
+    return f"/v1/runs/{quoted(run_id)}{below}"
 
 
-def fork(run_id: str, values: dict[str, Any], idempotency_key: str | None) -> Call[Run]:
-    body = {name: value for name, value in values.items() if value is not None}
-    headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-    return Call("POST", f"{_path(run_id)}/fork", _one(Run), body=body, headers=headers)
+def quoted(name: str) -> str:
+    """A name as one part of a path."""
+    return quote(name, safe="")
 
 
-def list_runs(state: str | None, name: str | None, sort: str | None) -> Call[Page[Run]]:
-    given = {"state": state, "name": name, "sort": sort}
-    return Call("GET", "/v1/runs", _page(Run), params={key: value for key, value in given.items() if value})
+def given(**values: Any) -> dict[str, Any]:
+    """Those that are not None, for queries and bodies: the API has its own defaults."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
-def get_run(run_id: str) -> Call[Run]:
-    return Call("GET", _path(run_id), _one(Run))
+def idempotent(key: str | None) -> dict[str, str]:
+    return {"Idempotency-Key": key} if key else {}
 
 
-def act(run_id: str, action: str, params: dict[str, str] | None = None) -> Call[Run]:
-    return Call("POST", f"{_path(run_id)}/{action}", _one(Run), params=params or {})
+def plain(config: RunConfig | dict[str, Any]) -> dict[str, Any]:
+    return config if isinstance(config, dict) else config.model_dump(mode="json")
 
 
-def steps(run_id: str, after: int) -> Call[Page[Step]]:
-    return Call("GET", f"{_path(run_id)}/steps", _page(Step, run_id), params={"after": str(after)})
-
-
-def evaluations(run_id: str) -> Call[Page[Evaluation]]:
-    return Call("GET", f"{_path(run_id)}/evaluations", _page(Evaluation, run_id))
-
-
-def checkpoints(run_id: str) -> Call[Page[Checkpoint]]:
-    return Call("GET", f"{_path(run_id)}/checkpoints", _page(Checkpoint, run_id))
-
-
-def weight_pushes(run_id: str, limit: int) -> Call[Page[WeightPush]]:
-    return Call("GET", f"{_path(run_id)}/weight-pushes", _page(WeightPush, run_id), params={"limit": str(limit)})
-
-
-def samples(run_id: str, step: int | None, limit: int) -> Call[Page[dict[str, Any]]]:
-    params = {"limit": str(limit)} | ({} if step is None else {"step": str(step)})
-    return Call("GET", f"{_path(run_id)}/samples", _page(dict[str, Any]), params=params)
-
-
-def delete(run_id: str) -> Call[None]:
-    return Call("DELETE", _path(run_id), lambda _: None)
-
-
-def queues(run_id: str | None) -> Call[Page[Queue]]:
-    return Call("GET", "/v1/queues", _page(Queue), params={"run_id": run_id} if run_id else {})
-
-
-def services() -> Call[Page[Service]]:
-    return Call("GET", "/v1/services", _page(Service))
-
-
-def run_files() -> Call[Page[RunFile]]:
-    return Call("GET", "/v1/run-files", _page(RunFile))
-
-
-def keys() -> Call[Page[Key]]:
-    return Call("GET", "/v1/keys", _page(Key))
-
-
-def create_key(name: str, role: str) -> Call[NewKey]:
-    return Call("POST", "/v1/keys", _one(NewKey), body={"name": name, "role": role})
-
-
-def revoke_key(key_id: str) -> Call[None]:
-    return Call("DELETE", f"/v1/keys/{quote(key_id, safe='')}", lambda _: None)
-
-
-def events(run_id: str, after: str | None, follow: bool) -> dict[str, Any]:
+def event_request(run_id: str, after: str | None, follow: bool) -> dict[str, Any]:
     """Arguments of the streaming request."""
     return {
         "method": "GET",
-        "url": f"{_path(run_id)}/events",
+        "url": run_path(run_id, "/events"),
         "params": {} if follow else {"follow": "false"},
         "headers": {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {}),
         "timeout": STREAM_TIMEOUT,
@@ -186,15 +123,16 @@ def retry_seconds(num_failures: int) -> float:
     return growing_pause(0.5, num_failures, LONGEST_WAIT_SECONDS)
 
 
-def _path(run_id: str) -> str:
-    return f"/v1/runs/{quote(run_id, safe='')}"
+def nothing(_: Any) -> None:
+    """Reads an answer without content."""
 
 
-def _one(kind: type[T]) -> Callable[[Any], T]:
+def one(kind: type[T]) -> Callable[[Any], T]:
+    """Reads one value."""
     return lambda values: msgspec.convert(values, kind, strict=False)
 
 
-def _page(kind: type[T], run_id: str | None = None) -> Callable[[Any], Page[T]]:
+def pages_of(kind: type[T], run_id: str | None = None) -> Callable[[Any], Page[T]]:
     """Reads a page of items; those of a run's history get its id, which answers do not repeat."""
 
     def read(values: Any) -> Page[T]:

@@ -1,11 +1,6 @@
-"""Python clients of the REST API: `Client` (blocking) and `AsyncClient`, thin and typed. See docs/client.md.
+"""The client of the REST API for scripts and notebooks. `make docs` makes this file from async_client.py.
 
-    with Client() as client:
-        run = client.create_run(config)
-        for event in client.follow(run.id): ...
-
-Answers that are not 2xx become the `TurnoutError` of their status, with the API's own sentence and remedy. Both
-classes read TURNOUT_API_URL and TURNOUT_API_KEY where no arguments are given.
+Answers that are not 2xx become the `TurnoutError` of their status, with the API's own sentence and remedy.
 """
 
 from __future__ import annotations
@@ -19,8 +14,23 @@ import httpx
 
 from services.contracts.errors import UnavailableError
 from turnout.client import calls
-from turnout.client.async_client import AsyncClient
-from turnout.client.calls import Call, EventParser, Page, connection, connection_fault, parse, raise_for_status
+from turnout.client.calls import (
+    Call,
+    EventParser,
+    Page,
+    connection,
+    connection_fault,
+    given,
+    idempotent,
+    nothing,
+    one,
+    pages_of,
+    parse,
+    plain,
+    quoted,
+    raise_for_status,
+    run_path,
+)
 from turnout.client.models import (
     Checkpoint,
     Evaluation,
@@ -35,8 +45,6 @@ from turnout.client.models import (
     WeightPush,
 )
 
-__all__ = ["AsyncClient", "Client"]
-
 if TYPE_CHECKING:
     from services.contracts.run_config import RunConfig
 
@@ -44,7 +52,10 @@ T = TypeVar("T")
 
 
 class Client:
-    """Blocking client. Close it, or use it in a `with` statement."""
+    """Client for scripts and notebooks. Use it in a `with` statement, or close it.
+
+    Without arguments it reads TURNOUT_API_URL and TURNOUT_API_KEY. Lists that may be long are iterators.
+    """
 
     def __init__(
         self,
@@ -86,27 +97,30 @@ class Client:
                 return
             call = call.at(page.next)
 
+    def _all(self, call: Call[Page[T]]) -> list[T]:
+        return list(self._pages(call))
+
     def create_run(self, config: RunConfig | dict[str, Any], *, idempotency_key: str | None = None) -> Run:
         """Queue a run; a repeated `idempotency_key` returns the run that was made the first time."""
-        return self._send(calls.create_run(config, idempotency_key))
+        return self._send(Call("POST", "/v1/runs", one(Run), body=plain(config), headers=idempotent(idempotency_key)))
 
     def runs(self, *, state: str | None = None, name: str | None = None, sort: str | None = None) -> Iterator[Run]:
         """All runs, newest first. `name` is a text that the name contains; `sort` a field, with - for descending."""
-        return self._pages(calls.list_runs(state, name, sort))
+        return self._pages(Call("GET", "/v1/runs", pages_of(Run), given(state=state, name=name, sort=sort)))
 
     def run(self, run_id: str) -> Run:
-        return self._send(calls.get_run(run_id))
+        return self._send(Call("GET", run_path(run_id), one(Run)))
 
     def stop(self, run_id: str, *, now: bool = False) -> Run:
         """End a run: with a checkpoint, or at once (`now`) without one."""
-        return self._send(calls.act(run_id, "stop", {"now": "true"} if now else {}))
+        return self._send(Call("POST", run_path(run_id, "/stop"), one(Run), given(now="true" if now else None)))
 
     def pause(self, run_id: str) -> Run:
-        return self._send(calls.act(run_id, "pause"))
+        return self._send(Call("POST", run_path(run_id, "/pause"), one(Run)))
 
     def resume(self, run_id: str) -> Run:
-        """Go on after a pause, a stop or a failure, from the newest checkpoint."""
-        return self._send(calls.act(run_id, "resume"))
+        """Continue after a pause, a stop or a failure, from the newest checkpoint."""
+        return self._send(Call("POST", run_path(run_id, "/resume"), one(Run)))
 
     def fork(
         self,
@@ -117,68 +131,74 @@ class Client:
         changes: dict[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> Run:
-        """Queue a run that goes on from a checkpoint of another (the newest unless `checkpoint` names a step), with
+        """Queue a run that continues from a checkpoint of another (the newest unless `checkpoint` names a step), with
         `changes` laid on its configuration section by section.
         """
-        values = {"checkpoint": checkpoint, "name": name, "changes": changes}
-        return self._send(calls.fork(run_id, values, idempotency_key))
+        body = given(checkpoint=checkpoint, name=name, changes=changes)
+        call = Call("POST", run_path(run_id, "/fork"), one(Run), body=body, headers=idempotent(idempotency_key))
+        return self._send(call)
 
     def delete(self, run_id: str) -> None:
         """Delete a run that has ended, with its files, queues and history."""
-        self._send(calls.delete(run_id))
+        self._send(Call("DELETE", run_path(run_id), nothing))
 
     def steps(self, run_id: str, *, after: int = 0) -> Iterator[Step]:
         """Training steps above `after`, in order."""
-        return self._pages(calls.steps(run_id, after))
+        return self._pages(Call("GET", run_path(run_id, "/steps"), pages_of(Step, run_id), given(after=after)))
 
     def evaluations(self, run_id: str) -> list[Evaluation]:
-        return list(self._pages(calls.evaluations(run_id)))
+        return self._all(Call("GET", run_path(run_id, "/evaluations"), pages_of(Evaluation, run_id)))
 
     def checkpoints(self, run_id: str) -> list[Checkpoint]:
-        return list(self._pages(calls.checkpoints(run_id)))
+        return self._all(Call("GET", run_path(run_id, "/checkpoints"), pages_of(Checkpoint, run_id)))
 
     def weight_pushes(self, run_id: str, *, limit: int = 100) -> list[WeightPush]:
         """Tries to bring rollout servers to new weights, newest first."""
-        return self._send(calls.weight_pushes(run_id, limit)).items
+        read = pages_of(WeightPush, run_id)
+        page = self._send(Call("GET", run_path(run_id, "/weight-pushes"), read, given(limit=limit)))
+        return page.items
 
     def samples(self, run_id: str, *, step: int | None = None, limit: int = 20) -> list[dict[str, Any]]:
         """Groups with all their rollouts (`services.contracts.events.SamplesTaken`), newest step first."""
-        return self._send(calls.samples(run_id, step, limit)).items
+        read = pages_of(dict[str, Any])
+        page = self._send(Call("GET", run_path(run_id, "/samples"), read, given(step=step, limit=limit)))
+        return page.items
 
     def queues(self, run_id: str | None = None) -> list[Queue]:
-        return list(self._pages(calls.queues(run_id)))
+        return self._all(Call("GET", "/v1/queues", pages_of(Queue), given(run_id=run_id)))
 
     def services(self) -> list[Service]:
-        return list(self._pages(calls.services()))
+        return self._all(Call("GET", "/v1/services", pages_of(Service)))
 
     def run_files(self) -> list[RunFile]:
         """The run files that the deployment ships."""
-        return list(self._pages(calls.run_files()))
+        return self._all(Call("GET", "/v1/run-files", pages_of(RunFile)))
 
     def keys(self) -> list[Key]:
-        return list(self._pages(calls.keys()))
+        return self._all(Call("GET", "/v1/keys", pages_of(Key)))
 
     def create_key(self, name: str, role: str = "read") -> NewKey:
         """Make a key with the role `read` or `operate`; its text is in the answer and nowhere else."""
-        return self._send(calls.create_key(name, role))
+        return self._send(Call("POST", "/v1/keys", one(NewKey), body={"name": name, "role": role}))
 
     def revoke_key(self, key_id: str) -> None:
-        self._send(calls.revoke_key(key_id))
+        self._send(Call("DELETE", f"/v1/keys/{quoted(key_id)}", nothing))
 
     def ready(self) -> bool:
         """Whether the API answers and calls itself ready."""
         try:
-            return self._http.get("/readyz").is_success
+            answer = self._http.get("/readyz")
         except httpx.TransportError:
             return False
+        return answer.is_success
 
     def events(self, run_id: str, *, after: str | None = None, follow: bool = True) -> Iterator[RunEvent]:
-        """The run's events behind the one with the id `after`: those that are there, and (`follow`) new ones as they
-        happen, until the connection ends. Raises `UnavailableError` where it breaks; `follow` mends that.
+        """The run's events after the one with the id `after`: those that are there, and (`follow`) new ones as they
+        happen, until the connection ends. Raises `UnavailableError` if it breaks; `follow` reconnects.
         """
         parser = EventParser()
         try:
-            with self._http.stream(**calls.events(run_id, after, follow)) as answer:
+            with self._http.stream(**calls.event_request(run_id, after, follow)) as answer:
                 if not answer.is_success:
                     answer.read()
                     raise_for_status(answer)
@@ -188,21 +208,28 @@ class Client:
             raise connection_fault(self.url, error) from error
 
     def follow(self, run_id: str, *, after: str | None = None) -> Iterator[RunEvent]:
-        """Every event once, in order, until the run has ended. A broken connection or an API that restarts is waited
-        for; the stream then goes on behind the last event (Last-Event-ID). Other errors are raised.
+        """Every event once, in order, until the run has ended. If the connection breaks or the API restarts, the stream
+        resumes after the last event (Last-Event-ID). Other errors are raised.
         """
         failures = 0
         last: RunEvent | None = None
         while True:
             try:
-                if calls.says_end(last) and self.run(run_id).has_ended:
+                if self._has_ended(run_id, last):
                     return
                 for event in self.events(run_id, after=after):
                     after, last, failures = event.id, event, 0
                     yield event
-                    if calls.says_end(event) and self.run(run_id).has_ended:
+                    if self._has_ended(run_id, event):
                         return
             except UnavailableError:
                 pass
             failures += 1
             time.sleep(calls.retry_seconds(failures))
+
+    def _has_ended(self, run_id: str, event: RunEvent | None) -> bool:
+        """Whether the event says so, and it is still true: a run that ended can be resumed."""
+        if not calls.says_end(event):
+            return False
+        run = self.run(run_id)
+        return run.has_ended

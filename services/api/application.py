@@ -16,6 +16,7 @@ from services.api.http.response_cache import Answers
 from services.api.http.security import HEADERS, HEALTH_PATHS, Guard, StrictHeaders
 from services.api.live.repeat import repeat
 from services.api.page.serve import Page
+from services.api.resources.experiments.endpoints import router as experiments_router
 from services.api.resources.fleet.endpoints import router as fleet_router
 from services.api.resources.history.endpoints import router as history_router
 from services.api.resources.keys.endpoints import router as keys_router
@@ -23,10 +24,20 @@ from services.api.resources.run_files.endpoints import router as run_files_route
 from services.api.resources.runs.endpoints import router as runs_router
 from services.runtime.http.problem import Problem
 
+ROUTERS = (
+    runs_router,
+    history_router,
+    experiments_router,
+    fleet_router,
+    run_files_router,
+    keys_router,
+    reference_router,
+)
 DESCRIPTION = "Runs, their history, services and metrics. Errors are RFC 9457 problem documents."
 SCHEDULE_SECONDS = 0.5
 PUSH_SECONDS = 0.5
 WATCH_SECONDS = 1.0
+EXPERIMENT_SECONDS = 1.0
 REFRESH_SECONDS = 1.0
 
 
@@ -39,7 +50,7 @@ def make_application(parts: Parts) -> FastAPI:
     app.add_middleware(Guard, keys=parts.keys, limiter=RateLimiter(parts.settings.rate_limit))
     app.add_middleware(StrictHeaders)
     problems.install(app, HEADERS)
-    for router in (runs_router, history_router, fleet_router, run_files_router, keys_router, reference_router):
+    for router in ROUTERS:
         app.include_router(router)
     _describe_problems(app)
     return app
@@ -80,4 +91,5 @@ async def run_loops(parts: Parts) -> None:
         )
         group.create_task(repeat("pusher", parts.pusher.step, status, seconds=PUSH_SECONDS, wake=signals.push))
         group.create_task(repeat("watchdog", parts.watchdog.step, status, seconds=WATCH_SECONDS))
+        group.create_task(repeat("experiments", parts.experiments.step, status, seconds=EXPERIMENT_SECONDS))
         group.create_task(repeat("metrics", parts.refresh.step, status, seconds=REFRESH_SECONDS))

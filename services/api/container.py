@@ -19,6 +19,7 @@ from services.api.live.repeat import LoopStatus
 from services.api.live.signals import Signals
 from services.api.metrics.federation import Federation
 from services.api.metrics.refresh import MetricsRefresh
+from services.api.resources.experiments.service import ExperimentService
 from services.api.resources.runs.service import RunService
 from services.api.storage.database import Database
 from services.api.storage.keyring import Keyring
@@ -44,6 +45,7 @@ class Parts:
     journal: Journal
     keys: Keyring
     runs: RunService
+    experiments: ExperimentService
     scheduler: Scheduler
     ingest: Ingest
     pusher: Pusher
@@ -74,6 +76,7 @@ def make_parts(settings: Settings, redis: Redis, database: Database) -> Parts:
         if isinstance(event, RunStateChanged):
             signals.schedule.set()
 
+    runs = RunService(settings, impatient, database, journal, signals)
     journal.listen(board.on_event)
     journal.listen(wake)
     return Parts(
@@ -88,7 +91,8 @@ def make_parts(settings: Settings, redis: Redis, database: Database) -> Parts:
         federation=federation,
         journal=journal,
         keys=Keyring(database, settings.api_key, settings.read_key),
-        runs=RunService(settings, impatient, database, journal, signals),
+        runs=runs,
+        experiments=ExperimentService(settings, impatient, database, runs),
         scheduler=Scheduler(redis, database, journal),
         ingest=Ingest(redis, journal, signals, instance),
         pusher=pusher,

@@ -152,6 +152,12 @@ async def step_numbers(session: AsyncSession, run_id: str, step: int | None = No
     return None if row is None else StepNumbers(*row)
 
 
+async def step_metrics(session: AsyncSession, run_id: str) -> list[dict[str, float]]:
+    """Metrics of every step, in order."""
+    query = select(STEPS.c.metrics).where(STEPS.c.run_id == run_id).order_by(STEPS.c.step)
+    return list((await session.scalars(query)).all())
+
+
 async def steps_after(session: AsyncSession, run_id: str, after: int, limit: int) -> Sequence[RowMapping]:
     """Steps with a number above `after`, in order, without run and histograms. Fields that are JSON come as text."""
     shown = [column for column in STEPS.c if column.name not in ("run_id", "histograms")]

@@ -40,6 +40,8 @@ async def test_migrations_make_exactly_the_models(settings: Settings) -> None:
         "events",
         "samples",
         "api_keys",
+        "experiments",
+        "experiment_runs",
         "alembic_version",
     }
     await database.close()

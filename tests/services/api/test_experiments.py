@@ -1,0 +1,206 @@
+"""Experiments over REST: stored before the first run, brought to their end by the loop, across restarts."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from services.api.container import Parts, make_parts
+from services.api.storage.database import open_database
+from services.contracts.events import EvaluationFinished, RunStateChanged, StepFinished
+from services.runtime.settings import Settings
+from tests.services.api.fakes import client_of
+
+RATES = (1e-4, 2e-4)
+
+
+@pytest.fixture
+def file(run_body: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """Two methods, two rates, two tuning seeds, two final seeds: 8 tuning runs, 4 final ones."""
+    for name in ("validation", "test"):
+        (tmp_path / f"{name}.jsonl").write_text("{}\n")
+    return {
+        "name": "two methods",
+        "run": {"model": run_body["model"], "data": run_body["data"], "training": {"steps": 2}},
+        "methods": {"srpo": {}, "grpo": {"objective": {"name": "grpo"}}},
+        "baseline": "grpo",
+        "tuning": {
+            "seeds": [11, 12],
+            "grid": {"optimizer.learning_rate": list(RATES)},
+            "changes": {"data": {"validation": str(tmp_path / "validation.jsonl")}},
+        },
+        "final": {"seeds": [1, 2], "changes": {"data": {"validation": str(tmp_path / "test.jsonl")}}},
+        "budgets": {"steps": [2]},
+        "claims": [{"claim": "SRPO wins", "higher": {"method": "srpo"}, "lower": {"method": "grpo"}}],
+    }
+
+
+async def created(client: httpx.AsyncClient, file: dict[str, Any]) -> dict[str, Any]:
+    reply = await client.post("/v1/experiments", json=file)
+    assert reply.status_code == 201, reply.text
+    found: dict[str, Any] = reply.json()
+    assert reply.headers["location"] == f"/v1/experiments/{found['id']}"
+    return found
+
+
+def accuracy_of(run: dict[str, Any]) -> float:
+    """SRPO learns best at the higher rate, GRPO at the lower one; SRPO wins."""
+    rate, method = run["config"]["optimizer"]["learning_rate"], run["objective"]
+    seed = run["config"]["training"]["seed"]
+    fits = (method == "srpo") == (rate == RATES[1])
+    return (0.5 if fits else 0.3) + (0.2 if method == "srpo" else 0.0) + 0.001 * (seed % 10)
+
+
+async def play(parts: Parts, client: httpx.AsyncClient, run_id: str, state: str = "succeeded") -> None:
+    """What a learner would report of a whole run."""
+    run = (await client.get(f"/v1/runs/{run_id}")).json()
+    said: dict[str, Any] = {"run_id": run_id, "at": time.time()}
+    moves = [RunStateChanged(state=word, **said) for word in ("starting", "running", state)]  # type: ignore[arg-type]
+    report: list[Any] = [
+        StepFinished(step=step, metrics={"seconds": 1.0, "reward_mean": 0.5}, **said) for step in (1, 2)
+    ]
+    report += [
+        EvaluationFinished(
+            step=step, split="x", num_questions=1, num_samples=1, accuracy=value, pass_at_k=value, **said
+        )
+        for step, value in ((0, 0.1), (2, accuracy_of(run)))
+    ]
+    await parts.journal.store([*moves[:2], *report, moves[2]])
+
+
+async def rounds(parts: Parts, client: httpx.AsyncClient, experiment_id: str, *, until: int = 100) -> dict[str, Any]:
+    """Let the loop and a learner take turns until the experiment has ended, or `until` runs have."""
+    for _ in range(until):
+        await parts.experiments.step()
+        found: dict[str, Any] = (await client.get(f"/v1/experiments/{experiment_id}")).json()
+        if found["state"] != "running":
+            break
+        waiting = [item["run_id"] for item in found["runs"] if item["state"] == "queued"]
+        assert len(waiting) <= 2, "one for the learner, and one behind it"
+        await play(parts, client, waiting[0])
+    return found
+
+
+@pytest.mark.both_databases
+async def test_an_experiment_tunes_then_reports_paired_results(
+    parts: Parts, client: httpx.AsyncClient, file: dict[str, Any]
+) -> None:
+    made = await created(client, file)
+    assert (made["state"], made["chosen"], made["file"]) == ("running", None, file)
+    assert len(made["digest"]) == 64
+    assert len(made["inputs"]) == 3
+    assert len(made["runs"]) == 8
+    ended = await rounds(parts, client, made["id"])
+    assert ended["state"] == "succeeded"
+    assert ended["chosen"] == {
+        "srpo": {"optimizer.learning_rate": RATES[1]},
+        "grpo": {"optimizer.learning_rate": RATES[0]},
+    }
+    assert ended["scores"]["srpo"][1] == pytest.approx([0.701, 0.702])
+    finals = [item for item in ended["runs"] if item["phase"] == "final"]
+    assert [(item["method"], item["seed"]) for item in finals] == [("srpo", 1), ("grpo", 1), ("srpo", 2), ("grpo", 2)]
+    results = (await client.get(f"/v1/experiments/{made['id']}/results")).json()
+    srpo, grpo = results["methods"]
+    assert srpo["score"]["values"] == pytest.approx([0.701, 0.702])
+    assert grpo["score"]["values"] == pytest.approx([0.501, 0.502])
+    assert srpo["difference"]["mean"] == pytest.approx(0.2)
+    assert [claim["verdict"] for claim in results["claims"]] == ["shown"]
+    assert [item["id"] for item in (await client.get("/v1/experiments")).json()["items"]] == [made["id"]]
+
+
+async def test_a_restart_in_the_middle_repeats_nothing(
+    parts: Parts, client: httpx.AsyncClient, settings: Settings, redis: Redis, file: dict[str, Any]
+) -> None:
+    made = await created(client, file)
+    await rounds(parts, client, made["id"], until=5)
+    again = make_parts(settings, redis, await open_database(settings))
+    try:
+        async with client_of(again) as second:
+            ended = await rounds(again, second, made["id"])
+            runs = (await second.get("/v1/runs?limit=200")).json()["items"]
+    finally:
+        await again.close()
+    assert ended["state"] == "succeeded"
+    assert len(runs) == 12
+
+
+async def test_a_repeated_key_returns_the_first_experiment(client: httpx.AsyncClient, file: dict[str, Any]) -> None:
+    headers = {"Idempotency-Key": "mine"}
+    first = await client.post("/v1/experiments", json=file, headers=headers)
+    assert (await client.post("/v1/experiments", json=file, headers=headers)).json()["id"] == first.json()["id"]
+    other = await client.post("/v1/experiments", json=file | {"name": "other"}, headers=headers)
+    assert (other.status_code, other.json()["field"]) == (422, "Idempotency-Key")
+
+
+async def test_stop_ends_its_runs_and_resume_continues_them(
+    parts: Parts, client: httpx.AsyncClient, file: dict[str, Any]
+) -> None:
+    made = await created(client, file)
+    await parts.experiments.step()
+    path = f"/v1/experiments/{made['id']}"
+    assert (await client.delete(path)).status_code == 409
+    assert (await client.post(f"{path}/stop")).json()["state"] == "stopped"
+    states = {run["state"] for run in (await client.get("/v1/runs")).json()["items"]}
+    assert states == {"stopped"}
+    await parts.experiments.step()
+    assert len((await client.get("/v1/runs")).json()["items"]) == 2, "a stopped experiment starts no runs"
+    assert (await client.post(f"{path}/resume")).json()["state"] == "running"
+    ended = await rounds(parts, client, made["id"])
+    assert ended["state"] == "succeeded"
+    assert (await client.post(f"{path}/stop")).status_code == 409
+    assert (await client.delete(path)).status_code == 204
+    assert (await client.get(path)).status_code == 404
+    assert len((await client.get("/v1/runs?limit=200")).json()["items"]) == 12, "the runs stay"
+
+
+async def test_data_that_changes_under_an_experiment_ends_it(
+    parts: Parts, client: httpx.AsyncClient, file: dict[str, Any], tmp_path: Path
+) -> None:
+    made = await created(client, file)
+    (tmp_path / "validation.jsonl").write_text('{"other": 1}\n')
+    await parts.experiments.step()
+    found = (await client.get(f"/v1/experiments/{made['id']}")).json()
+    assert found["state"] == "failed"
+    assert "validation.jsonl has changed since the experiment was created" in found["reason"]
+
+
+async def test_a_method_whose_tuning_runs_all_fail_ends_the_experiment(
+    parts: Parts, client: httpx.AsyncClient, file: dict[str, Any]
+) -> None:
+    made = await created(client, file)
+    for _ in range(8):
+        await parts.experiments.step()
+        found = (await client.get(f"/v1/experiments/{made['id']}")).json()
+        for item in found["runs"]:
+            if item["state"] == "queued":
+                await play(parts, client, item["run_id"], "failed" if item["method"] == "grpo" else "succeeded")
+    await parts.experiments.step()
+    found = (await client.get(f"/v1/experiments/{made['id']}")).json()
+    assert (found["state"], found["reason"]) == (
+        "failed",
+        "Every tuning run of grpo failed; their reasons say why.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"methods": {}}, "methods"),
+        ({"run": {"model": {"path": "/nowhere"}}}, "model.path"),
+        ({"final": {"seeds": [11]}}, "tuning.seeds"),
+    ],
+)
+async def test_a_wrong_file_is_refused_before_anything_is_stored(
+    client: httpx.AsyncClient, file: dict[str, Any], change: dict[str, Any], field: str
+) -> None:
+    for section, value in change.items():
+        file[section] = value if not value else file[section] | value
+    reply = await client.post("/v1/experiments", json=file)
+    assert reply.status_code == 422
+    assert field in (reply.json()["field"] or reply.json()["detail"])
+    assert (await client.get("/v1/experiments")).json()["items"] == []

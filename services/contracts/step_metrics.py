@@ -430,6 +430,19 @@ CATALOGUE: Final[tuple[StepMetric | StepHistogram, ...]] = (
         line=Line("gradient", "clipped", 1, "dash", right=True),
     ),
     StepMetric(
+        name="dual_clip_ratio",
+        title="Ratios at the dual clip",
+        help="Share of GRPO tokens with a negative advantage and a ratio above objective.dual_clip; 0 without it.",
+        unit="share",
+        gauge=True,
+        panel=Panel(
+            "asynchrony",
+            "Share of GRPO tokens whose loss the dual clip bounds. Not near 0: the policy runs from its samples; lower "
+            "the learning rate or max_staleness.",
+        ),
+        line=Line("gradient", "at the dual clip", 2, "dash", right=True),
+    ),
+    StepMetric(
         name="reference_kl_nats",
         title="KL to the initial model",
         help="k3 estimate of KL(policy || initial model) over GRPO tokens; 0 if it is not measured.",

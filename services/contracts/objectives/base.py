@@ -45,8 +45,8 @@ class Terms(Protocol[V]):
         """min(pi_old / mu, cap), without gradient: truncated importance sampling between learner and engine."""
 
     def clipped_surrogate(self, advantage: V) -> V:
-        """-min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), rho = pi_theta / pi_old by `ratio`; no gradient
-        reaches A."""
+        """-min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), rho = pi_theta / pi_old by `ratio`; if A < 0 at most
+        -`dual_clip` A. No gradient reaches A."""
 
     def reference_kl(self) -> V:
         """reference_kl_coefficient * KL(pi_theta || initial model); 0 without a coefficient."""
@@ -81,7 +81,7 @@ class Objective(ABC):
 
     @abstractmethod
     def token_loss(self, branch: Branch, terms: Terms[V], section: ObjectiveSettings) -> V:
-        """The loss of each token of one branch, before division by the mini-batch's number of routed tokens.
+        """The loss of each token of one branch, before `aggregation` over the mini-batch.
 
         On branch `grpo` it must have no gradient if A = 0 and there is neither teacher nor reference: rollouts without
         any get no backward pass.

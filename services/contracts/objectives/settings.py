@@ -18,6 +18,10 @@ class ObjectiveSettings(Section):
     """The training objective."""
     success_threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
     """A rollout is correct if its reward is at least this."""
+    aggregation: Literal["token", "sequence", "constant"] = "token"
+    """How token losses become one number, over the whole mini-batch: the mean over tokens; the mean over rollouts of
+    each one's mean over its tokens; or their sum over rollouts times `rollout.max_response_tokens`, which favours no
+    length (Dr. GRPO, arXiv 2503.20783)."""
     advantage: Literal["mean", "mean_std"] = "mean"
     """Group baseline: subtract the mean, or also divide by (standard deviation + 1e-6)."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
@@ -27,6 +31,9 @@ class ObjectiveSettings(Section):
     ratio: Literal["token", "sequence"] = "token"
     """Importance ratio of the GRPO branch: each token's own, or one of the whole response, the geometric mean of its
     tokens' ratios (GSPO, arXiv 2507.18071, whose clips are far narrower: 3e-4 and 4e-4)."""
+    dual_clip: Annotated[float, Field(gt=1, le=1e6)] | None = None
+    """Bound, above 1, on the importance ratio of tokens with a negative advantage, which the clip leaves open (arXiv
+    1912.09729, which uses 3): above it a token's loss is constant. null for none."""
     reference_kl_coefficient: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     """Weight of the KL divergence (k3 estimate) from the frozen initial model on the GRPO branch; 0 for none. Costs
     that model's memory and one more forward pass."""
@@ -53,10 +60,18 @@ class ObjectiveSettings(Section):
     """Share of the GRPO advantage in the mixed one."""
 
 
-ALWAYS: Final = frozenset({"name", "success_threshold", "mask_truncated", "importance_weight_cap"})
+ALWAYS: Final = frozenset({"name", "success_threshold", "aggregation", "mask_truncated", "importance_weight_cap"})
 """Fields that every objective takes."""
 POLICY: Final = frozenset(
-    {"advantage", "clip_low", "clip_high", "ratio", "reference_kl_coefficient", "skip_uninformative_groups"}
+    {
+        "advantage",
+        "clip_low",
+        "clip_high",
+        "ratio",
+        "dual_clip",
+        "reference_kl_coefficient",
+        "skip_uninformative_groups",
+    }
 )
 """Fields of a policy-gradient branch."""
 TEACHER: Final = frozenset({"teacher_ema_rate", "demonstration", "feedback"})

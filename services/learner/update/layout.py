@@ -40,6 +40,10 @@ class Layout:
     """[T]."""
     is_sdpo: Tensor
     """[T], bool."""
+    shares: Tensor | None
+    """What a token's loss counts for before the division by `Layout.denominator`, [T]; None: 1."""
+    denominator: float
+    """This rank's part of what the sum of all token losses is divided by."""
     owner: Tensor
     """Number of the sequence that each token belongs to, [T], int64: index into `rows`."""
     sequence: Tensor | None
@@ -75,9 +79,10 @@ def lay_out(
     device: torch.device,
     dtype: torch.dtype,
     objective: ObjectiveSection | None = None,
+    longest: int = 1,
 ) -> Layout:
     """The layout of a mini-batch. `old` has one tensor [num response tokens] a sequence, or is None. `objective` is
-    needed for losses, not for scores."""
+    needed for losses, not for scores; `longest` is `rollout.max_response_tokens`."""
     check_sequences(sequences)
     rows = [index for index, item in enumerate(sequences) if item.route != "none" and item.response_ids]
     lengths = [len(sequences[row].response_ids) for row in rows]
@@ -93,6 +98,8 @@ def lay_out(
     if old is not None and any(len(old[row]) != len(sequences[row].response_ids) for row in rows):
         raise TurnoutError("The old log-probs do not fit the sequences' response lengths.")
     whole = torch.zeros(num_tokens, dtype=dtype, device=device)
+    aggregation = "token" if objective is None else objective.aggregation
+    denominators = {"token": num_tokens, "sequence": len(rows), "constant": len(rows) * longest}
     return Layout(
         rows=rows,
         spans={row: slice(int(a), int(b)) for row, a, b in zip(rows, starts[:-1], starts[1:], strict=True)},
@@ -104,6 +111,8 @@ def lay_out(
         old=None if old is None else torch.cat([torch.zeros(0), *(old[row] for row in rows)]).to(device, dtype),
         advantage=per_token([sequences[row].advantage for row in rows]),
         is_sdpo=per_token([float(sequences[row].route == "sdpo") for row in rows]) > 0,
+        shares=per_token([1.0 / length for length in lengths]) if aggregation == "sequence" else None,
+        denominator=float(denominators[aggregation]),
         owner=torch.from_numpy(np.repeat(np.arange(len(rows)), lengths)).to(device, torch.int64),
         sequence=whole.clone() if objective and objective.ratio == "sequence" else None,
         reference=whole.clone() if objective and objective.reference_kl_coefficient else None,

@@ -47,7 +47,7 @@ class MinibatchReport:
     @property
     def loss(self) -> float:
         """The objective's value over the mini-batch."""
-        return (self.sums["loss_grpo_sum"] + self.sums["loss_sdpo_sum"]) / max(1.0, self.sums["num_tokens"])
+        return (self.sums["loss_grpo_sum"] + self.sums["loss_sdpo_sum"]) / max(1.0, self.sums["denominator"])
 
 
 def measure(layout: Layout, objective: ObjectiveSection) -> dict[str, Tensor]:
@@ -55,6 +55,7 @@ def measure(layout: Layout, objective: ObjectiveSection) -> dict[str, Tensor]:
     `behaviour`, `old` and `logprobs` carry NaN and infinity to the check on every rank."""
     loss, old = layout.stats.loss.double(), layout.stats.old.double()
     behaviour, sdpo = layout.behaviour.double(), layout.is_sdpo.double()
+    loss = loss if layout.shares is None else loss * layout.shares.double()
     uncapped = policy_ratio(old, behaviour)
     return layout.stats.sums() | {
         "loss_grpo_sum": (loss * (1 - sdpo)).sum(),
@@ -105,13 +106,14 @@ def step_metrics(reports: Sequence[MinibatchReport]) -> dict[str, float]:
     return {
         "policy_entropy_nats": share("policy_entropy_sum", "num_tokens"),
         "teacher_entropy_nats": share("teacher_entropy_sum", "num_teacher_tokens"),
-        "loss": share("loss_grpo_sum", "num_tokens") + share("loss_sdpo_sum", "num_tokens"),
-        "loss_grpo": share("loss_grpo_sum", "num_tokens"),
-        "loss_sdpo": share("loss_sdpo_sum", "num_tokens"),
+        "loss": share("loss_grpo_sum", "denominator") + share("loss_sdpo_sum", "denominator"),
+        "loss_grpo": share("loss_grpo_sum", "denominator"),
+        "loss_sdpo": share("loss_sdpo_sum", "denominator"),
         "divergence_nats": share("divergence_sum", "num_sdpo_tokens"),
         "gradient_norm": sum(report.gradient_norm for report in reports) / max(1, len(reports)),
         "reference_kl_nats": share("reference_kl_sum", "num_grpo_tokens"),
         "clip_ratio": share("clipped_sum", "num_grpo_tokens"),
+        "dual_clip_ratio": share("bounded_sum", "num_grpo_tokens"),
         "importance_weight_truncated_ratio": share("truncated_sum", "num_tokens"),
         "importance_weight_mean": share("importance_weight_sum", "num_tokens"),
         "logprob_mismatch_nats": share("mismatch_sum", "num_tokens"),

@@ -31,8 +31,10 @@ class TokenStatistics:
     """From the initial model, nats, without its coefficient; 0 if it is not asked for."""
     clipped: Tensor = field(metadata={"sum": "clipped_sum", "dtype": torch.bool})
     """Whether the clip took the gradient away."""
+    bounded: Tensor = field(metadata={"sum": "bounded_sum", "dtype": torch.bool})
+    """Whether `dual_clip` took the gradient away."""
     loss: Tensor
-    """What the objective gives, weighted, before the division by the number of routed tokens."""
+    """What the objective gives, weighted, before `aggregation`."""
 
     @classmethod
     def zeros(cls, num_tokens: int, dtype: torch.dtype, device: torch.device) -> Self:

@@ -13,7 +13,7 @@ from services.learner.model.forward import Project, real_logits
 from services.learner.objectives.terms.divergence import generalised_divergence
 from services.learner.objectives.terms.entropy import entropy_nats
 from services.learner.objectives.terms.ratios import engine_correction, policy_ratio, reference_kl, sequence_ratio
-from services.learner.objectives.terms.surrogate import clipped_surrogate, is_clipped
+from services.learner.objectives.terms.surrogate import clipped_surrogate, is_bounded, is_clipped
 from services.learner.update.layout import Layout
 from services.learner.update.logit_statistics import cut_fixed, cut_student
 from services.learner.update.token_statistics import TokenStatistics
@@ -61,6 +61,7 @@ class Tokens:
         self._old = self._cut.logprobs.detach() if layout.old is None else layout.old[tokens]
         none = torch.zeros_like(self._old)
         self._teacher_entropy, self._divergence, self._reference_kl, self._clipped = none, none, none, none
+        self._bounded = none
 
     @property
     def advantage(self) -> Tensor:
@@ -86,7 +87,10 @@ class Tokens:
             ratio = sequence_ratio(self._cut.logprobs, sequence[self._tokens])
         clips = self._section.clip_low, self._section.clip_high
         self._clipped = is_clipped(ratio.detach(), advantage, *clips)
-        return clipped_surrogate(ratio, advantage, *clips)
+        bound = self._section.dual_clip
+        if bound is not None:
+            self._bounded = is_bounded(ratio.detach(), advantage, bound)
+        return clipped_surrogate(ratio, advantage, *clips, bound)
 
     def reference_kl(self) -> Tensor:
         if self._layout.reference is not None:
@@ -128,5 +132,6 @@ class Tokens:
             divergence=self._divergence,
             reference_kl=self._reference_kl,
             clipped=self._clipped,
+            bounded=self._bounded,
             loss=loss,
         )

@@ -86,7 +86,8 @@ class _Update:
         self.engine, self.sequences, self.config = engine, sequences, config
         self.section, self.temperature = config.objective, config.rollout.temperature
         self.objective = OBJECTIVES[self.section.name]
-        self.layout = lay_out(sequences, old, engine.device, real_type(engine), self.section)
+        longest = config.rollout.max_response_tokens
+        self.layout = lay_out(sequences, old, engine.device, real_type(engine), self.section, longest)
         budget = config.training.tokens_per_microbatch
         rows = self.layout.rows
         taught = [row for row in rows if sequences[row].teacher_prompt_ids is not None]
@@ -126,8 +127,8 @@ class _Update:
     def _agree(self) -> dict[Pass, int]:
         """The denominators over all ranks; returns how many passes of each kind every rank runs."""
         layout = self.layout
-        self.num_routed_tokens, self.num_taught_tokens = self.engine.all_reduce_sum(
-            numbers(self.engine, [layout.num_tokens, layout.num_teacher_tokens])
+        self.denominator, self.num_taught_tokens = self.engine.all_reduce_sum(
+            numbers(self.engine, [layout.denominator, layout.num_teacher_tokens])
         ).tolist()
         mine = numbers(self.engine, [len(plan.batches) for plan in self.plans.values()])
         most = map(int, self.engine.all_reduce_max(mine).tolist())
@@ -212,7 +213,9 @@ class _Update:
                     )
                     losses = self.objective.token_loss(branch, terms, section)
                     self.layout.stats.write(where, terms.statistics(losses))
-                    return losses.sum() / max(1.0, self.num_routed_tokens)
+                    if self.layout.shares is not None:
+                        losses = losses * self.layout.shares[where]
+                    return losses.sum() / max(1.0, self.denominator)
 
                 width = vocabulary_size(engine.student)
                 chunks = chunk_slices(0, num_grpo, width) + chunk_slices(num_grpo, len(batch.tokens), width)
@@ -231,6 +234,7 @@ class _Update:
         needed = sum(plan.num_needed_tokens for plan in self.plans.values())
         counts = {
             "num_tokens": float(layout.num_tokens),
+            "denominator": layout.denominator,
             "num_grpo_tokens": layout.num_tokens - sdpo,
             "num_sdpo_tokens": sdpo,
             "num_teacher_tokens": float(layout.num_teacher_tokens),

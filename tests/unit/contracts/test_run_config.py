@@ -89,6 +89,7 @@ def test_fields_given_win_over_the_preset() -> None:
         ({"optimizer": {"gradient_clip": 1e-300}}, ["optimizer.gradient_clip is 1e-300", "greater than or equal to"]),
         ({"optimizer": {"weight_decay": 1e9}}, ["optimizer.weight_decay is 1000000000.0", "less than or equal to 1"]),
         ({"objective": {"clip_high": 1e300}}, ["objective.clip_high is 1e+300", "less than or equal to 1000000"]),
+        ({"objective": {"dual_clip": 1.0}}, ["objective.dual_clip is 1.0", "greater than 1"]),
         ({"objective": {"importance_weight_cap": 1e39}}, ["objective.importance_weight_cap is 1e+39", "less than"]),
         ({"objective": {"importance_weight_cap": 1e-300}}, ["importance_weight_cap is 1e-300", "greater than"]),
         ({"objective": {"reference_kl_coefficient": 1e300}}, ["reference_kl_coefficient is 1e+300", "less than"]),
@@ -164,10 +165,12 @@ def test_a_configuration_survives_json() -> None:
 
 
 NOT_THE_DEFAULT: dict[str, Any] = {
+    "aggregation": "sequence",
     "advantage": "mean_std",
     "clip_low": 0.1,
     "clip_high": 0.2,
     "ratio": "sequence",
+    "dual_clip": 3.0,
     "reference_kl_coefficient": 0.1,
     "skip_uninformative_groups": True,
     "divergence_alpha": 0.2,

@@ -74,12 +74,21 @@ def grpo_loss(logprob, old, behaviour, advantage, objective, ratio=None):
 
 
 def clipped_loss(ratio, advantage, objective):
+    """With the dual clip of arXiv 1912.09729, eq. 5, for negative advantages."""
+    surrogate = surrogate_objective(ratio, advantage, objective)
+    bound = objective.dual_clip
+    if bound is None or advantage >= 0 or float(surrogate.detach()) >= bound * advantage:
+        return -surrogate
+    return -torch.tensor(bound * advantage)
+
+
+def surrogate_objective(ratio, advantage, objective):
     low, high = 1 - objective.clip_low, 1 + objective.clip_high
     clipped = (
         ratio if low <= float(ratio.detach()) <= high else torch.tensor(low if float(ratio.detach()) < low else high)
     )
     first, second = ratio * advantage, clipped * advantage
-    return -(first if float(first.detach()) <= float(second.detach()) else second)
+    return first if float(first.detach()) <= float(second.detach()) else second
 
 
 def sdpo_loss(value, logprob, old, behaviour, objective):
@@ -94,22 +103,19 @@ def response_logits(model, prompt, response):
 
 
 def minibatch_loss(student, teacher, sequences, old, config, initial=None):
-    """The objective over a whole mini-batch, with gradient; also branch sums and weights by sequence."""
+    """The objective over a whole mini-batch, with gradient; also the weights by sequence."""
     objective = config.objective
-    routed = [index for index, item in enumerate(sequences) if item.route != "none"]
-    num_tokens = sum(len(sequences[index].response_ids) for index in routed)
+    routed = [index for index, item in enumerate(sequences) if item.route != "none" and item.response_ids]
     taught = {}
     for index in routed:
         item = sequences[index]
-        if item.teacher_prompt_ids is not None and item.response_ids:
+        if item.teacher_prompt_ids is not None:
             with torch.no_grad():
                 taught[index] = response_logits(teacher, item.teacher_prompt_ids, item.response_ids)
     weights = _weights(sequences, taught, objective)
-    total = torch.zeros((), dtype=torch.float64)
+    losses = []
     for index in routed:
-        item = sequences[index]
-        if not item.response_ids:
-            continue
+        item, total = sequences[index], torch.zeros((), dtype=torch.float64)
         logits = response_logits(student, item.prompt_ids, item.response_ids)
         whole = [log_softmax(row)[token] for row, token in zip(logits, item.response_ids, strict=True)]
         mean = None
@@ -141,7 +147,19 @@ def minibatch_loss(student, teacher, sequences, old, config, initial=None):
             total = total + grpo_loss(logprob, before, behaviour, advantage, objective, ratio)
             if first is not None:
                 total = total + objective.reference_kl_coefficient * k3(logprob, float(log_softmax(first[step])[token]))
-    return total / max(1, num_tokens), weights
+        losses.append((total, len(item.response_ids)))
+    return aggregate(losses, config), weights
+
+
+def aggregate(losses, config):
+    """One number of each rollout's sum of token losses and length."""
+    zero = torch.zeros((), dtype=torch.float64)
+    if config.objective.aggregation == "sequence":
+        return sum((total / length for total, length in losses), zero) / max(1, len(losses))
+    total = sum((total for total, _ in losses), zero)
+    if config.objective.aggregation == "constant":
+        return total / max(1, len(losses) * config.rollout.max_response_tokens)
+    return total / max(1, sum(length for _, length in losses))
 
 
 def _weights(sequences, taught, objective):

@@ -35,6 +35,12 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "grpo-kl": {"name": "grpo", "reference_kl_coefficient": 0.3},
     "srpo-gspo-kl": {"name": "srpo", "top_k": 5, "ratio": "sequence", "reference_kl_coefficient": 0.3},
     "advantage_mix-half": {"name": "advantage_mix", "mix_lambda": 0.5},
+    "srpo-sequence": {"name": "srpo", "top_k": 5, "aggregation": "sequence"},
+    "sdpo-sequence": {"name": "sdpo", "top_k": 5, "aggregation": "sequence"},
+    "grpo-gspo-sequence": {"name": "grpo", "ratio": "sequence", "aggregation": "sequence", "dual_clip": 1.3},
+    "advantage_mix-sequence": {"name": "advantage_mix", "aggregation": "sequence", "dual_clip": 1.2},
+    "srpo-constant": {"name": "srpo", "top_k": 5, "aggregation": "constant"},
+    "grpo-dual-kl": {"name": "grpo", "dual_clip": 1.2, "reference_kl_coefficient": 0.3},
 }
 
 
@@ -132,7 +138,9 @@ def test_loss_weights_and_gradients_are_the_references(case: str, moved: bool) -
 
 
 @pytest.mark.parametrize("share", [True, False], ids=["prefixes-shared", "single-rows"])
-@pytest.mark.parametrize("case", ["srpo", "sdpo", "grpo", "advantage_mix", "srpo-gspo-kl"])
+@pytest.mark.parametrize(
+    "case", ["srpo", "sdpo", "grpo", "advantage_mix", "srpo-gspo-kl", "srpo-sequence", "grpo-dual-kl"]
+)
 def test_nothing_depends_on_cut_order_chunks_or_sharing(
     case: str, share: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,7 +163,14 @@ def test_nothing_depends_on_cut_order_chunks_or_sharing(
             report = run_minibatch(engine, [sequences[i] for i in order], [old[i] for i in order], config)
         assert report.loss == pytest.approx(base.loss, rel=1e-5)
         close(engine.gradients, expected, 1e-5)
-        for name in ("num_tokens", "num_sdpo_tokens", "num_teacher_rollouts", "truncated_sum", "clipped_sum"):
+        for name in (
+            "num_tokens",
+            "num_sdpo_tokens",
+            "num_teacher_rollouts",
+            "truncated_sum",
+            "clipped_sum",
+            "bounded_sum",
+        ):
             assert report.sums[name] == base.sums[name]
         for name in (
             "policy_entropy_sum",
@@ -165,6 +180,49 @@ def test_nothing_depends_on_cut_order_chunks_or_sharing(
             "reference_kl_sum",
         ):
             assert report.sums[name] == pytest.approx(base.sums[name], rel=1e-5)
+
+
+def test_each_routed_rollout_counts_once_however_long_it_is() -> None:
+    """Of two rollouts whose token losses are the same, the longer one has the same share; an empty one has none."""
+    config = run_config(name="grpo", aggregation="sequence")
+    engine = PlainEngine(torch.float64)
+    short = TrainSequence([1, 2], [3], [-3.0], 0.5, "grpo", None)
+    long = TrainSequence([1, 2], [3] * 6, [-3.0] * 6, -0.25, "grpo", None)
+    apart = [run_minibatch(engine, [item], old_logprobs(engine, [item], config), config).loss for item in (short, long)]
+    empty, left = dataclasses.replace(long, response_ids=[], behaviour_logprobs=[]), dataclasses.replace(long)
+    sequences = [short, empty, long, dataclasses.replace(left, route="none")]
+    both = run_minibatch(engine, sequences, old_logprobs(engine, sequences, config), config)
+    assert both.loss == pytest.approx(sum(apart) / 2, rel=1e-9)
+    metrics = step_metrics([both])
+    assert metrics["loss"] == pytest.approx(both.loss)
+    assert metrics["loss"] == metrics["loss_grpo"]
+
+
+def test_sequence_means_differ_from_token_means_as_lengths_spread() -> None:
+    sequences = sequences_for("srpo")
+    engines = {kind: PlainEngine() for kind in ("token", "sequence")}
+    for kind, engine in engines.items():
+        run_minibatch(engine, sequences, None, run_config(name="srpo", top_k=5, aggregation=kind))
+    tokens, means = (torch.cat([value.flatten() for value in engine.gradients.values()]) for engine in engines.values())
+    assert torch.nn.functional.cosine_similarity(tokens, means, dim=0) < 0.98
+
+
+def test_the_dual_clip_bounds_a_token_that_the_policy_came_to_like() -> None:
+    """Without it a ratio of e^19 with a negative advantage gives one token a gradient of 4.5e7."""
+    sequences = [TrainSequence([1, 2], [3, 4], [-2.0, -2.0], -0.25, "grpo", None)]
+    norms = {}
+    for bound in (None, 3.0):
+        engine = PlainEngine(torch.float64)
+        config = run_config(name="grpo", dual_clip=bound)
+        now = old_logprobs(engine, sequences, config)[0]
+        old = [now - torch.tensor([19.0, 0.0], dtype=now.dtype)]
+        sequences = [dataclasses.replace(sequences[0], behaviour_logprobs=old[0].tolist())]
+        report = run_minibatch(engine, sequences, old, config)
+        norms[bound] = report.gradient_norm
+        assert report.sums["bounded_sum"] == (bound is not None)
+        assert step_metrics([report])["dual_clip_ratio"] == (0.5 if bound else 0.0)
+    assert norms[None] > 1e7
+    assert norms[3.0] < 10
 
 
 def test_ratios_by_sequence_are_gspo_itself_where_the_engine_agrees() -> None:

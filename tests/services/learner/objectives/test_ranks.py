@@ -1,7 +1,9 @@
 """Two ranks of gloo against one: the same loss and gradients, whoever holds which sequence."""
 
 import pickle
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,11 @@ from services.learner.update.update import run_minibatch
 from tests.services.learner.objectives.builders import PlainEngine, random_sequences, run_config
 
 CUTS = {"halves": slice(0, 10), "nothing-on-one": slice(0, 0), "all-sdpo-on-one": None}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "ratios-by-sequence": {"ratio": "sequence", "reference_kl_coefficient": 0.1},
+    "means-by-sequence": {"aggregation": "sequence", "dual_clip": 1.1},
+}
+CASES = list(product(OPTIONS, CUTS))
 
 
 class GlooEngine(PlainEngine):
@@ -49,14 +56,11 @@ class GlooEngine(PlainEngine):
         return super().step()
 
 
-def case() -> tuple[list[TrainSequence], RunConfig]:
-    return random_sequences(8, 20), run_config(
-        tokens_per_microbatch=40, name="srpo", top_k=5, ratio="sequence", reference_kl_coefficient=0.1
-    )
+def case(options: str) -> tuple[list[TrainSequence], RunConfig]:
+    return random_sequences(8, 20), run_config(tokens_per_microbatch=40, name="srpo", top_k=5, **OPTIONS[options])
 
 
-def split(cut: str, rank: int) -> list[TrainSequence]:
-    sequences, _ = case()
+def split(sequences: list[TrainSequence], cut: str, rank: int) -> list[TrainSequence]:
     if cut == "all-sdpo-on-one":
         return [item for item in sequences if (item.route == "sdpo") == (rank == 0)]
     first = sequences[CUTS[cut]]  # type: ignore[index]
@@ -67,12 +71,13 @@ def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     found = {}
-    for cut in CUTS:
+    for options, cut in CASES:
         engine = GlooEngine(rank)
-        mine, (_, config) = split(cut, rank), case()
+        sequences, config = case(options)
+        mine = split(sequences, cut, rank)
         old = old_logprobs(engine, mine, config)
         report = run_minibatch(engine, mine, old, config)
-        found[cut] = (
+        found[options, cut] = (
             report.loss,
             report.sums,
             report.weight_counts,
@@ -85,24 +90,28 @@ def work(rank: int, folder: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple]]:  # type: ignore[type-arg]
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[str, str], tuple]]:  # type: ignore[type-arg]
     folder = tmp_path_factory.mktemp("ranks")
     # Forked, because importing everything twice more would take most of the time.
     mp.start_processes(work, args=(str(folder),), nprocs=2, start_method="fork")  # type: ignore[attr-defined]
     return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(2)]
 
 
-@pytest.mark.parametrize("cut", CUTS)
-def test_two_ranks_find_what_one_finds(cut: str, two_ranks: list[dict[str, tuple]]) -> None:  # type: ignore[type-arg]
-    sequences, config = case()
+@pytest.mark.parametrize(("options", "cut"), CASES)
+def test_two_ranks_find_what_one_finds(
+    options: str,
+    cut: str,
+    two_ranks: list[dict[tuple[str, str], tuple]],  # type: ignore[type-arg]
+) -> None:
+    sequences, config = case(options)
     engine = PlainEngine()
     expected = run_minibatch(engine, sequences, old_logprobs(engine, sequences, config), config)
-    (loss, sums, counts, gradients, forwards, backwards), other = two_ranks[0][cut], two_ranks[1][cut]
+    (loss, sums, counts, gradients, forwards, backwards), other = two_ranks[0][options, cut], two_ranks[1][options, cut]
     assert loss == pytest.approx(expected.loss, rel=1e-5)
     scale = max(float(value.abs().max()) for value in engine.gradients.values())
     for name, value in engine.gradients.items():
         assert float((gradients[name] - value).abs().max()) <= 1e-5 * scale, name
     assert (sums, counts, forwards, backwards) == (other[1], other[2], other[4], other[5])
     assert counts == expected.weight_counts
-    for name in ("num_tokens", "num_sdpo_tokens", "num_teacher_rollouts"):
+    for name in ("num_tokens", "num_sdpo_tokens", "num_teacher_rollouts", "denominator", "bounded_sum"):
         assert sums[name] == expected.sums[name]

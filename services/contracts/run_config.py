@@ -80,7 +80,7 @@ class OptimizerSection(Section):
     learning_rate: Annotated[float, Field(ge=1e-10, le=1)] = 5e-6
     """AdamW's learning rate after warm-up."""
     warmup_steps: Annotated[int, Field(ge=0, le=10**6)] = 10
-    """Optimizer updates over which the learning rate rises linearly from 0."""
+    """Training steps over which the learning rate rises linearly; all optimizer updates of a step have one rate."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Course of the learning rate after warm-up, to 0 at the last step for linear and cosine."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01

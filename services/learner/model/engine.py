@@ -56,33 +56,29 @@ def deepspeed_config(config: RunConfig, num_parameters: int, largest_parameter: 
     return values
 
 
-def learning_rate(section: OptimizerSection, update: int, num_updates: int) -> float:
-    """Rate of optimizer update number `update` (from 0) of `num_updates`: linear warm-up, then the schedule."""
-    if update < section.warmup_steps:
-        return section.learning_rate * (update + 1) / section.warmup_steps
+def learning_rate(section: OptimizerSection, step: int, num_steps: int) -> float:
+    """Rate of every optimizer update of training step number `step` (from 0) of `num_steps`: linear warm-up, then the
+    schedule."""
+    if step < section.warmup_steps:
+        return section.learning_rate * (step + 1) / section.warmup_steps
     if section.schedule == "constant":
         return section.learning_rate
-    left = (num_updates - update) / max(1, num_updates - section.warmup_steps)
+    left = (num_steps - step) / max(1, num_steps - section.warmup_steps)
     left = min(1.0, max(0.0, left))
     if section.schedule == "linear":
         return section.learning_rate * left
     return section.learning_rate * 0.5 * (1.0 - math.cos(math.pi * left))
 
 
-def num_updates(config: RunConfig) -> int:
-    """Optimizer updates of the whole run."""
-    return config.training.steps * (config.training.prompts_per_step // config.prompts_per_minibatch)
-
-
 def warmup_warning(config: RunConfig) -> str | None:
     """What to tell a run's people if its warm-up is so much longer than the run that hardly anything is trained."""
-    section, updates = config.optimizer, num_updates(config)
-    if section.warmup_steps <= 10 * updates:
+    section, steps = config.optimizer, config.training.steps
+    if section.warmup_steps <= 10 * steps:
         return None
-    highest = section.learning_rate * updates / section.warmup_steps
+    highest = section.learning_rate * steps / section.warmup_steps
     return (
-        f"optimizer.warmup_steps is {section.warmup_steps}, but the run has {updates} optimizer updates: its learning "
-        f"rate gets no higher than {highest:.1e}. Lower warmup_steps."
+        f"optimizer.warmup_steps is {section.warmup_steps}, but the run has {steps} training steps: its learning rate "
+        f"gets no higher than {highest:.1e}. Lower warmup_steps."
     )
 
 
@@ -107,7 +103,8 @@ class DeepSpeedEngine:
         self.device: torch.device = ranks.device
         self.updates = 0
         """Optimizer updates done since the run began."""
-        self.num_updates = num_updates(config)
+        self.begun = (0, 0)
+        """Training steps and optimizer updates done where this engine took over."""
         self.last_learning_rate = 0.0
         """Rate of the update done last."""
         self.stage = zero_stage(config)
@@ -146,7 +143,10 @@ class DeepSpeedEngine:
     @property
     def learning_rate(self) -> float:
         """Rate of the next update."""
-        return learning_rate(self.config.optimizer, self.updates, self.num_updates)
+        steps, updates = self.begun
+        updates_per_step = self.config.training.prompts_per_step // self.config.prompts_per_minibatch
+        step = steps + (self.updates - updates) // updates_per_step
+        return learning_rate(self.config.optimizer, step, self.config.training.steps)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Backward pass of one micro-batch; see `update.engine.Engine`."""

@@ -72,9 +72,8 @@ class TrainingSession:
             import_teacher(self.engine, teacher)
         torch.set_rng_state(checkpoint.random_state())
         self.step = checkpoint.state.step
-        # A fork may have other steps and mini-batches than the run that wrote the checkpoint.
-        updates_per_step = self.config.training.prompts_per_step // self.config.prompts_per_minibatch
-        self.engine.num_updates = self.engine.updates + (self.config.training.steps - self.step) * updates_per_step
+        # A fork may have other mini-batches than the run that wrote the checkpoint.
+        self.engine.begun = (self.step, self.engine.updates)
 
     def train(self, command: Step, details: Collection[int] = ()) -> Trained:
         """One training step. pi_old of every mini-batch is fixed before the first update; its passes are student

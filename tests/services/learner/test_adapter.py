@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from services.contracts.errors import ConfigurationError
 from services.contracts.model import ModelSection
 from services.learner.model import lora
-from services.learner.model.engine import learning_rate, num_updates
+from services.learner.model.engine import learning_rate
 from services.learner.model.export import whole_weights
 from tests.services.learner.engine_program import NUM_UPDATES, batches, row_loss, run_config, tiny_model, trained_model
 from tests.services.learner.engine_runs import MIXED_STAGES, STAGES, EngineRuns, largest_difference, named
@@ -37,7 +37,7 @@ def reference() -> dict[str, Any]:
         torch.stack([row_loss(model, row) for row in rows]).sum().backward()
         nn.utils.clip_grad_norm_(trained, section.gradient_clip)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(section, update, num_updates(CONFIG))
+            group["lr"] = learning_rate(section, update, CONFIG.training.steps)
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():

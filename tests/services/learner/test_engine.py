@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from services.contracts.run_config import OptimizerSection, parse_run_config
-from services.learner.model.engine import learning_rate, num_updates, warmup_warning
+from services.learner.model.engine import learning_rate, warmup_warning
 from tests.services.learner.engine_program import NUM_UPDATES, batches, row_loss, run_config, tiny_model, trained_model
 from tests.services.learner.engine_runs import MIXED_STAGES, STAGES, EngineRuns, largest_difference, named
 
@@ -29,7 +29,7 @@ def reference() -> dict[str, Any]:
         torch.stack([row_loss(model, row) for row in rows]).sum().backward()
         norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), section.gradient_clip)))
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(section, update, num_updates(config))
+            group["lr"] = learning_rate(section, update, config.training.steps)
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
@@ -125,14 +125,14 @@ def test_a_warm_up_that_outlasts_the_run_is_told() -> None:
     assert warning(30) is None
     told = warning(3000)
     assert told is not None
-    assert "warmup_steps is 3000, but the run has 3 optimizer updates" in told
+    assert "warmup_steps is 3000, but the run has 3 training steps" in told
     assert "5.0e-09" in told
 
 
 def test_learning_rate_schedules() -> None:
     def rates(schedule: Any) -> list[float]:
         section = OptimizerSection(learning_rate=1.0, warmup_steps=4, schedule=schedule)
-        return [learning_rate(section, update, 12) for update in range(12)]
+        return [learning_rate(section, step, 12) for step in range(12)]
 
     for schedule in ("constant", "linear", "cosine"):
         assert rates(schedule)[:4] == [0.25, 0.5, 0.75, 1.0]

@@ -97,6 +97,7 @@ async def test_killed_at_any_instant_it_ends_with_the_same_bits(
     values = run_values(
         **({"model": LORA} if lora else {}),
         objective={"name": objective, "reference_kl_coefficient": 0.01 if lora else 0.0},
+        optimizer={"warmup_steps": 5},
         training={"steps": 6, "max_staleness": staleness, "prompts_per_minibatch": 2},
         checkpoint={"every_steps": 3},
     )
@@ -128,6 +129,8 @@ async def test_killed_at_any_instant_it_ends_with_the_same_bits(
     assert (await log.states())[-1] == "succeeded"
     assert await redis.xlen(streams.scored("killed")) == 0, "all groups are acknowledged"
     finished = {event.step: event for event in await log.of(events.StepFinished)}
+    rates = [finished[step].metrics["learning_rate"] for step in range(1, 7)]
+    assert rates == pytest.approx([2e-4, 4e-4, 6e-4, 8e-4, 1e-3, 1e-3]), "by the step, of two updates each"
     assert sorted(finished) == [1, 2, 3, 4, 5, 6]
     assert finished[6].groups["fed"] == finished[6].groups["trained"] == 24
     assert finished[6].metrics["staleness_max"] <= staleness
@@ -322,8 +325,8 @@ async def test_a_fork_goes_on_from_the_checkpoint(
     assert [event.step for event in steps] == [3, 4]
     assert [event.groups["trained"] for event in steps] == [18, 24]
     assert [event.metrics["learning_rate"] for event in steps] == pytest.approx(
-        [1e-3 / 3, 1e-3 / 6]
-    )  # updates 5 and 6 of 6
+        [1e-3 / 2, 1e-3 / 4]
+    )  # steps 3 and 4 of 4, whatever mini-batches the parent had
     assert steps[0].metrics["staleness_max"] == 0
     assert any(event.metrics["routing_ratio_sdpo"] > 0 for event in steps)
     assert steps[0].metrics["reference_kl_nats"] > 0, "the initial model is the parent's, not the checkpoint's"

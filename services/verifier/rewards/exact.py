@@ -1,10 +1,12 @@
-"""Exact text: the answer as it stands, white space at the ends aside.
+"""Exact text: the answer as it stands, white space at the ends and Unicode's ways to write an accent aside.
 
 `tests` may be {"accept": ["other", "answers"], "ignore_case": true, "where": "answer" | "reply"}. Without `where` the
 tagged answer is compared where the reply has <answer> tags, and the whole reply otherwise.
 """
 
 from __future__ import annotations
+
+import unicodedata
 
 from services.contracts.judgement import Judgement
 from services.contracts.messages import Question
@@ -35,4 +37,5 @@ def judge_exact(question: Question, response_text: str, truncated: bool) -> Judg
 
 
 def _normal(text: str, ignore_case: bool) -> str:
-    return text.strip().casefold() if ignore_case else text.strip()
+    text = unicodedata.normalize("NFC", text.strip())
+    return unicodedata.normalize("NFC", text.casefold()) if ignore_case else text

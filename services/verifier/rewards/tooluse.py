@@ -39,11 +39,8 @@ class Calls:
     num_inputs: int = 0
     has_unreadable: bool = False
     """An input is no JSON object, or more than one; it and those after it are left out."""
-
-    @property
-    def num_surplus(self) -> int:
-        """Inputs that belong to no action."""
-        return max(0, self.num_inputs - self.actions.total())
+    num_surplus: int = 0
+    """Inputs that belong to no action before them."""
 
 
 @register("tooluse")
@@ -67,7 +64,9 @@ def judge_tooluse(question: Question, response_text: str, truncated: bool) -> Ju
         reward=reward,
         correct=correct,
         parsed_answer=shorten(f"{', '.join(sorted(found.actions.elements()))} {_show(found.inputs)}".strip(), 400),
-        format_ok=num_actions > 0 and num_actions == found.num_inputs and not found.has_unreadable,
+        format_ok=num_actions > 0
+        and num_actions == found.num_inputs
+        and not (found.has_unreadable or found.num_surplus),
         feedback="" if correct else _feedback(expected, found, wrong, truncated),
     )
 
@@ -93,6 +92,7 @@ def read_reply(text: str, expected: Calls) -> Calls:
             calls.actions[name if name in expected.actions else name.rstrip(_PUNCTUATION)] += 1
             continue
         calls.num_inputs += 1
+        calls.num_surplus += calls.num_inputs - calls.num_surplus > calls.actions.total()
         if calls.has_unreadable:
             continue
         try:
@@ -129,7 +129,7 @@ def _feedback(expected: Calls, found: Calls, wrong: list[str], truncated: bool) 
     if found.has_unreadable:
         return "An Action Input is not a JSON object and nothing else."
     if found.num_surplus:
-        return "There are more Action Inputs than Actions."
+        return "An Action Input belongs to no Action before it."
     key = wrong[0]
     if key not in expected.inputs:
         return f"Action Input should not have {_show(key)}."

@@ -21,6 +21,37 @@ def judge(answer: str, reply: str, truncated: bool = False) -> Judgement:
 
 
 EQUAL = {
+    "sets of real numbers": [
+        (r"(\sqrt2, 3)", r"x > \sqrt2 and x < 3"),
+        ("[1/3, 2)", r"x < 2, x \ge \frac13"),
+        ("x > 2", "x > 1 and x > 2"),
+        ("x > 2", "x > 5 or x > 2"),
+        ("(0, 2)", r"(0, 1) \cup [1, 2)"),
+        (r"(-\infty, \infty)", "x > 0 or x < 1"),
+        (r"(-\infty, 1) \cup (2, \infty)", r"(-\infty, 1) \text{ and } (2, \infty)"),
+        (r"x > 1, x \ne 2", r"(1, 2) \cup (2, \infty)"),
+        (r"x \ne 1, 2", r"\mathbb{R} \setminus \{1, 2\}"),
+        (r"x \ne 1, 2", r"x \ne 2 \text{ and } x \ne 1"),
+        ("x < 1 or x = 2", r"(-\infty, 1) \cup \{2\}"),
+        ("x > 1 and x < 2 or x > 3", r"(1, 2) \cup (3, \infty)"),
+        (r"\{x : x > 3\}", r"\{t \mid t > 3\}"),
+        ("(0, 1)", "0 < t < 1"),
+        ("[0, 1)", "[0, 1["),
+        (r"(-\infty, 1) \cup (2, \infty)", r"]-\infty; 1[ \cup ]2; +\infty["),
+    ],
+    "vectors, and other spellings of the same": [
+        ("(3, -4)", r"\begin{pmatrix} 3 \\ -4 \end{pmatrix}"),
+        (r"\begin{bmatrix} 3 & -4 \end{bmatrix}", "(3, -4)"),
+        (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", "[[1, 2], [3, 4]]"),
+        ("3/4", r"{1 + 2 \over 4}"),
+        ("120", r"{10 \choose 3}"),
+        ("3/11", "0.2727..."),
+        ("7", r"\large 7"),
+        ("9:30", "9{:}30"),
+        ("1, 2, 3", r"1\text{, }2\text{ and }3"),
+        ("9.8 m/s^2", "9.8 meters per second squared"),
+        ("9 cm^3", "9 cm cubed"),
+    ],
     "tiny and huge numbers": [
         (r"9.11 \times 10^{-31}", r"9.11\cdot 10^{-31}"),
         (r"9.11 \times 10^{-31}", "9.11e-31"),
@@ -536,6 +567,30 @@ EQUAL = {
     ],
 }  # fmt: skip
 DIFFERENT = {
+    "sets of real numbers": [
+        ("(0, 1)", "x > 0 or x < 1"),
+        ("(0, 1)", "x > 0 and y < 1"),
+        ("x > 3", "y > 3"),
+        ("0 < x < 2", "0 < y < 2"),
+        (r"x \ne 2", r"y \ne 2"),
+        ("x < 1 or x > 2", "y < 1 or y > 2"),
+        (r"x \ne 1, x \ne 2", r"x \ne 3, x \ne 4"),
+        (r"x \ne 1, 2", r"x \ne 1"),
+        ("(0, 2)", r"(0, 1) \cup (1, 2)"),
+        ("x < 1 or x > 2", r"(a, 1) \cup (2, b)"),
+        ("[0, 1)", "]0, 1["),
+        ("(1, 2), (3, 4)", r"(1, 2) \cup (3, 4)"),
+        (r"\{x : x > 3\}", r"\{x : x < 3\}"),
+    ],
+    "vectors, and other spellings": [
+        ("(3, -4)", r"\begin{pmatrix} -4 \\ 3 \end{pmatrix}"),
+        (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", "[[1, 3], [2, 4]]"),
+        (r"\begin{pmatrix} 3 \\ -4 \end{pmatrix}", "[3, -4]"),
+        ("4/3", r"{3 \over 4}"),
+        ("81", "9 squared"),
+        ("9 cm^2", "9 cm cubed"),
+        ("3/11", "0.27..."),
+    ],
     "tiny and huge numbers": [
         (r"9.11 \times 10^{-31}", r"1.67 \times 10^{-27}"),
         (r"9.11 \times 10^{-31}", r"9.12 \times 10^{-31}"),
@@ -863,6 +918,15 @@ REPLIES: list[tuple[str, list[str], list[str]]] = [
     ("**Final Answer:** $x = 5$", ["5"], []),
     ("The answer is Tuesday.", ["Tuesday"], []),
     ("The answer is not Tuesday.", [], ["Tuesday"]),
+    *(
+        (f"{words} {number}.", ["41"] if number.endswith("41") else [], ["42"])
+        for words in ("The answer is", "So the total is", "It", "It can")
+        for number in (
+            *("not 42", "at most $42$", "no more than 42", "less than 42", "isn't equal to 42", "never 42", "above 42"),
+            "not 42 but 41",
+        )
+    ),
+    ("The answer is over here: 42", ["42"], []),
     ("The final answer is\n\\[ \\frac{1}{2} \\]", ["0.5"], []),
     ("Thus $x = 2$ or $x = 3$.", ["2, 3"], ["2", "3"]),
     ("We get 1,234.", ["1234"], ["1", "234"]),

@@ -112,7 +112,8 @@ def test_mcq_feedback_does_not_give_the_letter_away() -> None:
         (calls(NESTED).replace('"id": 3', '"id": 4, "id": 3'), "not a JSON object"),
         (calls(NESTED).replace('"id": 3', '"id": NaN'), "not a JSON object"),
         (calls(NESTED).replace('"id": 3', '"id": true'), 'Action Input "id" should be 3, not true.'),
-        (calls(NESTED) + "\nAction Input: {}", "more Action Inputs than Actions"),
+        (calls(NESTED) + "\nAction Input: {}", "belongs to no Action before it"),
+        ("Action Input: {}\n" + calls(NESTED), "belongs to no Action before it"),
         ('Action: setTags\nAction Input: {"id": 3}', 'lacks "meta"'),
         (calls(NESTED).replace('"id": 3', '"id": 4'), 'Action Input "id" should be 3, not 4.'),
         (calls(NESTED).replace('"id": 3', '"id": 3, "x": 0'), 'should not have "x"'),
@@ -138,6 +139,7 @@ EMPTY = json.dumps([{"Action": "list", "Action_Input": "{}"}])
         ("Action: list\nAction Input: {}\nAction Input: {oops", False),
         ("Action:\nAction Input: {}", False),
         ("Action: list\nAction Input: {}\nThought: once more\nAction:", False),
+        ("Action Input: {}\nAction: list", False),
     ],
 )
 def test_tooluse_takes_only_readable_inputs_even_where_none_is_needed(text: str, correct: bool) -> None:
@@ -234,6 +236,8 @@ def test_exact_takes_tags_settings_and_alternatives() -> None:
     assert judge(question("exact", "Paris"), "I think <answer> Paris </answer>").correct
     assert not judge(question("exact", "Paris"), "It is Paris").correct
     assert not judge(question("exact", "Paris", {"where": "answer"}), "Paris").correct
+    assert judge(question("exact", "Z\u00fcrich"), "Zu\u0308rich").correct
+    assert not judge(question("exact", "Z\u00fcrich"), "Zurich").correct
     assert judge(question("exact", "Paris", {"accept": ["Lutetia"], "ignore_case": True}), "LUTETIA").correct
 
 

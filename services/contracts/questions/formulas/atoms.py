@@ -57,10 +57,17 @@ class Atoms(Cursor):
         """The one value between LaTeX's braces; several make a set, which plain text writes so."""
         self.expect("{")
         bars, self.bars = self.bars, 0
-        node = self.sequence()
+        node = self.over()
         self.expect("}")
         self.bars = bars
         return Node("set", node.parts) if node.kind == "list" else node
+
+    def over(self) -> Node:
+        """A sequence, or one over another in plain TeX's manner."""
+        node = self.sequence()
+        if self.accept("over"):
+            return Node("divide", (node, self.sequence()))
+        return Node("call", (node, self.sequence()), "binomial") if self.accept("choose") else node
 
     def atom(self) -> Node:
         token = self.here
@@ -96,7 +103,7 @@ class Atoms(Cursor):
                 return self._repeating(text)
             if self.here.is_command("ldots"):
                 self.take()
-                same = re.search(r"(\d)\1{2,}$", text)
+                same = re.search(r"(\d)\1{2,}$", text) or re.search(r"(\d{2,6})\1+$", text)
                 if same is None:
                     raise Unreadable("its decimal breaks off")
                 return repeated(text[: same.start()], same[1])
@@ -345,7 +352,7 @@ class Atoms(Cursor):
         return self.ahead().kind == "word" and (self.ahead(2).is_sign("|", ":") or self.ahead(2).text == "in")
 
     def _set(self, bars: int, closing: str) -> Node:
-        """A set by its elements, or by one condition on them, which then stands for it."""
+        """A set by its elements, or (with the text `that`) by one condition on them."""
         outer, self.in_set = self.in_set, True
         self.bars = 1  # a bar inside is `such that`
         parts = [] if self.here.is_sign(closing) else self.elements()
@@ -355,7 +362,7 @@ class Atoms(Cursor):
                 raise Unreadable("its set has several conditions")
             self.expect(closing)
             self.bars, self.in_set = bars, outer
-            return conditions[0]
+            return Node("set", (conditions[0],), "that")
         self.expect(closing)
         self.bars, self.in_set = bars, outer
         return Node("set", tuple(parts))

@@ -24,6 +24,8 @@ class Cursor:
         self.tight = tight
         """Whether what follows a denominator without a sign belongs to it."""
         self.ambiguous = False
+        self.joints: list[str] = []
+        """What separated the elements that were read last: `and`, `or`, or nothing for a comma."""
 
     @property
     def here(self) -> Token:

@@ -18,7 +18,7 @@ from services.contracts.questions.formulas.tree import Node, Unfinished, Unreada
 from services.contracts.questions.formulas.words import LONGEST_FORMULA, Token, tokens, unwrapped
 
 _RELATIONS: Final = {sign: sign for sign in ("=", "<", ">", "in")} | spellings("<= le | >= ge | != ne | ~ approx sim")
-_CLOSERS: Final = (")", "]", "\\}", "}", "|", "&", "\\", "rfloor", "rceil", "rangle", "end")
+_CLOSERS: Final = (")", "]", "\\}", "}", "|", "&", "\\", "rfloor", "rceil", "rangle", "end", "over", "choose")
 _NO_FACTORS: Final = word_set("cup cap setminus pm mp circ ldots to Rightarrow")
 _ORDINARY: Final = re.compile(r"[xyz]+|[abcxyz]{2}")
 """Letters alone that are read as a product, which commutes; other letters alone are words."""
@@ -73,6 +73,21 @@ def _words(text: str) -> Node:
     return Node("words", text=" ".join(re.sub(r"\.(?!\d)", "", text.lower()).split()))
 
 
+def _joined(relations: list[Node], joints: list[str]) -> Node:
+    """Relations as a list whose text is the word between them; `and` binds before `or`, a comma before neither."""
+    words = {joint for joint in joints if joint}
+    if len(words) == 1:
+        return Node("list", tuple(relations), words.pop())
+    groups = [[relations[0]]]
+    for joint, relation in zip(joints, relations[1:], strict=True):
+        if joint == "and":
+            groups[-1].append(relation)
+        else:
+            groups.append([relation])
+    parts = (group[0] if len(group) == 1 else Node("list", tuple(group), "and") for group in groups)
+    return Node("list", tuple(parts), "or")
+
+
 def _is_prose(split: list[Token]) -> bool:
     return any(
         token.kind == "text" or (token.kind == "word" and len(token.text) > 2 and token.text not in FUNCTIONS)
@@ -94,7 +109,7 @@ class Reader(Atoms):
     """Reads one list of tokens once."""
 
     def whole(self) -> Node:
-        node = self.sequence()
+        node = self.over()
         if self.here.kind != "end":
             raise Unreadable(f"{self.here.text!r} is left over")
         return node
@@ -102,23 +117,30 @@ class Reader(Atoms):
     def sequence(self) -> Node:
         """Elements between commas, semicolons, `and`, `or`. One element stands for itself."""
         elements = self.elements()
-        return elements[0] if len(elements) == 1 else Node("list", tuple(elements))
+        if len(elements) == 1:
+            return elements[0]
+        if any(element.kind != "relations" for element in elements) or not any(self.joints):
+            return Node("list", tuple(elements))
+        return _joined(elements, self.joints)
 
     def elements(self) -> list[Node]:
         self.deeper()
-        found = [self.element()]
-        while self._separator():
+        found, joints = [self.element()], []
+        while (joint := self._separator()) is not None:
+            joints.append(joint)
             found.append(self.element())
         self.depth -= 1
+        self.joints = joints
         return found
 
-    def _separator(self) -> bool:
-        start = self.position
+    def _separator(self) -> str | None:
+        """Goes over what separates two elements: `and`, `or`, or nothing for a comma; None where nothing does."""
+        start, joint = self.position, ""
         self.accept(",", ";")
         while self._is_joint(self.here):
-            self.position += 1
+            joint = self.take().text.lower().strip(" ,")
             self.accept(",")
-        return self.position > start
+        return joint if self.position > start else None
 
     def _is_joint(self, token: Token) -> bool:
         return token.kind in ("word", "text", "command") and token.text.lower().strip(" ,") in ("and", "or")

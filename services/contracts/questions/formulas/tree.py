@@ -20,8 +20,9 @@ class Node:
 
     Kinds: `number` (value), `symbol` and `words` (text), `constant` (text: pi, e, i, inf), `add`, `multiply`, `divide`,
     `power`, `negate`, `plusminus` (text: pm, mp), `call` (text: a known function), `apply` (text: an unknown one),
-    `digits` (text: digits; value: base), `list`, `set`, `group` (text: its two brackets), `relations` (text: the signs
-    between its parts), `ratio` (text: as written), `table` (text: its environment; parts: rows, each a `list`),
+    `digits` (text: digits; value: base), `list` (text: the `and` or `or` between relations), `set` (text:
+    `that` if its part is a condition), `group` (text: its two brackets), `relations` (text: the signs between its
+    parts), `ratio` (text: as written), `table` (text: its environment; parts: rows, each a `list`),
     `union`, `intersection`, `difference`, `dots`, `quantity` (text: the unit).
     """
 

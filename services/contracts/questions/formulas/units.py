@@ -62,6 +62,8 @@ def unit(text: str) -> str | None:
             sign = -1
         elif word.lower() in _SILENT:
             continue
+        elif last and word.lower() in ("squared", "cubed"):
+            powers[last] += (1 if word.lower() == "squared" else 2) * (1 if powers[last] > 0 else -1)
         elif word.lstrip("-").isdigit():
             if position == 0 or words[position - 1] != "^" or abs(int(word)) > 9:
                 return None

@@ -60,6 +60,7 @@ _PLAIN_SIGNS: Final = spellings("^ ** | le <= | ge >= | ne != <> | = == | approx
 _DROPPED: Final = word_set("""
     boxed fbox left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr middle displaystyle textstyle
     limits nolimits rm bf it mathstrut strut therefore checkmark blacksquare
+    tiny small normalsize large Large LARGE huge Huge
 """)
 _SPACES: Final = word_set(", ; : ! > quad qquad enspace thinspace space hspace") | {" "}
 _TEXTS: Final = word_set("""
@@ -206,6 +207,8 @@ def tokens(text: str) -> list[Token]:
 
 
 def _text_token(command: str, inner: str, space: bool) -> Token:
+    if inner.strip() in (",", ";"):
+        return Token("sign", inner.strip(), space)
     inner = re.sub(r"\\[,;:! ]|~", " ", unwrapped(inner)).replace(r"\cdot", "*").replace(r"\$", "$")
     inner = " ".join(inner.split())
     single = len(inner) == 1 and inner.isalpha() and command not in ("text", "textrm", "mbox")
@@ -243,10 +246,18 @@ def _one_spelling(text: str) -> str:
     text = re.sub(r"\\overline\{(\d+)\}\\overline\{(\d+)\}", r"\\overline{\1\2}", text)
     text = "".join(_SIGNS.get(sign, sign) for sign in text)
     text = re.sub(r"(\d)\s*[xX]\s*10\s*(?=\^|\*\*)", r"\1*10", text)
-    text = re.sub(r"(?<=\d)\{,\}(?=\d{3})", "", text)
+    text = re.sub(r"(?<=\d)\{,\}(?=\d{3})", "", text).replace("{:}", ":")
+    if re.search(r"\[\s*(?:\Z|\\cup|[,;])|(?:\A|\\cup|[=,;])\s*\]", text):
+        text = re.sub(r"[\[\]]([^\[\]]+[,;][^\[\]]+)[\[\]]", _with_round_brackets, text)
     if not _BRACKETED_GROUPS.search(text):
         text = _GROUPED.sub(lambda found: re.sub(r"\D|\\thinspace", "", found[0]), text)
     return text
+
+
+def _with_round_brackets(found: re.Match[str]) -> str:
+    """An interval such as ]0, 1[ with round brackets for open ends."""
+    whole, inner = found[0], found[1]
+    return f"{'[' if whole[0] == '[' else '('}{inner}{']' if whole[-1] == ']' else ')'}"
 
 
 def _fraction(digits: str) -> str:

@@ -42,6 +42,13 @@ _LEAD: Final = re.compile(
 _DENIAL: Final = re.compile(
     r"(?i:\b(?:not|no|never|nor|neither|or|if|unless|except|without|least|most|more|less|greater|fewer|over|under|between)\b|n't)"
 )
+_DENIED: Final = re.compile(
+    r"(?i:(?:\b(?:not|never|cannot|at least|at most|over|under|above|below|exceeds"
+    r"|(?:more|less|fewer|greater|larger|smaller|bigger|higher|lower) than)|n['’]t)"
+    r"(?: be| equals?| equal to| exactly| \w+ than)?)\s*\Z"
+)
+"""Words behind which a number is not the answer."""
+_CONTRAST: Final = re.compile(r"\Anot\b[^.\n]{0,60}?\bbut\s+", re.IGNORECASE)
 _CHANGES_ITS_NUMBER: Final = frozenset(MULTIPLIERS) | word_set("""
     percent pct plus minus times over divided multiplied squared cubed factorial half halves modulo mod base
 """)
@@ -103,7 +110,7 @@ def _at_the_end(text: str) -> str | None:
             return last_line
         runs = _runs(text)
         return runs[-1] if runs else None
-    text = text[announced[-1] :].strip()
+    text = _CONTRAST.sub("", text[announced[-1] :].strip())
     sentence = re.split(r"\.(?:\s|\Z)|\n", text)[0].strip()
     runs = _runs(text)
     if not runs or _reads(sentence):
@@ -122,11 +129,14 @@ def _runs(text: str) -> list[str]:
     """Formulas and numbers in a text, each with the mathematics next to it."""
     found: list[str] = []
     run: list[str] = []
-    joint = ""
+    joint = denial = ""
     items = [*_ITEM.finditer(text), None]
     for item in items:
         shown = _mathematics(item)
-        if shown is not None:
+        if shown is not None and item is not None:
+            if not run:
+                denied = _DENIED.search(text, max(0, item.start() - 40), item.start())
+                denial = f"{denied[0]} " if denied else ""
             run += [joint] * bool(joint and run) + [shown]
             joint = ""
             continue
@@ -138,7 +148,7 @@ def _runs(text: str) -> list[str]:
             continue
         if any(sign.isdigit() or sign in "π∞\\" for shown in run for sign in shown) or _has_a_formula(run):
             following = text[item.start() :].split(".")[0] if item is not None else ""
-            found.append(_with_what_changes_it(" ".join(run), written, following))
+            found.append(denial + _with_what_changes_it(" ".join(run), written, following))
         run, joint = [], ""
     return found
 

@@ -18,7 +18,7 @@ import mpmath
 
 from services.contracts.questions.formulas import units
 from services.contracts.questions.formulas.tree import Node
-from services.verifier.rewards.mathematics.regions import FLIPPED, Interval, regions
+from services.verifier.rewards.mathematics.regions import FLIPPED, condition, regions
 from services.verifier.rewards.mathematics.values import (
     BASE_PRECISION,
     Budget,
@@ -78,12 +78,15 @@ class _Comparison:
         if reference == answer:
             return True
         reference, answer = (_with_both_signs(node) for node in (reference, answer))
+        conditions = condition(reference), condition(answer)
+        if conditions != (reference, answer):
+            return bool(self._same_regions(reference, answer)) or self.same(*conditions)
         if "relations" in (reference.kind, answer.kind):
             return self._same_relations(reference, answer)
         if "quantity" in (reference.kind, answer.kind):
             return self._same_quantities(reference, answer)
-        if (both := regions(reference, answer)) is not None:
-            return self._same_regions(*both)
+        if (found := self._same_regions(reference, answer)) is not None:
+            return found
         for kinds, rule in self._rules():
             if reference.kind in kinds or answer.kind in kinds:
                 return rule(reference, answer)
@@ -106,17 +109,17 @@ class _Comparison:
         if answer.kind != "relations":
             if value is not None and (name is not None or not reference.symbols()):
                 return self.same(value, answer)
-            return self._same_as_region(reference, answer)
+            return bool(self._same_regions(reference, answer))
         if reference.kind != "relations":
             if other is not None and _is_asked_for(answer.parts[0]):
                 return self.same(reference, other)
-            return self._same_as_region(reference, answer)
+            return bool(self._same_regions(reference, answer))
         if name is not None and value is not None and name == other_name and other is not None:
             return self.same(value, other)
         if not reference.symbols():
             unnamed = name is None or other_name is None
             return unnamed and value is not None and other is not None and self.same(value, other)
-        if (both := regions(reference, answer)) is not None and self._same_regions(*both):
+        if self._same_regions(reference, answer):
             return True
         return self._same_equations(reference, answer)
 
@@ -154,10 +157,6 @@ class _Comparison:
             return False
         place = one.unit_in_last_place or Fraction(0)
         return bool(abs(real(found) - real(exact)) <= max(real(place), abs(real(exact)) / 20))
-
-    def _same_as_region(self, reference: Node, answer: Node) -> bool:
-        both = regions(reference, answer)
-        return both is not None and self._same_regions(*both)
 
     def _same_equations(self, reference: Node, answer: Node) -> bool:
         """Relations that differ by a factor: 2x = 4y and x - 2y = 0, x < 3 and 3 > x."""
@@ -247,6 +246,7 @@ class _Comparison:
         return all(map(self.same, _by_name(reference), _by_name(answer)))
 
     def _same_tables(self, reference: Node, answer: Node) -> bool:
+        reference, answer = _as_table(reference, answer), _as_table(answer, reference)
         if reference.kind != answer.kind or reference.text != answer.text or len(reference.parts) != len(answer.parts):
             return False
         return all(
@@ -278,23 +278,26 @@ class _Comparison:
         one, other = (_operands(node, node.kind) for node in (reference, answer))
         return self._same_collections(Node("list", tuple(one)), Node("list", tuple(other)))
 
-    def _same_regions(self, one: list[Interval], other: list[Interval]) -> bool:
-        if len(one) != len(other):
-            return False
+    def _same_regions(self, reference: Node, answer: Node) -> bool | None:
+        """Whether both are the same set of real numbers; None where one is not read as such a set."""
         try:
-            one, other = (sorted(region, key=lambda interval: self._position(interval[0])) for region in (one, other))
+            both = regions(reference, answer, self._position)
         except Undefined:
             return False
-        return all(
-            x[1::2] == y[1::2] and self.same(x[0], y[0]) and self.same(x[2], y[2])
-            for x, y in zip(one, other, strict=True)
+        if both is None:
+            return None
+        return len(both[0]) == len(both[1]) and all(
+            x[1::2] == y[1::2] and self.same(x.low, y.low) and self.same(x.high, y.high)
+            for x, y in zip(*both, strict=True)
         )
 
     def _position(self, node: Node) -> Value:
+        if node.symbols():
+            raise Undefined
         value = Evaluation({}, self.budget).of(node)
         if isinstance(value, mpmath.mpc):
             raise Undefined
-        return real(value)
+        return value
 
     # -- values
 
@@ -444,6 +447,19 @@ def _is_asked_for(node: Node) -> bool:
     return node.kind in ("symbol", "words", "apply") or (not node.symbols() and not node.has("dots", "plusminus"))
 
 
+def _as_table(node: Node, other: Node) -> Node:
+    """[[1, 2], [3, 4]] as a matrix, and (1, 2) as the vector that `other` is; any other node as it is."""
+    if node.kind != "group" or other.kind != "table" or other.text != "matrix":
+        return node
+    if node.text == "[]" and all(part.kind == "group" and part.text == "[]" for part in node.parts):
+        return Node("table", tuple(Node("list", part.parts) for part in node.parts), "matrix")
+    if node.text != "()":
+        return node
+    is_row = len(other.parts) == 1
+    rows = [node.parts] if is_row else [(part,) for part in node.parts]
+    return Node("table", tuple(Node("list", row) for row in rows), "matrix")
+
+
 def _by_name(node: Node) -> tuple[Node, ...]:
     """The parts of a tuple; of `y = 4, x = 3` in the order of the names."""
     if node.kind != "list" or any(part.kind != "relations" or part.parts[0].kind != "symbol" for part in node.parts):
@@ -464,7 +480,7 @@ def _with_both_signs(node: Node) -> Node:
     """`node` with plus-minus signs written out: a list of both values."""
     if node.kind == "list" and node.has("plusminus"):
         parts = [inner for part in node.parts for inner in _list_of(_with_both_signs(part))]
-        return Node("list", tuple(parts))
+        return replace(node, parts=tuple(parts))
     if not node.has("plusminus"):
         return node
     return Node("list", (_signed(node, 1), _signed(node, -1)))

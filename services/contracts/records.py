@@ -40,4 +40,4 @@ class WeightPush(Event, frozen=True, kw_only=True, forbid_unknown_fields=False):
     error: str = ""
     """Empty if the server's checksum was confirmed; otherwise what failed."""
     transport: str = "store"
-    """How the weights went, or were last tried: `store`, `cuda_ipc` or `nccl`."""
+    """How the weights went, or were last tried: `store`, `http`, `cuda_ipc` or `nccl`."""

@@ -19,7 +19,7 @@ from services.contracts.model import Integer, ModelSection, NotNegative, Positiv
 from services.contracts.objectives.registry import OBJECTIVES, PRESETS
 from services.contracts.objectives.settings import ObjectiveSettings
 from services.contracts.ranges import Temperature, TopK
-from services.contracts.transports.registry import TRANSPORTS
+from services.contracts.transports.registry import TRANSPORTS, brings_folder
 from services.contracts.values import check_values
 
 # What a message carries has the message's bounds: what is accepted here must arrive there.
@@ -145,9 +145,10 @@ class CheckpointSection(Section):
 
 class WeightsSection(Section):
     transport: TransportName = "store"
-    """How new weights reach running rollout servers: from the weight store; or from the learner itself, through GPU
-    memory on one machine (`cuda_ipc`) or over the network to other GPUs (`nccl`). Where that fails a server takes the
-    store. Neither has been run on a GPU yet."""
+    """How new weights reach rollout servers: from the weight store, a folder that they share with the learner; over
+    HTTP from the learner if they share none (`http`); or, if they are running, from the learner's memory, through GPU
+    memory on one machine (`cuda_ipc`) or over the network to other GPUs (`nccl`). If one of the last two fails, the
+    server takes the store. Neither has been run on a GPU yet."""
 
 
 class RunConfig(Section):
@@ -219,9 +220,10 @@ class RunConfig(Section):
                 "training.offload_teacher has no use with model.lora, whose teacher is an adapter on the student's own "
                 "frozen weights; remove it"
             )
-        if lora is not None and TRANSPORTS[self.weights.transport] is not None:
+        transport = self.weights.transport
+        if lora is not None and TRANSPORTS[transport] is not None and not brings_folder(transport):
             yield (
-                f"weights.transport {self.weights.transport} has no use with model.lora: adapters are small and "
+                f"weights.transport {transport} has no use with model.lora: adapters are small and "
                 "go by the store; remove it"
             )
         if training.max_staleness == 0 and rollout.num_servers > training.prompts_per_step:

@@ -22,6 +22,7 @@ from services.contracts import streams
 from services.contracts.errors import TurnoutError
 from services.contracts.events import Note, RunStateChanged
 from services.contracts.run_config import read_run_config
+from services.learner.connections.files import add_file_routes
 from services.learner.connections.progress_pipe import (
     EXIT_NO_QUEUE,
     EXIT_REPORTED,
@@ -48,6 +49,7 @@ PROGRAM = "services.learner.program.main"
 
 async def loops(service: Service) -> None:
     """Keep the training program of the assigned run going, until cancelled."""
+    add_file_routes(service.app, service.settings)
     await Learner(service.redis, service.presence).run()
 
 
@@ -180,6 +182,7 @@ class Learner:
                 RUN_VARIABLE: run_id,
                 SERVICE_VARIABLE: str(os.getpid()),
                 "TURNOUT_INSTANCE": self.presence.instance,
+                "TURNOUT_ADVERTISE_URL": self.presence.url,
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
                 "WORLD_SIZE": str(num_ranks),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from redis.exceptions import RedisError
 
@@ -17,6 +17,7 @@ from services.contracts.errors import ConfigurationError, ConflictError, Malform
 from services.contracts.events import Note
 from services.contracts.heartbeat import START_FAILURES, ServiceState
 from services.contracts.run_config import RunConfig, read_run_config
+from services.contracts.transports.registry import transfer_for_joining
 from services.rollout import environment, metrics
 from services.rollout.http import add_routes, include_vllm
 from services.rollout.sampling.prompts import PromptRenderer, stop_tokens
@@ -25,6 +26,7 @@ from services.rollout.sampling.worker import RolloutWorker
 from services.rollout.vllm import engine as engines
 from services.rollout.vllm import pulse, starting
 from services.rollout.vllm.server import EngineServer
+from services.rollout.weights.fetch import FetchedWeights
 from services.runtime.inputs import check_model_place
 from services.runtime.logs import get_logger, set_log_fields
 from services.runtime.process import Service, end
@@ -49,7 +51,9 @@ class RolloutServer:
         self._presence = service.presence
         self._redis = service.redis
         self._queue = Queue(service.redis, streams.GROUP_ROLLOUT, service.presence.instance)
-        self.server = EngineServer(service.settings.weights_roots)
+        settings = service.settings
+        fetched = FetchedWeights(settings.fetched_folder, settings.service_token)
+        self.server = EngineServer(settings.weights_roots, fetched)
         service.presence.count_unfinished = self.server.count_unfinished
         self._spec: engines.EngineSpec | None = None
         self._run: RunConfig | None = None
@@ -236,7 +240,10 @@ class RolloutServer:
         try:
             if published is not None and not (is_current and server.phase == "paused"):
                 await server.load(*published)
-                await self._note("info", f"Loaded weights version {published[0]} from the store.")
+                await self._note(
+                    "info",
+                    f"Loaded weights version {published[0]} {'over HTTP' if published[3] else 'from the store'}.",
+                )
             elif server.phase == "paused":
                 await server.resume_generation()
         except ConflictError as error:
@@ -245,14 +252,15 @@ class RolloutServer:
             self._loading = False
             self._behind_since = None
 
-    async def _published(self) -> tuple[int, str, str] | None:
-        """Version, folder and checksum that the learner published last."""
+    async def _published(self) -> tuple[int, str, str, dict[str, Any] | None] | None:
+        """Version, folder and checksum that the learner published last, and how to fetch them if it offers that."""
         assert self._run_id is not None
         found = cast(dict[bytes, bytes], await self._redis.hgetall(streams.weights(self._run_id)))
         if not found:
             return None
         try:
-            return int(found[b"version"]), found[b"path"].decode(), found[b"checksum"].decode()
+            transfer = transfer_for_joining(found.get(b"transfer", b""))
+            return int(found[b"version"]), found[b"path"].decode(), found[b"checksum"].decode(), transfer
         except (KeyError, ValueError) as error:
             raise MalformedMessageError(
                 f"The published weights of run {self._run_id} are not named: {error!r}."

@@ -114,6 +114,11 @@ class Settings(BaseSettings):
         """Folders in which the published weights of all runs lie."""
         return [self.home] if self.weights_folder is None else [self.home, self.weights_folder]
 
+    @property
+    def fetched_folder(self) -> Path:
+        """Folder of weights that this machine has fetched from a learner with which it shares none."""
+        return (self.home if self.weights_folder is None else self.weights_folder) / "fetched"
+
     def run_folder(self, run_id: str) -> Path:
         """Folder of one run. Raises `MalformedMessageError` for a text that is no run id."""
         return self.runs_folder / check_run_id(run_id)

@@ -179,6 +179,9 @@ class Pusher:
     async def _update(self, record: ServiceRecord, server: ServerWeights, target: Target) -> str:
         """By the learner's fast transport where it offers one, else, or where that fails, from the store. Returns
         which of them it was."""
+        if target.brings_folder:
+            await self.client.update(record.url, target, fast=True)
+            return target.transport
         if target.transfer and server.num_fast_failures.get(target.transfer, 0) < MAX_FAST_FAILURES:
             try:
                 await self.client.update(record.url, target, fast=True)

@@ -17,6 +17,7 @@ import httpx
 import msgspec
 
 from services.contracts.errors import UnavailableError
+from services.contracts.transports.registry import brings_folder
 from services.runtime.http.outgoing import request
 
 UPDATE_SECONDS = 1200.0
@@ -58,6 +59,11 @@ class Target:
         """The transport that is offered, by its name in `weights.transport`."""
         return str(msgspec.json.decode(self.transfer)["transport"]) if self.transfer else "store"
 
+    @property
+    def brings_folder(self) -> bool:
+        """The offer takes the shared folder's place, so that the store is nothing to fall back to."""
+        return brings_folder(self.transport)
+
 
 class WeightClient:
     """Speaks to rollout servers."""
@@ -78,7 +84,7 @@ class WeightClient:
         if fast:
             wanted["transfer"] = {"attempt": uuid.uuid4().hex, "offer": msgspec.json.decode(target.transfer)}
         reply = await self._send("PUT", url, "/v1/weights", json=wanted)
-        if fast and not reply.is_success and reply.status_code != BUSY_STATUS:
+        if fast and not target.brings_folder and not reply.is_success and reply.status_code != BUSY_STATUS:
             raise TransportFailedError(f"the server answered {reply.status_code}: {reply.text[:600]}")
         if not reply.is_success:
             raise PushFailedError(

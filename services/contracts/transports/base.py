@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import msgspec
 
@@ -20,6 +20,9 @@ Name = Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
 
 class Offer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="transport"):
     """Base of all offers. The tag of each is its transport's name."""
+
+    brings_folder: ClassVar[bool] = False
+    """The transport replaces the shared folder: it brings all files of a version, and servers that join late use it."""
 
     @property
     def transport(self) -> str:

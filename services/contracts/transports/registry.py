@@ -7,6 +7,7 @@ A new one is an entry here and three files of its name: the offer in this folder
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Mapping
 from typing import Any, Final, Union
 
@@ -15,9 +16,15 @@ import msgspec
 from services.contracts.errors import MalformedMessageError
 from services.contracts.transports.base import Offer
 from services.contracts.transports.cuda_ipc import IpcOffer
+from services.contracts.transports.http import HttpOffer
 from services.contracts.transports.nccl import NcclOffer
 
-TRANSPORTS: Final[Mapping[str, type[Offer] | None]] = {"store": None, "cuda_ipc": IpcOffer, "nccl": NcclOffer}
+TRANSPORTS: Final[Mapping[str, type[Offer] | None]] = {
+    "store": None,
+    "http": HttpOffer,
+    "cuda_ipc": IpcOffer,
+    "nccl": NcclOffer,
+}
 """Offers by name. None: nothing to offer, the version's folder is all that a server needs."""
 _ANY_OFFER: Final[Any] = Union[tuple(kind for kind in TRANSPORTS.values() if kind is not None)]  # noqa: UP007
 
@@ -32,12 +39,30 @@ def parse_offer(values: Any) -> Offer:
     return offer
 
 
+def brings_folder(transport: str) -> bool:
+    """Whether servers get all files of a version by this transport, without a shared folder."""
+    kind = TRANSPORTS.get(transport)
+    return kind is not None and kind.brings_folder
+
+
 class Transfer(msgspec.Struct, frozen=True):
     """What `update_info` says of a fast transport: one try to take the newest version from the learner itself."""
 
     attempt: str
     """32 hex digits, new for each try."""
     offer: Offer
+
+
+def transfer_for_joining(offer: bytes) -> dict[str, Any] | None:
+    """What a server that brings itself up to date puts into `update_info`, from the learner's offer as JSON (empty for
+    none): only a transport that brings a version's files works then. Raises `MalformedMessageError`."""
+    if not offer:
+        return None
+    try:
+        values = msgspec.json.decode(offer)
+    except msgspec.DecodeError as error:
+        raise MalformedMessageError(f"The offer of weights is not JSON: {error}.") from error
+    return {"attempt": uuid.uuid4().hex, "offer": values} if parse_offer(values).brings_folder else None
 
 
 def parse_transfer(values: Any) -> Transfer:

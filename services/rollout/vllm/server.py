@@ -31,6 +31,7 @@ from services.contracts.errors import ConflictError, InfrastructureError, Unavai
 from services.rollout.environment import REFUSED
 from services.rollout.vllm.engine import final_outputs, pause
 from services.rollout.weights.examine import Offer, WeightsRefusedError, WeightUpdateError, examined
+from services.rollout.weights.fetch import FetchedWeights
 from services.rollout.weights.shapes import ModelForm
 from services.runtime.logs import get_logger
 
@@ -67,8 +68,8 @@ def update_step(
 class EngineServer:
     """One engine at a time, with its update phases. All methods run on the service's event loop."""
 
-    def __init__(self, folders: Sequence[Path] = (Path("/"),)) -> None:
-        """`folders`: where published weights may lie."""
+    def __init__(self, folders: Sequence[Path] = (Path("/"),), fetched: FetchedWeights | None = None) -> None:
+        """`folders`: where published weights may be. `fetched`: where those that are fetched are put."""
         self.engine: AsyncLLM | None = None
         self.run_id: str | None = None
         self.phase: Phase = "absent"
@@ -92,6 +93,7 @@ class EngineServer:
         self._form = ModelForm("", "")
         self._requests = itertools.count()
         self._folders = folders
+        self._fetched = fetched
         self.recomputes_kv_cache = False
         """Whether requests in mid-response get a new KV cache at each update, by the run's setting."""
         self.is_loading = False  # all phases of an update, by `load`
@@ -276,7 +278,7 @@ class EngineServer:
             try:
                 if offered is None:
                     offered = await self._examine(update_info)
-                info = update_info | {"marks": offered.marks}
+                info = update_info | {"path": offered.path, "marks": offered.marks}
             except WeightUpdateError as error:
                 info = {"path": "", "checksum": "", "refusal": str(error)}  # vLLM ends its session when this fails
             await engine.update_weights(WeightTransferUpdateRequest(update_info=info))
@@ -358,7 +360,9 @@ class EngineServer:
     async def _examine(self, update_info: Any, version: int | None = None) -> Offer:
         self._is_examining = True
         try:
-            return await asyncio.to_thread(examined, update_info, self.run_id, self._form, self._folders, version)
+            return await asyncio.to_thread(
+                examined, update_info, self.run_id, self._form, self._folders, version, self._fetched
+            )
         finally:
             self._is_examining = False
 

@@ -101,9 +101,21 @@ class WeightStore:
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a weight folder. Raises `CorruptWeightsError` where it is missing or unreadable."""
     try:
-        return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
-    except (OSError, msgspec.DecodeError) as error:
+        return parse_manifest((folder / MANIFEST).read_bytes(), str(folder))
+    except OSError as error:
         raise CorruptWeightsError(f"Weight folder {folder} has no readable manifest: {error}.") from error
+
+
+def parse_manifest(data: bytes, place: str) -> Manifest:
+    """The manifest of the weight folder `place`, its names plain. Raises `CorruptWeightsError`."""
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except msgspec.DecodeError as error:
+        raise CorruptWeightsError(f"Weight folder {place} has no readable manifest: {error}.") from error
+    for entry in manifest.files:
+        if "/" in entry.name or entry.name.startswith("."):
+            raise CorruptWeightsError(f"Weight folder {place} lists {entry.name!r}, which is not a plain file name.")
+    return manifest
 
 
 def verify(folder: Path, checksum: str | None = None, marks: Marks | None = None) -> Manifest:
@@ -118,8 +130,6 @@ def verify(folder: Path, checksum: str | None = None, marks: Marks | None = None
     if checksum is not None and manifest.checksum != checksum:
         raise CorruptWeightsError(f"Weight folder {folder} has checksum {manifest.checksum}, not {checksum}.")
     for entry in manifest.files:
-        if "/" in entry.name or entry.name.startswith("."):
-            raise CorruptWeightsError(f"Weight folder {folder} lists {entry.name!r}, which is not a plain file name.")
         path = folder / entry.name
         if not path.is_file() or path.stat().st_size != entry.bytes:
             raise CorruptWeightsError(f"Weight file {path} is missing or not {entry.bytes} bytes long.")

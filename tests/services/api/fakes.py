@@ -12,6 +12,7 @@ import httpx
 import msgspec
 from fastapi import FastAPI, Request, Response
 from redis.asyncio import Redis
+from starlette.types import ASGIApp
 
 from services.api.application import make_application, run_loops
 from services.api.container import Parts
@@ -203,7 +204,7 @@ class FakeRollout(FakeInstance):
 
 
 @contextlib.asynccontextmanager
-async def served(app: FastAPI) -> AsyncIterator[str]:
+async def served(app: ASGIApp) -> AsyncIterator[str]:
     """Serve an application on a real port; gives its URL."""
     listener = bind("127.0.0.1", 0)
     server = http_server(app)

@@ -273,3 +273,25 @@ async def test_a_fast_transport_that_fails_is_followed_by_the_store_at_once(
             return text.count("fast transport failed") == 3 and text.count("not tried again") == 1
 
         await eventually(told)
+
+
+async def test_weights_that_are_fetched_are_never_pushed_from_the_store(
+    client: httpx.AsyncClient, loops: None, redis: Redis, run_body: dict[str, Any]
+) -> None:
+    """A server without a shared folder would refuse the store, however often its network fails."""
+    async with ring(redis, client, run_body, 1) as (run_id, (server,)):
+        transfer = '{"transport":"http","url":"http://10.0.0.1:8401"}'
+        await redis.hset(streams.weights(run_id), "transfer", transfer)
+        server.fail["pause"] = [422] * 4  # the first phase of the stand-in that may refuse
+        await publish(redis, run_id, 1)
+        await eventually(lambda: serves(server, 1))
+        assert server.phases == ["pause"] * 4 + LOAD[1:]
+        assert server.loading["transfer"]["offer"]["url"] == "http://10.0.0.1:8401"
+
+        async def shown() -> bool:
+            items = (await client.get(f"/v1/runs/{run_id}/weight-pushes")).json()["items"]
+            text = (await client.get(f"/v1/runs/{run_id}/events", params={"follow": "false"})).text
+            assert "out of rotation" not in text
+            return {item["transport"] for item in items if not item["error"]} == {"http"}
+
+        await eventually(shown)

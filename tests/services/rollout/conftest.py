@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -102,8 +103,9 @@ class Deployment:
         manifest = store.publish(version, write)
         return str(store.path(version)), manifest
 
-    def announce(self, version: int, path: str, checksum: str) -> None:
-        self.redis.hset(streams.weights(self.run_id), mapping={"version": version, "path": path, "checksum": checksum})
+    def announce(self, version: int, path: str, checksum: str, offer: dict[str, Any] | None = None) -> None:
+        named = {"version": version, "path": path, "checksum": checksum, "transfer": json.dumps(offer) if offer else ""}
+        self.redis.hset(streams.weights(self.run_id), mapping=named)
 
     # -- service
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,8 @@ from services.learner.publish.nccl import NcclSender
 from services.runtime.address import free_port
 from services.runtime.queue.queue import HANDED_BACK_SECONDS
 from services.runtime.weights.store import verify_and_mark
-from tests.services.rollout.conftest import INSTANCE, MAX_PROMPT, MAX_RESPONSE, Deployment
+from tests.services.learner.files import files_served
+from tests.services.rollout.conftest import INSTANCE, MAX_PROMPT, MAX_RESPONSE, TOKEN, Deployment
 from tests.services.rollout.models import make_adapted, make_model
 from tests.services.rollout.references import mismatch, mismatch_after_update, mismatch_greedy, reference_greedy
 
@@ -295,11 +298,33 @@ def test_weights_come_from_the_learner_itself(deployment: Deployment) -> None:
     assert mismatch(deployment.wait_group("stored"), 27) < 1e-3
 
 
-def test_late_joiner_loads_the_store_and_dead_engine_is_replaced(deployment: Deployment) -> None:
-    """A second server starts with the published weights by itself; when its engine dies it comes back with them."""
+@pytest.fixture
+def far_learner(deployment: Deployment, tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """Home and URL of a learner with which the servers share no folder."""
+    with files_served(tmp_path, TOKEN) as url:
+        yield tmp_path, url
+
+
+def test_a_server_without_a_shared_folder_fetches_and_a_dead_engine_is_replaced(
+    deployment: Deployment, far_learner: tuple[Path, str]
+) -> None:
+    """At a push and, automatically, when it joins late or its engine dies. Damaged files are refused."""
+    home, url = far_learner
     path, manifest = deployment.store_adapter(7, seed=17)
-    deployment.announce(7, path, manifest.checksum)
-    assert deployment.push(7, path, manifest.checksum) == [200] * 5
+    store = home / "runs" / deployment.run_id / "weights" / Path(path).name
+    shutil.move(path, store)
+    offer: dict[str, Any] = {"transport": "http", "url": url}
+    transfer = {"attempt": uuid.uuid4().hex, "offer": offer}
+    adapter = store / "adapter_model.safetensors"
+    whole = adapter.read_bytes()
+    adapter.write_bytes(whole[:-1] + b"?")
+    refused = deployment.load(7, path, manifest.checksum, transfer=transfer)
+    assert refused.status_code == 422, "it samples on"
+    assert "differs from its checksum" in refused.json()["detail"]
+    adapter.write_bytes(whole)
+    assert deployment.load(7, path, manifest.checksum, transfer=transfer).status_code == 200
+    assert deployment.get_weights()["checksum"] == manifest.checksum
+    deployment.announce(7, path, manifest.checksum, offer)
     process = deployment.start("rollout-late", stuck_seconds=1.0, still_seconds=4.0)
     record = deployment.wait_record(lambda record: record.state == "ready", "rollout-late")
     assert record.weight_version == 7

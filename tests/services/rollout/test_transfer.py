@@ -22,6 +22,7 @@ from services.contracts.errors import ConfigurationError, MalformedMessageError
 from services.contracts.run_config import parse_run_config
 from services.contracts.transports.base import to_text
 from services.contracts.transports.cuda_ipc import IpcOffer
+from services.contracts.transports.http import HttpOffer
 from services.contracts.transports.layout import LAYOUT_FILE, Layout
 from services.contracts.transports.registry import TRANSPORTS, Transfer, parse_offer, parse_transfer
 from services.learner.publish.base import Sender
@@ -219,12 +220,18 @@ def test_an_offer_is_checked_field_by_field(changes: dict[str, Any], reason: str
         parse_transfer({"attempt": "x", "offer": values})
 
 
+@pytest.mark.parametrize("url", ["ftp://10.0.0.1", "http://", "http://a:99999", "http://u:p@a", "http://a?x=1", "a:80"])
+def test_an_offer_of_files_names_a_plain_address(url: str) -> None:
+    with pytest.raises(MalformedMessageError, match="http://<host>:<port>"):
+        parse_offer({"transport": "http", "url": url})
+
+
 BODY = {"name": "t", "model": {"path": "m"}, "data": {"train": "d"}, "training": {"steps": 1}}
 
 
-def sender_of(transport: str, warnings: list[str], device: torch.device = CPU) -> Sender:
+def sender_of(transport: str, warnings: list[str], device: torch.device = CPU, url: str = "") -> Sender:
     config = parse_run_config(BODY | {"weights": {"transport": transport}})
-    return make_sender(config.weights.transport, device, Settings(), warnings.append)
+    return make_sender(config.weights.transport, device, Settings(advertise_url=url), warnings.append)
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -241,6 +248,8 @@ def test_the_setting_chooses_and_a_learner_without_cuda_says_so() -> None:
     warnings: list[str] = []
     assert isinstance(sender_of("store", warnings), StoreSender)
     assert warnings == []
+    assert sender_of("http", warnings, url="http://10.0.0.1:8401").offer() == HttpOffer("http://10.0.0.1:8401")
+    parse_run_config(BODY | {"weights": {"transport": "http"}, "model": {"path": "m", "lora": {"rank": 2}}})
     for transport in ("cuda_ipc", "nccl"):
         assert isinstance(sender_of(transport, warnings), StoreSender)
         assert f"weights.transport is {transport}" in warnings[-1]

@@ -25,7 +25,7 @@ _COLLECTIONS = {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
 
 
 @dataclass(slots=True)
-class RunFile:
+class ParsedRunFile:
     """A run file's values and the line of each field."""
 
     source: str
@@ -58,7 +58,7 @@ def at_line(source: str, line: int) -> str:
     return f"{source}, line {line}" if source else f"Line {line}"
 
 
-def read_run_text(text: str, source: str = "") -> RunFile:
+def read_run_text(text: str, source: str = "") -> ParsedRunFile:
     """The values and lines of a run file.
 
     Raises:
@@ -68,7 +68,7 @@ def read_run_text(text: str, source: str = "") -> RunFile:
     values = reader.read(text)
     if not isinstance(values, dict):
         raise reader.refused(1, "a run file is a mapping: lines of `field: value`.", REMEDY)
-    return RunFile(source, values, reader.lines)
+    return ParsedRunFile(source, values, reader.lines)
 
 
 def read_value(text: str, source: str) -> Any:
@@ -76,7 +76,7 @@ def read_value(text: str, source: str) -> Any:
     return _Reader(source, None).read(text)
 
 
-def check(file: RunFile) -> RunConfig:
+def check(file: ParsedRunFile) -> RunConfig:
     """The checked configuration. Raises `ConfigurationError` with one line a fault, each with its place in the file."""
     try:
         return parse_run_config(file.values)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from services.contracts.errors import ConfigurationError
-from services.contracts.run_file import RunFile, check, read_run_text, read_value
+from services.contracts.run_file import ParsedRunFile, check, read_run_text, read_value
 
 MAX_CHARACTERS = 1_000_000
 REMEDY = "See docs/configuration.md for every field."
@@ -26,7 +26,7 @@ def load_run(path: Path, settings: Sequence[str] = ()) -> dict[str, Any]:
     return file.values
 
 
-def read_run_file(path: Path) -> RunFile:
+def read_run_file(path: Path) -> ParsedRunFile:
     """Parse a run file. Raises `ConfigurationError` with file and line if it is not the YAML of a run file."""
     try:
         with path.open(encoding="utf-8") as file:
@@ -39,7 +39,7 @@ def read_run_file(path: Path) -> RunFile:
     return read_run_text(text, str(path))
 
 
-def apply_setting(file: RunFile, setting: str) -> None:
+def apply_setting(file: ParsedRunFile, setting: str) -> None:
     """Lay one `section.field=value` over the values; the value is read as YAML."""
     name, equals, text = setting.partition("=")
     keys = tuple(name.strip().split("."))
@@ -53,7 +53,7 @@ def apply_setting(file: RunFile, setting: str) -> None:
 
 def changes_of(settings: Sequence[str]) -> dict[str, Any]:
     """Settings of the form "a.b=value" as nested values: `{"a": {"b": value}}`. Raises `ConfigurationError`."""
-    file = RunFile("")
+    file = ParsedRunFile("")
     for setting in settings:
         apply_setting(file, setting)
     return file.values

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
 from services.contracts.errors import ConflictError, InfrastructureError, UnavailableError
 from services.rollout.environment import REFUSED
 from services.rollout.vllm.engine import final_outputs, pause
-from services.rollout.weights.examine import Offer, WeightsRefusedError, WeightUpdateError, examined
+from services.rollout.weights.examine import ExaminedWeights, WeightsRefusedError, WeightUpdateError, examined
 from services.rollout.weights.fetch import FetchedWeights
 from services.rollout.weights.shapes import ModelForm
 from services.runtime.logs import get_logger
@@ -97,8 +97,8 @@ class EngineServer:
         self.recomputes_kv_cache = False
         """Whether requests in mid-response get a new KV cache at each update, by the run's setting."""
         self.is_loading = False  # all phases of an update, by `load`
-        self._offered: Offer | None = None
-        self._prepared: Offer | None = None
+        self._offered: ExaminedWeights | None = None
+        self._prepared: ExaminedWeights | None = None
         self._is_examining = False
 
     async def attach(self, engine: AsyncLLM, run_id: str) -> None:
@@ -357,7 +357,7 @@ class EngineServer:
             self.is_loading, self._prepared = False, None
         return seconds
 
-    async def _examine(self, update_info: Any, version: int | None = None) -> Offer:
+    async def _examine(self, update_info: Any, version: int | None = None) -> ExaminedWeights:
         self._is_examining = True
         try:
             return await asyncio.to_thread(

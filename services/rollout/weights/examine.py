@@ -35,7 +35,7 @@ class WeightsRefusedError(WeightUpdateError):
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class ExaminedWeights:
     """What an update names, with the version that the folder's manifest says."""
 
     path: str
@@ -53,7 +53,7 @@ def examined(
     folders: Sequence[Path],
     version: int | None = None,
     fetched: FetchedWeights | None = None,
-) -> Offer:
+) -> ExaminedWeights:
     """`update_info`, {"path", "checksum"} and perhaps "transfer", looked at as far as it can be without touching
     anything: every byte of the store's files, or, for a fast transport, whose bytes are verified on their way, the
     layout and whether the learner can be reached; and whether the tensors fit the model. Fetched before, if the learner
@@ -87,14 +87,14 @@ def examined(
             raise CorruptWeightsError(f"The folder holds version {manifest.version}, not {version}.")
         if offer is None or offer.brings_folder:
             marks = _stored(Path(path), checksum, manifest.version, form, fetched)
-            return Offer(path, checksum, manifest.version, marks)
+            return ExaminedWeights(path, checksum, manifest.version, marks)
         _, layout = read_verified(Path(path), LAYOUT_FILE, checksum)
         form.check(manifest.version, forms_of_layout(parse_layout(layout)))
         if (place := offer.meeting_point) is not None:
             reach(*place)
     except (TurnoutError, OSError, ValueError) as error:  # ValueError: a path with a null character
         raise WeightUpdateError(f"{REFUSED}: {error}") from error
-    return Offer(path, checksum, manifest.version, {})
+    return ExaminedWeights(path, checksum, manifest.version, {})
 
 
 def _is_within(path: Path, folders: Sequence[Path]) -> bool:

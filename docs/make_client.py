@@ -36,7 +36,7 @@ def blocking() -> str:
         assert asynchronous in text, asynchronous
         text = text.replace(asynchronous, synchronous)
     ruff = [str(Path(sys.executable).with_name("ruff"))]
-    for command in (["check", "--fix", "--unsafe-fixes", "--quiet"], ["format"]):
+    for command in (["check", "--fix", "--unsafe-fixes", "--quiet", "--exit-zero"], ["format"]):
         options = [*ruff, *command, "--stdin-filename", str(TARGET), "-"]
         text = subprocess.run(options, input=text, capture_output=True, text=True, check=True).stdout
     return text

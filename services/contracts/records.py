@@ -1,13 +1,122 @@
-"""A run's history as the REST API shows it: the API's schemas and the client's values are made from these classes.
+"""What the REST API shows: its schemas and the client's values are made from these classes. Times are Unix seconds.
 
-Most records are events that the API has stored. What an event says is defined in `services.contracts.events` only: the
-tables are made from the events too (`services.api.storage.history`). Unknown fields are ignored, so that a client can
-talk to a newer API. Answers do not repeat `run_id`; the client fills it in.
+Records of a run's history are events that the API has stored. What an event says is defined in
+`services.contracts.events` only: the tables are made from the events too (`services.api.storage.history`). Answers do
+not repeat their `run_id`; the client fills it in. Unknown fields are ignored, so that a client can talk to a newer API.
 """
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
+import msgspec
+
 from services.contracts.events import CheckpointWritten, EvaluationFinished, Event, StepFinished
+from services.contracts.heartbeat import ServiceRecord
+from services.contracts.states import TERMINAL_STATES, DesiredState, RunState
+
+Role = Literal["read", "operate"]
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of records that are neither events nor heartbeats."""
+
+
+class ForkedFrom(Record, frozen=True, kw_only=True):
+    """Where a fork comes from."""
+
+    run_id: str
+    """The parent; it may have been deleted since."""
+    step: int
+    """Step of the parent's checkpoint that the run began with."""
+
+
+class Run(Record, frozen=True, kw_only=True):
+    """One run."""
+
+    id: str
+    name: str
+    state: RunState
+    reason: str = ""
+    """Why the run is in its state; empty if that needs no explanation."""
+    desired: DesiredState = "running"
+    """What was asked for last."""
+    created_at: float = 0.0
+    queued_at: float = 0.0
+    started_at: float | None = None
+    finished_at: float | None = None
+    step: int = 0
+    """Newest training step finished."""
+    num_steps: int = 0
+    """Training steps asked for."""
+    objective: str = ""
+    learner: str | None = None
+    rollout_servers: list[str] = []
+    metrics: dict[str, float] = {}
+    """Metrics of the newest step."""
+    forked_from: ForkedFrom | None = None
+    """The run and the step that this one began with; null if it began with its model."""
+    config: dict[str, Any] = {}
+    """The whole configuration, every default filled in. Not in lists."""
+    groups: dict[str, int] = {}
+    """Ledger of prompt groups: fed, trained, in_flight, dropped_<reason>. Not in lists."""
+    accuracy_first: float | None = None
+    """avg@k of the first evaluation. Not in lists."""
+    accuracy_last: float | None = None
+    """avg@k of the newest evaluation. Not in lists."""
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state in TERMINAL_STATES
+
+
+class RunFile(Record, frozen=True, kw_only=True):
+    """A run file that the deployment ships."""
+
+    name: str
+    text: str
+    """YAML."""
+
+
+class Key(Record, frozen=True, kw_only=True):
+    """An API key without its text."""
+
+    id: str
+    """The key's text begins with `turnout_<id>_`."""
+    name: str
+    role: Role
+    """read: look at everything but keys. operate: also start, change and delete runs, and make keys."""
+    created_at: float = 0.0
+
+
+class NewKey(Key, frozen=True, kw_only=True):
+    """A key with its text, shown this once."""
+
+    key: str
+    """Send it as `Authorization: Bearer <key>`. Only its digest is kept."""
+
+
+class Service(ServiceRecord, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """One live service instance, as its heartbeat says."""
+
+    out_of_rotation: bool = False
+    """A rollout server that failed to take weights and is kept from sampling until an update succeeds."""
+    weight_error: str = ""
+    """Why."""
+
+
+class QueueState(Record, frozen=True, kw_only=True):
+    """One stream of one run."""
+
+    run_id: str
+    stream: str
+    """prompts, completions, scored, evaluated or dead."""
+    depth: int
+    """Messages not yet acknowledged, waiting or in hand."""
+    oldest_seconds: float = 0.0
+    """Age of the oldest of them; 0 for an empty stream."""
+    removed: int = 0
+    """Dead letters that had to go for newer ones; 0 for the other streams."""
 
 
 class Step(StepFinished, frozen=True, kw_only=True, forbid_unknown_fields=False):

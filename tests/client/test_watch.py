@@ -27,7 +27,17 @@ def test_the_view_shows_progress_services_and_time_left() -> None:
         Evaluation(step=0, at=0.0, split="test", num_questions=64, num_samples=16, accuracy=0.25, pass_at_k=0.5)
     ]
     progress.services = [
-        Service(kind="learner", instance="learner-0", state="ready", waiting_for="scored groups", waiting_since=0.0)
+        Service(
+            kind="learner",
+            instance="learner-0",
+            url="",
+            state="ready",
+            pid=1,
+            started_at=0.0,
+            at=0.0,
+            waiting_for="scored groups",
+            waiting_since=0.0,
+        )
     ]
     text = drawn(progress)
     assert "step 3/5" in text

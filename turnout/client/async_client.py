@@ -36,7 +36,7 @@ from turnout.client.models import (
     Evaluation,
     Key,
     NewKey,
-    Queue,
+    QueueState,
     Run,
     RunEvent,
     RunFile,
@@ -167,8 +167,8 @@ class AsyncClient:
         page = await self._send(Call("GET", run_path(run_id, "/samples"), read, given(step=step, limit=limit)))
         return page.items
 
-    async def queues(self, run_id: str | None = None) -> list[Queue]:
-        return await self._all(Call("GET", "/v1/queues", pages_of(Queue), given(run_id=run_id)))
+    async def queues(self, run_id: str | None = None) -> list[QueueState]:
+        return await self._all(Call("GET", "/v1/queues", pages_of(QueueState), given(run_id=run_id)))
 
     async def services(self) -> list[Service]:
         return await self._all(Call("GET", "/v1/services", pages_of(Service)))

@@ -36,7 +36,7 @@ from turnout.client.models import (
     Evaluation,
     Key,
     NewKey,
-    Queue,
+    QueueState,
     Run,
     RunEvent,
     RunFile,
@@ -164,8 +164,8 @@ class Client:
         page = self._send(Call("GET", run_path(run_id, "/samples"), read, given(step=step, limit=limit)))
         return page.items
 
-    def queues(self, run_id: str | None = None) -> list[Queue]:
-        return self._all(Call("GET", "/v1/queues", pages_of(Queue), given(run_id=run_id)))
+    def queues(self, run_id: str | None = None) -> list[QueueState]:
+        return self._all(Call("GET", "/v1/queues", pages_of(QueueState), given(run_id=run_id)))
 
     def services(self) -> list[Service]:
         return self._all(Call("GET", "/v1/services", pages_of(Service)))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from msgspec import structs
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
@@ -114,7 +115,7 @@ class Watchdog:
         found = find_stalls(
             [replace(wait, seconds=min(wait.seconds, watched.get(wait.run_id, 0.0))) for wait in self.waits],
             [
-                queue.model_copy(update={"oldest_seconds": min(queue.oldest_seconds, watched[queue.run_id])})
+                structs.replace(queue, oldest_seconds=min(queue.oldest_seconds, watched[queue.run_id]))
                 for queue in queues
             ],
             fleet,

@@ -7,11 +7,14 @@ Answers themselves are written by msgspec and need no model.
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
+import operator
 import textwrap
 from collections.abc import Collection, Iterable
 from itertools import pairwise
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 import msgspec
 from fastapi import Response
@@ -26,7 +29,7 @@ def schema(name: str, record: type[msgspec.Struct], hidden: Collection[str] = ("
         for field in msgspec.structs.fields(record)
         if field.name not in hidden
     }
-    return create_model(name, **fields)
+    return create_model(name, __doc__=record.__doc__, **fields)
 
 
 def listing(name: str, item: type[BaseModel], **further: Any) -> type[BaseModel]:
@@ -34,17 +37,35 @@ def listing(name: str, item: type[BaseModel], **further: Any) -> type[BaseModel]
     return create_model(name, items=(list[item], ...), **further)  # type: ignore[valid-type]
 
 
-def answer(item: type[BaseModel], records: Iterable[msgspec.Struct]) -> Response:
+def answer(item: type[BaseModel], records: Iterable[msgspec.Struct], **further: Any) -> Response:
     """The JSON of a `listing`: of each record the fields that `item` has."""
-    rows = [{name: getattr(record, name) for name in item.model_fields} for record in records]
-    return Response(msgspec.json.encode({"items": rows}), media_type="application/json")
+    return _json({"items": [_shown(item, record) for record in records], **further})
+
+
+def answer_one(item: type[BaseModel], record: msgspec.Struct, *, created_at: str | None = None) -> Response:
+    """The JSON of one record: the fields that `item` has. `created_at` is the path of one that was made just now."""
+    answer = _json(_shown(item, record))
+    if created_at is not None:
+        answer.status_code = 201
+        answer.headers["Location"] = created_at
+    return answer
+
+
+def _shown(item: type[BaseModel], record: msgspec.Struct) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in item.model_fields}
+
+
+def _json(values: Any) -> Response:
+    return Response(msgspec.json.encode(values), media_type="application/json")
 
 
 def _plain(kind: Any) -> Any:
-    """A list of structs is described as one of objects."""
-    if getattr(kind, "__origin__", None) is list and issubclass(kind.__args__[0], msgspec.Struct):
+    """A type as pydantic knows it: a struct is described by its schema, a list of structs as one of objects."""
+    if get_origin(kind) is list and issubclass(get_args(kind)[0], msgspec.Struct):
         return list[dict[str, Any]]
-    return kind
+    if get_origin(kind) is UnionType:
+        return functools.reduce(operator.or_, map(_plain, get_args(kind)))
+    return schema(kind.__name__, kind, ()) if isinstance(kind, type) and issubclass(kind, msgspec.Struct) else kind
 
 
 def _docstrings(record: type[msgspec.Struct]) -> dict[str, str]:

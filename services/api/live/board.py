@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from sqlalchemy import select
 
 from services.api.live.histograms import RunningHistogram, push_histogram
-from services.api.live.queues import QueueState
 from services.api.live.stalls import Stall, Wait
 from services.api.storage import history
 from services.api.storage.database import Database
 from services.api.storage.runs import Run
 from services.contracts.events import EvaluationFinished, Event, Histogram, StepFinished
 from services.contracts.heartbeat import ServiceRecord
-from services.contracts.records import WeightPush
+from services.contracts.records import QueueState, WeightPush
 from services.contracts.states import TERMINAL_STATES
 from services.contracts.step_metrics import STEP_HISTOGRAMS
 

@@ -57,7 +57,7 @@ class Journal:
             return []
         if isinstance(event, events.RunStateChanged):
             try:
-                check_transition(_state(run), event.state)
+                check_transition(run.state, event.state)
             except ConflictError as error:
                 # A late word of a learner that has not yet seen what was asked of it. The state machine wins.
                 log.warning("state change ignored", run_id=run.id, error=str(error))
@@ -81,7 +81,7 @@ class Journal:
         Raises:
             ConflictError: the state machine forbids the move.
         """
-        check_transition(_state(run), new)
+        check_transition(run.state, new)
         if run.state == new:
             return []
         event = events.RunStateChanged(run_id=run.id, at=time.time(), state=new, reason=reason)
@@ -121,7 +121,3 @@ def apply_state(run: Run, new: RunState, reason: str, at: float) -> None:
         run.started_at = at
     elif new in TERMINAL_STATES:
         run.finished_at = at
-
-
-def _state(run: Run) -> RunState:
-    return run.state  # type: ignore[return-value]  # the column only ever holds a RunState

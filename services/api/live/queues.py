@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-from pydantic import BaseModel
 from redis.asyncio import Redis
 
 from services.contracts import streams
+from services.contracts.records import QueueState
 
 STREAMS = {
     "prompts": streams.prompts,
@@ -32,20 +32,6 @@ end
 return found
 """
 """The first message by its id alone: with its body, a group of long responses, it would be a megabyte for each page."""
-
-
-class QueueState(BaseModel):
-    """One stream of one run."""
-
-    run_id: str
-    stream: str
-    """prompts, completions, scored, evaluated or dead."""
-    depth: int
-    """Messages not yet acknowledged, waiting or in hand."""
-    oldest_seconds: float
-    """Age of the oldest of them; 0 for an empty stream."""
-    removed: int = 0
-    """Dead letters that had to go for newer ones; 0 for the other streams."""
 
 
 async def queue_states(redis: Redis, run_ids: Sequence[str]) -> list[QueueState]:

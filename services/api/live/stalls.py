@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from services.api.live.queues import QueueState
 from services.contracts.heartbeat import ServiceKind, ServiceRecord
+from services.contracts.records import QueueState
 
 Cause = Literal["gone", "failed", "starting", "updating", "waiting", "silent", "unknown"]
 _CONSUMER: dict[str, ServiceKind] = {"prompts": "rollout", "completions": "verifier"}

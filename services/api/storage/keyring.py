@@ -8,16 +8,14 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from sqlalchemy import Float, String, delete, select
 from sqlalchemy.orm import Mapped, mapped_column
 
 from services.api.storage.database import Base, Database
 from services.contracts.errors import ConflictError, NotFoundError
+from services.contracts.records import Key, NewKey, Role
 
-Role = Literal["read", "operate"]
-"""read: look at everything but keys. operate: also start, change and delete runs, and make keys."""
 BOOTSTRAP = "TURNOUT_API_KEY"
 BOOTSTRAP_READ = "TURNOUT_READ_KEY"
 MAX_KEYS = 1000
@@ -31,7 +29,7 @@ class ApiKey(Base):
     id: Mapped[str] = mapped_column(String(16), primary_key=True)
     """Also the start of the key's text, so that people can tell which key they hold."""
     name: Mapped[str] = mapped_column(String(100))
-    role: Mapped[str] = mapped_column(String(16))
+    role: Mapped[Role] = mapped_column(String(16))
     digest: Mapped[str] = mapped_column(String(64))
     """SHA-256 of the key's text, hex. The text has 256 random bits, so a plain digest tells nothing of it."""
     created_at: Mapped[float] = mapped_column(Float)
@@ -82,7 +80,7 @@ class Keyring:
         """Read the digests, and keep them unless a key was made or revoked meanwhile: they may lack that."""
         while True:
             before = self._num_changes
-            made = [(row.digest, Caller(row.id, row.role)) for row in await self.list()]  # type: ignore[arg-type]
+            made = [(row.digest, Caller(row.id, row.role)) for row in await self.rows()]
             if before == self._num_changes:
                 self._made = made
                 return made
@@ -91,13 +89,17 @@ class Keyring:
         self._made = None
         self._num_changes += 1
 
-    async def list(self) -> Sequence[ApiKey]:
+    async def list(self) -> list[Key]:
         """Every key that people made, oldest first."""
+        return [Key(id=row.id, name=row.name, role=row.role, created_at=row.created_at) for row in await self.rows()]
+
+    async def rows(self) -> Sequence[ApiKey]:
+        """The table, oldest first."""
         async with self.database.read() as session:
             return (await session.scalars(select(ApiKey).order_by(ApiKey.created_at, ApiKey.id))).all()
 
-    async def create(self, name: str, role: Role) -> tuple[ApiKey, str]:
-        """Make a key; gives its row and its text, which is not kept.
+    async def create(self, name: str, role: Role) -> NewKey:
+        """Make a key. Its text is not kept.
 
         Raises:
             ConflictError: the API asks for no key, or has very many.
@@ -107,15 +109,17 @@ class Keyring:
                 "This API asks nobody for a key, so a key would open nothing.",
                 remedy="Set TURNOUT_API_KEY, which turns keys on and makes the first ones, and start the API again.",
             )
-        if len(await self.list()) >= MAX_KEYS:
+        if len(await self.rows()) >= MAX_KEYS:
             raise ConflictError(f"There are {MAX_KEYS} keys already.", remedy="Revoke those that nobody uses.")
         key_id = secrets.token_hex(4)
         text = f"turnout_{key_id}_{secrets.token_urlsafe(32)}"
-        row = ApiKey(id=key_id, name=name, role=role, digest=_digest(text.encode()), created_at=time.time())
+        key = NewKey(id=key_id, name=name, role=role, created_at=time.time(), key=text)
         async with self.database.write() as session:
-            session.add(row)
+            session.add(
+                ApiKey(id=key_id, name=name, role=role, digest=_digest(text.encode()), created_at=key.created_at)
+            )
         self._changed()
-        return row, text
+        return key
 
     async def revoke(self, key_id: str) -> None:
         """Make a key worthless from the next request on. Raises `NotFoundError`."""

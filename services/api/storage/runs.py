@@ -15,7 +15,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from services.api.storage.database import Base
 from services.api.storage.history import STEPS
 from services.contracts.errors import ConfigurationError, NotFoundError
-from services.contracts.states import ACTIVE_STATES, TERMINAL_STATES, RunState
+from services.contracts.states import ACTIVE_STATES, TERMINAL_STATES, DesiredState, RunState
 
 Sort = Literal["created_at", "-created_at", "name", "-name", "state", "-state", "step", "-step"]
 
@@ -28,10 +28,10 @@ class Run(Base):
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     name: Mapped[str] = mapped_column(String(100))
-    state: Mapped[str] = mapped_column(String(16))
+    state: Mapped[RunState] = mapped_column(String(16))
     """One of `services.contracts.states.RUN_STATES`; only `services.api.live.journal` changes it."""
-    desired: Mapped[str] = mapped_column(String(16))
-    """What a person asked for, `DesiredState`; the scheduler copies it to Redis."""
+    desired: Mapped[DesiredState] = mapped_column(String(16))
+    """What a person asked for; the scheduler copies it to Redis."""
     reason: Mapped[str] = mapped_column(Text, default="")
     """Why the run is in its state, where that needs a word."""
     config: Mapped[dict[str, Any]] = mapped_column(JSON)

@@ -111,7 +111,7 @@ async def test_keys_made_and_revoked_while_the_keys_are_read_count(
     keyed_parts: Parts, keyed: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = await made(keyed)
-    listed = keyed_parts.keys.list
+    listed = keyed_parts.keys.rows
     changed: list[Any] = []
 
     async def list_slowly() -> Any:
@@ -123,10 +123,10 @@ async def test_keys_made_and_revoked_while_the_keys_are_read_count(
             await keyed_parts.keys.revoke(gone["id"])
         return found
 
-    monkeypatch.setattr(keyed_parts.keys, "list", list_slowly)
+    monkeypatch.setattr(keyed_parts.keys, "rows", list_slowly)
     assert await keyed_parts.keys.find(gone["key"].encode()) is None
     assert await keyed_parts.keys.find(gone["key"].encode()) is None
-    assert await keyed_parts.keys.find(changed[0][1].encode()) is not None
+    assert await keyed_parts.keys.find(changed[0].key.encode()) is not None
 
 
 async def test_keys_outlive_a_restart(settings: Settings, redis: Redis, keyed: httpx.AsyncClient) -> None:
@@ -159,6 +159,6 @@ async def test_a_database_that_is_away_lets_nobody_in(
     async def fail(*_: Any) -> None:
         raise sa.exc.OperationalError("SELECT", {}, Exception("away"))
 
-    monkeypatch.setattr(keyed_parts.keys, "list", fail)
+    monkeypatch.setattr(keyed_parts.keys, "rows", fail)
     reply = await keyed.get("/v1/runs")
     assert (reply.status_code, reply.json()["title"]) == (503, "Unavailable")

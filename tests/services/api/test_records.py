@@ -6,10 +6,10 @@ import msgspec
 import pytest
 import sqlalchemy as sa
 
-from services.api.http.records import answer, listing, schema
+from services.api.http.records import answer, answer_one, listing, schema
 from services.api.storage import history
 from services.contracts import events
-from services.contracts.records import Checkpoint, Evaluation, Step, WeightPush
+from services.contracts.records import Checkpoint, Evaluation, Run, Step, WeightPush
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,12 @@ def test_an_answer_has_the_fields_of_its_schema_and_null_for_what_is_no_number()
     [item] = found["items"]
     expected = {"at": 1.5, "version": 3, "instance": "rollout-0", "seconds": None, "error": "", "transport": "store"}
     assert item == expected
+
+
+def test_a_record_in_a_record_is_described_and_one_that_is_new_has_a_place() -> None:
+    item = schema("RunDetail", Run, hidden=())
+    described = item.model_json_schema()
+    assert described["$defs"]["ForkedFrom"]["properties"]["run_id"]["description"].startswith("The parent")
+    made = answer_one(item, Run(id="r", name="n", state="queued"), created_at="/v1/runs/r")
+    assert (made.status_code, made.headers["location"]) == (201, "/v1/runs/r")
+    assert {*msgspec.json.decode(made.body)} == {*Run.__struct_fields__}

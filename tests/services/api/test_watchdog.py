@@ -15,12 +15,13 @@ from redis.exceptions import OutOfMemoryError
 
 from services.api.container import Parts
 from services.api.control.watchdog import SETTLED_SECONDS, Silence
-from services.api.live.queues import QueueState, queue_states
+from services.api.live.queues import queue_states
 from services.api.live.stalls import Fleet, find_culprit, find_stalls, find_waits
 from services.contracts import streams
 from services.contracts.events import RunStateChanged
 from services.contracts.heartbeat import ServiceRecord
 from services.contracts.messages import PromptTask
+from services.contracts.records import QueueState
 from services.runtime import dead_letters
 from services.runtime.presence import Presence
 from services.runtime.queue.queue import Queue

@@ -216,10 +216,7 @@ class ExperimentService:
             for run_id, items in found.items()
             if (trained := [accuracy for step, accuracy in items if step > 0])
         }
-        return {
-            cell: RunFact(run.state, scores.get(run.id))  # type: ignore[arg-type]
-            for cell, run in runs.items()
-        }
+        return {cell: RunFact(run.state, scores.get(run.id)) for cell, run in runs.items()}
 
     async def _start(self, row: ExperimentRow, config: RunConfig, cell: Cell) -> None:
         """Queue the run of a cell. A restart between the two writes finds the run by its idempotency key."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import msgspec
 from fastapi import APIRouter, Query, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from redis.asyncio import Redis
@@ -14,14 +15,16 @@ from sqlalchemy.exc import SQLAlchemyError
 from services.api.control.pusher import Pusher
 from services.api.http.problems import responses
 from services.api.http.provide import Provided
+from services.api.http.records import answer
 from services.api.live.board import Board
 from services.api.live.queues import queue_states
 from services.api.live.repeat import LoopStatus
 from services.api.metrics.collector import make_registry
 from services.api.metrics.federation import Federation
-from services.api.resources.fleet.schemas import QueueList, ServiceItem, ServiceList
+from services.api.resources.fleet.schemas import QueueItem, QueueList, ServiceItem, ServiceList
 from services.api.storage.database import Database
 from services.api.storage.runs import get_run, unfinished_runs
+from services.contracts.records import Service
 from services.runtime.presence import list_services
 from services.runtime.settings import Settings
 
@@ -31,27 +34,30 @@ Data = Annotated[Database, Provided(Database)]
 BoardOf = Annotated[Board, Provided(Board)]
 
 
-@router.get("/v1/services", tags=["services"], responses=responses(401, 503))
-async def show_services(redis: QueueServer, pusher: Annotated[Pusher, Provided(Pusher)]) -> ServiceList:
+@router.get("/v1/services", response_model=ServiceList, tags=["services"], responses=responses(401, 503))
+async def show_services(redis: QueueServer, pusher: Annotated[Pusher, Provided(Pusher)]) -> Response:
     """Every instance that is alive, what it does and what it waits for."""
-    items = []
-    for record in await list_services(redis):
-        server = pusher.servers.get(record.instance)
-        out = server is not None and server.is_out
-        item = ServiceItem.model_validate(record)
-        if server is not None and out:
-            item = item.model_copy(update={"out_of_rotation": True, "weight_error": server.error})
-        items.append(item)
-    return ServiceList(items=items)
+    errors = {name: server.error for name, server in pusher.servers.items() if server.is_out}
+    return answer(
+        ServiceItem,
+        [
+            Service(
+                **msgspec.structs.asdict(record),
+                out_of_rotation=record.instance in errors,
+                weight_error=errors.get(record.instance, ""),
+            )
+            for record in await list_services(redis)
+        ],
+    )
 
 
-@router.get("/v1/queues", tags=["services"], responses=responses(401, 404, 422, 503))
+@router.get("/v1/queues", response_model=QueueList, tags=["services"], responses=responses(401, 404, 422, 503))
 async def show_queues(
     redis: QueueServer,
     board: BoardOf,
     database: Data,
     run_id: Annotated[str | None, Query(description="Only this run's.")] = None,
-) -> QueueList:
+) -> Response:
     """Depth and age of the queues of one run, or of every run that has not ended."""
     if run_id is not None and run_id in board.states:  # asked for often, and the database is what would cost
         ids = [run_id]
@@ -59,7 +65,7 @@ async def show_queues(
         async with database.read() as session:
             runs = await unfinished_runs(session) if run_id is None else [await get_run(session, run_id)]
         ids = [run.id for run in runs]
-    return QueueList(items=await queue_states(redis, ids))
+    return answer(QueueItem, await queue_states(redis, ids))
 
 
 @router.get("/healthz", tags=["health"])

@@ -10,8 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from services.api.http.bodies import BoundedRoute
 from services.api.http.problems import responses
 from services.api.http.provide import Provided
+from services.api.http.records import answer, answer_one, listing, schema
 from services.api.live.broadcaster import Broadcaster
-from services.api.storage.keyring import Keyring, Role
+from services.api.storage.keyring import Keyring
+from services.contracts.records import Key, NewKey, Role
 
 PREFIX = "/v1/keys"
 router = APIRouter(prefix=PREFIX, tags=["keys"], route_class=BoundedRoute)
@@ -29,42 +31,22 @@ class KeyRequest(BaseModel):
     """read: look at everything but keys. operate: also start, change and delete runs, and make keys."""
 
 
-class KeyItem(BaseModel):
-    """A key without its text."""
-
-    model_config = ConfigDict(from_attributes=True, use_attribute_docstrings=True)
-
-    id: str
-    """The key's text begins with `turnout_<id>_`."""
-    name: str
-    role: Role
-    created_at: float
-    """Unix seconds."""
+KeyItem = schema("KeyItem", Key)
+NewKeyItem = schema("NewKey", NewKey)
+KeyList = listing("KeyList", KeyItem)
 
 
-class NewKey(KeyItem):
-    """A key with its text, shown this once."""
-
-    key: str
-    """Send it as `Authorization: Bearer <key>`. Only its digest is kept."""
-
-
-class KeyList(BaseModel):
-    items: list[KeyItem]
-
-
-@router.post("", status_code=201, responses=responses(400, 401, 409, 413, 422, 503))
-async def create_key(request: KeyRequest, keys: Keys, response: Response) -> NewKey:
+@router.post("", status_code=201, response_model=NewKeyItem, responses=responses(400, 401, 409, 413, 422, 503))
+async def create_key(request: KeyRequest, keys: Keys) -> Response:
     """Make a key. Its text is in this answer and nowhere else."""
-    row, text = await keys.create(request.name, request.role)
-    response.headers["Location"] = f"{PREFIX}/{row.id}"
-    return NewKey(**KeyItem.model_validate(row).model_dump(), key=text)
+    key = await keys.create(request.name, request.role)
+    return answer_one(NewKeyItem, key, created_at=f"{PREFIX}/{key.id}")
 
 
-@router.get("", responses=responses(401, 503))
-async def list_keys(keys: Keys) -> KeyList:
+@router.get("", response_model=KeyList, responses=responses(401, 503))
+async def list_keys(keys: Keys) -> Response:
     """Every key that was made, oldest first, without its text. TURNOUT_API_KEY is not among them."""
-    return KeyList(items=[KeyItem.model_validate(row) for row in await keys.list()])
+    return answer(KeyItem, await keys.list())
 
 
 @router.delete("/{key_id}", status_code=204, responses=responses(401, 404, 422, 503))

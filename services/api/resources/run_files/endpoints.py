@@ -6,12 +6,14 @@ import asyncio
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.api.http.bodies import BoundedRoute
 from services.api.http.problems import responses
+from services.api.http.records import answer, listing, schema
 from services.contracts.errors import ConfigurationError
+from services.contracts.records import RunFile
 from services.contracts.run_file import check, read_run_text
 from services.runtime.http.problem import Problem
 
@@ -21,15 +23,8 @@ FOLDER = Path("examples/runs")
 MAX_CHARACTERS = 100_000
 
 
-class RunFile(BaseModel):
-    """One shipped run file."""
-
-    name: str
-    text: str
-
-
-class RunFileList(BaseModel):
-    items: list[RunFile]
+RunFileItem = schema("RunFile", RunFile)
+RunFileList = listing("RunFileList", RunFileItem)
 
 
 class RunFileText(BaseModel):
@@ -49,10 +44,10 @@ class CheckedRunFile(BaseModel):
     """What `POST /v1/runs` would say, with the line of each fault."""
 
 
-@router.get("", responses=responses(401))
-async def list_run_files() -> RunFileList:
+@router.get("", response_model=RunFileList, responses=responses(401))
+async def list_run_files() -> Response:
     """The shipped run files with their text."""
-    return RunFileList(items=await asyncio.to_thread(_read_folder))
+    return answer(RunFileItem, await asyncio.to_thread(_read_folder))
 
 
 @router.post("/check", responses=responses(400, 401, 413, 422))

@@ -11,15 +11,16 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from services.api.http.bodies import BoundedRoute
 from services.api.http.problems import responses
 from services.api.http.provide import Provided
+from services.api.http.records import answer, answer_one
 from services.api.live.board import Board
 from services.api.live.broadcaster import Broadcaster
-from services.api.resources.runs.schemas import ForkRequest, RunDetail, RunPage, RunSummary, summary_fields
+from services.api.resources.runs.schemas import ForkRequest, RunDetail, RunPage, RunSummary, shown
 from services.api.resources.runs.service import RunService
 from services.api.storage import history
 from services.api.storage import runs as repository
 from services.api.storage.database import Database
 from services.api.storage.keyring import Caller
-from services.api.storage.runs import Run
+from services.contracts.records import Run
 from services.contracts.run_config import RunConfig
 from services.contracts.states import RunState
 
@@ -41,21 +42,19 @@ def own_idempotency_key(
 IdempotencyKey = Annotated[str | None, Depends(own_idempotency_key)]
 
 
-@router.post("", status_code=201, responses=responses(400, 401, 413, 422, 503))
+@router.post("", status_code=201, response_model=RunDetail, responses=responses(400, 401, 413, 422, 503))
 async def create_run(
     config: RunConfig,
     runs: Runs,
     database: Data,
-    response: Response,
     idempotency_key: IdempotencyKey,
-) -> RunDetail:
+) -> Response:
     """Queue a run. The body is the run configuration; a repeated Idempotency-Key gives the run made the first time."""
     run = await runs.create(config, idempotency_key)
-    response.headers["Location"] = f"/v1/runs/{run.id}"
-    return await _detail(database, run)
+    return await _detail(database, run, is_new=True)
 
 
-@router.get("", responses=responses(401, 422, 503))
+@router.get("", response_model=RunPage, responses=responses(401, 422, 503))
 async def list_runs(
     database: Data,
     state: Annotated[list[RunState] | None, Query()] = None,
@@ -63,62 +62,64 @@ async def list_runs(
     sort: repository.Sort = "-created_at",
     cursor: Annotated[str | None, Query(max_length=1000, description="next_cursor of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-) -> RunPage:
+) -> Response:
     """Runs, newest first unless `sort` says otherwise."""
     async with database.read() as session:
         found, next_cursor = await repository.page_of_runs(
             session, state=state or [], name=name, sort=sort, cursor=cursor, limit=limit
         )
-    items = [RunSummary(**summary_fields(run), metrics=metrics) for run, metrics in found]
-    return RunPage(items=items, next_cursor=next_cursor)
+    return answer(RunSummary, [shown(run, metrics=metrics) for run, metrics in found], next_cursor=next_cursor)
 
 
-@router.get("/{run_id}", responses=responses(401, 404, 422, 503))
-async def show_run(run_id: str, database: Data) -> RunDetail:
+@router.get("/{run_id}", response_model=RunDetail, responses=responses(401, 404, 422, 503))
+async def show_run(run_id: str, database: Data) -> Response:
     """One run with its configuration and newest numbers."""
     async with database.read() as session:
-        run = await repository.get_run(session, run_id)
-        return await _described(session, run)
+        run = await _described(session, await repository.get_run(session, run_id))
+    return answer_one(RunDetail, run)
 
 
-@router.post("/{run_id}/fork", status_code=201, responses=responses(400, 401, 404, 409, 413, 422, 503))
+@router.post(
+    "/{run_id}/fork",
+    status_code=201,
+    response_model=RunDetail,
+    responses=responses(400, 401, 404, 409, 413, 422, 503),
+)
 async def fork_run(
     run_id: str,
     request: ForkRequest,
     runs: Runs,
     database: Data,
-    response: Response,
     idempotency_key: IdempotencyKey,
-) -> RunDetail:
+) -> Response:
     """Queue a new run that goes on from a checkpoint of this one, with changed settings.
 
     Weights, optimizer state, self-teacher, step number and position in the data go on from the checkpoint. The new run
     has its own copy of it: this one may go on, or be deleted.
     """
     run = await runs.fork(run_id, request, idempotency_key)
-    response.headers["Location"] = f"/v1/runs/{run.id}"
-    return await _detail(database, run)
+    return await _detail(database, run, is_new=True)
 
 
-@router.post("/{run_id}/stop", responses=responses(401, 404, 409, 422, 503))
+@router.post("/{run_id}/stop", response_model=RunDetail, responses=responses(401, 404, 409, 422, 503))
 async def stop_run(
     run_id: str,
     runs: Runs,
     database: Data,
     now: Annotated[bool, Query(description="End at once, without a checkpoint.")] = False,
-) -> RunDetail:
+) -> Response:
     """End a run: gracefully, with a checkpoint, unless `now`."""
     return await _detail(database, await runs.stop(run_id, now=now))
 
 
-@router.post("/{run_id}/pause", responses=responses(401, 404, 409, 422, 503))
-async def pause_run(run_id: str, runs: Runs, database: Data) -> RunDetail:
+@router.post("/{run_id}/pause", response_model=RunDetail, responses=responses(401, 404, 409, 422, 503))
+async def pause_run(run_id: str, runs: Runs, database: Data) -> Response:
     """Pause after the present step. The run keeps its services."""
     return await _detail(database, await runs.pause(run_id))
 
 
-@router.post("/{run_id}/resume", responses=responses(401, 404, 409, 422, 503))
-async def resume_run(run_id: str, runs: Runs, database: Data) -> RunDetail:
+@router.post("/{run_id}/resume", response_model=RunDetail, responses=responses(401, 404, 409, 422, 503))
+async def resume_run(run_id: str, runs: Runs, database: Data) -> Response:
     """Let a paused run go on, or queue a stopped or failed one again; it goes on from its newest checkpoint."""
     return await _detail(database, await runs.resume(run_id))
 
@@ -136,17 +137,17 @@ async def delete_run(
     broadcaster.end(run_id)
 
 
-async def _detail(database: Database, run: Run) -> RunDetail:
+async def _detail(database: Database, row: repository.Run, *, is_new: bool = False) -> Response:
     async with database.read() as session:
-        return await _described(session, run)
+        run = await _described(session, row)
+    return answer_one(RunDetail, run, created_at=f"/v1/runs/{run.id}" if is_new else None)
 
 
-async def _described(session: AsyncSession, run: Run) -> RunDetail:
+async def _described(session: AsyncSession, run: repository.Run) -> Run:
     newest = await history.step_numbers(session, run.id, run.step)
     first, last = await history.first_and_last_accuracy(session, run.id)
-    return RunDetail(
-        **summary_fields(run),
-        config=run.config,
+    return shown(
+        run,
         metrics=newest.metrics if newest else {},
         groups=newest.groups if newest else {},
         accuracy_first=first,

@@ -1,28 +1,18 @@
-"""What the API says of runs. Times are Unix seconds."""
+"""What the API says of runs."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
-from services.api.storage.runs import Run
+from services.api.http.records import listing, schema
+from services.api.storage import runs as repository
 from services.contracts.model import MAX_INTEGER, Section
+from services.contracts.records import ForkedFrom, Run
 from services.contracts.run_config import NAME_PATTERN
-from services.contracts.states import DesiredState, RunState
 
 MAX_DEPTH = 10
-
-
-class ForkedFrom(BaseModel):
-    """Where a run comes from."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-    run_id: str
-    """The parent; it may have been deleted since."""
-    step: int
-    """Step of the parent's checkpoint that the run began with."""
 
 
 class ForkRequest(Section):
@@ -50,72 +40,32 @@ class ForkRequest(Section):
         return changes
 
 
-class RunSummary(BaseModel):
-    """A run without its configuration."""
-
-    model_config = ConfigDict(from_attributes=True, use_attribute_docstrings=True)
-
-    id: str
-    name: str
-    state: RunState
-    reason: str
-    """Why the run is in its state; empty where that needs no word."""
-    desired: DesiredState
-    """What was asked for last."""
-    created_at: float
-    queued_at: float
-    started_at: float | None
-    finished_at: float | None
-    step: int
-    """Newest training step finished."""
-    num_steps: int
-    """Training steps asked for."""
-    objective: str
-    learner: str | None
-    rollout_servers: list[str]
-    metrics: dict[str, float] = {}
-    """Metrics of the newest step."""
-    forked_from: ForkedFrom | None = None
-    """The run and the step that this one began with; null where it began with its model."""
+DETAILS = ("config", "groups", "accuracy_first", "accuracy_last")
+_NEXT = "Pass as `cursor` to get the next page; null at the end."
+RunSummary = schema("RunSummary", Run, hidden=DETAILS)
+RunDetail = schema("RunDetail", Run, hidden=())
+RunPage = listing("RunPage", RunSummary, next_cursor=(str | None, Field(description=_NEXT)))
 
 
-class RunDetail(RunSummary):
-    """A run with its configuration."""
-
-    config: dict[str, Any]
-    """The whole configuration, every default filled in."""
-    groups: dict[str, int] = {}
-    """Ledger of prompt groups: fed, trained, in_flight, dropped_<reason>."""
-    accuracy_first: float | None = None
-    """avg@k of the first evaluation."""
-    accuracy_last: float | None = None
-    """avg@k of the newest evaluation."""
-
-
-class RunPage(BaseModel):
-    items: list[RunSummary]
-    next_cursor: str | None
-    """Pass as `cursor` to get the next page; null at the end."""
-
-
-def summary_fields(run: Run) -> dict[str, Any]:
-    """The fields of `RunSummary` that the table of runs knows."""
-    return {
-        "id": run.id,
-        "name": run.name,
-        "state": run.state,
-        "reason": run.reason,
-        "desired": run.desired,
-        "created_at": run.created_at,
-        "queued_at": run.queued_at,
-        "started_at": run.started_at,
-        "finished_at": run.finished_at,
-        "step": run.step,
-        "num_steps": run.config["training"]["steps"],
-        "objective": run.config["objective"]["name"],
-        "learner": run.learner,
-        "rollout_servers": run.rollout_servers,
-        "forked_from": None
-        if run.forked_from_run is None
-        else ForkedFrom(run_id=run.forked_from_run, step=run.forked_from_step or 0),
-    }
+def shown(row: repository.Run, **details: Any) -> Run:
+    """The record of a row, and what the table of runs does not have."""
+    origin = row.forked_from_run
+    return Run(
+        id=row.id,
+        name=row.name,
+        state=row.state,
+        reason=row.reason,
+        desired=row.desired,
+        created_at=row.created_at,
+        queued_at=row.queued_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        step=row.step,
+        num_steps=row.config["training"]["steps"],
+        objective=row.config["objective"]["name"],
+        learner=row.learner,
+        rollout_servers=row.rollout_servers,
+        forked_from=None if origin is None else ForkedFrom(run_id=origin, step=row.forked_from_step or 0),
+        config=row.config,
+        **details,
+    )

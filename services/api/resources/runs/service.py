@@ -164,7 +164,7 @@ class RunService:
         """
         async with self.database.write() as session:
             run = await runs.get_run(session, run_id)
-            check_transition(run.state, "paused")  # type: ignore[arg-type]
+            check_transition(run.state, "paused")
             run.desired = "paused"
         self.signals.schedule.set()
         return run

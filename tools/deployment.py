@@ -15,11 +15,11 @@ from typing import Any
 import yaml
 
 from services.contracts.errors import TurnoutError
+from services.contracts.records import Run
 from services.contracts.run_config import merge
 from services.contracts.states import TERMINAL_STATES
 from services.runtime.address import free_port
 from turnout.client.client import Client
-from turnout.client.models import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "examples" / "runs" / "demo.yaml"

@@ -150,3 +150,11 @@ class WeightPush(Event, frozen=True, kw_only=True, forbid_unknown_fields=False):
     """Empty if the server's checksum was confirmed; otherwise what failed."""
     transport: str = "store"
     """How the weights went, or were last tried: `store`, `http`, `cuda_ipc` or `nccl`."""
+
+
+class RunEvent(Record, frozen=True, kw_only=True):
+    """One server-sent event. `id` goes into `after` to get those that follow it."""
+
+    id: str
+    type: str
+    data: dict[str, Any]

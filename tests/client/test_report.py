@@ -9,13 +9,13 @@ import msgspec
 import pytest
 
 from services.contracts.errors import ConfigurationError, MalformedMessageError
+from services.contracts.records import Evaluation, Run, Step
 from services.contracts.step_metrics import CHARTS, STEP_METRICS
 from turnout.cli.output import duration, sparkline
 from turnout.cli.run_data import RunData
 from turnout.cli.views.compare import row_of
 from turnout.cli.views.plots import comparison_plot, report_plots, smoothed
 from turnout.cli.views.report import accuracy_rows, headline, report_folder, summary_rows, write_report
-from turnout.client.models import Evaluation, Run, Step
 
 
 def recorded(steps: int = 20) -> RunData:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from services.contracts.records import Evaluation, Run, Service, Step
 from turnout.cli.views.live import render
 from turnout.cli.views.progress import Progress
-from turnout.client.models import Evaluation, Run, Service, Step
 
 STEPS = [
     Step(step=n, at=0.0, metrics={"reward_mean": n / 4, "accuracy": 0.5, "seconds": 30.0, "policy_entropy_nats": 0.25})

@@ -18,12 +18,12 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import NamedTuple
 
+from services.contracts.records import Evaluation, Run
 from services.contracts.states import TERMINAL_STATES
 from tests.ring.audit import Auditor
 from tests.ring.deployment import joined, kill, service
 from tools.deployment import demo_config, deployment, finish, patiently
 from turnout import Client
-from turnout.client.models import Evaluation, Run
 
 INSTANCES = ("rollout-0", "verifier-0", "learner-0", "api-0", "valkey")
 

@@ -16,11 +16,11 @@ import httpx
 import psutil
 
 from services.contracts.queue_users import USERS
+from services.contracts.records import Service
 from tools.deployment import ROOT
 from turnout import Client
 from turnout.cli.local.processes import find, read_state
 from turnout.cli.local.queue_server import url_for
-from turnout.client.models import Service
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import httpx
 import psutil
 import pytest
 
+from services.contracts.records import Run
 from services.runtime.traces import group_ids
 from tests.conftest import ROOT
 from tests.faults import SmallDisk, small_disk
@@ -22,7 +23,6 @@ from tests.ring.deployment import joined, kill, notes, num_restarts, num_steps, 
 from tests.ring.prometheus import Prometheus, prometheus
 from tools.deployment import demo_config, deployment, finish, patiently
 from turnout import Client
-from turnout.client.models import Run
 
 pytestmark = pytest.mark.timeout(900)
 SMALL = {"max_questions": 8, "num_samples": 4, "every_steps": None}

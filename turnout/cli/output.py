@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from services.contracts.plain_text import in_line
+from services.contracts.records import Run
 from turnout.cli.terminal import bars, console, say, say_json, say_lines
-from turnout.client.models import Run
 
 if TYPE_CHECKING:
     from turnout.cli.run_data import RunData

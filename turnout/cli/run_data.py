@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from services.contracts.records import Checkpoint, Evaluation, Run, Step
 from turnout.client.client import Client
-from turnout.client.models import Checkpoint, Evaluation, Run, Step
 
 
 class RunData(msgspec.Struct, frozen=True, kw_only=True):

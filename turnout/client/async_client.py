@@ -13,6 +13,19 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import httpx
 
 from services.contracts.errors import UnavailableError
+from services.contracts.records import (
+    Checkpoint,
+    Evaluation,
+    Key,
+    NewKey,
+    QueueState,
+    Run,
+    RunEvent,
+    RunFile,
+    Service,
+    Step,
+    WeightPush,
+)
 from turnout.client import calls
 from turnout.client.calls import (
     Call,
@@ -30,19 +43,6 @@ from turnout.client.calls import (
     quoted,
     raise_for_status,
     run_path,
-)
-from turnout.client.models import (
-    Checkpoint,
-    Evaluation,
-    Key,
-    NewKey,
-    QueueState,
-    Run,
-    RunEvent,
-    RunFile,
-    Service,
-    Step,
-    WeightPush,
 )
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from services.contracts.errors import (
 )
 from services.contracts.pauses import growing_pause
 from services.contracts.proxies import client_options
+from services.contracts.records import RunEvent
 from services.contracts.states import TERMINAL_STATES
-from turnout.client.models import RunEvent
 
 if TYPE_CHECKING:
     from services.contracts.run_config import RunConfig

@@ -31,19 +31,7 @@ async def test_migrations_make_exactly_the_models(settings: Settings) -> None:
         tables = await connection.run_sync(lambda plain: set(sa.inspect(plain).get_table_names()))
     assert difference == []
     assert mode == "wal"
-    assert tables == {
-        "runs",
-        "steps",
-        "evaluations",
-        "checkpoints",
-        "weight_pushes",
-        "events",
-        "samples",
-        "api_keys",
-        "experiments",
-        "experiment_runs",
-        "alembic_version",
-    }
+    assert tables == {*Base.metadata.tables, "alembic_version"} > {"runs", "events", "api_keys"}
     await database.close()
     assert (settings.home / "turnout.db").exists() == is_sqlite
     await (await open_database(settings)).close()  # again: nothing to do, nothing lost

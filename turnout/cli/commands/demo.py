@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from services.contracts.errors import ConflictError, NotFoundError, TurnoutError, UnavailableError
+from services.contracts.records import Run
 from turnout.cli.exits import EXIT_INTERRUPTED, EXIT_OK
 from turnout.cli.interrupts import Interrupts
 from turnout.cli.local.home import private_files
@@ -26,7 +27,6 @@ from turnout.cli.views.progress import Progress
 from turnout.cli.views.report import headline, report_folder, write_report
 from turnout.cli.views.watch import POLL_SECONDS, ended_code, view
 from turnout.client.client import Client
-from turnout.client.models import Run
 
 API_SECONDS = 180.0
 """Longest wait for the API to answer."""

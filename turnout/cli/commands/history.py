@@ -12,8 +12,8 @@ from services.contracts.step_metrics import STEP_METRICS
 from turnout.cli.options import Id, Json, Url, examples
 
 if TYPE_CHECKING:
+    from services.contracts.records import RunEvent
     from turnout.client.client import Client
-    from turnout.client.models import RunEvent
 
 app = typer.Typer(rich_markup_mode=None)
 STEP_COLUMNS = [name for name, metric in STEP_METRICS.items() if metric.column]

@@ -9,10 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from services.contracts.plain_text import in_line
+from services.contracts.records import Evaluation
 from services.contracts.step_metrics import STEP_METRICS
 from turnout.cli.output import duration, sparkline
 from turnout.cli.views.progress import Progress, evaluation_text, note_text
-from turnout.client.models import Evaluation
 
 STATE_STYLES = {
     "running": "green",

@@ -9,8 +9,8 @@ import msgspec
 
 from services.contracts.errors import UnavailableError
 from services.contracts.plain_text import in_line
+from services.contracts.records import Evaluation, Run, RunEvent, Service, Step
 from turnout.client.client import Client
-from turnout.client.models import Evaluation, Run, RunEvent, Service, Step
 
 RATE_STEPS = 20
 """The time left is estimated from the mean duration of this many steps."""

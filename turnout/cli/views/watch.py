@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from services.contracts.records import Run, Step
 from services.contracts.step_metrics import STEP_METRICS
 from turnout.cli.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED
 from turnout.cli.interrupts import Interrupts
@@ -18,7 +19,6 @@ from turnout.cli.output import duration
 from turnout.cli.terminal import console, say, say_json
 from turnout.cli.views.progress import News, Progress, evaluation_text, note_text, service_text
 from turnout.client.client import Client
-from turnout.client.models import Run, Step
 
 POLL_SECONDS = 1.0
 

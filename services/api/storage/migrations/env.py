@@ -2,7 +2,6 @@
 
 from alembic import context
 
-from services.api.storage import keyring, runs  # noqa: F401  tables register themselves
 from services.api.storage.database import Base
 
 connection = context.config.attributes.get("connection")

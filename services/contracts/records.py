@@ -58,6 +58,9 @@ class Run(Record, frozen=True, kw_only=True):
     """The run and the step that this one began with; null if it began with its model."""
     config: dict[str, Any] = {}
     """The whole configuration, every default filled in. Not in lists."""
+    notices: list[str] = []
+    """What is valid but perhaps not meant, such as one objective with another one's settings; each says what to do. Not
+    in lists."""
     groups: dict[str, int] = {}
     """Ledger of prompt groups: fed, trained, in_flight, dropped_<reason>. Not in lists."""
     accuracy_first: float | None = None

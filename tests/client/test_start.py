@@ -57,6 +57,17 @@ def test_faults_are_json_with_json() -> None:
     assert fault["remedy"]
 
 
+def test_a_run_file_whose_objective_has_another_ones_settings_is_valid_but_told(tmp_path: Path) -> None:
+    path = tmp_path / "grpo.yaml"
+    path.write_text("name: x\nmodel: {path: a}\ndata: {train: b}\nobjective: {name: grpo}\ntraining: {steps: 3}\n")
+    done = turnout("runs", "check", str(path))
+    assert done.returncode == 0
+    assert "is valid" in done.stdout
+    assert "training.max_staleness 1 (paper-grpo: 0)" in done.stderr
+    assert "Set `preset: paper-grpo`" in done.stderr
+    assert not turnout("runs", "check", str(path), "--preset", "paper-grpo").stderr
+
+
 def test_a_bad_run_file_is_named_with_its_line_before_anything_is_sent(tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text("name: x\nmodel: {path: a}\ndata: {train: b}\ntraining:\n  steps: 3\n  stepz: 4\n")

@@ -50,6 +50,14 @@ def test_a_run_from_start_to_stop(api: Api, browser: Visitor, player: Player, ru
     browser.sees("No runs yet.")
     browser.press("a", "Start a run")
 
+    # An objective with another one's settings is told, and may run all the same.
+    browser.write(
+        "#run-file", "name: a\nmodel: {path: m}\ndata: {train: t}\nobjective: {name: grpo}\ntraining: {steps: 1}"
+    )
+    browser.press("button", "Check only")
+    browser.sees("Every field is valid")
+    browser.sees("Set `preset: paper-grpo`")
+
     # A wrong field is named beside the form, and the form leads to it.
     browser.write("#run-file", run_text.replace("0.2", "7"))
     browser.press("button", "Start run")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from services.contracts.plain_text import in_line
 from services.contracts.records import Run
-from turnout.cli.terminal import bars, console, say, say_json, say_lines
+from turnout.cli.terminal import bars, console, say, say_error, say_json, say_lines
 
 if TYPE_CHECKING:
     from turnout.cli.run_data import RunData
@@ -20,6 +20,12 @@ def show(value: Any, as_json: bool, text: str) -> None:
         say_json(value, indented=True)
     else:
         say_lines(text)
+
+
+def show_notices(notices: Sequence[str]) -> None:
+    """What is valid but perhaps not meant, to standard error."""
+    for notice in notices:
+        say_error(f"Note: {notice}")
 
 
 def show_runs(runs: Sequence[Run], as_json: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -45,6 +46,23 @@ async def test_a_run_is_stored_with_every_default(client: httpx.AsyncClient, run
     assert (run["state"], run["num_steps"], run["objective"]) == ("queued", 3, "srpo")
     assert run["config"]["rollout"]["group_size"] == 8
     assert run["config"]["optimizer"]["betas"] == [0.9, 0.999]
+
+
+async def test_an_objective_with_another_ones_settings_is_told(
+    client: httpx.AsyncClient, run_body: dict[str, Any]
+) -> None:
+    body = changed(run_body, "objective", {"name": "grpo"})
+    body.pop("optimizer", None)
+    made = (await client.post("/v1/runs", json=body)).json()
+    [told] = made["notices"]
+    assert "objective.name is grpo" in told
+    assert "optimizer.learning_rate 5e-06 (paper-grpo: 1e-06)" in told
+    assert "Set `preset: paper-grpo`" in told
+    assert (await client.get(f"/v1/runs/{made['id']}")).json()["notices"] == [told]
+    verdict = (await client.post("/v1/run-files/check", json={"text": json.dumps(body)})).json()
+    assert verdict["notices"] == [told]
+    preset = changed(body | {"preset": "paper-grpo"}, "training.prompts_per_minibatch", None)
+    assert (await client.post("/v1/runs", json=preset)).json()["notices"] == []
 
 
 async def test_a_preset_gives_its_values_and_fields_win(client: httpx.AsyncClient, run_body: dict[str, Any]) -> None:

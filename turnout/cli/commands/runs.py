@@ -46,6 +46,7 @@ def start(
     body = load_run(file, _with_preset(settings, preset))
     with Client(api_url) as client:
         run = client.create_run(body, idempotency_key=idempotency_key)
+        output.show_notices(run.notices)
         if not watch_it:
             output.show(run, as_json, f"{run.id}  {run.name}: {run.state}")
             return
@@ -55,14 +56,17 @@ def start(
 @app.command(epilog=examples("turnout runs check my.yaml", "turnout runs check my.yaml --set training.steps=50 --json"))
 def check(file: File, settings: Settings = None, preset: Preset = None, as_json: Json = False) -> None:
     """Check a run file without an API; --json prints it with every default filled in."""
+    from services.contracts.notices import notices
     from services.contracts.run_config import parse_run_config
     from turnout.cli import output
     from turnout.cli.run_file import load_run
 
     config = parse_run_config(load_run(file, _with_preset(settings, preset)))
+    values = config.model_dump(mode="json")
     steps = f"{config.training.steps} steps of {config.training.prompts_per_step} prompts"
     text = f"{file} is valid: {config.name}, {config.objective.name}, {steps} x {config.rollout.group_size} rollouts."
-    output.show(config.model_dump(mode="json"), as_json, text)
+    output.show(values, as_json, text)
+    output.show_notices(notices(values))
 
 
 @app.command(epilog=examples("turnout runs files", "turnout runs files demo.yaml > my.yaml"))
@@ -182,6 +186,7 @@ def fork(
         run = client.fork(
             parent, checkpoint=checkpoint, name=name, changes=changes or None, idempotency_key=idempotency_key
         )
+        output.show_notices(run.notices)
         if not watch_it:
             step = run.forked_from.step if run.forked_from else 0
             output.show(run, as_json, f"{run.id}  {run.name}: {run.state}, from step {step} of {parent}")

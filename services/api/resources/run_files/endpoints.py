@@ -13,6 +13,7 @@ from services.api.http.bodies import BoundedRoute
 from services.api.http.problems import responses
 from services.api.http.records import answer, listing, schema
 from services.contracts.errors import ConfigurationError
+from services.contracts.notices import notices
 from services.contracts.records import RunFile
 from services.contracts.run_file import check, read_run_text
 from services.runtime.http.problem import Problem
@@ -40,6 +41,8 @@ class CheckedRunFile(BaseModel):
 
     config: dict[str, Any] | None = None
     """What the text means, every default filled in: the body for `POST /v1/runs`."""
+    notices: list[str] = []
+    """What is valid but perhaps not meant; each says what to do."""
     problem: Problem | None = None
     """What `POST /v1/runs` would say, with the line of each fault."""
 
@@ -60,7 +63,8 @@ async def check_run_file(body: RunFileText) -> CheckedRunFile:
             title=error.title, status=error.status, detail=error.message, field=error.field, remedy=error.remedy or None
         )
         return CheckedRunFile(problem=verdict)
-    return CheckedRunFile(config=config.model_dump(mode="json"))
+    values = config.model_dump(mode="json")
+    return CheckedRunFile(config=values, notices=notices(values))
 
 
 def _read_folder() -> list[RunFile]:

@@ -20,6 +20,7 @@ from services.api.storage import history
 from services.api.storage import runs as repository
 from services.api.storage.database import Database
 from services.api.storage.keyring import Caller
+from services.contracts.notices import notices
 from services.contracts.records import Run
 from services.contracts.run_config import RunConfig
 from services.contracts.states import RunState
@@ -148,6 +149,7 @@ async def _described(session: AsyncSession, run: repository.Run) -> Run:
     first, last = await history.first_and_last_accuracy(session, run.id)
     return shown(
         run,
+        notices=notices(run.config),
         metrics=newest.metrics if newest else {},
         groups=newest.groups if newest else {},
         accuracy_first=first,

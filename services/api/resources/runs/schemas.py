@@ -40,7 +40,7 @@ class ForkRequest(Section):
         return changes
 
 
-DETAILS = ("config", "groups", "accuracy_first", "accuracy_last")
+DETAILS = ("config", "notices", "groups", "accuracy_first", "accuracy_last")
 _NEXT = "Pass as `cursor` to get the next page; null at the end."
 RunSummary = schema("RunSummary", Run, hidden=DETAILS)
 RunDetail = schema("RunDetail", Run, hidden=())

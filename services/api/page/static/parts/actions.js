@@ -31,6 +31,11 @@ export function badge(state) {
   );
 }
 
+/** What is valid but perhaps not meant. @param {string[] | undefined} notices */
+export function noticesOf(notices) {
+  return (notices ?? []).map((text) => h('p', { class: 'reason', role: 'note' }, 'Note: ', text));
+}
+
 /**
  * The buttons that fit a run's state.
  * @param {any} run

@@ -3,7 +3,7 @@
 
 import { fill, h, heading, table } from '../dom.js';
 import { ago, clock, duration, percent, short, size } from '../format.js';
-import { badge, buttons, deleteButton, hasEnded } from './actions.js';
+import { badge, buttons, deleteButton, hasEnded, noticesOf } from './actions.js';
 import { metricText } from './metrics.js';
 
 const MAX_EVENTS = 200;
@@ -64,6 +64,7 @@ export function showHead(head, run, pace, { canFork, onfork, onchanged, onproble
             [asked, run.reason].filter(Boolean).join(' · '),
           )
         : null,
+      noticesOf(run.notices),
       h(
         'div',
         { class: 'run-progress wide' },

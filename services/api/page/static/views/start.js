@@ -4,7 +4,7 @@
 import { call, Problem, requestKey } from '../api.js';
 import { poll } from '../connection.js';
 import { announce, choice, fill, h, heading } from '../dom.js';
-import { problemBox } from '../parts/actions.js';
+import { noticesOf, problemBox } from '../parts/actions.js';
 
 const EMPTY = 'name: my-run\nmodel:\n  path: \ndata:\n  train: \ntraining:\n  steps: 100\n';
 
@@ -37,14 +37,14 @@ export async function startView(box, _address, signal) {
     form.querySelectorAll('button').forEach((/** @type {any} */ button) => {
       button.disabled = on;
     });
-  /** @param {(config: any) => Promise<void>} then */
+  /** @param {(config: any, notices: string[]) => Promise<void>} then */
   const check = async (then) => {
     busy(true);
     text.removeAttribute('aria-invalid');
     try {
       const verdict = await call('/v1/run-files/check', { method: 'POST', body: { text: text.value }, signal });
       if (verdict.problem) throw new Problem(verdict.problem);
-      await then(verdict.config);
+      await then(verdict.config, verdict.notices);
     } catch (error) {
       if (signal.aborted) return;
       const problem = /** @type {any} */ (error);
@@ -89,7 +89,10 @@ export async function startView(box, _address, signal) {
         h('button', { class: 'primary', type: 'submit' }, 'Start run'),
         h(
           'button',
-          { type: 'button', onclick: () => check(async (config) => fill(result, summary(config))) },
+          {
+            type: 'button',
+            onclick: () => check(async (config, notices) => fill(result, summary(config), noticesOf(notices))),
+          },
           'Check only',
         ),
       ),

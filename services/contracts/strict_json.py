@@ -1,7 +1,7 @@
-"""JSON as its standard has it and within bounds, so that whatever is read can be sent on, stored and compared.
+"""Strict JSON within bounds, so that every value read can be sent on, stored and compared.
 
-`json.loads` takes NaN, lets the last of two fields with one name win, and raises four kinds of error. Here a reader
-gets one error, whose text says what is wrong.
+`json.loads` accepts NaN, keeps the last of two fields with the same name, and raises four kinds of errors. The
+functions here raise one error, whose text says what is wrong.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from decimal import Decimal
 from typing import Any, Final
 
 DEEPEST: Final = 200
-"""Levels that values may be nested."""
+"""Deepest permitted nesting."""
 MOST_DIGITS: Final = 4300
-"""Digits of a whole number; Python converts no more (`sys.int_info.default_max_str_digits`)."""
+"""Most digits in a whole number; Python converts no more (`sys.int_info.default_max_str_digits`)."""
 _LONGEST_NAME: Final = 60
 
 
 class BadJsonError(ValueError):
-    """A text is not JSON, or holds values that not every service can handle; `str()` says which."""
+    """A text is not JSON, or contains values that some services cannot handle; `str()` says which."""
 
 
 class WrittenFloat(float):
@@ -31,8 +31,8 @@ class WrittenFloat(float):
 
 
 def read_json(text: str, *, long_numbers: bool = False) -> Any:
-    """The value that `text` holds; with `long_numbers` whole numbers of more than `MOST_DIGITS` digits as `Decimal`,
-    else they are flaws. Raises `BadJsonError`."""
+    """Parse `text`. With `long_numbers`, whole numbers of more than `MOST_DIGITS` digits become `Decimal`; otherwise
+    they are errors. Raises `BadJsonError`."""
     value = _parsed(lambda: (_LONG if long_numbers else _PLAIN).decode(text))
     if flaw := flaw_of(value):
         raise BadJsonError(flaw)
@@ -40,7 +40,7 @@ def read_json(text: str, *, long_numbers: bool = False) -> Any:
 
 
 def read_json_at(text: str, start: int) -> tuple[Any, int]:
-    """The value that begins at `start`, and where it ends. Raises `BadJsonError`."""
+    """The value that begins at `start`, and the index where it ends. Raises `BadJsonError`."""
     value, end = _parsed(lambda: _PLAIN.raw_decode(text, start))
     if flaw := flaw_of(value):
         raise BadJsonError(flaw)
@@ -48,12 +48,12 @@ def read_json_at(text: str, start: int) -> tuple[Any, int]:
 
 
 def parse_json(text: str, *, as_written: bool = False) -> Any:
-    """The value that `text` holds, its `flaw_of` unchecked; `as_written` gives `WrittenFloat` for floats."""
+    """Parse `text` without checking `flaw_of`. With `as_written`, floats are `WrittenFloat`."""
     return _parsed(lambda: (_WRITTEN if as_written else _PLAIN).decode(text))
 
 
 def flaw_of(value: Any) -> str:
-    """Why a value cannot be used: nested too deeply, a number that is none, half a character. Empty if it can."""
+    """Why a value is unusable: too deeply nested, a non-finite number, an unpaired surrogate. Empty if it is fine."""
     level = [value]
     for _ in range(DEEPEST + 1):
         below: list[Any] = []
@@ -64,7 +64,7 @@ def flaw_of(value: Any) -> str:
             elif isinstance(item, list):
                 below += item
             elif isinstance(item, float) and not math.isfinite(item):
-                return "it holds NaN, Infinity or a number that is too large"
+                return "it contains NaN, Infinity or a number that is too large"
             elif isinstance(item, str) and (flaw := flaw_of_text(item)):
                 return flaw
         if not below:
@@ -74,16 +74,16 @@ def flaw_of(value: Any) -> str:
 
 
 def flaw_of_text(text: str) -> str:
-    """Why UTF-8 cannot carry `text`; empty if it can."""
+    """Why `text` cannot be encoded in UTF-8; empty if it can."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        return f"it holds {text[error.start]!a}, half of a character"
+        return f"it contains {text[error.start]!a}, an unpaired surrogate"
     return ""
 
 
 def same_json(left: Any, right: Any) -> bool:
-    """Whether two values are the same in JSON: types count (true is not 1), but numbers have one type (1 is 1.0)."""
+    """Whether two values are equal in JSON: types count (true is not 1), but numbers have one type (1 is 1.0)."""
     if isinstance(left, bool) or isinstance(right, bool):
         return left is right
     if isinstance(left, dict) and isinstance(right, dict):
@@ -115,7 +115,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _whole(text: str) -> int | float:
-    return int(text) if len(text) <= MOST_DIGITS else math.inf  # which `flaw_of` refuses
+    return int(text) if len(text) <= MOST_DIGITS else math.inf  # which `flaw_of` rejects
 
 
 def _whole_or_long(text: str) -> int | Decimal:

@@ -57,7 +57,7 @@ def _check_text(place: str, value: Any) -> None:
             value.encode()
     except UnicodeEncodeError as error:
         raise ConfigurationError(
-            f"{place[:MAX_PLACE] or 'The text'} holds {value[error.start]!a}, half of a character.",
-            remedy="Leave it out; a character beyond U+FFFF is a pair of such halves.",
+            f"{place[:MAX_PLACE] or 'The text'} contains {value[error.start]!a}, an unpaired surrogate.",
+            remedy="Remove it; characters above U+FFFF need a pair of surrogates.",
             field=place[:MAX_PLACE] or None,
         ) from error

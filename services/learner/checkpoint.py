@@ -1,12 +1,13 @@
-"""Checkpoints: whole and verified, or not there.
+"""Checkpoints: complete and verified, or absent.
 
     <home>/runs/<run>/checkpoints/step-00000010/hf/            model and tokenizer in Hugging Face format; with LoRA
                                                                the adapter and the tokenizer in PEFT's
                                                /state/         optimizer.safetensors, teacher.safetensors, state.json
                                                /manifest.json  bytes and SHA-256 of every file
 
-A checkpoint is written into a temporary folder, synced, and renamed. Loading verifies every checksum; a torn one is
-refused and the one before it is used. Tensors are safetensors, the rest JSON: nothing here can carry code.
+A checkpoint is written into a temporary folder, synced, and renamed. Loading verifies every checksum and falls back
+from a damaged checkpoint to the previous one. Tensors are safetensors and the rest is JSON, so a checkpoint cannot
+contain code.
 """
 
 from __future__ import annotations
@@ -40,33 +41,33 @@ SaveModel = Callable[[Path, Mapping[str, Tensor]], None]
 
 
 class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where a run stands, besides its tensors."""
+    """The state of a run apart from its tensors."""
 
     format: int
     run_id: str
     step: int
-    """Training steps done; the weights have this version."""
+    """Number of finished training steps, which is also the version of the weights."""
     updates: int
-    """Optimizer updates done."""
+    """Number of optimizer updates done."""
     ledger: dict[str, int]
-    """`Ledger.to_json`; trained + dropped is the position in the feeding order that replay starts from."""
+    """`Ledger.to_json`; trained + dropped is the position in the feeding order from which groups are replayed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All that a checkpoint holds, as copies in CPU memory that training no longer touches."""
+    """Everything in a checkpoint, as copies in CPU memory that training does not touch."""
 
     state: State
     weights: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
     teacher: Mapping[str, Tensor]
     random_state: Tensor
-    """torch's generator on rank 0, uint8."""
+    """State of torch's generator on rank 0, uint8."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A verified checkpoint. `model_path` is loaded by whoever builds the engine."""
+    """A verified checkpoint. The model at `model_path` is loaded separately."""
 
     folder: Path
     state: State
@@ -89,7 +90,7 @@ class CheckpointStore:
     """The checkpoints of one run."""
 
     def __init__(self, run_folder: Path, save_model: SaveModel) -> None:
-        """`save_model(folder, weights)` writes weights, configuration and tokenizer."""
+        """`save_model(folder, weights)` must write weights, configuration and tokenizer."""
         self._run_folder = run_folder
         self.folder = run_folder / "checkpoints"
         self._save_model = save_model
@@ -98,11 +99,11 @@ class CheckpointStore:
         return checkpoint_folder(self._run_folder, step)
 
     def steps(self) -> list[int]:
-        """Steps that have a checkpoint, ascending; complete ones and torn ones."""
+        """Steps that have a checkpoint, ascending, including damaged ones."""
         return checkpoint_steps(self._run_folder)
 
     def clear(self, *names: str) -> None:
-        """Delete what programs before this one have left: half-written checkpoints. For the run's only writer."""
+        """Delete unfinished checkpoints of earlier programs. Only the run's single writer may call this."""
         for left in (path for name in names for path in self.folder.glob(name)):
             shutil.rmtree(left, ignore_errors=True)
 
@@ -128,11 +129,11 @@ class CheckpointStore:
         return target, manifest.bytes
 
     def load_newest(self, on_torn: Callable[[str], None]) -> Loaded | None:
-        """The newest sound checkpoint, or None for none at all. Each torn one is told to `on_torn`, and once there is a
-        sound one it is no checkpoint any more: it must not take a sound one's place among those that are kept.
+        """The newest intact checkpoint, or None if there are no checkpoints. Calls `on_torn` for each damaged one, and
+        renames those once an intact one is found, so that they do not count towards `checkpoint.keep_last`.
 
         Raises:
-            CorruptCheckpointError: there are checkpoints but none is sound.
+            CorruptCheckpointError: there are checkpoints, but none is intact.
         """
         torn: list[Path] = []
         fault = None
@@ -149,8 +150,8 @@ class CheckpointStore:
             return loaded
         if fault is not None:
             raise CorruptCheckpointError(
-                f"No checkpoint in {self.folder} is sound; the last fault: {fault.message}",
-                remedy="Restore one from a backup, or delete the folder to start the run again.",
+                f"None of the checkpoints in {self.folder} is intact. The last one checked: {fault.message}",
+                remedy="Restore one from a backup, or delete the folder to restart the run from step 0.",
             )
         return None
 
@@ -166,31 +167,31 @@ class CheckpointStore:
 
 
 def _set_aside(path: Path) -> None:
-    """Keep a torn checkpoint for people to look at until the next one is written, under a name that is none."""
+    """Rename a damaged checkpoint so that it does not count as one, and keep it until the next one is written."""
     aside = path.with_name(f".torn-{path.name}")
     shutil.rmtree(aside, ignore_errors=True)
     os.rename(path, aside)
 
 
 def load(folder: Path) -> Loaded:
-    """Verify one checkpoint. Raises `CorruptCheckpointError` naming the first thing that is wrong."""
+    """Verify one checkpoint. Raises `CorruptCheckpointError` for the first fault found."""
     manifest = read_checkpoint_manifest(folder)
     try:
         for entry in manifest.files:
             path = folder / entry.name
             if path.stat().st_size != entry.bytes or sha256_of(path) != entry.sha256:
-                raise CorruptCheckpointError(f"Checkpoint file {path} differs from its checksum.")
+                raise CorruptCheckpointError(f"Checkpoint file {path} does not match its checksum.")
     except OSError as error:
-        raise CorruptCheckpointError(f"Checkpoint {folder} is not complete: {error}.") from error
+        raise CorruptCheckpointError(f"Checkpoint {folder} is incomplete: {error}.") from error
     return read(folder)
 
 
 def read(folder: Path) -> Loaded:
-    """A checkpoint that another rank has verified. Raises `CorruptCheckpointError` where its state is not readable."""
+    """Read a checkpoint that another rank has verified. Raises `CorruptCheckpointError` if its state is unreadable."""
     try:
         state = msgspec.json.decode((folder / "state" / "state.json").read_bytes(), type=State)
     except (OSError, msgspec.DecodeError) as error:
-        raise CorruptCheckpointError(f"Checkpoint {folder} is not complete: {error}.") from error
+        raise CorruptCheckpointError(f"Checkpoint {folder} is incomplete: {error}.") from error
     if state.format != FORMAT:
         raise CorruptCheckpointError(f"Checkpoint {folder} has format {state.format}; this learner reads {FORMAT}.")
     return Loaded(folder, state)

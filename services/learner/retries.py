@@ -9,7 +9,7 @@ from services.contracts.pauses import growing_pause
 
 @dataclass(slots=True)
 class Attempts:
-    """Restarts after crashes: with growing pauses, a bounded number of times without a step in between."""
+    """Restarts after crashes: with growing pauses, and a bounded number of times unless a step is finished."""
 
     limit: int = 5
     first_pause_seconds: float = 1.0
@@ -18,7 +18,7 @@ class Attempts:
     step: int = 0
 
     def progressed(self, step: int) -> None:
-        """A step was made: crashes before it no longer count."""
+        """Record the newest finished step. Crashes before it stop counting."""
         if step > self.step:
             self.step, self.failed = step, 0
 

@@ -1,6 +1,7 @@
-"""The learner service's work: keep the training program running for the assigned run. No heavy import here.
+"""The learner service: keeps the training program of the assigned run running.
 
-It follows the assignment, owns the processes (one a rank) and passes their progress on to the heartbeat.
+It follows the assignment, owns the processes (one per rank) and forwards their progress to the heartbeat. It imports
+nothing heavy, so that it starts quickly and stays small.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ PROGRAM = "services.learner.program.main"
 
 
 async def loops(service: Service) -> None:
-    """Keep the training program of the assigned run going, until cancelled."""
+    """Keep the training program of the assigned run running, until cancelled."""
     add_file_routes(service.app, service.settings)
     await Learner(service.redis, service.presence).run()
 
@@ -62,13 +63,13 @@ class Learner:
     attempts: Attempts = field(default_factory=Attempts)
     _processes: list[asyncio.subprocess.Process] = field(default_factory=list)
     _meeting: tempfile.TemporaryDirectory[str] | None = None
-    """Where the ranks find each other."""
+    """Folder with the file through which the ranks find each other."""
     _error: str = ""
     _attempt_seen: bytes | None = None
-    """`streams.attempt` of the run as its program was started."""
+    """`streams.attempt` of the run when its program was started."""
 
     async def run(self) -> None:
-        """Consumes the assignment; produces a running program for it; waits for assignments. Until cancelled."""
+        """Consumes the assignment; produces a running program for it; waits for assignments. Runs until cancelled."""
         try:
             while True:
                 self.presence.state, self.presence.run_id = "idle", None
@@ -80,7 +81,7 @@ class Learner:
             await self._end_processes()
 
     async def _next_assignment(self, current: str | None) -> str | None:
-        """Wait until the assignment differs from `current`; give it."""
+        """Wait until the assignment differs from `current`, and return it."""
         while True:
             assigned = await self._assignment(current)
             if assigned != current:
@@ -91,11 +92,11 @@ class Learner:
         try:
             return await self.presence.assignment()
         except RedisError as error:
-            log.warning("assignment not readable", error=str(error))
+            log.warning("assignment unreadable", error=str(error))
             return current
 
     async def _serve(self, run_id: str) -> None:
-        """Run the program for `run_id`, again after crashes, until it ends or the assignment goes."""
+        """Run the program for `run_id`, restarting it after crashes, until it ends or the run is reassigned."""
         self.attempts = Attempts(self.attempts.limit, self.attempts.first_pause_seconds)
         while await self._assignment(run_id) == run_id:
             self.presence.state, self.presence.run_id = "starting", run_id
@@ -115,17 +116,17 @@ class Learner:
             if pause is None:
                 await self._give_up(run_id, reason)
                 return
-            await self._note(run_id, f"The training program ended ({reason}); it starts again in {pause:.0f} s.")
+            await self._note(run_id, f"The training program crashed ({reason}). It restarts in {pause:.0f} s.")
             self.presence.waits_for("a pause after a crash")
             await asyncio.sleep(pause)
 
     async def _until_queue_answers(self) -> None:
-        """However long that takes: an outage counts as no crash, or the run would be given up and no one told."""
+        """Wait indefinitely. If an outage counted as a crash, the run would fail without anyone being told."""
         self.presence.waits_for("the queue server")
-        await until_served(self.presence.publish)  # a write: a full disk or memory refuses nothing else
+        await until_served(self.presence.publish)  # a write, because a full disk or memory refuses writes only
 
     async def _attempt(self, run_id: str) -> int | None:
-        """One life of the program: its exit code, or None where it was ended because the assignment went."""
+        """Run the program once. Returns its exit code, or None if it was stopped because the run was reassigned."""
         self._error = ""
         try:
             num_ranks = await self._num_ranks(run_id)
@@ -151,8 +152,8 @@ class Learner:
             reader.cancel()
 
     async def _wait_for_change(self, run_id: str) -> None:
-        """After the end of a run: wait until it is taken away, or queued again. A resume can follow an end so closely
-        that the assignment never seems to change."""
+        """Wait until the finished run is unassigned or queued again. A resume can follow so quickly that the assignment
+        never appears to change."""
         self.presence.waits_for("the next run")
         while await self._assignment(run_id) == run_id:
             if await self._attempt_of_run(run_id) not in (self._attempt_seen, None):
@@ -160,7 +161,7 @@ class Learner:
             await asyncio.sleep(POLL_SECONDS)
 
     async def _attempt_of_run(self, run_id: str) -> bytes | None:
-        """What the API changes each time that the run is queued; None where Redis does not say."""
+        """A value that the API changes each time the run is queued; None if Redis cannot be read."""
         try:
             value = await self.redis.get(streams.attempt(run_id))
         except RedisError:
@@ -170,11 +171,11 @@ class Learner:
     async def _num_ranks(self, run_id: str) -> int:
         value = await self.redis.get(streams.config(run_id))
         if value is None:
-            return 1  # the program itself says what is wrong
+            return 1  # the program reports what is wrong
         return read_run_config(value).training.num_ranks
 
     async def _start(self, run_id: str, num_ranks: int) -> asyncio.Task[None]:
-        """Start one process per rank; gives the task that reads rank 0's progress."""
+        """Start one process per rank. Returns the task that reads rank 0's progress."""
         read_end, write_end = os.pipe()
         self._meeting = tempfile.TemporaryDirectory(prefix="turnout-ranks-", ignore_cleanup_errors=True)
         for rank in range(num_ranks):
@@ -203,7 +204,7 @@ class Learner:
         return asyncio.create_task(self._read_progress(read_end))
 
     async def _read_progress(self, descriptor: int) -> None:
-        """Consumes progress lines; produces heartbeat fields; ends with the pipe."""
+        """Consumes progress lines; produces heartbeat fields; ends when the pipe closes."""
         reader = asyncio.StreamReader()
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb")
@@ -222,10 +223,11 @@ class Learner:
             transport.close()
 
     async def _first_end(self) -> int:
-        """The exit code that decides: rank 0's, or that of a rank that ended badly before it.
+        """Wait for the first rank to exit. Returns the exit code that counts: rank 0's, or that of a rank that failed
+        before it.
 
-        A fault that all ranks meet (numbers that are not finite) is reported by rank 0 alone, which then may be the
-        last to end: it gets the time for that.
+        Only rank 0 reports a fault that all ranks meet, such as numbers that are not finite, so it may be the last to
+        exit. It gets `STOP_SECONDS` to do so.
         """
         waits = [asyncio.create_task(process.wait()) for process in self._processes]
         try:
@@ -236,14 +238,15 @@ class Learner:
             if not bad or code in (0, EXIT_REPORTED, EXIT_NO_QUEUE):
                 return code
             if bad[0] < 0:
-                self._error = ""  # rank 0's is what it saw of the other's death
+                self._error = ""  # rank 0's error is only a consequence of the other's death
             return bad[0]
         finally:
             for wait in waits:
                 wait.cancel()
 
     async def _end_processes(self) -> None:
-        """Ask all processes to end, then make them. Whoever ends this service cancels it again and again meanwhile."""
+        """Terminate all processes, then kill those that remain. This finishes even if it is cancelled repeatedly, as it
+        is when the service shuts down."""
         ending = asyncio.create_task(self._end_all())
         cancelled = False
         while not ending.done():
@@ -268,7 +271,7 @@ class Learner:
         self.presence.details.pop("pids", None)
 
     async def _give_up(self, run_id: str, reason: str) -> None:
-        text = f"The training program crashed {self.attempts.failed} times without a step in between: {reason}"
+        text = f"The training program crashed {self.attempts.failed} times without finishing a step: {reason}"
         log.error("giving up", run_id=run_id, error=text)
         self.presence.state = "failed"
         event = RunStateChanged(run_id=run_id, at=time.time(), state="failed", reason=text)
@@ -296,5 +299,5 @@ def _cause(code: int) -> str:
     code = -signal.SIGTERM if code == EXIT_TERMINATED else code
     if code < 0:
         name = signal.Signals(-code).name
-        return f"killed by {name}" + (", perhaps for lack of memory" if -code == signal.SIGKILL else "")
+        return f"killed by {name}" + (", possibly out of memory" if -code == signal.SIGKILL else "")
     return f"exit code {code}"

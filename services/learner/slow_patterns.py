@@ -1,7 +1,7 @@
-"""Regular expressions that take exponential time, found by trying.
+"""Finds regular expressions that take exponential time, by trying them.
 
-A group that is repeated and holds a repetition, such as `(a+)+$`, can read some texts of n characters in 2^n ways.
-A reply of such a text would cost the verifier all the time that it has for one, each time it is sampled.
+A repeated group that contains a repetition, such as `(a+)+$`, can match some texts of n characters in 2^n ways. A
+response with such a text would use up the verifier's time limit each time it is sampled.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from types import FrameType
 from typing import Final
 
 LIMIT_SECONDS: Final = 0.5
-"""CPU time for all texts together; patterns without this fault need milliseconds."""
+"""CPU time for all texts together; harmless patterns need milliseconds."""
 _REPEATED_GROUP: Final = re.compile(r"\)[*+{]")
 _LITERAL_START: Final = re.compile(r"\^?([\w ,:;=-]*)(?![*+?{])")
 _NUM_REPEATS: Final = 40
 _MOST_CHARACTERS: Final = 8
 _ALWAYS: Final = "a0 "
 _ENDS: Final = ("\0", "\n\0")
-"""What a pattern is not likely to accept next, so that every reading fails."""
+"""Text that a pattern is unlikely to accept next, so that every way to match fails."""
 
 
 class _TooSlow(Exception):
-    """The time is up."""
+    """The time limit was reached."""
 
 
 def explodes(pattern: re.Pattern[str], full: bool) -> bool:
-    """Whether a short text was found on which `pattern` takes more than `LIMIT_SECONDS`.
+    """Whether `pattern` needs more than `LIMIT_SECONDS` for short texts made from its own characters.
 
-    Call it in the main thread: only there can a match be interrupted. Elsewhere nothing is tried.
+    Call it in the main thread, where a match can be interrupted. In other threads it returns False without trying.
     """
     if not _REPEATED_GROUP.search(pattern.pattern) or threading.current_thread() is not threading.main_thread():
         return False
@@ -55,7 +55,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _attacks(pattern: str) -> Iterator[str]:
-    """Repetitions of one or two of its characters, after its literal beginning and before an end that fits badly."""
+    """Repetitions of one or two of the pattern's characters, after its literal prefix and before an unlikely ending."""
     written = sorted({sign for sign in pattern if sign.isalnum() or sign in " ,.:;_-"})
     signs = dict.fromkeys([*written[:_MOST_CHARACTERS], *_ALWAYS])
     start = _LITERAL_START.match(pattern)

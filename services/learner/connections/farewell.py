@@ -1,7 +1,7 @@
-"""How the training program ends: not before a checkpoint that is being written is whole.
+"""Ends the training program, but not in the middle of a checkpoint.
 
-Whatever ends it (SIGTERM, the service's death, a fault of the training thread) would else throw away a write that
-may have taken minutes. A successor waits for it: the program holds the run's lock as long as it lives.
+SIGTERM, the service's death or a fault in the training thread would otherwise discard a write that may have taken
+minutes. A successor waits, because the program holds the run's lock until it exits.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from services.runtime.logs import get_logger
 
 log = get_logger(__name__)
 WRITE_SECONDS = 25.0
-"""Longest wait for a checkpoint, less than a successor waits (`train.LOCK_SECONDS`)."""
+"""Longest wait for a checkpoint. Must be shorter than a successor waits for the lock (`program.main.LOCK_SECONDS`)."""
 _writing = threading.Lock()
 
 
 @contextmanager
 def writing() -> Iterator[None]:
-    """For as long as a checkpoint is written and its groups are acknowledged."""
+    """Hold this while a checkpoint is written and its groups are acknowledged."""
     with _writing:
         yield
 
 
 def end_when_written(code: int) -> NoReturn:
-    """End this process, from any thread, once no checkpoint is being written."""
+    """Exit this process, from any thread, once no checkpoint is being written."""
     if not _writing.acquire(timeout=WRITE_SECONDS):
-        log.warning("a checkpoint that is being written is given up", seconds=WRITE_SECONDS)
+        log.warning("unfinished checkpoint abandoned", seconds=WRITE_SECONDS)
     os._exit(code)
 
 
 def end_on_sigterm() -> None:
-    """Let SIGTERM end this process by `end_when_written`. Call it from the main thread. That may be deep in native code
-    when the signal comes, so a thread of its own waits for it."""
+    """Make SIGTERM call `end_when_written`. Call this from the main thread, which may be deep in native code when the
+    signal arrives; a separate thread therefore waits for it."""
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
     signal.signal(signal.SIGTERM, lambda *_: None)

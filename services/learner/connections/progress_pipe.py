@@ -1,7 +1,7 @@
-"""What the training program tells the learner service: one JSON line a second through a pipe.
+"""The training program's reports to the learner service: one JSON line per second through a pipe.
 
-The pipe is also how an orphan learns that the service died: writing fails, and the program ends itself, so that
-there are never two learners for one run. Ranks without a pipe look after their parent.
+An orphaned program also notices through the pipe that the service died: writing fails and the program exits, so that a
+run never has two learners. Ranks without a pipe watch their parent process instead.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import msgspec
 PIPE_VARIABLE = "TURNOUT_PROGRESS_FD"
 RUN_VARIABLE = "TURNOUT_RUN_ID"
 MEETING_VARIABLE = "TURNOUT_MEETING"
-"""File, in a folder that only this user may enter, by which the ranks find each other."""
+"""File through which the ranks find each other, in a folder that only this user can enter."""
 SERVICE_VARIABLE = "TURNOUT_SERVICE_PID"
 EXIT_REPORTED = 3
-"""Exit code: the run ended or failed, and its state has been reported; starting again would not help."""
+"""Exit code: the run ended or failed and its state has been reported; a restart would not help."""
 EXIT_ORPHANED = 4
 EXIT_TERMINATED = 128 + signal.SIGTERM
-"""Exit code: SIGTERM came, as a shell would say it."""
+"""Exit code: ended by SIGTERM, encoded as a shell does."""
 EXIT_NO_QUEUE = 5
-"""Exit code: the queue server did not serve for long. Not the program's fault: start it again once it does."""
+"""Exit code: the queue server was unavailable for too long. Restart the program once the server is back."""
 
 
 class Progress(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One line."""
+    """One line on the pipe."""
 
     state: str = "starting"
     """A `ServiceState`."""
@@ -37,26 +37,26 @@ class Progress(msgspec.Struct, frozen=True, omit_defaults=True):
     tokens_total: int = 0
     step: int = 0
     error: str = ""
-    """Why the program is about to end."""
+    """Why the program is about to exit."""
 
 
 class ProgressPipe:
-    """The program's end of the pipe; silent where the program was started by hand."""
+    """The program's end of the pipe. Without a pipe, if the program was started by hand, writing does nothing."""
 
     def __init__(self) -> None:
         value = os.environ.get(PIPE_VARIABLE)
         self._descriptor = None if value is None else int(value)
 
     def write(self, progress: Progress) -> None:
-        """Raise `BrokenPipeError` if the service is gone."""
+        """Send one line. Raises `BrokenPipeError` if the service is gone."""
         if self._descriptor is not None:
             os.write(self._descriptor, msgspec.json.encode(progress) + b"\n")
 
 
 def end_with_service() -> None:
-    """End this process, from a thread, within a second of the service's death; nothing where it has none.
+    """Start a thread that exits this process within a second of the service's death. Does nothing without a service.
 
-    A rank that waits in a collective would else hold its GPU until the collective's time is up.
+    A rank waiting in a collective would otherwise hold its GPU until the collective times out.
     """
     if SERVICE_VARIABLE not in os.environ:
         return

@@ -1,7 +1,7 @@
-"""The learner's side of Redis, on a loop of its own in a thread, so that training never waits for a socket.
+"""The learner's connection to Redis, on an event loop in its own thread, so that training never waits for a socket.
 
-Three loops run concurrently: `_feed` (prompts), `_receive` (scored groups), `_watch` (what the person wants, and
-the progress report). The training thread reads plain attributes and a queue, and hands over events to be sent.
+Three loops run concurrently: `_feed` (prompts), `_receive` (scored groups) and `_watch` (the desired state and the
+progress report). The training thread reads plain attributes and a queue, and hands over events to send.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ log = get_logger(__name__)
 T = TypeVar("T")
 
 CONSUMER = "learner"
-"""One learner serves a run at a time; whichever instance it is, it takes over what its predecessor held."""
+"""Consumer name of every instance: one learner at a time serves a run, and it takes over its predecessor's messages."""
 POLL_SECONDS = 0.25
 
 
 class RunLink:
-    """Everything that the training thread needs of the outside."""
+    """Everything that the training thread needs from outside the process."""
 
     def __init__(self, settings: Settings, run_id: str) -> None:
         self.run_id = run_id
@@ -50,15 +50,15 @@ class RunLink:
         self.progress = Progress()
         self.desired: DesiredState = "running"
         self.published_version = 0
-        """Newest version in the weight store that servers were told of."""
+        """Newest version in the weight store that has been announced to the servers."""
         self.num_dropped = 0
-        """Kept by the training thread: gives the feeder credit for replacements."""
+        """Set by the training thread: gives the feeder credit to replace dropped groups."""
         self.arrivals: queue.SimpleQueue[Delivery[ScoredGroup]] = queue.SimpleQueue()
         self.num_replayed = 0
-        """Of the arrivals, those that a predecessor held."""
+        """Number of arrivals that a predecessor had received but not acknowledged."""
         self.feeder: Feeder | None = None
         self._in_hand: set[str] = set()
-        """Ids of the scored groups that arrived and are not acknowledged; used on the loop only."""
+        """Ids of scored groups that have arrived and are not acknowledged; used on the loop only."""
         self._announced: dict[str, str] = {}
         self._pipe = ProgressPipe()
         self._reporting = threading.Lock()
@@ -79,40 +79,44 @@ class RunLink:
         return asyncio.run_coroutine_threadsafe(coroutine, self._thread.loop)
 
     def wanted(self) -> DesiredState:
-        """What the person wants now."""
+        """The state that the user wants the run to be in."""
         return self.desired
 
     def read_config(self) -> RunConfig:
-        """The run's configuration. Raises `UnavailableError` where the run is not known to Redis."""
+        """The run's configuration. Raises `UnavailableError` if Redis does not have it."""
         text = self.call(_reply(self.redis.get(streams.config(self.run_id))))
         if text is None:
             raise UnavailableError(
-                f"Redis holds no configuration of run {self.run_id}.", remedy="Start the run through the API."
+                f"Redis has no configuration for run {self.run_id}.", remedy="Start the run through the API."
             )
         return read_run_config(text)
 
     def read_weights(self) -> dict[str, str]:
-        """The `weights` hash: version, path, checksum of the newest published weights; empty for none."""
+        """The `weights` hash: version, path and checksum of the newest published weights; empty if there are none."""
         values = self.call(_reply(self.redis.hgetall(streams.weights(self.run_id))))
         return {as_text(name): as_text(value) for name, value in values.items()}
 
     def announce(self, weights: dict[str, str]) -> None:
-        """Make published weights known: the `weights` hash."""
+        """Announce published weights by writing the `weights` hash."""
         self._announced = weights
         self.call(_reply(self.redis.hset(streams.weights(self.run_id), mapping=cast(Any, weights))))
 
     def withdraw_offer(self) -> None:
-        """Take back what a learner before this one offered next to the store."""
+        """Withdraw the offer of an earlier learner."""
         self.call(_reply(self.redis.hdel(streams.weights(self.run_id), "transfer")))
 
     def announce_again(self) -> None:
-        """Restore the `weights` hash if Redis has lost it; servers would wait for a version that is not named."""
+        """Restore the `weights` hash if Redis has lost it. Otherwise servers would wait for a version that is never
+        announced."""
         if self._announced and self.read_weights() != self._announced:
             self.announce(self._announced)
-            self.note(f"Redis had lost the weights of version {self._announced['version']}; named again.", "warning")
+            self.note(
+                f"Redis lost the announcement of weight version {self._announced['version']}; announced it again.",
+                "warning",
+            )
 
     def start(self, feeder: Feeder) -> None:
-        """Start the loops. Groups that a predecessor held arrive first, in stream order."""
+        """Start the loops. Groups that a predecessor left unacknowledged arrive first, in stream order."""
         self.feeder = feeder
         self.call(self._start(feeder))
 
@@ -129,16 +133,16 @@ class RunLink:
             self._fault = error
 
     def check(self) -> None:
-        """Raise the fault that ended one of the loops, if any did."""
+        """Raise the exception that ended one of the loops, if one has ended."""
         if self._fault is not None:
             raise self._fault
 
     def wake_feeder(self) -> None:
-        """Say that there may be new credit."""
+        """Tell the feeder that it may have more credit."""
         self._thread.loop.call_soon_threadsafe(self._wake.set)
 
     def emit(self, event: Event) -> None:
-        """Send an event, in the order of the calls. Waits until Redis has it."""
+        """Send an event and wait until Redis has it. Events are sent in the order of the calls."""
         self.call(self._emit(event))
 
     async def _emit(self, event: Event) -> None:
@@ -160,7 +164,7 @@ class RunLink:
         self._in_hand.difference_update(delivery.message_id for delivery in deliveries)
 
     def acknowledge_rest(self) -> None:
-        """The run is trained to its end: acknowledge what a learner that died after its last checkpoint left."""
+        """Once the run is trained to its end, acknowledge what a learner that died after its last checkpoint left."""
         self.call(self._acknowledge_rest())
 
     async def _acknowledge_rest(self) -> None:
@@ -168,17 +172,17 @@ class RunLink:
             await self.queue.acknowledge(await self.queue.own_pending(stream, ScoredGroup))
 
     def report(self, **changes: Any) -> None:
-        """Change the progress that the service sees within a second. Training and writer thread both do."""
+        """Change the progress that the service sees within a second. Called by the training and the writer thread."""
         with self._reporting:
             self.progress = msgspec.structs.replace(self.progress, **changes)
 
     def send_progress(self) -> None:
-        """Send it now."""
+        """Send the progress immediately."""
         self._pipe.write(self.progress)
 
     async def _feed(self, feeder: Feeder) -> None:
-        """Consumes credit (published weights, drops); produces tasks on `prompts`; waits for new credit, which
-        publishing, dropping and un-pausing give. Checks again every second, in case a wake-up was lost."""
+        """Consumes credit (published weights, drops); produces tasks on `prompts`; waits for more credit, which comes
+        from publishing, dropping and resuming. Checks every second in case a wake-up was lost."""
         while True:
             if self.desired == "running":
                 await feeder.feed(self.published_version, self.num_dropped)
@@ -189,8 +193,8 @@ class RunLink:
             self._wake.clear()
 
     async def _receive(self) -> None:
-        """Consumes `scored`; produces arrivals for the training thread; waits for verifiers. Bounded by the feeder's
-        credit, so the queue needs no limit of its own."""
+        """Consumes `scored`; produces arrivals for the training thread; waits for verifiers. The feeder's credit bounds
+        the arrivals, so their queue needs no limit."""
         stream = streams.scored(self.run_id)
         replayed = await self.queue.own_pending(stream, ScoredGroup)
         self.num_replayed = len(replayed)
@@ -218,7 +222,7 @@ class RunLink:
                 try:
                     self.send_progress()
                 except OSError:
-                    log.error("the learner service is gone; this program ends")
+                    log.error("learner service gone, exiting")
                     await asyncio.to_thread(end_when_written, EXIT_ORPHANED)
             await asyncio.sleep(POLL_SECONDS)
 
@@ -226,7 +230,7 @@ class RunLink:
         try:
             self.call(self._close())
         except (RedisError, TurnoutError, OSError) as error:
-            log.warning("closing the link failed", error=str(error))
+            log.warning("link not closed cleanly", error=str(error))
         self._thread.close()
 
     async def _close(self) -> None:
@@ -238,10 +242,10 @@ class RunLink:
 
 
 def check_scored(message: Any, stream: str, vocabulary_size: int) -> None:
-    """The learner's border: what a scored group must be before the model computes with it.
+    """Check a scored group at the learner's border, before the model computes with it.
 
     Raises:
-        MalformedMessageError: it does not belong on this stream, or has tokens that the model does not have.
+        MalformedMessageError: it does not belong on this stream, or has tokens that are not in the model's vocabulary.
     """
     if not isinstance(message, ScoredGroup):
         return
@@ -249,7 +253,7 @@ def check_scored(message: Any, stream: str, vocabulary_size: int) -> None:
     if (task.purpose == "train") != stream.endswith(":scored"):
         raise MalformedMessageError(f"group {task.group_id} for {task.purpose} does not belong on {stream}.")
     if task.purpose == "train" and task.group_id != f"train-{task.sequence}":
-        raise MalformedMessageError(f"group {task.group_id} has sequence number {task.sequence}.")
+        raise MalformedMessageError(f"group {task.group_id} does not match its sequence number {task.sequence}.")
     message.group.check_vocabulary(vocabulary_size)
 
 
@@ -262,5 +266,5 @@ async def _connect(url: str) -> Redis:
 
 
 async def _reply(reply: Any) -> Any:
-    """What redis-py calls either a value or something to await."""
+    """Await a reply that redis-py's types declare as a value or an awaitable."""
     return await reply

@@ -1,8 +1,8 @@
-"""Batches out of scored groups: which group is trained in which step, and which is dropped and why. Pure decisions.
+"""Makes batches from scored groups: which group is trained in which step, which is dropped, and why. Pure decisions.
 
-Groups are decided strictly in feeding order, whatever order they arrive in: early ones wait in a buffer. So the batches
-are a function of the groups alone; a learner that replays them after a crash makes the same ones, and long responses
-are not put off behind short ones. How far sampling may run ahead meanwhile is the feeder's credit.
+Groups are decided strictly in feeding order, whatever order they arrive in; early ones wait in a buffer. The batches
+therefore depend on the groups alone: a learner that replays them after a crash makes the same batches, and long
+responses are not deferred in favour of short ones. The feeder's credit bounds how far sampling runs ahead.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from services.runtime.queue.queue import Delivery
 Scored = Delivery[ScoredGroup]
 WHY_LOST: Mapping[DropReason, str] = {
     "lost": "the message was unreadable",
-    "fatal": "the message ended the services that held it; their logs may say why",
+    "fatal": "the message crashed the services that processed it; see their logs",
 }
 
 
 def usable_samples(group: ScoredGroup) -> list[bool]:
-    """Per rollout: sampled and judged without an infrastructure fault."""
+    """For each rollout, whether it was sampled and judged without an infrastructure fault."""
     return [
         rollout.status == "ok" and verdict.status == "ok"
         for rollout, verdict in zip(group.group.rollouts, group.verdicts, strict=True)
@@ -31,14 +31,14 @@ def usable_samples(group: ScoredGroup) -> list[bool]:
 
 
 def oldest_version(group: ScoredGroup) -> int | None:
-    """Oldest weight version among the tokens of usable rollouts; None where there are no tokens."""
+    """Oldest weight version among the tokens of usable rollouts; None if there are no tokens."""
     pairs = zip(group.group.rollouts, usable_samples(group), strict=True)
     versions = [rollout.oldest_version for rollout, usable in pairs if usable]
     return min((version for version in versions if version is not None), default=None)
 
 
 def drop_reason(group: ScoredGroup, current_version: int, max_staleness: int) -> DropReason | None:
-    """Why `group` cannot be trained on weights of `current_version`; None where it can."""
+    """Why `group` cannot be trained on weights of `current_version`; None if it can."""
     num_usable = sum(usable_samples(group))
     if num_usable == 0:
         return "faulty"
@@ -55,7 +55,7 @@ class Batch:
     """The groups of one training step, in feeding order."""
 
     step: int
-    """From 1; the weights that it makes have this version."""
+    """From 1; also the version of the weights that the step makes."""
     groups: list[ScoredGroup]
 
 
@@ -69,12 +69,12 @@ class Batcher:
     lost: Mapping[int, DropReason] = field(default_factory=dict)
     """Sequence numbers that will never arrive, and why."""
     boundary: Ledger = field(init=False)
-    """The ledger as it stood when the last batch was complete: what a checkpoint of that step holds."""
+    """The ledger at the end of the last complete batch, as a checkpoint of that step contains it."""
     last_drop: tuple[DropReason, str] | None = None
-    """Reason and first fault text of the newest drop, for messages to people."""
+    """Reason and first fault text of the most recent drop, for messages."""
     num_dropped_in_a_row: int = 0
     dropped: list[tuple[ScoredGroup, DropReason]] = field(default_factory=list)
-    """Groups dropped since somebody last emptied this; those lost on the way are not here."""
+    """Groups dropped since `record_dropped` last emptied this, without those that never arrived."""
     _waiting: dict[int, Scored] = field(default_factory=dict)
     _chosen: list[ScoredGroup] = field(default_factory=list)
     _consumed: list[Scored] = field(default_factory=list)
@@ -92,7 +92,7 @@ class Batcher:
 
     @property
     def next_sequence(self) -> int:
-        """The next group to be decided; the only one that a batch waits for."""
+        """The next group to decide, and the only one that a batch waits for."""
         return self._next
 
     @property
@@ -108,8 +108,8 @@ class Batcher:
         return sequence < self._next or sequence in self._waiting
 
     def offer(self, delivery: Scored) -> None:
-        """Take a delivered group. One that comes again is acknowledged with the first, not before: after a failover of
-        the queue server it may be the only one that is still there."""
+        """Take a delivered group. A duplicate is acknowledged together with the first delivery and not before: after a
+        failover of the queue server it may be the only copy left."""
         sequence = delivery.message.group.task.sequence
         if self.has(sequence):
             self._again.append(delivery)
@@ -117,7 +117,7 @@ class Batcher:
             self._waiting[sequence] = delivery
 
     def take(self, step: int) -> Batch | None:
-        """The batch of `step` (from 1), or None while groups are missing. Drops are decided and counted on the way."""
+        """The batch of `step` (from 1), or None while groups are missing. Also decides and counts drops."""
         while len(self._chosen) < self.prompts_per_step:
             if self._next in self.lost and self._next not in self._waiting:
                 reason = self.lost[self._next]
@@ -147,7 +147,7 @@ class Batcher:
         return Batch(step, groups)
 
     def take_settled(self) -> list[Scored]:
-        """Deliveries decided in complete batches since the last call: acknowledge them once a checkpoint of the last
+        """Deliveries decided in complete batches since the last call. Acknowledge them once a checkpoint of the last
         batch's step is durable."""
         settled, self._settled = self._settled, []
         return settled

@@ -1,12 +1,12 @@
 """The prompt feeder: decides which train tasks may be fed, and feeds them.
 
-`Credit` is the whole decision, without input or output. The rule makes staleness bounded by construction:
+`Credit` makes the decision, without input or output. Its rule bounds staleness by construction:
 
 - With weights of version v published, tasks may be fed for training steps up to v + max_staleness (from 0), that is
   (v + 1 + max_staleness) * prompts_per_step tasks, plus one for every dropped group.
-- Groups are decided in feeding order, so task number q is trained in step (q - drops before q) // prompts_per_step or
-  later dropped. The feeder knows no more drops than lie before q, hence names a step that is not too early, and a
-  server samples the task with weights no older than that step's less max_staleness.
+- Groups are decided in feeding order, so task number q is trained in step (q - drops before q) // prompts_per_step, or
+  dropped. The feeder may not know all drops before q yet, so the step that it assigns is never too early, and a server
+  samples the task with weights at most max_staleness versions older than that step.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from services.learner.groups.questions import question_index
 from services.runtime.queue.queue import Queue
 
 CURSOR = "train"
-"""Field of the run's feeder hash: train groups fed so far, which is the next sequence number."""
+"""Field of the run's feeder hash: number of train groups fed, which is also the next sequence number."""
 MAX_TASKS_A_CALL = 256
 
 
@@ -35,12 +35,12 @@ class Credit:
     steps: int
 
     def limit(self, published_version: int, num_dropped: int) -> int:
-        """Groups that may have been fed in total, with `published_version` the newest published weights."""
+        """Total number of groups that may be fed while `published_version` is the newest published version."""
         groups_wanted = min(published_version + 1 + self.max_staleness, self.steps) * self.prompts_per_step
         return groups_wanted + num_dropped
 
     def step_of(self, sequence: int, num_dropped: int) -> int:
-        """The training step (from 0) that task `sequence` is meant for, given the drops known so far."""
+        """The training step (from 0) that task `sequence` is fed for, given the drops known so far."""
         return max(0, sequence - num_dropped) // self.prompts_per_step
 
     def min_weight_version(self, step: int) -> int:
@@ -59,13 +59,13 @@ def train_sampling(config: RunConfig) -> Sampling:
 
 
 class Feeder:
-    """Feeds train tasks on `prompts`. The cursor lies in Redis and moves only together with the tasks."""
+    """Feeds train tasks to `prompts`. The cursor is in Redis and moves atomically with the tasks."""
 
     def __init__(self, queue: Queue, run_id: str, config: RunConfig, questions: Sequence[Question]) -> None:
         training = config.training
         self.credit = Credit(training.prompts_per_step, training.max_staleness, training.steps)
         self.fed = 0
-        """Train groups fed since the run began, as last seen."""
+        """Train groups fed since the run began, as last read or written."""
         self._queue = queue
         self._run_id = run_id
         self._config = config
@@ -78,7 +78,7 @@ class Feeder:
         return self.fed
 
     async def feed(self, published_version: int, num_dropped: int) -> int:
-        """Feed all that the credit allows; returns how many tasks that were."""
+        """Feed as many tasks as the credit allows. Returns their number."""
         before = self.fed
         limit = self.credit.limit(published_version, num_dropped)
         while self.fed < limit:
@@ -90,7 +90,6 @@ class Feeder:
         return self.fed - before
 
     def task(self, sequence: int, num_dropped: int) -> PromptTask:
-        """Task number `sequence`."""
         training, data = self._config.training, self._config.data
         index = question_index(sequence, len(self._questions), training.seed, data.shuffle)
         step = self.credit.step_of(sequence, num_dropped)

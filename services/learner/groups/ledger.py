@@ -1,4 +1,4 @@
-"""What became of every group that was fed: fed = trained + dropped (by reason) + in flight, at every moment."""
+"""Accounts for every group that was fed: fed = trained + dropped (by reason) + in flight, at all times."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Final, Literal, get_args
 DropReason = Literal["stale", "faulty", "too_few", "lost", "fatal"]
 DROP_REASONS: Final[tuple[DropReason, ...]] = get_args(DropReason)
 """stale: a token is older than max_staleness allows. faulty: no usable sample (infrastructure faults).
-too_few: fewer usable samples than advantages need. lost: the message was unreadable each time that it was fed (dead
-letters). fatal: the message ended the services that held it (dead letters)."""
+too_few: fewer usable samples than advantages need. lost: the message was unreadable each time it was fed (dead
+letters). fatal: the message crashed the services that processed it (dead letters)."""
 
 
 @dataclass(slots=True)
 class Ledger:
-    """Counts of train groups since the run began. Decided strictly in feeding order, so `decided` is a position."""
+    """Counts of train groups since the run began. Groups are decided in feeding order, so `decided` is a position."""
 
     trained: int = 0
     dropped: dict[DropReason, int] = field(default_factory=lambda: dict.fromkeys(DROP_REASONS, 0))
@@ -26,14 +26,14 @@ class Ledger:
 
     @property
     def decided(self) -> int:
-        """Groups trained or dropped; also the sequence number of the next group to be decided."""
+        """Number of groups trained or dropped, which is also the sequence number of the next group to decide."""
         return self.trained + self.num_dropped
 
     def copy(self) -> Ledger:
         return Ledger(self.trained, dict(self.dropped))
 
     def groups(self, fed: int) -> dict[str, int]:
-        """The counts as `StepFinished.groups` shows them."""
+        """The counts in the form of `StepFinished.groups`."""
         counts = {"fed": fed, "trained": self.trained, "in_flight": fed - self.decided}
         return {**counts, **{f"dropped_{reason}": count for reason, count in self.dropped.items()}}
 

@@ -1,4 +1,4 @@
-"""From scored groups to training sequences: routing, advantages, teacher prompts (arXiv 2604.02288, section 3)."""
+"""Turns scored groups into training sequences: routing, advantages, teacher prompts (arXiv 2604.02288, section 3)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from services.learner.packing.sequence import TrainSequence
 
 @dataclass(frozen=True, slots=True)
 class PreparedGroup:
-    """A group ready for training. Lists have one entry a rollout, excluded ones included."""
+    """A group ready for training. Lists have one entry per rollout, including excluded ones."""
 
     scored: ScoredGroup
     usable: list[bool]
@@ -34,11 +34,11 @@ class PreparedGroup:
 def prepare_group(
     scored: ScoredGroup, config: RunConfig, tokenizer: Any, num_positions: int | None = None
 ) -> PreparedGroup:
-    """Route one group and lay out its sequences. Deterministic: depends on the group, the run and nothing else.
+    """Route one group and lay out its sequences. Deterministic: depends only on the group and the run's configuration.
 
     Args:
-        num_positions: length of the model's table of positions; None for a model that computes them. A rollout whose
-            teacher would read beyond it, with long feedback, has no teacher.
+        num_positions: length of the model's table of positions; None for a model that computes them. A rollout gets no
+            teacher if the enriched prompt and the response, together, exceed it.
     """
     rollouts, verdicts = scored.group.rollouts, scored.verdicts
     usable = usable_samples(scored)
@@ -76,7 +76,8 @@ def prepare_group(
 
 
 def _teacher_prompts(scored: ScoredGroup, assignments: Sequence[Assignment], tokenizer: Any) -> list[list[int] | None]:
-    """One prompt a rollout that needs a teacher; siblings with the same demonstration share the rendering."""
+    """The enriched prompt of each rollout that needs a teacher, None for others. Siblings with the same demonstration
+    and feedback share the rendering."""
     rendered: dict[tuple[int | None, str | None], list[int]] = {}
     prompts: list[list[int] | None] = []
     for assignment, verdict in zip(assignments, scored.verdicts, strict=True):

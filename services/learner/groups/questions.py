@@ -1,6 +1,6 @@
-"""Questions: rows of a JSON-lines file or of a hub dataset, and the order in which a run goes through them.
+"""Questions: rows of a JSON-lines file or of a hub dataset, and the order in which a run uses them.
 
-The order is a pure function of (seed, epoch), so a position in the run's feeding sequence is the only cursor there is.
+The order is a pure function of (seed, epoch), so the position in the run's feeding sequence is the only cursor.
 """
 
 from __future__ import annotations
@@ -32,20 +32,21 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "answer": (str, int, float, list, dict),
     "tests": (str, int, float, list, dict),
 }
-FORMAT = "Each line is one JSON object with the fields kind, prompt, answer and, if wanted, id, system, tests."
+FORMAT = "Each line must be a JSON object with the fields kind, prompt and answer, and optionally id, system and tests."
 
 
 def load_datasets(data: DataSection) -> tuple[list[Question], list[Question]]:
-    """A run's questions for training and for evaluation. Raises `ConfigurationError`."""
+    """A run's training questions and evaluation questions. Raises `ConfigurationError`."""
     train = load_questions(data.train, data.max_train_questions)
     return train, load_questions(data.validation) if data.validation else []
 
 
 def load_questions(source: str, limit: int | None = None) -> list[Question]:
-    """The questions of `data.train` or `data.validation`; `limit` keeps the first so many.
+    """The questions of `data.train` or `data.validation`.
 
     Args:
         source: path of a JSON-lines file, or `hub:<owner>/<name>[:<split>]` (split `train` by default).
+        limit: read only the first `limit` questions.
 
     Raises:
         ConfigurationError: names file, line and remedy.
@@ -57,7 +58,7 @@ def load_questions(source: str, limit: int | None = None) -> list[Question]:
         question = _question(place, row, len(questions))
         if question.id in places:
             raise ConfigurationError(
-                f"{place}: more than one question with id {question.id[:60]!r} (the first: {places[question.id]}).",
+                f"{place}: the id {question.id[:60]!r} is already used ({places[question.id]}).",
                 remedy="Make the ids unique, or leave the field out.",
             )
         places[question.id] = place
@@ -65,7 +66,7 @@ def load_questions(source: str, limit: int | None = None) -> list[Question]:
         if limit is not None and len(questions) == limit:
             break
     if not questions:
-        raise ConfigurationError(f"{source} holds no questions.", remedy=FORMAT)
+        raise ConfigurationError(f"{source} contains no questions.", remedy=FORMAT)
     return questions
 
 
@@ -81,7 +82,8 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
     except OSError as error:
         raise ConfigurationError(
             f"The dataset {path} cannot be read: {error.strerror}.",
-            remedy="Give data.train and data.validation paths that exist, relative to where the services run.",
+            remedy="Set data.train and data.validation to existing files, with paths relative to the services' working "
+            "directory.",
         ) from error
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{place}: not UTF-8 text (byte {error.start + 1}).", remedy=FORMAT) from error
@@ -94,11 +96,11 @@ def _hub_rows(source: str) -> Iterable[tuple[str, Any]]:
     from datasets import load_dataset  # heavy, and most runs read files
 
     try:
-        rows = load_dataset(f"hf://datasets/{name}", split=split)  # so spelled, a folder of that name is not read
+        rows = load_dataset(f"hf://datasets/{name}", split=split)  # with hf://, so that no local folder is read instead
     except Exception as error:
         raise ConfigurationError(
             f"The dataset {source} cannot be loaded: {error}.",
-            remedy="Check name, split and network, or use a JSON-lines file.",
+            remedy="Check the name, the split and the network, or use a JSON-lines file.",
         ) from error
     return (
         (f"{source}, row {number}", row | {"tests": _unpadded(row.get("tests"))}) for number, row in enumerate(rows)
@@ -106,7 +108,7 @@ def _hub_rows(source: str) -> Iterable[tuple[str, Any]]:
 
 
 def _unpadded(value: Any) -> Any:
-    """A table's structured values without the nulls that fill them up to the fields of all rows."""
+    """A structured value without the nulls with which a table fills in the fields of other rows."""
     if isinstance(value, dict):
         return {name: _unpadded(item) for name, item in value.items() if item is not None}
     return [_unpadded(item) for item in value] if isinstance(value, list) else value
@@ -126,8 +128,8 @@ def _question(place: str, row: Any, index: int) -> Question:
         if question.kind == "regex" and _explodes(*regex_pattern(question)):
             refuse(
                 question,
-                f"answer is {question.answer[:60]!r}, a pattern that takes exponential time on some replies",
-                "Write it without a repeated group that holds another repetition.",
+                f"answer is {question.answer[:60]!r}, a pattern that takes exponential time for some responses",
+                "Rewrite it without a repeated group that contains another repetition.",
             )
     except QuestionError as error:
         raise ConfigurationError(f"{place}: {error.message}", remedy=error.remedy) from error
@@ -135,7 +137,7 @@ def _question(place: str, row: Any, index: int) -> Question:
 
 
 def _json_type(value: Any) -> str:
-    """What JSON calls a value, with its article."""
+    """The JSON type of a value, with its article."""
     names = {
         bool: "true or false",
         int: "a number",
@@ -152,35 +154,35 @@ def _explodes(pattern: re.Pattern[str], options: RegexSettings) -> bool:
 
 
 def _text(place: str, name: str, value: Any) -> str:
-    """Fields are text on the wire; numbers travel as they are written, structured values as JSON."""
+    """The value of a field as text for the wire: numbers as written in the file, other values as JSON."""
     if isinstance(value, list) and name in ("prompt", "system"):
         raise ConfigurationError(
-            f"{place}: the field {name} is a list, not a text.",
-            remedy="Of a list of messages, write the user's into prompt and the system's into system.",
+            f"{place}: the field {name} is a list, but must be a text.",
+            remedy="If it is a list of messages, put the user message into prompt and the system message into system.",
         )
     if not isinstance(value, _TYPES[name]) or (name == "id" and isinstance(value, bool)):
         raise ConfigurationError(f"{place}: the field {name} is {_json_type(value)}.", remedy=FORMAT)
     if flaw := flaw_of(value):
-        raise ConfigurationError(f"{place}: the field {name} cannot be used: {flaw}.", remedy="Correct the row.")
+        raise ConfigurationError(f"{place}: the field {name} is invalid: {flaw}.", remedy="Correct the row.")
     if isinstance(value, str):
         return value
     if isinstance(value, float):
         return value.text if isinstance(value, WrittenFloat) else format(Decimal(repr(value)), "f")
     try:
         return json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError) as error:  # values of a hub dataset that JSON does not know
+    except (TypeError, ValueError) as error:  # hub datasets can have values that JSON cannot represent
         raise ConfigurationError(f"{place}: the field {name} is not JSON ({error}).", remedy=FORMAT) from error
 
 
 def question_index(sequence: int, num_questions: int, seed: int, shuffle: bool) -> int:
-    """Which question stands at position `sequence` (from 0) of the feeding order."""
+    """Index of the question at position `sequence` (from 0) of the feeding order."""
     epoch, position = divmod(sequence, num_questions)
     return epoch_order(num_questions, seed, epoch)[position] if shuffle else position
 
 
 @lru_cache(maxsize=4)
 def epoch_order(num_questions: int, seed: int, epoch: int) -> tuple[int, ...]:
-    """The questions of one epoch: each exactly once, in an order that depends on seed and epoch alone."""
+    """Indices of an epoch's questions: each exactly once, in an order that depends only on seed and epoch."""
     order = list(range(num_questions))
     random.Random(f"questions/{seed}/{epoch}").shuffle(order)
     return tuple(order)

@@ -1,4 +1,4 @@
-"""Whether a run's model can be trained and written, found out before anything is sampled."""
+"""Checks, before anything is sampled, that a run's model can be trained and saved."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from services.learner.model.forward import check_model, output_head, vocabulary_
 
 
 def check_run(model: nn.Module, tokenizer: Any, config: RunConfig) -> None:
-    """Refuse a model that would end the run later.
+    """Reject a model that would fail later in the run.
 
     Raises:
-        ConfigurationError: it changes its logits, its tokenizer has tokens that it lacks, sequences of the run may
-            exceed its table of positions, or its files cannot be written.
+        ConfigurationError: the model changes its logits, lacks tokens of its tokenizer, has a table of positions that
+            is too short for the run's sequences, or cannot be saved.
     """
     check_model(model)
     check_head(model)
@@ -33,8 +33,8 @@ def check_run(model: nn.Module, tokenizer: Any, config: RunConfig) -> None:
             write_files(Path(folder), model, tokenizer)
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise ConfigurationError(
-                f"transformers cannot write the configuration of model.path {config.model.path} again, so there would "
-                f"be no checkpoint: {str(error).splitlines()[0]}.",
+                f"transformers cannot save the configuration of model.path {config.model.path}, so no checkpoint could "
+                f"be written: {str(error).splitlines()[0]}.",
                 remedy="Correct config.json or tokenizer_config.json in the model's folder.",
                 field="model.path",
             ) from error
@@ -42,11 +42,11 @@ def check_run(model: nn.Module, tokenizer: Any, config: RunConfig) -> None:
 
 @torch.no_grad()
 def check_head(model: nn.Module) -> None:
-    """Compare the logits of a short pass with the head's plain output, which is all that the learner computes. Left out
-    under ZeRO-3, where a pass is collective.
+    """Check that the logits of a short pass equal the head's plain output, which is all that the learner computes.
+    Skipped under ZeRO-3, where a pass is collective.
 
     Raises:
-        ConfigurationError: the model changes or cuts its logits after the head.
+        ConfigurationError: the model changes or truncates its logits after the head.
     """
     if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
         return
@@ -60,19 +60,19 @@ def check_head(model: nn.Module) -> None:
     same = len(plain) == 1 and plain[0].shape == logits.shape
     if not same or not torch.allclose(plain[0].to(logits.dtype), logits, rtol=0.0, atol=0.0, equal_nan=True):
         raise ConfigurationError(
-            "The model changes its logits after the LM head, which the learner does not do.",
-            remedy="Use a model without it, or let the head itself do it.",
+            "The model changes its logits after the LM head, which is not supported.",
+            remedy="Use a model whose logits are the output of its LM head.",
             field="model.path",
         )
 
 
 def num_positions(model: nn.Module) -> int | None:
-    """Tokens of the longest sequence that the model was made for, where it says."""
+    """Length in tokens of the longest sequence that the model is made for; None if its configuration does not say."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)  # type: ignore[union-attr,operator]
 
 
 def table_of_positions(model: nn.Module) -> int | None:
-    """Length of the model's table of positions; None where it computes them."""
+    """Length of the model's table of positions; None if the model computes them."""
     limit = num_positions(model)
     if limit is None:
         return None
@@ -80,15 +80,15 @@ def table_of_positions(model: nn.Module) -> int | None:
         return limit
     words = model.get_input_embeddings()  # type: ignore[operator]
     tables = [module for module in model.modules() if isinstance(module, nn.Embedding) and module is not words]
-    # Some tables have two rows more, for padding.
+    # Some tables have two extra rows for padding.
     return limit if any(table.num_embeddings in (limit, limit + 2) for table in tables) else None
 
 
 def write_files(folder: Path, model: nn.Module, tokenizer: Any) -> None:
-    """Tokenizer, configuration and generation settings in Hugging Face format, as they were read."""
+    """Write tokenizer, configuration and generation settings in Hugging Face format, as they were read."""
     tokenizer.save_pretrained(folder)
     model.config.save_pretrained(folder)  # type: ignore[union-attr,operator]
     generation = getattr(model, "generation_config", None)
     if generation is not None:
-        # Not `save_pretrained`, which refuses settings that it has read (a temperature without do_sample).
+        # Not `save_pretrained`, which refuses settings that it could load (a temperature without do_sample).
         generation.to_json_file(folder / "generation_config.json", use_diff=True, keys_to_pop=["compile_config"])

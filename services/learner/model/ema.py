@@ -2,12 +2,12 @@
 
     teacher <- (1 - rate) * teacher + rate * student      after every optimizer update, in float32
 
-- The average is kept in float32 whatever the type of the passes: at rate 0.05 a bfloat16 average stalls, because the
+- The average is kept in float32 whatever the dtype of the passes. At rate 0.05 a bfloat16 average stalls, because the
   change is smaller than half a unit in the last place.
-- Under ZeRO-3 both models are cut the same way over the ranks, so each rank averages its own parts (`ds_tensor`) and
-  nothing is gathered. (Writing into parameters inside `GatheredParameters` without `modifier_rank` is thrown away on
-  more than one rank: a teacher that never moves.) A part whose parameter is still gathered is released first; its
-  gathered copy would go stale.
+- Under ZeRO-3 both models are partitioned over the ranks in the same way, so each rank averages its own parts
+  (`ds_tensor`) and nothing is gathered. (With more than one rank, writes to parameters inside `GatheredParameters`
+  without `modifier_rank` are discarded, and the teacher would never move.) A parameter that is still gathered is
+  released first, because its gathered copy would become stale.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from services.contracts.run_config import RunConfig
 
 
 class EmaTeacher:
-    """The averaged model. `model` is what passes run on; the float32 averages may be separate from it."""
+    """The averaged model. Passes run on `model`; the float32 averages may be separate tensors."""
 
     def __init__(self, model: nn.Module, rate: float, device: torch.device, *, offload: bool) -> None:
         """`model` is a whole copy of the student, or the module of a ZeRO-3 engine."""
@@ -40,12 +40,12 @@ class EmaTeacher:
     def of(
         cls, student: nn.Module, config: RunConfig, device: torch.device, stage: int, settings: dict[str, Any]
     ) -> EmaTeacher:
-        """A teacher equal to `student`, made before DeepSpeed takes the student."""
+        """A teacher equal to `student`. Call this before DeepSpeed takes over the student."""
         model = frozen(student, device, stage, settings)
         return cls(model, config.objective.teacher_ema_rate, device, offload=config.training.offload_teacher)
 
     def attach(self, student: nn.Module) -> None:
-        """Follow `student` from now on; call once DeepSpeed has it."""
+        """Start following `student`. Call this once DeepSpeed has taken it over."""
         self.names = [name for name, _ in student.named_parameters()]
         self._student = list(student.parameters())
         self._averages = []
@@ -63,11 +63,11 @@ class EmaTeacher:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move the averages towards the student, then the model that passes run on."""
+        """Move the averages towards the student, and copy them into the model that passes run on."""
         self._release()
         for own, average, student in zip(self._own(), self._averages, self._student, strict=True):
             target = part_of(student).to(average.device, torch.float32)
-            assert target.shape == average.shape, "student and teacher are cut differently"
+            assert target.shape == average.shape, "student and teacher are partitioned differently"
             average.lerp_(target, self.rate)
             self._write_back(own, average)
 
@@ -83,26 +83,26 @@ class EmaTeacher:
 
     @torch.no_grad()
     def full_averages(self) -> Iterator[Tensor]:
-        """Whole float32 averages in the order of the model's parameters. Collective: all ranks go through it."""
+        """Whole float32 averages in the order of the model's parameters. Collective: all ranks must iterate over it."""
         self._release()
         for own, average in zip(self._own(), self._averages, strict=True):
             yield whole_of_parts(own, average)
 
     @torch.no_grad()
     def load_full(self, values: Iterator[Tensor]) -> None:
-        """Set the averages, from whole tensors in the order of `full_averages`."""
+        """Set the averages from whole tensors, in the order of `full_averages`."""
         self._release()
         for own, average, value in zip(self._own(), self._averages, values, strict=True):
             average.copy_(part_of_whole(own, value, average.numel()).view_as(average))
             self._write_back(own, average)
 
     def to_passes(self) -> None:
-        """Bring an offloaded model to the device for teacher passes. Under ZeRO-3 its parts stay where they are."""
+        """Move an offloaded model to the device for teacher passes. Under ZeRO-3 its parts stay where they are."""
         if self.offload and not self._is_cut():
             self.model.to(self.device)
 
     def to_rest(self) -> None:
-        """Put an offloaded model back into CPU memory."""
+        """Move an offloaded model back to CPU memory."""
         if self.offload and not self._is_cut():
             self.model.to("cpu")
 
@@ -111,14 +111,14 @@ class EmaTeacher:
 
 
 def frozen(model: nn.Module, device: torch.device, stage: int, settings: dict[str, Any]) -> nn.Module:
-    """A copy of `model` for passes without gradient, on the device; under ZeRO-3 cut over the ranks as a student is."""
+    """A copy of `model` on the device for passes without gradients; under ZeRO-3 partitioned like the student."""
     twin = copy.deepcopy(model).requires_grad_(False)
     twin.eval()
     return _partitioned(twin, settings) if stage == 3 else twin.to(device)
 
 
 def part_of(parameter: nn.Parameter) -> Tensor:
-    """What this rank holds of a parameter: its part under ZeRO-3, all of it otherwise."""
+    """This rank's part of a parameter under ZeRO-3, otherwise the whole parameter."""
     part = getattr(parameter, "ds_tensor", None)
     return parameter.data if part is None else part.data
 
@@ -129,7 +129,7 @@ def _is_gathered(parameter: nn.Parameter) -> bool:
 
 
 def whole_of_parts(parameter: Any, part: Tensor) -> Tensor:
-    """The whole of a tensor that is cut as `parameter` is. Collective under ZeRO-3."""
+    """The whole tensor of which `part` is this rank's part, partitioned like `parameter`. Collective under ZeRO-3."""
     if not hasattr(parameter, "ds_tensor"):
         return part
     num_ranks = torch.distributed.get_world_size()
@@ -140,7 +140,7 @@ def whole_of_parts(parameter: Any, part: Tensor) -> Tensor:
 
 
 def part_of_whole(parameter: Any, value: Tensor, part_numel: int) -> Tensor:
-    """This rank's part, flat and padded with zeros, of a whole tensor; the whole tensor where nothing is cut."""
+    """This rank's part of a whole tensor, flat and padded with zeros; the whole tensor without ZeRO-3."""
     if not hasattr(parameter, "ds_tensor"):
         return value
     rank = torch.distributed.get_rank()
@@ -149,12 +149,12 @@ def part_of_whole(parameter: Any, value: Tensor, part_numel: int) -> Tensor:
 
 
 def _partitioned(model: nn.Module, settings: dict[str, Any]) -> nn.Module:
-    """The model cut over the ranks by a DeepSpeed engine without optimizer."""
+    """The model partitioned over the ranks by a DeepSpeed engine without optimizer."""
     import deepspeed
 
     zero = {
         **settings["zero_optimization"],
-        # Nothing stays gathered after its use: the update writes the parts.
+        # Nothing may stay gathered after use, because the update writes to the parts.
         "stage3_max_live_parameters": 0,
         "stage3_max_reuse_distance": 0,
     }

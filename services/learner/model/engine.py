@@ -1,8 +1,8 @@
-"""The training engine: a Hugging Face model under DeepSpeed ZeRO 0-3, with the promises of `update.engine.Engine`.
+"""The training engine: a Hugging Face model under DeepSpeed ZeRO 0-3, which implements `update.engine.Engine`.
 
-DeepSpeed averages gradients over ranks and would divide by its number of accumulation steps; the objectives need plain
-sums, because they divide by counts of the whole mini-batch themselves. So the loss is multiplied by the number of
-ranks, accumulation is driven by hand, and the learning rate is set before each update (its schedule has no state).
+DeepSpeed averages gradients over ranks and divides by its number of accumulation steps. The objectives need plain sums,
+because they divide by counts of the whole mini-batch themselves. The loss is therefore multiplied by the number of
+ranks, accumulation is controlled here, and the learning rate is set before each update (the schedule has no state).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from services.learner.model.ranks import Ranks
 from services.learner.model.swap import AdapterTeacher, initial_model
 
 MAX_BUCKET = 500_000_000
-"""Elements that DeepSpeed reduces at once, at most; small models get buckets of their own size."""
+"""Largest number of elements that DeepSpeed reduces at once; small models get buckets of their own size."""
 
 
 def zero_stage(config: RunConfig) -> int:
-    """The stage that runs: bf16 below stage 1 would accumulate gradients in bf16, so it runs as stage 1."""
+    """The ZeRO stage to use. bf16 below stage 1 would accumulate gradients in bf16, so it uses stage 1."""
     stage = config.training.zero_stage
     return max(1, stage) if config.model.dtype == "bfloat16" else stage
 
@@ -46,7 +46,7 @@ def deepspeed_config(config: RunConfig, num_parameters: int, largest_parameter: 
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
             "stage3_prefetch_bucket_size": min(bucket, 50_000_000),
-            # No parameter stays gathered between passes: the teacher's update writes the parts.
+            # No parameter may stay gathered between passes, because the teacher's update writes to the parts.
             "stage3_param_persistence_threshold": 0,
         },
     }
@@ -57,7 +57,7 @@ def deepspeed_config(config: RunConfig, num_parameters: int, largest_parameter: 
 
 
 def learning_rate(section: OptimizerSection, step: int, num_steps: int) -> float:
-    """Rate of every optimizer update of training step number `step` (from 0) of `num_steps`: linear warm-up, then the
+    """Learning rate of all optimizer updates in training step `step` (from 0) of `num_steps`: linear warm-up, then the
     schedule."""
     if step < section.warmup_steps:
         return section.learning_rate * (step + 1) / section.warmup_steps
@@ -71,42 +71,42 @@ def learning_rate(section: OptimizerSection, step: int, num_steps: int) -> float
 
 
 def warmup_warning(config: RunConfig) -> str | None:
-    """What to tell a run's people if its warm-up is so much longer than the run that hardly anything is trained."""
+    """A warning if the warm-up is so much longer than the run that the model hardly learns; None otherwise."""
     section, steps = config.optimizer, config.training.steps
     if section.warmup_steps <= 10 * steps:
         return None
     highest = section.learning_rate * steps / section.warmup_steps
     return (
-        f"optimizer.warmup_steps is {section.warmup_steps}, but the run has {steps} training steps: its learning rate "
-        f"gets no higher than {highest:.1e}. Lower warmup_steps."
+        f"optimizer.warmup_steps is {section.warmup_steps}, but the run has only {steps} training steps, so the "
+        f"learning rate never exceeds {highest:.1e}. Lower optimizer.warmup_steps."
     )
 
 
 class NumericalError(TurnoutError):
-    """Gradients are not finite: the update is refused and the run ends."""
+    """Gradients are not finite; the run fails."""
 
 
 class DeepSpeedEngine:
-    """Student, optimizer and, where the objective needs them, moving-average teacher and frozen initial model.
+    """Student, optimizer and, if the objective needs them, moving-average teacher and frozen initial model.
 
-    All ranks call its methods in the same order; none of them waits for anything outside the process group.
+    All ranks must call the methods in the same order. No method waits for anything outside the process group.
     """
 
     def __init__(
         self, config: RunConfig, model: nn.Module, ranks: Ranks, initial: Callable[[], nn.Module] | None = None
     ) -> None:
-        """`model` has the same weights on all ranks, in `model.dtype`, and with `model.lora` its adapter. It becomes
-        part of the engine. `initial` loads the run's initial model where `model` has been trained already."""
+        """Take over `model`, which must have the same weights on all ranks, be in `model.dtype`, and with `model.lora`
+        have its adapter. `initial` loads the run's initial model if `model` has been trained already."""
         self.config = config
         self.rank = ranks.rank
         self.num_ranks = ranks.num_ranks
         self.device: torch.device = ranks.device
         self.updates = 0
-        """Optimizer updates done since the run began."""
+        """Number of optimizer updates since the run began."""
         self.begun = (0, 0)
-        """Training steps and optimizer updates done where this engine took over."""
+        """Number of training steps and of optimizer updates done when this engine took over."""
         self.last_learning_rate = 0.0
-        """Rate of the update done last."""
+        """Learning rate of the last update."""
         self.stage = zero_stage(config)
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         sizes = [parameter.numel() for parameter in parameters]
@@ -132,17 +132,17 @@ class DeepSpeedEngine:
 
     @property
     def module(self) -> nn.Module:
-        """The Hugging Face model inside."""
+        """The wrapped Hugging Face model."""
         return cast(nn.Module, self._deepspeed.module)
 
     @property
     def optimizer(self) -> Any:
-        """DeepSpeed's optimizer; `optimizer_state` knows its insides."""
+        """DeepSpeed's optimizer; `optimizer_state` depends on its internals."""
         return self._deepspeed.optimizer
 
     @property
     def learning_rate(self) -> float:
-        """Rate of the next update."""
+        """Learning rate of the next update."""
         steps, updates = self.begun
         updates_per_step = self.config.training.prompts_per_step // self.config.prompts_per_minibatch
         step = steps + (self.updates - updates) // updates_per_step
@@ -154,7 +154,7 @@ class DeepSpeedEngine:
         self._deepspeed.backward(loss * self.num_ranks, scale_wrt_gas=False)
 
     def step(self) -> float:
-        """Clip, update, move the teacher. Returns the gradient norm before clipping.
+        """Clip the gradients, update the weights and move the teacher. Returns the gradient norm before clipping.
 
         Raises:
             NumericalError: the norm is not finite.
@@ -164,7 +164,7 @@ class DeepSpeedEngine:
             group["lr"] = self.last_learning_rate
         norm = self._plain_norm() if self.stage == 0 else None
         if norm is not None:
-            _refuse_non_finite(norm)  # before the update: nothing is spoilt
+            _refuse_non_finite(norm)  # before the update, so that the weights stay finite
         self._deepspeed.step()
         if norm is None:
             norm = float(self._deepspeed.get_global_grad_norm())
@@ -195,7 +195,7 @@ def _refuse_non_finite(norm: float) -> None:
     if not math.isfinite(norm):
         raise NumericalError(
             f"The gradient norm is {norm}.",
-            remedy="Lower optimizer.learning_rate, or use model.dtype float32; the last checkpoint is sound.",
+            remedy="Lower optimizer.learning_rate or set model.dtype to float32. The last checkpoint is intact.",
         )
 
 

@@ -1,4 +1,4 @@
-"""Model weights in and out of the engine: loading, whole copies on rank 0, safetensors files."""
+"""Loads model weights, copies them whole to rank 0, and reads and writes them as safetensors files."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from services.runtime.tokenizer import unloadable
 SHARD_BYTES = 4 * 1024**3
 MIN_SHARD_BYTES = 32 * 2**20
 MAX_SHARDS = 64
-"""Weights are published in several files, which are checksummed at the same time."""
+"""Weights are published in up to this many files, whose checksums are computed in parallel."""
 GATHER_ELEMENTS = 500_000_000
-"""Parameters gathered at once under ZeRO-3, in elements."""
+"""Number of parameter elements gathered at once under ZeRO-3."""
 
 
 def load_model(section: ModelSection, path: str, *, gradient_checkpointing: bool, allow_remote_code: bool) -> nn.Module:
     """The causal LM at `path` (a folder or hub name) in the run's dtype, ready for training.
 
     Raises:
-        ConfigurationError: not a model that can be loaded.
+        ConfigurationError: the model cannot be loaded.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -54,8 +54,8 @@ def load_model(section: ModelSection, path: str, *, gradient_checkpointing: bool
 
 
 def without_dropout(config: Any) -> Any:
-    """The model's configuration with every dropout rate at 0: rollouts are sampled without dropout, and the policy that
-    is trained must be the one that was sampled."""
+    """Set every dropout rate in the configuration to 0. Rollouts are sampled without dropout, and the trained policy
+    must be the sampled one."""
     for name, value in vars(config).items():
         if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
             setattr(config, name, 0.0)
@@ -64,10 +64,10 @@ def without_dropout(config: Any) -> Any:
 
 @torch.no_grad()
 def whole_weights(module: nn.Module, rank: int, *, trained_only: bool = False) -> dict[str, Tensor]:
-    """Copies in CPU memory of all weights by Hugging Face name, tied ones once; empty on ranks other than 0.
+    """Copies of all weights in CPU memory by Hugging Face name, tied ones once; empty on ranks other than 0.
 
-    What a model keeps in buffers and saves (the routing bias of some mixtures of experts) is one of its weights, though
-    not a trained one. Collective under ZeRO-3.
+    Saved buffers, such as the routing bias of some mixtures of experts, count as weights that are not trained.
+    Collective under ZeRO-3.
     """
     weights: dict[str, Tensor] = {}
     if rank == 0 and not trained_only:
@@ -99,8 +99,8 @@ def _runs_of_parameters(module: nn.Module, trained_only: bool) -> list[tuple[lis
 
 
 def write_safetensors(folder: Path, stem: str, tensors: Mapping[str, Tensor], shard_bytes: int | None = None) -> None:
-    """Write tensors as `<stem>.safetensors`, or as numbered shards with an index where they exceed `shard_bytes`
-    (`SHARD_BYTES` where None)."""
+    """Write tensors as `<stem>.safetensors`, or as numbered shards with an index if they exceed `shard_bytes`
+    (`SHARD_BYTES` if None)."""
     limit = SHARD_BYTES if shard_bytes is None else shard_bytes
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
@@ -124,13 +124,13 @@ def write_safetensors(folder: Path, stem: str, tensors: Mapping[str, Tensor], sh
 
 
 def write_shards(folder: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write weights as files of a size that lets all cores check them."""
+    """Write weights as enough files for all cores to compute checksums at the same time."""
     num_bytes = sum(tensor.nbytes for tensor in weights.values())
     write_safetensors(folder, "model", weights, max(MIN_SHARD_BYTES, num_bytes // MAX_SHARDS))
 
 
 def read_safetensors(folder: Path, stem: str) -> dict[str, Tensor]:
-    """What `write_safetensors` wrote."""
+    """Read what `write_safetensors` wrote."""
     from safetensors.torch import load_file
 
     tensors: dict[str, Tensor] = {}

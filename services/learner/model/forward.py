@@ -1,14 +1,13 @@
-"""Forward passes in which logits never exist as a whole.
+"""Forward passes that never materialize the logits of all positions.
 
-The model is always called as a whole (so that the hooks of DeepSpeed, PEFT and gradient checkpointing run as they
-should), but for the length of a pass its LM head does a *job* of ours: it gets the hidden states of all positions,
-takes the response positions, and works through them chunk by chunk. A chunk's loss is differentiated while its logits
-are there, so that backward needs neither logits nor recomputation: only the gradients to the hidden states
-[n, hidden] and to the head's weights are kept. One call of the head a pass means one gathering of its weights under
-ZeRO-3.
+The model is always called as a whole, so that the hooks of DeepSpeed, PEFT and gradient checkpointing run. During the
+pass, however, its LM head runs our *job* instead: the job gets the hidden states of all positions, selects the response
+positions, and processes them in chunks. Each chunk's loss is differentiated while its logits exist, so the backward
+pass needs neither logits nor recomputation; only the gradients to the hidden states [n, hidden] and to the head's
+weights are kept. The head is called once per pass, so its weights are gathered once per pass under ZeRO-3.
 
-Limits: the model must be a Hugging Face causal LM whose logits are the head's plain output (no soft-capping or scaling
-after it; `check_model` refuses those), and backward can run once.
+Limits: the model must be a Hugging Face causal LM whose logits are the head's plain output (`check_model` rejects
+soft-capping and scaling), and backward can run only once.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from services.contracts.trainable import check_logits
 from services.learner.packing.rows import PackedBatch
 
 CHUNK_LOGITS = 2**25
-"""Logits of one chunk at most (128 MiB in float32)."""
+"""Largest number of logits in one chunk (128 MiB in float32)."""
 
 Project = Callable[[Tensor], Tensor]
 Job = Callable[[Project, Tensor], Tensor]
@@ -32,12 +31,12 @@ ChunkLoss = Callable[[Tensor, slice], Tensor]
 
 
 def unwrap(model: nn.Module) -> Any:
-    """The Hugging Face model inside DeepSpeed's or a data-parallel wrapper (whose `config` is their own)."""
+    """The Hugging Face model inside a DeepSpeed or data-parallel wrapper, whose `config` is not the model's."""
     return getattr(model, "module", model)
 
 
 def vocabulary_size(model: nn.Module) -> int:
-    """Number of logits a token."""
+    """Number of logits per token."""
     return int(unwrap(model).config.vocab_size)
 
 
@@ -54,7 +53,7 @@ def output_head(model: nn.Module) -> nn.Module:
 
 
 def run_with_job(model: nn.Module, batch: PackedBatch, job: Job) -> Tensor:
-    """Call the model with its LM head doing `job(project, hidden)` instead of computing logits.
+    """Call the model with its LM head running `job(project, hidden)` instead of computing logits.
 
     Args:
         job: gets the head's own forward and the hidden states [rows, longest, hidden]; its result is returned.
@@ -77,7 +76,7 @@ def run_with_job(model: nn.Module, batch: PackedBatch, job: Job) -> Tensor:
 def teacher_projection(teacher: nn.Module) -> Iterator[Project]:
     """The teacher's head as a function of hidden states, with its weights gathered under ZeRO-3.
 
-    All ranks must enter together and equally often.
+    All ranks must enter together and the same number of times.
     """
     head = output_head(teacher)
     with gathered(list(head.parameters())):
@@ -85,7 +84,7 @@ def teacher_projection(teacher: nn.Module) -> Iterator[Project]:
 
 
 def gathered(parameters: Sequence[nn.Parameter]) -> AbstractContextManager[object]:
-    """Whole parameters for reading, where ZeRO-3 keeps them in parts; nothing elsewhere."""
+    """A context in which parameters that ZeRO-3 partitions are whole, for reading; does nothing without ZeRO-3."""
     if not any(hasattr(parameter, "ds_id") for parameter in parameters):
         return nullcontext()
     import deepspeed  # `deepspeed.zero` is an attribute, not a module of that name
@@ -95,7 +94,7 @@ def gathered(parameters: Sequence[nn.Parameter]) -> AbstractContextManager[objec
 
 
 def chunk_slices(start: int, stop: int, vocabulary: int) -> list[slice]:
-    """[start, stop) in runs of nearly equal length of at most `CHUNK_LOGITS` logits (one token at least)."""
+    """Cut [start, stop) into slices of nearly equal length with at most `CHUNK_LOGITS` logits, at least one token."""
     count = stop - start
     if count <= 0:
         return []
@@ -110,7 +109,8 @@ def select(hidden: Tensor, positions: Tensor) -> Tensor:
 
 
 def real_logits(project: Project, hidden: Tensor, temperature: float) -> Tensor:
-    """Logits of the distribution that was sampled from, in float32 (float64 stays): [n, hidden] -> [n, vocabulary]."""
+    """Logits of the distribution that was sampled from, in float32 (or float64, if the hidden states are):
+    [n, hidden] -> [n, vocabulary]."""
     logits = project(hidden)
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
@@ -122,10 +122,11 @@ def chunked_loss(head: nn.Module, hidden: Tensor, chunks: Sequence[slice], loss:
 
     Args:
         hidden: [n, hidden size].
-        loss: gets `hidden[chunk]` (a leaf that takes gradients) and the chunk; returns a scalar. It calls `project`.
+        loss: gets `hidden[chunk]` (a leaf that requires gradients) and the chunk; returns a scalar. It calls `project`.
 
     Returns:
-        Scalar, float32 or float64. With gradients off, or no chunk, the same value without or with zero gradients.
+        Scalar, float32 or float64. If gradients are disabled, the same value without gradients; without chunks, zero
+        gradients.
     """
     weights = [parameter for parameter in head.parameters() if parameter.requires_grad]
     if not torch.is_grad_enabled():
@@ -135,7 +136,7 @@ def chunked_loss(head: nn.Module, hidden: Tensor, chunks: Sequence[slice], loss:
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Differentiates each chunk in the forward pass; backward only scales what was found."""
+    """Differentiates each chunk in the forward pass; backward only scales the gradients."""
 
     @staticmethod
     def forward(
@@ -147,7 +148,7 @@ class _ChunkedLoss(torch.autograd.Function):
         *_edges: Tensor,
     ) -> Tensor:
         hidden_gradient = torch.zeros_like(hidden)
-        # More than one chunk adds up in float32: many small bfloat16 additions would lose digits.
+        # Several chunks are summed in float32, because many small bfloat16 additions would lose precision.
         sums: list[Tensor] | None = None
         total: Tensor = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
         for chunk in chunks:

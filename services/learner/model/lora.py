@@ -1,9 +1,9 @@
-"""LoRA (arXiv 2106.09685): the run trains low-rank matrices beside the frozen linear layers of `model.path`.
+"""LoRA (arXiv 2106.09685): the run trains low-rank matrices added to the frozen linear layers of `model.path`.
 
-    y = W0 x + (alpha / rank) * B (A x)        W0 [out, in] frozen, A [rank, in] random at first, B [out, rank] zero
+    y = W0 x + (alpha / rank) * B (A x)        W0 [out, in] frozen, A [rank, in] initially random, B [out, rank] zero
 
-PEFT puts its layers into the Hugging Face model in place, so everything else still sees that model. Published weights
-and checkpoints hold the adapter alone, in PEFT's format:
+PEFT replaces the layers inside the Hugging Face model, so other code sees the same model. Published weights and
+checkpoints contain only the adapter, in PEFT's format:
 
     adapter_model.safetensors    base_model.model.<layer>.lora_A.weight, ...lora_B.weight
     adapter_config.json          rank, alpha, layers, base model
@@ -24,14 +24,14 @@ from services.contracts.errors import ConfigurationError
 from services.contracts.model import ModelSection
 
 NAME = "default"
-"""PEFT's name of the adapter; part of parameter names in the model, not of those in files."""
+"""PEFT's name for the adapter; part of parameter names in the model, but not in files."""
 PREFIX = "base_model.model."
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 
 
 def inject(model: nn.Module, section: ModelSection) -> nn.Module:
-    """Give the model an adapter and freeze everything else. The adapter's first values come from torch's generator.
+    """Add an adapter to the model and freeze everything else. torch's generator initializes the adapter.
 
     Raises:
         ConfigurationError: `model.lora.target_modules` names no linear layer of this model, or its LM head.
@@ -54,20 +54,20 @@ def inject(model: nn.Module, section: ModelSection) -> nn.Module:
     except ValueError as error:
         raise _not_adaptable(f"{str(error).splitlines()[0]}") from error
     if whole.get_output_embeddings() is not head:  # type: ignore[operator]
-        raise _not_adaptable("The LM head is among them.")
+        raise _not_adaptable("The LM head is one of them.")
     return whole
 
 
 def _not_adaptable(reason: str) -> ConfigurationError:
     return ConfigurationError(
         f"LoRA cannot be applied to these layers: {reason}",
-        remedy="Name linear layers of the model's blocks, or use all-linear.",
+        remedy="Name linear layers in the model's blocks, or use all-linear.",
         field="model.lora.target_modules",
     )
 
 
 def file_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Trained weights by parameter name -> by the names of PEFT's files."""
+    """Trained weights by parameter name, renamed as in PEFT's files."""
     return {_file_name(name): value for name, value in weights.items()}
 
 
@@ -76,11 +76,11 @@ def _file_name(parameter: str) -> str:
 
 
 def write(folder: Path, weights: Mapping[str, Tensor], model: nn.Module) -> None:
-    """Write an adapter in PEFT's format. Same weights give the same bytes.
+    """Write an adapter in PEFT's format. The same weights give the same bytes.
 
     Args:
-        weights: by the names of `file_names`.
-        model: what `inject` made.
+        weights: as `file_names` returns them.
+        model: the model that `inject` returned.
     """
     save_file(dict(weights), folder / WEIGHTS_FILE, metadata={"format": "pt"})
     config: Any = model.peft_config[NAME]  # type: ignore[index]
@@ -91,13 +91,13 @@ def write(folder: Path, weights: Mapping[str, Tensor], model: nn.Module) -> None
 
 @torch.no_grad()
 def load(model: nn.Module, folder: Path) -> None:
-    """Put a written adapter back into what `inject` made.
+    """Load a saved adapter into the model that `inject` returned.
 
     Raises:
-        ConfigurationError: the folder holds whole weights, or an adapter of other layers or another rank.
+        ConfigurationError: the folder contains whole weights, or an adapter for other layers or of another rank.
     """
     if not (folder / WEIGHTS_FILE).exists():
-        raise _other_training("its checkpoint holds whole weights")
+        raise _other_training("the checkpoint contains whole weights")
     tensors = load_file(folder / WEIGHTS_FILE)
     parameters = {
         _file_name(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad
@@ -105,20 +105,20 @@ def load(model: nn.Module, folder: Path) -> None:
     if {name: value.shape for name, value in tensors.items()} != {
         name: value.shape for name, value in parameters.items()
     }:
-        raise _other_training("its checkpoint's adapter has other layers or another rank")
+        raise _other_training("the checkpoint's adapter is for other layers or has another rank")
     for name, value in tensors.items():
         parameters[name].copy_(value)
 
 
 def refuse_adapter(folder: Path) -> None:
-    """Raise `ConfigurationError` where a run without LoRA would go on from an adapter."""
+    """Raise `ConfigurationError` if a run without LoRA would continue from an adapter."""
     if (folder / CONFIG_FILE).exists():
-        raise _other_training("its checkpoint holds an adapter")
+        raise _other_training("the checkpoint contains an adapter")
 
 
 def _other_training(what: str) -> ConfigurationError:
     return ConfigurationError(
-        f"The run cannot go on from there with this model.lora: {what}.",
-        remedy="Keep model.lora as it was when the checkpoint was written, or start a new run.",
+        f"The run cannot continue with this model.lora: {what}.",
+        remedy="Set model.lora as it was when the checkpoint was written, or start a new run.",
         field="model.lora",
     )

@@ -1,7 +1,7 @@
-"""AdamW's state in and out of DeepSpeed as whole tensors by parameter name, for any ZeRO stage and number of ranks.
+"""Exports AdamW's state from DeepSpeed, and imports it, as whole tensors by parameter name.
 
-DeepSpeed's own checkpoints are pickles cut by rank. Whole tensors are readable, checkable and fit any later cut: a run
-may go on with another number of ranks or stage.
+DeepSpeed's own checkpoints are pickles, one per rank. Whole tensors can be read and checked, and let a run continue
+with another number of ranks or another ZeRO stage.
 
 | stage | where the state is |
 |---|---|
@@ -23,14 +23,14 @@ from services.learner.model.engine import DeepSpeedEngine
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 MASTER = "master"
-"""Float32 weights, where the passes run in another type."""
+"""Float32 weights, if the passes run in another dtype."""
 
 
 @torch.no_grad()
 def export_state(engine: DeepSpeedEngine) -> dict[str, Tensor]:
     """`<parameter>/<exp_avg|exp_avg_sq|master>` -> float32 copy in CPU memory; empty on ranks other than 0.
 
-    Collective. Before the first update there are no moments.
+    Collective. There are no moments before the first update.
     """
     state: dict[str, Tensor] = {}
     for name, parameter in _trained(engine):
@@ -43,7 +43,7 @@ def export_state(engine: DeepSpeedEngine) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def import_state(engine: DeepSpeedEngine, state: Mapping[str, Tensor], updates: int) -> None:
-    """Put back what `export_state` gave after `updates` optimizer updates. Every rank gives the whole state."""
+    """Restore what `export_state` returned after `updates` optimizer updates. Every rank passes the whole state."""
     engine.updates = updates
     if updates:
         _make_moments(engine, updates)
@@ -55,7 +55,10 @@ def import_state(engine: DeepSpeedEngine, state: Mapping[str, Tensor], updates: 
 
 @torch.no_grad()
 def export_teacher(engine: DeepSpeedEngine) -> dict[str, Tensor]:
-    """Parameter name -> float32 average in CPU memory; empty without teacher and on ranks other than 0. Collective."""
+    """Parameter name -> float32 average in CPU memory; empty without a teacher and on ranks other than 0.
+
+    Collective.
+    """
     if engine.ema is None:
         return {}
     averages: dict[str, Tensor] = {}
@@ -67,7 +70,7 @@ def export_teacher(engine: DeepSpeedEngine) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def import_teacher(engine: DeepSpeedEngine, averages: Mapping[str, Tensor]) -> None:
-    """Put back what `export_teacher` gave."""
+    """Restore what `export_teacher` returned."""
     if engine.ema is not None:
         engine.ema.load_full(averages[name] for name in engine.ema.names)
 
@@ -106,7 +109,7 @@ def _write(engine: DeepSpeedEngine, parameter: Any, key: str, value: Tensor) -> 
 
 
 def _make_moments(engine: DeepSpeedEngine, updates: int) -> None:
-    """AdamW makes its state at the first update; make it now, so that there is something to write into."""
+    """Create the state that AdamW would create at its first update, so that it can be written to."""
     inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
     for flat in _flat_parameters(engine):
         # torch keeps AdamW's counter as a float32 scalar, in CPU memory unless the optimizer is fused.
@@ -122,7 +125,7 @@ def _make_moments(engine: DeepSpeedEngine, updates: int) -> None:
 
 
 def _flat_parameters(engine: DeepSpeedEngine) -> list[Tensor]:
-    """What torch's AdamW sees as its parameters."""
+    """The tensors that torch's AdamW has as its parameters."""
     optimizer = engine.optimizer
     for name in ("single_partition_of_fp32_groups", "fp32_groups_flat_partition", "fp32_partitioned_groups_flat"):
         flat = getattr(optimizer, name, None)

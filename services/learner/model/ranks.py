@@ -1,6 +1,6 @@
 """The learner's processes: their torch.distributed environment, threads and device.
 
-Import this before torch or deepspeed: it sets what those read at import.
+Call `prepare_environment` before importing torch or deepspeed, which read the environment when they are imported.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import Any
 from services.learner.connections.progress_pipe import MEETING_VARIABLE
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""Longer than any pass; ranks that wait for groups get a beat every few seconds (`train`)."""
+"""Longer than any pass. Ranks that wait for groups get a command every few seconds (`program.commands`)."""
 
 
 def prepare_environment() -> None:
-    """Say what torch and deepspeed would otherwise guess. Values that a person has set stay."""
+    """Set what torch and deepspeed would otherwise guess. Values that are already set are kept."""
     os.environ.setdefault("RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
     os.environ.setdefault("LOCAL_RANK", os.environ["RANK"])
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29500")
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # ranks share a machine; gloo would take the host name's address
-    # Small matrices: one thread is the fastest, and the rollout engine wants the other cores.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # ranks share a machine; gloo would use the host name's address
+    # One thread is fastest for small matrices, and the rollout engine needs the other cores.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -41,7 +41,7 @@ class Ranks:
 
 
 def join(num_threads: int | None = None) -> Ranks:
-    """Initialise torch.distributed (gloo on CPU, nccl on GPU) through DeepSpeed."""
+    """Initialize torch.distributed (gloo on CPU, nccl on GPU) through DeepSpeed."""
     import torch
 
     rank, num_ranks, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
@@ -52,13 +52,13 @@ def join(num_threads: int | None = None) -> Ranks:
     import deepspeed
     import deepspeed.ops
 
-    # DeepSpeed compiles a shared-memory all-reduce for CPU inference at start. Training never calls it; without it no
+    # DeepSpeed compiles a shared-memory all-reduce for CPU inference at start. Training never calls it; without it, no
     # compiler is needed.
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if on_gpu:
         torch.cuda.set_device(local)
-    # By a file where there is one: torch's own meeting point listens on all interfaces and takes orders from anybody.
+    # Prefer a file, since torch's own TCP store listens on all interfaces and accepts commands from anyone.
     meeting = os.environ.get(MEETING_VARIABLE)
     deepspeed.init_distributed(
         dist_backend="nccl" if on_gpu else "gloo",
@@ -73,7 +73,7 @@ def join(num_threads: int | None = None) -> Ranks:
 
 
 def leave() -> None:
-    """Leave the process group, where one was joined."""
+    """Leave the process group, if one was joined."""
     import torch.distributed as distributed
 
     if distributed.is_initialized():

@@ -1,11 +1,11 @@
 """The student with other values in its trained parameters: teacher and reference of a LoRA run, without a second model.
 
-Student, teacher and initial model share the frozen base and differ in the adapter alone, a few thousandths of its size.
-So a teacher pass is a pass of the student with the averages in the adapter's place, and a pass of the initial model one
-with zeros there. The student's own values are put back bit for bit. Modules, hooks and order of calls are the
-student's, so all that holds for its passes under ZeRO 0-3 holds for these.
+Student, teacher and initial model share the frozen base and differ only in the adapter, a few thousandths of its size.
+A teacher pass is therefore a student pass with the averages in place of the adapter, and a pass of the initial model is
+one with zeros. The student's own values are restored bit for bit. Modules, hooks and the order of calls are the
+student's, so these passes behave like its own under ZeRO 0-3.
 
-Under ZeRO-3 each rank swaps its own part of every parameter; whatever is gathered is released first, because a gathered
+Under ZeRO-3 each rank swaps its own part of every parameter. Gathered parameters are released first, because a gathered
 copy would keep the old values.
 """
 
@@ -24,18 +24,18 @@ Values = Callable[[], Sequence[Tensor]]
 
 
 class SwappedStudent(nn.Module):
-    """Looks like the student; `forward` runs it with the values of `values()`, without gradient."""
+    """Looks like the student; `forward` runs it with the values of `values()`, without gradients."""
 
     def __init__(self, deepspeed_engine: Any, parameters: Sequence[nn.Parameter], values: Values) -> None:
-        """`values` gives one tensor a parameter: this rank's part or one number, any floating type, on any device."""
+        """`values` returns one tensor per parameter: this rank's part or a scalar, of any floating dtype and device."""
         super().__init__()
-        # A list hides it from torch: this is no parent of the student.
+        # In a list, so that torch does not register the student as a child of this module.
         self._engine, self._swapped = [deepspeed_engine], list(parameters)
         self._values = values
 
     @property
     def module(self) -> nn.Module:
-        """The Hugging Face model; with the student's own values."""
+        """The Hugging Face model, with the student's own values."""
         model: nn.Module = self._engine[0].module
         return model
 
@@ -59,13 +59,13 @@ class SwappedStudent(nn.Module):
                 part.copy_(value)
 
     def release(self) -> None:
-        """Under ZeRO-3, leave nothing gathered."""
+        """Under ZeRO-3, release everything that is gathered."""
         if hasattr(self._swapped[0], "ds_tensor"):
             self._engine[0].optimizer.empty_partition_cache()
 
 
 class AdapterTeacher(EmaTeacher):
-    """The moving average of the trained parameters alone, in float32; its model is the student with them swapped in."""
+    """The float32 moving average of the trained parameters only; its model is the student with them swapped in."""
 
     def __init__(self, deepspeed_engine: Any, rate: float, device: torch.device) -> None:
         self._swap = SwappedStudent(deepspeed_engine, _trained(deepspeed_engine), lambda: self._averages)
@@ -81,7 +81,7 @@ class AdapterTeacher(EmaTeacher):
         return iter(self._student)
 
     def _write_back(self, own: nn.Parameter, average: Tensor) -> None:
-        """The averages are read at each pass."""
+        """Nothing to do: each pass reads the averages."""
 
     def _release(self) -> None:
         self._swap.release()

@@ -1,11 +1,11 @@
-"""Attention over a prefix tree: each row's queries, keys and values gathered by its path, then the usual causal kernel.
+"""Attention over a prefix tree: gathers each row's queries, keys and values by its path, then runs the causal kernel.
 
-The rest of a model works token by token and needs nothing new. Rows gathered to nearly equal lengths need no mask, so
-the fast kernels stay usable on CPU and GPU, with grouped queries too, and nothing of size [tokens, tokens] exists. The
-price is that attention itself is done for whole rows.
+The rest of a model works token by token and needs no change. Rows of similar length, gathered together, need no mask,
+so the fast kernels work on CPU and GPU, also with grouped queries, and no tensor of size [tokens, tokens] exists. The
+price is that attention itself is computed for whole rows.
 
-A model can share prefixes if all its layers are plain causal attention that transformers lets us replace: sliding
-windows and recurrent layers see neighbours in the row that they are given. Others get padded rows.
+A model can share prefixes if all its layers are plain causal attention that transformers can replace. Sliding windows
+and recurrent layers would see the wrong neighbours, so models with those get padded rows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = get_logger(__name__)
 NAME = "prefix_tree"
 TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-3}
 COARSE_TOLERANCE = 0.03
-"""Of the largest logit: rounding (in bfloat16, coarse) passes, tokens that see the wrong tokens do not."""
+"""Relative to the largest logit: allows for rounding (coarse in bfloat16), but not for attending to wrong tokens."""
 
 
 def tree_attention(
@@ -38,7 +38,7 @@ def tree_attention(
     paths: Paths | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """An attention function of transformers. Without `paths` plain causal attention over right-padded rows.
+    """An attention function for transformers; without `paths`, plain causal attention over right-padded rows.
 
     Args:
         query, key, value: [1, heads, N, head size]; keys and values may have fewer heads.
@@ -67,10 +67,11 @@ AttentionInterface.register(NAME, tree_attention)
 
 
 def share_prefixes(model: nn.Module) -> bool:
-    """Let `model` (Hugging Face, whole, not yet wrapped) share prefixes if it can; says in the log if it cannot."""
+    """Make `model` (Hugging Face, whole, not yet wrapped) share prefixes if it can. Returns whether it does; logs the
+    reason if it does not."""
     reason = _obstacle(model)
     if reason is not None:
-        log.info("common prefixes are computed once a sequence", reason=reason)
+        log.info("prefix sharing off", reason=reason)
     return reason is None
 
 
@@ -92,12 +93,12 @@ def _obstacle(model: Any) -> str | None:
     if _is_exact(model):
         return None
     model.set_attn_implementation("sdpa")
-    return "the model's passes over a prefix tree differ from those over single rows"
+    return "the model's output for a prefix tree differs from its output for single rows"
 
 
 @torch.no_grad()
 def _is_exact(model: Any) -> bool:
-    """Compare two short rows that share their first token, as a tree and alone."""
+    """Compare the logits of two short rows with a common first token, computed as a tree and separately."""
     device = next(model.parameters()).device
     training = model.training
     model.eval()

@@ -1,10 +1,10 @@
-"""What sequences have in common at their beginnings is computed once: rows of tokens as a prefix tree.
+"""Computes common prefixes of sequences once, by representing rows of tokens as a prefix tree.
 
-In a causal model what a token computes depends on the tokens before it and on nothing else. So rows that begin alike
-(the rollouts of a group by their prompt, teacher prompts by question and demonstration, responses by their first words)
-need each common token once; its gradients add up. Sorted, every row shares with the row before it all that it shares
-with any earlier one, so the tree is one number a row. The model gets the tree's nodes as one row, attention reads whole
-rows by their paths through the tree (`tree_attention`).
+In a causal model, a token's computation depends only on the tokens before it. Rows with a common prefix (rollouts of a
+group share their prompt, teacher prompts a question and demonstration, some responses their first words) therefore need
+each common token once, and its gradients add up. In sorted order, the prefix that a row shares with its predecessor is
+the longest that it shares with any earlier row, so one number per row describes the tree. The model gets the tree's
+nodes as one row; attention reads whole rows along their paths through the tree (`tree_attention`).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from services.learner.packing.rows import PASS_OVERHEAD_TOKENS, PackedBatch, Pat
 
 Array = NDArray[Any]
 BUCKET_OVERHEAD_TOKENS = 256
-"""What one more call of the attention kernel costs, in padded tokens of attention."""
+"""Cost of one more call of the attention kernel, in padded tokens of attention."""
 ATTENDED_PER_NODE = 2
-"""Attention works on whole rows: a micro-batch has at most so many of their tokens for each token of the budget."""
+"""Attention works on whole rows: their tokens in a micro-batch may be at most this many times the token budget."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +35,18 @@ class Tree:
     lengths: Array
     """[n]"""
     shared: Array
-    """How many tokens each row has in common with the row before it, [n]; 0 for the first."""
+    """Length of the prefix that each row shares with the row before it, [n]; 0 for the first."""
     order: list[int]
-    """Where each row stood before sorting."""
+    """Index of each row before sorting."""
 
     @property
     def num_nodes(self) -> int:
-        """Tokens that a model computes for all rows."""
+        """Number of tokens that a model computes for all rows."""
         return int((self.lengths - self.shared).sum())
 
 
 def grow(rows: Sequence[Sequence[int]]) -> Tree:
-    """The tree of rows of token ids: one row at least, each of one token at least."""
+    """Build the tree of at least one row of token ids, each with at least one token."""
     lengths = np.asarray([len(row) for row in rows])
     ids = np.zeros((len(rows), int(lengths.max())), dtype=np.int64)
     for line, row in zip(ids, rows, strict=True):
@@ -63,11 +63,11 @@ def grow(rows: Sequence[Sequence[int]]) -> Tree:
 def plan_trees(tree: Tree, budget: int) -> list[list[int]]:
     """Cut the rows of a tree into micro-batches of at most `budget` nodes.
 
-    Minimises nodes (a prefix that a cut goes through is computed on both sides) plus `PASS_OVERHEAD_TOKENS` a
-    micro-batch over all cuts (exact, by dynamic programming). A longer single row goes alone.
+    Minimizes the number of nodes (a prefix across a cut is computed on both sides) plus `PASS_OVERHEAD_TOKENS` per
+    micro-batch over all cuts, exactly, by dynamic programming. A row longer than the budget gets its own micro-batch.
 
     Returns:
-        Micro-batches as lists of indices from before sorting; most nodes first, so that a lack of memory shows at once.
+        Micro-batches as lists of indices before sorting, most nodes first, so that a lack of memory shows immediately.
     """
     if tree.num_nodes <= budget and tree.lengths.sum() <= ATTENDED_PER_NODE * budget:
         return [tree.order]
@@ -104,7 +104,7 @@ def pack_tree(
     column = np.arange(tree.ids.shape[1])
     is_own = (column >= tree.shared[:, None]) & (column < tree.lengths[:, None])
     numbers = np.cumsum(is_own).reshape(is_own.shape) - 1
-    # Nodes are numbered row by row, so the largest number above is that of the last row to branch off there.
+    # Nodes are numbered row by row, so the largest number above belongs to the last row that branched off there.
     nodes = np.maximum.accumulate(np.where(is_own, numbers, 0), axis=0)
     place = np.argsort(tree.order)
     positions = [
@@ -121,7 +121,11 @@ def pack_tree(
 
 
 def _paths(tree: Tree, nodes: Array, device: torch.device) -> Paths:
-    """Attention's rows: those that no other row begins with; they hold every node. `nodes`: by row, [n, longest]."""
+    """Attention's rows: those that are not a prefix of another row, which together contain every node.
+
+    Args:
+        nodes: node numbers by row, [n, longest].
+    """
     whole = np.flatnonzero(np.append(tree.shared[1:] < tree.lengths[:-1], True))
     back = np.zeros(tree.num_nodes, dtype=np.int64)
     buckets, start = [], 0

@@ -1,11 +1,11 @@
-"""How sequences become micro-batches: what one forward pass gets, and which sequences go through it together.
+"""Turns sequences into micro-batches: which sequences share a forward pass, and the tensors of that pass.
 
-A row is prompt and response without the last response token: nothing is predicted from it. There are two layouts;
+A row is prompt and response without the last response token, from which nothing is predicted. There are two layouts;
 `tree_attention.share_prefixes` decides which one a model gets:
 
 - the nodes of the rows' prefix tree as one row without padding (`prefix_tree`);
-- here: rows sorted by length, cut where padding would cost most, padded on the right. With causal attention a real
-  token never looks to its right, so there is no mask and positions are 0, 1, 2, ...
+- in this module: rows sorted by length, cut to minimize padding, and padded on the right. With causal attention a token
+  never attends to its right, so no mask is needed and positions are 0, 1, 2, ...
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ import torch
 from torch import Tensor
 
 PASS_OVERHEAD_TOKENS = 64
-"""What one more forward and backward pass costs besides its tokens, in tokens: keeps cuts from becoming too many."""
+"""Fixed cost of one more forward and backward pass, in tokens; prevents too many cuts."""
 
 
 def plan_rows(lengths: Sequence[int], budget: int | None, overhead: int = PASS_OVERHEAD_TOKENS) -> list[list[int]]:
-    """Cut rows into batches of at most `budget` padded tokens; None for any number.
+    """Cut rows into batches of at most `budget` padded tokens, without a limit if it is None.
 
-    Minimises padded tokens plus `overhead` a batch over all cuts of the rows sorted by length (exact, by dynamic
-    programming; O(n^2) in numpy). A row longer than the budget goes alone.
+    Minimizes padded tokens plus `overhead` per batch over all cuts of the rows sorted by length (exact, by dynamic
+    programming; O(n^2) in numpy). A row longer than the budget gets its own batch.
 
     Args:
         lengths: row lengths, each >= 1.
-        overhead: what one more batch costs besides its tokens, in tokens.
+        overhead: fixed cost of a batch, in tokens.
 
     Returns:
         Batches as lists of indices into `lengths`, each index once; longest rows first, so that a lack of memory shows
-        at once.
+        immediately.
     """
     if not lengths:
         return []
@@ -62,10 +62,10 @@ class Paths:
     """How attention finds the rows of a prefix tree among the N tokens that the model gets."""
 
     buckets: list[Tensor]
-    """[rows, longest] token numbers each, int64: rows of nearly equal length that attention reads together; past a
-    row's end any number."""
+    """Token numbers, [rows, longest] each, int64: rows of similar length that attention reads together. Entries past a
+    row's end are arbitrary."""
     back: Tensor
-    """[N], int64: where each token is among the positions of all buckets laid end to end."""
+    """[N], int64: index of each token in the concatenated positions of all buckets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +75,16 @@ class PackedBatch:
     input_ids: Tensor
     """[rows, longest], int64, right-padded with 0; [1, N] for a prefix tree."""
     positions: Tensor
-    """[n], int64: index into the flattened [rows * longest] places from which each response token is predicted."""
+    """[n], int64: index, into the flattened [rows * longest] positions, from which each response token is predicted."""
     tokens: Tensor
-    """[n], int64: each token's place in the layout of all response tokens (`offsets`)."""
+    """[n], int64: index of each token in the layout of all response tokens (`offsets`)."""
     position_ids: Tensor | None = None
-    """[1, N], int64: place of each token in its rows, for a prefix tree."""
+    """[1, N], int64: position of each token in its rows, for a prefix tree."""
     paths: Paths | None = None
 
 
 def row_length(prompt: Sequence[int], response: Sequence[int]) -> int:
-    """Tokens that the forward pass needs for one sequence: all but the last."""
+    """Number of tokens in the forward pass of one sequence: all but the last."""
     return len(prompt) + len(response) - 1
 
 
@@ -97,8 +97,8 @@ def pad_rows(
     """Lay sequences out as one padded batch.
 
     Args:
-        prompts, responses: token ids, one entry a row; prompts and responses have at least one token.
-        offsets: place of each response's first token in the layout of all response tokens.
+        prompts, responses: token ids, one entry per row, each with at least one token.
+        offsets: index of each response's first token in the layout of all response tokens.
     """
     longest = max(row_length(prompt, response) for prompt, response in zip(prompts, responses, strict=True))
     ids = np.zeros((len(prompts), longest), dtype=np.int64)
@@ -123,6 +123,6 @@ def token_places(responses: Sequence[Sequence[int]], offsets: Sequence[int], dev
 
 
 def dummy_batch(device: torch.device) -> PackedBatch:
-    """One token and no response, for ranks that must run a pass but have no sequence left."""
+    """A batch of one token without a response, for ranks that must join a pass but have no sequence left."""
     empty = torch.zeros(0, dtype=torch.int64, device=device)
     return PackedBatch(torch.zeros((1, 1), dtype=torch.int64, device=device), empty, empty)

@@ -1,4 +1,4 @@
-"""The border between groups and updates: what `update.run_minibatch` needs to know of a rollout."""
+"""The border between groups and updates: what `update.run_minibatch` needs to know about a rollout."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class TrainSequence:
     prompt_ids: list[int]
     """The rendered prompt; at least one token."""
     response_ids: list[int]
-    """The sampled tokens, end-of-sequence included if it was sampled; may be empty."""
+    """The sampled tokens, including end-of-sequence if it was sampled; may be empty."""
     behaviour_logprobs: list[float]
-    """mu: natural-log probability of each response token under the distribution that it was drawn from."""
+    """mu: natural-log probability of each response token under the distribution that it was sampled from."""
     advantage: float
     """Group-relative advantage of the rollout (`objectives.terms.advantages`)."""
     route: Route
     teacher_prompt_ids: list[int] | None
-    """The enriched prompt, set exactly if a teacher pass is needed (`Objective.asks_teacher`)."""
+    """The enriched prompt; None unless a teacher pass is needed (`Objective.asks_teacher`)."""

@@ -1,4 +1,4 @@
-"""Which rank trains which sequences of a mini-batch."""
+"""Decides which rank trains which sequences of a mini-batch."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from services.learner.packing.sequence import TrainSequence
 
 
 def share_of_rank(sequences: Sequence[TrainSequence], rank: int, num_ranks: int) -> list[int]:
-    """Indices of the sequences that `rank` trains: the row of all sequences cut into parts of nearly equal work.
+    """Indices of the sequences that `rank` trains: one of `num_ranks` contiguous parts of nearly equal work.
 
-    So neighbouring siblings, which share their prompts, mostly go to one rank; a part is off by one sequence
-    at most. Alike on all ranks.
+    Siblings are neighbours and share their prompt, so most of them go to the same rank. A part differs from equal work
+    by at most one sequence. All ranks compute the same parts.
     """
     costs = _costs(sequences)
     total, before, mine = max(1, sum(costs)), 0, []
     for index, cost in enumerate(costs):
-        # By the middle of its work; the last one may be without any.
+        # A sequence belongs to the part that contains the middle of its work; `min` is for a last one without work.
         if min(num_ranks - 1, (2 * before + cost) * num_ranks // (2 * total)) == rank:
             mine.append(index)
         before += cost
@@ -24,8 +24,8 @@ def share_of_rank(sequences: Sequence[TrainSequence], rank: int, num_ranks: int)
 
 
 def _costs(sequences: Sequence[TrainSequence]) -> list[int]:
-    """Roughly the work of each sequence after those before it, in forward tokens: a backward pass costs two forward
-    passes, a prompt like the last one nothing."""
+    """Approximate work of each sequence in forward tokens. A backward pass costs two forward passes; a prompt equal to
+    the previous one costs nothing."""
     costs: list[int] = []
     last: list[int] | None = None
     last_teacher: list[int] | None = None

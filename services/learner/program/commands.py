@@ -1,7 +1,7 @@
-"""Rank 0 tells the other ranks what to do next. Messages are msgpack, not pickle; nobody waits long in a collective.
+"""Commands from rank 0 to the other ranks, as msgpack rather than pickle.
 
-While rank 0 waits for groups it sends `Wait` every few seconds, so that the others' collectives end and a rank that
-died is noticed.
+While rank 0 waits for groups, it sends `Wait` every few seconds, so that no rank waits long in a collective and a dead
+rank is noticed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Start(msgspec.Struct, frozen=True):
     config: str
     """The run configuration as JSON."""
     checkpoint: str | None
-    """Folder of the checkpoint to go on from."""
+    """Folder of the checkpoint to continue from."""
 
 
 class Wait(msgspec.Struct, frozen=True, tag=True):
@@ -40,7 +40,7 @@ class Step(msgspec.Struct, frozen=True, tag=True):
 
 
 class Save(msgspec.Struct, frozen=True, tag=True):
-    """Export the whole state for a checkpoint outside the usual rhythm."""
+    """Export the whole state for a checkpoint outside the schedule."""
 
 
 class Finish(msgspec.Struct, frozen=True, tag=True):
@@ -66,7 +66,7 @@ def send_start(start: Start, device: torch.device) -> None:
 
 
 def receive_start(device: torch.device) -> Start:
-    """How to begin, on ranks other than 0."""
+    """The start message, on ranks other than 0."""
     return decode(_broadcast(None, device), Start)
 
 

@@ -1,8 +1,8 @@
 """Evaluation through the ring: avg@k and pass@k of the validation questions at one weight version.
 
-Training waits meanwhile, so all samples come from that version; prompts for the next steps may be in work behind them.
-The result is kept in Redis beside the feeding cursor: a learner that comes past the same step again after a crash
-reports it again instead of sampling again with other weights.
+Training waits during an evaluation, so all samples come from that version; prompts for the next steps may be in
+progress behind them. The result is stored in Redis with the feeding cursor, so that a learner that repeats the step
+after a crash reports the same result instead of sampling again with other weights.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from services.runtime.queue.queue import Delivery, Queue
 
 SPLIT = "validation"
 SILENCE_SECONDS = 10.0
-"""After so long without a result, look for lost groups."""
+"""Time without a result after which to look for lost groups."""
 _RESULT = "evaluation_result:"
 
 
@@ -38,7 +38,7 @@ class Evaluator:
     def __init__(
         self, queue: Queue, run_id: str, config: RunConfig, questions: Sequence[Question], first_step: int = 0
     ) -> None:
-        """`first_step`: weight version that the run starts from; above 0 for a fork."""
+        """`first_step` is the weight version that the run starts from; above 0 for a fork."""
         self._first_step = first_step
         self._queue = queue
         self._run_id = run_id
@@ -63,7 +63,7 @@ class Evaluator:
         return section.every_steps is not None and step % section.every_steps == 0
 
     async def run(self, step: int) -> EvaluationFinished:
-        """Evaluate the weights of version `step`. Repeatable: what was fed, judged or finished before is used."""
+        """Evaluate the weights of version `step`. A repeated call reuses what was fed, judged or finished before."""
         started = time.monotonic()
         self.num_done = 0
         stored = await self._queue.redis.hget(streams.feeder(self._run_id), f"{_RESULT}{step}")
@@ -81,7 +81,7 @@ class Evaluator:
         return result
 
     async def _collect(self, tasks: Sequence[PromptTask]) -> list[Delivery[ScoredGroup]]:
-        """Consumes `evaluated`; waits until every task is judged or given up; lost ones are fed again."""
+        """Consumes `evaluated`; waits until every task is judged or given up. Feeds lost tasks again."""
         stream = streams.evaluated(self._run_id)
         wanted = {task.group_id: task for task in tasks}
         judged: dict[str, Delivery[ScoredGroup]] = {}
@@ -136,7 +136,7 @@ class Evaluator:
 
 
 def summarise(groups: Sequence[ScoredGroup], run_id: str, step: int, config: RunConfig) -> EvaluationFinished:
-    """avg@k and pass@k. Samples with an infrastructure fault are left out; a question without any sample as well."""
+    """avg@k and pass@k. Leaves out samples with an infrastructure fault, and questions that have no other samples."""
     by_kind: dict[str, list[float]] = defaultdict(list)
     counts: list[tuple[int, int]] = []
     lengths: list[int] = []
@@ -173,12 +173,12 @@ def summarise(groups: Sequence[ScoredGroup], run_id: str, step: int, config: Run
 def pass_at_k(counts: Sequence[tuple[int, int]], k: int) -> float:
     """The share of questions that at least one of k samples solves.
 
-    The unbiased estimator 1 - C(n - c, k) / C(n, k) (arXiv 2107.03374, section 2.1) needs n >= k samples of a question.
-    One that lost samples to faults is left out: the best of the others alone would count as a failure what the lost
-    ones might have solved. Where every question lost some, each counts with the samples that it has, which is too low.
+    The unbiased estimator 1 - C(n - c, k) / C(n, k) (arXiv 2107.03374, section 2.1) needs n >= k samples per question.
+    Questions that lost samples to faults are left out, because the lost samples might have solved them. If every
+    question lost samples, each counts with those that it has, which underestimates the share.
 
     Args:
-        counts: usable samples n >= 1 and correct ones c, a question.
+        counts: for each question, the number of usable samples n >= 1 and of correct ones c.
     """
     whole = [(n, c) for n, c in counts if n >= k]
     if not whole:
@@ -191,7 +191,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 async def stored_accuracies(redis: Redis, run_id: str) -> dict[int, float]:
-    """Validation accuracy by step, of evaluations that this run has finished."""
+    """Validation accuracy by step, for the evaluations that this run has finished."""
     values: Any = await redis.hgetall(streams.feeder(run_id))
     results = (value for name, value in values.items() if name.decode().startswith(_RESULT))
     decoded = (msgspec.json.decode(value, type=EvaluationFinished) for value in results)

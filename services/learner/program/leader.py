@@ -1,4 +1,4 @@
-"""Rank 0's loops: from groups to steps, evaluations, checkpoints, and what the person wants."""
+"""Rank 0's loops: turn groups into steps, evaluations and checkpoints, and follow the desired state."""
 
 from __future__ import annotations
 
@@ -53,16 +53,16 @@ from services.runtime.weights.store import WeightStore
 log = get_logger(__name__)
 SAMPLES_EVERY_STEPS = 5
 SILENCE_SECONDS = 15.0
-"""After so long without the awaited group, look whether it is lost."""
+"""Time without the awaited group after which to check whether it is lost."""
 STOPS: frozenset[DesiredState] = frozenset({"stopped", "stopped_now"})
 
 
 class Stopped(Exception):
-    """The loop was asked to end before its work was done."""
+    """The run was asked to stop before its last step."""
 
 
 class Leader:
-    """Leads one run from where it stands to its end."""
+    """Leads one run from its current step to its end."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Leader:
         settings: Settings,
         questions: tuple[list[Question], list[Question]],
     ) -> None:
-        """`questions` are those for training and those for evaluation."""
+        """`questions` are the training questions and the evaluation questions."""
         self.link, self.session, self.config = link, session, session.config
         self.tokenizer = load_tokenizer(
             self.config.model.path,
@@ -99,21 +99,22 @@ class Leader:
         self.writer = Writer()
         self._beat_at = time.monotonic()
         self._began_at = time.monotonic()
-        """When the step began that is under way; a pause begins it anew."""
+        """Start of the current step on the monotonic clock; reset by a pause."""
         self._resumed_from = checkpoint
         self._checkpoint_step = session.step
         self._num_dead_seen = 0
         self._tokens = 0
-        self._weights: dict[str, Tensor] = {}  # copies of the newest
+        self._weights: dict[str, Tensor] = {}
+        """CPU copies of the newest weights."""
 
     def run(self) -> None:
-        """The run's life. Ends with the state reported: succeeded or stopped."""
+        """Train the run to its end, then report its state: succeeded or stopped."""
         catch_up(self.link, self.session, self.batcher, self.feeder, self.publisher)
         if self._resumed_from is not None and self._resumed_from.state.run_id == self.link.run_id:
-            tell_checkpoint(self.link, self._resumed_from.folder, self.session.step)  # perhaps nobody was
+            tell_checkpoint(self.link, self._resumed_from.folder, self.session.step)  # may not have been reported yet
         self.link.start(self.feeder)
         self.link.emit_state("paused" if self.link.wanted() == "paused" else "running")
-        self.link.report(state="ready", weight_version=self.link.published_version)  # ready: has spoken
+        self.link.report(state="ready", weight_version=self.link.published_version)
         limit = num_positions(self.session.engine.module)
         if self._resumed_from is None and (warning := position_warning(self.config, limit)):
             self.link.note(warning, "warning")
@@ -133,8 +134,8 @@ class Leader:
         self.publisher.close()
 
     def _steps(self) -> None:
-        """Consumes batches; produces steps, evaluations and checkpoints; waits for groups and for un-pausing."""
-        self._evaluate(self.session.step)  # also one that a crash broke off; a finished one is only told again
+        """Consumes batches; produces steps, evaluations and checkpoints; waits for groups, and while paused."""
+        self._evaluate(self.session.step)  # continues one that a crash interrupted; reports a finished one again
         while self.session.step < self.config.training.steps:
             self._began_at = time.monotonic()
             self._train(self._collect(self.session.step + 1))
@@ -143,9 +144,9 @@ class Leader:
         self.link.acknowledge_rest()
 
     def _obey(self) -> None:
-        """Waits while the run is paused; `Stopped` where it is to end."""
+        """Wait while the run is paused. Raises `Stopped` if the run must stop."""
         if self.link.wanted() == "paused":
-            self.writer.drain()  # people see the last step before the pause
+            self.writer.drain()  # report the last step before the pause
             self.link.emit_state("paused")
             self.link.report(waiting_for="the run to be resumed")
             while self.link.wanted() == "paused":
@@ -159,7 +160,7 @@ class Leader:
             raise Stopped
 
     def _idle(self, seconds: float) -> None:
-        """Let time pass: faults of the other threads show, other ranks get their beat."""
+        """Sleep, but raise the other threads' faults and keep the other ranks' collectives alive."""
         self.link.check()
         self.writer.check()
         if time.monotonic() - self._beat_at > BEAT_SECONDS:
@@ -172,9 +173,9 @@ class Leader:
         self._beat_at = time.monotonic()
 
     def _collect(self, step: int) -> Batch:
-        """Consumes arrivals; produces the batch of `step`; waits for the group that is next in feeding order, which
-        the verifier's publishing frees. Drops give the feeder credit at once. A pause takes effect meanwhile too: what
-        is missing may not have been fed."""
+        """Consumes arrivals; produces the batch of `step`; waits for the verifier to publish the next group in feeding
+        order. Drops give the feeder credit immediately. A pause takes effect here as well, since the missing groups may
+        not have been fed yet."""
         self.link.check()
         silent_since = time.monotonic()
         while True:
@@ -209,13 +210,13 @@ class Leader:
     def _wait_for_arrival(self) -> None:
         try:
             delivery = self.link.arrivals.get(timeout=0.25)
-            self.link.arrivals.put(delivery)  # order does not matter: groups are decided by number
+            self.link.arrivals.put(delivery)  # order does not matter, groups are decided by number
         except queue.Empty:
             self._idle(0.0)
 
     def _account(self) -> None:
-        """Tell the feeder of drops; end a run in which nothing but drops comes in. Those that a predecessor had in hand
-        do not count: it may have ended for them."""
+        """Tell the feeder about drops, and fail a run whose groups are all dropped. Groups that a predecessor had
+        received do not count, since they may be the reason that it died."""
         record_dropped(self.batcher)
         dropped = self.batcher.ledger.num_dropped
         if dropped != self.link.num_dropped:
@@ -225,7 +226,8 @@ class Leader:
         if self.batcher.num_dropped_in_a_row >= limit and self.batcher.last_drop is not None:
             reason, fault = self.batcher.last_drop
             raise TurnoutError(
-                f"The last {limit} groups were all dropped as {reason}{': ' + fault.rstrip('.') if fault else ''}.",
+                f"The last {limit} groups were all dropped; reason: {reason}"
+                f"{' (' + fault.rstrip('.') + ')' if fault else ''}.",
                 remedy="Fix the cause, then resume the run.",
             )
 
@@ -272,7 +274,7 @@ class Leader:
         return [[sequence for group in part for sequence in group.sequences] for part in parts]
 
     def _shown_group(self, groups: Sequence[PreparedGroup], step: int) -> range:
-        """Which sequences of the first mini-batch people get to see: every few steps those of its first group."""
+        """The sequences of the first mini-batch that are published as samples: every few steps its first group."""
         return range(len(groups[0].sequences) if step == 1 or step % SAMPLES_EVERY_STEPS == 0 else 0)
 
     def _samples(self, groups: Sequence[PreparedGroup], trained: Trained, step: int) -> Any:
@@ -303,14 +305,14 @@ class Leader:
         return self.session.snapshot(self.link.run_id, self.batcher.boundary.to_json(), weights)
 
     def _submit_checkpoint(self) -> None:
-        """A checkpoint outside the usual rhythm."""
+        """Write a checkpoint outside the schedule."""
         self._send(Save())
         snapshot = self._snapshot(self._weights)
         settled = self.batcher.take_settled()
         self.writer.submit(lambda: self._write_checkpoint(snapshot, settled))
 
     def _write_checkpoint(self, snapshot: Snapshot, settled: list[Scored]) -> None:
-        """On the writer thread: make it durable, then acknowledge the groups that it holds."""
+        """Make a checkpoint durable, then acknowledge the groups that it covers. Runs on the writer thread."""
         started = time.monotonic()
         with writing():
             path, _ = self.store.write(snapshot)
@@ -321,7 +323,7 @@ class Leader:
         self.store.collect(section.keep_last, section.keep_best, accuracies)
 
     def _evaluate(self, step: int) -> None:
-        """Consumes `evaluated`; produces the step's evaluation where one is due; waits for all its samples."""
+        """Consumes `evaluated`; produces the step's evaluation if one is due; waits for all its samples."""
         if not self.evaluator.due(step):
             return
         future = self.link.submit(self.evaluator.run(step))
@@ -334,5 +336,5 @@ class Leader:
                 raise Stopped
             self._idle(0.05)
         self.link.report(waiting_for="")
-        self.writer.drain()  # people see the step before its evaluation
+        self.writer.drain()  # report the step before its evaluation
         self.link.emit(future.result())

@@ -1,8 +1,8 @@
 """The training program: `python -m services.learner.program.main`, one process per rank.
 
-The learner service starts it.
-Rank 0 leads: it talks to Redis through `RunLink` (a thread of its own), makes batches and tells the other ranks what
-to do; they follow (`follow`). Settings come by environment: `TURNOUT_*`, `TURNOUT_RUN_ID`, torch's rank variables.
+The learner service starts it. Rank 0 leads: it talks to Redis through `RunLink`, which has its own thread, makes
+batches, and sends commands to the other ranks, which follow (`follow`). Settings come from the environment:
+`TURNOUT_*`, `TURNOUT_RUN_ID` and torch's rank variables.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ LOCK_SECONDS = 30.0
 
 
 def main() -> int:
-    """Exit code 0: the run ended; `EXIT_REPORTED`: it failed and said so; `EXIT_NO_QUEUE`: start me again once the
-    queue server answers; anything else: start me again."""
-    # Ctrl-C goes to the whole group of processes; the service decides what becomes of this one.
+    """Run the program. Returns exit code 0 if the run ended, `EXIT_REPORTED` if it failed and reported so,
+    `EXIT_NO_QUEUE` to be restarted once the queue server answers, and another code to be restarted."""
+    # Ctrl-C reaches the whole process group, but the service decides when this process ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     settings = load_settings()
     configure_logs(settings, "learner")
@@ -76,8 +76,8 @@ def lead(settings: Settings, run_id: str) -> int:
     try:
         with lock_run(folder):
             config = link.read_config()
-            check_places(config, settings)  # the API has, but this came by a queue
-            questions = load_datasets(config.data)  # before the model, which may take minutes
+            check_places(config, settings)  # again after the API, since this came through Redis
+            questions = load_datasets(config.data)  # before the model, which may take minutes to load
             link.report(waiting_for="the model to load")
             link.send_progress()
             checkpoint = newest_checkpoint(folder, link)
@@ -86,10 +86,10 @@ def lead(settings: Settings, run_id: str) -> int:
             send_start(Start(config.model_dump_json(), place), ranks.device)
             session = open_session(config, ranks, checkpoint, settings)
             Leader(link, session, folder, checkpoint, settings, questions).run()
-        if settings.weights_folder is not None:  # likely in memory: an ended run keeps one version there
+        if settings.weights_folder is not None:  # probably in memory, where a finished run keeps one version only
             WeightStore(settings.weights_of(run_id), run_id).collect(1)
         return 0
-    except Exception as error:  # noqa: BLE001 - the program's border: every fault becomes a recorded status
+    except Exception as error:  # noqa: BLE001 - every fault must become a recorded status
         return report_failure(link, error)
     finally:
         link.close()
@@ -97,8 +97,8 @@ def lead(settings: Settings, run_id: str) -> int:
 
 
 def follow(settings: Settings, run_id: str) -> int:
-    """Ranks other than 0. Consumes commands of rank 0; waits only in collectives, which rank 0's beat ends every few
-    seconds; `Finish` ends it."""
+    """Ranks other than 0. Consumes rank 0's commands until `Finish`; waits only in collectives, each of which rank 0's
+    `Wait` commands end within seconds."""
     ranks = join()
     start = receive_start(ranks.device)
     config = parse_run_config(msgspec.json.decode(start.config))
@@ -123,17 +123,17 @@ def open_session(config: RunConfig, ranks: Ranks, checkpoint: Loaded | None, set
 
 
 def newest_checkpoint(folder: Path, link: RunLink) -> Loaded | None:
-    """The checkpoint to go on from. Torn ones are told to people and passed over."""
+    """The checkpoint to continue from. Damaged ones are noted in the run's history and skipped."""
     store = CheckpointStore(folder, lambda *_: None)
     store.clear(".writing-*")
-    return store.load_newest(lambda text: link.note(f"{text} The one before it is used.", "warning"))
+    return store.load_newest(lambda text: link.note(f"{text} Using the previous checkpoint.", "warning"))
 
 
 def lock_run(folder: Path) -> IO[bytes]:
-    """Hold the run's folder for this program alone; a predecessor that is still ending is waited for.
+    """Lock the run's folder, waiting up to `LOCK_SECONDS` for a predecessor to exit. Closing the file unlocks it.
 
     Raises:
-        UnavailableError: another learner holds it.
+        UnavailableError: another learner has the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / "learner.lock").open("ab")
@@ -141,13 +141,14 @@ def lock_run(folder: Path) -> IO[bytes]:
         return file
     file.close()
     raise UnavailableError(
-        f"Another learner works on the run in {folder}.", remedy="Stop it, or wait until it has ended."
+        f"Timed out after {LOCK_SECONDS:.0f} s waiting for another learner to release {folder}.",
+        remedy="Stop the other learner, or wait until it has exited.",
     )
 
 
 def report_failure(link: RunLink, error: Exception) -> int:
-    """Make a fault a recorded status. People's mistakes and broken numbers end the run; other faults are left to the
-    service, which starts the program again."""
+    """Report a fault and return the exit code. User errors and numerical faults end the run; for other faults the
+    service restarts the program."""
     sentence = describe(error)
     log.error("training failed", error=sentence, exc_info=error)
     ends_run = isinstance(error, TurnoutError) and not isinstance(error, UnavailableError)
@@ -159,17 +160,17 @@ def report_failure(link: RunLink, error: Exception) -> int:
         if ends_run or is_disk_full(error):
             link.emit_state("failed", sentence)
             return EXIT_REPORTED
-    except Exception as second:  # noqa: BLE001 - Redis may be the very thing that failed
-        log.error("the failure could not be reported", error=str(second))
+    except Exception as second:  # noqa: BLE001 - Redis may be what failed
+        log.error("failure not reported", error=str(second))
     return 1
 
 
 def describe(error: BaseException) -> str:
-    """One clear sentence."""
+    """The error in one sentence."""
     if isinstance(error, TurnoutError):
         return str(error)
     if is_disk_full(error):
-        return "The disk is full: weights or a checkpoint could not be written. Free space and resume the run."
+        return "The disk is full, so weights or a checkpoint could not be written. Free space, then resume the run."
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
 
 
@@ -184,5 +185,5 @@ if __name__ == "__main__":
     flush_traces()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Threads of native libraries can hang an ordinary exit; everything of ours is closed by now.
+    # Threads of native libraries can hang an ordinary exit; all our resources are closed by now.
     end_when_written(code)

@@ -1,10 +1,10 @@
-"""Starting where the run stands, and feeding again what got lost on the way.
+"""Continues a run from its checkpoint, and feeds lost groups again.
 
-A message that cannot be read ends in the dead letters; its group would never arrive and, since groups are decided in
-feeding order, hold up the run. Messages only move forward (prompts, completions, scored), each move atomic, so reading
-the streams in that order misses none: what is outstanding and on none of them is lost. It is fed again under its own
-number; after `MAX_REFEEDS` tries it is given up and counts as dropped. A group whose message ended the services that
-held it is not fed again at all.
+An unreadable message ends up in the dead letters. Its group would never arrive and, since groups are decided in feeding
+order, would block the run. Messages only move forward (prompts, completions, scored), each move atomic, so reading the
+streams in that order misses none: an outstanding group that is on none of them is lost. It is fed again under the same
+number, and counts as dropped after `MAX_REFEEDS` tries. A group whose message crashed the services that held it is not
+fed again.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from services.runtime.weights.store import MANIFEST, CorruptWeightsError, verify
 MAX_REFEEDS = 2
 ENTRIES_A_CALL = 64
 _REASONS: Final[tuple[DropReason, ...]] = ("lost", "fatal")
-"""Fields of the feeder hash with sequence numbers."""
+"""Fields of the feeder hash that list sequence numbers."""
 _NO_LETTER = Buried("it was on no stream", fatal=False)
 
 
 def starting_ledger(checkpoint: Loaded | None, config: RunConfig) -> Ledger:
     """The ledger to continue with, and so the position in the data.
 
-    A fork keeps its parent's. Where it has other `prompts_per_step`, the steps before it count as if they had had that
-    size too: the feeder's credit and each task's step follow from the position.
+    A fork keeps its parent's. If its `prompts_per_step` differs, earlier steps count as if they had the same size,
+    because the feeder's credit and each task's step follow from the position.
     """
     if checkpoint is None:
         return Ledger()
@@ -53,30 +53,30 @@ def starting_ledger(checkpoint: Loaded | None, config: RunConfig) -> Ledger:
 
 
 def first_step(checkpoint: Loaded | None, run_id: str) -> int:
-    """Step that the run began at: 0, or that of a checkpoint which another run wrote."""
+    """The step that the run began at: 0, or for a fork that of its parent's checkpoint."""
     return 0 if checkpoint is None or checkpoint.state.run_id == run_id else checkpoint.state.step
 
 
 def tell_checkpoint(link: RunLink, folder: Path, step: int, seconds: float = 0.0) -> None:
-    """Report a checkpoint. Told again it is the same event, since its time is that of the checkpoint's last file."""
+    """Report a checkpoint. A repeated report is the same event, since its time is that of the checkpoint's manifest."""
     at, size = (folder / MANIFEST).stat().st_mtime, read_checkpoint_manifest(folder).bytes
     path = str(folder.resolve())
     link.emit(CheckpointWritten(run_id=link.run_id, at=at, step=step, path=path, bytes=size, seconds=seconds))
 
 
 def catch_up(link: RunLink, session: TrainingSession, batcher: Batcher, feeder: Feeder, publisher: Publisher) -> None:
-    """Bring Redis and the checkpoint together before anything runs.
+    """Reconcile Redis with the checkpoint before anything runs.
 
-    The published version may be ahead of the checkpoint (steps since then will be replayed) or, if Redis lost data,
-    behind it: then the checkpoint's weights are published again and the feeding cursor is moved up. Where the published
-    weights are not whole any more (they lay in memory, or the disk lost them), the run goes back to the checkpoint's,
-    and the replay publishes the later ones again.
+    The published version may be ahead of the checkpoint (the steps since then are replayed) or, if Redis lost data,
+    behind it. In that case the checkpoint's weights are published again and the feeding cursor moves up to it. If the
+    published weights are damaged (they were in memory, or the disk lost them), the run returns to the checkpoint's
+    weights, and the replay publishes the later versions again.
     """
     published = link.read_weights()
     link.withdraw_offer()  # it was the predecessor's
     link.published_version = int(published.get("version", 0))
     if published and not is_whole(published, publisher.folder):
-        link.note(f"Published weights of version {link.published_version} are not whole any more.", "warning")
+        link.note(f"The published weights of version {link.published_version} are missing or damaged.", "warning")
         link.published_version = -1
     link.num_dropped = batcher.ledger.num_dropped
     batcher.lost = link.call(read_lost(link.redis, link.run_id))
@@ -87,11 +87,13 @@ def catch_up(link: RunLink, session: TrainingSession, batcher: Batcher, feeder: 
     if link.call(feeder.read_cursor()) < decided:
         link.call(_set_cursor(link.redis, link.run_id, decided))
     if session.step:
-        link.note(f"Resumed from the checkpoint of step {session.step}; published version {link.published_version}.")
+        link.note(
+            f"Resumed from the checkpoint of step {session.step}. The published version is {link.published_version}."
+        )
 
 
 def is_whole(published: Mapping[str, str], folder: Path) -> bool:
-    """Whether the weights that the hash names are a version in `folder`, the run's, and can be loaded."""
+    """Whether the announced weights are a version in the run's `folder` and match their checksum."""
     path = Path(published["path"])
     try:
         if path.resolve().parent != folder.resolve():
@@ -107,8 +109,8 @@ async def _set_cursor(redis: Any, run_id: str, value: int) -> None:
 
 
 def find_lost_groups(link: RunLink, batcher: Batcher, feeder: Feeder) -> None:
-    """Feed training groups again that are on no stream and not here; give up those that were fed too often. A Redis
-    that has lost its last moments (a replica was promoted) is also told again which weights are published."""
+    """Feed training groups again that are neither on a stream nor here, and give up those that were fed too often.
+    Also restores the announcement of the published weights, in case a failover of Redis lost it."""
     link.announce_again()
     wanted = [number for number in range(batcher.next_sequence, feeder.fed) if not batcher.has(number)]
     if not wanted:
@@ -116,12 +118,13 @@ def find_lost_groups(link: RunLink, batcher: Batcher, feeder: Feeder) -> None:
     tasks = [feeder.task(number, batcher.ledger.num_dropped) for number in wanted if number not in batcher.lost]
     again, given_up = link.call(feed_lost(link.queue, link.run_id, streams.scored(link.run_id), tasks))
     if again:
-        link.note(f"{len(again)} groups were on no stream and were fed again, the first: {again[0]}.", "warning")
+        link.note(f"Fed {len(again)} lost groups again, the first of them {again[0]}.", "warning")
     if given_up:
         numbers = {task.sequence: _reason(given_up[task.group_id]) for task in tasks if task.group_id in given_up}
         batcher.lost = link.call(add_lost(link.redis, link.run_id, numbers))
         first, letter = next(iter(given_up.items()))
-        link.note(f"{len(given_up)} groups were given up, the first, {first}: {letter.reason}"[:4000], "warning")
+        text = f"Gave up {len(given_up)} lost groups. Reason for the first, {first}: {letter.reason}"
+        link.note(text[:4000], "warning")
 
 
 def _reason(letter: Buried) -> DropReason:
@@ -129,7 +132,7 @@ def _reason(letter: Buried) -> DropReason:
 
 
 async def groups_on_streams(redis: Redis, names: Sequence[str]) -> set[str]:
-    """Ids of the groups on these streams; give the streams in the order in which messages move."""
+    """Ids of the groups on these streams, which must be given in the order in which messages move."""
     found: set[str] = set()
     for name in names:
         start = "-"
@@ -142,15 +145,15 @@ async def groups_on_streams(redis: Redis, names: Sequence[str]) -> set[str]:
 async def feed_lost(
     queue: Queue, run_id: str, judged: str, tasks: Iterable[PromptTask]
 ) -> tuple[list[str], dict[str, Buried]]:
-    """Feed those of the outstanding `tasks` again that are on no stream; `judged` is the last stream of their purpose.
-    Returns the group ids fed again, and those given up with what is known of them."""
+    """Feed the outstanding `tasks` that are on no stream again. `judged` is the last stream for their purpose. Returns
+    the group ids fed again, and those given up with their dead letters."""
     present = await groups_on_streams(queue.redis, (streams.prompts(run_id), streams.completions(run_id), judged))
     lost = [task for task in tasks if task.group_id not in present]
     return await refeed(queue, run_id, lost) if lost else ([], {})
 
 
 async def refeed(queue: Queue, run_id: str, tasks: Iterable[PromptTask]) -> tuple[list[str], dict[str, Buried]]:
-    """Feed lost tasks again, each in one step with its count; see `feed_lost`."""
+    """Feed lost tasks again, each atomically with its count; see `feed_lost`."""
     key = streams.feeder(run_id)
     buried = await buried_groups(queue.redis, run_id)
     again: list[str] = []
@@ -168,7 +171,7 @@ async def refeed(queue: Queue, run_id: str, tasks: Iterable[PromptTask]) -> tupl
 
 
 async def read_lost(redis: Redis, run_id: str) -> dict[int, DropReason]:
-    """Sequence numbers of train groups that were given up. In Redis, so that a replay comes to the same decision."""
+    """Sequence numbers of train groups that were given up. Kept in Redis, so that a replay makes the same decision."""
     lost: dict[int, DropReason] = {}
     for reason in _REASONS:
         value: Any = await redis.hget(streams.feeder(run_id), reason)
@@ -177,7 +180,7 @@ async def read_lost(redis: Redis, run_id: str) -> dict[int, DropReason]:
 
 
 async def add_lost(redis: Redis, run_id: str, sequences: Mapping[int, DropReason]) -> dict[int, DropReason]:
-    """Give up these train groups for good."""
+    """Record these train groups as given up. Returns all that are."""
     lost = await read_lost(redis, run_id) | dict(sequences)
     fields = {reason: sorted(number for number, why in lost.items() if why == reason) for reason in _REASONS}
     await redis.hset(streams.feeder(run_id), mapping={reason: json.dumps(found) for reason, found in fields.items()})

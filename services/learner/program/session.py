@@ -1,4 +1,4 @@
-"""What all ranks of a training program share: model, engine, and the work of one step. Knows nothing of Redis."""
+"""What all ranks of a training program share: model, engine and the work of one step. Independent of Redis."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from services.learner.update.update import run_minibatch
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """One step's reports, one an optimizer update, and where this rank's sequences stood in each mini-batch."""
+    """One step's reports, one per optimizer update, and the indices of this rank's sequences in each mini-batch."""
 
     reports: list[MinibatchReport]
     shares: list[list[int]]
 
 
 class TrainingSession:
-    """The engine and what is done with it. All ranks call the methods in the same order."""
+    """The engine and the operations on it. All ranks must call the methods in the same order."""
 
     def __init__(self, config: RunConfig, ranks: Ranks, checkpoint: Loaded | None, *, allow_remote_code: bool) -> None:
         self.config = config
@@ -56,31 +56,31 @@ class TrainingSession:
             None if checkpoint is None else partial(load, config.model.path),
         )
         self.step = 0
-        """Training steps done."""
+        """Number of finished training steps."""
         if checkpoint is not None:
             self._restore(checkpoint)
 
     @property
     def vocabulary_size(self) -> int:
-        """Tokens that the model has."""
+        """Number of tokens in the model's vocabulary."""
         return vocabulary_size(self.engine.student)
 
     def _restore(self, checkpoint: Loaded) -> None:
         import_state(self.engine, checkpoint.optimizer(), checkpoint.state.updates)
         teacher = checkpoint.teacher()
-        if teacher:  # else the objective had none so far: the teacher starts as the checkpoint's student
+        if teacher:  # otherwise the objective had none so far, and the teacher starts as the checkpoint's student
             import_teacher(self.engine, teacher)
         torch.set_rng_state(checkpoint.random_state())
         self.step = checkpoint.state.step
-        # A fork may have other mini-batches than the run that wrote the checkpoint.
+        # A fork's mini-batches may differ from those of the run that wrote the checkpoint.
         self.engine.begun = (self.step, self.engine.updates)
 
     def train(self, command: Step, details: Collection[int] = ()) -> Trained:
-        """One training step. pi_old of every mini-batch is fixed before the first update; its passes are student
-        passes, and the first report has their time.
+        """Train one step. pi_old of every mini-batch is computed before the first update, in student passes whose time
+        counts in the first report.
 
         Args:
-            details: indices into the first mini-batch whose tokens are wanted one by one.
+            details: indices into the first mini-batch of the sequences to report token by token.
         """
         shares = [share_of_rank(batch, self.engine.rank, self.engine.num_ranks) for batch in command.minibatches]
         mine = [[batch[index] for index in share] for batch, share in zip(command.minibatches, shares, strict=True)]
@@ -97,7 +97,7 @@ class TrainingSession:
         return Trained(reports, shares)
 
     def _old(self, batches: Sequence[Sequence[TrainSequence]]) -> list[list[Tensor]]:
-        """log pi_old of the later mini-batches, scored together so that passes are full."""
+        """log pi_old of the later mini-batches, scored together to fill the passes."""
         if not batches:
             return []
         flat = [sequence for batch in batches for sequence in batch]
@@ -109,27 +109,27 @@ class TrainingSession:
         return result
 
     def weights(self) -> dict[str, Tensor]:
-        """What is published: whole weights on rank 0, with `model.lora` the adapter's. Collective."""
+        """The weights to publish, whole on rank 0: all of them, or with `model.lora` the adapter's. Collective."""
         if self.config.model.lora is None:
             return whole_weights(self.engine.module, self.engine.rank)
         return lora.file_names(whole_weights(self.engine.module, self.engine.rank, trained_only=True))
 
     def snapshot(self, run_id: str, ledger: dict[str, int], weights: dict[str, Tensor]) -> Snapshot:
-        """Copies of everything that a checkpoint holds; tensors on rank 0 only. Collective."""
+        """Copies of everything that a checkpoint contains; tensors on rank 0 only. Collective."""
         state = State(FORMAT, run_id, self.step, self.engine.updates, ledger)
         optimizer, teacher = export_state(self.engine), export_teacher(self.engine)
         return Snapshot(state, weights, optimizer, teacher, torch.get_rng_state())
 
     def write_published(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
-        """Files of what `weights` gave, as rollout servers read them."""
+        """Write what `weights` returned, in the files that rollout servers read."""
         if self.config.model.lora is None:
             write_shards(folder, weights)
         else:
             lora.write(folder, weights, self.engine.module)
 
     def save_model(self, folder: Path, weights: Mapping[str, Tensor], tokenizer: object) -> None:
-        """Weights, configuration and tokenizer in Hugging Face format; with `model.lora` adapter and tokenizer in
-        PEFT's."""
+        """Write weights, configuration and tokenizer in Hugging Face format, or with `model.lora` adapter and tokenizer
+        in PEFT's format."""
         model = self.engine.module
         if self.config.model.lora is not None:
             tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
@@ -140,7 +140,7 @@ class TrainingSession:
 
 
 def _student(config: RunConfig, checkpoint: Loaded | None, load: Callable[[str], nn.Module]) -> nn.Module:
-    """The model that is trained, as the run begins with it or as the checkpoint holds it."""
+    """The model to train, from the checkpoint if there is one, otherwise from `model.path`."""
     if config.model.lora is not None:
         model = lora.inject(load(config.model.path), config.model)
         if checkpoint is not None:
@@ -153,7 +153,7 @@ def _student(config: RunConfig, checkpoint: Loaded | None, load: Callable[[str],
 
 
 class _TeacherOnDevice:
-    """Brings an offloaded teacher to the device for the time of a step."""
+    """Brings an offloaded teacher to the device for the duration of a step."""
 
     def __init__(self, engine: DeepSpeedEngine) -> None:
         self._ema = engine.ema

@@ -28,7 +28,7 @@ def step_numbers(
     learning_rate: float,
     seconds_wait: float,
 ) -> dict[str, float]:
-    """All `STEP_METRICS` of a step but those that `with_rates` adds later. `version`: as for `group_metrics`."""
+    """All `STEP_METRICS` of a step except those that `with_rates` adds. `version` is as for `group_metrics`."""
     rest = {"learning_rate": learning_rate, "seconds_wait": seconds_wait}
     return group_metrics(groups, version, objective) | step_metrics(reports) | rest
 
@@ -36,7 +36,7 @@ def step_numbers(
 def step_histograms(
     groups: Sequence[PreparedGroup], version: int, reports: Sequence[MinibatchReport]
 ) -> dict[str, Histogram]:
-    """All `STEP_HISTOGRAMS` of a step. `version`: as for `group_metrics`."""
+    """All `STEP_HISTOGRAMS` of a step. `version` is as for `group_metrics`."""
     return {
         "distillation_weight": weight_histogram(reports),
         "staleness_versions": staleness_histogram(token_ages(groups, version)),
@@ -44,7 +44,7 @@ def step_histograms(
 
 
 def group_metrics(groups: Sequence[PreparedGroup], version: int, objective: ObjectiveSection) -> dict[str, float]:
-    """What the groups of a step say before any pass: rewards, routing, lengths, ages.
+    """The metrics that follow from a step's groups alone: rewards, routing, lengths, ages.
 
     Args:
         version: weight version that the step starts from.
@@ -113,7 +113,8 @@ def with_rates(
     seconds_checkpoint: float | None = None,
     seconds_publish: float | None = None,
 ) -> StepFinished:
-    """The event with the given times filled in, and `tokens_per_second` from them. `seconds` must come first."""
+    """The event with the given times filled in, and `tokens_per_second` derived from them. The first call must set
+    `seconds`."""
     times = {"seconds": seconds, "seconds_checkpoint": seconds_checkpoint, "seconds_publish": seconds_publish}
     metrics = event.metrics | {name: value for name, value in times.items() if value is not None}
     whole = metrics["seconds"]
@@ -124,7 +125,7 @@ def with_rates(
 def samples_taken(
     group: PreparedGroup, details: Mapping[int, TokenDetail], run_id: str, step: int, tokenizer: Any
 ) -> SamplesTaken:
-    """One group token by token. `details` is by rollout index; what it lacks was not trained on this rank."""
+    """One group token by token. `details` is by rollout index, and lacks the rollouts that this rank did not train."""
     task = group.scored.group.task
     samples = []
     for index, rollout in enumerate(group.scored.group.rollouts):

@@ -9,7 +9,7 @@ from services.runtime.traces import record
 
 
 def record_trained(batch: Batch, began: float) -> None:
-    """Each group's training, which began at Unix time `began` and has just ended, and with it the group's way."""
+    """Record each group's training span, from Unix time `began` until now, and the span of the group as a whole."""
     ended = time.time()
     for scored in batch.groups:
         task, oldest = scored.group.task, oldest_version(scored)
@@ -19,7 +19,7 @@ def record_trained(batch: Batch, began: float) -> None:
 
 
 def record_dropped(batcher: Batcher) -> None:
-    """The way of each group that was dropped since the last call."""
+    """Record the span of each group dropped since the last call."""
     dropped, batcher.dropped = batcher.dropped, []
     for scored, reason in dropped:
         task, outcome = scored.group.task, f"dropped_{reason}"

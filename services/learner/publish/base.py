@@ -1,8 +1,8 @@
-"""What a weight transport is on the learner's side.
+"""The interface of a weight transport on the learner's side.
 
-The store stays the source of truth: every version is published there too, and a server that gets nothing by the
-transport loads it from there. Senders run on the writer thread or on threads of their own, from the snapshot in CPU
-memory that the store is written from; training shares the GPU with them and waits for nothing.
+The store remains the source of truth: every version is published there too, and a server loads it from there if the
+transport fails. Senders run on the writer thread or on their own threads, and read the same snapshot in CPU memory from
+which the store is written. Training shares the GPU with them, but does not wait for them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from services.runtime.settings import Settings
 
 
 class UnusableError(Exception):
-    """A transport cannot work here: `reason` as in "X is so", and the remedy as an imperative."""
+    """A transport cannot work here. `reason` is a clause and `remedy` an imperative, both without a period."""
 
     def __init__(self, reason: str, remedy: str) -> None:
         super().__init__(reason)
@@ -33,22 +33,22 @@ class Sender(ABC):
     @classmethod
     @abstractmethod
     def make(cls, device: torch.device, settings: Settings) -> Self:
-        """The sender of a run whose learner computes on `device`. Raises `UnusableError`."""
+        """A sender for a run whose learner computes on `device`. Raises `UnusableError`."""
 
     @abstractmethod
     def load(self, version: int, weights: Mapping[str, Tensor]) -> Layout | None:
-        """Take a version in place of the older one. `weights` are in CPU memory and are not changed afterwards. Returns
-        how the version is packed, if it is."""
+        """Replace the previous version with this one. `weights` are in CPU memory and do not change afterwards. Returns
+        the packing of the version, or None if it is not packed."""
 
     @abstractmethod
     def offer(self) -> Offer | None:
-        """How servers get at it, beyond its folder. Stays the same for the sender's life; asked for after `load`."""
+        """How servers get the version, apart from its folder. Constant for the sender's lifetime; call `load` first."""
 
-    def close(self) -> None:  # noqa: B027 - most have nothing to close
+    def close(self) -> None:  # noqa: B027 - most senders have nothing to close
         """Stop serving."""
 
 
 def require_cuda(device: torch.device) -> None:
-    """Raise `UnusableError` without a CUDA device."""
+    """Raise `UnusableError` unless `device` is a CUDA device."""
     if device.type != "cuda":
         raise UnusableError("the learner has no CUDA device", "Run the learner on a GPU")

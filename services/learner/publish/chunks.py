@@ -1,4 +1,4 @@
-"""Packing a version into chunks of bytes, for transports that carry it themselves."""
+"""Packs a version into chunks of bytes, for transports that send it themselves."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from services.contracts.transports.layout import ALIGNMENT, Chunk, Layout, Packe
 from services.runtime.weights.digest import digest
 
 CHUNK_BYTES = 256 << 20
-"""Tensors are packed up to this size; a larger one goes alone. Bounds the memory of a broadcast."""
+"""Tensors are packed into chunks up to this size; a larger tensor gets its own chunk. Bounds a broadcast's memory."""
 
 
 def plan(weights: Mapping[str, Tensor], chunk_bytes: int | None = None) -> list[Chunk]:
-    """Where each tensor goes, in chunks of `chunk_bytes` (`CHUNK_BYTES` if None). Digests are still empty."""
+    """Assign each tensor a place in chunks of `chunk_bytes` (`CHUNK_BYTES` if None). Leaves the digests empty."""
     limit = CHUNK_BYTES if chunk_bytes is None else chunk_bytes
     chunks: list[Chunk] = []
     tensors: list[PackedTensor] = []

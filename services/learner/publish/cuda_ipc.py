@@ -1,6 +1,6 @@
 """Transport `cuda_ipc`, the learner's side: the newest version in GPU memory that servers on this machine map.
 
-Written against vLLM 0.32's transfer engines and torch's handles; tested on the CPU, never yet run on a GPU.
+Written against vLLM 0.32's transfer engines and torch's handles. Tested on the CPU, but has never run on a GPU.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from services.runtime.torch.side_streams import SideStreams
 class IpcSender(Sender):
     """One buffer in the learner's GPU memory, as large as the weights, exported once and overwritten by each version.
 
-    Servers copy from it and compare digests; one that was still copying when the next version came sees another digest
-    and takes the store.
+    Servers copy from it and compare digests. A server that was still copying when the next version arrived finds a
+    different digest and loads the version from the store.
     """
 
     def __init__(self, device: torch.device, share: Callable[[Tensor], IpcOffer] | None = None) -> None:
-        """`share` exports the buffer; tests put something in its place."""
+        """`share` exports the buffer; tests replace it."""
         self._device = device
         self._streams = SideStreams(torch, device)
         self._share = share or share_cuda
@@ -43,16 +43,16 @@ class IpcSender(Sender):
         require_cuda(device)
         if name := expandable_segments():
             raise UnusableError(
-                f"{name} sets expandable_segments:True, whose memory torch shares with other processes as one open "
-                "file for each 2 to 20 MB",
-                "Remove it for the learner, set weights.transport to nccl",
+                f"{name} sets expandable_segments:True, and torch shares such memory with other processes as one open "
+                "file per 2 to 20 MB",
+                "Remove the setting for the learner, set weights.transport to nccl",
             )
         return cls(device)
 
     def load(self, version: int, weights: Mapping[str, Tensor]) -> Layout:
         chunks = plan(weights)
         num_bytes = sum(chunk.bytes for chunk in chunks)
-        with self._streams.one():  # the default one would queue behind training's kernels
+        with self._streams.one():  # the default stream would queue behind training's kernels
             if self._buffer is None:
                 self._buffer = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
                 self._offer = self._share(self._buffer)
@@ -61,20 +61,20 @@ class IpcSender(Sender):
             for chunk in chunks:
                 part = self._buffer[start : start + chunk.bytes]
                 fill(part, chunk, weights)
-                done.append(with_digest(chunk, part))  # reads the result back, so the copy has ended
+                done.append(with_digest(chunk, part))  # reads the digest back, so the copy is finished by then
                 start += chunk.bytes
         return Layout(done)
 
     def offer(self) -> Offer:
-        assert self._offer is not None, "load comes first"
+        assert self._offer is not None, "load must come first"
         return self._offer
 
     def close(self) -> None:
-        """Nothing to do: the buffer goes with the process, so that no server's mapping loses its memory before."""
+        """Keep the buffer until the process exits, so that no server's mapping loses its memory."""
 
 
 def share_cuda(buffer: Tensor) -> IpcOffer:
-    """torch's CUDA IPC handle of a buffer, as plain fields (vLLM's own engine would pickle the same tuple)."""
+    """torch's CUDA IPC handle for a buffer as plain fields (vLLM's own engine pickles the same tuple)."""
     from torch.multiprocessing.reductions import reduce_tensor
 
     _, values = reduce_tensor(buffer)
@@ -93,7 +93,7 @@ def share_cuda(buffer: Tensor) -> IpcOffer:
 
 
 def expandable_segments() -> str:
-    """The variable that turns torch's expandable segments on; empty if none does."""
+    """The environment variable that enables torch's expandable segments; empty if none does."""
     names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
     return next((name for name in names if re.search(r"expandable_segments\s*:\s*True", os.environ.get(name, ""))), "")
 

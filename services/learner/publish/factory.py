@@ -1,4 +1,4 @@
-"""From `weights.transport` to a sender: the module here of that name, and its `SENDER`."""
+"""Maps `weights.transport` to a sender: `SENDER` in the module of that name in this package."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from services.runtime.settings import Settings
 
 
 def make_sender(transport: str, device: torch.device, settings: Settings, warn: Callable[[str], None]) -> Sender:
-    """The sender of `transport`, a name in `TRANSPORTS`; the store's, with a warning, if it cannot work."""
+    """The sender for `transport`, a name in `TRANSPORTS`. If it cannot work, warns and returns the store's sender."""
     kind: type[Sender] = import_module(f"services.learner.publish.{transport}").SENDER
     try:
         return kind.make(device, settings)
     except UnusableError as error:
         warn(
-            f"weights.transport is {transport}, but {error.reason}, so weights go by the store. {error.remedy}, or set "
-            "weights.transport to store."
+            f"weights.transport is {transport}, but {error.reason}. Servers load weights from the store instead. "
+            f"{error.remedy}, or set weights.transport to store."
         )
         return StoreSender()

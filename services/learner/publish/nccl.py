@@ -1,9 +1,9 @@
-"""Transport `nccl`, the learner's side: rank 0 of a group made for one update of one rollout server.
+"""Transport `nccl`, the learner's side: rank 0 of a process group made for one update of one rollout server.
 
-A TCP store of torch's is the meeting point; it carries plain bytes. A server's first worker puts an `Ask` there, the
-answer says `go` or why not, and both sides make a process group: learner rank 0, workers from 1 on. Each chunk is one
-broadcast. A group an update costs its set-up; in return no group outlives a failure, and servers do not depend on each
-other. Each ask has a thread: what a dead peer holds up is that thread alone.
+The two sides meet at a torch TCP store, which carries plain bytes. A server's first worker puts an `Ask` there, the
+answer is `go` or the reason why not, and both sides create a process group with the learner as rank 0 and the workers
+from rank 1. Each chunk is one broadcast. Each update pays for setting up its group, but no group outlives a failure,
+and servers do not depend on each other. Each ask has its own thread, so a dead peer blocks only that thread.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from services.runtime.torch.side_streams import SideStreams
 
 log = get_logger(__name__)
 LIMIT = timedelta(seconds=10)
-"""For each single wait: joining, one broadcast, the last word of the workers."""
+"""Timeout of each wait: joining, one broadcast, the workers' final confirmation."""
 POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """One version, as it is sent."""
+    """The version that is being offered."""
 
     version: int
     layout: Layout
@@ -49,7 +49,7 @@ class NcclSender(Sender):
     """Broadcasts the newest version to servers that ask for it."""
 
     def __init__(self, address: str, device: torch.device) -> None:
-        """`address` is where servers reach this machine. On a CPU device gloo takes NCCL's place, for tests."""
+        """`address` is where servers reach this machine. On a CPU device gloo replaces NCCL, for tests."""
         self._device = device
         self._streams = SideStreams(torch, device)
         self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=LIMIT)
@@ -75,7 +75,7 @@ class NcclSender(Sender):
         return self._held.layout
 
     def _buffer_for(self, chunks: list[Chunk]) -> Tensor:
-        """Of the largest chunk's size, for one after the other."""
+        """A buffer of the largest chunk's size, reused for each chunk."""
         return torch.empty(max((chunk.bytes for chunk in chunks), default=0), dtype=torch.uint8, device=self._device)
 
     def offer(self) -> NcclOffer:
@@ -85,7 +85,7 @@ class NcclSender(Sender):
         self._closed.set()
 
     def _listen(self) -> None:
-        """Consumes asks; starts a thread for each; ends with `close`."""
+        """Consumes asks; starts a thread for each. Runs until `close`."""
         number = 1
         while not self._closed.wait(POLL_SECONDS):
             if self._store.check([f"ask/{number}"]):
@@ -99,13 +99,13 @@ class NcclSender(Sender):
             store = TCPStore("127.0.0.1", self._offer.port, is_master=False, timeout=LIMIT)
             held = self._held
             if held is None or held.version != ask.version:
-                holds = "nothing" if held is None else f"version {held.version}"
-                store.set(f"answer/{ask.attempt}", f"the learner holds {holds}, not version {ask.version}")
+                offered = "no version" if held is None else f"version {held.version}"
+                store.set(f"answer/{ask.attempt}", f"the learner offers {offered}, not version {ask.version}")
                 return
             store.set(f"answer/{ask.attempt}", "go")
             self._send(store, ask, held)
         except (RuntimeError, msgspec.DecodeError) as error:
-            log.warning("weights not sent; the server takes the store", error=str(error).split("\n")[0])
+            log.warning("weights not sent, server uses the store", error=str(error).split("\n")[0])
 
     def _send(self, store: TCPStore, ask: Ask, held: Held) -> None:
         from torch.distributed.distributed_c10d import BroadcastOptions
@@ -119,8 +119,8 @@ class NcclSender(Sender):
                 for chunk in held.layout.chunks:
                     part = buffer[: chunk.bytes]
                     fill(part, chunk, held.weights)
-                    group.broadcast([part], options).wait(LIMIT)  # ended by then, so the buffer is free again
-            # the group must stand until the last byte has left this machine
+                    group.broadcast([part], options).wait(LIMIT)  # finished, so the buffer can be reused
+            # The group must exist until the last byte has left this machine.
             store.wait([f"done/{ask.attempt}/{rank}" for rank in range(1, 1 + ask.num_workers)], LIMIT)
         finally:
             group.abort()

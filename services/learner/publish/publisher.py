@@ -1,4 +1,4 @@
-"""Publishing weights: weight store, `weights` hash, event. Runs on the writer thread while training continues."""
+"""Publishes weights: weight store, `weights` hash, event. Runs on the writer thread while training continues."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from services.learner.publish.store import StoreSender
 from services.runtime.weights.store import WeightStore
 
 KEEP_VERSIONS = 3
-"""Versions kept in the weight store: the newest, and what slower servers may still be reading."""
+"""Number of versions kept in the weight store: the newest, and those that slower servers may still be reading."""
 
 
 class Publisher:
-    """Publishes each version once; a resumed learner that comes past published versions again skips them."""
+    """Publishes each version once; a resumed learner skips the versions that are already published."""
 
     def __init__(
         self,
@@ -31,7 +31,8 @@ class Publisher:
         write: Callable[[Path, Mapping[str, Tensor]], None],
         sender: Sender,
     ) -> None:
-        """`write(folder, weights)` makes the files of a version. `sender` offers versions in addition to the store."""
+        """`write(folder, weights)` must write the files of a version. `sender` offers versions in addition to the
+        store."""
         self._sender = sender
         self._link = link
         self._store = store
@@ -43,7 +44,7 @@ class Publisher:
         return self._store.folder
 
     def publish(self, version: int, weights: Mapping[str, Tensor]) -> float:
-        """Make version `version` visible to rollout servers. Returns the seconds that it took."""
+        """Publish version `version` to rollout servers. Returns the time taken, in seconds."""
         started = time.monotonic()
         if version < self._link.published_version:
             return 0.0
@@ -76,18 +77,18 @@ class Publisher:
         return time.monotonic() - started
 
     def _load(self, version: int, weights: Mapping[str, Tensor]) -> Layout | None:
-        """Hand the version to the sender. Its faults end its use, never the run."""
+        """Hand the version to the sender. A fault disables the sender, but does not end the run."""
         try:
             return self._sender.load(version, weights)
         except (RuntimeError, OSError, TurnoutError) as error:
             reason = str(error).split("\n")[0]
             self._link.note(
-                f"The fast weight transport failed, weights go by the store from now on: {reason}", "warning"
+                f"The weight transport failed, so servers load weights from the store instead: {reason}", "warning"
             )
             self.close()
             return None
 
     def close(self) -> None:
-        """Offer nothing any more."""
+        """Stop offering versions."""
         self._sender.close()
         self._sender = StoreSender()

@@ -1,4 +1,4 @@
-"""Transport `store`: servers read the version's folder, and need nothing else."""
+"""Transport `store`: servers read the version's folder and need no offer."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def make_group(
 
 
 class Letters:
-    """A tokenizer: one token a character, no template."""
+    """A tokenizer with one token per character and no template."""
 
     def apply_chat_template(self, messages: list[dict[str, str]], **_: object) -> list[int]:
         return [ord(letter) for letter in messages[-1]["content"]]
@@ -83,7 +83,7 @@ def delivered(group: ScoredGroup) -> Delivery[ScoredGroup]:
 
 @pytest.fixture(scope="session")
 def programs() -> Iterator[Programs]:
-    """Starts training programs without paying for their imports each time."""
+    """Starts training programs without repeating their imports."""
     started = Programs()
     yield started
     started.close()
@@ -91,7 +91,7 @@ def programs() -> Iterator[Programs]:
 
 @pytest.fixture(scope="session")
 def engine_runs(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> EngineRuns:
-    """Trainings of a tiny model under every ZeRO stage, in real processes, each made once."""
+    """Trainings of a tiny model under every ZeRO stage, in real processes, each run once."""
     return EngineRuns(programs, tmp_path_factory)
 
 

@@ -1,4 +1,4 @@
-"""Run by the engine tests, one process a rank: trains a tiny model under each ZeRO stage and saves what came out.
+"""Run by the engine tests, one process per rank: trains a tiny model under each ZeRO stage and saves the results.
 
 RANK=0 WORLD_SIZE=1 python -m tests.services.learner.engine_program train <folder> <stages> <dtype> <full|lora>
 RANK=0 WORLD_SIZE=1 python -m tests.services.learner.engine_program resume <folder> <stages> <dtype> <full|lora> \\
@@ -178,7 +178,7 @@ def later(engine: Any) -> dict[str, Any]:
 
 
 def resume(config: RunConfig, ranks: Any, saved: dict[str, Any]) -> Any:
-    """An engine that goes on from what rank 0 has in `saved`; the others get it as they would from a checkpoint."""
+    """An engine that continues from rank 0's `saved`, which the other ranks get as they would from a checkpoint."""
     from services.learner.model.engine import DeepSpeedEngine
     from services.learner.model.optimizer_state import import_state, import_teacher
 
@@ -193,7 +193,7 @@ def resume(config: RunConfig, ranks: Any, saved: dict[str, Any]) -> Any:
 
 
 def go_on(folder: Path, stages: list[int], dtype: str, kind: str, source: Path) -> None:
-    """From a state that another number of ranks, and another stage, may have left."""
+    """Continue from a state that another number of ranks or another stage may have written."""
     ranks = join()
     saved = torch.load(source, weights_only=True)
     for stage in stages:

@@ -1,4 +1,4 @@
-"""What `engine_program` makes of a number of ranks, a type and a kind of training, made once for all tests."""
+"""Results of `engine_program` for a number of ranks, a dtype and a kind of training, computed once for all tests."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class EngineRuns:
     def resumed(
         self, source: tuple[int, int], num_ranks: int, stages: tuple[int, ...], dtype: str, kind: str
     ) -> dict[int, dict[str, Any]]:
-        """By stage: the training that goes on, on `num_ranks`, from what `source` (ranks, stage) left half-way."""
+        """By stage: the training that continues on `num_ranks` from what `source` (ranks, stage) left half-way."""
         folder = self._folders.mktemp("resumed")
         state = self.folder(source[0], dtype, kind) / f"stage{source[1]}.pt"
         self._run(num_ranks, ["resume", str(folder), _listed(stages), dtype, kind, str(state)])
@@ -49,7 +49,7 @@ class EngineRuns:
 
 
 def run_ranks(programs: Programs, module: str, num_ranks: int, arguments: list[str]) -> None:
-    """One process a rank; all must end well."""
+    """Run one process per rank; all must succeed."""
     with programs.ranks(module, num_ranks, {}, arguments) as ranks:
         assert [process.wait() for process in ranks] == [0] * num_ranks
 

@@ -29,11 +29,11 @@ class Program:
 
     def kill(self) -> None:
         if self.code is None and self.ended.empty():
-            with suppress(ProcessLookupError):  # it has just ended by itself; its exit code is on the way
+            with suppress(ProcessLookupError):  # it has just exited, and its exit code is on its way
                 os.kill(self.pid, 9)
 
     def wait(self, seconds: float = 240.0) -> int:
-        """The exit code; negative for a signal. Raises `queue.Empty` where it does not end in time."""
+        """The exit code, negative for a signal. Raises `queue.Empty` if the process does not end in time."""
         if self.code is None:
             self.code = self.ended.get(timeout=seconds)
         return self.code
@@ -87,7 +87,7 @@ class Programs:
     def ranks(
         self, module: str, num_ranks: int, variables: Mapping[str, str], arguments: Sequence[str] = ()
     ) -> Iterator[list[Program]]:
-        """One process a rank; killed at the end."""
+        """Start one process per rank; kill them at the end."""
         meeting = tempfile.TemporaryDirectory()
         shared = {
             "WORLD_SIZE": str(num_ranks),
@@ -112,7 +112,7 @@ class Programs:
     def training(
         self, valkey_url: str, home: Path, run_id: str, num_ranks: int = 1, inside: int | None = None
     ) -> Iterator[Program]:
-        """The training program of a run; gives rank 0's process. `inside`: in the namespaces of this process."""
+        """Start a run's training program and return rank 0's process. `inside`: in the namespaces of this process."""
         variables = {
             "TURNOUT_REDIS_URL": valkey_url,
             "TURNOUT_HOME": str(home),

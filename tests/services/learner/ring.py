@@ -1,6 +1,7 @@
 """The ring's other side for learner tests: answers prompts with rollouts and verdicts that depend on the task alone.
 
-So two runs of the same configuration see the same scored groups, whatever the timing, and must end with the same bits.
+Two runs of the same configuration therefore see the same scored groups, whatever the timing, and must end bitwise
+equal.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Change = Callable[[ScoredGroup], ScoredGroup]
 
 
 def run_values(**sections: dict[str, Any]) -> dict[str, Any]:
-    """A small run; sections given are laid over it."""
+    """A small run, updated with the given sections."""
     values: dict[str, Any] = {
         "name": "ring",
         "model": {"path": str(POLICY), "dtype": "float32"},
@@ -45,7 +46,7 @@ def run_values(**sections: dict[str, Any]) -> dict[str, Any]:
 
 
 class FakeRing:
-    """Rollout servers and verifiers in one coroutine."""
+    """Plays rollout servers and verifiers in one coroutine."""
 
     def __init__(self, redis: Redis, run_id: str, change: Change = lambda group: group) -> None:
         self.redis = redis
@@ -110,13 +111,13 @@ async def put_run(redis: Redis, run_id: str, values: dict[str, Any]) -> None:
 
 
 def bytecode_cached(variables: Mapping[str, str]) -> dict[str, str]:
-    """Child processes import the same heavy libraries again and again; let them keep the bytecode."""
+    """Child processes import the same heavy libraries repeatedly; let them cache the bytecode."""
     kept = {name: value for name, value in variables.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return kept | {"PYTHONPYCACHEPREFIX": str(Path(tempfile.gettempdir()) / "turnout-tests-bytecode")}
 
 
 class EventLog:
-    """Reads the run's events as they come."""
+    """Reads the run's events as they arrive."""
 
     def __init__(self, redis: Redis) -> None:
         self.redis = redis

@@ -1,4 +1,4 @@
-"""LoRA: the adapter alone is trained, published and kept, under every ZeRO stage; its files are PEFT's."""
+"""LoRA: only the adapter is trained, published and kept, under every ZeRO stage, in PEFT's format."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def reference() -> dict[str, Any]:
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("num_ranks", [1, 2])
-def test_the_adapter_alone_is_trained(
+def test_only_the_adapter_is_trained(
     engine_runs: EngineRuns, reference: dict[str, Any], num_ranks: int, stage: int
 ) -> None:
     result = engine_runs.result(num_ranks, stage, kind="lora")
@@ -97,7 +97,7 @@ def with_lora(**changes: Any) -> ModelSection:
 
 
 def moved_model() -> nn.Module:
-    """An adapter that does something: B is not zero."""
+    """An adapter that has an effect: B is not zero."""
     model = trained_model(CONFIG)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -134,7 +134,7 @@ def test_same_weights_are_the_same_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
 
 
-def test_what_is_written_comes_back(tmp_path: Path) -> None:
+def test_a_written_adapter_can_be_loaded(tmp_path: Path) -> None:
     model = moved_model()
     written(tmp_path, model)
     fresh = trained_model(CONFIG)
@@ -142,7 +142,7 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     assert largest_difference(named(fresh), named(model)) == 0.0
 
 
-def test_a_checkpoint_of_other_training_is_refused_by_field(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_kind_of_training_is_rejected_by_field(tmp_path: Path) -> None:
     written(tmp_path, moved_model())
     other = run_config(0, "float32", "lora").model.model_copy(
         update={"lora": CONFIG.model.lora.model_copy(update={"rank": 2})}
@@ -157,7 +157,7 @@ def test_a_checkpoint_of_other_training_is_refused_by_field(tmp_path: Path) -> N
         assert caught.value.field == "model.lora"
 
 
-def test_layers_that_are_not_there_are_refused_by_field() -> None:
+def test_missing_layers_are_rejected_by_field() -> None:
     with pytest.raises(ConfigurationError, match="no_such_layer") as caught:
         lora.inject(tiny_model(), with_lora(target_modules=("no_such_layer",)))
     assert caught.value.field == "model.lora.target_modules"

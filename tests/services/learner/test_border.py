@@ -1,4 +1,4 @@
-"""What arrives on `scored` is input: what cannot be trained is a dead letter, and the run continues."""
+"""Messages on `scored` are input: one that cannot be trained becomes a dead letter, and the run continues."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.services.learner.ring import VOCABULARY, EventLog, FakeRing, put_run,
 
 
 def with_tokens(group: ScoredGroup, prompt: bool) -> ScoredGroup:
-    """The same with one token that the model does not have, in the prompt or in a response."""
+    """The same with one token outside the model's vocabulary, in the prompt or in a response."""
     completed = group.group
     if prompt:
         changes: dict[str, object] = {"prompt_token_ids": TokenIds([*completed.prompt_token_ids[:-1], 1 << 20])}
@@ -34,7 +34,7 @@ def with_tokens(group: ScoredGroup, prompt: bool) -> ScoredGroup:
 async def test_a_token_beyond_the_vocabulary_fails_no_run(
     valkey_url: str, redis: Redis, tmp_path: Path, programs: Programs
 ) -> None:
-    """One group comes so once and is sampled again; another comes so each time and is dropped."""
+    """A group that is bad once is sampled again; one that is bad each time is dropped."""
     broken = {"train-2": 1, "train-5": 99}
 
     def change(group: ScoredGroup) -> ScoredGroup:

@@ -1,4 +1,4 @@
-"""Checkpoints: whole and verified, or refused by name and passed over."""
+"""Checkpoints: complete and verified, or rejected by name and skipped."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def store(tmp_path: Path) -> CheckpointStore:
     return CheckpointStore(tmp_path, save_model)
 
 
-def test_what_is_written_comes_back(store: CheckpointStore) -> None:
+def test_a_written_checkpoint_can_be_loaded(store: CheckpointStore) -> None:
     written = snapshot(3)
     path, size = store.write(written)
     loaded = store.load_newest(pytest.fail)
@@ -50,7 +50,9 @@ def test_what_is_written_comes_back(store: CheckpointStore) -> None:
     ["manifest.json", "hf/model.safetensors", "state/optimizer.safetensors", "state/state.json", "hf/config.json"],
 )
 @pytest.mark.parametrize("way", ["removed", "cut", "changed"])
-def test_a_torn_one_is_refused_and_the_one_before_it_used(store: CheckpointStore, damage: str, way: str) -> None:
+def test_a_damaged_checkpoint_is_rejected_and_the_previous_one_used(
+    store: CheckpointStore, damage: str, way: str
+) -> None:
     store.write(snapshot(2))
     newest, _ = store.write(snapshot(4))
     victim = newest / damage
@@ -69,7 +71,7 @@ def test_a_torn_one_is_refused_and_the_one_before_it_used(store: CheckpointStore
     assert "step-00000004" in told[0]
 
 
-def test_a_torn_one_that_was_passed_over_takes_no_place_among_those_kept(store: CheckpointStore) -> None:
+def test_a_skipped_checkpoint_does_not_count_towards_keep_last(store: CheckpointStore) -> None:
     store.write(snapshot(2))
     torn, _ = store.write(snapshot(3))
     (torn / "manifest.json").unlink()
@@ -81,15 +83,15 @@ def test_a_torn_one_that_was_passed_over_takes_no_place_among_those_kept(store: 
     assert sorted(path.name for path in store.folder.iterdir()) == ["step-00000002", "step-00000004"]
 
 
-def test_no_sound_one_at_all_is_a_fault_not_a_fresh_start(store: CheckpointStore) -> None:
+def test_only_damaged_checkpoints_are_an_error_not_a_fresh_start(store: CheckpointStore) -> None:
     path, _ = store.write(snapshot(2))
     (path / "manifest.json").unlink()
-    with pytest.raises(CorruptCheckpointError, match="No checkpoint"):
+    with pytest.raises(CorruptCheckpointError, match="None of the checkpoints"):
         store.load_newest(lambda _: None)
     assert store.steps() == [2], "nor at the next start"
 
 
-def test_a_half_written_one_is_not_there(store: CheckpointStore) -> None:
+def test_a_half_written_checkpoint_does_not_count(store: CheckpointStore) -> None:
     store.write(snapshot(2))
     half = store.folder / ".writing-step-00000004"
     half.mkdir()
@@ -101,21 +103,21 @@ def test_a_half_written_one_is_not_there(store: CheckpointStore) -> None:
     other = store.folder / ".writing-step-00000003"
     other.mkdir()
     store.clear(".writing-*")
-    assert not other.exists(), "what was left at another step would fill the disk"
+    assert not other.exists(), "leftovers of another step would fill the disk"
 
 
-def test_a_rank_beside_the_first_does_not_read_the_tensors_again(store: CheckpointStore) -> None:
-    """Rank 0 has compared every byte; with eight ranks it would be eight times as many."""
+def test_ranks_other_than_0_do_not_verify_the_tensors_again(store: CheckpointStore) -> None:
+    """Rank 0 has compared every byte; eight ranks would read eight times as many."""
     written = snapshot(2)
     path, _ = store.write(written)
     (path / "state" / "optimizer.safetensors").unlink()
     assert read(path).state == written.state
 
 
-def test_the_folders_on_the_way_to_a_new_checkpoint_are_durable_too(
+def test_the_parent_folders_of_a_new_checkpoint_are_durable_too(
     store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its groups are acknowledged next: a power cut must not take a folder that the first checkpoint of a run made."""
+    """Its groups are acknowledged next, so a power cut must not undo a folder made for a run's first checkpoint."""
     synced: list[tuple[Path, list[str]]] = []
     monkeypatch.setattr(
         "services.runtime.weights.checkpoint_files.sync",

@@ -59,7 +59,7 @@ def test_updates_equal_plain_adamw(
 def test_the_teacher_is_the_moving_average(
     engine_runs: EngineRuns, reference: dict[str, Any], num_ranks: int, stage: int
 ) -> None:
-    """Also what its passes compute, not only what is stored. Fails for a teacher that never moves (ZeRO-3, 2 ranks)."""
+    """Checks what its passes compute, not only what is stored. Fails if the teacher never moves (ZeRO-3, 2 ranks)."""
     result = engine_runs.result(num_ranks, stage)
     assert largest_difference(result["teacher"], reference["snapshots"][NUM_UPDATES - 1][1]) < 5e-6
     assert largest_difference(result["teacher"], named(tiny_model())) > 1e-3
@@ -68,7 +68,7 @@ def test_the_teacher_is_the_moving_average(
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("num_ranks", [1, 2])
-def test_state_goes_out_and_in_without_losing_a_bit(engine_runs: EngineRuns, num_ranks: int, stage: int) -> None:
+def test_exported_state_is_imported_bit_for_bit(engine_runs: EngineRuns, num_ranks: int, stage: int) -> None:
     result = engine_runs.result(num_ranks, stage)
     assert largest_difference(result["later"], result["resumed_later"]) == 0.0
     assert largest_difference(result["later_teacher"], result["resumed_later_teacher"]) == 0.0
@@ -76,7 +76,7 @@ def test_state_goes_out_and_in_without_losing_a_bit(engine_runs: EngineRuns, num
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("num_ranks", [1, 2])
-def test_gradients_that_are_not_finite_on_one_rank_are_refused_and_change_nothing(
+def test_non_finite_gradients_on_one_rank_are_rejected_and_change_nothing(
     engine_runs: EngineRuns, num_ranks: int, stage: int
 ) -> None:
     result = engine_runs.result(num_ranks, stage)
@@ -88,7 +88,7 @@ def test_gradients_that_are_not_finite_on_one_rank_are_refused_and_change_nothin
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("num_ranks", [1, 2])
 @pytest.mark.parametrize("kind", ["full", "lora"])
-def test_minibatches_depend_on_neither_ranks_nor_stage_nor_sharing(
+def test_updates_do_not_depend_on_ranks_stage_or_sharing(
     engine_runs: EngineRuns, kind: str, num_ranks: int, stage: int, prefixes: str
 ) -> None:
     found = engine_runs.result(num_ranks, stage, kind=kind)[prefixes]
@@ -117,7 +117,7 @@ def test_bfloat16_keeps_float32_masters_and_averages(engine_runs: EngineRuns, st
     assert largest_difference(result["later_teacher"], result["resumed_later_teacher"]) == 0.0
 
 
-def test_a_warm_up_that_outlasts_the_run_is_told() -> None:
+def test_a_warm_up_that_outlasts_the_run_causes_a_warning() -> None:
     def warning(warmup_steps: int) -> str | None:
         values = {"name": "r", "model": {"path": "m"}, "data": {"train": "t"}, "training": {"steps": 3}}
         return warmup_warning(parse_run_config(values | {"optimizer": {"warmup_steps": warmup_steps}}))
@@ -125,7 +125,7 @@ def test_a_warm_up_that_outlasts_the_run_is_told() -> None:
     assert warning(30) is None
     told = warning(3000)
     assert told is not None
-    assert "warmup_steps is 3000, but the run has 3 training steps" in told
+    assert "warmup_steps is 3000, but the run has only 3 training steps" in told
     assert "5.0e-09" in told
 
 

@@ -1,4 +1,4 @@
-"""A program that is ended while it writes a checkpoint ends with that checkpoint."""
+"""A program that is terminated while it writes a checkpoint finishes writing it first."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CASES = [("writes", EXIT_TERMINATED), ("writes fails", 3), ("trains", EXIT_TERMI
 
 
 @pytest.mark.parametrize(("what", "code"), CASES)
-def test_what_is_being_written_is_written(what: str, code: int) -> None:
+def test_an_unfinished_checkpoint_is_finished_before_the_program_exits(what: str, code: int) -> None:
     pipe = subprocess.PIPE
     command = [sys.executable, "-c", PROGRAM, *what.split()]
     with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as program:
@@ -50,7 +50,7 @@ def test_what_is_being_written_is_written(what: str, code: int) -> None:
             if code == EXIT_TERMINATED:
                 program.send_signal(signal.SIGTERM)
             if "writes" in what:
-                program.stdin.write("go on\n")
+                program.stdin.write("continue\n")
                 program.stdin.flush()
                 assert program.stdout.readline() == "written\n"
             assert program.wait(20) == code

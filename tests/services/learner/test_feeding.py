@@ -42,14 +42,16 @@ def test_a_ring_fed_by_credit_never_trains_a_token_that_is_too_old(
         in_work += [(n, credit.min_weight_version(credit.step_of(n, dropped))) for n in range(fed, max(fed, limit))]
         fed = max(fed, limit)
         assert all(needed <= version for _, needed in in_work), "fed a task that no server may sample yet"
-        assert in_work, "the ring stands still"
+        assert in_work, "the ring is stuck"
         sequence, needed = in_work.pop(dice.randrange(len(in_work)))
         faulty = (0, 1, 2) if dice.random() < drop_chance else ()
         batcher.offer(delivered(make_group(sequence, version=needed, faulty=faulty)))
         while version < steps and (batch := batcher.take(version + 1)) is not None:
             assert len(batch.groups) == prompts_per_step
             version += 1
-        assert batcher.ledger.dropped["stale"] == 0  # here: each drop is replaced, so nothing but drops would go on
+        assert (
+            batcher.ledger.dropped["stale"] == 0
+        )  # limited here: each drop is replaced, so drops alone would continue indefinitely
         counts = batcher.ledger.groups(fed)
         here = batcher.num_waiting + batcher.num_chosen + len(in_work)
         assert counts["fed"] == counts["trained"] + batcher.ledger.num_dropped + counts["in_flight"]
@@ -80,13 +82,13 @@ def test_drops_say_why_and_give_replacements() -> None:
     batcher.offer(delivered(make_group(2, version=1)))
     assert batcher.take(4) is None
     assert batcher.ledger.dropped == {"stale": 1, "faulty": 1, "too_few": 1, "lost": 1, "fatal": 1}
-    assert batcher.last_drop == ("fatal", "the message ended the services that held it; their logs may say why")
+    assert batcher.last_drop == ("fatal", "the message crashed the services that processed it; see their logs")
     assert Credit(1, 1, 100).limit(3, batcher.ledger.num_dropped) == 5 + 5
     batcher.offer(delivered(make_group(5, version=2, faulty=(1,))))
     assert batcher.take(4) is not None
 
 
-def test_a_group_that_comes_twice_is_trained_once_and_acknowledged_no_sooner() -> None:
+def test_a_duplicate_group_is_trained_once_and_acknowledged_with_the_first() -> None:
     """A failover can take the first from the queue server, after which a checkpoint still has to come."""
     batcher = Batcher(1, 9, Ledger())
     first, second = make_group(0), make_group(1)
@@ -100,7 +102,7 @@ def test_a_group_that_comes_twice_is_trained_once_and_acknowledged_no_sooner() -
     assert batcher.ledger.trained == 2
 
 
-def test_what_a_checkpoint_holds_ends_at_the_last_whole_batch() -> None:
+def test_a_checkpoint_covers_groups_up_to_the_last_complete_batch() -> None:
     batcher = Batcher(2, 0, Ledger())
     for sequence in range(3):
         batcher.offer(delivered(make_group(sequence, faulty=(0, 1, 2) if sequence == 2 else ())))

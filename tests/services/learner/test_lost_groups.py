@@ -1,4 +1,4 @@
-"""Groups whose message is on no stream any more are fed again, a bounded number of times."""
+"""Groups whose message is on no stream are fed again, a bounded number of times."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from services.runtime.queue.queue import Queue
 from tests.services.learner.conftest import make_group
 
 
-async def test_what_is_on_no_stream_is_found_fed_again_and_at_last_given_up(redis: Redis) -> None:
+async def test_a_lost_group_is_fed_again_and_finally_given_up(redis: Redis) -> None:
     names = [streams.prompts("run"), streams.completions("run"), streams.scored("run")]
     tasks = [make_group(sequence).group.task for sequence in range(4)]
     await redis.xadd(names[0], {b"m": codec.encode(tasks[0])})
@@ -36,8 +36,8 @@ async def test_what_is_on_no_stream_is_found_fed_again_and_at_last_given_up(redi
     assert await add_lost(redis, "run", {7: "fatal"}) == await read_lost(redis, "run") == {3: "lost", 7: "fatal"}
 
 
-async def test_a_group_whose_message_ended_its_services_is_not_fed_again(redis: Redis) -> None:
-    """Another one's letter is only a reason: that message was unreadable, the next need not be."""
+async def test_a_group_whose_message_crashed_its_services_is_not_fed_again(redis: Redis) -> None:
+    """A group with another kind of dead letter is fed again: its message was unreadable, but the next may not be."""
     prompts, task = streams.prompts("run"), make_group(0).group.task
     queue = Queue(redis, "rollout", "rollout-0")
     await queue.publish(prompts, task)
@@ -57,7 +57,7 @@ async def test_a_group_whose_message_ended_its_services_is_not_fed_again(redis: 
 async def test_a_learner_that_dies_while_it_feeds_again_has_counted_what_it_fed(
     redis: Redis, monkeypatch: pytest.MonkeyPatch, num_commands: int
 ) -> None:
-    """Killed after any command. Were a try counted that fed nothing, the group would be given up too early."""
+    """It may be killed after any command. If a try that fed nothing counted, the group would be given up too early."""
     execute, left = redis.execute_command, num_commands
 
     async def dying(*args: Any, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Settings that save memory: they are on where asked for, and change no number (see also `test_updates`)."""
+"""Settings that save memory take effect and change no number (see also `test_updates`)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_gradient_checkpointing_recomputes_layers_and_changes_no_gradient(tmp_pa
         model.model.layers[0].mlp.register_forward_pre_hook(lambda *_, seen=seen: seen.append(1))  # type: ignore[union-attr,index]
         report = run_minibatch(engine, random_sequences(8, 12), None, run_config(name="srpo", top_k=5))
         calls[on], gradients[on], losses[on] = len(seen), engine.gradients, report.loss
-    # Passes without gradient (of responses with advantage 0) are not made twice.
+    # Passes without gradients (of responses with advantage 0) are not recomputed.
     assert calls[True] - calls[False] == engine.num_backward
     assert losses[True] == pytest.approx(losses[False], rel=1e-6)
     scale = max(float(value.abs().max()) for value in gradients[False].values())
@@ -37,7 +37,7 @@ def test_gradient_checkpointing_recomputes_layers_and_changes_no_gradient(tmp_pa
 
 
 class Journal(nn.Linear):
-    """A teacher's model that notes where it is put."""
+    """A teacher's model that records which device it is moved to."""
 
     def __init__(self) -> None:
         super().__init__(3, 3)
@@ -49,11 +49,11 @@ class Journal(nn.Linear):
 
 
 def test_an_offloaded_teacher_rests_in_cpu_memory() -> None:
-    """As far as a machine without a GPU can show: where it is put, and that its averages are apart from the passes'."""
+    """As far as a machine without a GPU can show: where it is moved, and that its averages are separate tensors."""
     model, student = Journal(), nn.Linear(3, 3)
     teacher = EmaTeacher(model, 0.5, torch.device("cuda:0"), offload=True)
     teacher.attach(student)
-    assert model.places == ["cpu"], "it waits for the first step in CPU memory too"
+    assert model.places == ["cpu"], "it is in CPU memory before the first step too"
     teacher.to_passes()
     teacher.to_rest()
     assert model.places == ["cpu", "cuda:0", "cpu"]
@@ -67,7 +67,7 @@ def test_an_offloaded_teacher_rests_in_cpu_memory() -> None:
 
 
 def test_only_what_is_routed_to_sdpo_costs_a_teacher_pass() -> None:
-    """The teacher's inputs hold the enriched prompts of SDPO's rollouts and nothing of anybody else's."""
+    """The teacher's inputs are the enriched prompts of SDPO's rollouts and no others."""
     marked, plain = 28, list(range(1, 20))
     sequences = [
         TrainSequence([marked, 5], [marked, 6], [-1.0, -1.0], 0.5, "grpo", None),

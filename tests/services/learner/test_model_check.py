@@ -1,4 +1,4 @@
-"""Models that would end a run later are refused at its start; what transformers has read it can write."""
+"""Models that would fail later in a run are rejected at its start; settings that transformers reads can be saved."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def tokenizer() -> Any:
         {"early_stopping": True, "length_penalty": 2.0, "num_beams": 1, "pad_token_id": -1},
     ],
 )
-def test_generation_settings_come_out_as_they_were_read(
+def test_generation_settings_are_saved_as_they_were_read(
     tmp_path: Path, tokenizer: Any, settings: dict[str, Any]
 ) -> None:
-    """transformers reads settings that it refuses to write; a checkpoint must be written nevertheless."""
+    """transformers reads settings that it refuses to save, but the checkpoint must be written."""
     source, first, second = tmp_path / "source", tmp_path / "first", tmp_path / "second"
     shutil.copytree(POLICY, source)
     (source / "generation_config.json").write_text(json.dumps(settings))
@@ -62,10 +62,12 @@ def test_generation_settings_come_out_as_they_were_read(
         assert {name: getattr(written, name) for name in settings} == settings
 
 
-def test_a_configuration_that_cannot_be_written_is_refused_before_the_first_step(tokenizer: Any) -> None:
+def test_a_configuration_that_cannot_be_saved_is_rejected_before_the_first_step(tokenizer: Any) -> None:
     model = tiny_model(1, vocabulary=VOCABULARY)
     model.config.temperature = 0.6
-    with pytest.raises(ConfigurationError, match=r"no checkpoint: Some generation parameters.*config\.json"):
+    with pytest.raises(
+        ConfigurationError, match=r"no checkpoint could be written: Some generation parameters.*config\.json"
+    ):
         check_run(model, tokenizer, run_of(POLICY))
 
 
@@ -88,7 +90,7 @@ def cuts_after_the_head(_: Any, output: Any) -> Any:
 
 @pytest.mark.parametrize("change", [rules_out_after_the_head, cuts_after_the_head])
 def test_logits_that_are_changed_after_the_head_are_found(tokenizer: Any, change: Any) -> None:
-    """By a model of someone's own, without a setting that says so."""
+    """In a custom model, without a setting that reveals it."""
     model = tiny_model(1, vocabulary=VOCABULARY)
     check_run(model, tokenizer, run_of(POLICY))
     model.register_forward_hook(lambda module, _, output: change(module, output))
@@ -97,7 +99,7 @@ def test_logits_that_are_changed_after_the_head_are_found(tokenizer: Any, change
 
 
 class Looked(nn.Module):
-    """A model of somebody's own, which looks positions up."""
+    """A custom model with a table of positions."""
 
     def __init__(self) -> None:
         super().__init__()

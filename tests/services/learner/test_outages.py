@@ -1,4 +1,4 @@
-"""The learner when what it stands on gives way: a queue server that fails over, a disk that is full."""
+"""The learner during infrastructure failures: a queue server that fails over, a full disk."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.services.learner.programs import Programs
 from tests.services.learner.ring import DATA, EventLog, FakeRing, put_run, run_values
 
 
-async def test_a_replica_that_lacks_the_last_steps_is_promoted(tmp_path: Path, programs: Programs) -> None:
+async def test_a_promoted_replica_may_lack_the_last_steps(tmp_path: Path, programs: Programs) -> None:
     """Replication is asynchronous, so a promoted replica lacks what the primary did last: here two whole steps, with
     their feeding, weights and acknowledgements. The groups are done again; none is trained twice or missing."""
     servers = [ValkeyServer(port=free_port(), data_dir=tmp_path / name) for name in ("primary", "replica")]
@@ -64,15 +64,15 @@ async def test_a_replica_that_lacks_the_last_steps_is_promoted(tmp_path: Path, p
 
 
 class LosingQueue(Queue):
-    """Some of what it publishes is given to the learner at once, in an answer that never arrives: what a connection
-    that breaks at that moment leaves behind."""
+    """Delivers some of what it publishes to the learner in a reply that never arrives, as if the connection broke at
+    that moment."""
 
     lost: ClassVar[list[str]] = ["train-5", "train-11", "evaluation-0-1"]
 
     async def forward(self, delivery: Delivery[Any], stream: str, message: Any) -> bool:
         if message.group.task.group_id not in self.lost:
             return await super().forward(delivery, stream, message)
-        with suppress(ResponseError):  # the learner has made it already
+        with suppress(ResponseError):  # the learner has already created the group
             await self.redis.xgroup_create(stream, streams.GROUP_LEARNER, id="0", mkstream=True)
         async with self.redis.pipeline(transaction=True) as pipe:
             pipe.xack(delivery.stream, self.group, delivery.message_id)
@@ -83,7 +83,7 @@ class LosingQueue(Queue):
         return True
 
 
-async def test_groups_in_an_answer_that_was_lost_hold_up_nothing(
+async def test_groups_in_a_lost_reply_do_not_block_the_run(
     valkey_url: str, redis: Redis, tmp_path: Path, programs: Programs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tests.services.learner.ring.Queue", LosingQueue)
@@ -98,11 +98,11 @@ async def test_groups_in_an_answer_that_was_lost_hold_up_nothing(
     await end([ring], seconds=10)
 
 
-async def test_a_checkpoint_that_nobody_was_told_of_is_told_by_the_next_start(
+async def test_an_unreported_checkpoint_is_reported_at_the_next_start(
     valkey_url: str, redis: Redis, tmp_path: Path, programs: Programs
 ) -> None:
-    """The queue server went away, or the learner died, between writing it and saying so. Told twice it is one event.
-    The groups that it holds and nobody acknowledged are, though nothing is left to train."""
+    """The queue server went away, or the learner died, between writing it and reporting it. Two reports are one event.
+    Groups in it that were not acknowledged are acknowledged, although nothing is left to train."""
     await put_run(redis, "run", run_values(training={"steps": 2}))
     ring = asyncio.create_task(FakeRing(redis, "run").run())
     told = []
@@ -121,10 +121,10 @@ async def test_a_checkpoint_that_nobody_was_told_of_is_told_by_the_next_start(
     assert (told[0].path, told[0].bytes) == (told[1].path, told[1].bytes)
 
 
-async def test_a_run_whose_groups_were_all_dropped_goes_on_once_the_cause_is_mended(
+async def test_a_run_whose_groups_were_all_dropped_resumes_once_the_cause_is_fixed(
     valkey_url: str, redis: Redis, tmp_path: Path, programs: Programs
 ) -> None:
-    """The dropped groups are still there and come again; they do not end the run a second time."""
+    """The dropped groups are still there and arrive again, but do not end the run a second time."""
     await put_run(redis, "run", run_values(training={"steps": 1}))
 
     def no_verdict(group: ScoredGroup) -> ScoredGroup:
@@ -150,10 +150,10 @@ async def test_a_run_whose_groups_were_all_dropped_goes_on_once_the_cause_is_men
 
 
 @pytest.mark.parametrize("what", ["weights", "checkpoints"])
-async def test_a_full_disk_ends_the_run_in_one_sentence_and_it_goes_on_with_room(
+async def test_a_full_disk_ends_the_run_with_one_sentence_and_it_resumes_once_there_is_space(
     what: str, valkey_url: str, redis: Redis, tmp_path: Path, programs: Programs
 ) -> None:
-    """Nothing is acknowledged that is not on the disk; the run goes on from its newest checkpoint."""
+    """Nothing is acknowledged that is not on the disk; the run resumes from its newest checkpoint."""
     await put_run(redis, "run", run_values())
     ring = asyncio.create_task(FakeRing(redis, "run").run())
     log = EventLog(redis)

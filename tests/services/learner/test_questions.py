@@ -1,4 +1,4 @@
-"""Datasets: what a person gets told about a bad one, and the order in which a run goes through a good one."""
+"""Datasets: the error for a bad one, and the order in which a run uses a good one."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def test_reads_rows_and_fills_in_what_is_optional(write_lines: Callable[..., Pat
         ((GOOD, "{oops"), "line 2: not valid JSON"),
         ((GOOD, "", '{"kind": "mcq"}'), "line 3: the field prompt is missing"),
         (("[1]",), "line 1: not a JSON object"),
-        ((), "holds no questions"),
-        (('{"id": "a", "kind": "k", "prompt": "p"}',) * 2, "line 2: more than one question with id 'a'"),
+        ((), "contains no questions"),
+        (('{"id": "a", "kind": "k", "prompt": "p"}',) * 2, "line 2: the id 'a' is already used"),
         ((row(prompt=[{"role": "user", "content": "Which?"}]),), "line 1: the field prompt is a list"),
-        ((row(prompt="\ud800"),), "line 1: the field prompt cannot be used: it holds '\\ud800'"),
-        ((row(kind="own", tests={"a": ["\ud800"]}),), "line 1: the field tests cannot be used: it holds '\\ud800'"),
-        (('{"kind": "math", "prompt": "p", "answer": %s}' % ("9" * 5000),), "line 1: the field answer cannot be used"),
-        (('{"kind": "math", "prompt": "p", "answer": NaN}',), "line 1: the field answer cannot be used"),
+        ((row(prompt="\ud800"),), "line 1: the field prompt is invalid: it contains '\\ud800'"),
+        ((row(kind="own", tests={"a": ["\ud800"]}),), "line 1: the field tests is invalid: it contains '\\ud800'"),
+        (('{"kind": "math", "prompt": "p", "answer": %s}' % ("9" * 5000),), "line 1: the field answer is invalid"),
+        (('{"kind": "math", "prompt": "p", "answer": NaN}',), "line 1: the field answer is invalid"),
         (('{"kind": "code", "prompt": "p", "tests": %s}' % ("[" * 100_000 + "]" * 100_000),), "line 1: not valid JSON"),
         ((row(kind="code", tests="[" * 100_000 + "]" * 100_000),), "line 1: Question 0: tests do not read as code"),
         (('{"kind": "mcq", "prompt": "p", "answer": "A", "answer": "B"}',), "has the field 'answer' twice"),
@@ -54,7 +54,9 @@ def test_reads_rows_and_fills_in_what_is_optional(write_lines: Callable[..., Pat
         ((row(kind="math", answer=r"\frac{1}{"),), r"line 1: Question 0: answer is '\\frac{1}{', which cannot be read"),
     ],
 )
-def test_says_what_is_wrong_and_where(write_lines: Callable[..., Path], lines: tuple[str, ...], says: str) -> None:
+def test_a_bad_row_is_reported_with_file_line_and_field(
+    write_lines: Callable[..., Path], lines: tuple[str, ...], says: str
+) -> None:
     with pytest.raises(ConfigurationError) as caught:
         load_questions(str(write_lines(*lines)))
     assert says in caught.value.message
@@ -68,17 +70,17 @@ def test_patterns_that_take_exponential_time_are_refused(write_lines: Callable[.
 
 
 @pytest.mark.parametrize("pattern", [r"^(\d+,)*\d+$", r"(foo|bar)+", r"^([A-Z][a-z]+ )+$", r"(\d{3}-)+\d{4}"])
-def test_patterns_with_repeated_groups_are_taken(write_lines: Callable[..., Path], pattern: str) -> None:
+def test_patterns_with_repeated_groups_are_accepted(write_lines: Callable[..., Path], pattern: str) -> None:
     assert load_questions(str(write_lines(row(kind="regex", answer=pattern))))[0].answer == pattern
 
 
-def test_numbers_are_taken_as_they_are_written(write_lines: Callable[..., Path]) -> None:
+def test_numbers_keep_their_spelling(write_lines: Callable[..., Path]) -> None:
     numbers = ["0.00005", "1.50", "12", "6.0e23"]
     lines = (f'{{"kind": "exact", "prompt": "p", "answer": {number}}}' for number in numbers)
     assert [found.answer for found in load_questions(str(write_lines(*lines)))] == numbers
 
 
-def test_bytes_that_are_no_utf_8_are_named_by_line_and_a_byte_order_mark_is_taken(tmp_path: Path) -> None:
+def test_bytes_that_are_not_utf_8_are_named_by_line_and_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + GOOD.encode() + b"\n" + GOOD.encode().replace(b"Which", b"\xe9"))
     with pytest.raises(ConfigurationError, match="line 2: not UTF-8"):
@@ -109,7 +111,7 @@ def test_epochs_differ_and_repeat() -> None:
     assert [question_index(i, 50, 7, False) for i in range(3)] == [0, 1, 2]
 
 
-def test_a_tables_padding_is_not_taken_for_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tables_padding_is_not_mistaken_for_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """A column of objects has all fields in every row, null where a row had none."""
     import datasets
 
@@ -126,7 +128,7 @@ def test_a_tables_padding_is_not_taken_for_settings(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_folder_with_the_name_of_a_dataset_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hub is asked, which is out of reach here; nothing beside the learner is taken in its place."""
+    """The hub, which is unreachable here, is asked; no local folder replaces it."""
     import datasets.config
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)

@@ -1,4 +1,4 @@
-"""A run may go on with another number of ranks and another ZeRO stage: weights, moments and teacher are what they
+"""A run may resume with another number of ranks and another ZeRO stage: weights, moments and teacher are what they
 would have been without the interruption."""
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from tests.services.learner.engine_runs import EngineRuns, largest_difference
 
 STAGES = (0, 2, 3)
 CROSSINGS = [(1, 0, 2), (2, 0, 1), (2, 3, 1), (1, 2, 2)]
-"""Ranks and ZeRO stage that wrote the state, ranks that go on."""
+"""Ranks and ZeRO stage that wrote the state, and ranks that resume from it."""
 
 
 @pytest.fixture(scope="module")
 def resumed(engine_runs: EngineRuns) -> dict[tuple[int, int, int], dict[int, dict[str, Any]]]:
-    """By crossing and stage: the same three updates after the state was handed over."""
+    """By crossing and stage: the same three updates after the state was imported."""
     return {
         crossing: engine_runs.resumed(crossing[:2], crossing[2], STAGES, "float32", "full") for crossing in CROSSINGS
     }
@@ -25,7 +25,7 @@ def resumed(engine_runs: EngineRuns) -> dict[tuple[int, int, int], dict[int, dic
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("crossing", CROSSINGS)
-def test_another_number_of_ranks_goes_on_as_if_nothing_had_happened(
+def test_a_run_resumes_on_another_number_of_ranks_as_if_uninterrupted(
     engine_runs: EngineRuns, resumed: dict[tuple[int, int, int], Any], crossing: tuple[int, int, int], stage: int
 ) -> None:
     num_ranks, source, _ = crossing
@@ -38,7 +38,7 @@ def test_another_number_of_ranks_goes_on_as_if_nothing_had_happened(
 
 
 @pytest.mark.parametrize("stage", [1, 3])
-def test_bfloat16_takes_its_masters_along(engine_runs: EngineRuns, stage: int) -> None:
+def test_bfloat16_keeps_its_float32_masters(engine_runs: EngineRuns, stage: int) -> None:
     """Bit for bit; what follows differs by the order in which bfloat16 gradients are summed over ranks."""
     found = engine_runs.resumed((2, 2), 1, (stage,), "bfloat16", "full")[stage]
     source = engine_runs.result(2, 2, "bfloat16")
@@ -48,7 +48,7 @@ def test_bfloat16_takes_its_masters_along(engine_runs: EngineRuns, stage: int) -
 
 
 @pytest.mark.parametrize("stage", [1, 3])
-def test_an_adapter_too(engine_runs: EngineRuns, stage: int) -> None:
+def test_an_adapter_resumes_on_another_number_of_ranks(engine_runs: EngineRuns, stage: int) -> None:
     found = engine_runs.resumed((2, 3), 1, (stage,), "float32", "lora")[stage]
     expected = engine_runs.result(2, 3, kind="lora")
     for name in ("later", "later_state", "later_teacher"):

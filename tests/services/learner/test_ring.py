@@ -31,7 +31,7 @@ StartRing = Callable[..., Awaitable[FakeRing]]
 
 @pytest.fixture
 async def start_ring(redis: Redis) -> AsyncIterator[StartRing]:
-    """Puts a run into Redis and starts its other side."""
+    """Writes a run to Redis and starts the other side of its ring."""
     tasks: list[asyncio.Task[None]] = []
 
     async def start(run_id: str, values: dict[str, Any], change: Change | None = None) -> FakeRing:
@@ -65,7 +65,7 @@ LORA = {"path": str(POLICY), "dtype": "float32", "lora": {"rank": 4, "alpha": 8}
 
 
 def assert_adapters_only(home: Path, final: Path) -> None:
-    """The last checkpoint and the last published version hold one and the same adapter, which PEFT loads."""
+    """The last checkpoint and the last published version contain the same adapter, which PEFT can load."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -89,10 +89,10 @@ def assert_adapters_only(home: Path, final: Path) -> None:
     ("objective", "lora"),
     [("srpo", False), ("grpo", False), ("advantage_mix", False), ("srpo", True)],
 )
-async def test_killed_at_any_instant_it_ends_with_the_same_bits(
+async def test_a_run_killed_at_any_instant_ends_bit_for_bit_equal(
     valkey_url: str, redis: Redis, tmp_path: Path, programs: Programs, start_ring: StartRing, objective: str, lora: bool
 ) -> None:
-    """Twice the same run over the same scored groups: once undisturbed, once killed in the middle and resumed."""
+    """The same run twice over the same scored groups: once undisturbed, once killed in the middle and resumed."""
     staleness = {"srpo": 1, "grpo": 0, "advantage_mix": 2}[objective]
     values = run_values(
         **({"model": LORA} if lora else {}),
@@ -136,7 +136,7 @@ async def test_killed_at_any_instant_it_ends_with_the_same_bits(
     assert finished[6].metrics["staleness_max"] <= staleness
 
 
-async def test_a_run_reports_everything_that_people_see(
+async def test_a_run_reports_steps_samples_and_evaluations(
     valkey_url: str, redis: Redis, tmp_path: Path, programs: Programs, start_ring: StartRing
 ) -> None:
     values = run_values(
@@ -177,7 +177,7 @@ async def test_a_run_reports_everything_that_people_see(
     assert await redis.xlen(streams.evaluated("run")) == 0
 
 
-async def test_faults_and_losses_are_made_up_for(
+async def test_faulty_and_lost_groups_are_replaced(
     valkey_url: str, redis: Redis, tmp_path: Path, programs: Programs, start_ring: StartRing
 ) -> None:
     """Groups without usable samples are dropped and replaced."""
@@ -200,7 +200,7 @@ async def test_faults_and_losses_are_made_up_for(
     assert last.groups["in_flight"] == 0
 
 
-async def test_pause_and_stop_and_go_on(
+async def test_a_run_pauses_stops_and_resumes(
     valkey_url: str,
     redis: Redis,
     tmp_path: Path,
@@ -208,7 +208,7 @@ async def test_pause_and_stop_and_go_on(
     start_ring: StartRing,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The published weights lie in memory, and are gone when the run goes on."""
+    """The published weights are in memory, and are gone when the run resumes."""
     memory = tmp_path / "memory"
     monkeypatch.setenv("TURNOUT_WEIGHTS_FOLDER", str(memory))
     values = run_values(training={"steps": 400, "max_staleness": 1}, checkpoint={"every_steps": 100})
@@ -216,7 +216,7 @@ async def test_pause_and_stop_and_go_on(
     log = EventLog(redis)
     with programs.training(valkey_url, tmp_path, "run") as process:
         await log.wait_for(lambda seen: bool(seen) and getattr(seen[-1], "state", "") == "running")
-        await redis.set(streams.desired("run"), "paused")  # while it waits for groups that nobody samples
+        await redis.set(streams.desired("run"), "paused")  # while it waits for groups that no server samples
         await log.wait_for(lambda seen: getattr(seen[-1], "state", "") == "paused")
         await start_ring("run", values)
         await log.wait_for(lambda seen: any(isinstance(event, events.StepFinished) for event in seen))
@@ -252,7 +252,7 @@ async def test_pause_and_stop_and_go_on(
         ({"data": {"train": "/etc/hostname"}}, "data.train is /etc/hostname, which lies outside the folders"),
     ],
 )
-async def test_a_persons_mistake_ends_the_run_in_one_sentence(
+async def test_a_user_error_ends_the_run_with_one_sentence(
     valkey_url: str, redis: Redis, tmp_path: Path, programs: Programs, sections: dict[str, Any], says: str
 ) -> None:
     await put_run(redis, "run", run_values(**sections))
@@ -282,10 +282,10 @@ async def test_two_ranks_under_zero_3_train_the_same_run(
 
 
 @pytest.mark.parametrize("model", [{}, {"model": LORA}], ids=["full", "lora"])
-async def test_a_fork_goes_on_from_the_checkpoint(
+async def test_a_fork_continues_from_the_checkpoint(
     valkey_url: str, redis: Redis, tmp_path: Path, programs: Programs, start_ring: StartRing, model: dict[str, Any]
 ) -> None:
-    """Unchanged, it arrives where its parent does, bit for bit; with another objective and batch it begins there."""
+    """Unchanged, it ends where its parent does, bit for bit; it may also continue with another objective and batch."""
     values = run_values(objective={"name": "grpo"}, training={"max_staleness": 0, "prompts_per_minibatch": 2}, **model)
     await start_ring("parent", values)
     with programs.training(valkey_url, tmp_path, "parent") as process:

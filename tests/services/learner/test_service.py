@@ -1,4 +1,4 @@
-"""The learner service: follows its assignment, starts the training program, and starts it again after a crash."""
+"""The learner service: follows its assignment, starts the training program, and restarts it after a crash."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.faults import Away
 from tests.services.learner.ring import EventLog, FakeRing, bytecode_cached, put_run, run_values
 
 
-def test_attempts_are_bounded_and_a_step_forgives() -> None:
+def test_attempts_are_bounded_and_reset_by_a_step() -> None:
     attempts = Attempts(limit=3, first_pause_seconds=1.0, longest_pause_seconds=3.0)
     assert [attempts.crashed() for _ in range(4)] == [1.0, 2.0, 3.0, None]
     attempts.progressed(1)
@@ -39,8 +39,10 @@ def test_attempts_are_bounded_and_a_step_forgives() -> None:
     assert attempts.crashed() == 2.0
 
 
-async def test_an_outage_of_the_queue_server_counts_as_no_crash(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However often the program finds no queue server, the run is not given up: nobody could be told."""
+async def test_an_outage_of_the_queue_server_does_not_count_as_a_crash(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often the program finds no queue server, the run does not fail: the failure could not be reported."""
     learner = Learner(redis, Presence(redis, "learner", "learner-0", ""), Attempts(limit=1))
     codes = [EXIT_NO_QUEUE] * 5 + [0]
 
@@ -56,18 +58,18 @@ async def test_an_outage_of_the_queue_server_counts_as_no_crash(redis: Redis, mo
     assert learner.attempts.failed == 0
 
 
-async def test_a_queue_server_that_is_away_before_the_program_starts_ends_nothing(
+async def test_an_outage_before_the_program_starts_does_not_end_the_run(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One whose disk is full answers a ping and is gone again before the run's configuration is read."""
+    """A server with a full disk may answer a ping and be gone before the run's configuration is read."""
     away = Away()
     learner = Learner(redis, Presence(redis, "learner", "learner-0", ""))
     monkeypatch.setattr(learner, "redis", away)
     assert await learner._attempt("run") == EXIT_NO_QUEUE
 
 
-async def test_a_run_that_is_given_up_during_an_outage_is_told_after_it(redis: Redis) -> None:
-    """Nobody else would end the run: it would be shown as running indefinitely."""
+async def test_a_failure_during_an_outage_is_reported_after_it(redis: Redis) -> None:
+    """No other service would end the run: it would be shown as running indefinitely."""
     learner = Learner(redis, Presence(redis, "learner", "learner-0", ""))
     await redis.set(streams.assignment("learner-0"), "run")
     learner.redis = away = Away()
@@ -84,11 +86,9 @@ async def test_a_run_that_is_given_up_during_an_outage_is_told_after_it(redis: R
         await end([giving_up], seconds=10)
 
 
-async def test_a_program_without_queue_server_says_so_to_its_service(
-    redis: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where it is there and takes no writes, for lack of memory or, not kept at each write, of disk."""
-    link: Any = object()  # not asked: it would wait for the queue server
+async def test_a_program_without_queue_server_tells_its_service(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the server is up but rejects writes because its memory or its disk is full."""
+    link: Any = object()  # not called: it would wait for the queue server
     assert report_failure(link, RedisConnectionError("Connection refused")) == EXIT_NO_QUEUE
     full = ResponseError("MISCONF Errors writing to the AOF file: No space left on device")
     assert report_failure(link, full) == EXIT_NO_QUEUE
@@ -118,7 +118,7 @@ async def test_a_program_without_queue_server_says_so_to_its_service(
 
 
 class Ended:
-    """A rank that ends with `code` after `turns` of the loop; None: it hangs."""
+    """A rank that exits with `code` after `turns` of the loop, or hangs if None."""
 
     def __init__(self, code: int | None, turns: int = 0) -> None:
         self.code, self.turns = code, turns
@@ -135,8 +135,12 @@ class Ended:
 @pytest.mark.parametrize(
     ("ranks", "code", "error"),
     [
-        ([Ended(EXIT_REPORTED, 9), Ended(1)], EXIT_REPORTED, "seen"),  # all met it; rank 0 says so, and ends later
-        ([Ended(1, 9), Ended(-9)], -9, ""),  # rank 0 only saw that the other had gone
+        (
+            [Ended(EXIT_REPORTED, 9), Ended(1)],
+            EXIT_REPORTED,
+            "seen",
+        ),  # all ranks met it; rank 0 reports it and exits later
+        ([Ended(1, 9), Ended(-9)], -9, ""),  # rank 0 only saw that the other was gone
         ([Ended(1, 9), Ended(0), Ended(2)], 2, "seen"),
         ([Ended(None), Ended(1)], 1, "seen"),
         ([Ended(None), Ended(0)], 1, "seen"),
@@ -144,7 +148,7 @@ class Ended:
         ([Ended(-11), Ended(1, 9)], -11, "seen"),
     ],
 )
-async def test_the_rank_that_knows_why_decides(
+async def test_the_exit_code_is_that_of_the_rank_that_failed_first(
     redis: Redis, monkeypatch: pytest.MonkeyPatch, ranks: list[Any], code: int, error: str
 ) -> None:
     monkeypatch.setattr("services.learner.service.STOP_SECONDS", 0.2)
@@ -155,7 +159,7 @@ async def test_the_rank_that_knows_why_decides(
 
 
 def test_a_rank_ends_with_its_service() -> None:
-    """Whatever it waits for."""
+    """Whatever the rank is waiting for."""
     rank = (
         "import time; from services.learner.connections.progress_pipe import end_with_service; "
         "end_with_service(); time.sleep(600)"
@@ -165,11 +169,11 @@ def test_a_rank_ends_with_its_service() -> None:
         f"subprocess.Popen([sys.executable, '-c', {rank!r}], env=variables)"
     )
     learner = subprocess.Popen([sys.executable, "-c", start], cwd=ROOT, stdout=subprocess.PIPE)
-    # The pipe ends with the last process that holds it, which is the rank.
+    # The pipe closes when the last process that has it, the rank, exits.
     assert learner.communicate(timeout=60) == (b"", None)
 
 
-async def test_a_program_that_still_writes_is_waited_for_however_often_the_service_is_cancelled(redis: Redis) -> None:
+async def test_the_service_waits_for_a_program_that_is_writing_however_often_it_is_cancelled(redis: Redis) -> None:
     learner = Learner(redis, Presence(redis, "learner", "learner-0", ""))
     writes = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(sys.stdin.readline() != 'x')); "
     pipe = asyncio.subprocess.PIPE
@@ -191,7 +195,7 @@ async def test_a_program_that_still_writes_is_waited_for_however_often_the_servi
     assert program.returncode == 0
 
 
-async def test_a_killed_program_comes_back_and_the_run_succeeds(valkey_url: str, redis: Redis, tmp_path: Path) -> None:
+async def test_a_killed_program_restarts_and_the_run_succeeds(valkey_url: str, redis: Redis, tmp_path: Path) -> None:
     variables = {
         "TURNOUT_REDIS_URL": valkey_url,
         "TURNOUT_HOME": str(tmp_path),
@@ -218,7 +222,7 @@ async def test_a_killed_program_comes_back_and_the_run_succeeds(valkey_url: str,
         await log.wait_for(lambda seen: any(isinstance(e, events.Note) and "Resumed" in e.text for e in seen))
         await redis.set(streams.desired("run"), "stopped")
         await log.wait_for(lambda seen: last_state(seen) == "stopped")
-        # Resumed before the program has quite ended: the assignment never changes.
+        # Resumed before the program has fully exited: the assignment never changes.
         await redis.set(streams.desired("run"), "running")
         await redis.set(streams.attempt("run"), "2")
         await log.wait_for(lambda seen: last_state(seen) == "running")

@@ -1,4 +1,4 @@
-"""The numbers of one step, by hand."""
+"""The numbers of one step, compared with values computed by hand."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def run_config(**objective: object) -> RunConfig:
 
 
 def prepared() -> list[PreparedGroup]:
-    """Tokens of versions 0 to 3; a fault, a response that was cut, and a group that is all right."""
+    """Tokens of versions 0 to 3; a fault, a truncated response, and a group that is all correct."""
     mixed = make_group(0, rewards=(0.0, 1.0, 0.25, 0.0), version=3, faulty=(3,))
     rollouts = list(mixed.group.rollouts)
     rollouts[2] = msgspec.structs.replace(
@@ -118,7 +118,7 @@ def test_ages_are_counted_in_their_buckets() -> None:
 
 
 def test_faults_do_not_lower_pass_at_k() -> None:
-    """Questions whose samples are right one time in four, up to a quarter of them lost to faults."""
+    """Questions whose samples are correct one time in four, with up to a quarter of them lost to faults."""
     k, dice = 8, random.Random(3)
     expected = 1 - 0.75**k
     for lost in (0.0, 0.125, 0.25):

@@ -42,7 +42,7 @@ You said 5.
 Correctly solve the original question."""
 
 
-def test_the_text_is_the_methods() -> None:
+def test_the_text_is_that_of_the_method() -> None:
     assert teacher_text("What is 2 + 2?", "<think>hm</think>\nIt is 4.\n", None) == GOLDEN
     assert teacher_text("What is 2 + 2?", "It is 4.", "You said 5.\n") == GOLDEN_WITH_FEEDBACK
     assert teacher_text("What is 2 + 2?", None, None) == "What is 2 + 2?"
@@ -66,7 +66,7 @@ def test_thinking_is_left_out(text: str, left: str) -> None:
     assert without_thinking(text) == left
 
 
-def test_it_goes_through_the_chat_template() -> None:
+def test_the_prompt_is_rendered_with_the_chat_template() -> None:
     tokenizer = AutoTokenizer.from_pretrained(POLICY)
     question = Question(id="0", kind="recall", system="Recall each weight, then add.", prompt="Total tonnes of coal?")
     ids = teacher_prompt_ids(tokenizer, question, None, None)
@@ -92,7 +92,7 @@ def test_a_group_is_prepared_as_the_routing_says() -> None:
 
 @pytest.mark.parametrize("choice", ["first", "shortest", "random"])
 def test_a_response_that_is_all_thinking_demonstrates_nothing(choice: str) -> None:
-    """Its answer may stand in an unclosed <think>, where a reward that looks for tags finds it."""
+    """Its answer may be inside an unclosed <think>, where a reward that looks for tags finds it."""
     values = {"name": "r", "model": {"path": "m"}, "data": {"train": "t"}, "training": {"steps": 1}}
     config = parse_run_config(values | {"objective": {"demonstration": choice}})
     group = make_group(0, rewards=(0.0, 1.0, 1.0, 0.0))
@@ -114,7 +114,7 @@ def with_rollouts(scored: ScoredGroup, rollouts: list[Rollout]) -> ScoredGroup:
 
 
 def test_each_teacher_reads_its_own_rollouts_feedback() -> None:
-    """Siblings share a demonstration, and so most of their prompt; what was wrong with them they do not share."""
+    """Siblings share a demonstration, and thus most of their prompt, but not their feedback."""
     objective = {"feedback": "with_solution"}
     values = {"name": "r", "model": {"path": "m"}, "data": {"train": "t"}, "training": {"steps": 1}}
     config = parse_run_config(values | {"objective": objective})
@@ -135,7 +135,7 @@ def test_each_teacher_reads_its_own_rollouts_feedback() -> None:
     ("objective", "num_positions", "warns"),
     [("srpo", 499, True), ("srpo", 500, False), ("sdpo", 499, True), ("grpo", 499, False), ("srpo", None, False)],
 )
-def test_a_teacher_that_may_read_beyond_the_models_positions_is_told_of(
+def test_a_teacher_that_may_exceed_the_models_positions_causes_a_warning(
     objective: str, num_positions: int | None, warns: bool
 ) -> None:
     values = {"name": "r", "model": {"path": "m"}, "data": {"train": "t"}, "training": {"steps": 1}}

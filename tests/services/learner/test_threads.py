@@ -1,4 +1,4 @@
-"""What training thread, writer thread and Redis loop share."""
+"""State shared by the training thread, the writer thread and the Redis loop."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from services.learner.program.writer import Writer
 from services.runtime.settings import load_settings
 
 
-def test_two_threads_report_without_undoing_each_others_words(valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training says what it waits for while the writer says what is published."""
+def test_two_threads_report_without_undoing_each_others_changes(
+    valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The training thread reports what it waits for while the writer reports what is published."""
     monkeypatch.setenv("TURNOUT_REDIS_URL", valkey_url)
     link = RunLink(load_settings(), "run")
     replace, reads, spoke = msgspec.structs.replace, threading.Event(), threading.Event()
 
     def slow(progress: Progress, **changes: Any) -> Progress:
-        """The writer's change, made from what it has read before training spoke; a lock keeps training waiting."""
+        """The writer's change, based on what it read before training's report; a lock makes training wait."""
         if "weight_version" in changes:
             reads.set()
             spoke.wait(0.2)
@@ -40,7 +42,7 @@ def test_two_threads_report_without_undoing_each_others_words(valkey_url: str, m
     assert (link.progress.weight_version, link.progress.step) == (7, 3)
 
 
-def test_the_writer_keeps_the_order_holds_few_jobs_and_shows_their_faults() -> None:
+def test_the_writer_keeps_the_order_bounds_its_jobs_and_raises_their_faults() -> None:
     writer, done, may_end = Writer(max_pending=1), [], threading.Event()
 
     def job(number: int) -> Callable[[], None]:

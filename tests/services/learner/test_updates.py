@@ -1,4 +1,4 @@
-"""Whole optimizer updates on real engines: ZeRO 0 to 3, one and two ranks, options of memory, small steps."""
+"""Whole optimizer updates on real engines: ZeRO 0 to 3, one and two ranks, memory options, small steps."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_after_a_restart_the_reference_is_still_the_initial_model(updates: Updat
 
 
 @pytest.mark.parametrize("case", ["checkpointing", "offload"])
-def test_options_of_memory_change_no_number(updates: Updates, case: str) -> None:
+def test_memory_options_change_no_number(updates: Updates, case: str) -> None:
     for num_ranks in NUM_RANKS:
         for stage in stages_of(case):
             found, plain = updates[num_ranks][f"{case}-{stage}"], updates[num_ranks][f"full-{stage}"]
@@ -132,14 +132,16 @@ def test_pi_old_of_all_minibatches_is_the_policy_before_the_first(
     run_ranks(programs, "updates", num_ranks, ["step", str(file), expected_step["model"], str(stage)])
     found = torch.load(file, weights_only=True)
     assert found["losses"] == pytest.approx(expected_step["losses"], rel=1e-5)
-    assert expected_step["late"][1] != pytest.approx(expected_step["losses"][1], rel=1e-3), "the two are told apart"
+    assert expected_step["late"][1] != pytest.approx(expected_step["losses"][1], rel=1e-3), (
+        "the comparison can tell the two apart"
+    )
     for name in ("weights", "teacher"):
         assert largest_difference(found[name], expected_step[name]) < 1e-5
     assert largest_difference(found["weights"], named(builders.tiny_model(7))) > 1e-2
 
 
 def test_updates_below_bfloat16s_precision_add_up(programs: Programs, tmp_path: Path) -> None:
-    """The float32 masters take them; a bfloat16 optimizer would lose every one of them on weights of this size."""
+    """The float32 masters keep them; a bfloat16 optimizer would lose all of them for weights of this size."""
     file = tmp_path / "found.pt"
     stages = [1, 3]
     run_ranks(programs, "updates", 1, ["small", str(file), ",".join(map(str, stages))])

@@ -1,4 +1,4 @@
-"""Run by `test_updates`, one process a rank: whole optimizer updates of mini-batches on real engines.
+"""Run by `test_updates`, one process per rank: whole optimizer updates of mini-batches on real engines.
 
 updates <file> <cases>            each case (see `CASES`) under ZeRO 0 to 3: numbers, final weights
 step <file> <model> <stage>       one training step of two mini-batches by `TrainingSession`
@@ -43,7 +43,7 @@ SMALL_UPDATES = 60
 
 
 def stages_of(case: str) -> tuple[int, ...]:
-    """Options of memory and a restart differ by whether ZeRO cuts the weights, and no further."""
+    """Memory options and a restart depend on whether ZeRO partitions the weights, and on nothing else."""
     return STAGES if case in ("full", "lora") else (1, 3)
 
 
@@ -69,7 +69,7 @@ def engine_for(run: RunConfig, case: str, ranks: Any) -> DeepSpeedEngine:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         model.train()
     if case == "restarted":
-        # As after a restart: the student comes from a checkpoint, the reference from the model that the run began with.
+        # As after a restart: the student comes from a checkpoint, the reference from the run's initial model.
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
@@ -78,7 +78,7 @@ def engine_for(run: RunConfig, case: str, ranks: Any) -> DeepSpeedEngine:
 
 
 def mine(sequences: list[TrainSequence], engine: DeepSpeedEngine) -> list[TrainSequence]:
-    """With two ranks, one has all that is routed to SDPO and the other nothing of it."""
+    """With two ranks, one has all rollouts routed to SDPO and the other has none."""
     if engine.num_ranks == 1:
         return sequences
     return [item for item in sequences if (item.route == "sdpo") == (engine.rank == 1)]
@@ -124,7 +124,7 @@ def step_config(model: str, stage: int) -> RunConfig:
             "model": {"path": model, "dtype": "float32"},
             "data": {"train": "unused"},
             "objective": {"name": "srpo", "top_k": 5},
-            # A large epsilon: AdamW's first update would else be a sign, which rounding can turn.
+            # A large epsilon, since AdamW's first update would otherwise be a sign, which rounding can flip.
             "optimizer": {"learning_rate": 1.0, "warmup_steps": 0, "epsilon": 1.0, "gradient_clip": 1e9},
             "training": {"steps": 1, "prompts_per_step": 2, "prompts_per_minibatch": 1, "zero_stage": stage},
         }

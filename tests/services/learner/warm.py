@@ -1,4 +1,4 @@
-"""A process that has imported the training program and forks it on demand: a test's start costs no import.
+"""A process that has imported the training program and forks it on demand, so that tests do not wait for imports.
 
 python -m tests.services.learner.warm        reads JSON lines {"env": {...}, "module": "..."}, answers with
                                              {"pid": ...}, and later {"pid": ..., "code": ...} for each that ended

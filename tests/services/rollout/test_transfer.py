@@ -110,7 +110,7 @@ def test_broadcast_reaches_all_workers_of_a_server(tmp_path: Path, monkeypatch: 
             for future in futures:
                 assert_same(future.result(), weights_of(1))
         publish(tmp_path, 2, sender, weights_of(2))
-        with pytest.raises(TransferError, match="holds version 2, not version 1"):
+        with pytest.raises(TransferError, match="offers version 2, not version 1"):
             NcclReceiver(Worker(CPU)).receive(Update(folder, checksum, transfer_of(sender)))
         alone, newer = NcclReceiver(Worker(CPU, 0, 2)), read_checksum(tmp_path, 2)
         with monkeypatch.context() as patch:
@@ -268,7 +268,7 @@ def test_memory_that_cannot_be_shared_is_named(variable: str, monkeypatch: pytes
     monkeypatch.setenv(variable, "max_split_size_mb:512,expandable_segments:True")
     assert isinstance(sender_of("cuda_ipc", warnings, cuda), StoreSender)
     assert f"{variable} sets expandable_segments:True" in warnings[0]
-    assert "weights go by the store" in warnings[0]
+    assert "Servers load weights from the store instead" in warnings[0]
 
 
 class Link:
@@ -292,7 +292,7 @@ class Link:
     def wake_feeder(self) -> None: ...
 
 
-def test_a_sender_that_fails_ends_its_use_not_the_run(tmp_path: Path) -> None:
+def test_a_failing_sender_is_disabled_but_does_not_end_the_run(tmp_path: Path) -> None:
     link: Any = Link()
     sender = IpcSender(CPU, lambda buffer: OFFER)
     store = WeightStore(tmp_path, "run")
@@ -306,7 +306,7 @@ def test_a_sender_that_fails_ends_its_use_not_the_run(tmp_path: Path) -> None:
     assert (store.path(1) / LAYOUT_FILE).exists()
     publisher.publish(2, {"a": torch.zeros(4, dtype=torch.complex64)})
     assert link.notes[0][0] == "warning"
-    assert "weights go by the store from now on" in link.notes[0][1]
+    assert "servers load weights from the store instead" in link.notes[0][1]
     publisher.publish(3, weights_of(3))
     assert [values["transfer"] for values in link.announced[1:]] == ["", ""]
     assert not (store.path(3) / LAYOUT_FILE).exists()

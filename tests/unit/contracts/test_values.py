@@ -30,10 +30,10 @@ def test_what_a_run_may_need_passes() -> None:
         ({f"a{number}": 1 for number in range(MAX_VALUES + 1)}, "more than 1000 values", None),
         ({"data": {"train": [[1] * 600, [1] * 600]}}, "more than 1000 values", "data.train.1"),
         ({"data": nested(MAX_DEPTH)}, "more than 20 levels", "data"),
-        ({"model": {"path": "a\ud800b"}}, r"model.path holds '\\ud800', half of a character", "model.path"),
-        ({"model": {"\udfff": 1}}, r"model holds '\\udfff'", "model"),
-        (["\ud83d"], r"0 holds '\\ud83d'", "0"),
-        ("\ude80", "The text holds", None),
+        ({"model": {"path": "a\ud800b"}}, r"model.path contains '\\ud800', an unpaired surrogate", "model.path"),
+        ({"model": {"\udfff": 1}}, r"model contains '\\udfff'", "model"),
+        (["\ud83d"], r"0 contains '\\ud83d'", "0"),
+        ("\ude80", "The text contains", None),
     ],
 )
 def test_what_no_run_needs_is_refused(values: Any, words: str, field: str | None) -> None:

@@ -81,12 +81,12 @@ def run_config(tokens_per_microbatch: int = 4096, **objective: object) -> RunCon
 def random_sequences(
     seed: int, number: int, *, longest: int = 7, routes: tuple[str, ...] = ("grpo", "sdpo"), teach_grpo: bool = False
 ) -> list[TrainSequence]:
-    """Sequences with every awkward length: empty, one token, long; many begin alike; advantage zero now and then."""
+    """Sequences with every awkward length (empty, one token, long), many common prefixes, and some zero advantages."""
     rng = random.Random(seed)
     begun: list[list[int]] = [[]]
 
     def ids(least: int, most: int) -> list[int]:
-        """As long as asked for; begins as an earlier one does, which may be all of it, every other time."""
+        """Tokens of the given length; every other time they begin like an earlier sequence, or equal it."""
         length = rng.randint(least, most)
         start = rng.choice(begun)[:length] if rng.random() < 0.5 else []
         begun.append(start + [rng.randrange(VOCABULARY) for _ in range(length - len(start))])

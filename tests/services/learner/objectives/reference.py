@@ -1,6 +1,6 @@
-"""The objectives once more, from the equations: float64, one token and one vocabulary entry at a time.
+"""A second implementation of the objectives, from the equations: float64, one token and vocabulary entry at a time.
 
-Numbers are 0-dimensional float64 tensors so that gradients exist; there is no vectorised operation but the model's own
+Numbers are 0-dimensional float64 tensors, so that gradients exist; nothing is vectorized except the model's own
 forward pass. Nothing is imported from the learner.
 """
 
@@ -28,7 +28,7 @@ def entropy(logits):
 
 
 def buckets(student, teacher, top_k) -> tuple[Any, Any]:
-    """Log-probabilities of the student's top K and of the tail, of both."""
+    """Log-probabilities of the student's top K tokens and of the tail, for both models."""
     p, q = log_softmax(student), log_softmax(teacher)
     if top_k is None or top_k >= len(p):
         return p, q
@@ -59,7 +59,7 @@ def sequence_log_ratio(logprobs, old):
 
 
 def gspo_loss(logprobs, old, advantage, objective):
-    """One response: |y| times GSPO's clipped term, no correction of the engine."""
+    """One response: |y| times GSPO's clipped term, without correction for the engine."""
     ratio = torch.exp(sequence_log_ratio(logprobs, old))
     return len(old) * clipped_loss(ratio, advantage, objective)
 
@@ -97,13 +97,13 @@ def sdpo_loss(value, logprob, old, behaviour, objective):
 
 
 def response_logits(model, prompt, response):
-    """One sequence alone, unpadded, whole logits: a list of [vocabulary] rows, one a response token."""
+    """Logits of one unpadded sequence: a list of [vocabulary] rows, one per response token."""
     logits = model(input_ids=torch.tensor([prompt + response])).logits[0]
     return [logits[len(prompt) - 1 + step] for step in range(len(response))]
 
 
 def minibatch_loss(student, teacher, sequences, old, config, initial=None):
-    """The objective over a whole mini-batch, with gradient; also the weights by sequence."""
+    """The objective over a whole mini-batch, with gradients; also the weights by sequence."""
     objective = config.objective
     routed = [index for index, item in enumerate(sequences) if item.route != "none" and item.response_ids]
     taught = {}

@@ -34,7 +34,7 @@ from services.learner.update.tokens import TeacherStates, Tokens
 from tests.services.learner.objectives import reference
 
 ALPHAS = [0.0, 0.2, 0.5, 0.9, 1.0]
-# Distinct, so that the top K is one set of tokens in any type.
+# Distinct, so that the top K is the same set of tokens in any dtype.
 LOGITS = st.lists(st.integers(-3000, 3000), min_size=9, max_size=9, unique=True).map(lambda row: [x / 100 for x in row])
 SEEDS = st.integers(0, 2**31)
 
@@ -56,7 +56,7 @@ def same(values: Tensor) -> Tensor:
 
 @settings(max_examples=40, deadline=None)
 @given(LOGITS, LOGITS, st.sampled_from(ALPHAS), st.integers(1, 8))
-def test_cut_divergence_is_the_references(p: list[float], q: list[float], alpha: float, top_k: int) -> None:
+def test_the_cut_divergence_equals_the_reference(p: list[float], q: list[float], alpha: float, top_k: int) -> None:
     student, teacher = torch.tensor([p], dtype=torch.float64), torch.tensor([q], dtype=torch.float64)
     found = cut_divergence(student, teacher, top_k, alpha).item()
     expected = reference.divergence(*reference.buckets(student[0], teacher[0], top_k), alpha)
@@ -142,7 +142,7 @@ def test_entropy_and_logprobs_of_a_distribution_that_rules_tokens_out() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_probability_on_one_side_alone_stays_finite(alpha: float, dtype: torch.dtype) -> None:
-    """The divergence of an end is infinite there; Jensen-Shannon's is the reference's."""
+    """The divergence at an end of the mixture is infinite there; Jensen-Shannon's equals the reference."""
     p, q = [1.0, 0.5, -math.inf, 0.0], [-math.inf, 0.5, 1.0, 0.0]
     for top_k in (1, 2, 3, None):
         student = torch.tensor([p], dtype=dtype, requires_grad=True)
@@ -209,7 +209,7 @@ def test_weights_average_one_and_follow_the_equation(entropies: list[float], bet
     assert dynamic_weights(values, 0.0, same, same).tolist() == [1.0] * len(entropies)
 
 
-def test_weights_of_no_token_still_take_part_in_the_reductions() -> None:
+def test_a_rank_without_tokens_takes_part_in_the_reductions() -> None:
     calls = []
 
     def count(values: Tensor) -> Tensor:
@@ -242,7 +242,7 @@ def terms(
     advantage: float = 0.0,
     teacher: Tensor | None = None,
 ) -> Tokens:
-    """Of one response that samples tokens 0, 1, 2, ... in turn; the teacher knows all of them."""
+    """For one response that samples tokens 0, 1, 2, ... in turn, all of which the teacher allows."""
     num_tokens = len(logits)
     taught = None if teacher is None else [1]
     sequence = TrainSequence([1], list(range(num_tokens)), behaviour.tolist(), advantage, branch, taught)
@@ -254,7 +254,7 @@ def terms(
 
 @settings(max_examples=40, deadline=None)
 @given(SEEDS, st.sampled_from([0.5, 2.0]), st.sampled_from([-0.7, 0.4]))
-def test_token_losses_are_the_references(seed: int, cap: float, advantage: float) -> None:
+def test_token_losses_equal_the_reference(seed: int, cap: float, advantage: float) -> None:
     logits, teacher = random_logits(seed, 6), random_logits(seed + 1, 6)
     old, behaviour = (-1 + random_logits(seed + 2, 2, 6, 0.5)).unbind()
     found = {}
@@ -279,7 +279,7 @@ def test_token_losses_are_the_references(seed: int, cap: float, advantage: float
 
 @pytest.mark.parametrize(("name", "branch"), BRANCHES)
 def test_gradients_of_the_token_losses(name: str, branch: Literal["grpo", "sdpo"]) -> None:
-    """Terms that carry no gradient are held fixed for the numerical one."""
+    """Terms without gradient are held fixed for the numerical gradient."""
     section = ObjectiveSection(name=name, top_k=4)
     logits, teacher = random_logits(11).requires_grad_(), random_logits(12)
     old, behaviour = (-1 + random_logits(13, 2, 4, 0.4)).unbind()
@@ -293,7 +293,7 @@ def test_gradients_of_the_token_losses(name: str, branch: Literal["grpo", "sdpo"
     assert torch.autograd.gradcheck(loss, (logits,))
 
 
-def test_a_statistic_that_is_forgotten_or_unknown_is_an_error() -> None:
+def test_a_missing_or_unknown_statistic_is_an_error() -> None:
     section = ObjectiveSection()
     behaviour = torch.zeros(2, dtype=torch.float64)
     found = terms(random_logits(5, 2), "grpo", section, behaviour, behaviour, 0.5).statistics(torch.ones(2))
@@ -339,7 +339,7 @@ def test_sequence_ratios_by_hand() -> None:
     assert logprobs.grad.tolist() == pytest.approx(mean.exp().tolist())
 
 
-def test_reference_kl_is_the_references() -> None:
+def test_reference_kl_equals_the_reference() -> None:
     logprobs, initial = (-1 + random_logits(13, 2, 20, 0.6)).unbind()
     found = reference_kl(logprobs, initial)
     assert found.tolist() == pytest.approx([float(reference.k3(a, b)) for a, b in zip(logprobs, initial, strict=True)])
@@ -348,7 +348,7 @@ def test_reference_kl_is_the_references() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_non_finite_numbers_are_refused_by_name(bad: float) -> None:
+def test_non_finite_numbers_are_rejected_by_name(bad: float) -> None:
     require_finite("logprobs", torch.zeros(3))
     with pytest.raises(NonFiniteError, match="logprobs") as caught:
         require_finite("logprobs", torch.tensor([0.0, bad]))

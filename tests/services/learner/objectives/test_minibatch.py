@@ -64,10 +64,10 @@ def close(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], toleran
 
 
 class Head(torch.nn.Linear):
-    """Of a vocabulary with six more rows than there are tokens, as models have whose vocabulary is padded."""
+    """A model whose vocabulary is padded with six rows more than there are tokens."""
 
     rules_out = True
-    """The padding gets logits of -inf. Else it has none."""
+    """With padding, whose logits are -inf, or without."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         logits = super().forward(hidden)
@@ -115,7 +115,7 @@ def test_a_vocabulary_whose_padding_is_ruled_out_trains_as_one_without_padding(c
 
 @pytest.mark.parametrize("moved", [False, True], ids=["first-update", "later-update"])
 @pytest.mark.parametrize("case", OBJECTIVES)
-def test_loss_weights_and_gradients_are_the_references(case: str, moved: bool) -> None:
+def test_loss_weights_and_gradients_equal_the_reference(case: str, moved: bool) -> None:
     config = run_config(tokens_per_microbatch=20, **OBJECTIVES[case])
     sequences = sequences_for(config.objective.name)
     engine = PlainEngine(torch.float64)
@@ -130,7 +130,7 @@ def test_loss_weights_and_gradients_are_the_references(case: str, moved: bool) -
     report = run_minibatch(engine, sequences, old, config, details=range(len(sequences)))
 
     assert engine.num_backward > 1
-    # Not closer, because the model's RMS norms compute in float32 whatever its type.
+    # No tighter, because the model's RMS norms compute in float32 whatever its dtype.
     assert report.loss == pytest.approx(expected.item(), rel=1e-6)
     close(engine.gradients, gradients, 1e-6)
     for index, row in weights.items():
@@ -261,7 +261,7 @@ def test_the_divergence_from_oneself_is_zero_and_sequences_without_advantage_fee
 
 
 @pytest.mark.parametrize("case", ["srpo-gspo", "srpo-gspo-kl"])
-def test_pi_old_left_out_is_the_student_itself(case: str) -> None:
+def test_without_pi_old_the_student_itself_is_used(case: str) -> None:
     config = run_config(**OBJECTIVES[case])
     sequences = sequences_for("srpo")
     engine = PlainEngine()
@@ -324,7 +324,7 @@ def test_one_token_of_each_branch_shares_the_denominator() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_behaviour_logprobs_that_are_not_finite_are_refused_by_name(bad: float) -> None:
+def test_non_finite_behaviour_logprobs_are_rejected_by_name(bad: float) -> None:
     sequences = sequences_for("srpo")
     broken = next(i for i, item in enumerate(sequences) if item.response_ids)
     item = sequences[broken]
@@ -334,7 +334,7 @@ def test_behaviour_logprobs_that_are_not_finite_are_refused_by_name(bad: float) 
 
 
 @pytest.mark.parametrize(("model", "name"), [("student", "logprobs"), ("teacher", "teacher_entropy")])
-def test_a_broken_model_is_refused_by_name_before_the_step(model: str, name: str) -> None:
+def test_a_broken_model_is_rejected_by_name_before_the_step(model: str, name: str) -> None:
     engine = PlainEngine()
     with torch.no_grad():
         getattr(engine, model).model.norm.weight[0] = math.nan
@@ -353,12 +353,12 @@ def test_a_broken_model_is_refused_by_name_before_the_step(model: str, name: str
         TrainSequence([1], [1], [-1.0], 0.1, "sdpo", []),
     ],
 )
-def test_sequences_that_do_not_fit_together_are_refused(sequence: TrainSequence) -> None:
+def test_inconsistent_sequences_are_rejected(sequence: TrainSequence) -> None:
     with pytest.raises(TurnoutError, match="Sequence 0"):
         run_minibatch(PlainEngine(), [sequence], None, run_config(name="srpo"))
 
 
-def test_no_teacher_pass_for_sequences_that_need_none() -> None:
+def test_sequences_without_teacher_get_no_teacher_pass() -> None:
     engine = PlainEngine()
     engine.teacher = None
     report = run_minibatch(engine, sequences_for("grpo"), None, run_config(name="grpo"))

@@ -1,4 +1,4 @@
-"""Micro-batches: complete, within budget, nearly without padding; padded rows compute what single rows compute."""
+"""Micro-batches are complete, within budget and nearly free of padding; padded rows compute what single rows do."""
 
 import random
 

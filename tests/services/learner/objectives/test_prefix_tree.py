@@ -1,4 +1,4 @@
-"""Prefix trees: every common token once, and a model computes over them what it computes over single rows."""
+"""Prefix trees contain every common token once, and a model computes the same over them as over single rows."""
 
 import random
 
@@ -148,7 +148,7 @@ def test_other_models_keep_single_rows(
     assert reason in capsys.readouterr().out
 
 
-def test_a_model_that_looks_fit_but_is_not_keeps_single_rows(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_that_seems_suitable_but_is_not_keeps_single_rows(capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny_model(1)
     forward = model.forward
     model.forward = lambda *inputs, paths=None, **options: forward(*inputs, **options)

@@ -1,4 +1,4 @@
-"""Two ranks of gloo against one: the same loss and gradients, whoever holds which sequence."""
+"""Two gloo ranks against one: the same loss and gradients, whichever rank has which sequence."""
 
 import pickle
 from itertools import product
@@ -92,13 +92,13 @@ def work(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[str, str], tuple]]:  # type: ignore[type-arg]
     folder = tmp_path_factory.mktemp("ranks")
-    # Forked, because importing everything twice more would take most of the time.
+    # Forked, because two more imports of everything would take most of the time.
     mp.start_processes(work, args=(str(folder),), nprocs=2, start_method="fork")  # type: ignore[attr-defined]
     return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(2)]
 
 
 @pytest.mark.parametrize(("options", "cut"), CASES)
-def test_two_ranks_find_what_one_finds(
+def test_two_ranks_compute_what_one_computes(
     options: str,
     cut: str,
     two_ranks: list[dict[tuple[str, str], tuple]],  # type: ignore[type-arg]

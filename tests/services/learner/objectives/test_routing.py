@@ -84,7 +84,7 @@ def test_the_routing_table_is_complete(
         assert item.route == ("sdpo" if item.teacher_information and index not in correct else "grpo")
 
 
-def test_excluded_rollouts_are_nobodys_sibling() -> None:
+def test_excluded_rollouts_are_not_siblings() -> None:
     chosen = route(outcome([1, 0, 0], faulty=(0,)))
     assert [item.route for item in chosen] == ["none", "grpo", "grpo"]
     assert not any(item.teacher_information for item in chosen)
@@ -102,7 +102,7 @@ def test_demonstration_choices() -> None:
     assert route(group, demonstration="random") == route(group, demonstration="random")
 
 
-def test_groups_that_do_not_fit_together_are_refused() -> None:
+def test_inconsistent_groups_are_rejected() -> None:
     with pytest.raises(TurnoutError, match="differ in length"):
         route(GroupOutcome([0.0, 1.0], [True], [False], [1]))
 
@@ -124,13 +124,13 @@ def test_advantages_follow_the_equation(rows: list[tuple[float, bool]], kind: st
         assert value == pytest.approx((reward - mean) / (spread + 1e-6 if kind == "mean_std" else 1), abs=1e-9)
 
 
-def test_rewards_outside_the_unit_interval_are_refused() -> None:
+def test_rewards_outside_the_unit_interval_are_rejected() -> None:
     for bad in (-0.1, 1.1, math.nan):
         with pytest.raises(TurnoutError, match="outside"):
             group_advantages([bad, 0.5], [True, True], "mean")
 
 
-def test_equal_rewards_that_round_badly_still_give_exact_zero() -> None:
+def test_equal_rewards_give_exactly_zero_despite_rounding() -> None:
     for reward, count in itertools.product([0.1, 0.3, 0.7], [3, 7]):
         assert group_advantages([reward] * count, [True] * count, "mean_std") == [0.0] * count
 

@@ -248,7 +248,26 @@ CATALOGUE: Final[tuple[StepMetric | StepHistogram, ...]] = (
         title="Mixed groups",
         help="Share of groups with both correct and failed rollouts.",
         unit="share",
+        gauge=True,
+        panel=Panel(
+            "routing",
+            "Share of groups with correct and failed rollouts: only they have advantages and demonstrations. Small: "
+            "take questions of another difficulty.",
+        ),
+        line=Line("routing", "mixed groups", 2, "dash"),
         live=("accuracy", "mixed groups"),
+    ),
+    StepMetric(
+        name="failed_group_ratio",
+        title="Failed groups",
+        help="Share of groups with no correct rollout.",
+        unit="share",
+        gauge=True,
+        panel=Panel(
+            "routing",
+            "Share of groups with no correct rollout. Only feedback or a reference solution can teach there.",
+        ),
+        line=Line("routing", "failed groups", 3, "dot"),
     ),
     StepMetric(
         name="loss", title="Loss", help="The objective's value over the whole step.", part_of=_LOSS, labels=("all",)

@@ -145,6 +145,8 @@ def step_metrics(step: int, offset: float = 0.0) -> dict[str, float]:
     return {
         "reward_mean": reward,
         "accuracy": max(0.0, reward - 0.04),
+        "mixed_group_ratio": 0.5 + wave,
+        "failed_group_ratio": max(0.0, 0.2 - wave),
         "routing_ratio_grpo": 1 - sdpo,
         "routing_ratio_sdpo": sdpo,
         "teacher_information_ratio": sdpo + 0.1,

@@ -9,7 +9,7 @@ SDPO's gradient is a policy gradient whose advantage at a token is how much like
 from __future__ import annotations
 
 from services.contracts.objectives import grpo
-from services.contracts.objectives.base import Branch, Objective, Route, Terms, V
+from services.contracts.objectives.base import Branch, Objective, Route, Standing, Terms, V
 from services.contracts.objectives.settings import ALWAYS, POLICY, TEACHER, ObjectiveSettings
 
 
@@ -17,11 +17,11 @@ class AdvantageMix(Objective):
     name = "advantage_mix"
     takes = ALWAYS | POLICY | TEACHER | {"mix_lambda"}
 
-    def route(self, correct: bool, informed: bool) -> Route:
+    def route(self, standing: Standing, section: ObjectiveSettings) -> Route:
         return "grpo"
 
-    def asks_teacher(self, correct: bool, informed: bool) -> bool:
-        return informed
+    def asks_teacher(self, standing: Standing, section: ObjectiveSettings) -> bool:
+        return standing.informed
 
     def token_loss(self, branch: Branch, terms: Terms[V], section: ObjectiveSettings) -> V:
         share = section.mix_lambda

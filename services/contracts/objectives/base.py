@@ -8,15 +8,28 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 
-from services.contracts.objectives.settings import ObjectiveSettings
+from services.contracts.objectives.settings import TEACHER, ObjectiveSettings
 
 Branch = Literal["grpo", "sdpo"]
 """`grpo`: rollouts whose loss needs the probability of the sampled tokens only. `sdpo`: whose loss compares whole
 distributions, student's and teacher's."""
 Route = Literal["grpo", "sdpo", "none"]
 """`none` contributes nothing: no loss, no tokens in the denominator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What decides on a rollout's branch."""
+
+    correct: bool
+    """c_i: its reward reaches the success threshold."""
+    informed: bool
+    """m_i: its teacher has a correct sibling or feedback to read."""
+    share_correct: float
+    """Share of its group's usable rollouts that are correct, itself included."""
 
 
 class Values(Protocol):
@@ -36,6 +49,10 @@ class Terms(Protocol[V]):
     @property
     def advantage(self) -> V:
         """Group-relative advantage A_i of each token's rollout."""
+
+    @property
+    def contrast(self) -> V:
+        """min(A_i, 0): what a failed rollout loses against its group."""
 
     @property
     def weight(self) -> V:
@@ -71,13 +88,8 @@ class Objective(ABC):
     """Values of a run configuration, by preset name."""
 
     @abstractmethod
-    def route(self, correct: bool, informed: bool) -> Route:
-        """The branch of a rollout.
-
-        Args:
-            correct: c_i, its reward reaches the success threshold.
-            informed: m_i, its teacher has a correct sibling or feedback to read.
-        """
+    def route(self, standing: Standing, section: ObjectiveSettings) -> Route:
+        """The branch of a rollout. Without teacher information it is never `sdpo`."""
 
     @abstractmethod
     def token_loss(self, branch: Branch, terms: Terms[V], section: ObjectiveSettings) -> V:
@@ -87,9 +99,9 @@ class Objective(ABC):
         any get no backward pass.
         """
 
-    def asks_teacher(self, correct: bool, informed: bool) -> bool:
+    def asks_teacher(self, standing: Standing, section: ObjectiveSettings) -> bool:
         """Whether a rollout needs a teacher pass: by default those of the SDPO branch."""
-        return self.route(correct, informed) == "sdpo"
+        return self.route(standing, section) == "sdpo"
 
     def is_weighted(self, section: ObjectiveSettings) -> bool:
         """Whether the token losses of the SDPO branch have entropy-aware weights."""
@@ -101,5 +113,5 @@ class Objective(ABC):
 
     @property
     def has_teacher(self) -> bool:
-        """Whether any rollout needs a teacher pass."""
-        return any(self.asks_teacher(correct, True) for correct in (False, True))
+        """Whether any rollout may need a teacher pass."""
+        return self.takes >= TEACHER

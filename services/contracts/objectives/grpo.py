@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.contracts.objectives.base import Branch, Objective, Route, Terms, V
+from services.contracts.objectives.base import Branch, Objective, Route, Standing, Terms, V
 from services.contracts.objectives.paper import CLIP, paper
 from services.contracts.objectives.settings import ALWAYS, POLICY, ObjectiveSettings
 
@@ -12,7 +12,7 @@ class Grpo(Objective):
     takes = ALWAYS | POLICY
     presets = {"paper-grpo": paper(name, 8, 1e-6, CLIP)}
 
-    def route(self, correct: bool, informed: bool) -> Route:
+    def route(self, standing: Standing, section: ObjectiveSettings) -> Route:
         return "grpo"
 
     def token_loss(self, branch: Branch, terms: Terms[V], section: ObjectiveSettings) -> V:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from services.contracts.objectives.base import Branch, Objective, Route, Terms, V
+from services.contracts.objectives.base import Branch, Objective, Route, Standing, Terms, V
 from services.contracts.objectives.paper import DISTIL, paper
 from services.contracts.objectives.settings import ALWAYS, DIVERGENCE, TEACHER, ObjectiveSettings
 
 
 class Sdpo(Objective):
     name = "sdpo"
-    takes = ALWAYS | TEACHER | DIVERGENCE
+    takes = ALWAYS | TEACHER | DIVERGENCE | {"distil"}
     presets = {"paper-sdpo": paper(name, 32, 1e-5, DISTIL)}
 
-    def route(self, correct: bool, informed: bool) -> Route:
-        return "sdpo" if informed else "none"
+    def route(self, standing: Standing, section: ObjectiveSettings) -> Route:
+        wanted = section.distil == "all" or (section.distil == "correct") == standing.correct
+        return "sdpo" if standing.informed and wanted else "none"
 
     def teaches_alone(self, section: ObjectiveSettings) -> bool:
         return section.feedback != "none"

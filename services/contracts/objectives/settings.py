@@ -56,6 +56,9 @@ class ObjectiveSettings(Section):
     """Which correct sibling the teacher's prompt shows."""
     feedback: Literal["none", "alone", "with_solution", "fallback"] = "none"
     """Verifier feedback to the teacher: never, instead of the solution, with it, or if no sibling is correct."""
+    distil: Literal["all", "incorrect", "correct"] = "all"
+    """Which rollouts with teacher information are distilled; the others contribute nothing. The SRPO paper's figure 1b
+    compares them."""
     mix_lambda: Fraction = 0.9
     """Share of the GRPO advantage in the mixed one."""
 

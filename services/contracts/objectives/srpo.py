@@ -8,7 +8,7 @@ w = exp(-beta H) / mean of exp(-beta H), H the entropy of the teacher           
 from __future__ import annotations
 
 from services.contracts.objectives import grpo, sdpo
-from services.contracts.objectives.base import Branch, Objective, Route, Terms, V
+from services.contracts.objectives.base import Branch, Objective, Route, Standing, Terms, V
 from services.contracts.objectives.paper import CLIP, DISTIL, paper
 from services.contracts.objectives.settings import ALWAYS, DIVERGENCE, POLICY, TEACHER, ObjectiveSettings
 
@@ -18,8 +18,8 @@ class Srpo(Objective):
     takes = ALWAYS | POLICY | TEACHER | DIVERGENCE | {"beta"}
     presets = {"paper-srpo": paper(name, 32, 5e-6, CLIP | DISTIL | {"beta": 1.0})}
 
-    def route(self, correct: bool, informed: bool) -> Route:
-        return "sdpo" if informed and not correct else "grpo"
+    def route(self, standing: Standing, section: ObjectiveSettings) -> Route:
+        return "sdpo" if standing.informed and not standing.correct else "grpo"
 
     def is_weighted(self, section: ObjectiveSettings) -> bool:
         return section.beta > 0

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.contracts.messages import ScoredGroup
-from services.contracts.objectives.registry import OBJECTIVES
 from services.contracts.run_config import RunConfig
 from services.learner.groups.batcher import usable_samples
 from services.learner.objectives.filters import leave_out
@@ -58,7 +57,7 @@ def prepare_group(
     prompts = _teacher_prompts(scored, assignments, tokenizer)
     for index, (prompt, rollout) in enumerate(zip(prompts, rollouts, strict=True)):
         if prompt and num_positions is not None and len(prompt) + len(rollout.token_ids) > num_positions:
-            assignments[index] = without_teacher(assignments[index], OBJECTIVES[config.objective.name])
+            assignments[index] = without_teacher(assignments[index], config.objective)
             prompts[index] = None
     question = scored.group.prompt_token_ids.tolist()
     sequences = [

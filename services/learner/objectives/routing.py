@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.contracts.errors import TurnoutError
-from services.contracts.objectives.base import Objective, Route
+from services.contracts.objectives.base import Route, Standing
 from services.contracts.objectives.registry import OBJECTIVES
 from services.contracts.run_config import ObjectiveSection
 
@@ -47,6 +47,8 @@ class Assignment:
     """Index of the correct sibling whose response the teacher reads; None for none. Never the rollout itself."""
     feedback: bool
     """Whether the teacher reads this rollout's own feedback."""
+    share_correct: float = 0.0
+    """p: share of the group's usable rollouts that are correct."""
 
 
 def route_group(outcome: GroupOutcome, objective: ObjectiveSection, seed: str) -> list[Assignment]:
@@ -73,14 +75,16 @@ def _assign(
         return Assignment("none", False, False, False, None, False)
     demonstration, feedback = teacher_information(index, correct, outcome, objective, seed)
     informed = demonstration is not None or feedback
-    rules = OBJECTIVES[objective.name]
-    route, needs_teacher = rules.route(correct[index], informed), rules.asks_teacher(correct[index], informed)
-    return Assignment(route, correct[index], informed, needs_teacher, demonstration, feedback)
+    rules, standing = OBJECTIVES[objective.name], Standing(correct[index], informed, sum(correct) / sum(outcome.usable))
+    route, needs_teacher = rules.route(standing, objective), rules.asks_teacher(standing, objective)
+    return Assignment(route, correct[index], informed, needs_teacher, demonstration, feedback, standing.share_correct)
 
 
-def without_teacher(assignment: Assignment, objective: Objective) -> Assignment:
+def without_teacher(assignment: Assignment, objective: ObjectiveSection) -> Assignment:
     """What becomes of a rollout whose teacher cannot be asked: as if it had no information."""
-    return Assignment(objective.route(assignment.correct, False), assignment.correct, False, False, None, False)
+    standing = Standing(assignment.correct, False, assignment.share_correct)
+    route = OBJECTIVES[objective.name].route(standing, objective)
+    return Assignment(route, assignment.correct, False, False, None, False, assignment.share_correct)
 
 
 def teacher_information(

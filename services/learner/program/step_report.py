@@ -55,6 +55,7 @@ def group_metrics(groups: Sequence[PreparedGroup], version: int, objective: Obje
     ages = token_ages(groups, version)
     routes = [assignment.route for _, _, assignment in used]
     num_tokens = sum(ages.values())
+    outcomes = [_outcomes(group) for group in groups]
     return {
         "reward_mean": fmean(rewards),
         "accuracy": fmean(reward >= objective.success_threshold for reward in rewards),
@@ -71,7 +72,8 @@ def group_metrics(groups: Sequence[PreparedGroup], version: int, objective: Obje
         "num_excluded_rollouts": float(sum(group.usable.count(False) for group in groups)),
         "num_masked_rollouts": float(sum(group.num_masked for group in groups)),
         "num_uninformative_groups": float(sum(group.uninformative for group in groups)),
-        "mixed_group_ratio": fmean(_is_mixed(group) for group in groups),
+        "mixed_group_ratio": fmean(any(correct) and not all(correct) for correct in outcomes),
+        "failed_group_ratio": fmean(not any(correct) for correct in outcomes),
     }
 
 
@@ -82,9 +84,9 @@ def _used(group: PreparedGroup) -> Iterator[tuple[Rollout, float, Any]]:
             yield scored.group.rollouts[index], scored.verdicts[index].reward, group.assignments[index]
 
 
-def _is_mixed(group: PreparedGroup) -> bool:
-    correct = [assignment.correct for assignment, usable in zip(group.assignments, group.usable, strict=True) if usable]
-    return any(correct) and not all(correct)
+def _outcomes(group: PreparedGroup) -> list[bool]:
+    """Whether each usable rollout is correct."""
+    return [assignment.correct for _, _, assignment in _used(group)]
 
 
 def token_ages(groups: Sequence[PreparedGroup], version: int) -> dict[int, int]:

@@ -53,6 +53,11 @@ def prepared() -> list[PreparedGroup]:
     return [prepare_group(group, config, Letters()) for group in (mixed, make_group(1, rewards=(1.0, 1.0), version=1))]
 
 
+def test_groups_without_a_correct_rollout_are_counted() -> None:
+    failed = prepare_group(make_group(2, rewards=(0.0, 0.25), version=1), run_config(), Letters())
+    assert group_metrics([*prepared(), failed], 3, ObjectiveSection())["failed_group_ratio"] == pytest.approx(1 / 3)
+
+
 def test_a_steps_numbers_are_those_of_its_groups() -> None:
     found = group_metrics(prepared(), 3, ObjectiveSection())
     assert found == pytest.approx(
@@ -73,6 +78,7 @@ def test_a_steps_numbers_are_those_of_its_groups() -> None:
             "num_masked_rollouts": 1,
             "num_uninformative_groups": 1,
             "mixed_group_ratio": 1 / 2,
+            "failed_group_ratio": 0.0,
         }
     )
 

@@ -179,6 +179,7 @@ NOT_THE_DEFAULT: dict[str, Any] = {
     "teacher_ema_rate": 0.1,
     "demonstration": "random",
     "feedback": "fallback",
+    "distil": "correct",
     "mix_lambda": 0.5,
     "success_threshold": 0.7,
     "mask_truncated": True,

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from services.contracts.objectives.base import Standing
 from services.contracts.objectives.registry import OBJECTIVES
 from services.contracts.run_config import ObjectiveSection
 from services.learner.objectives.terms.divergence import generalised_divergence, log_tail
@@ -221,7 +222,11 @@ def test_a_rank_without_tokens_takes_part_in_the_reductions() -> None:
 
 
 BRANCHES = sorted(
-    {(name, kind.route(*case)) for name, kind in OBJECTIVES.items() for case in product((False, True), repeat=2)}
+    {
+        (name, kind.route(Standing(correct, informed, 0.5), ObjectiveSection(name=name)))
+        for name, kind in OBJECTIVES.items()
+        for correct, informed in product((False, True), repeat=2)
+    }
     - {("sdpo", "none")}
 )
 

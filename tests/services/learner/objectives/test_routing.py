@@ -102,6 +102,22 @@ def test_demonstration_choices() -> None:
     assert route(group, demonstration="random") == route(group, demonstration="random")
 
 
+@pytest.mark.parametrize(
+    ("distil", "rewards", "routes"),
+    [
+        ("all", [1, 0, 1], ["sdpo", "sdpo", "sdpo"]),
+        ("incorrect", [1, 0, 1], ["none", "sdpo", "none"]),
+        ("correct", [1, 0, 1], ["sdpo", "none", "sdpo"]),
+        ("correct", [1, 0, 0], ["none", "none", "none"]),
+    ],
+)
+def test_sdpo_on_correct_or_on_incorrect_rollouts_only(distil: str, rewards: list[float], routes: list[str]) -> None:
+    """The SRPO paper's figure 1b. A single correct rollout has no sibling to read."""
+    chosen = route(outcome(rewards), name="sdpo", distil=distil)
+    assert [item.route for item in chosen] == routes
+    assert [item.needs_teacher for item in chosen] == [name == "sdpo" for name in routes]
+
+
 def test_inconsistent_groups_are_rejected() -> None:
     with pytest.raises(TurnoutError, match="differ in length"):
         route(GroupOutcome([0.0, 1.0], [True], [False], [1]))

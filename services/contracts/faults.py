@@ -8,7 +8,9 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Any, get_args
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
+
+from services.contracts.errors import ConfigurationError
 
 MAX_SENTENCES = 10
 MAX_PLACE = 120
@@ -28,6 +30,16 @@ def joined(items: Sequence[Any], sentence: Callable[[Any], str]) -> str:
     sentences = [sentence(item) for item in items[:MAX_SENTENCES]]
     more = len(items) - len(sentences)
     return "; ".join(sentences) + (f"; and {more} more" if more else "")
+
+
+def refused(error: ValidationError, what: str, page: str, sentence: Callable[[Any], str]) -> ConfigurationError:
+    """The error for a document, `what`, in which pydantic found faults. docs/`page`.md describes its fields."""
+    items = error.errors()
+    return ConfigurationError(
+        f"The {what} is not valid: {joined(items, sentence)}.",
+        remedy=f"See docs/{page}.md for every field.",
+        field=field_of(items[0]["loc"], items[0]["msg"]),
+    )
 
 
 def dots(place: Sequence[object]) -> str:

@@ -13,7 +13,7 @@ import msgspec
 from pydantic import Field, ValidationError, model_validator
 
 from services.contracts.errors import ConfigurationError
-from services.contracts.faults import Conflicts, dots, field_names, field_of, joined, sentence_of
+from services.contracts.faults import Conflicts, dots, field_names, refused, sentence_of
 from services.contracts.messages import MAX_SAMPLES, MAX_TOKENS
 from services.contracts.model import Integer, ModelSection, NotNegative, Positive, Section
 from services.contracts.objectives.registry import OBJECTIVES, PRESETS
@@ -288,11 +288,7 @@ def parse_run_config(values: Any) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigurationError(
-            "The run configuration is not valid: " + joined(error.errors(), sentence) + ".",
-            remedy="See docs/configuration.md for every field.",
-            field=field_of(error.errors()[0]["loc"], error.errors()[0]["msg"]),
-        ) from error
+        raise refused(error, "run configuration", "configuration", sentence) from error
 
 
 def read_run_config(text: bytes | str) -> RunConfig:

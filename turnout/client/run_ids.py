@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from services.contracts.errors import ConflictError, NotFoundError
 from turnout.client.client import Client
+
+
+@contextmanager
+def client_of(api_url: str | None, given: str) -> Iterator[tuple[Client, str]]:
+    """A client of the API, and the id of the run that `given` names. Raises as `full_id` does."""
+    with Client(api_url) as client:
+        yield client, full_id(client, given)
 
 
 def full_id(client: Client, given: str) -> str:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from services.contracts.errors import ConfigurationError
-from services.contracts.faults import Conflicts, field_names, field_of, joined, sentence_of
+from services.contracts.faults import Conflicts, field_names, refused, sentence_of
 from services.contracts.model import Integer, Positive, Section
 from services.contracts.run_config import RunConfig, merge, parse_run_config
 from services.contracts.step_metrics import STEP_METRICS
@@ -227,11 +227,7 @@ def parse_experiment(values: Any) -> Experiment:
     try:
         experiment = Experiment.model_validate(values)
     except ValidationError as error:
-        raise ConfigurationError(
-            "The experiment is not valid: " + joined(error.errors(), sentence) + ".",
-            remedy="See docs/experiments.md for every field.",
-            field=field_of(error.errors()[0]["loc"], error.errors()[0]["msg"]),
-        ) from error
+        raise refused(error, "experiment", "experiments", sentence) from error
     _check_runs(experiment)
     return experiment
 

@@ -124,11 +124,9 @@ def events(
 ) -> None:
     """Print a run's events as they happen. Resumes after the last one if the connection breaks."""
     from turnout.cli.terminal import say, say_json
-    from turnout.client.client import Client
-    from turnout.client.run_ids import full_id
+    from turnout.client.run_ids import client_of
 
-    with Client(api_url) as client:
-        found = full_id(client, run_id)
+    with client_of(api_url, run_id) as (client, found):
         for event in client.follow(found, after=after) if follow else client.events(found, after=after, follow=False):
             if as_json:
                 say_json(event)
@@ -149,11 +147,10 @@ def event_text(event: RunEvent) -> str:
 
 
 def _ask(api_url: str | None, run_id: str, question: Callable[[Client, str], Any]) -> Any:
-    from turnout.client.client import Client
-    from turnout.client.run_ids import full_id
+    from turnout.client.run_ids import client_of
 
-    with Client(api_url) as client:
-        return question(client, full_id(client, run_id))
+    with client_of(api_url, run_id) as (client, found):
+        return question(client, found)
 
 
 def _show(items: list[Any], as_json: bool, header: list[str], rows: list[list[str]], empty: str) -> None:

@@ -116,11 +116,10 @@ def show(run_id: Id, as_json: Json = False, api_url: Url = None) -> None:
     """Show one run: state, newest metrics, evaluations, checkpoints."""
     from turnout.cli import output
     from turnout.cli.run_data import collect
-    from turnout.client.client import Client
-    from turnout.client.run_ids import full_id
+    from turnout.client.run_ids import client_of
 
-    with Client(api_url) as client:
-        output.show_run(collect(client, full_id(client, run_id)), as_json)
+    with client_of(api_url, run_id) as (client, found):
+        output.show_run(collect(client, found), as_json)
 
 
 @app.command(
@@ -128,11 +127,10 @@ def show(run_id: Id, as_json: Json = False, api_url: Url = None) -> None:
 )
 def watch(run_id: Id, as_json: Json = False, api_url: Url = None) -> None:
     """Show a run's progress until it ends. Survives restarts of the API. Ctrl-C leaves the run alone."""
-    from turnout.client.client import Client
-    from turnout.client.run_ids import full_id
+    from turnout.client.run_ids import client_of
 
-    with Client(api_url) as client:
-        raise typer.Exit(_watch(client, full_id(client, run_id), as_json))
+    with client_of(api_url, run_id) as (client, found):
+        raise typer.Exit(_watch(client, found, as_json))
 
 
 @app.command(epilog=examples("turnout runs stop demo-3f", "turnout runs stop demo-3f --now"))
@@ -177,19 +175,17 @@ def fork(
     """Start a new run from a checkpoint of another, with changed settings."""
     from turnout.cli import output
     from turnout.cli.run_file import changes_of
-    from turnout.client.client import Client
-    from turnout.client.run_ids import full_id
+    from turnout.client.run_ids import client_of
 
     changes = changes_of(settings or ())
-    with Client(api_url) as client:
-        parent = full_id(client, run_id)
+    with client_of(api_url, run_id) as (client, found):
         run = client.fork(
-            parent, checkpoint=checkpoint, name=name, changes=changes or None, idempotency_key=idempotency_key
+            found, checkpoint=checkpoint, name=name, changes=changes or None, idempotency_key=idempotency_key
         )
         output.show_notices(run.notices)
         if not watch_it:
             step = run.forked_from.step if run.forked_from else 0
-            output.show(run, as_json, f"{run.id}  {run.name}: {run.state}, from step {step} of {parent}")
+            output.show(run, as_json, f"{run.id}  {run.name}: {run.state}, from step {step} of {found}")
             return
         raise typer.Exit(_watch(client, run.id, as_json))
 
@@ -204,11 +200,10 @@ def delete(
     """Delete a run that has ended: its weights, checkpoints, queues and history."""
     from services.contracts.plain_text import in_line
     from turnout.cli import output
-    from turnout.client.client import Client
-    from turnout.client.run_ids import full_id
+    from turnout.client.run_ids import client_of
 
-    with Client(api_url) as client:
-        run = client.run(full_id(client, run_id))
+    with client_of(api_url, run_id) as (client, found):
+        run = client.run(found)
         if not yes and not typer.confirm(in_line(f"Delete {run.name} ({run.id}) with all its files?")):
             raise typer.Exit(1)
         client.delete(run.id)
@@ -227,11 +222,10 @@ def report(
     from turnout.cli import output
     from turnout.cli.run_data import collect
     from turnout.cli.views.report import report_folder, write_report
-    from turnout.client.client import Client
-    from turnout.client.run_ids import full_id
+    from turnout.client.run_ids import client_of
 
-    with Client(api_url) as client:
-        data = collect(client, full_id(client, run_id))
+    with client_of(api_url, run_id) as (client, found):
+        data = collect(client, found)
     folder = write_report(data, out or report_folder(home, data.run.id))
     output.show({"folder": str(folder), "html": str(folder / "report.html")}, as_json, f"{folder / 'report.html'}")
 
@@ -263,11 +257,10 @@ def _with_preset(settings: list[str] | None, preset: str | None) -> list[str]:
 
 def _act(run_id: str, action: Callable[[Client, str], Any], as_json: bool, api_url: str | None) -> None:
     from turnout.cli import output
-    from turnout.client.client import Client
-    from turnout.client.run_ids import full_id
+    from turnout.client.run_ids import client_of
 
-    with Client(api_url) as client:
-        run = action(client, full_id(client, run_id))
+    with client_of(api_url, run_id) as (client, found):
+        run = action(client, found)
         coming = {("running", "paused"): "; pauses after its present step", ("paused", "running"): "; resumes now"}
         output.show(run, as_json, f"{run.id}  {run.name}: {run.state}{coming.get((run.state, run.desired), '')}")
 

@@ -85,9 +85,16 @@ def expected_step(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     )
     minibatches = step_minibatches()
     old = [logprobs(student, batch) for batch in minibatches]
-    losses, late = [], []
+    losses, faults = [], {}
     for batch, before in zip(minibatches, old, strict=True):
-        late.append(float(update_loss(student, teacher, batch, None, run).detach()))
+        wrong = {
+            "the teacher is the student": (student, before),
+            "the teacher stays the initial model": (builders.tiny_model(7, torch.float64), before),
+            "ratios are fixed at 1": (teacher, None),
+        }
+        faults = {
+            name: float(update_loss(student, model, batch, olds, run).detach()) for name, (model, olds) in wrong.items()
+        }
         loss = update_loss(student, teacher, batch, before, run)
         optimizer.zero_grad()
         loss.backward()
@@ -99,7 +106,7 @@ def expected_step(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {
         "model": str(folder),
         "losses": losses,
-        "late": late,
+        "faults": faults,
         "weights": named(student),
         "teacher": named(teacher.requires_grad_()),
     }
@@ -124,17 +131,37 @@ def logprobs(model: Any, batch: Any) -> list[Tensor]:
     return [torch.tensor(row, dtype=torch.float64) for row in rows]
 
 
-@pytest.mark.parametrize(("num_ranks", "stage"), [(1, 0), (2, 1), (2, 3)])
-def test_pi_old_of_all_minibatches_is_the_policy_before_the_first(
-    programs: Programs, tmp_path: Path, expected_step: dict[str, Any], num_ranks: int, stage: int
-) -> None:
-    file = tmp_path / "found.pt"
+@pytest.fixture(scope="module", params=[(1, 0), (2, 1), (2, 3)], ids=["1-rank", "2-ranks", "2-ranks-zero-3"])
+def found_step(
+    programs: Programs,
+    tmp_path_factory: pytest.TempPathFactory,
+    expected_step: dict[str, Any],
+    request: pytest.FixtureRequest,
+) -> dict[str, Any]:
+    num_ranks, stage = request.param
+    file = tmp_path_factory.mktemp("found") / "found.pt"
     run_ranks(programs, "updates", num_ranks, ["step", str(file), expected_step["model"], str(stage)])
-    found = torch.load(file, weights_only=True)
+    found: dict[str, Any] = torch.load(file, weights_only=True)
+    return found
+
+
+FAULTS = ("the teacher is the student", "the teacher stays the initial model", "ratios are fixed at 1")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_an_independent_srpo_would_show_in_the_second_update(
+    found_step: dict[str, Any], expected_step: dict[str, Any], fault: str
+) -> None:
+    """It had no moving average, and a shortcut for on-policy training fixed its ratios at 1. Its third fault, weights
+    normalised per micro-batch, has its test in `objectives/test_minibatch`."""
+    assert found_step["losses"][1] != pytest.approx(expected_step["faults"][fault], rel=1e-4)
+
+
+def test_pi_old_of_all_minibatches_is_the_policy_before_the_first(
+    found_step: dict[str, Any], expected_step: dict[str, Any]
+) -> None:
+    found = found_step
     assert found["losses"] == pytest.approx(expected_step["losses"], rel=1e-5)
-    assert expected_step["late"][1] != pytest.approx(expected_step["losses"][1], rel=1e-3), (
-        "the comparison can tell the two apart"
-    )
     for name in ("weights", "teacher"):
         assert largest_difference(found[name], expected_step[name]) < 1e-5
     assert largest_difference(found["weights"], named(builders.tiny_model(7))) > 1e-2

@@ -304,6 +304,23 @@ def test_a_minibatch_without_signal_steps_with_zero_gradient(sequences: list[Tra
     assert all(float(value.abs().max()) == 0.0 for value in engine.gradients.values())
 
 
+def test_weights_normalised_per_micro_batch_would_show() -> None:
+    """One of three faults of an independent SRPO: it lets a confident micro-batch count no more than an unsure one."""
+    config = run_config(tokens_per_microbatch=1, name="srpo", top_k=5, beta=1.0)
+    engine = PlainEngine(torch.float64)
+    sequences = [item for item in sequences_for("srpo") if item.response_ids and item.route != "none"]
+    alone = [reference.minibatch_loss(engine.student, engine.teacher, [item], None, config)[0] for item in sequences]
+    lengths = [len(item.response_ids) for item in sequences]
+    faulty = sum(float(loss.detach()) * length for loss, length in zip(alone, lengths, strict=True)) / sum(lengths)
+    expected, _ = reference.minibatch_loss(engine.student, engine.teacher, sequences, None, config)
+
+    report = run_minibatch(engine, sequences, None, config)
+
+    assert engine.num_backward == len(sequences), "each goes alone"
+    assert report.loss == pytest.approx(expected.item(), rel=1e-6)
+    assert report.loss != pytest.approx(faulty, rel=1e-3)
+
+
 def test_only_the_last_backward_is_marked_last() -> None:
     engine = PlainEngine()
     run_minibatch(engine, sequences_for("srpo"), None, run_config(tokens_per_microbatch=20, name="srpo"))

@@ -13,7 +13,7 @@ UNIT := tests/unit tests/deploy/test_words.py tests/services/learner/objectives 
   tests/services/rollout/test_last_words.py tests/services/rollout/test_packing.py tests/services/rollout/test_transfer.py \
   tests/services/runtime/test_logs.py tests/services/runtime/test_model_folder.py tests/services/runtime/test_side_streams.py
 
-.PHONY: help install install-gpu install-dev demo up down doctor test test-deploy unit coverage chaos bench docs locks clean
+.PHONY: help install install-gpu install-dev demo up down doctor test test-deploy unit coverage experiment chaos bench docs locks clean
 .PHONY: check check-python check-types check-borders check-page check-prose check-docs check-generated check-deploy check-kubernetes
 
 help:  ## Show this list
@@ -92,6 +92,12 @@ test-deploy: install-dev  ## The Compose deployment on a real Docker engine, whi
 
 coverage: install-dev  ## All tests again, measuring which lines they run; a report in build/coverage/html
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-report=html
+
+experiment: install  ## Compare the methods on the embedded benchmark, tuned, five seeds each: an hour and a half
+	@$(BIN)/turnout up --detach --home .turnout/experiment --api-port 8411
+	@status=0; $(BIN)/turnout experiment examples/experiments/embedded.yaml --api-url http://127.0.0.1:8411 \
+	  --out .turnout/experiment/report || status=$$?; \
+	  $(BIN)/turnout down --home .turnout/experiment; exit $$status
 
 chaos: install-dev  ## A run under 30 SIGKILLs, servers joining and leaving, beside an undisturbed one: a report
 	$(BIN)/python -m tests.ring.chaos

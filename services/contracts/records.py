@@ -16,6 +16,8 @@ from services.contracts.heartbeat import ServiceRecord
 from services.contracts.states import TERMINAL_STATES, DesiredState, RunState
 
 Role = Literal["read", "operate"]
+ExperimentState = Literal["running", "stopped", "succeeded", "failed"]
+Verdict = Literal["shown", "not shown", "opposite", "no data"]
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,3 +163,121 @@ class RunEvent(Record, frozen=True, kw_only=True):
     id: str
     type: str
     data: dict[str, Any]
+
+
+class ExperimentSummary(Record, frozen=True, kw_only=True):
+    """An experiment without its file and runs."""
+
+    id: str
+    name: str
+    state: ExperimentState
+    reason: str
+    """Why the experiment is in its state; empty if that needs no explanation."""
+    digest: str
+    """SHA-256 of the file in canonical JSON."""
+    created_at: float
+    finished_at: float | None
+
+
+class ExperimentRun(Record, frozen=True, kw_only=True):
+    """One run of an experiment."""
+
+    cell: str
+    """Names the run within the experiment: phase, method, grid point and seed."""
+    phase: str
+    """tuning or final."""
+    method: str
+    values: dict[str, Any]
+    """The grid's values, by field."""
+    seed: int
+    run_id: str | None
+    state: str | None
+    """The run's state; null: not started yet."""
+    step: int
+    num_steps: int
+    accuracy: float | None
+    """Newest evaluation."""
+
+
+class Experiment(ExperimentSummary, frozen=True, kw_only=True):
+    """An experiment with its file, choices and runs."""
+
+    file: dict[str, Any]
+    """As it was sent, before the first run."""
+    inputs: dict[str, str]
+    """SHA-256 of each data file, by path."""
+    chosen: dict[str, dict[str, Any]] | None
+    """The grid's values that tuning chose, by method; null until all tuning runs have ended."""
+    scores: dict[str, list[list[float]]] | None
+    """Tuning scores by method, grid point and seed."""
+    num_runs: int
+    """Runs in all, those that tuning has yet to choose settings for included."""
+    runs: list[ExperimentRun]
+
+
+class Estimate(Record, frozen=True, kw_only=True):
+    """A mean over seeds with its interval."""
+
+    mean: float | None
+    low: float | None = None
+    """Lower end of the 95% interval; null with fewer than two seeds."""
+    high: float | None = None
+    values: list[float | None]
+    """One per seed, in the order of the experiment's seeds; null if the run has no such number."""
+
+
+class CurvePoint(Record, frozen=True, kw_only=True):
+    """Accuracy at one step, over seeds."""
+
+    step: int
+    seconds: float
+    mean: float
+    low: float
+    """The lowest seed."""
+    high: float
+
+
+class MethodResult(Record, frozen=True, kw_only=True):
+    """One method's final runs."""
+
+    method: str
+    before: Estimate
+    """Accuracy before training."""
+    score: Estimate
+    """Mean accuracy of the last evaluations."""
+    within_steps: dict[str, Estimate]
+    """Best accuracy within each budget of steps."""
+    within_seconds: dict[str, Estimate]
+    """Best accuracy within each budget of seconds of training."""
+    seconds_per_step: Estimate
+    num_collapsed: int
+    """Runs that ended with less than half of their best accuracy."""
+    num_missing: int
+    """Runs that failed or have not ended."""
+    difference: Estimate | None
+    """Score minus the baseline's, paired by seed; null for the baseline."""
+    num_ahead: int
+    """Seeds with which the score is above the baseline's."""
+    windows: dict[str, list[float | None]]
+    """Metrics over time: the mean over all seeds in each fifth of the run."""
+    curve: list[CurvePoint]
+
+
+class ClaimResult(Record, frozen=True, kw_only=True):
+    """A claim held against the final runs."""
+
+    claim: str
+    verdict: Verdict
+    """shown: the interval of the difference is above 0. opposite: below 0. not shown: it contains 0."""
+    higher: Estimate
+    lower: Estimate
+    difference: Estimate
+
+
+class Results(Record, frozen=True, kw_only=True):
+    """Everything that a report shows of the final runs."""
+
+    seeds: list[int]
+    baseline: str
+    methods: list[MethodResult]
+    claims: list[ClaimResult]

@@ -1,4 +1,4 @@
-"""Experiment files, what an experiment does next, and how results become verdicts."""
+"""ExperimentConfig files, what an experiment does next, and how results become verdicts."""
 
 from __future__ import annotations
 

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from services.contracts.errors import TurnoutError
+from turnout.cli.commands.experiments import app as experiments
+from turnout.cli.commands.experiments import experiment
 from turnout.cli.commands.fleet import app as fleet
 from turnout.cli.commands.keys import app as keys
 from turnout.cli.commands.runs import app as runs
@@ -24,6 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(runs, name="runs")
+app.command(epilog=examples("turnout experiment examples/experiments/embedded.yaml"))(experiment)
+app.add_typer(experiments, name="experiments")
 app.add_typer(fleet)
 app.add_typer(keys, name="keys")
 

@@ -34,6 +34,8 @@ Id = Annotated[
     str, typer.Argument(metavar="ID", help="The run's id, or the beginning of it.", autocompletion=complete_run)
 ]
 Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Runs to compare.", autocompletion=complete_run)]
+ExperimentId = Annotated[str, typer.Argument(metavar="ID", help="The experiment's id, or the beginning of it.")]
+ExperimentFile = Annotated[Path, typer.Argument(metavar="FILE", help="Experiment file (YAML).")]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="Run file (YAML).")]
 Settings = Annotated[
     list[str] | None,

@@ -16,9 +16,12 @@ from services.contracts.errors import UnavailableError
 from services.contracts.records import (
     Checkpoint,
     Evaluation,
+    Experiment,
+    ExperimentSummary,
     Key,
     NewKey,
     QueueState,
+    Results,
     Run,
     RunEvent,
     RunFile,
@@ -33,6 +36,7 @@ from turnout.client.calls import (
     Page,
     connection,
     connection_fault,
+    experiment_path,
     given,
     idempotent,
     nothing,
@@ -166,6 +170,34 @@ class AsyncClient:
         read = pages_of(dict[str, Any])
         page = await self._send(Call("GET", run_path(run_id, "/samples"), read, given(step=step, limit=limit)))
         return page.items
+
+    async def create_experiment(self, file: dict[str, Any], *, idempotency_key: str | None = None) -> Experiment:
+        """Store an experiment and start its runs; a repeated key returns the experiment of the first call."""
+        headers = idempotent(idempotency_key)
+        return await self._send(Call("POST", "/v1/experiments", one(Experiment), body=file, headers=headers))
+
+    async def experiments(self) -> list[ExperimentSummary]:
+        """The newest experiments, newest first."""
+        return await self._all(Call("GET", "/v1/experiments", pages_of(ExperimentSummary)))
+
+    async def experiment(self, experiment_id: str) -> Experiment:
+        return await self._send(Call("GET", experiment_path(experiment_id), one(Experiment)))
+
+    async def experiment_results(self, experiment_id: str) -> Results:
+        """Tables, paired differences and verdicts from the final runs that have succeeded so far."""
+        return await self._send(Call("GET", experiment_path(experiment_id, "/results"), one(Results)))
+
+    async def stop_experiment(self, experiment_id: str) -> Experiment:
+        """Stop its runs, each with a checkpoint, and start no more."""
+        return await self._send(Call("POST", experiment_path(experiment_id, "/stop"), one(Experiment)))
+
+    async def resume_experiment(self, experiment_id: str) -> Experiment:
+        """Continue a stopped or failed experiment, its stopped and failed runs included."""
+        return await self._send(Call("POST", experiment_path(experiment_id, "/resume"), one(Experiment)))
+
+    async def delete_experiment(self, experiment_id: str) -> None:
+        """Delete an experiment that is not running. Its runs stay."""
+        await self._send(Call("DELETE", experiment_path(experiment_id), nothing))
 
     async def queues(self, run_id: str | None = None) -> list[QueueState]:
         return await self._all(Call("GET", "/v1/queues", pages_of(QueueState), given(run_id=run_id)))

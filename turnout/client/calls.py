@@ -84,6 +84,11 @@ def run_path(run_id: str, below: str = "") -> str:
     return f"/v1/runs/{quoted(run_id)}{below}"
 
 
+def experiment_path(experiment_id: str, below: str = "") -> str:
+    """Path of an experiment, or of what is `below` it."""
+    return f"/v1/experiments/{quoted(experiment_id)}{below}"
+
+
 def quoted(name: str) -> str:
     """A name as one part of a path."""
     return quote(name, safe="")

@@ -16,9 +16,12 @@ from services.contracts.errors import UnavailableError
 from services.contracts.records import (
     Checkpoint,
     Evaluation,
+    Experiment,
+    ExperimentSummary,
     Key,
     NewKey,
     QueueState,
+    Results,
     Run,
     RunEvent,
     RunFile,
@@ -33,6 +36,7 @@ from turnout.client.calls import (
     Page,
     connection,
     connection_fault,
+    experiment_path,
     given,
     idempotent,
     nothing,
@@ -163,6 +167,34 @@ class Client:
         read = pages_of(dict[str, Any])
         page = self._send(Call("GET", run_path(run_id, "/samples"), read, given(step=step, limit=limit)))
         return page.items
+
+    def create_experiment(self, file: dict[str, Any], *, idempotency_key: str | None = None) -> Experiment:
+        """Store an experiment and start its runs; a repeated key returns the experiment of the first call."""
+        headers = idempotent(idempotency_key)
+        return self._send(Call("POST", "/v1/experiments", one(Experiment), body=file, headers=headers))
+
+    def experiments(self) -> list[ExperimentSummary]:
+        """The newest experiments, newest first."""
+        return self._all(Call("GET", "/v1/experiments", pages_of(ExperimentSummary)))
+
+    def experiment(self, experiment_id: str) -> Experiment:
+        return self._send(Call("GET", experiment_path(experiment_id), one(Experiment)))
+
+    def experiment_results(self, experiment_id: str) -> Results:
+        """Tables, paired differences and verdicts from the final runs that have succeeded so far."""
+        return self._send(Call("GET", experiment_path(experiment_id, "/results"), one(Results)))
+
+    def stop_experiment(self, experiment_id: str) -> Experiment:
+        """Stop its runs, each with a checkpoint, and start no more."""
+        return self._send(Call("POST", experiment_path(experiment_id, "/stop"), one(Experiment)))
+
+    def resume_experiment(self, experiment_id: str) -> Experiment:
+        """Continue a stopped or failed experiment, its stopped and failed runs included."""
+        return self._send(Call("POST", experiment_path(experiment_id, "/resume"), one(Experiment)))
+
+    def delete_experiment(self, experiment_id: str) -> None:
+        """Delete an experiment that is not running. Its runs stay."""
+        self._send(Call("DELETE", experiment_path(experiment_id), nothing))
 
     def queues(self, run_id: str | None = None) -> list[QueueState]:
         return self._all(Call("GET", "/v1/queues", pages_of(QueueState), given(run_id=run_id)))

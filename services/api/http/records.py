@@ -21,6 +21,7 @@ from fastapi import Response
 from pydantic import BaseModel, Field, create_model
 
 
+@functools.cache
 def schema(name: str, record: type[msgspec.Struct], hidden: Collection[str] = ("run_id",)) -> type[BaseModel]:
     """A model named `name` of the record's fields. `hidden` ones are left out of answers; others are always there."""
     texts = _docstrings(record)
@@ -60,12 +61,15 @@ def _json(values: Any) -> Response:
 
 
 def _plain(kind: Any) -> Any:
-    """A type as pydantic knows it: a struct is described by its schema, a list of structs as one of objects."""
-    if get_origin(kind) is list and issubclass(get_args(kind)[0], msgspec.Struct):
-        return list[dict[str, Any]]
+    """A type as pydantic knows it, with the schema of a struct in place of each struct."""
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        return schema(kind.__name__, kind, ())
+    arguments = tuple(map(_plain, get_args(kind)))
+    if arguments == get_args(kind):
+        return kind
     if get_origin(kind) is UnionType:
-        return functools.reduce(operator.or_, map(_plain, get_args(kind)))
-    return schema(kind.__name__, kind, ()) if isinstance(kind, type) and issubclass(kind, msgspec.Struct) else kind
+        return functools.reduce(operator.or_, arguments)
+    return get_origin(kind)[arguments]
 
 
 def _docstrings(record: type[msgspec.Struct]) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 from sqlalchemy import JSON, Float, Index, String, Text, delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -13,9 +13,6 @@ from services.api.storage.database import Base
 from services.api.storage.history import EVALUATIONS
 from services.api.storage.runs import Run
 from services.contracts.errors import NotFoundError
-
-ExperimentState = Literal["running", "stopped", "succeeded", "failed"]
-EXPERIMENT_STATES: tuple[ExperimentState, ...] = get_args(ExperimentState)
 
 
 class ExperimentRow(Base):

@@ -81,7 +81,7 @@ class ClaimSection(Section):
     lower: Quantity
 
 
-class Experiment(Section):
+class ExperimentConfig(Section):
     """A whole experiment."""
 
     name: Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")]
@@ -164,7 +164,7 @@ class Cell:
         return Cell(phase, method, point, seed, f"{phase}/{method}/{point}/{seed}")
 
 
-def tuning_cells(experiment: Experiment) -> list[Cell]:
+def tuning_cells(experiment: ExperimentConfig) -> list[Cell]:
     """All tuning runs. Seeds come first and methods alternate, so that a slow hour of the machine hits all alike."""
     if experiment.tuning is None:
         return []
@@ -178,7 +178,7 @@ def tuning_cells(experiment: Experiment) -> list[Cell]:
     ]
 
 
-def final_cells(experiment: Experiment, chosen: Mapping[str, int]) -> list[Cell]:
+def final_cells(experiment: ExperimentConfig, chosen: Mapping[str, int]) -> list[Cell]:
     """All final runs, with the point that tuning chose for each method."""
     return [
         Cell.of("final", method, chosen[method], seed)
@@ -187,7 +187,12 @@ def final_cells(experiment: Experiment, chosen: Mapping[str, int]) -> list[Cell]
     ]
 
 
-def run_values(experiment: Experiment, cell: Cell) -> dict[str, Any]:
+def num_runs(experiment: ExperimentConfig) -> int:
+    """Runs of both phases."""
+    return len(tuning_cells(experiment)) + len(experiment.methods) * len(experiment.final.seeds)
+
+
+def run_values(experiment: ExperimentConfig, cell: Cell) -> dict[str, Any]:
     """The run file of one cell, not checked yet."""
     section = experiment.tuning if cell.phase == "tuning" else experiment.final
     values = merge(experiment.run, experiment.methods[cell.method])
@@ -201,7 +206,7 @@ def run_values(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     return merge(values, {"name": name, "training": {"seed": cell.seed}})
 
 
-def run_config(experiment: Experiment, cell: Cell) -> RunConfig:
+def run_config(experiment: ExperimentConfig, cell: Cell) -> RunConfig:
     """The checked configuration of one cell.
 
     Raises:
@@ -217,7 +222,7 @@ def run_config(experiment: Experiment, cell: Cell) -> RunConfig:
         ) from error
 
 
-def parse_experiment(values: Any) -> Experiment:
+def parse_experiment(values: Any) -> ExperimentConfig:
     """The checked experiment of a parsed YAML file or JSON body, with every run of it checked.
 
     Raises:
@@ -225,7 +230,7 @@ def parse_experiment(values: Any) -> Experiment:
     """
     check_values(values)
     try:
-        experiment = Experiment.model_validate(values)
+        experiment = ExperimentConfig.model_validate(values)
     except ValidationError as error:
         raise refused(error, "experiment", "experiments", sentence) from error
     _check_runs(experiment)
@@ -234,14 +239,12 @@ def parse_experiment(values: Any) -> Experiment:
 
 def sentence(item: Any) -> str:
     """What one of pydantic's errors says of an experiment."""
-    return sentence_of(item, ".".join(map(str, item["loc"])), field_names(Experiment))
+    return sentence_of(item, ".".join(map(str, item["loc"])), field_names(ExperimentConfig))
 
 
-def _check_runs(experiment: Experiment) -> None:
+def _check_runs(experiment: ExperimentConfig) -> None:
     """Check the configuration of every run, and that the comparison is fair."""
-    cells = tuning_cells(experiment)
-    anything = dict.fromkeys(experiment.methods, 0)
-    count = len(cells) + len(final_cells(experiment, anything))
+    count = num_runs(experiment)
     if count > MAX_RUNS:
         raise ConfigurationError(
             f"The experiment has {count} runs, more than {MAX_RUNS}.", remedy="Use fewer seeds, values or methods."
@@ -250,7 +253,7 @@ def _check_runs(experiment: Experiment) -> None:
         _check_method(experiment, method)
 
 
-def _check_method(experiment: Experiment, method: str) -> None:
+def _check_method(experiment: ExperimentConfig, method: str) -> None:
     for point in range(len(experiment.points(method))):
         final = run_config(experiment, Cell.of("final", method, point, experiment.final.seeds[0]))
         _check_is_evaluated(method, final)
@@ -276,7 +279,7 @@ def _check_is_evaluated(method: str, config: RunConfig) -> None:
         )
 
 
-def _check_budgets(experiment: Experiment, method: str, config: RunConfig) -> None:
+def _check_budgets(experiment: ExperimentConfig, method: str, config: RunConfig) -> None:
     if any(steps > config.training.steps for steps in experiment.budgets.steps):
         raise ConfigurationError(
             f"budgets.steps has {max(experiment.budgets.steps)}, but methods.{method} trains for "

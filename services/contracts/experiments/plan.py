@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from services.contracts.experiments.experiment import Cell, Experiment, final_cells, tuning_cells
+from services.contracts.experiments.experiment import Cell, ExperimentConfig, final_cells, tuning_cells
 from services.contracts.states import TERMINAL_STATES, RunState
 
 
@@ -24,7 +24,7 @@ class RunFact:
         return self.state in ("succeeded", "failed")
 
 
-def choose(experiment: Experiment, facts: Mapping[str, RunFact]) -> dict[str, int] | None:
+def choose(experiment: ExperimentConfig, facts: Mapping[str, RunFact]) -> dict[str, int] | None:
     """The grid's best point for each method, or None while tuning runs are missing.
 
     A point's value is the mean score over the tuning seeds; a failed run scores 0. Of equal points the first one wins.
@@ -51,7 +51,7 @@ class NothingToChooseError(Exception):
     """Every tuning run of a method failed."""
 
 
-def tuning_scores(experiment: Experiment, facts: Mapping[str, RunFact]) -> dict[str, list[list[float | None]]]:
+def tuning_scores(experiment: ExperimentConfig, facts: Mapping[str, RunFact]) -> dict[str, list[list[float | None]]]:
     """Scores by method, point and seed; None for a run that has not ended. Without tuning one point that scores 0."""
     if experiment.tuning is None:
         return {method: [[0.0]] for method in experiment.methods}
@@ -71,12 +71,12 @@ def _score(fact: RunFact | None) -> float | None:
     return (fact.score or 0.0) if fact.state == "succeeded" else 0.0
 
 
-def _all_failed(experiment: Experiment, method: str, facts: Mapping[str, RunFact]) -> bool:
+def _all_failed(experiment: ExperimentConfig, method: str, facts: Mapping[str, RunFact]) -> bool:
     cells = [cell for cell in tuning_cells(experiment) if cell.method == method]
     return all(facts[cell.key].state == "failed" for cell in cells)
 
 
-def cells_of(experiment: Experiment, chosen: Mapping[str, int] | None) -> list[Cell]:
+def cells_of(experiment: ExperimentConfig, chosen: Mapping[str, int] | None) -> list[Cell]:
     """Every run that is known to be needed: the final ones once settings are chosen."""
     return [*tuning_cells(experiment), *(final_cells(experiment, chosen) if chosen is not None else ())]
 

@@ -140,13 +140,13 @@ def as_markdown(data: RunData, plots: Sequence[Plot]) -> str:
     """The report as Markdown that refers to the pictures in its folder."""
     parts = [f"# {data.run.name}", headline(data)]
     if data.evaluations:
-        parts += ["## Before and after", _markdown_table(accuracy_rows(data))]
-    parts += ["## The run", _markdown_table([["", ""], *([name, value] for name, value in summary_rows(data))])]
+        parts += ["## Before and after", markdown_table(accuracy_rows(data))]
+    parts += ["## The run", markdown_table([["", ""], *([name, value] for name, value in summary_rows(data))])]
     for plot in plots:
         parts += [f"## {plot.title}", f"![{plot.title}]({plot.name}.png)", plot.caption]
     parts += [
         "## Versions",
-        _markdown_table([["package", "version"], *([name, value] for name, value in version_rows())]),
+        markdown_table([["package", "version"], *([name, value] for name, value in version_rows())]),
     ]
     parts += ["## Configuration", f"```json\n{_configuration(data)}\n```", f"Written {_now()}."]
     return "\n\n".join(parts) + "\n"
@@ -157,8 +157,8 @@ def as_html(data: RunData, plots: Sequence[Plot]) -> str:
     escape = html.escape
     parts = [f"<h1>{escape(data.run.name)}</h1>", f"<p><strong>{escape(headline(data))}</strong></p>"]
     if data.evaluations:
-        parts += ["<h2>Before and after</h2>", _html_table(accuracy_rows(data), header=True)]
-    parts += ["<h2>The run</h2>", _html_table([list(row) for row in summary_rows(data)])]
+        parts += ["<h2>Before and after</h2>", html_table(accuracy_rows(data), header=True)]
+    parts += ["<h2>The run</h2>", html_table([list(row) for row in summary_rows(data)])]
     for plot in plots:
         picture = base64.b64encode(plot.png).decode()
         parts.append(
@@ -166,7 +166,7 @@ def as_html(data: RunData, plots: Sequence[Plot]) -> str:
             f'<img alt="{escape(plot.title)}" src="data:image/png;base64,{picture}">'
             f"<figcaption>{escape(plot.caption)}</figcaption></figure>"
         )
-    parts += ["<h2>Versions</h2>", _html_table([list(row) for row in version_rows()])]
+    parts += ["<h2>Versions</h2>", html_table([list(row) for row in version_rows()])]
     parts += ["<details><summary>Configuration</summary>", f"<pre>{escape(_configuration(data))}</pre></details>"]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -189,7 +189,8 @@ def _now() -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S %Z")
 
 
-def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first row is its header."""
     lines = ["| " + " | ".join(map(_markdown_cell, row)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
 
@@ -199,7 +200,8 @@ def _markdown_cell(text: str) -> str:
     return html.escape(in_line(text), quote=False).replace("|", "\\|")
 
 
-def _html_table(rows: Sequence[Sequence[str]], header: bool = False) -> str:
+def html_table(rows: Sequence[Sequence[str]], header: bool = False) -> str:
+    """A table; with `header` the first row is one."""
     lines = []
     for index, row in enumerate(rows):
         tag = "th" if header and index == 0 else "td"

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Annotated, Any
 
+import msgspec
 from fastapi import APIRouter, Body, Query, Response
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.api.http.bodies import BoundedRoute
 from services.api.http.problems import responses
 from services.api.http.provide import Provided
-from services.api.resources.experiments.results import History, Results, summarize
-from services.api.resources.experiments.schemas import (
-    ExperimentDetail,
-    ExperimentList,
-    ExperimentSummary,
-    detail,
-    run_item,
-)
+from services.api.http.records import answer, answer_one
+from services.api.resources.experiments.results import History, summarize
+from services.api.resources.experiments.schemas import Detail, ExperimentList, Results, Summary
 from services.api.resources.experiments.service import ExperimentService
 from services.api.resources.runs.endpoints import IdempotencyKey
 from services.api.storage import experiments as repository
@@ -26,8 +23,9 @@ from services.api.storage import history
 from services.api.storage.database import Database
 from services.api.storage.experiments import ExperimentRow
 from services.api.storage.runs import Run
-from services.contracts.experiments.experiment import Experiment, run_config
+from services.contracts.experiments.experiment import Cell, ExperimentConfig, Phase, num_runs, run_config
 from services.contracts.experiments.plan import cells_of
+from services.contracts.records import Experiment, ExperimentRun, ExperimentSummary
 
 router = APIRouter(prefix="/v1/experiments", tags=["experiments"], route_class=BoundedRoute)
 Experiments = Annotated[ExperimentService, Provided(ExperimentService)]
@@ -35,46 +33,44 @@ Data = Annotated[Database, Provided(Database)]
 ERRORS = responses(401, 404, 409, 422, 503)
 
 
-@router.post("", status_code=201, responses=responses(400, 401, 413, 422, 503))
+@router.post("", status_code=201, response_model=Detail, responses=responses(400, 401, 413, 422, 503))
 async def create_experiment(
     file: Annotated[dict[str, Any], Body(description="The experiment file (docs/experiments.md).")],
     experiments: Experiments,
     database: Data,
-    response: Response,
     idempotency_key: IdempotencyKey,
-) -> ExperimentDetail:
+) -> Response:
     """Store an experiment and start its runs, as many at once as there are learners.
 
     The file and the digests of its data are stored before the first run starts and do not change afterwards. A repeated
     Idempotency-Key returns the experiment that was made the first time.
     """
     row = await experiments.create(file, idempotency_key)
-    response.headers["Location"] = f"/v1/experiments/{row.id}"
-    return await _detail(database, row)
+    return answer_one(Detail, await _detail(database, row), created_at=f"/v1/experiments/{row.id}")
 
 
-@router.get("", responses=responses(401, 422, 503))
-async def list_experiments(database: Data, limit: Annotated[int, Query(ge=1, le=200)] = 50) -> ExperimentList:
+@router.get("", response_model=ExperimentList, responses=responses(401, 422, 503))
+async def list_experiments(database: Data, limit: Annotated[int, Query(ge=1, le=200)] = 50) -> Response:
     """Experiments, newest first."""
     async with database.read() as session:
         rows = await repository.list_experiments(session, limit)
-    return ExperimentList(items=[ExperimentSummary.model_validate(row) for row in rows])
+    return answer(Summary, [_summary(row) for row in rows])
 
 
-@router.get("/{experiment_id}", responses=responses(401, 404, 422, 503))
-async def show_experiment(experiment_id: str, database: Data) -> ExperimentDetail:
+@router.get("/{experiment_id}", response_model=Detail, responses=responses(401, 404, 422, 503))
+async def show_experiment(experiment_id: str, database: Data) -> Response:
     """One experiment with its file, what tuning chose, and all its runs."""
     async with database.read() as session:
         row = await repository.get_experiment(session, experiment_id)
-    return await _detail(database, row)
+    return answer_one(Detail, await _detail(database, row))
 
 
-@router.get("/{experiment_id}/results", responses=responses(401, 404, 422, 503))
-async def show_results(experiment_id: str, database: Data) -> Results:
+@router.get("/{experiment_id}/results", response_model=Results, responses=responses(401, 404, 422, 503))
+async def show_results(experiment_id: str, database: Data) -> Response:
     """Tables, paired differences and verdicts from the final runs that have succeeded so far."""
     async with database.read() as session:
         row = await repository.get_experiment(session, experiment_id)
-        experiment = Experiment.model_validate(row.file)
+        experiment = ExperimentConfig.model_validate(row.file)
         runs = await repository.runs_by_cell(session, experiment_id)
         finals = [cell for cell in cells_of(experiment, row.chosen) if cell.phase == "final"]
         histories = {
@@ -82,19 +78,19 @@ async def show_results(experiment_id: str, database: Data) -> Results:
             for cell in finals
             if (run := runs.get(cell.key)) is not None and run.state == "succeeded"
         }
-    return await asyncio.to_thread(summarize, experiment, histories)
+    return answer_one(Results, await asyncio.to_thread(summarize, experiment, histories))
 
 
-@router.post("/{experiment_id}/stop", responses=ERRORS)
-async def stop_experiment(experiment_id: str, experiments: Experiments, database: Data) -> ExperimentDetail:
+@router.post("/{experiment_id}/stop", response_model=Detail, responses=ERRORS)
+async def stop_experiment(experiment_id: str, experiments: Experiments, database: Data) -> Response:
     """Stop the experiment's runs, each with a checkpoint, and start no more."""
-    return await _detail(database, await experiments.stop(experiment_id))
+    return answer_one(Detail, await _detail(database, await experiments.stop(experiment_id)))
 
 
-@router.post("/{experiment_id}/resume", responses=ERRORS)
-async def resume_experiment(experiment_id: str, experiments: Experiments, database: Data) -> ExperimentDetail:
+@router.post("/{experiment_id}/resume", response_model=Detail, responses=ERRORS)
+async def resume_experiment(experiment_id: str, experiments: Experiments, database: Data) -> Response:
     """Continue a stopped or failed experiment. Its stopped and failed runs resume from their checkpoints."""
-    return await _detail(database, await experiments.resume(experiment_id))
+    return answer_one(Detail, await _detail(database, await experiments.resume(experiment_id)))
 
 
 @router.delete("/{experiment_id}", status_code=204, responses=ERRORS)
@@ -113,18 +109,50 @@ async def _history(session: AsyncSession, run: Run, seed: int) -> History:
     )
 
 
-async def _detail(database: Database, row: ExperimentRow) -> ExperimentDetail:
-    experiment = Experiment.model_validate(row.file)
+async def _detail(database: Database, row: ExperimentRow) -> Experiment:
+    experiment = ExperimentConfig.model_validate(row.file)
     async with database.read() as session:
         runs = await repository.runs_by_cell(session, row.id)
-        found = await repository.accuracies(session, [run.id for run in runs.values()])
-    items = []
-    steps: dict[tuple[str, str], int] = {}
-    for cell in cells_of(experiment, row.chosen):
-        run = runs.get(cell.key)
-        kind = (cell.phase, cell.method)
-        if kind not in steps:
-            steps[kind] = run_config(experiment, cell).training.steps
-        newest = found[run.id][-1][1] if run is not None and run.id in found else None
-        items.append(run_item(experiment, cell, run, newest, steps[kind]))
-    return detail(row, experiment, items)
+        evaluated = await repository.accuracies(session, [run.id for run in runs.values()])
+    cells = cells_of(experiment, row.chosen)
+    kinds = {(cell.phase, cell.method): cell for cell in cells}
+    num_steps = {kind: run_config(experiment, cell).training.steps for kind, cell in kinds.items()}
+    items = [_run_item(experiment, cell, runs.get(cell.key), num_steps, evaluated) for cell in cells]
+    chosen = None
+    if row.chosen is not None:
+        chosen = {method: experiment.points(method)[point] for method, point in row.chosen.items()}
+    return Experiment(
+        **msgspec.structs.asdict(_summary(row)),
+        file=row.file,
+        inputs=row.inputs,
+        chosen=chosen,
+        scores=row.scores,
+        num_runs=num_runs(experiment),
+        runs=items,
+    )
+
+
+def _summary(row: ExperimentRow) -> ExperimentSummary:
+    return ExperimentSummary(**{name: getattr(row, name) for name in ExperimentSummary.__struct_fields__})
+
+
+def _run_item(
+    experiment: ExperimentConfig,
+    cell: Cell,
+    run: Run | None,
+    num_steps: Mapping[tuple[Phase, str], int],
+    evaluated: dict[str, list[tuple[int, float]]],
+) -> ExperimentRun:
+    found = evaluated.get(run.id) if run is not None else None
+    return ExperimentRun(
+        cell=cell.key,
+        phase=cell.phase,
+        method=cell.method,
+        values=experiment.points(cell.method)[cell.point],
+        seed=cell.seed,
+        run_id=run.id if run else None,
+        state=run.state if run else None,
+        step=run.step if run else 0,
+        num_steps=num_steps[cell.phase, cell.method],
+        accuracy=found[-1][1] if found else None,
+    )

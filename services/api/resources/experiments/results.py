@@ -10,13 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import fmean, stdev
-from typing import Literal
 
 import mpmath
-from pydantic import BaseModel, ConfigDict
 
 from services.contracts.events import EvaluationFinished
-from services.contracts.experiments.experiment import EVALUATED, Experiment, Quantity
+from services.contracts.experiments.experiment import EVALUATED, ExperimentConfig, Quantity
+from services.contracts.records import (
+    ClaimResult,
+    CurvePoint,
+    Estimate,
+    MethodResult,
+    Results,
+    Verdict,
+)
 
 NUM_WINDOWS = 5
 """Parts of a run that the table of metrics over time shows."""
@@ -31,7 +37,6 @@ WINDOWED = (
 )
 COLLAPSED_BELOW = 0.5
 """A run has collapsed if its score is below this share of its best evaluation."""
-Verdict = Literal["shown", "not shown", "opposite", "no data"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,81 +123,7 @@ class History:
         return fmean(values) if values else None
 
 
-class Estimate(BaseModel):
-    """A mean over seeds with its interval."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-    mean: float | None
-    low: float | None = None
-    """Lower end of the 95% interval; null with fewer than two seeds."""
-    high: float | None = None
-    values: list[float | None]
-    """One per seed, in the order of the experiment's seeds; null if the run has no such number."""
-
-
-class CurvePoint(BaseModel):
-    """Accuracy at one step, over seeds."""
-
-    step: int
-    seconds: float
-    mean: float
-    low: float
-    """The lowest seed."""
-    high: float
-
-
-class MethodResult(BaseModel):
-    """One method's final runs."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-    method: str
-    before: Estimate
-    """Accuracy before training."""
-    score: Estimate
-    """Mean accuracy of the last evaluations."""
-    within_steps: dict[str, Estimate]
-    """Best accuracy within each budget of steps."""
-    within_seconds: dict[str, Estimate]
-    """Best accuracy within each budget of seconds of training."""
-    seconds_per_step: Estimate
-    num_collapsed: int
-    """Runs that ended with less than half of their best accuracy."""
-    num_missing: int
-    """Runs that failed or have not ended."""
-    difference: Estimate | None
-    """Score minus the baseline's, paired by seed; null for the baseline."""
-    num_ahead: int
-    """Seeds with which the score is above the baseline's."""
-    windows: dict[str, list[float | None]]
-    """Metrics over time: the mean over all seeds in each fifth of the run."""
-    curve: list[CurvePoint]
-
-
-class ClaimResult(BaseModel):
-    """A claim held against the final runs."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-    claim: str
-    verdict: Verdict
-    """shown: the interval of the difference is above 0. opposite: below 0. not shown: it contains 0."""
-    higher: Estimate
-    lower: Estimate
-    difference: Estimate
-
-
-class Results(BaseModel):
-    """Everything that a report shows of the final runs."""
-
-    seeds: list[int]
-    baseline: str
-    methods: list[MethodResult]
-    claims: list[ClaimResult]
-
-
-def summarize(experiment: Experiment, histories: Mapping[tuple[str, int], History]) -> Results:
+def summarize(experiment: ExperimentConfig, histories: Mapping[tuple[str, int], History]) -> Results:
     """Results of the final runs by method and seed. Runs that are missing are counted, never guessed."""
     seeds = list(experiment.final.seeds)
     rows = {method: [histories.get((method, seed)) for seed in seeds] for method in experiment.methods}
@@ -204,7 +135,7 @@ def summarize(experiment: Experiment, histories: Mapping[tuple[str, int], Histor
     )
 
 
-def _method(experiment: Experiment, method: str, rows: Mapping[str, Sequence[History | None]]) -> MethodResult:
+def _method(experiment: ExperimentConfig, method: str, rows: Mapping[str, Sequence[History | None]]) -> MethodResult:
     own, last = rows[method], experiment.last_evaluations
     present = [history for history in own if history is not None]
     score = _estimate(own, lambda history: history.score(last))
@@ -232,7 +163,7 @@ def _method(experiment: Experiment, method: str, rows: Mapping[str, Sequence[His
     )
 
 
-def _claim(experiment: Experiment, index: int, rows: Mapping[str, Sequence[History | None]]) -> ClaimResult:
+def _claim(experiment: ExperimentConfig, index: int, rows: Mapping[str, Sequence[History | None]]) -> ClaimResult:
     claim, last = experiment.claims[index], experiment.last_evaluations
     higher, lower = (
         _estimate(rows[side.method], lambda history, side=side: history.quantity(side, last))  # type: ignore[misc]

@@ -20,7 +20,7 @@ from services.api.storage.database import Database
 from services.api.storage.experiments import ExperimentRow, ExperimentRun
 from services.api.storage.runs import Run
 from services.contracts.errors import ConfigurationError, ConflictError, TurnoutError
-from services.contracts.experiments.experiment import Cell, Experiment, parse_experiment, run_config
+from services.contracts.experiments.experiment import Cell, ExperimentConfig, parse_experiment, run_config
 from services.contracts.experiments.plan import (
     NothingToChooseError,
     RunFact,
@@ -31,6 +31,7 @@ from services.contracts.experiments.plan import (
     tuning_scores,
 )
 from services.contracts.hub import PREFIX
+from services.contracts.records import ExperimentState
 from services.contracts.run_config import RunConfig
 from services.contracts.states import TERMINAL_STATES
 from services.runtime.inputs import check_inputs
@@ -97,7 +98,7 @@ class ExperimentService:
             )
         return row
 
-    def _check(self, experiment: Experiment) -> dict[str, str]:
+    def _check(self, experiment: ExperimentConfig) -> dict[str, str]:
         """Check the inputs of one run of each kind, and return the digests of all data files."""
         configs = [
             run_config(experiment, Cell.of(phase, method, 0, 0))
@@ -144,7 +145,7 @@ class ExperimentService:
         return row
 
     async def _change(
-        self, experiment_id: str, state: repository.ExperimentState, allowed: Sequence[str]
+        self, experiment_id: str, state: ExperimentState, allowed: Sequence[str]
     ) -> tuple[ExperimentRow, list[Run]]:
         async with self.database.write() as session:
             row = await repository.get_experiment(session, experiment_id)
@@ -182,7 +183,7 @@ class ExperimentService:
                 await self._end(row.id, "failed", str(error))
 
     async def _advance(self, row: ExperimentRow) -> None:
-        experiment = Experiment.model_validate(row.file)
+        experiment = ExperimentConfig.model_validate(row.file)
         facts = await self._facts(experiment, row.id)
         chosen = row.chosen
         if chosen is None:
@@ -205,7 +206,7 @@ class ExperimentService:
         services = await list_services(self.redis)
         return 1 + max(1, sum(record.kind == "learner" and record.state != "failed" for record in services))
 
-    async def _facts(self, experiment: Experiment, experiment_id: str) -> dict[str, RunFact]:
+    async def _facts(self, experiment: ExperimentConfig, experiment_id: str) -> dict[str, RunFact]:
         async with self.database.read() as session:
             runs = await repository.runs_by_cell(session, experiment_id)
             ended = [run.id for run in runs.values() if run.state == "succeeded"]
@@ -236,7 +237,7 @@ class ExperimentService:
             row = await repository.get_experiment(session, experiment_id)
             row.chosen, row.scores = chosen, scores
 
-    async def _end(self, experiment_id: str, state: repository.ExperimentState, reason: str) -> None:
+    async def _end(self, experiment_id: str, state: ExperimentState, reason: str) -> None:
         async with self.database.write() as session:
             row = await repository.get_experiment(session, experiment_id)
             if row.state == "running":

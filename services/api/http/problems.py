@@ -45,8 +45,9 @@ def install(app: FastAPI, headers: Mapping[str, str]) -> None:
         return problem(error.status, error.title, error.message, field=error.field, remedy=error.remedy)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return invalid_request(error.errors())
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        kind = "experiments" if request.url.path.startswith("/v1/experiments") else "configuration"
+        return invalid_request(error.errors(), f"docs/{kind}.md has every field.")
 
     @app.exception_handler(HTTPException)
     async def plain(request: Request, error: HTTPException) -> JSONResponse:
@@ -95,15 +96,14 @@ def _methods(request: Request) -> list[str]:
     return sorted(found)
 
 
-def invalid_request(errors: Sequence[Any]) -> JSONResponse:
+def invalid_request(errors: Sequence[Any], remedy: str) -> JSONResponse:
     """Every wrong field of a request in one sentence; `field` names the first."""
-    remedy = "docs/configuration.md has every field of a run." if errors[0]["loc"][:1] == ("body",) else None
     return problem(
         422,
         "Invalid request",
         "The request is not valid: " + joined(errors, _sentence) + ".",
         field=field_of(errors[0]["loc"][1:], errors[0]["msg"]),
-        remedy=remedy,
+        remedy=remedy if errors[0]["loc"][:1] == ("body",) else None,
     )
 
 

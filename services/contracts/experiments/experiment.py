@@ -233,7 +233,7 @@ def parse_experiment(values: Any) -> ExperimentConfig:
         experiment = ExperimentConfig.model_validate(values)
     except ValidationError as error:
         raise refused(error, "experiment", "experiments", sentence) from error
-    _check_runs(experiment)
+    check_runs(experiment)
     return experiment
 
 
@@ -242,8 +242,12 @@ def sentence(item: Any) -> str:
     return sentence_of(item, ".".join(map(str, item["loc"])), field_names(ExperimentConfig))
 
 
-def _check_runs(experiment: ExperimentConfig) -> None:
-    """Check the configuration of every run, and that the comparison is fair."""
+def check_runs(experiment: ExperimentConfig) -> None:
+    """Check the configuration of every run, and that the comparison is fair.
+
+    Raises:
+        ConfigurationError: names the method or field.
+    """
     count = num_runs(experiment)
     if count > MAX_RUNS:
         raise ConfigurationError(

@@ -13,12 +13,13 @@ import schemathesis
 
 MODEL = "examples/embedded/policy"
 DATA = "examples/embedded/data/train.jsonl"
-EXPERIMENT: dict[str, Any] = {
-    "name": "tried",
-    "run": {"model": {"path": MODEL}, "data": {"train": DATA, "validation": DATA}, "training": {"steps": 2}},
-    "methods": {"srpo": {"objective": {"name": "srpo"}}},
+VALID_EXPERIMENT: dict[str, Any] = {
+    "name": "one run",
+    "run": {"model": {"path": MODEL}, "data": {"train": DATA, "validation": DATA}, "training": {"steps": 1}},
+    "methods": {"srpo": {}},
     "final": {"seeds": [1]},
 }
+"""An experiment is made of run files, which the document cannot describe part by part."""
 
 
 @schemathesis.hook
@@ -34,8 +35,8 @@ def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwar
         case.headers["idempotency-key"] = secrets.token_hex(8)  # a key seen before belongs to another request
     if case.operation.path == "/v1/runs" and isinstance(case.body, dict):
         case.body = valid_run(case.body)
-    if case.operation.path == "/v1/experiments" and case.operation.method.upper() == "POST":
-        case.body = EXPERIMENT
+    if case.operation.path == "/v1/experiments" and isinstance(case.body, dict):
+        case.body = VALID_EXPERIMENT
     if case.operation.path.endswith("/fork") and isinstance(case.body, dict):
         case.body = {**case.body, "changes": {"training": {"steps": 2**20}}}
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
-from fastapi import APIRouter, Body, Query, Response
+from fastapi import APIRouter, Query, Response
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.api.http.bodies import BoundedRoute
@@ -35,12 +35,12 @@ ERRORS = responses(401, 404, 409, 422, 503)
 
 @router.post("", status_code=201, response_model=Detail, responses=responses(400, 401, 413, 422, 503))
 async def create_experiment(
-    file: Annotated[dict[str, Any], Body(description="The experiment file (docs/experiments.md).")],
+    file: ExperimentConfig,
     experiments: Experiments,
     database: Data,
     idempotency_key: IdempotencyKey,
 ) -> Response:
-    """Store an experiment and start its runs, as many at once as there are learners.
+    """Store an experiment and start its runs, as many at once as there are learners. The body is the experiment file.
 
     The file and the digests of its data are stored before the first run starts and do not change afterwards. A repeated
     Idempotency-Key returns the experiment that was made the first time.

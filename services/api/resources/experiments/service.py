@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,7 +20,7 @@ from services.api.storage.database import Database
 from services.api.storage.experiments import ExperimentRow, ExperimentRun
 from services.api.storage.runs import Run
 from services.contracts.errors import ConfigurationError, ConflictError, TurnoutError
-from services.contracts.experiments.experiment import Cell, ExperimentConfig, parse_experiment, run_config
+from services.contracts.experiments.experiment import Cell, ExperimentConfig, check_runs, run_config
 from services.contracts.experiments.plan import (
     NothingToChooseError,
     RunFact,
@@ -52,24 +52,25 @@ class ExperimentService:
         self.runs = runs
         self._digests: dict[str, tuple[tuple[int, int], str]] = {}
 
-    async def create(self, values: Mapping[str, Any], idempotency_key: str | None = None) -> ExperimentRow:
+    async def create(self, experiment: ExperimentConfig, idempotency_key: str | None = None) -> ExperimentRow:
         """Store a new experiment, which starts its runs; a repeated key returns the experiment made the first time.
 
         Raises:
             ConfigurationError: the file is wrong, an input is missing, or the key was used with another file.
         """
+        values = experiment.model_dump(mode="json", exclude_unset=True)
         digest = hashlib.sha256(msgspec.json.encode(values, order="deterministic")).hexdigest()
         earlier = await self._created_before(idempotency_key, digest)
         if earlier is not None:
             return earlier
-        experiment = await asyncio.to_thread(parse_experiment, values)
+        await asyncio.to_thread(check_runs, experiment)
         inputs = await asyncio.to_thread(self._check, experiment)
         row = ExperimentRow(
             id=new_run_id(experiment.name),
             name=experiment.name,
             state="running",
             reason="",
-            file=dict(values),
+            file=values,
             digest=digest,
             inputs=inputs,
             created_at=time.time(),

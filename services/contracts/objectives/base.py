@@ -51,10 +51,6 @@ class Terms(Protocol[V]):
         """Group-relative advantage A_i of each token's rollout."""
 
     @property
-    def contrast(self) -> V:
-        """min(A_i, 0): what a failed rollout loses against its group."""
-
-    @property
     def weight(self) -> V:
         """Entropy-aware weight w, with mean 1 over the tokens routed to SDPO; 1 unless `Objective.is_weighted`."""
 

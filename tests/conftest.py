@@ -16,6 +16,8 @@ from services.runtime.address import free_port
 from services.runtime.connection import connect
 
 ROOT = Path(__file__).resolve().parent.parent
+ROW = '{"kind": "mcq", "prompt": "Which?", "answer": "A"}\n'
+"""A question that a run can be made with."""
 # Services of tests take models and data from the tests' own temporary folders, too.
 os.environ["TURNOUT_ROOTS"] = f"{ROOT}:{tempfile.gettempdir()}"
 

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from services.contracts.errors import ConfigurationError
 from services.contracts.faults import Conflicts, dots, field_names, refused, sentence_of
+from services.contracts.hub import PREFIX
 from services.contracts.messages import MAX_SAMPLES, MAX_TOKENS
 from services.contracts.model import Integer, ModelSection, NotNegative, Positive, Section
 from services.contracts.objectives.registry import OBJECTIVES, PRESETS
@@ -38,6 +39,11 @@ class DataSection(Section):
     """Use only the first so many training questions."""
     shuffle: bool = True
     """Go through the questions in a new random order each epoch (from `training.seed`)."""
+
+    def files(self) -> list[tuple[str, str, int | None]]:
+        """Field, path and number of rows that are read (None: all) of each dataset that is a file."""
+        named = (("data.train", self.train, self.max_train_questions), ("data.validation", self.validation, None))
+        return [(field, name, limit) for field, name, limit in named if name and not name.startswith(PREFIX)]
 
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tests.client.rings import light_plan, until
+from tests.conftest import ROW
 from turnout import Client
 from turnout.cli.local.launcher import Deployment
 
@@ -19,7 +20,7 @@ def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run-file")
     (folder / "model").mkdir()
     (folder / "model" / "config.json").write_text("{}")
-    (folder / "train.jsonl").write_text("")
+    (folder / "train.jsonl").write_text(ROW)
     path = folder / "run.yaml"
     values = {
         "name": "small",

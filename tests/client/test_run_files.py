@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from services.contracts.errors import ConfigurationError
 from services.contracts.run_file import check
-from tests.conftest import ROOT
+from tests.conftest import ROOT, ROW
+from turnout.cli.main import app
 from turnout.cli.run_file import load_run, read_run_file
 
 FILES = sorted((ROOT / "examples" / "runs").glob("*.yaml"))
@@ -131,3 +133,20 @@ def test_a_file_that_is_larger_than_it_looks_is_refused_in_one_sentence(tmp_path
 def test_a_setting_that_cannot_be_read_is_refused(tmp_path: Path, value: str, says: str) -> None:
     with pytest.raises(ConfigurationError, match=rf"^--set training\.steps: {says}"):
         load_run(written(tmp_path, GOOD), [f"training.steps={value}"])
+
+
+def test_check_reads_every_row_of_data_that_is_here(tmp_path: Path) -> None:
+    data = tmp_path / "train.jsonl"
+    data.write_text(ROW * 3)
+    settings = ["--set", f"data.train={data}", "--set", "data.validation=elsewhere.jsonl"]
+    arguments = ["runs", "check", str(written(tmp_path, GOOD)), *settings]
+    out = CliRunner().invoke(app, arguments, catch_exceptions=False).output.splitlines()
+    assert out[1:] == [
+        f"data.train: 3 rows of {data} checked.",
+        "data.validation: elsewhere.jsonl is not here; its rows are checked where the services run.",
+    ]
+    data.write_text(ROW + "[]\n" + ROW)
+    for more in ([], ["--json"]):
+        with pytest.raises(ConfigurationError, match=r"train.jsonl, line 2: not a JSON object") as caught:
+            CliRunner().invoke(app, [*arguments, *more], catch_exceptions=False)
+        assert caught.value.remedy

@@ -17,6 +17,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 from services.runtime.address import free_port
+from tests.conftest import ROW
 from tests.page.forked import start_api
 from tests.page.player import Player
 from tests.page.visitor import Visitor
@@ -149,7 +150,7 @@ def run_text(tmp_path: Path) -> str:
     model.mkdir()
     (model / "config.json").write_text("{}")
     data = tmp_path / "train.jsonl"
-    data.write_text("{}\n")
+    data.write_text(ROW)
     return (
         f"name: first run\nmodel:\n  path: {model}\ndata:\n  train: {data}\n"
         "objective:\n  clip_low: 0.2\ntraining:\n  steps: 60\n"

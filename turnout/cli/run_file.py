@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from services.contracts.errors import ConfigurationError
+from services.contracts.questions.rows import check_file
+from services.contracts.run_config import RunConfig
 from services.contracts.run_file import ParsedRunFile, check, read_run_text, read_value
 
 MAX_CHARACTERS = 1_000_000
+ROW_SECONDS = 60
+"""For the check of one file's rows."""
 REMEDY = "See docs/configuration.md for every field."
 
 
@@ -49,6 +53,28 @@ def apply_setting(file: ParsedRunFile, setting: str) -> None:
         file.lay(keys, read_value(text, f"--set {name}"))
     except TypeError as error:
         raise ConfigurationError(f"--set {name}: {error} is a field, not a section.", remedy=REMEDY) from error
+
+
+def check_rows(config: RunConfig) -> list[str]:
+    """Check every row of the data files that are on this machine; says which rows were checked, a sentence a file.
+
+    Raises:
+        ConfigurationError: rows cannot be used; one line a fault, with its place.
+    """
+    found = []
+    for field, path, limit in config.data.files():
+        if not Path(path).exists():
+            found.append(f"{field}: {path} is not here; its rows are checked where the services run.")
+            continue
+        checked = check_file(Path(path), limit, ROW_SECONDS)
+        if error := checked.error(field):
+            raise error
+        rows = f"{checked.num_rows:,} row{'s' * (checked.num_rows != 1)} of {path}"
+        if checked.whole:
+            found.append(f"{field}: {rows} checked.")
+        else:
+            found.append(f"{field}: only the first {rows} checked in {ROW_SECONDS} s; the learner checks all of them.")
+    return found
 
 
 def changes_of(settings: Sequence[str]) -> dict[str, Any]:

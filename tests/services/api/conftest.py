@@ -19,6 +19,7 @@ from redis.asyncio import Redis
 from services.api.container import Parts, make_parts
 from services.api.storage.database import open_database
 from services.runtime.settings import Settings
+from tests.conftest import ROW
 from tests.services.api.fakes import FakeInstance, FakeRollout, client_of, looping, served
 
 
@@ -113,7 +114,7 @@ def run_body(tmp_path: Path) -> dict[str, Any]:
     model.mkdir()
     (model / "config.json").write_text("{}")
     data = tmp_path / "train.jsonl"
-    data.write_text("{}\n")
+    data.write_text(ROW)
     return {"name": "first run", "model": {"path": str(model)}, "data": {"train": str(data)}, "training": {"steps": 3}}
 
 

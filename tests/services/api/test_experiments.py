@@ -14,6 +14,7 @@ from services.api.container import Parts, make_parts
 from services.api.storage.database import open_database
 from services.contracts.events import EvaluationFinished, RunStateChanged, StepFinished
 from services.runtime.settings import Settings
+from tests.conftest import ROW
 from tests.services.api.fakes import client_of
 
 RATES = (1e-4, 2e-4)
@@ -23,7 +24,7 @@ RATES = (1e-4, 2e-4)
 def file(run_body: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     """Two methods, two rates, two tuning seeds, two final seeds: 8 tuning runs, 4 final ones."""
     for name in ("validation", "test"):
-        (tmp_path / f"{name}.jsonl").write_text("{}\n")
+        (tmp_path / f"{name}.jsonl").write_text(ROW)
     return {
         "name": "two methods",
         "run": {"model": run_body["model"], "data": run_body["data"], "training": {"steps": 2}},

@@ -18,6 +18,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
 from services.api.container import Parts, make_parts
+from services.api.resources.runs import rows
 from services.api.storage.database import open_database
 from services.contracts import streams
 from services.contracts.events import StepFinished
@@ -70,6 +71,42 @@ async def test_a_preset_gives_its_values_and_fields_win(client: httpx.AsyncClien
     config = (await client.post("/v1/runs", json=body)).json()["config"]
     assert (config["objective"]["name"], config["optimizer"]["learning_rate"]) == ("grpo", 1e-6)
     assert config["optimizer"]["warmup_steps"] == 3
+
+
+async def test_rows_that_cannot_be_used_are_refused_until_they_are_corrected(
+    client: httpx.AsyncClient, run_body: dict[str, Any], tmp_path: Path
+) -> None:
+    data = tmp_path / "train.jsonl"
+    good = data.read_text()
+    data.write_text(good + "{oops\n" + good.replace("mcq", "MCQ"))
+    for _ in range(2):
+        reply = await client.post("/v1/runs", json=run_body)
+        problem = reply.json()
+        assert (reply.status_code, problem["field"]) == (422, "data.train")
+        first, second, third = problem["detail"].splitlines()
+        assert first == "data.train: 2 of 3 rows are invalid."
+        assert second.startswith(f"{data}, line 2: not valid JSON")
+        assert third.startswith(f"{data}, line 3: Question 2: kind is 'MCQ'. Write 'mcq'.")
+    assert (await client.get("/v1/runs")).json()["items"] == []
+    body = changed(run_body, "data.max_train_questions", 1)
+    assert (await client.post("/v1/runs", json=body)).status_code == 201, "the learner reads one row"
+    data.write_text(good)
+    assert (await client.post("/v1/runs", json=run_body)).status_code == 201
+
+
+@pytest.mark.parametrize(("seconds", "grace"), [(-1.0, 60.0), (0.0, 0.0)])
+async def test_rows_that_take_too_long_are_left_to_the_learner_and_the_run_says_so(
+    client: httpx.AsyncClient,
+    run_body: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
+    grace: float,
+) -> None:
+    monkeypatch.setattr(rows, "SECONDS", seconds)
+    monkeypatch.setattr(rows, "GRACE_SECONDS", grace)
+    run = (await client.post("/v1/runs", json=run_body)).json()
+    events = (await client.get(f"/v1/runs/{run['id']}/events?follow=false")).text
+    assert f"data.train: the first 0 rows of {run_body['data']['train']} were checked" in events
 
 
 @pytest.mark.parametrize(

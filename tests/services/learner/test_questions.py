@@ -63,7 +63,7 @@ def test_a_bad_row_is_reported_with_file_line_and_field(
     assert caught.value.remedy
 
 
-@pytest.mark.parametrize("pattern", [r"Answer: (\d+)*!", r"^(ab|a|b)+$"])
+@pytest.mark.parametrize("pattern", [r"Answer: (\d+)*!", r"^(ab|a|b)+$", "(?:a?|b?){60}z"])
 def test_patterns_that_take_exponential_time_are_refused(write_lines: Callable[..., Path], pattern: str) -> None:
     with pytest.raises(ConfigurationError, match=r"line 2: Question 1: answer is .* exponential time"):
         load_questions(str(write_lines(GOOD, row(kind="regex", answer=pattern))))

@@ -55,16 +55,17 @@ def start(
 
 @app.command(epilog=examples("turnout runs check my.yaml", "turnout runs check my.yaml --set training.steps=50 --json"))
 def check(file: File, settings: Settings = None, preset: Preset = None, as_json: Json = False) -> None:
-    """Check a run file without an API; --json prints it with every default filled in."""
+    """Check a run file and the rows of its data, without an API; --json prints it with every default filled in."""
     from services.contracts.notices import notices
     from services.contracts.run_config import parse_run_config
     from turnout.cli import output
-    from turnout.cli.run_file import load_run
+    from turnout.cli.run_file import check_rows, load_run
 
     config = parse_run_config(load_run(file, _with_preset(settings, preset)))
     values = config.model_dump(mode="json")
     steps = f"{config.training.steps} steps of {config.training.prompts_per_step} prompts"
     text = f"{file} is valid: {config.name}, {config.objective.name}, {steps} x {config.rollout.group_size} rollouts."
+    text = "\n".join([text, *check_rows(config)])
     output.show(values, as_json, text)
     output.show_notices(notices(values))
 

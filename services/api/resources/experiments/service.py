@@ -64,7 +64,14 @@ class ExperimentService:
         if earlier is not None:
             return earlier
         await asyncio.to_thread(check_runs, experiment)
-        inputs = await asyncio.to_thread(self._check, experiment)
+        configs = [
+            run_config(experiment, Cell.of(phase, method, 0, 0))
+            for method in experiment.methods
+            for phase in ("tuning", "final")
+        ]
+        inputs = await asyncio.to_thread(self._check, configs)
+        for config in {config.data.model_dump_json(): config for config in configs}.values():
+            await self.runs.rows.check(config)
         row = ExperimentRow(
             id=new_run_id(experiment.name),
             name=experiment.name,
@@ -99,13 +106,8 @@ class ExperimentService:
             )
         return row
 
-    def _check(self, experiment: ExperimentConfig) -> dict[str, str]:
+    def _check(self, configs: Sequence[RunConfig]) -> dict[str, str]:
         """Check the inputs of one run of each kind, and return the digests of all data files."""
-        configs = [
-            run_config(experiment, Cell.of(phase, method, 0, 0))
-            for method in experiment.methods
-            for phase in ("tuning", "final")
-        ]
         for config in configs:
             check_inputs(config, self.settings)
         names = {name for config in configs for name in (config.data.train, config.data.validation) if name}

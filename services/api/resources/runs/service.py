@@ -19,6 +19,7 @@ from sqlalchemy.exc import IntegrityError
 from services.api.live.journal import Journal
 from services.api.live.signals import Signals
 from services.api.resources.runs.fork import choose_checkpoint, forked_config, hand_over, settle, unsettle, unsettled
+from services.api.resources.runs.rows import RowChecks
 from services.api.resources.runs.schemas import ForkRequest
 from services.api.storage import history, runs
 from services.api.storage.database import Database
@@ -48,19 +49,31 @@ class RunService:
         self.database = database
         self.journal = journal
         self.signals = signals
+        self.rows = RowChecks()
 
     async def create(self, config: RunConfig, idempotency_key: str | None = None) -> Run:
         """Queue a new run; a repeated key gives the run that it made the first time.
 
         Raises:
-            ConfigurationError: an input is missing, or the key was used with another configuration.
+            ConfigurationError: an input is missing, rows of a data file cannot be used, or the key was used with
+                another configuration.
         """
         digest = _digest(config.model_dump(mode="json"))
         earlier = await self._created_before(idempotency_key, digest)
         if earlier is not None:
             return earlier
-        await asyncio.to_thread(check_inputs, config, self.settings)
-        return await self._add(_queued(config, idempotency_key, digest))
+        unchecked = await self.check_inputs(config)
+        run = _queued(config, idempotency_key, digest)
+        added = await self._add(run)
+        if added is run:
+            for sentence in unchecked:
+                await self.journal.note(run.id, "info", sentence)
+        return added
+
+    async def check_inputs(self, config: RunConfig, prefix: str = "") -> list[str]:
+        """Check the model and the data files with their rows; says which rows were not checked (`RowChecks`)."""
+        await asyncio.to_thread(check_inputs, config, self.settings, prefix)
+        return await self.rows.check(config, prefix)
 
     async def fork(self, run_id: str, request: ForkRequest, idempotency_key: str | None = None) -> Run:
         """Queue a new run that goes on from a checkpoint of `run_id`; a repeated key gives the run made the first time.
@@ -78,7 +91,7 @@ class RunService:
         parent_folder = self.settings.run_folder(parent.id)
         step = await asyncio.to_thread(choose_checkpoint, parent_folder, request.checkpoint)
         config = forked_config(parent.config, request, step)
-        await asyncio.to_thread(check_inputs, config, self.settings, "changes.")
+        unchecked = await self.check_inputs(config, "changes.")
         child = _queued(config, idempotency_key, digest)
         child.step, child.forked_from_run, child.forked_from_step = step, parent.id, step
         folder = self.settings.run_folder(child.id)
@@ -90,7 +103,8 @@ class RunService:
         finally:
             await self._settle(folder)
         if added is child:  # else another request with the same key was faster
-            await self.journal.note(child.id, "info", f"Forked from run {parent.id} at step {step}.")
+            for sentence in (f"Forked from run {parent.id} at step {step}.", *unchecked):
+                await self.journal.note(child.id, "info", sentence)
         return added
 
     async def settle(self) -> None:

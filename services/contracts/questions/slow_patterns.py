@@ -10,6 +10,7 @@ import re
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import product
 from types import FrameType
 from typing import Final
@@ -25,7 +26,7 @@ _ENDS: Final = ("\0", "\n\0")
 """Text that a pattern is unlikely to accept next, so that every way to match fails."""
 
 
-class _TooSlow(Exception):
+class TooSlowError(Exception):
     """The time limit was reached."""
 
 
@@ -37,21 +38,32 @@ def explodes(pattern: re.Pattern[str], full: bool) -> bool:
     if not _REPEATED_GROUP.search(pattern.pattern) or threading.current_thread() is not threading.main_thread():
         return False
     matches = pattern.fullmatch if full else pattern.search
+    try:
+        with limited():
+            for text in _attacks(pattern.pattern):
+                matches(text)
+    except TooSlowError:
+        return True
+    return False
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """Raise `TooSlowError` in what takes more than `LIMIT_SECONDS` of CPU time; outside the main thread, never."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = signal.signal(signal.SIGVTALRM, _stop)
     signal.setitimer(signal.ITIMER_VIRTUAL, LIMIT_SECONDS)
     try:
-        for text in _attacks(pattern.pattern):
-            matches(text)
-        return False
-    except _TooSlow:
-        return True
+        yield
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
         signal.signal(signal.SIGVTALRM, before)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    raise _TooSlow
+    raise TooSlowError
 
 
 def _attacks(pattern: str) -> Iterator[str]:

@@ -1,0 +1,111 @@
+"""Checks of the rows that a run will read, before anything starts.
+
+A row can take long to check (a pattern, for example), so a separate process checks each file, one at a time and with
+limits. Rows that it does not reach are checked by the learner when the run starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from services.contracts.questions.rows import Checked
+from services.contracts.run_config import RunConfig
+from services.runtime.logs import get_logger
+
+PROGRAM: Final = "services.contracts.questions.check_rows"
+SECONDS: Final = 2.5
+"""For one file; a request has at most two, and clients wait 10 s by default."""
+GRACE_SECONDS: Final = 1.0
+"""For the start of the process, and for the row that is being checked when the time is up."""
+WAIT_SECONDS: Final = 2.0
+"""For the checks of other requests."""
+MOST_KNOWN: Final = 256
+_ENVIRONMENT: Final = ("PATH", "PYTHONPATH", "LANG", "LC_ALL")
+_Key = tuple[str, int, int, int, int | None]
+
+log = get_logger(__name__)
+
+
+class RowChecks:
+    """Checks files, and remembers what it found in those that have not changed since."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+        self._known: dict[_Key, Checked] = {}
+
+    async def check(self, config: RunConfig, prefix: str = "") -> list[str]:
+        """Check the rows of a run's files; says which were not all checked, a sentence a file.
+
+        `prefix` is the configuration's place in the request, for `field`.
+
+        Raises:
+            ConfigurationError: rows cannot be used; names file, line and field of the first, and counts the others.
+        """
+        unchecked = []
+        for field, path, limit in config.data.files():
+            checked = await self._checked(path, limit)
+            if error := checked.error(prefix + field):
+                raise error
+            if not checked.whole:
+                unchecked.append(
+                    f"{field}: the first {checked.num_rows} rows of {path} were checked when the run was created; "
+                    "the learner checks all of them when the run starts."
+                )
+        return unchecked
+
+    async def _checked(self, path: str, limit: int | None) -> Checked:
+        key = await asyncio.to_thread(_key, path, limit)
+        if key in self._known:
+            return self._known[key]
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                await self._turn.acquire()
+        except TimeoutError:
+            return Checked(whole=False)
+        try:
+            if key not in self._known:
+                checked = await _in_process(path, limit)
+                if not checked.num_rows and not checked.whole:
+                    return checked
+                self._known[key] = checked
+                while len(self._known) > MOST_KNOWN:
+                    del self._known[next(iter(self._known))]
+            return self._known[key]
+        finally:
+            self._turn.release()
+
+
+def _key(path: str, limit: int | None) -> _Key:
+    try:
+        found = Path(path).stat()
+    except OSError:  # gone since its place was checked; the check says so
+        return path, 0, 0, 0, limit
+    return path, found.st_ino, found.st_size, found.st_mtime_ns, limit
+
+
+async def _in_process(path: str, limit: int | None) -> Checked:
+    """What the program says of a file; nothing checked, if it took too long or ended otherwise."""
+    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", PROGRAM, path, str(limit or 0), str(SECONDS)),
+        env=environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(SECONDS + GRACE_SECONDS):
+            output, _ = await process.communicate()
+        return msgspec.json.decode(output, type=Checked)
+    except (TimeoutError, msgspec.DecodeError) as error:
+        log.warning("rows of a file not checked", path=path, error=repr(error))
+        return Checked(whole=False)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()

@@ -14,6 +14,9 @@ HEARTBEAT_EXPIRES_SECONDS = 10.0
 START_FAILURES = "start_failures"
 """Key of `ServiceRecord.details`: how often in a row a rollout server's engine has not started for its run."""
 
+HELPS = "helps"
+"""Key of `ServiceRecord.details`: the learner for which this one has ranks on another machine. It serves no run."""
+
 
 class ServiceRecord(Message, frozen=True, kw_only=True):
     """One heartbeat, stored under `streams.service(instance)` with an expiry, so a dead instance vanishes by itself."""
@@ -43,6 +46,11 @@ class ServiceRecord(Message, frozen=True, kw_only=True):
     """Rollout servers: tokens sampled so far of responses that have not ended. It moves while the engine does."""
     details: dict[str, str] = {}
     """Anything else worth showing: engine version, sandbox layers, last fault."""
+
+    @property
+    def leads_runs(self) -> bool:
+        """Whether runs can be assigned to it as their learner."""
+        return self.kind == "learner" and HELPS not in self.details
 
     @property
     def waiting_seconds(self) -> float:

@@ -1,16 +1,14 @@
 """The learner service: keeps the training program of the assigned run running.
 
-It follows the assignment, owns the processes (one per rank) and forwards their progress to the heartbeat. It imports
-nothing heavy, so that it starts quickly and stays small.
+It follows the assignment, owns the ranks on this machine and forwards their progress to the heartbeat. If ranks are on
+several machines (`machines`), the main learner also tells the others what to run: a rank that is lost anywhere ends
+them all, and the run resumes from its newest checkpoint. This module imports nothing heavy, so that the service starts
+quickly and stays small.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import sys
-import tempfile
 import time
 from dataclasses import dataclass, field
 from typing import cast
@@ -20,51 +18,56 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from services.contracts import streams
-from services.contracts.errors import TurnoutError
+from services.contracts.errors import ConfigurationError, TurnoutError
 from services.contracts.events import Note, RunStateChanged
 from services.contracts.run_config import read_run_config
 from services.learner.connections.files import add_file_routes
-from services.learner.connections.progress_pipe import (
-    EXIT_NO_QUEUE,
-    EXIT_REPORTED,
-    EXIT_TERMINATED,
-    MEETING_VARIABLE,
-    PIPE_VARIABLE,
-    RUN_VARIABLE,
-    SERVICE_VARIABLE,
-    Progress,
-)
+from services.learner.connections.progress_pipe import EXIT_NO_QUEUE, EXIT_REFUSED, EXIT_REPORTED, Progress
+from services.learner.machines.crew import Crew, Fault
+from services.learner.machines.helper import Helper
+from services.learner.processes import STOP_SECONDS, RankProcesses, Share, cause_of
 from services.learner.retries import Attempts
+from services.learner.settings import load_learner_settings
 from services.runtime.connection import until_served
 from services.runtime.logs import get_logger
-from services.runtime.presence import Presence
 from services.runtime.process import Service
 from services.runtime.queue.queue import Queue
+from services.runtime.settings import Settings
 
 log = get_logger(__name__)
 
 POLL_SECONDS = 0.25
-STOP_SECONDS = 10.0
-PROGRAM = "services.learner.program.main"
+REPORT_WAIT_SECONDS = 2.0
+"""For another machine to say why its rank ended, which rank 0 may see first."""
 
 
 async def loops(service: Service) -> None:
-    """Keep the training program of the assigned run running, until cancelled."""
+    """Keep the training program of the assigned run, or another learner's ranks, running until cancelled."""
+    own = load_learner_settings(service.settings)
+    if own.main:
+        await Helper(service.presence, main=own.main, token=service.settings.service_token).run()
+        return
     add_file_routes(service.app, service.settings)
-    await Learner(service.redis, service.presence).run()
+    crew = None
+    if own.machines > 1:
+        crew = Crew(service.presence, own.machines - 1, own.meeting_port)
+        crew.add_routes(service.app, service.settings)
+    await Learner(service.presence, redis=service.redis, crew=crew).run()
 
 
-@dataclass(slots=True)
-class Learner:
+def check(settings: Settings) -> None:
+    """Raise `ConfigurationError` if the learner's own settings cannot work."""
+    load_learner_settings(settings)
+
+
+@dataclass(slots=True, kw_only=True)
+class Learner(RankProcesses):
     """Runs one training program at a time."""
 
     redis: Redis
-    presence: Presence
     attempts: Attempts = field(default_factory=Attempts)
-    _processes: list[asyncio.subprocess.Process] = field(default_factory=list)
-    _meeting: tempfile.TemporaryDirectory[str] | None = None
-    """Folder with the file through which the ranks find each other."""
-    _error: str = ""
+    crew: Crew | None = None
+    """Other machines that have ranks of the program."""
     _attempt_seen: bytes | None = None
     """`streams.attempt` of the run when its program was started."""
 
@@ -101,7 +104,11 @@ class Learner:
         while await self._assignment(run_id) == run_id:
             self.presence.state, self.presence.run_id = "starting", run_id
             self.presence.waits_for("")
-            code = await self._attempt(run_id)
+            try:
+                code = await self._attempt(run_id)
+            except ConfigurationError as error:
+                await self._fail(run_id, str(error))
+                return
             if code is None:
                 return
             if code in (0, EXIT_REPORTED):
@@ -112,7 +119,7 @@ class Learner:
                 await self._until_queue_answers()
                 continue
             pause = self.attempts.crashed()
-            reason = self._error or _cause(code)
+            reason = self._error or cause_of(code)
             if pause is None:
                 await self._give_up(run_id, reason)
                 return
@@ -126,30 +133,92 @@ class Learner:
         await until_served(self.presence.publish)  # a write, because a full disk or memory refuses writes only
 
     async def _attempt(self, run_id: str) -> int | None:
-        """Run the program once. Returns its exit code, or None if it was stopped because the run was reassigned."""
+        """Run the program once. Returns its exit code, or None if it was stopped because the run was reassigned.
+
+        Raises:
+            ConfigurationError: it would fail however often it were started.
+        """
         self._error = ""
+        self._attempt_seen = await self._attempt_of_run(run_id)
+        gone = asyncio.create_task(self._next_assignment(run_id))
+        life = asyncio.create_task(self._life(run_id))
+        try:
+            await asyncio.wait({gone, life}, return_when=asyncio.FIRST_COMPLETED)
+            return await life if life.done() else None
+        finally:
+            for task in (gone, life):
+                task.cancel()
+            if self.crew is not None:
+                self.crew.dismiss()
+            await self._end_processes()
+
+    async def _life(self, run_id: str) -> int:
+        """Start the program, see its end."""
         try:
             num_ranks = await self._num_ranks(run_id)
+            share = Share(num_ranks)
+            if self.crew is not None:
+                gathered = await self._gather(self.crew, run_id, num_ranks)
+                if gathered is None:
+                    return 0
+                share = gathered
+        except RedisError:
+            return EXIT_NO_QUEUE
+        except ConfigurationError:
+            raise
         except TurnoutError as error:
             self._error = str(error)
             return 1
-        except RedisError:
-            return EXIT_NO_QUEUE
-        self._attempt_seen = await self._attempt_of_run(run_id)
-        reader = await self._start(run_id, num_ranks)
-        gone = asyncio.create_task(self._next_assignment(run_id))
-        ended = asyncio.create_task(self._first_end())
+        reader = await self.start(run_id, share)
+        if self.crew is None:
+            code = await self._first_end()
+        else:
+            self.crew.started()
+            code = await self._first_end_anywhere(self.crew)
+        await asyncio.wait({reader}, timeout=2)
+        return code
+
+    async def _gather(self, crew: Crew, run_id: str, num_ranks: int) -> Share | None:
+        """This machine's share once all are there; None if the run was stopped instead, which no program could do."""
+        gathering = asyncio.create_task(crew.gather(run_id, num_ranks, lambda text: self._note(run_id, text)))
         try:
-            await asyncio.wait({gone, ended}, return_when=asyncio.FIRST_COMPLETED)
-            if ended.done():
-                await asyncio.wait({reader}, timeout=2)
-                return ended.result()
-            return None
+            while not gathering.done():
+                await asyncio.wait({gathering}, timeout=POLL_SECONDS)
+                desired = await self.redis.get(streams.desired(run_id))
+                if not gathering.done() and desired in (b"stopped", b"stopped_now"):
+                    await self._tell(RunStateChanged(run_id=run_id, at=time.time(), state="stopped", reason="as asked"))
+                    return None
+            return gathering.result()
         finally:
-            for task in (gone, ended):
+            gathering.cancel()
+
+    async def _first_end_anywhere(self, crew: Crew) -> int:
+        """As `_first_end`, with ranks on other machines: what went wrong there says more than what rank 0 saw of it."""
+        here, elsewhere = asyncio.create_task(self._first_end()), asyncio.create_task(crew.fault())
+        try:
+            await asyncio.wait({here, elsewhere}, return_when=asyncio.FIRST_COMPLETED)
+            settled = (0, EXIT_REPORTED, EXIT_NO_QUEUE)
+            if here.done() and here.result() in settled:
+                return here.result()
+            if here.done():
+                await asyncio.wait({elsewhere}, timeout=REPORT_WAIT_SECONDS)
+                return self._blame(elsewhere.result()) if elsewhere.done() else here.result()
+            fault = elsewhere.result()
+            await asyncio.wait({here}, timeout=0 if fault.is_silent else STOP_SECONDS)
+            return here.result() if here.done() and here.result() in settled else self._blame(fault)
+        finally:
+            for task in (here, elsewhere):
                 task.cancel()
-            await self._end_processes()
-            reader.cancel()
+
+    def _blame(self, fault: Fault) -> int:
+        """Exit code 1, with a reason that is another machine's. Raises `ConfigurationError` for one that stays."""
+        self._error = fault.text
+        if fault.code == EXIT_REFUSED:
+            raise ConfigurationError(fault.text)
+        return 1
+
+    def on_progress(self, progress: Progress) -> None:
+        self.attempts.progressed(progress.step)
 
     async def _wait_for_change(self, run_id: str) -> None:
         """Wait until the finished run is unassigned or queued again. A resume can follow so quickly that the assignment
@@ -174,110 +243,22 @@ class Learner:
             return 1  # the program reports what is wrong
         return read_run_config(value).training.num_ranks
 
-    async def _start(self, run_id: str, num_ranks: int) -> asyncio.Task[None]:
-        """Start one process per rank. Returns the task that reads rank 0's progress."""
-        read_end, write_end = os.pipe()
-        self._meeting = tempfile.TemporaryDirectory(prefix="turnout-ranks-", ignore_cleanup_errors=True)
-        for rank in range(num_ranks):
-            environment = os.environ | {
-                RUN_VARIABLE: run_id,
-                SERVICE_VARIABLE: str(os.getpid()),
-                "TURNOUT_INSTANCE": self.presence.instance,
-                "TURNOUT_ADVERTISE_URL": self.presence.url,
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(num_ranks),
-                MEETING_VARIABLE: os.path.join(self._meeting.name, "store"),
-            }
-            passed: tuple[int, ...] = ()
-            if rank == 0:
-                environment[PIPE_VARIABLE] = str(write_end)
-                passed = (write_end,)
-            self._processes.append(
-                await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", PROGRAM, env=environment, pass_fds=passed, stdin=asyncio.subprocess.DEVNULL
-                )
-            )
-        os.close(write_end)
-        self.presence.details["pids"] = " ".join(str(process.pid) for process in self._processes)
-        log.info("training program started", run_id=run_id, pids=self.presence.details["pids"])
-        return asyncio.create_task(self._read_progress(read_end))
-
-    async def _read_progress(self, descriptor: int) -> None:
-        """Consumes progress lines; produces heartbeat fields; ends when the pipe closes."""
-        reader = asyncio.StreamReader()
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb")
-        )
-        try:
-            while line := await reader.readline():
-                progress = msgspec.json.decode(line, type=Progress)
-                if progress.state in ("starting", "ready", "updating"):
-                    self.presence.state = progress.state  # type: ignore[assignment]
-                self.presence.weight_version = progress.weight_version
-                self.presence.waits_for(progress.waiting_for)
-                self.presence.tokens_total = progress.tokens_total
-                self._error = progress.error or self._error
-                self.attempts.progressed(progress.step)
-        finally:
-            transport.close()
-
-    async def _first_end(self) -> int:
-        """Wait for the first rank to exit. Returns the exit code that counts: rank 0's, or that of a rank that failed
-        before it.
-
-        Only rank 0 reports a fault that all ranks meet, such as numbers that are not finite, so it may be the last to
-        exit. It gets `STOP_SECONDS` to do so.
-        """
-        waits = [asyncio.create_task(process.wait()) for process in self._processes]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            bad = [] if waits[0].done() else [wait.result() for wait in waits[1:] if wait.done() and wait.result()]
-            await asyncio.wait(waits[:1], timeout=STOP_SECONDS)
-            code = waits[0].result() if waits[0].done() else 1
-            if not bad or code in (0, EXIT_REPORTED, EXIT_NO_QUEUE):
-                return code
-            if bad[0] < 0:
-                self._error = ""  # rank 0's error is only a consequence of the other's death
-            return bad[0]
-        finally:
-            for wait in waits:
-                wait.cancel()
-
-    async def _end_processes(self) -> None:
-        """Terminate all processes, then kill those that remain. This finishes even if it is cancelled repeatedly, as it
-        is when the service shuts down."""
-        ending = asyncio.create_task(self._end_all())
-        cancelled = False
-        while not ending.done():
-            try:
-                await asyncio.shield(ending)
-            except asyncio.CancelledError:
-                cancelled = True
-        if cancelled:
-            raise asyncio.CancelledError
-
-    async def _end_all(self) -> None:
-        for send, seconds in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, STOP_SECONDS)):
-            running = [process for process in self._processes if process.returncode is None]
-            for process in running:
-                process.send_signal(send)
-            if running:
-                await asyncio.wait([asyncio.create_task(process.wait()) for process in running], timeout=seconds)
-        self._processes.clear()
-        if self._meeting is not None:
-            self._meeting.cleanup()
-            self._meeting = None
-        self.presence.details.pop("pids", None)
-
     async def _give_up(self, run_id: str, reason: str) -> None:
-        text = f"The training program crashed {self.attempts.failed} times without finishing a step: {reason}"
+        await self._fail(
+            run_id, f"The training program crashed {self.attempts.failed} times without finishing a step: {reason}"
+        )
+
+    async def _fail(self, run_id: str, text: str) -> None:
+        """End the run, then wait for another."""
         log.error("giving up", run_id=run_id, error=text)
         self.presence.state = "failed"
-        event = RunStateChanged(run_id=run_id, at=time.time(), state="failed", reason=text)
+        await self._tell(RunStateChanged(run_id=run_id, at=time.time(), state="failed", reason=text))
+        await self._wait_for_change(run_id)
+
+    async def _tell(self, event: RunStateChanged) -> None:
+        """Publish it, however long that takes."""
         while not await self._publish(event):
             await asyncio.sleep(POLL_SECONDS)
-        await self._wait_for_change(run_id)
 
     async def _note(self, run_id: str, text: str) -> None:
         log.warning(text, run_id=run_id)
@@ -293,11 +274,3 @@ class Learner:
             log.error("event not sent", error=str(error))
             return False
         return True
-
-
-def _cause(code: int) -> str:
-    code = -signal.SIGTERM if code == EXIT_TERMINATED else code
-    if code < 0:
-        name = signal.Signals(-code).name
-        return f"killed by {name}" + (", possibly out of memory" if -code == signal.SIGKILL else "")
-    return f"exit code {code}"

@@ -53,6 +53,12 @@ def check_places(config: RunConfig, settings: Settings) -> None:
             _check_place(field, name, settings.root_folders)
 
 
+def check_model(config: RunConfig, settings: Settings) -> None:
+    """The model's part of `check_inputs`, for a machine that needs nothing else. Raises `ConfigurationError`."""
+    check_model_place(config.model, settings)
+    _check_model(config, settings.root_folders)
+
+
 def check_model_place(model: ModelSection, settings: Settings) -> None:
     """The model's part of `check_places`."""
     trusts_remote_code(model, settings.allow_remote_code)

@@ -20,6 +20,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError
 
 from services.contracts import streams
+from services.learner.settings import LearnerSettings
 from services.runtime.address import free_port
 from services.runtime.connection import connect
 from services.runtime.settings import Settings
@@ -259,6 +260,7 @@ def test_settings_exist(folder: str) -> None:
     """A misspelt variable would be ignored."""
     known = {f"TURNOUT_{name}".upper() for name in Settings.model_fields}
     known |= {f"TURNOUT_VERIFIER_{name}".upper() for name in VerifierSettings.model_fields}
+    known |= {f"TURNOUT_LEARNER_{name}".upper() for name in LearnerSettings.model_fields}
     (shared,) = named(folder, "ConfigMap").values()
     given = set(shared["data"]).union(*(environment(workloads(folder)[name]) for name in SERVICES))
     assert {name for name in given if name.startswith("TURNOUT_")} <= known

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from services.learner import service
+from services.learner import processes, service
 from services.learner.connections.progress_pipe import RUN_VARIABLE
 
 if TYPE_CHECKING:
@@ -60,5 +60,5 @@ if __name__ == "__main__":
         os._exit(code)
     from services.runtime.process import run_service
 
-    service.PROGRAM = "tests.ring.gloo_learner"
+    processes.PROGRAM = "tests.ring.gloo_learner"
     run_service("learner", service.loops)

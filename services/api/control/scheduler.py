@@ -55,7 +55,7 @@ def plan(runs: Sequence[Assigned], services: Sequence[ServiceRecord]) -> list[As
     taken = {name for run in active for name in (run.learner, *run.servers) if name is not None}
     alive = {record.instance: record for record in services}
     idle = [record for record in services if record.instance not in taken and record.state != "failed"]
-    learners = [record for record in idle if record.kind == "learner" and record.state in ("idle", "ready")]
+    learners = [record for record in idle if record.leads_runs and record.state in ("idle", "ready")]
     servers = [record.instance for record in idle if record.kind == "rollout"]
     for run in runs:
         if run.state != "queued":

@@ -17,10 +17,17 @@ PIPE_VARIABLE = "TURNOUT_PROGRESS_FD"
 RUN_VARIABLE = "TURNOUT_RUN_ID"
 MEETING_VARIABLE = "TURNOUT_MEETING"
 """File through which the ranks find each other, in a folder that only this user can enter."""
+ATTEMPT_VARIABLE = "TURNOUT_ATTEMPT"
+"""Set if ranks are on several machines: they meet in torch's store at MASTER_ADDR and MASTER_PORT, under this name,
+which keeps those of an earlier attempt apart."""
+LISTENER_VARIABLE = "TURNOUT_MEETING_FD"
+"""The open socket on which rank 0 serves that store: on one address only."""
 SERVICE_VARIABLE = "TURNOUT_SERVICE_PID"
 EXIT_REPORTED = 3
 """Exit code: the run ended or failed and its state has been reported; a restart would not help."""
 EXIT_ORPHANED = 4
+EXIT_REFUSED = 6
+"""Exit code of a helper's first rank: the run cannot work, and only the pipe has the reason."""
 EXIT_TERMINATED = 128 + signal.SIGTERM
 """Exit code: ended by SIGTERM, encoded as a shell does."""
 EXIT_NO_QUEUE = 5
@@ -46,6 +53,10 @@ class ProgressPipe:
     def __init__(self) -> None:
         value = os.environ.get(PIPE_VARIABLE)
         self._descriptor = None if value is None else int(value)
+
+    @property
+    def is_connected(self) -> bool:
+        return self._descriptor is not None
 
     def write(self, progress: Progress) -> None:
         """Send one line. Raises `BrokenPipeError` if the service is gone."""

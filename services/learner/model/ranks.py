@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from services.learner.connections.progress_pipe import MEETING_VARIABLE
+from services.contracts.errors import ConfigurationError
+from services.learner.connections.progress_pipe import ATTEMPT_VARIABLE, LISTENER_VARIABLE, MEETING_VARIABLE
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """Longer than any pass. Ranks that wait for groups get a command every few seconds (`program.commands`)."""
@@ -57,7 +59,16 @@ def join(num_threads: int | None = None) -> Ranks:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if on_gpu:
+        if local >= torch.cuda.device_count():
+            raise ConfigurationError(
+                f"training.num_ranks asks for {local + 1} GPUs or more on {socket.gethostname()}, which has "
+                f"{torch.cuda.device_count()}.",
+                remedy="Lower it, or give the learner more GPUs or machines.",
+                field="training.num_ranks",
+            )
         torch.cuda.set_device(local)
+    if ATTEMPT_VARIABLE in os.environ:
+        _meet_over_network("nccl" if on_gpu else "gloo", rank, num_ranks)
     # Prefer a file, since torch's own TCP store listens on all interfaces and accepts commands from anyone.
     meeting = os.environ.get(MEETING_VARIABLE)
     deepspeed.init_distributed(
@@ -70,6 +81,25 @@ def join(num_threads: int | None = None) -> Ranks:
     )
     device = torch.device("cuda", local) if on_gpu else torch.device("cpu")
     return Ranks(rank, num_ranks, device)
+
+
+def _meet_over_network(backend: str, rank: int, num_ranks: int) -> None:
+    """Make torch's process group with ranks on other machines, by the store that torchrun uses. DeepSpeed takes it as
+    it finds it."""
+    import torch.distributed as distributed
+
+    listener = os.environ.get(LISTENER_VARIABLE) if rank == 0 else None
+    store = distributed.TCPStore(  # type: ignore[attr-defined]
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        num_ranks,
+        is_master=rank == 0,
+        timeout=COLLECTIVE_TIMEOUT,
+        wait_for_workers=False,
+        master_listen_fd=None if listener is None else int(listener),
+    )
+    attempt = distributed.PrefixStore(os.environ[ATTEMPT_VARIABLE], store)  # type: ignore[attr-defined]
+    distributed.init_process_group(backend, store=attempt, rank=rank, world_size=num_ranks, timeout=COLLECTIVE_TIMEOUT)
 
 
 def leave() -> None:

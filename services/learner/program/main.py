@@ -22,23 +22,27 @@ prepare_environment()
 
 from services.contracts.errors import TurnoutError, UnavailableError  # noqa: E402
 from services.contracts.run_config import RunConfig, parse_run_config  # noqa: E402
-from services.learner.checkpoint import CheckpointStore, Loaded, read  # noqa: E402
+from services.learner.checkpoint import CheckpointStore, Loaded  # noqa: E402
 from services.learner.connections.farewell import end_on_sigterm, end_when_written  # noqa: E402
 from services.learner.connections.progress_pipe import (  # noqa: E402
     EXIT_NO_QUEUE,
+    EXIT_REFUSED,
     EXIT_REPORTED,
     RUN_VARIABLE,
+    Progress,
+    ProgressPipe,
     end_with_service,
 )
 from services.learner.connections.redis_link import RunLink  # noqa: E402
 from services.learner.groups.questions import load_datasets  # noqa: E402
+from services.learner.machines.checkpoints import checkpoint_here  # noqa: E402
 from services.learner.model.ranks import Ranks  # noqa: E402
 from services.learner.program.commands import Finish, Save, Start, Step, receive, receive_start, send_start  # noqa: E402
 from services.learner.program.leader import Leader  # noqa: E402
 from services.learner.program.session import TrainingSession  # noqa: E402
 from services.runtime.connection import is_outage  # noqa: E402
 from services.runtime.files import lock  # noqa: E402
-from services.runtime.inputs import check_places  # noqa: E402
+from services.runtime.inputs import check_model, check_places  # noqa: E402
 from services.runtime.logs import configure_logs, get_logger, set_log_fields  # noqa: E402
 from services.runtime.settings import Settings, load_settings  # noqa: E402
 from services.runtime.traces import configure_traces, flush_traces  # noqa: E402
@@ -66,7 +70,9 @@ def main() -> int:
         return follow(settings, run_id)
     except Exception as error:
         log.error("training failed", error=describe(error), exc_info=error)
-        return 1
+        pipe = ProgressPipe()  # only the first rank on a machine other than rank 0's has one
+        pipe.write(Progress(error=describe(error)))
+        return EXIT_REFUSED if ends_run(error) and pipe.is_connected else 1
 
 
 def lead(settings: Settings, run_id: str) -> int:
@@ -102,8 +108,8 @@ def follow(settings: Settings, run_id: str) -> int:
     ranks = join()
     start = receive_start(ranks.device)
     config = parse_run_config(msgspec.json.decode(start.config))
-    check_places(config, settings)
-    checkpoint = None if start.checkpoint is None else read(Path(start.checkpoint))
+    check_model(config, settings)  # it may be missing on this machine alone
+    checkpoint = None if start.checkpoint is None else checkpoint_here(Path(start.checkpoint), settings, run_id)
     session = open_session(config, ranks, checkpoint, settings)
     weights = session.weights()
     while True:
@@ -151,18 +157,22 @@ def report_failure(link: RunLink, error: Exception) -> int:
     service restarts the program."""
     sentence = describe(error)
     log.error("training failed", error=sentence, exc_info=error)
-    ends_run = isinstance(error, TurnoutError) and not isinstance(error, UnavailableError)
     if is_outage(error):
         return EXIT_NO_QUEUE
     try:
         link.report(error=sentence)
         link.send_progress()
-        if ends_run or is_disk_full(error):
+        if ends_run(error) or is_disk_full(error):
             link.emit_state("failed", sentence)
             return EXIT_REPORTED
     except Exception as second:  # noqa: BLE001 - Redis may be what failed
         log.error("failure not reported", error=str(second))
     return 1
+
+
+def ends_run(error: BaseException) -> bool:
+    """Whether starting again would not help: a mistake in the run, or broken numbers."""
+    return isinstance(error, TurnoutError) and not isinstance(error, UnavailableError)
 
 
 def describe(error: BaseException) -> str:

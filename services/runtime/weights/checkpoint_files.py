@@ -49,6 +49,14 @@ def checkpoint_folder(run_folder: Path, step: int) -> Path:
     return run_folder / "checkpoints" / f"step-{step:08d}"
 
 
+def checkpoint_step(folder: Path) -> int:
+    """The step of a checkpoint's folder. Raises `CorruptCheckpointError` for another name."""
+    name = folder.name.removeprefix("step-")
+    if not name.isdecimal():
+        raise CorruptCheckpointError(f"{folder} is not a checkpoint's folder.")
+    return int(name)
+
+
 def checkpoint_steps(run_folder: Path) -> list[int]:
     """Steps that have a checkpoint, ascending; complete ones and torn ones."""
     return sorted(int(path.name.removeprefix("step-")) for path in (run_folder / "checkpoints").glob("step-[0-9]*"))
@@ -61,8 +69,16 @@ def read_checkpoint_manifest(folder: Path) -> CheckpointManifest:
         CorruptCheckpointError: it cannot be read, or names a file outside.
     """
     try:
-        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=CheckpointManifest)
-    except (OSError, msgspec.DecodeError) as error:
+        return parse_checkpoint_manifest((folder / MANIFEST).read_bytes(), folder)
+    except OSError as error:
+        raise CorruptCheckpointError(f"Checkpoint {folder} is not complete: {error}.") from error
+
+
+def parse_checkpoint_manifest(data: bytes, folder: Path) -> CheckpointManifest:
+    """The manifest of a checkpoint in `folder`; otherwise as `read_checkpoint_manifest`."""
+    try:
+        manifest = msgspec.json.decode(data, type=CheckpointManifest)
+    except msgspec.DecodeError as error:
         raise CorruptCheckpointError(f"Checkpoint {folder} is not complete: {error}.") from error
     for entry in manifest.files:
         if not (folder / entry.name).resolve().is_relative_to(folder.resolve()):

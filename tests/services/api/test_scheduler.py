@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ from services.api.control.scheduler import Assigned, plan
 from services.api.storage.database import open_database
 from services.contracts import streams
 from services.contracts.events import RunStateChanged
-from services.contracts.heartbeat import START_FAILURES, ServiceKind, ServiceRecord
+from services.contracts.heartbeat import HELPS, START_FAILURES, ServiceKind, ServiceRecord
 from services.contracts.states import ACTIVE_STATES, RUN_STATES, TERMINAL_STATES
 from services.runtime.settings import Settings
 from tests.services.api.fakes import FakeInstance, client_of, emit, eventually, looping
@@ -62,6 +63,8 @@ def test_a_busy_or_failed_learner_is_not_taken() -> None:
     assert plan([run], [record("learner", "l", run_id="other"), server]) == [run]
     assert plan([run], [record("learner", "l", state="starting"), server]) == [run]
     assert plan([run], [record("learner", "l", run_id="a"), server])[0].learner == "l"
+    helper = msgspec.structs.replace(record("learner", "l"), details={HELPS: "http://10.0.0.1:8401"})
+    assert plan([run], [helper, server]) == [run], "it has ranks of another learner's runs"
 
 
 def test_a_resumed_run_goes_to_its_earlier_learner() -> None:

@@ -43,7 +43,7 @@ async def test_an_outage_of_the_queue_server_does_not_count_as_a_crash(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However often the program finds no queue server, the run does not fail: the failure could not be reported."""
-    learner = Learner(redis, Presence(redis, "learner", "learner-0", ""), Attempts(limit=1))
+    learner = Learner(Presence(redis, "learner", "learner-0", ""), redis=redis, attempts=Attempts(limit=1))
     codes = [EXIT_NO_QUEUE] * 5 + [0]
 
     async def attempt(_: Learner, run_id: str) -> int:
@@ -63,14 +63,14 @@ async def test_an_outage_before_the_program_starts_does_not_end_the_run(
 ) -> None:
     """A server with a full disk may answer a ping and be gone before the run's configuration is read."""
     away = Away()
-    learner = Learner(redis, Presence(redis, "learner", "learner-0", ""))
+    learner = Learner(Presence(redis, "learner", "learner-0", ""), redis=redis)
     monkeypatch.setattr(learner, "redis", away)
     assert await learner._attempt("run") == EXIT_NO_QUEUE
 
 
 async def test_a_failure_during_an_outage_is_reported_after_it(redis: Redis) -> None:
     """No other service would end the run: it would be shown as running indefinitely."""
-    learner = Learner(redis, Presence(redis, "learner", "learner-0", ""))
+    learner = Learner(Presence(redis, "learner", "learner-0", ""), redis=redis)
     await redis.set(streams.assignment("learner-0"), "run")
     learner.redis = away = Away()
     giving_up = asyncio.create_task(learner._give_up("run", "exit code 1"))
@@ -103,7 +103,7 @@ async def test_a_program_without_queue_server_tells_its_service(redis: Redis, mo
             raise
 
     monkeypatch.setattr(presence, "publish", watched)
-    learner = Learner(redis, presence)
+    learner = Learner(presence, redis=redis)
     await redis.config_set("maxmemory", 1)
     try:
         with pytest.raises(OutOfMemoryError) as refused:
@@ -151,8 +151,8 @@ class Ended:
 async def test_the_exit_code_is_that_of_the_rank_that_failed_first(
     redis: Redis, monkeypatch: pytest.MonkeyPatch, ranks: list[Any], code: int, error: str
 ) -> None:
-    monkeypatch.setattr("services.learner.service.STOP_SECONDS", 0.2)
-    learner = Learner(redis, Presence(redis, "learner", "learner-0", ""))
+    monkeypatch.setattr("services.learner.processes.STOP_SECONDS", 0.2)
+    learner = Learner(Presence(redis, "learner", "learner-0", ""), redis=redis)
     learner._processes, learner._error = ranks, "seen"
     assert await learner._first_end() == code
     assert learner._error == error
@@ -174,7 +174,7 @@ def test_a_rank_ends_with_its_service() -> None:
 
 
 async def test_the_service_waits_for_a_program_that_is_writing_however_often_it_is_cancelled(redis: Redis) -> None:
-    learner = Learner(redis, Presence(redis, "learner", "learner-0", ""))
+    learner = Learner(Presence(redis, "learner", "learner-0", ""), redis=redis)
     writes = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(sys.stdin.readline() != 'x')); "
     pipe = asyncio.subprocess.PIPE
     program = await asyncio.create_subprocess_exec(

@@ -207,7 +207,7 @@ class ExperimentService:
     async def _room(self) -> int:
         """Runs that may be unfinished at once: one for each learner, and one in the queue behind them."""
         services = await list_services(self.redis)
-        return 1 + max(1, sum(record.kind == "learner" and record.state != "failed" for record in services))
+        return 1 + max(1, sum(record.leads_runs and record.state != "failed" for record in services))
 
     async def _facts(self, experiment: ExperimentConfig, experiment_id: str) -> dict[str, RunFact]:
         async with self.database.read() as session:

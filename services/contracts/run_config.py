@@ -221,6 +221,11 @@ class RunConfig(Section):
                 f"objective.{field} is {getattr(objective, field)}, but objective.name {objective.name} does not take "
                 "it; remove it"
             )
+        if objective.routing == "failed_groups" and objective.feedback == "none":
+            yield (
+                "objective.routing is failed_groups, but without a correct rollout there is nothing for the teacher to "
+                "read; set objective.feedback"
+            )
         if lora is not None and training.offload_teacher:
             yield (
                 "training.offload_teacher has no use with model.lora, whose teacher is an adapter on the student's own "

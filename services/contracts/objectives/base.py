@@ -51,6 +51,10 @@ class Terms(Protocol[V]):
         """Group-relative advantage A_i of each token's rollout."""
 
     @property
+    def contrast(self) -> V:
+        """min(A_i, 0): what a failed rollout loses against its group."""
+
+    @property
     def weight(self) -> V:
         """Entropy-aware weight w, with mean 1 over the tokens routed to SDPO; 1 unless `Objective.is_weighted`."""
 
@@ -101,6 +105,10 @@ class Objective(ABC):
 
     def is_weighted(self, section: ObjectiveSettings) -> bool:
         """Whether the token losses of the SDPO branch have entropy-aware weights."""
+        return False
+
+    def keeps_contrast(self, section: ObjectiveSettings) -> bool:
+        """Whether the SDPO branch has a policy gradient too."""
         return False
 
     def teaches_alone(self, section: ObjectiveSettings) -> bool:

@@ -56,6 +56,11 @@ class ObjectiveSettings(Section):
     """Which correct sibling the teacher's prompt shows."""
     feedback: Literal["none", "alone", "with_solution", "fallback"] = "none"
     """Verifier feedback to the teacher: never, instead of the solution, with it, or if no sibling is correct."""
+    routing: Literal["sample", "group", "failed_groups"] = "sample"
+    """What SDPO gets of the rollouts with teacher information: failed ones (the paper); all of a group that failed more
+    often than not, and none of another; or those of groups without a correct rollout only."""
+    keep_contrast: Fraction = 0.0
+    """Share of its negative advantage that a rollout routed to SDPO keeps: a policy gradient besides the divergence."""
     distil: Literal["all", "incorrect", "correct"] = "all"
     """Which rollouts with teacher information are distilled; the others contribute nothing. The SRPO paper's figure 1b
     compares them."""

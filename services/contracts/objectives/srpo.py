@@ -7,19 +7,32 @@ w = exp(-beta H) / mean of exp(-beta H), H the entropy of the teacher           
 
 from __future__ import annotations
 
+from typing import Final
+
 from services.contracts.objectives import grpo, sdpo
 from services.contracts.objectives.base import Branch, Objective, Route, Standing, Terms, V
 from services.contracts.objectives.paper import CLIP, DISTIL, paper
 from services.contracts.objectives.settings import ALWAYS, DIVERGENCE, POLICY, TEACHER, ObjectiveSettings
 
+HARD: Final = 0.5
+"""A group of which fewer are correct is distilled as a whole by `routing: group`."""
+
 
 class Srpo(Objective):
     name = "srpo"
-    takes = ALWAYS | POLICY | TEACHER | DIVERGENCE | {"beta"}
+    takes = ALWAYS | POLICY | TEACHER | DIVERGENCE | {"beta", "routing", "keep_contrast"}
     presets = {"paper-srpo": paper(name, 32, 5e-6, CLIP | DISTIL | {"beta": 1.0})}
 
     def route(self, standing: Standing, section: ObjectiveSettings) -> Route:
-        return "sdpo" if standing.informed and not standing.correct else "grpo"
+        wanted = {
+            "sample": not standing.correct,
+            "group": standing.share_correct < HARD,
+            "failed_groups": standing.share_correct == 0.0,
+        }
+        return "sdpo" if standing.informed and wanted[section.routing] else "grpo"
+
+    def keeps_contrast(self, section: ObjectiveSettings) -> bool:
+        return section.keep_contrast > 0
 
     def is_weighted(self, section: ObjectiveSettings) -> bool:
         return section.beta > 0
@@ -27,4 +40,7 @@ class Srpo(Objective):
     def token_loss(self, branch: Branch, terms: Terms[V], section: ObjectiveSettings) -> V:
         if branch == "grpo":
             return grpo.policy_loss(terms, terms.advantage)
-        return terms.weight * sdpo.distillation_loss(terms)
+        loss = terms.weight * sdpo.distillation_loss(terms)
+        if not self.keeps_contrast(section):
+            return loss
+        return loss + section.keep_contrast * (terms.engine_correction() * terms.clipped_surrogate(terms.contrast))

@@ -68,6 +68,10 @@ class Tokens:
         return self._layout.advantage[self._tokens]
 
     @property
+    def contrast(self) -> Tensor:
+        return self.advantage.clamp(max=0.0)
+
+    @property
     def weight(self) -> Tensor:
         return self._layout.weights[self._tokens]
 

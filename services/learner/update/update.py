@@ -86,6 +86,7 @@ class _Update:
         self.engine, self.sequences, self.config = engine, sequences, config
         self.section, self.temperature = config.objective, config.rollout.temperature
         self.objective = OBJECTIVES[self.section.name]
+        self.keeps_contrast = self.objective.keeps_contrast(self.section)
         longest = config.rollout.max_response_tokens
         self.layout = lay_out(sequences, old, engine.device, real_type(engine), self.section, longest)
         budget = config.training.tokens_per_microbatch
@@ -220,7 +221,8 @@ class _Update:
                 width = vocabulary_size(engine.student)
                 chunks = chunk_slices(0, num_grpo, width) + chunk_slices(num_grpo, len(batch.tokens), width)
                 states = select(hidden, batch.positions)
-                whole = states[:num_grpo].detach(), batch.tokens[:num_grpo]
+                num_policy = len(batch.tokens) if self.keeps_contrast else num_grpo
+                whole = states[:num_policy].detach(), batch.tokens[:num_policy]
                 if torch.is_grad_enabled():
                     write_sequence_ratios(project, *whole, self.layout, self.temperature, width)
                 return chunked_loss(output_head(engine.student), states, chunks, chunk_loss)
@@ -237,6 +239,7 @@ class _Update:
             "denominator": layout.denominator,
             "num_grpo_tokens": layout.num_tokens - sdpo,
             "num_sdpo_tokens": sdpo,
+            "num_policy_tokens": layout.num_tokens - (0.0 if self.keeps_contrast else sdpo),
             "num_teacher_tokens": float(layout.num_teacher_tokens),
             "num_teacher_rollouts": float(self.num_taught),
             "num_needed_tokens": float(needed),

@@ -64,6 +64,11 @@ def gspo_loss(logprobs, old, advantage, objective):
     return len(old) * clipped_loss(ratio, advantage, objective)
 
 
+def by_sequence(mean, logprob):
+    """GSPO-token: the sequence's ratio by value, the token's own gradient."""
+    return None if mean is None else math.exp(mean) * torch.exp(logprob - float(logprob.detach()))
+
+
 def k3(logprob, initial):
     return torch.exp(initial - logprob) - (initial - logprob) - 1
 
@@ -135,6 +140,9 @@ def minibatch_loss(student, teacher, sequences, old, config, initial=None):
                     *buckets(logits[step], taught[index][step], objective.top_k), objective.divergence_alpha
                 )
                 total = total + weights[index][step] * sdpo_loss(value, logprob, before, behaviour, objective)
+                if objective.name == "srpo" and objective.keep_contrast and item.advantage < 0:
+                    kept = grpo_loss(logprob, before, behaviour, item.advantage, objective, by_sequence(mean, logprob))
+                    total = total + objective.keep_contrast * kept
                 continue
             advantage = item.advantage
             if objective.name == "advantage_mix":
@@ -142,9 +150,7 @@ def minibatch_loss(student, teacher, sequences, old, config, initial=None):
                 if index in taught:
                     gap = float(log_softmax(taught[index][step])[token]) - float(logprob.detach())
                     advantage = advantage + (1 - objective.mix_lambda) * gap
-            # GSPO-token: the sequence's ratio by value, the token's own gradient.
-            ratio = None if mean is None else math.exp(mean) * torch.exp(logprob - float(logprob.detach()))
-            total = total + grpo_loss(logprob, before, behaviour, advantage, objective, ratio)
+            total = total + grpo_loss(logprob, before, behaviour, advantage, objective, by_sequence(mean, logprob))
             if first is not None:
                 total = total + objective.reference_kl_coefficient * k3(logprob, float(log_softmax(first[step])[token]))
         losses.append((total, len(item.response_ids)))

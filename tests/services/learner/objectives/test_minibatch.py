@@ -39,6 +39,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "sdpo-sequence": {"name": "sdpo", "top_k": 5, "aggregation": "sequence"},
     "grpo-gspo-sequence": {"name": "grpo", "ratio": "sequence", "aggregation": "sequence", "dual_clip": 1.3},
     "advantage_mix-sequence": {"name": "advantage_mix", "aggregation": "sequence", "dual_clip": 1.2},
+    "srpo-contrast": {"name": "srpo", "top_k": 5, "keep_contrast": 0.4},
+    "srpo-gspo-contrast": {"name": "srpo", "top_k": 5, "keep_contrast": 1.0, "ratio": "sequence", "dual_clip": 1.2},
     "srpo-constant": {"name": "srpo", "top_k": 5, "aggregation": "constant"},
     "grpo-dual-kl": {"name": "grpo", "dual_clip": 1.2, "reference_kl_coefficient": 0.3},
 }
@@ -139,7 +141,8 @@ def test_loss_weights_and_gradients_equal_the_reference(case: str, moved: bool) 
 
 @pytest.mark.parametrize("share", [True, False], ids=["prefixes-shared", "single-rows"])
 @pytest.mark.parametrize(
-    "case", ["srpo", "sdpo", "grpo", "advantage_mix", "srpo-gspo-kl", "srpo-sequence", "grpo-dual-kl"]
+    "case",
+    ["srpo", "sdpo", "grpo", "advantage_mix", "srpo-gspo-kl", "srpo-sequence", "grpo-dual-kl", "srpo-gspo-contrast"],
 )
 def test_nothing_depends_on_cut_order_chunks_or_sharing(
     case: str, share: bool, monkeypatch: pytest.MonkeyPatch

@@ -19,7 +19,7 @@ from tests.services.learner.objectives.builders import PlainEngine, random_seque
 CUTS = {"halves": slice(0, 10), "nothing-on-one": slice(0, 0), "all-sdpo-on-one": None}
 OPTIONS: dict[str, dict[str, Any]] = {
     "ratios-by-sequence": {"ratio": "sequence", "reference_kl_coefficient": 0.1},
-    "means-by-sequence": {"aggregation": "sequence", "dual_clip": 1.1},
+    "means-by-sequence": {"aggregation": "sequence", "dual_clip": 1.1, "keep_contrast": 0.5},
 }
 CASES = list(product(OPTIONS, CUTS))
 

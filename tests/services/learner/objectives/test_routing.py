@@ -103,6 +103,32 @@ def test_demonstration_choices() -> None:
 
 
 @pytest.mark.parametrize(
+    ("routing", "rewards", "routes"),
+    [
+        ("sample", [1, 0, 0, 0], ["grpo", "sdpo", "sdpo", "sdpo"]),
+        ("sample", [0, 0, 0, 0], ["sdpo", "sdpo", "sdpo", "sdpo"]),
+        # The only correct one has no sibling to read, though its own feedback if there is any.
+        ("group", [1, 0, 0, 0], ["sdpo", "sdpo", "sdpo", "sdpo"]),
+        ("group", [1, 1, 0, 0], ["grpo", "grpo", "grpo", "grpo"]),
+        ("group", [0, 0, 0, 0], ["sdpo", "sdpo", "sdpo", "sdpo"]),
+        ("failed_groups", [1, 0, 0, 0], ["grpo", "grpo", "grpo", "grpo"]),
+        ("failed_groups", [0, 0, 0, 0], ["sdpo", "sdpo", "sdpo", "sdpo"]),
+    ],
+)
+def test_who_is_distilled(routing: str, rewards: list[float], routes: list[str]) -> None:
+    group = outcome(rewards, feedback=(0, 1, 2, 3))
+    chosen = route(group, routing=routing, feedback="with_solution")
+    assert [item.route for item in chosen] == routes
+    assert [item.needs_teacher for item in chosen] == [name == "sdpo" for name in routes]
+
+
+def test_without_feedback_a_group_is_distilled_as_far_as_there_is_something_to_read() -> None:
+    assert [item.route for item in route(outcome([1, 0, 0]), routing="group")] == ["grpo", "sdpo", "sdpo"]
+    # Of four one is lost to a fault: of those left, half are correct.
+    assert {item.route for item in route(outcome([1, 0, 0, 1], faulty=(1, 3)), routing="group")} == {"grpo", "none"}
+
+
+@pytest.mark.parametrize(
     ("distil", "rewards", "routes"),
     [
         ("all", [1, 0, 1], ["sdpo", "sdpo", "sdpo"]),

@@ -147,8 +147,9 @@ class RolloutServer:
         assert self._run_id is not None
         spec = self._spec
         tokenizer = load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
-        renderer = PromptRenderer(tokenizer, engines.hf_config(spec).vocab_size)
-        sampler = GroupSampler(self.server, renderer, stop_tokens(spec.model, spec.trust_remote_code))
+        config = engines.hf_config(spec)
+        renderer = PromptRenderer(tokenizer, config.vocab_size)
+        sampler = GroupSampler(self.server, renderer, stop_tokens(spec.model, config))
         return RolloutWorker(self._run_id, self._queue, self.server, sampler, self._presence, spec.max_num_seqs)
 
     async def _start_engine(self) -> None:

@@ -61,21 +61,20 @@ class PromptRenderer:
         return token_ids
 
 
-def stop_tokens(model: str, trust_remote_code: bool) -> list[int]:
-    """Ids that end a response, from the model's generation_config and config, with the tokenizer's own.
+def stop_tokens(model: str, config: Any) -> list[int]:
+    """Ids that end a response, from the model's generation_config and text `config`, with the tokenizer's own.
 
     vLLM is told to leave the model's generation_config alone, lest it change sampling; the ids that end a reply are the
     one thing that must be taken from it (chat models often end a turn with another token than the tokenizer's).
     """
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
     found: list[Any] = []
     try:
         found.append(GenerationConfig.from_pretrained(model).eos_token_id)
     except OSError:
         pass  # many models come without one
-    config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
-    found.append(getattr(config.get_text_config(), "eos_token_id", None))
+    found.append(getattr(config, "eos_token_id", None))
     ids: set[int] = set()
     for value in found:
         ids.update(value if isinstance(value, list) else [] if value is None else [value])

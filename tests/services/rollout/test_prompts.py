@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
 from services.contracts.errors import InfrastructureError
 from services.contracts.messages import Question
@@ -35,7 +36,7 @@ def test_end_tokens_are_those_of_both_files(
     (tmp_path / "config.json").write_text(json.dumps(own | config))
     if generation is not None:
         (tmp_path / "generation_config.json").write_text(json.dumps(generation))
-    assert stop_tokens(str(tmp_path), trust_remote_code=False) == expected
+    assert stop_tokens(str(tmp_path), AutoConfig.from_pretrained(tmp_path)) == expected
 
 
 def test_tokens_from_the_padding_of_an_embedding_have_no_text(tmp_path: Path) -> None:

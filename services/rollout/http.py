@@ -1,7 +1,7 @@
-"""HTTP of a rollout server: what weights it holds, a whole update in one call, and vLLM's own routes under /v1/engine.
+"""HTTP of a rollout server: its current weights, a whole update in one call, and vLLM's own routes under /v1/engine.
 
-vLLM's router talks to an engine client; it gets `GuardedClient`, which offers the calls of a weight update and nothing
-that could change weights past verification.
+vLLM's router talks to an engine client. It gets `GuardedClient`, which offers the calls of a weight update and nothing
+that could change weights without verification.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class WantedWeights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     path: str
     checksum: str
     transfer: dict[str, Any] | None = None
-    """How to take it from the learner itself, see `services.contracts.transports`; vLLM's worker checks it."""
+    """How to get it from the learner itself (`services.contracts.transports`). vLLM's worker validates it."""
 
 
 class GuardedClient:
@@ -42,7 +42,9 @@ class GuardedClient:
         self._busy = busy
 
     def __getattr__(self, name: str) -> Any:
-        raise ConflictError(f"This server does not offer {name}.", remedy="Push weights by the four-phase protocol.")
+        raise ConflictError(
+            f"This server does not support {name}.", remedy="Push weights with the four-phase protocol."
+        )
 
     async def pause_generation(self, *, mode: str, clear_cache: bool) -> None:
         await self._free().pause_generation(mode=mode, clear_cache=clear_cache)
@@ -54,10 +56,10 @@ class GuardedClient:
         return self._server.phase != "serving"
 
     async def init_weight_transfer_engine(self, request: Any) -> None:
-        """The weight store needs no handshake."""
+        """Nothing to do: the weight store needs no handshake."""
 
     async def shutdown_weight_transfer_engine(self) -> None:
-        """Nothing is held."""
+        """Nothing to release."""
 
     async def start_weight_update(self) -> None:
         await self._free().start_weight_update()
@@ -84,13 +86,13 @@ class GuardedClient:
 
 
 def require_free(server: EngineServer, busy: Callable[[], bool]) -> None:
-    """Raise `ConflictError` while the server walks the phases of an update itself, or is in the middle of one."""
+    """Raise `ConflictError` while the server runs an update itself, or is in the middle of a pushed one."""
     if busy() or server.is_busy:
-        raise ConflictError("This server is loading weights.", remedy="Try again when it has ended.")
+        raise ConflictError("This server is loading weights.", remedy="Try again when it has finished.")
 
 
 def add_routes(app: FastAPI, server: EngineServer, settings: Settings, busy: Callable[[], bool]) -> FastAPI:
-    """Add the weight routes. Returns the application that vLLM's router is to be included in once it is imported."""
+    """Add the weight routes. Returns the application for `include_vllm`, once vLLM is imported."""
 
     @app.get("/v1/weights")
     async def weights(request: Request) -> Response:
@@ -100,7 +102,7 @@ def add_routes(app: FastAPI, server: EngineServer, settings: Settings, busy: Cal
 
     @app.put("/v1/weights")
     async def load(request: Request) -> Response:
-        """All phases of an update, each only where the one before succeeded. Answers when the server samples again."""
+        """Run all phases of an update, until one fails. Responds once the server is sampling again."""
         if not is_service(request, settings):
             return unauthorized()
         try:
@@ -110,7 +112,7 @@ def add_routes(app: FastAPI, server: EngineServer, settings: Settings, busy: Cal
         except TurnoutError as error:
             return refusal(error)
         except msgspec.DecodeError as error:
-            return refusal(ConfigurationError(f"The body must be an object with version, path, checksum: {error}."))
+            return refusal(ConfigurationError(f"The body must be an object with version, path and checksum: {error}."))
         log.info("weights loaded", weight_version=wanted.version, seconds=seconds)
         return JSONResponse({"version": server.version, "checksum": server.checksum, "seconds": seconds})
 
@@ -125,7 +127,7 @@ def add_routes(app: FastAPI, server: EngineServer, settings: Settings, busy: Cal
             return refusal(
                 UnavailableError(
                     "This rollout server has no engine: no run is assigned, or the engine is starting.",
-                    remedy="Wait until its heartbeat says ready.",
+                    remedy="Wait until its state is ready.",
                 )
             )
         return await call_next(request)
@@ -139,7 +141,7 @@ def add_routes(app: FastAPI, server: EngineServer, settings: Settings, busy: Cal
 
 
 def include_vllm(inner: FastAPI) -> None:
-    """Add vLLM's routes. vLLM must be imported already."""
+    """Add vLLM's routes. Call `environment.import_vllm` first."""
     from vllm.entrypoints.rl.online.api_router import router
 
     assert isinstance(router, APIRouter)
@@ -147,5 +149,5 @@ def include_vllm(inner: FastAPI) -> None:
 
 
 def refusal(error: TurnoutError) -> Response:
-    """An error as an answer, its remedy in the detail."""
+    """The problem response for an error, with its remedy in the detail."""
     return problem(error.status, error.title, str(error), field=error.field)

@@ -1,7 +1,7 @@
-"""The life of a rollout server: follow the assignment, keep an engine for it, keep its weights current.
+"""The rollout service: follows the assignment, keeps an engine running for it, and keeps its weights current.
 
-It looks twice a second at what should be (assigned run, its published weights) and what is (engine, phase, version),
-and acts on the difference; so it needs no word about crashes, restarts or late joining.
+Twice a second it compares the desired state (assigned run, published weights) with the actual one (engine, phase,
+version) and acts on the difference. Crashes, restarts and late joining therefore need no notification.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from services.runtime.tokenizer import load_tokenizer
 log = get_logger(__name__)
 TICK_SECONDS = 0.5
 LAG_SECONDS = 10.0
-"""Weights that were published this long ago and not pushed are fetched by the server itself."""
+"""If published weights have not been pushed after this time, the server loads them itself."""
 STUCK_SECONDS = 30.0
-"""An update that has failed, or has not moved on for so long, is replaced by one of our own."""
+"""If an update has failed or made no progress for this time, the server replaces it with its own."""
 RETRY_SECONDS = 10.0
-"""Pause after an engine that did not start."""
+"""Pause after a failed engine start."""
 
 
 class RolloutServer:
-    """Brings engine, weights and worker of one server in line with its assignment."""
+    """Keeps engine, weights and worker of one server in line with its assignment."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -60,14 +60,14 @@ class RolloutServer:
         self._run_id: str | None = None
         self._worker: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()
-        """An engine that ends still holds memory that the next one needs."""
+        """Makes the next engine wait until the last one has released its memory."""
         self._loading = False
         self._behind_since: float | None = None
         self._retry_at = 0.0
         self._num_start_failures = 0
 
     def is_loading(self) -> bool:
-        """An update of our own is under way; pushes must wait."""
+        """Whether the server is running an update itself, so that pushes must wait."""
         return self._loading
 
     async def run(self) -> None:
@@ -78,12 +78,12 @@ class RolloutServer:
                 try:
                     await self._tick()
                 except RedisError as error:
-                    log.warning("queue not reachable", error=str(error))
+                    log.warning("queue server unreachable", error=str(error))
                 except TurnoutError as error:
                     await self._report(error)
                 self._show()
                 await asyncio.sleep(TICK_SECONDS)
-            watch.result()  # its error ends the service
+            watch.result()  # raise its error, which ends the service
         finally:
             await end([watch])
             await self._stop_worker()
@@ -101,13 +101,13 @@ class RolloutServer:
             await self._join(self._run_id)
         if self.server.is_dead or self.server.must_rebuild:
             reason = self.server.fault or "its process has died"
-            await self._note("error", f"The engine is rebuilt: {reason}.")
+            await self._note("error", f"Rebuilding the engine: {reason}.")
             await self._end_engine()
         if self.server.engine is None:
             await self._start_engine()
         await self._catch_up()
         if self._worker is not None and self._worker.done():
-            self._worker.result()  # its error ends the service, which says why and is started again
+            self._worker.result()  # raise its error, which ends the service and gets it restarted
         if self._worker is None and self.server.phase == "serving":
             try:
                 worker = await asyncio.to_thread(self._make_worker)
@@ -117,21 +117,24 @@ class RolloutServer:
             self._worker = asyncio.create_task(worker.run(), name="rollout-worker")
 
     async def _join(self, run_id: str) -> None:
-        """Learn what the run asks for, and keep the engine where it fits. Tried again until it has succeeded whole."""
+        """Read the run's configuration, and keep the engine if it fits. Retried until all of it succeeds."""
         self._retry_at = time.monotonic() + RETRY_SECONDS
         raw = await self._redis.get(streams.config(run_id))
         if raw is None:
-            raise ConfigurationError(f"Run {run_id} is assigned but has no configuration.", remedy="Is it deleted?")
+            raise ConfigurationError(
+                f"Run {run_id} is assigned, but Redis has no configuration for it.",
+                remedy="Start the run through the API; it may have been deleted.",
+            )
         run = read_run_config(raw)
         await asyncio.to_thread(check_model_place, run.model, self._service.settings)
         self.server.recomputes_kv_cache = run.rollout.kv_cache_on_update == "recompute"
         spec = engines.spec_for(run, self._service.settings, self._presence.instance)
         server = self.server
         reusable = server.phase == "serving" and spec == self._spec and not server.is_dead
-        # A push that is under way would continue with the last run's weights.
+        # A push in progress would continue with the last run's weights.
         has_own_weights = server.checksum is None and not server.is_busy
         if not (reusable and has_own_weights and await self._reuse(run_id)):
-            await self._end_engine()  # the model's own weights come back with a new engine only
+            await self._end_engine()  # only another engine has the model's own weights again
         self._spec, self._run, self._retry_at = spec, run, 0.0
         self._forget_failures()
         log.info("run assigned", run_id=run_id, model=spec.model, engine_reused=self.server.engine is not None)
@@ -186,7 +189,7 @@ class RolloutServer:
         self._presence.details.pop(START_FAILURES, None)
 
     async def _reuse(self, run_id: str) -> bool:
-        """Serve this run with the engine of an earlier one, which still has its model's own weights."""
+        """Serve this run with an earlier run's engine, which still has its model's own weights."""
         engine = self.server.engine
         assert engine is not None
         self._loading = True
@@ -194,7 +197,7 @@ class RolloutServer:
             await self.server.while_attached(engine.pause_generation(mode="abort", clear_cache=True))
             await self.server.attach(engine, run_id)
             await self._bring_up()
-        except Exception as error:  # noqa: BLE001 - whatever went wrong, a new engine fixes it
+        except Exception as error:  # noqa: BLE001 - whatever went wrong, another engine fixes it
             log.warning("engine not reusable", error=str(error))
             return False
         finally:
@@ -202,7 +205,7 @@ class RolloutServer:
         return True
 
     async def _bring_up(self) -> None:
-        """Serve with the run's published weights, or with the model as it came where none are published."""
+        """Serve with the run's published weights, or with the model's own if none are published."""
         published = await self._published()
         if published is None:
             await self.server.resume_generation()
@@ -210,9 +213,9 @@ class RolloutServer:
             await self.server.load(*published)
 
     async def _replace_hung(self, seconds: float) -> None:
-        """End the engine, whoever waits for it; the next tick starts another."""
+        """End the engine, even if something waits for it; the next tick starts another."""
         await self._end_engine()
-        await self._note("error", f"The engine hung for {seconds:.0f} s while it was waited for; it is rebuilt.")
+        await self._note("error", f"The engine did not respond for {seconds:.0f} s. Rebuilding it.")
 
     async def _end_engine(self) -> None:
         if (engine := self.server.detach()) is not None:
@@ -220,7 +223,7 @@ class RolloutServer:
                 await asyncio.to_thread(engines.end, engine)
 
     async def _catch_up(self) -> None:
-        """Load the store's current weights if they are not pushed: after a failed update, or with a silent API."""
+        """Load the published weights if they are not pushed: after a failed update, or without the API."""
         published, server, now = await self._published(), self.server, time.monotonic()
         if server.is_busy:  # a push
             return
@@ -235,7 +238,7 @@ class RolloutServer:
         if not (lagging or stuck):
             return
         if server.phase in ("open", "loaded"):
-            server.fail("the update was abandoned half-way", half_written=True)
+            server.fail("the update was abandoned halfway", half_written=True)
             return
         self._loading = True
         try:
@@ -243,18 +246,18 @@ class RolloutServer:
                 await server.load(*published)
                 await self._note(
                     "info",
-                    f"Loaded weights version {published[0]} {'over HTTP' if published[3] else 'from the store'}.",
+                    f"Loaded weight version {published[0]} {'over HTTP' if published[3] else 'from the store'}.",
                 )
             elif server.phase == "paused":
                 await server.resume_generation()
         except ConflictError as error:
-            log.info("own update gives way", reason=str(error))
+            log.info("own update skipped", reason=str(error))
         finally:
             self._loading = False
             self._behind_since = None
 
     async def _published(self) -> tuple[int, str, str, dict[str, Any] | None] | None:
-        """Version, folder and checksum that the learner published last, and how to fetch them if it offers that."""
+        """Version, folder and checksum of the newest published weights, and how to fetch them if that is offered."""
         assert self._run_id is not None
         found = cast(dict[bytes, bytes], await self._redis.hgetall(streams.weights(self._run_id)))
         if not found:
@@ -264,11 +267,11 @@ class RolloutServer:
             return int(found[b"version"]), found[b"path"].decode(), found[b"checksum"].decode(), transfer
         except (KeyError, ValueError) as error:
             raise MalformedMessageError(
-                f"The published weights of run {self._run_id} are not named: {error!r}."
+                f"The announcement of run {self._run_id}'s published weights is malformed: {error!r}."
             ) from error
 
     def _show(self) -> None:
-        """Say in the heartbeat how things stand."""
+        """Show the current state in the heartbeat."""
         server, presence = self.server, self._presence
         states: dict[str, ServiceState] = {"serving": "ready", "failed": "failed", "absent": "starting"}
         if self._run_id is None:
@@ -291,7 +294,7 @@ class RolloutServer:
         await self._note("error", str(error))
 
     async def _note(self, level: Literal["info", "warning", "error"], text: str) -> None:
-        """Log it, and tell the run's followers."""
+        """Log a message and add it to the run's events."""
         (log.error if level == "error" else log.info)(text)
         if self._run_id is None:
             return
@@ -300,7 +303,7 @@ class RolloutServer:
         try:
             await self._queue.publish(streams.EVENTS, note)
         except RedisError as error:
-            log.warning("event lost", error=str(error))
+            log.warning("event not sent", error=str(error))
 
     async def _stop_worker(self) -> None:
         worker, self._worker = self._worker, None
@@ -309,7 +312,7 @@ class RolloutServer:
 
 
 async def loops(service: Service) -> None:
-    """Add the routes at once, import vLLM in a thread, then serve until cancelled."""
+    """Add the routes, import vLLM in a thread, then serve until cancelled."""
     rollout = RolloutServer(service)
     inner = add_routes(service.app, rollout.server, service.settings, rollout.is_loading)
     service.presence.waits_for("import of vLLM")

@@ -1,4 +1,4 @@
-"""Transport `http`: servers that share no folder with the learner fetch each version's files from it."""
+"""Transport `http`: servers that share no folder with the learner fetch each version's files over HTTP."""
 
 from __future__ import annotations
 
@@ -25,4 +25,4 @@ class HttpOffer(Offer, frozen=True, tag="http"):
         except ValueError:
             right = False
         if not right or parts.username or parts.query or parts.fragment:
-            raise MalformedMessageError("The offer of weights is not valid: url is not http://<host>:<port>.")
+            raise MalformedMessageError("The weight offer is invalid: url is not http://<host>:<port>.")

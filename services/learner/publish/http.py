@@ -1,4 +1,4 @@
-"""Transport `http`, the learner's side: its service serves the files (`services.learner.connections.files`)."""
+"""Transport `http`, the learner's side: the service serves the files (`services.learner.connections.files`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions to prompt tokens, by the model's own chat template."""
+"""Renders questions to prompt tokens with the model's own chat template."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ CACHE_SIZE = 4096
 
 
 class PromptRenderer:
-    """Renders and remembers prompts: an epoch later the same questions come again."""
+    """Renders and caches prompts, since every epoch has the same questions."""
 
     def __init__(self, tokenizer: Any, vocabulary_size: int) -> None:
-        """`tokenizer`: a transformers tokenizer with a chat template. `vocabulary_size`: tokens that the model has."""
+        """`tokenizer` must be a transformers tokenizer with a chat template. `vocabulary_size` is the model's."""
         self.tokenizer = tokenizer
         self._vocabulary_size = vocabulary_size
         self._cache: OrderedDict[tuple[str, str], list[int]] = OrderedDict()
 
     def render(self, question: Question, max_prompt_tokens: int) -> list[int]:
-        """Token ids of system and user message with the generation prompt; thinking off where the template knows it.
+        """Token ids of system and user message with the generation prompt, with thinking off if the template supports
+        that.
 
         Raises:
-            InfrastructureError: the template refuses the messages, the tokenizer gives a token that the model does not
-                have (the engine would die of it), or the prompt is longer than `max_prompt_tokens`. Prompts are never
-                cut: a question without its end has another answer.
+            InfrastructureError: the template rejects the messages, the tokenizer returns a token that the model lacks
+                (which would crash the engine), or the prompt is longer than `max_prompt_tokens`. Prompts are never
+                truncated, because a question without its end has a different answer.
         """
         key = (question.system, question.prompt)
         token_ids = self._cache.get(key)
@@ -42,8 +43,8 @@ class PromptRenderer:
             self._cache.move_to_end(key)
         if len(token_ids) > max_prompt_tokens:
             raise InfrastructureError(
-                f"Question {question.id} renders to {len(token_ids)} tokens, over rollout.max_prompt_tokens "
-                f"({max_prompt_tokens})."
+                f"The prompt of question {question.id} has {len(token_ids)} tokens, but rollout.max_prompt_tokens is "
+                f"{max_prompt_tokens}."
             )
         return token_ids
 
@@ -51,12 +52,12 @@ class PromptRenderer:
         try:
             token_ids = prompt_ids(self.tokenizer, question, question.prompt)
         except (TemplateError, ValueError, TypeError, KeyError) as error:
-            raise InfrastructureError(f"The chat template refuses question {question.id}: {error}.") from error
+            raise InfrastructureError(f"The chat template rejects question {question.id}: {error}.") from error
         largest = max(token_ids, default=0)
         if largest >= self._vocabulary_size:
             raise InfrastructureError(
-                f"Question {question.id} renders to token {largest}, beyond the model's vocabulary of "
-                f"{self._vocabulary_size}: the tokenizer does not fit the model."
+                f"The prompt of question {question.id} contains token {largest}, but the model's vocabulary has only "
+                f"{self._vocabulary_size} tokens: the tokenizer does not fit the model."
             )
         return token_ids
 
@@ -64,8 +65,8 @@ class PromptRenderer:
 def stop_tokens(model: str, config: Any) -> list[int]:
     """Ids that end a response, from the model's generation_config and text `config`, with the tokenizer's own.
 
-    vLLM is told to leave the model's generation_config alone, lest it change sampling; the ids that end a reply are the
-    one thing that must be taken from it (chat models often end a turn with another token than the tokenizer's).
+    vLLM is told to ignore the model's generation_config, so that it cannot change sampling. The ids that end a response
+    are the one exception, since chat models often end a turn with a different token than the tokenizer's.
     """
     from transformers import GenerationConfig
 

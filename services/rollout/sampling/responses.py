@@ -1,7 +1,7 @@
-"""Response tokens to the text that rewards and teachers read (docs/rewards.md).
+"""Decodes response tokens to the text that rewards and teachers read (docs/rewards.md).
 
-A tokenizer's own `skip_special_tokens` drops every special token, and so `<answer>` and `<think>` of a model whose tags
-are special tokens: no response of such a model could ever be right.
+A tokenizer's own `skip_special_tokens` drops every special token, including `<answer>` and `<think>` if a model's tags
+are special tokens. No response of such a model could ever be correct.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class ResponseDecoder:
     """Decodes the responses of one model."""
 
     def __init__(self, tokenizer: Any, stop_token_ids: Sequence[int]) -> None:
-        """`tokenizer` is a transformers tokenizer; `stop_token_ids` are those that end a response."""
+        """`tokenizer` is a transformers tokenizer; `stop_token_ids` are the tokens that end a response."""
         self._tokenizer = tokenizer
         added = {int(token): str(value) for token, value in tokenizer.added_tokens_decoder.items()}
         self._tags = tags(added)
@@ -26,7 +26,7 @@ class ResponseDecoder:
         self._control = control_tokens(tokenizer, stop_token_ids) - self._tags
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """The text of a response, without control tokens and without the token that ended it (unless that is a tag)."""
+        """The text of a response, without control tokens and the token that ended it (unless that is a tag)."""
         if token_ids and token_ids[-1] in self._stops:
             token_ids = token_ids[:-1]
         kept = [token for token in token_ids if token not in self._control]
@@ -35,10 +35,10 @@ class ResponseDecoder:
 
 
 def control_tokens(tokenizer: Any, stop_token_ids: Sequence[int]) -> set[int]:
-    """Special tokens that say where a sequence or a message begins and ends, or fill it up.
+    """Special tokens that mark the beginning and end of a sequence or message, or pad it.
 
-    Those that the tokenizer has a role for (such as `eos_token`), that end a response, or that the chat template
-    writes.
+    These are the tokens that have a role in the tokenizer (such as `eos_token`), end a response, or occur in the chat
+    template.
     """
     special = {int(token): str(value) for token, value in tokenizer.added_tokens_decoder.items() if value.special}
     named = {getattr(tokenizer, f"{name}_token_id", None) for name in _NAMED}
@@ -49,7 +49,7 @@ def control_tokens(tokenizer: Any, stop_token_ids: Sequence[int]) -> set[int]:
 
 
 def tags(added: Mapping[int, str]) -> set[int]:
-    """Tokens that are one half of a pair such as `<think>` and `</think>`: text of the response wherever they stand.
+    """Tokens of a pair such as `<think>` and `</think>`, which are part of the response's text.
 
     `<s>` and `</s>` look like such a pair, but begin and end sequences.
     """

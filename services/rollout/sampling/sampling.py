@@ -1,4 +1,4 @@
-"""One group: a task's prompt to G rollouts with behaviour log-probs and version spans."""
+"""Samples one group: from a task's prompt to G rollouts with behaviour log-probabilities and version spans."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 MAX_FAILURES = 2
-"""Tries of a rollout that may fail before it becomes an infrastructure fault."""
+"""Number of failures after which a rollout becomes an infrastructure fault."""
 
 
 class GroupSampler:
@@ -33,8 +33,8 @@ class GroupSampler:
     async def sample(self, task: PromptTask) -> tuple[list[int], list[Rollout]]:
         """Prompt token ids and exactly `num_samples` rollouts.
 
-        A prompt that cannot be rendered, settings that vLLM refuses, and a rollout whose generation failed twice, give
-        status `infrastructure_fault` with the reason; they never raise.
+        A prompt that cannot be rendered, settings that vLLM rejects, and a rollout whose generation failed
+        `MAX_FAILURES` times do not raise, but give rollouts with status `infrastructure_fault` and the reason.
         """
         num_samples = task.sampling.num_samples
         try:
@@ -43,7 +43,7 @@ class GroupSampler:
             return [], [fault(str(error))] * num_samples
         rollouts: list[Rollout] = []
         num_failures = 0
-        is_greedy = task.sampling.temperature == 0  # siblings are all alike: sampled once
+        is_greedy = task.sampling.temperature == 0  # all siblings are equal, so sample one
         while len(rollouts) < num_samples:
             try:
                 params = sampling_params(
@@ -54,7 +54,7 @@ class GroupSampler:
                 rollouts += found * num_samples if is_greedy else found
                 failed = next((output for output in outputs if output.finish_reason == "error"), None)
                 if failed is not None:
-                    raise InfrastructureError("The engine gave a response up with an error.")
+                    raise InfrastructureError("The engine ended a response with an error.")
             except InfrastructureError as error:
                 num_failures += 1
                 log.warning("generation failed", group_id=task.group_id, error=str(error), failures=num_failures)
@@ -68,7 +68,7 @@ class GroupSampler:
         spans = output.weight_versions
         if len(logprobs) != len(token_ids) or spans is None:
             raise InfrastructureError(
-                f"vLLM gave {len(token_ids)} tokens, {len(logprobs)} log-probs and "
+                f"vLLM returned {len(token_ids)} tokens, {len(logprobs)} log-probabilities and "
                 f"{'no' if spans is None else len(spans)} version spans."
             )
         return Rollout(
@@ -82,7 +82,7 @@ class GroupSampler:
 
 
 def merge_spans(spans: list[Any]) -> list[VersionSpan]:
-    """vLLM's spans as ours: numbers for names, no empty spans, neighbours of one version joined."""
+    """vLLM's spans as ours: numbers instead of names, without empty spans, adjacent spans of a version merged."""
     merged: list[VersionSpan] = []
     for span in spans:
         version = int(span.version)
@@ -100,10 +100,10 @@ def fault(reason: str) -> Rollout:
 
 
 def sampling_params(sampling: Sampling, num_samples: int, stop_token_ids: list[int]) -> SamplingParams:
-    """vLLM's parameters: final outputs only, the sampled token's log-prob, no text (decoded once, by us).
+    """vLLM's parameters: only final outputs, the sampled token's log-probability, and no text, which we decode.
 
     Raises:
-        InfrastructureError: vLLM refuses the values.
+        InfrastructureError: vLLM rejects the values.
     """
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
@@ -121,4 +121,4 @@ def sampling_params(sampling: Sampling, num_samples: int, stop_token_ids: list[i
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
     except ValueError as error:
-        raise InfrastructureError(f"The sampling settings cannot be used: {error}.") from error
+        raise InfrastructureError(f"vLLM rejects the sampling settings: {error}.") from error

@@ -1,11 +1,12 @@
 """The sampling loop of one run.
 
-Consumes `prompts`, produces `completions`. Waits for: prompts; weights young enough for a held task; the engine. In
-flight at once: as many groups as fill the engine and one more, so that the engine never runs dry between groups. Every
-message held is touched while the engine is fit, so no other server takes it; when it is not fit the touching stops and
-another server may take over. A server that leaves hands back what it holds. A group is acknowledged only together with
-the publishing of its result. A prompt whose earlier servers ended more than once (a suspect) is sampled alone: nothing
-new is taken until those in progress have ended, and what waits for younger weights is handed back first.
+Consumes `prompts` and produces `completions`. Waits for prompts, for weights that are recent enough for a held task,
+and for the engine. Takes as many groups as fill the engine plus one, so that the engine is never idle between groups.
+While the engine is healthy, the worker touches every message that it holds, so that no other server takes it; otherwise
+it stops, and another server may take over. A server that leaves hands back what it holds. A group is acknowledged
+atomically with publishing its result. A prompt whose earlier servers died more than once (a suspect) is sampled alone:
+the worker takes nothing else until groups in progress have finished, and first hands back those that wait for newer
+weights.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ from services.runtime.traces import record
 
 log = get_logger(__name__)
 IDLE_SECONDS = 30.0
-"""A message held this long without a sign of life is taken over."""
+"""A message that its holder has not touched for this long is taken over."""
 TOUCH_SECONDS = 5.0
-"""Between signs of life, and between looks for what others left or handed back."""
+"""Interval of touching, and of checking for messages that other servers left or handed back."""
 MAX_TAKEN = 2
-"""Messages taken at once: servers that wait side by side share what is fed, instead of the first taking it all."""
+"""Messages taken at once, so that waiting servers share what is fed instead of the first taking everything."""
 TICK_SECONDS = 0.05
 
 
@@ -60,16 +61,16 @@ class RolloutWorker:
         self._max_num_seqs = max_num_seqs
         self._prompts = streams.prompts(run_id)
         self._held: dict[str, Delivery[PromptTask]] = {}
-        """Tasks that ask for younger weights than ours, by message id."""
+        """Tasks that have not started, for example because they need newer weights, by message id."""
         self._active: dict[str, tuple[Delivery[PromptTask], asyncio.Task[None]]] = {}
         self._keeping = asyncio.Lock()
-        """Held while the queue is told what is kept and what is not: a touch that comes late would undo the rest."""
+        """Serializes touching and handing back: a late touch would undo a hand-back."""
         self._suspects: dict[str, tuple[Suspect, int]] = {}
-        """Wait to be sampled alone, by message id, with the weights that each asks for as far as that is known."""
+        """Suspects that wait to be sampled alone, by message id, with the weight version each needs (0 if unknown)."""
 
     async def run(self) -> None:
-        """Sample until cancelled. Messages held are then handed back: another server, or this one's next life, takes
-        them at once."""
+        """Sample until cancelled, then hand back held messages, so that another server, or this one after a restart,
+        can take them immediately."""
         upkeep = asyncio.create_task(self._upkeep())
         has_own = has_fault = False
         try:
@@ -80,9 +81,9 @@ class RolloutWorker:
                         has_own = True
                     await self._turn()
                 except RedisError as error:
-                    log.warning("queue not reachable", error=str(error))
+                    log.warning("queue server unreachable", error=str(error))
                     await asyncio.sleep(1.0)
-            upkeep.result()  # without it nothing is kept: its error is ours
+            upkeep.result()  # raise its error, since nothing is touched without it
         except Exception:
             has_fault = True
             raise
@@ -99,7 +100,7 @@ class RolloutWorker:
         return [suspect for suspect, _ in self._suspects.values()]
 
     def _next_suspect(self) -> Suspect | None:
-        """One that could be sampled now, if nothing else were held."""
+        """A suspect that could be sampled now if nothing else were held."""
         version = self._server.version or 0
         return next((suspect for suspect, needed in self._suspects.values() if needed <= version), None)
 
@@ -110,10 +111,10 @@ class RolloutWorker:
             await self._queue.hand_back(held, after_fault=has_fault)
             log.info("groups handed back", num_groups=len(held))
         except RedisError as error:
-            log.warning("groups not handed back; others take them once they are idle", error=str(error))
+            log.warning("groups not handed back, left to time out", error=str(error))
 
     async def _turn(self) -> None:
-        """Start what may start, then take more if there is room, else wait for the engine or for a group to end."""
+        """Start what may start, then take more if there is room, or wait for the engine or for a group to end."""
         await self._open_suspect()
         await self._start_held()
         room = self._room()
@@ -126,7 +127,7 @@ class RolloutWorker:
             )
             self._accept(found)
         elif self._server.phase != "serving":
-            # not until a group ends: what may start after an update would leave the engine half empty meanwhile
+            # Waiting for a group to end would leave the engine half empty after the update.
             await self._server.until_serving(0.5)
         elif self._active:
             await asyncio.wait(
@@ -145,11 +146,11 @@ class RolloutWorker:
 
     @property
     def _must_clear(self) -> bool:
-        """Whether a suspect is sampled, or could be if nothing else were held."""
+        """Whether a suspect is being sampled, or could be if nothing else were held."""
         return self._next_suspect() is not None or any(delivery.is_suspect for delivery in self._in_hand())
 
     async def _open_suspect(self) -> None:
-        """Open the suspect that waits once nothing else is held: if it is the culprit, the others would count too."""
+        """Open a waiting suspect once nothing else is held, so that no other group is blamed if the engine dies."""
         suspect = self._next_suspect()
         if suspect is None or self._active or self._server.phase != "serving":
             return
@@ -182,7 +183,7 @@ class RolloutWorker:
             self._active[message_id] = (delivery, asyncio.create_task(self._sample(delivery)))
 
     def _room(self) -> int:
-        """Groups that may be taken: enough to fill the engine, and one; none alongside a suspect."""
+        """Number of groups that may be taken: enough to fill the engine plus one, but none alongside a suspect."""
         if self._must_clear:
             return 0
         in_hand = [delivery.message for delivery in self._held.values()]
@@ -198,11 +199,11 @@ class RolloutWorker:
         return sum(delivery.message.sampling.num_samples for delivery, _ in self._active.values())
 
     async def _sample(self, delivery: Delivery[PromptTask]) -> None:
-        """One group from task to published result. Our own fault makes it a dead letter, or it would come back."""
+        """Process one group from task to published result. A bug of ours makes it a dead letter, or it would return."""
         try:
             await self._sample_and_publish(delivery)
-        except Exception as error:  # the border: one group must not stop the others
-            log.exception("group not handled", group_id=delivery.message.group_id)
+        except Exception as error:  # one group must not stop the others
+            log.exception("group failed", group_id=delivery.message.group_id)
             payload, reason = codec.encode(delivery.message), f"The rollout server failed on this prompt: {error!r}"
             await until_served(lambda: self._queue.dead_letter(delivery.stream, delivery.message_id, payload, reason))
         finally:
@@ -221,9 +222,9 @@ class RolloutWorker:
             seconds=seconds,
         )
         target = streams.completions(self._run_id)
-        # tried again while the queue server does not take it: sampling again would cost more than waiting
+        # Retried until the queue server accepts it, because sampling again would cost more than waiting.
         if not await until_served(lambda: self._queue.forward(delivery, target, group)):
-            log.info("group was published by another server", group_id=task.group_id)
+            log.info("group already published by another server", group_id=task.group_id)
             return
         num_tokens = sum(len(rollout.token_ids) for rollout in rollouts)
         num_faults = sum(rollout.status != "ok" for rollout in rollouts)
@@ -240,14 +241,14 @@ class RolloutWorker:
             return await self._sampler.sample(task)
         except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # a tokenizer's panic is no `Exception`; the group would come back indefinitely
+        except BaseException as error:  # a tokenizer's panic is no `Exception`, and the group would return indefinitely
             log.exception("sampling failed", group_id=task.group_id)
             return [], [fault(f"{type(error).__name__}: {error}")] * task.sampling.num_samples
 
     async def _upkeep(self) -> None:
-        """Keep what is held; take over what others left."""
+        """Touch what is held, and take over what other servers left."""
         while True:
-            end_if_cancelled()  # else it would keep what its worker has handed back
+            end_if_cancelled()  # otherwise it would touch what the worker has handed back
             await asyncio.sleep(TOUCH_SECONDS)
             if self._server.phase in ("failed", "absent"):
                 continue
@@ -257,7 +258,7 @@ class RolloutWorker:
                     if (room := self._room()) > 0:
                         await self._take_over(min(room, 16))
             except RedisError as error:
-                log.warning("queue not reachable", error=str(error))
+                log.warning("queue server unreachable", error=str(error))
 
     async def _take_over(self, count: int) -> None:
         in_hand = {delivery.message_id for delivery in self._in_hand()} | set(self._suspects)

@@ -1,4 +1,4 @@
-"""Building vLLM's asynchronous engine for a run, and ending it."""
+"""Builds vLLM's asynchronous engine for a run, and stops it."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 CPU_BLOCK_TOKENS = 128
-"""Tokens in a block of the KV cache, vLLM's default on CPU."""
+"""Number of tokens in a block of the KV cache, vLLM's default on CPU."""
 GIB = 1 << 30
 EXIT_SECONDS = 10.0
-"""For a process that was killed."""
+"""Longest wait for a killed process to exit."""
 
 
 class EngineStartError(TurnoutError):
-    """vLLM refused the model or died while it started."""
+    """vLLM rejected the model or died while it started."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """What an engine is built for. Two runs with equal specs can share one engine, one after the other."""
+    """What an engine is built for. Runs with equal specs can use the same engine, one after the other."""
 
     model: str
     dtype: str
@@ -46,14 +46,14 @@ class EngineSpec:
     seed: int
     trust_remote_code: bool
     gpu_memory_utilization: float = 0.9
-    """Share of the GPU's memory for weights and KV cache; without meaning on a CPU."""
+    """Share of the GPU's memory for weights and KV cache; ignored on a CPU."""
 
 
 def spec_for(config: RunConfig, settings: Settings, instance: str) -> EngineSpec:
-    """The engine that a run asks for. Servers of one run get different seeds, else they would sample alike.
+    """The engine that a run needs. A run's servers get different seeds, otherwise they would sample the same responses.
 
     Raises:
-        ConfigurationError: the run wants the model's own Python code and the operator does not allow it.
+        ConfigurationError: the run asks for the model's own Python code, but the operator does not allow it.
     """
     return EngineSpec(
         model=config.model.path,
@@ -67,7 +67,7 @@ def spec_for(config: RunConfig, settings: Settings, instance: str) -> EngineSpec
 
 
 def build(spec: EngineSpec) -> AsyncLLM:
-    """Start an engine. Blocks until it can sample: run it in a thread.
+    """Start an engine. Blocks until it can sample, so run it in a thread.
 
     Raises:
         EngineStartError: with vLLM's reason.
@@ -81,17 +81,17 @@ def build(spec: EngineSpec) -> AsyncLLM:
             arguments = AsyncEngineArgs(**engine_arguments(spec, hf_config(spec)))
             vllm_config = arguments.create_engine_config()
             if vllm_config.parallel_config.world_size == 1 and on_cpu():
-                os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # vLLM has just put `spawn` there
+                os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # vLLM has just set it to `spawn`
             return AsyncLLM.from_vllm_config(vllm_config, disable_log_stats=True)
         except (RuntimeError, ValueError, OSError, ImportError, KeyError, AttributeError, TypeError) as error:
             raise EngineStartError(
                 f"vLLM did not start with model {spec.model}: {(reason() or str(error)).rstrip('.')}.",
-                remedy="See the log of this service; check model.path, model.dtype and free memory.",
+                remedy="Check model.path, model.dtype and free memory, and see this service's log.",
             ) from error
 
 
 def hf_config(spec: EngineSpec) -> Any:
-    """The language model's part of its Hugging Face configuration."""
+    """The language model's part of the Hugging Face configuration."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(spec.model, trust_remote_code=spec.trust_remote_code)
@@ -109,12 +109,12 @@ def engine_arguments(spec: EngineSpec, model_config: Any) -> dict[str, Any]:
         "max_model_len": num_tokens,
         "max_num_seqs": spec.max_num_seqs,
         "seed": spec.seed,
-        # the distribution that tokens are really drawn from: after temperature, top-p and top-k
+        # The distribution that tokens are sampled from, after temperature, top-p and top-k.
         "logprobs_mode": "processed_logprobs",
         "max_logprobs": 1,
-        # the model's own generation_config must not change temperature, cuts or penalties
+        # The model's own generation_config must not change temperature, top-p, top-k or penalties.
         "generation_config": "vllm",
-        # safe over weight updates because every request carries the weights' epoch as its salt
+        # Safe across weight updates, because every request carries the weights' epoch as its cache salt.
         "enable_prefix_caching": True,
         "weight_transfer_config": {"backend": BACKEND},
         "disable_log_stats": True,
@@ -132,9 +132,9 @@ def engine_arguments(spec: EngineSpec, model_config: Any) -> dict[str, Any]:
 
 
 def kv_cache_bytes(model_config: Any, spec: EngineSpec, num_tokens: int) -> int:
-    """KV cache that holds every sequence at full length and one block more each, at most half of free memory.
+    """Size in bytes of a KV cache for every sequence at full length plus one block, but at most half of free memory.
 
-    A small, explicit cache starts at once: vLLM neither probes memory nor zeroes gigabytes.
+    A small, explicit size makes the start fast: vLLM neither probes memory nor zeroes gigabytes.
     """
     blocks = -(-num_tokens // CPU_BLOCK_TOKENS) + 1
     heads = getattr(model_config, "num_key_value_heads", None) or model_config.num_attention_heads
@@ -147,7 +147,7 @@ def kv_cache_bytes(model_config: Any, spec: EngineSpec, num_tokens: int) -> int:
 
 
 def stay_offline(offline: bool) -> None:
-    """Let the hub's client call out only for models that are given by hub name."""
+    """Allow the hub's client to use the network only for models that are given by hub name."""
     from huggingface_hub import constants
 
     constants.HF_HUB_OFFLINE = offline
@@ -157,7 +157,7 @@ def stay_offline(offline: bool) -> None:
 async def final_outputs(
     engine: AsyncLLM, prompt: Any, params: SamplingParams, request_id: str
 ) -> list[CompletionOutput]:
-    """Run one request to its end."""
+    """Run one request to its end. Returns its final outputs."""
     final = None
     async for output in engine.generate(prompt, params, request_id):
         final = output
@@ -165,10 +165,10 @@ async def final_outputs(
 
 
 async def pause(engine: AsyncLLM, mode: Any, *, clear_cache: bool) -> None:
-    """Stop decoding; returns when the step in flight has ended.
+    """Stop decoding, and return when the current step has finished.
 
-    vLLM's own `pause_generation` then sleeps 20 ms more, for callers who want to have the last outputs by then: half of
-    a small model's weight update. Here no caller does; a request whose first token is still on its way counts as one
+    vLLM's own `pause_generation` sleeps another 20 ms for callers that need the last outputs, which is half the time of
+    a small model's weight update. No caller here does; a request whose first token has not arrived yet counts as one
     that has sampled nothing.
     """
     if clear_cache:
@@ -177,11 +177,10 @@ async def pause(engine: AsyncLLM, mode: Any, *, clear_cache: bool) -> None:
 
 
 def end(engine: AsyncLLM) -> None:
-    """Stop an engine and its processes, whose memory is free afterwards. Blocks up to some seconds: run it in a
-    thread."""
+    """Stop an engine and its processes, and free their memory. Blocks for up to some seconds, so run it in a thread."""
     processes = list(_processes(engine))
     if on_cpu():
-        # it holds nothing that must be put in order, and vLLM's own way waits for it for five seconds
+        # They have nothing to clean up, and vLLM's own shutdown would wait five seconds for them.
         for process in processes:
             process.kill()
     engine.shutdown(timeout=0)
@@ -190,7 +189,7 @@ def end(engine: AsyncLLM) -> None:
 
 
 def process_ids(engine: AsyncLLM) -> list[int]:
-    """Processes of vLLM's that run the engine; they may have children."""
+    """Ids of the vLLM processes that run the engine; they may have children."""
     return [process.pid for process in _processes(engine)]
 
 

@@ -1,12 +1,12 @@
-"""Whether an engine does anything at all while something waits for it.
+"""Detects an engine that hangs while something waits for it.
 
-An engine can hang alive: its process is stopped, or its threads wait for each other. No error shows then, and only a
-new engine helps. Slow work must not be taken for that: a long prompt, a large model on a slow disk, a machine that is
-busy or swaps. So each of these is a sign of life: a token, processor time, a process that waits for a processor or a
-disk or is looked at by a debugger. And time counts only as far as this service lives through it: one that is stopped
-together with its engine, or on a machine that sleeps, has seen nothing.
+An engine can hang without an error: its process is stopped, or its threads are deadlocked. Only another engine helps
+then. Slow work must not look like a hang: a long prompt, a large model on a slow disk, a machine that is busy or swaps.
+Signs of life are therefore: a token, processor time, and a process that waits for a processor or a disk or is traced by
+a debugger. Time counts only while this service runs: a service that is stopped together with its engine, or is on a
+machine that sleeps, has observed nothing.
 
-What this does not find: a hang that uses the processor, such as most waits for a GPU. The watchdog names it.
+A hang that uses the processor, such as most waits for a GPU, is not detected here. The watchdog reports it.
 """
 
 from __future__ import annotations
@@ -23,35 +23,40 @@ from services.rollout.vllm.server import EngineServer
 
 LOOK_SECONDS = 5.0
 STILL_SECONDS = 300.0
-"""How long a hang must last. vLLM itself waits as long for workers in processes of their own."""
+"""Time without a sign of life that counts as a hang. vLLM waits as long for workers in separate processes."""
 _LEAST_SHARE = 0.01
-"""Of one processor. Threads that only wait use less."""
+"""Share of one processor that counts as work. Threads that only wait use less."""
 AT_WORK = frozenset({psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP, psutil.STATUS_TRACING_STOP})
 
 
 @dataclass(frozen=True, slots=True)
 class Signs:
-    """What an engine shows at one moment."""
+    """An engine's signs of life at one moment."""
 
     num_tokens: int
-    """Sampled so far of unfinished responses; of an engine that starts, what it has written."""
+    """Tokens sampled so far in unfinished responses; for a starting engine, units of `BYTES_OF_LIFE` written."""
     cpu_seconds: float
-    """Of all its processes."""
+    """Processor time of all its processes."""
     is_at_work: bool = False
-    """One of them has a state that a hung process has not."""
+    """Whether a process is in a state that a hung process would not be in."""
     pids: frozenset[int] = frozenset()
-    """Of an engine that starts: which they are."""
+    """For a starting engine, its processes."""
 
 
 class Pulse:
-    """For how long an engine has shown no sign of life."""
+    """Measures how long an engine has shown no sign of life."""
 
     def __init__(self) -> None:
         self.still_seconds = 0.0
         self._last: tuple[float, Signs] | None = None
 
     def feel(self, now: float, signs: Signs | None) -> float:
-        """One look, by the monotonic clock; `signs` None if nothing waits for the engine. Returns `still_seconds`."""
+        """Compare the signs with the last ones, and return `still_seconds`.
+
+        Args:
+            now: time on the monotonic clock.
+            signs: None if nothing waits for the engine.
+        """
         last, self._last = self._last, None if signs is None else (now, signs)
         if signs is None or last is None:
             self.still_seconds = 0.0
@@ -67,7 +72,7 @@ class Pulse:
 
 
 def signs_of(server: EngineServer) -> Signs | None:
-    """None if nothing waits for the engine, or it has just died."""
+    """The engine's signs of life; None if nothing waits for it, or it has just died."""
     if server.engine is None or not server.is_waited_for:
         return None
     try:
@@ -81,7 +86,7 @@ def signs_of(server: EngineServer) -> Signs | None:
 
 
 async def watch(server: EngineServer, replace: Callable[[float], Awaitable[None]]) -> None:
-    """Call `replace` with the seconds of its stillness whenever the engine has hung for too long. Until cancelled."""
+    """Call `replace`, with the seconds without a sign of life, whenever the engine hangs. Runs until cancelled."""
     pulse, engine = Pulse(), server.engine
     while True:
         await asyncio.sleep(LOOK_SECONDS)

@@ -1,19 +1,20 @@
-"""The engine: sampling from it, and its weight updates, over HTTP from the API or by this service when it joins late.
+"""The engine: samples from it and updates its weights, pushed by the API over HTTP or loaded by this service itself.
 
-Every request carries the engine's weight epoch as its cache salt. The epoch moves when a weight update starts, so no
-request that begins under new weights can meet cache blocks of older ones. Whoever waits for an engine is set free when
-it is ended, since its calls may never return.
+Every request carries the engine's weight epoch as its cache salt. The epoch changes when a weight update starts, so a
+request that begins with the updated weights cannot use cache blocks of older ones. Ending an engine releases everything
+that waits for it, since its calls may never return.
 
     serving --pause--> paused --start--> open --update--> loaded --finish--> paused --resume--> serving
 
-`load` walks all of them and verifies before, while sampling continues. Else the verification is a part of `update`.
+`load` runs all phases, and verifies the weights first, while sampling continues. In a pushed update the verification is
+part of `update`.
 
-Any error in start, update or finish leads to `failed`: the server samples nothing until a full update has succeeded.
-If the error may have left the model half-written, the engine is rebuilt first.
+Any error in start, update or finish leads to `failed`: the server does not sample until a full update has succeeded. If
+the error may have left the model half-written, the engine is rebuilt first.
 
-Requests that had not sampled a token when an update starts are taken back and submitted again under the new epoch.
-Requests in mid-response keep their KV cache, or have it recomputed with the new weights if the run
-(`rollout.kv_cache_on_update`) or the pause asks for that; their tokens say which version sampled them.
+Requests that have not sampled a token when an update starts are withdrawn and submitted again in the next epoch. Other
+requests keep their KV cache, or have it recomputed with the updated weights if the run (`rollout.kv_cache_on_update`)
+or the pause asks for that; their version spans say which version sampled which tokens.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ async def _hold(engine: AsyncLLM) -> None:
 def update_step(
     step: Callable[Concatenate[EngineServer, P], Step],
 ) -> Callable[Concatenate[EngineServer, P], Step]:
-    """A step of an update: `UnavailableError` without an engine, or where it is ended meanwhile."""
+    """Decorates a step of an update, to raise `UnavailableError` if there is no engine or it is ended meanwhile."""
 
     @functools.wraps(step)
     async def given_up_with_engine(self: EngineServer, /, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -69,42 +70,44 @@ class EngineServer:
     """One engine at a time, with its update phases. All methods run on the service's event loop."""
 
     def __init__(self, folders: Sequence[Path] = (Path("/"),), fetched: FetchedWeights | None = None) -> None:
-        """`folders`: where published weights may be. `fetched`: where those that are fetched are put."""
+        """`folders` are those that published weights may be in; `fetched` stores weights that are fetched."""
         self.engine: AsyncLLM | None = None
         self.run_id: str | None = None
         self.phase: Phase = "absent"
         self.version: int | None = None
-        """Version of the weights, verified; None before the first is known."""
+        """Verified version of the weights; None without an engine."""
         self.checksum: str | None = None
-        """Checksum of the verified weight folder; None for the model as it came."""
+        """Checksum of the verified weight folder; None for the model's own weights."""
         self.fault = ""
         """Why the server is in phase `failed`."""
         self.must_rebuild = False
-        """The model may be half-written: only a new engine helps."""
+        """Whether the model may be half-written, so that only another engine helps."""
         self.changed_at = time.monotonic()
-        """When the phase changed last, by the monotonic clock."""
+        """Time of the last change of phase, on the monotonic clock."""
         self.num_calls = 0
-        """Steps of an update that the engine has not answered yet."""
+        """Number of update steps that the engine has not finished yet."""
         self._serving = asyncio.Event()
         self._gone: asyncio.Future[Literal["died", "ended"]] = asyncio.get_running_loop().create_future()
         self._epoch = 0
         self.num_sampling = 0
-        """Calls of `generate` that the engine has not answered yet."""
+        """Number of calls of `generate` that the engine has not finished yet."""
         self._form = ModelForm("", "")
         self._requests = itertools.count()
         self._folders = folders
         self._fetched = fetched
         self.recomputes_kv_cache = False
-        """Whether requests in mid-response get a new KV cache at each update, by the run's setting."""
-        self.is_loading = False  # all phases of an update, by `load`
+        """Whether the run wants the KV cache of unfinished responses recomputed at each update."""
+        self.is_loading = False
+        """Whether `load` is running."""
         self._offered: ExaminedWeights | None = None
         self._prepared: ExaminedWeights | None = None
         self._is_examining = False
 
     async def attach(self, engine: AsyncLLM, run_id: str) -> None:
-        """Take an engine that holds its model's own weights, version 0 of the run. It is paused until weights are.
+        """Take over an engine that has its model's own weights, version 0 of the run, and pause it.
 
-        Raises `UnavailableError` where it hung and was ended.
+        Raises:
+            UnavailableError: the engine hung and was ended.
         """
         if engine is not self.engine:
             self._gone = asyncio.get_running_loop().create_future()
@@ -118,7 +121,7 @@ class EngineServer:
         self._move("paused")
 
     def detach(self) -> AsyncLLM | None:
-        """Give the engine away (to be ended). Whoever waits for its outputs submits again to the next one."""
+        """Return the engine, to be ended. Callers that wait for its outputs submit again to the next engine."""
         if not self._gone.done():
             self._gone.set_result("died" if self.is_dead else "ended")
         engine, self.engine = self.engine, None
@@ -128,18 +131,18 @@ class EngineServer:
 
     @property
     def is_dead(self) -> bool:
-        """An engine is attached and its process has died."""
+        """Whether an engine is attached whose process has died."""
         return self.engine is not None and bool(self.engine.errored)
 
     def count_unfinished(self) -> int:
-        """Tokens sampled so far of responses that have not ended; as long as it moves, the engine works."""
+        """Number of tokens sampled so far in unfinished responses; while it changes, the engine is working."""
         if self.engine is None:
             return 0
         states = self.engine.output_processor.request_states.values()
         return sum(state.detokenizer.num_output_tokens() for state in states if state.detokenizer is not None)
 
     async def until_serving(self, seconds: float) -> None:
-        """Wait until requests are sampled, at most so long."""
+        """Wait up to `seconds` for the server to sample requests."""
         try:
             async with asyncio.timeout(seconds):
                 await self._serving.wait()
@@ -149,11 +152,11 @@ class EngineServer:
     async def generate(self, prompt_token_ids: list[int], params: SamplingParams) -> list[CompletionOutput]:
         """Sample `params.n` responses.
 
-        Submit again those that are missing or have finish reason `abort`: an update took them back, or the engine was
-        exchanged.
+        The caller must submit responses again that are missing or have finish reason `abort`: an update withdrew them,
+        or the engine was replaced.
 
         Raises:
-            InfrastructureError: the engine failed on this request, or died.
+            InfrastructureError: the engine failed for this request, or died.
         """
         from vllm.inputs.engine import tokens_input
 
@@ -180,14 +183,14 @@ class EngineServer:
             outputs: list[CompletionOutput] = request.result()
             return outputs
         if engine is self.engine and self.is_dead:
-            self.fail("the engine has died", half_written=True)
+            self.fail("the engine died", half_written=True)
         raise InfrastructureError(f"The engine failed: {type(error).__name__}: {error}") from error
 
     async def while_attached(self, call: Coroutine[Any, Any, T]) -> T:
-        """What the engine answers to a call.
+        """The result of a call to the engine.
 
         Raises:
-            UnavailableError: the engine was ended meanwhile.
+            UnavailableError: the engine was ended during the call.
         """
         task = asyncio.create_task(call)
         waited: set[asyncio.Future[Any]] = {task, self._gone}
@@ -200,14 +203,14 @@ class EngineServer:
                 task.cancel()
                 await asyncio.wait({task})
         if task.cancelled():
-            raise UnavailableError("The engine was ended meanwhile.", remedy="Try again when a new one is ready.")
+            raise UnavailableError("The engine was stopped during the call.", remedy="Try again once it is restarted.")
         return task.result()
 
     def fail(self, reason: str, *, half_written: bool) -> None:
-        """Take the server out of use."""
+        """Stop sampling until a full update succeeds, on another engine if the model may be half-written."""
         self.fault = reason
         self.must_rebuild = self.must_rebuild or half_written
-        log.error("engine out of use", reason=reason, rebuild=self.must_rebuild)
+        log.error("engine failed", reason=reason, rebuild=self.must_rebuild)
         self._move("failed")
 
     def _move(self, phase: Phase) -> None:
@@ -222,26 +225,26 @@ class EngineServer:
         if self.engine is None:
             raise UnavailableError(
                 "This rollout server has no engine: no run is assigned, or the engine is starting.",
-                remedy="Wait until its heartbeat says ready.",
+                remedy="Wait until its state is ready.",
             )
         return self.engine
 
     @property
     def is_busy(self) -> bool:
-        """A step of an update is under way, by whomever."""
+        """Whether a step of an update, pushed or our own, is in progress."""
         return self.is_loading or self.num_calls > 0
 
     @property
     def is_waited_for(self) -> bool:
-        """Something waits for the engine itself to do something."""
+        """Whether something waits for the engine to act."""
         return (self.phase == "serving" and self.num_sampling > 0) or (self.num_calls > 0 and not self._is_examining)
 
     @update_step
     async def pause_generation(self, *, mode: str = "keep", clear_cache: bool = False) -> None:
-        """Stop decoding. Requests in flight are kept (mode `keep`), with their KV cache unless it is to be cleared."""
+        """Stop decoding. Mode `keep` keeps requests in flight, with their KV cache unless that must be cleared."""
         engine = self.require()
         if self.phase in ("open", "loaded"):
-            raise ConflictError(f"A weight update is in phase {self.phase}; finish it before you pause again.")
+            raise ConflictError(f"A weight update is in phase {self.phase}. Finish it before pausing again.")
         self._serving.clear()
         if self.phase == "serving":
             self._move("paused")
@@ -249,12 +252,12 @@ class EngineServer:
 
     @update_step
     async def start_weight_update(self) -> None:
-        """Begin an update. The server must be paused. Takes back requests that have sampled nothing yet."""
+        """Begin an update. The server must be paused. Withdraws requests that have not sampled a token."""
         engine = self.require()
         if self.must_rebuild:
-            raise ConflictError(f"The engine is being rebuilt after: {self.fault}")
+            raise ConflictError(f"The engine is being rebuilt after a fault: {self.fault}")
         if self.phase not in ("paused", "failed") or not await engine.is_paused():
-            raise ConflictError("Pause generation before a weight update.")
+            raise ConflictError("Generation is not paused. Pause it before a weight update.")
         self._offered = None
         self._epoch += 1
         states = engine.output_processor.request_states
@@ -267,10 +270,10 @@ class EngineServer:
 
     @update_step
     async def update_weights(self, update_info: Any) -> None:
-        """Load one verified version; `update_info` is {"path", "checksum"}, by a fast transport also {"transfer"}."""
+        """Load one verified version. `update_info` is {"path", "checksum"}, plus "transfer" for a fast transport."""
         engine = self.require()
         if self.phase != "open":
-            raise ConflictError("Start a weight update first.")
+            raise ConflictError("No weight update is open. Start one before loading weights.")
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         with self._failing("update"):
@@ -280,41 +283,43 @@ class EngineServer:
                     offered = await self._examine(update_info)
                 info = update_info | {"path": offered.path, "marks": offered.marks}
             except WeightUpdateError as error:
-                info = {"path": "", "checksum": "", "refusal": str(error)}  # vLLM ends its session when this fails
+                info = {"path": "", "checksum": "", "refusal": str(error)}  # vLLM must see a failure to end its session
             await engine.update_weights(WeightTransferUpdateRequest(update_info=info))
         self._offered = offered
         self._move("loaded")
 
     @update_step
     async def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """End the update. `weight_version` must be the version that the folder's manifest names."""
+        """Finish the update. `weight_version` must equal the version in the folder's manifest."""
         engine = self.require()
         if self.phase != "loaded" or self._offered is None:
-            raise ConflictError("Load weights before you finish the update.")
+            raise ConflictError("No weights are loaded. Load weights before finishing the update.")
         version, checksum = self._offered.version, self._offered.checksum
         with self._failing("finish"):
             await engine.finish_weight_update(str(version))
             if weight_version is not None and weight_version != str(version):
-                raise WeightUpdateError(f"The folder holds version {version}, the update says {weight_version}.")
+                raise WeightUpdateError(f"The folder contains version {version}, not {weight_version}.")
         self.version, self.checksum, self.fault = version, checksum, ""
         self._move("paused")
 
     @update_step
     async def resume_generation(self) -> None:
-        """Decode on. Refused while an update is open or has failed."""
+        """Resume decoding. Raises `ConflictError` while an update is open or after one has failed."""
         engine = self.require()
         if self.phase in ("open", "loaded"):
-            raise ConflictError("A weight update is open; finish it first.")
+            raise ConflictError("A weight update is open. Finish it before resuming.")
         if self.phase == "failed":
-            raise ConflictError(f"The last weight update failed ({self.fault}); a full update must succeed first.")
+            raise ConflictError(f"The last weight update failed ({self.fault}). Run a full update before resuming.")
         await engine.resume_generation()
         self._move("serving")
 
     @update_step
     async def prepare(self, update_info: dict[str, Any], version: int) -> None:
-        """Look at weights that are about to be loaded, in a thread, while sampling continues.
+        """Verify weights before they are loaded, in a thread, while sampling continues.
 
-        Raises `WeightUpdateError` where they are not as promised; `WeightsRefusedError` if this server samples on.
+        Raises:
+            WeightsRefusedError: they are not as announced, and the server continues sampling.
+            WeightUpdateError: they are not as announced, and the server was not sampling.
         """
         try:
             self._prepared = await self._examine(update_info, version)
@@ -325,18 +330,18 @@ class EngineServer:
             raise
 
     async def load(self, version: int, path: str, checksum: str, transfer: Any = None) -> dict[str, float]:
-        """All phases at once: for the API's push, and for a server that catches up on its own.
+        """Run all phases of an update: for the API's push, and for a server that catches up itself.
 
-        Verified before sampling stops; the bytes of a fast transport (`transfer`) after. Returns the seconds of each
-        phase.
+        The weights are verified before sampling stops, except the bytes of a fast transport (`transfer`), which are
+        verified on arrival. Returns the seconds of each phase.
 
         Raises:
-            WeightUpdateError: names the phase; `WeightsRefusedError` if nothing was touched and sampling continues.
-            ConflictError: another update is under way.
-            UnavailableError: the engine was ended meanwhile.
+            WeightUpdateError: names the phase; `WeightsRefusedError` if nothing was changed and sampling continues.
+            ConflictError: another update is in progress.
+            UnavailableError: the engine was ended during the update.
         """
         if self.is_busy or self.phase in ("open", "loaded"):
-            raise ConflictError("A weight update is under way.", remedy="Try again when it has ended.")
+            raise ConflictError("A weight update is in progress.", remedy="Try again when it has finished.")
         info = {"path": path, "checksum": checksum} | ({} if transfer is None else {"transfer": transfer})
         steps: tuple[tuple[str, Callable[[], Step]], ...] = (
             ("prepare", lambda: self.prepare(info, version)),
@@ -368,14 +373,14 @@ class EngineServer:
 
     @contextmanager
     def _failing(self, step: str) -> Iterator[None]:
-        """Turns any error of one update phase into phase `failed` and a `WeightUpdateError`."""
+        """Turn any error in an update phase into phase `failed` and a `WeightUpdateError`."""
         engine = self.engine
         try:
             yield
         except BaseException as error:  # a cancelled update may have left the model half-written too
             intact = step == "update" and REFUSED in str(error)
             reason = str(error) or type(error).__name__
-            if self.engine is engine:  # else it was ended, and what follows it has no fault
+            if self.engine is engine:  # otherwise it was ended, and its successor has no fault
                 self.fail(reason, half_written=not intact)
             if isinstance(error, Exception):
                 raise WeightUpdateError(f"Phase {step} of the weight update failed: {reason}") from error

@@ -1,9 +1,9 @@
-"""Starting an engine, and ending a start that hangs.
+"""Starts an engine, and ends a start that hangs.
 
-An engine that starts can hang alive as a running one can (`pulse`): a forked process may wait for a lock that no thread
-of its holds, a hub or a disk may fall silent. The same signs of life count, and besides them bytes that are written (a
-model is downloaded) and processes that come and go. What hangs is killed, upon which vLLM gives the start up. Where
-that does not help, the thread itself hangs, and only a new service process helps.
+A starting engine can hang like a running one (`pulse`): a forked process may wait for a lock that none of its threads
+holds, or a hub or disk may stop responding. The same signs of life count, and in addition bytes written (of a model
+being downloaded) and processes that come and go. Hanging processes are killed, upon which vLLM aborts the start. If it
+does not, the thread itself hangs, and only restarting the service helps.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 END_SECONDS = 60.0
-"""For vLLM to notice that its processes were killed, and for what it does then."""
+"""Time for vLLM to notice that its processes were killed, and to abort the start."""
 BYTES_OF_LIFE = 1 << 16
-"""Written between two looks. Fewer may be log lines."""
+"""Bytes written between two checks that count as a sign of life. Fewer may be log lines."""
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class StuckStartError(Exception):
-    """The thread that starts an engine hangs. It cannot be ended, only the service can."""
+    """The thread that starts an engine hangs. A thread cannot be killed, so the service must exit."""
 
 
 async def start(spec: EngineSpec) -> AsyncLLM:
-    """An engine that can sample.
+    """Start an engine, and return it once it can sample.
 
     Raises:
-        EngineStartError: with vLLM's reason, or because it hung.
-        StuckStartError: it hung, and killing its processes did not help.
+        EngineStartError: vLLM failed, with its reason, or hung.
+        StuckStartError: vLLM hung, and killing its processes did not help.
     """
     before = {process.pid for process in psutil.Process().children()}
     builder: list[int] = []
@@ -58,23 +58,23 @@ async def start(spec: EngineSpec) -> AsyncLLM:
     still = await _until_done_or_still(building, lambda: _signs(builder, before))
     if still is None:
         return building.result()
-    log.error("the engine hangs while it starts", seconds=round(still))
+    log.error("engine start hangs", seconds=round(still))
     with suppress(psutil.Error):
         for process in _processes(before):
             process.kill()
     await asyncio.wait({building}, timeout=END_SECONDS)
     if not building.done():
-        raise StuckStartError(f"An engine's start has hung for {still:.0f} s in this process itself, which ends.")
-    if building.exception() is None:  # it was done just now
+        raise StuckStartError(f"The engine start hung in this process for {still:.0f} s, so the service exits.")
+    if building.exception() is None:  # it finished after all
         engines.end(building.result())
     raise EngineStartError(
-        f"The engine hung for {still:.0f} s while it started; its processes were ended.",
-        remedy="It is started again; if it hangs each time, see the log of this service.",
+        f"The engine start hung for {still:.0f} s, so its processes were killed.",
+        remedy="The server tries again automatically. If it hangs each time, see this service's log.",
     ) from building.exception()
 
 
 async def _until_done_or_still(building: asyncio.Future[AsyncLLM], look: Callable[[], Signs | None]) -> float | None:
-    """None once `building` is done; the seconds without a sign of life where they are too many."""
+    """Wait until `building` is done or hangs. Returns the seconds without a sign of life if it hangs, else None."""
     felt = Pulse()
     while not building.done():
         await asyncio.wait({building}, timeout=pulse.LOOK_SECONDS)
@@ -84,13 +84,13 @@ async def _until_done_or_still(building: asyncio.Future[AsyncLLM], look: Callabl
 
 
 def _processes(before: set[int]) -> list[psutil.Process]:
-    """What the start has brought so far, processes of processes included."""
+    """The processes that the start has created so far, including their descendants."""
     roots = [child for child in psutil.Process().children() if child.pid not in before]
     return [*roots, *(process for root in roots for process in root.children(recursive=True))]
 
 
 def _signs(builder: list[int], before: set[int]) -> Signs | None:
-    """None where one has just ended."""
+    """The start's signs of life; None if one of its processes has just ended."""
     try:
         seconds, written, at_work = _thread(builder[0])
         processes = _processes(before)
@@ -106,7 +106,7 @@ def _signs(builder: list[int], before: set[int]) -> Signs | None:
 
 
 def _thread(number: int) -> tuple[float, int, bool]:
-    """Processor seconds and written bytes of a thread of this process, and whether it is at work."""
+    """Processor seconds and bytes written by a thread of this process, and whether it is working."""
     folder = Path(f"/proc/self/task/{number}")
     fields = (folder / "stat").read_text().rpartition(")")[2].split()
     written = next(line for line in (folder / "io").read_text().splitlines() if line.startswith("wchar"))

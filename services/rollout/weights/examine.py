@@ -1,4 +1,4 @@
-"""Weights that are offered to a rollout server: a folder of the weight store and the checksum that it must have."""
+"""Examines weights offered to a rollout server: a folder of the weight store and the checksum that it must have."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from services.rollout.weights.shapes import ModelForm, forms_of_files, forms_of_
 from services.runtime.weights.store import CorruptWeightsError, Marks, read_manifest, read_verified, verify_and_mark
 
 REACH_SECONDS = 3.0
-"""For the learner's machine to answer at all."""
+"""Timeout for connecting to the learner."""
 
 
 class WeightUpdateError(TurnoutError):
-    """A weight update was refused or failed. The server is out of use until a full update succeeds."""
+    """A weight update was rejected or failed. The server does not sample until a full update succeeds."""
 
     title = "Weight update failed"
 
 
 class WeightsRefusedError(WeightUpdateError):
-    """The offered weights are not what was promised. The server samples on with the weights that it has."""
+    """The offered weights are not what was announced. The server continues sampling with its current weights."""
 
     status = 422
     title = "Weights refused"
@@ -36,14 +36,14 @@ class WeightsRefusedError(WeightUpdateError):
 
 @dataclass(frozen=True, slots=True)
 class ExaminedWeights:
-    """What an update names, with the version that the folder's manifest says."""
+    """What an update names, and the version in the folder's manifest."""
 
     path: str
     """Folder of the version on this machine."""
     checksum: str
     version: int
     marks: Marks
-    """What shows a later change of the files, see `verify_and_mark`; empty with a fast transport."""
+    """Reveals later changes of the files (`verify_and_mark`); empty with a fast transport."""
 
 
 def examined(
@@ -54,19 +54,22 @@ def examined(
     version: int | None = None,
     fetched: FetchedWeights | None = None,
 ) -> ExaminedWeights:
-    """`update_info`, {"path", "checksum"} and perhaps "transfer", looked at as far as it can be without touching
-    anything: every byte of the store's files, or, for a fast transport, whose bytes are verified on their way, the
-    layout and whether the learner can be reached; and whether the tensors fit the model. Fetched before, if the learner
-    offers that and the folder is not on this machine. Blocks for as long.
+    """Examine an offer as far as possible without changing the model. Blocks while it fetches and reads.
+
+    Fetches the version first if the learner offers that and the folder is not on this machine. Then checks that the
+    tensors fit the model, and every byte of the files. For a fast transport, whose bytes are verified on arrival, it
+    checks the layout and that the learner is reachable instead.
 
     Args:
+        update_info: {"path", "checksum"}, and "transfer" if the learner offers one.
         form: the run's model.
         folders: nothing outside them is read.
-        version: must be the folder's, if given.
-        fetched: where a version that is fetched is put; None: nothing is.
+        version: must equal the folder's version, if given.
+        fetched: stores a version that is fetched; None to fetch nothing.
 
     Raises:
-        WeightUpdateError: it is no offer, of another run or version, not what was promised, or does not fit.
+        WeightUpdateError: the offer is malformed, is for another run or version, is not what was announced, or does not
+            fit the model.
     """
     if not isinstance(update_info, dict) or set(update_info) - {"transfer"} != {"path", "checksum"}:
         raise WeightUpdateError(f"{REFUSED}: update_info must be an object with path and checksum.")
@@ -76,15 +79,15 @@ def examined(
         offer = None if transfer is None else parse_transfer(transfer).offer
         if isinstance(offer, HttpOffer) and not _is_here(Path(path), checksum, folders):
             if fetched is None or run_id is None or version is None:
-                raise CorruptWeightsError("Weights are fetched by PUT /v1/weights alone.")
+                raise CorruptWeightsError("Only PUT /v1/weights can fetch weights.")
             path = str(fetched.bring(offer, run_id, version, checksum))
         if not _is_within(Path(path), folders):
             raise CorruptWeightsError(f"{path[:500]} is outside the folders of published weights.")
         manifest = read_manifest(Path(path))
         if manifest.run_id != run_id:
-            raise CorruptWeightsError(f"The weights are of run {manifest.run_id}, not {run_id}.")
+            raise CorruptWeightsError(f"The weights belong to run {manifest.run_id}, not {run_id}.")
         if version not in (None, manifest.version):
-            raise CorruptWeightsError(f"The folder holds version {manifest.version}, not {version}.")
+            raise CorruptWeightsError(f"The folder contains version {manifest.version}, not {version}.")
         if offer is None or offer.brings_folder:
             marks = _stored(Path(path), checksum, manifest.version, form, fetched)
             return ExaminedWeights(path, checksum, manifest.version, marks)
@@ -110,7 +113,7 @@ def _is_here(path: Path, checksum: str, folders: Sequence[Path]) -> bool:
 
 
 def _stored(folder: Path, checksum: str, version: int, form: ModelForm, fetched: FetchedWeights | None) -> Marks:
-    """Marks of a folder that was verified and compared with the model."""
+    """Verify a folder and compare it with the model. Returns its marks."""
     from services.rollout.weights.lora import checked_deltas, holds_adapter
 
     try:
@@ -127,12 +130,12 @@ def _stored(folder: Path, checksum: str, version: int, form: ModelForm, fetched:
 
 
 def reach(address: str, port: int) -> None:
-    """Raise `CorruptWeightsError` if the learner's meeting point is gone: torch's own client would keep asking for an
-    answer while the server samples nothing."""
+    """Raise `CorruptWeightsError` if the learner's store is unreachable. torch's own client would retry while the
+    server does not sample."""
     try:
         socket.create_connection((address, port), REACH_SECONDS).close()
     except OSError as error:
         raise CorruptWeightsError(
-            f"The learner does not answer at {address} port {port} ({error}): it has ended, or its "
-            "TURNOUT_ADVERTISE_URL names a host that cannot be reached from here."
+            f"The learner cannot be reached at {address} port {port} ({error}). It may have exited, or its "
+            "TURNOUT_ADVERTISE_URL may name a host that is unreachable from here."
         ) from error

@@ -24,11 +24,10 @@ class FetchedWeights(FetchedFolders):
         self._token = token
 
     def bring(self, offer: HttpOffer, run_id: str, version: int, checksum: str) -> Path:
-        """Folder of a version whose manifest is the one that `checksum` names; its files are not verified yet. Blocks
-        until they are here.
+        """Folder of a version whose manifest has `checksum`, fetched if necessary. Its files are not verified yet.
 
         Raises:
-            TurnoutError: they did not come, or are not what was promised.
+            TurnoutError: the files did not arrive, or are not what was announced.
             OSError: the home cannot be written.
         """
         named = _CHECKSUM.fullmatch(checksum)

@@ -1,8 +1,8 @@
-"""A published LoRA adapter, merged into the weights of the run's base model: W = W0 + (alpha / rank) * B @ A.
+"""Merges a published LoRA adapter into the weights of the run's base model: W = W0 + (alpha / rank) * B @ A.
 
-The merged tensors go the same way as whole published weights, so sampling costs what it costs without LoRA, requests in
-flight take an update as always, and nothing of vLLM's own LoRA (slots, a limit on the rank, an adapter name in each
-request) is needed. Only the adapter travels; W0 is read from the base model's files, on each server.
+The merged tensors are loaded like whole published weights. Sampling therefore costs the same as without LoRA, requests
+in flight handle an update as usual, and vLLM's own LoRA support (slots, a limit on the rank, an adapter name in each
+request) is not needed. Only the adapter is transferred; each server reads W0 from the base model's files.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ INDEX = "model.safetensors.index.json"
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one layer's weight gains."""
+    """The change of one layer's weight."""
 
     down: Tensor
     """A, [rank, in]."""
@@ -41,7 +41,7 @@ class Delta:
         return self.up.shape[0], self.down.shape[1]
 
     def added_to(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        """The weight as the learner has it: W0 in the run's type, the sum in float32, rounded once; [out, in]."""
+        """The weight as the learner has it, [out, in]: W0 in the run's dtype, the sum in float32, rounded once."""
         base = weight.to(dtype).float()
         return torch.addmm(base, self.up.float(), self.down.float(), alpha=self.scale).to(dtype)
 
@@ -53,12 +53,12 @@ def holds_adapter(folder: Path) -> bool:
 def merged_tensors(folder: Path, model: str, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) pairs of the whole model, merged one by one while they are read.
 
-    Everything is checked before the first pair: a fault found here leaves the engine's weights whole.
+    Everything is checked before the first pair, so a fault leaves the engine's weights intact.
 
     Args:
-        folder: a verified version of the weight store that holds an adapter.
+        folder: a verified version of the weight store that contains an adapter.
         model: folder or hub name of the base model, as vLLM has loaded it.
-        dtype: the run's type.
+        dtype: the run's dtype.
 
     Raises:
         CorruptWeightsError: the adapter does not fit the base model.
@@ -67,13 +67,14 @@ def merged_tensors(folder: Path, model: str, dtype: torch.dtype) -> Iterator[tup
 
 
 def checked_deltas(folder: Path, model: str) -> dict[str, Delta]:
-    """What an adapter changes, by the name of the weight. Raises `CorruptWeightsError` if it does not fit."""
+    """An adapter's changes by name of the weight. Raises `CorruptWeightsError` if they do not fit the base model."""
     deltas = _read(folder)
     found = {name: shape for file in _base_files(model) for name, shape in _shapes(file) if name in deltas}
     for name, delta in deltas.items():
         if found.get(name) != delta.shape:
             raise CorruptWeightsError(
-                f"The adapter in {folder} changes {name} by {delta.shape}, which in {model} is {found.get(name)}."
+                f"The adapter in {folder} changes {name} by a matrix of shape {delta.shape}, but in {model} its shape "
+                f"is {found.get(name)}."
             )
     return deltas
 
@@ -88,7 +89,7 @@ def _merge(files: list[Path], deltas: Mapping[str, Delta], dtype: torch.dtype) -
 
 
 def _read(folder: Path) -> dict[str, Delta]:
-    """By the name of the changed weight."""
+    """An adapter's changes by name of the weight."""
     config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_bytes())
     tensors = load_file(folder / WEIGHTS_FILE)
     scale = config["lora_alpha"] / config["r"]
@@ -105,7 +106,7 @@ def _read(folder: Path) -> dict[str, Delta]:
 
 
 def _base_files(model: str) -> list[Path]:
-    """The base model's safetensors files; those of its index if it has one."""
+    """The base model's safetensors files: those in its index, if it has one."""
     from huggingface_hub import snapshot_download
 
     folder = Path(model) if Path(model).is_dir() else Path(snapshot_download(model, local_files_only=True))
@@ -114,7 +115,7 @@ def _base_files(model: str) -> list[Path]:
         return [folder / name for name in sorted(set(names))]
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise CorruptWeightsError(f"The base model {model} has no safetensors files to merge an adapter with.")
+        raise CorruptWeightsError(f"The base model {model} has no safetensors files to merge the adapter into.")
     return files
 
 

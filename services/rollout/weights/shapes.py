@@ -1,10 +1,10 @@
-"""Whether offered weights fit the run's model: names, shapes and dtypes, compared before anything is touched.
+"""Checks that offered weights fit the run's model: names, shapes and dtypes, compared before anything is changed.
 
-What a version must hold follows from the model's configuration: its Hugging Face class is built on torch's meta device,
-without memory, and has the same parameters as the learner's model, which is of the same class. vLLM's own parameters
-are no measure: they are fused (`qkv_proj`), cut over workers and padded. Nor are the files of the base model, whose
-names a class may change when it loads them. A model that cannot be built so, or whose layers quantisation replaces, is
-not compared; vLLM then decides.
+The expected tensors follow from the model's configuration: its Hugging Face class, built on torch's meta device without
+memory, has the same parameters as the learner's model, which is of the same class. vLLM's own parameters cannot be
+compared, because they are fused (`qkv_proj`), partitioned over workers and padded. Neither can the base model's files,
+since a class may rename tensors when it loads them. If a model cannot be built this way, or quantization replaces its
+layers, nothing is compared and vLLM decides.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from services.runtime.logs import get_logger
 
 log = get_logger(__name__)
 _UNUSED = re.compile(r"\.rotary_(pos_)?emb\.(inv_freq|cos_cached|sin_cached)$")
-"""Tables in old checkpoints that no class has any more; vLLM passes over them."""
+"""Tables in old checkpoints that current classes lack, and that vLLM skips."""
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""safetensors' names of dtypes to torch's."""
+"""torch's names of dtypes by safetensors' names."""
 
 
 class UnfitWeightsError(TurnoutError):
-    """The weights are of another model. Nothing was touched."""
+    """The weights belong to another model. Nothing was changed."""
 
     title = "Weights do not fit"
 
@@ -37,7 +37,7 @@ class Form:
     """One tensor without its values."""
 
     dtype: str
-    """By torch's name."""
+    """torch's name of the dtype."""
     shape: tuple[int, ...]
 
     def __str__(self) -> str:
@@ -49,10 +49,10 @@ class Known:
     """A parameter or saved buffer of the model."""
 
     first: str
-    """Its first name: tied parameters have several."""
+    """The first of its names; tied parameters have several."""
     shape: tuple[int, ...]
     is_parameter: bool
-    """Else it may be missing, and have any dtype."""
+    """A buffer may be missing, and have any dtype."""
 
 
 @dataclass(frozen=True)
@@ -62,24 +62,24 @@ class ModelForm:
     model: str
     """Folder or hub name of the run's model."""
     dtype: str
-    """The run's type, by torch's name."""
+    """torch's name of the run's dtype."""
     trust_remote_code: bool = False
 
     @cached_property
     def tensors(self) -> dict[str, Known] | None:
-        """What a version may hold, by each of its names. None: not known."""
+        """The tensors that a version may contain, by each of their names; None if unknown."""
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
         try:
             config = AutoConfig.from_pretrained(self.model, trust_remote_code=self.trust_remote_code)
             if getattr(config, "quantization_config", None):
-                raise ValueError("it is quantised")
+                raise ValueError("the model is quantized")
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config, trust_remote_code=self.trust_remote_code)
             saved = model.state_dict(keep_vars=True)
-        except Exception as error:  # noqa: BLE001 - a model's own code may raise anything; vLLM has loaded the model
-            log.warning("weights are not compared with the model's shapes", model=self.model, reason=str(error))
+        except Exception as error:  # noqa: BLE001 - a model's code may raise anything, but vLLM has loaded the model
+            log.warning("weights not compared with the model", model=self.model, reason=str(error))
             return None
         first: dict[int, str] = {}
         return {
@@ -88,8 +88,7 @@ class ModelForm:
         }
 
     def check(self, version: int, found: Mapping[str, Form]) -> None:
-        """Compare a version with the model. A dtype is right if it is the run's, or float32, in which a model may
-        keep single layers.
+        """Compare a version with the model. Accepts the run's dtype, and float32, which models may use for some layers.
 
         Raises:
             UnfitWeightsError: names the first tensor that differs, both forms and the remedy.
@@ -113,14 +112,14 @@ class ModelForm:
 
     def _unfit(self, version: int, name: str, ours: str, theirs: str) -> UnfitWeightsError:
         return UnfitWeightsError(
-            f"Weights version {version} do not fit the run's model: {name} {ours}; model.path {self.model} {theirs}.",
-            remedy="Learner and rollout servers must see the same model and model.dtype: compare config.json in that "
-            "folder on their machines.",
+            f"Weight version {version} does not fit the model: {name} {ours}, but model.path {self.model} {theirs}.",
+            remedy="Make sure that the learner and the rollout servers use the same model and model.dtype; compare "
+            "config.json on their machines.",
         )
 
 
 def forms_of_layout(layout: Layout) -> dict[str, Form]:
-    """The tensors that a fast transport will bring."""
+    """The tensors that a fast transport will deliver."""
     return {tensor.name: Form(tensor.dtype, tuple(tensor.shape)) for chunk in layout.chunks for tensor in chunk.tensors}
 
 

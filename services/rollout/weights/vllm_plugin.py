@@ -1,8 +1,8 @@
-"""vLLM's weight transfer, reading our weight store: the engine "turnout" behind vLLM's four-phase update protocol.
+"""A weight transfer engine for vLLM that reads our weight store: "turnout" in vLLM's four-phase update protocol.
 
-vLLM loads `register` through the entry point `vllm.general_plugins` in every one of its processes. The engine itself
-lives in vLLM's worker process. An update names a folder of the weight store and its checksum; every byte is verified
-before the model is touched, so a refused update leaves the old weights whole.
+vLLM loads `register` through the entry point `vllm.general_plugins` in each of its processes. The engine itself runs in
+vLLM's worker process. An update names a folder of the weight store and its checksum. Every byte is verified before the
+model is changed, so a rejected update leaves the old weights intact.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from services.runtime.weights.store import Marks
 
 @dataclass
 class StoreInitInfo(WeightTransferInitInfo):
-    """Nothing to agree on: both sides see the same folder."""
+    """Empty, since both sides see the same folder."""
 
 
 @dataclass
@@ -45,11 +45,11 @@ class StoreUpdateInfo(WeightTransferUpdateInfo):
     checksum: str
     """`blake3:<hex>` that the manifest must have."""
     marks: Marks = field(default_factory=dict)
-    """From the server, which has verified the folder already: files that bear them are not read twice."""
+    """Marks of files that the server has already verified, and that need not be read twice."""
     transfer: dict[str, Any] | None = None
-    """How to take the version from the learner itself, see `services.contracts.transports`; None: read the folder."""
+    """How to get the version from the learner itself (`services.contracts.transports`); None to read the folder."""
     refusal: str = ""
-    """Why the server has refused this update, which the engine then refuses too: so vLLM learns that it has ended."""
+    """Why the server rejected this update. The engine then rejects it too, so that vLLM ends the update."""
 
 
 class StoreWeightEngine(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
@@ -76,18 +76,18 @@ class StoreWeightEngine(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
         die_with_parent()
 
     def init_transfer_engine(self, init_info: StoreInitInfo) -> None:
-        """Nothing to set up."""
+        """Nothing to do."""
 
     def start_weight_update(self) -> None:
-        """Nothing yet: the model is opened only after the files are verified."""
+        """Leave the model alone until the files are verified."""
         self._touched = False
 
     def receive_weights(self, update_info: StoreUpdateInfo) -> None:
         """Verify the folder, then load it.
 
         Raises:
-            RuntimeError: begins with `REFUSED` if the folder is not what the checksum promises, here or at another
-                worker of the engine; the model is as it was. Any other error may have left it half-written.
+            RuntimeError: begins with `REFUSED` if the folder does not match its checksum, in this or another worker of
+                the engine; the model is unchanged. Any other error may have left it half-written.
         """
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
@@ -96,55 +96,55 @@ class StoreWeightEngine(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
         folder = Path(update_info.path)
         tensors, failure = self._offered_tensors(folder, update_info)
         if self._any_refuses(failure is not None):
-            raise RuntimeError(f"{REFUSED}: {failure or 'another worker of this engine refuses it.'}") from failure
+            raise RuntimeError(f"{REFUSED}: {failure or 'another worker of this engine rejected them.'}") from failure
         parameters = {name for name, _ in self.model.named_parameters()}
         initialize_layerwise_reload(self.model)
         self._touched = True
         loaded = self.model.load_weights(tensors)
         if loaded is not None and not parameters <= set(loaded):
             missing = sorted(parameters - set(loaded))
-            raise RuntimeError(f"weight folder {folder} lacks {missing[0]} and {len(missing) - 1} more parameters.")
+            raise RuntimeError(f"weight folder {folder} lacks {missing[0]} and {len(missing) - 1} other parameters.")
 
     def _offered_tensors(
         self, folder: Path, info: StoreUpdateInfo
     ) -> tuple[Iterator[tuple[str, torch.Tensor]], Exception | None]:
-        """All weights of a version, verified, or why there are none."""
+        """All weights of a version, verified, or the reason why there are none."""
         try:
             transfer = None if info.transfer is None else parse_transfer(info.transfer)
             return self._receivers.receive(Update(folder, info.checksum, transfer, info.marks)), None
-        except Exception as error:  # noqa: BLE001 - nothing is touched yet, and other workers wait for this one's word
+        except Exception as error:  # noqa: BLE001 - nothing is changed yet, and other workers wait for the answer
             return iter(()), error
 
     def _any_refuses(self, refuses: bool) -> bool:
-        """Agree with the engine's other workers: if one opened its model and another did not, only a new engine
-        would help."""
+        """Whether any of the engine's workers rejects the update. They must agree, since an engine in which only some
+        workers changed their model is unusable."""
         from vllm.distributed.parallel_state import get_world_group
 
         workers = get_world_group()
         return refuses if workers.world_size == 1 else any_refuses(refuses, workers.cpu_group)
 
     def finish_weight_update(self) -> None:
-        """Redo vLLM's processing of loaded weights and copy them to where the kernels read them."""
+        """Repeat vLLM's processing of loaded weights, and copy them to where the kernels read them."""
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         if not self._touched:
-            raise RuntimeError(f"{REFUSED}: the update was finished without weights.")
+            raise RuntimeError(f"{REFUSED}: no weights were loaded before the update was finished.")
         finalize_layerwise_reload(self.model, self.model_config)
         process_tied_layers(self.model)
-        torch.cuda.empty_cache()  # torch would keep a whole copy's memory, which the learner may need on the same GPU
+        torch.cuda.empty_cache()  # torch would cache a whole copy's memory, which a learner on the same GPU may need
         self._touched = False
 
     def shutdown(self) -> None:
-        """Let go of the learner's memory."""
+        """Release the learner's memory."""
         self._receivers.close()
 
 
 def process_tied_layers(model: torch.nn.Module) -> None:
-    """Bring layers that share another layer's weight (an output layer tied to the embedding) to its new values.
+    """Update layers that share another layer's weight, such as an output layer tied to the embedding.
 
-    The layerwise reload sees no weights of their own for such layers and leaves them; their values have changed through
-    the other layer, but the copy that CPU kernels have packed would be the old one. The other layer's is as good, and
-    is there once in memory instead of twice.
+    The layerwise reload skips such layers, since they have no weights of their own. Their values have changed through
+    the other layer, but the copy packed for CPU kernels would be stale. They use the other layer's packed copy instead,
+    which also saves memory.
     """
     seen: dict[int, torch.nn.Module] = {}
     for layer in model.modules():
@@ -162,10 +162,10 @@ def process_tied_layers(model: torch.nn.Module) -> None:
 
 
 def register() -> None:
-    """Entry point for vLLM. May be called any number of times in any of its processes."""
+    """Entry point for vLLM, which may call it several times in each of its processes."""
     die_with_parent()
     last_words.record()
-    # It warns of every layer without weights of its own (a rotary embedding, a tied head) at each update.
+    # It warns about every layer without weights of its own (a rotary embedding, a tied head) at each update.
     logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, __name__, "StoreWeightEngine")

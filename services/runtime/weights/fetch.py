@@ -1,7 +1,7 @@
-"""Files of weights and checkpoints from another machine, over HTTP.
+"""Fetches files of weights and checkpoints from another machine, over HTTP.
 
-A broken connection is taken up again where it broke: each file is asked for from the byte on that is missing, also by a
-later call. Nothing is trusted before its checksum is compared, which is the caller's part.
+After a broken connection, and also in a later call, each file is requested from the first missing byte. The caller must
+compare checksums before trusting anything.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from services.runtime.logs import get_logger
 log = get_logger(__name__)
 CONNECT_SECONDS = 5.0
 SILENCE_SECONDS = 10.0
-"""A connection that brings nothing for so long is given up for a new one."""
+"""Time without data after which a connection is replaced."""
 PATIENCE_SECONDS = 60.0
-"""Without a single byte for so long, the fetch fails; what has come is kept for the next."""
+"""Time without a single byte after which the fetch fails. What has arrived is kept for the next attempt."""
 FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 3.0
 MAX_MANIFEST_BYTES = 16 << 20
-_REFUSALS = {401: "TURNOUT_SERVICE_TOKEN differs between the two", 404: "it does not have it (any more)"}
+_REFUSALS = {401: "TURNOUT_SERVICE_TOKEN differs between the two", 404: "it does not exist or was deleted"}
 
 
 class FetchError(UnavailableError):
-    """Files did not come. Nothing but the partly fetched files has changed."""
+    """Files did not arrive. Only the partially fetched files have changed."""
 
     title = "Fetch failed"
 
 
 class BrokenError(Exception):
-    """A connection broke, or an answer is not one to take bytes from; worth another try."""
+    """A connection broke, or a response is unusable. Worth another try."""
 
 
 @dataclass(slots=True)
@@ -46,14 +46,14 @@ class Origin:
     """A folder on another machine."""
 
     url: str
-    """The folder's URL, without a slash at its end."""
+    """The folder's URL, without a trailing slash."""
     token: str
     """The deployment's service token; empty for none."""
     _moved_at: float = field(default_factory=time.monotonic)
-    """When the last byte came."""
+    """When the last byte arrived, on the monotonic clock."""
 
     def read(self, name: str, max_bytes: int = MAX_MANIFEST_BYTES) -> bytes:
-        """A small file. Raises `FetchError`."""
+        """The content of a small file. Raises `FetchError`."""
         data = bytearray()
 
         def take(client: httpx.Client) -> None:
@@ -68,10 +68,10 @@ class Origin:
         return bytes(data)
 
     def fetch(self, files: Iterable[tuple[str, int]], folder: Path) -> None:
-        """Bring files (name, bytes) into `folder`. Those that are there already in full length are not asked for.
+        """Fetch files (name, bytes) into `folder`. Skips those that are already there in full length.
 
         Raises:
-            FetchError: one did not come, or the disk has no room for all.
+            FetchError: a file did not arrive, or the disk has no room for all of them.
             OSError: the folder cannot be written.
         """
         missing = [(name, size) for name, size in files if not _is_whole(folder / name, size)]
@@ -79,7 +79,7 @@ class Origin:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free + sum(_length(_part(folder / name)) for name, _ in missing)
         if needed > free:
-            raise FetchError(f"{self.url} has {needed} bytes to fetch, but {folder} has room for {free}.")
+            raise FetchError(f"{self.url} has {needed} bytes to fetch, but {folder} has room for only {free}.")
         for name, size in missing:
             self._fetch_one(name, size, folder / name)
 
@@ -97,15 +97,15 @@ class Origin:
                 with self._open(client, name, have) as reply:
                     if have and reply.headers.get("content-range") != f"bytes {have}-{size - 1}/{size}":
                         part.unlink()
-                        raise BrokenError("the file has another length there")
+                        raise BrokenError("the file's length has changed")
                     for piece in reply.iter_raw():
                         if (have := have + len(piece)) > size:
                             part.unlink()
-                            raise FetchError(f"{self.url}/{name} is longer than the {size} bytes of its manifest.")
+                            raise FetchError(f"{self.url}/{name} is longer than the {size} bytes in its manifest.")
                         file.write(piece)
                         self._moved_at = time.monotonic()
                 if have < size:
-                    raise BrokenError(f"it ended after {have} of {size} bytes")
+                    raise BrokenError(f"the response ended after {have} of {size} bytes")
 
         self._persist(name, take)
         part.replace(path)
@@ -121,11 +121,11 @@ class Origin:
             if reply.status_code in _REFUSALS:
                 raise FetchError(f"{self.url}/{name} was refused: {_REFUSALS[reply.status_code]}.")
             if reply.status_code != (206 if start else 200):
-                raise BrokenError(f"the answer was {reply.status_code}")
+                raise BrokenError(f"the response status is {reply.status_code}")
             yield reply
 
     def _persist(self, name: str, take: Callable[[httpx.Client], None]) -> None:
-        """Call `take` with a new connection until it succeeds, as long as bytes come now and then."""
+        """Call `take` with a fresh connection until it succeeds or no byte arrives for `PATIENCE_SECONDS`."""
         self._moved_at, num_tries = time.monotonic(), 0
         while True:
             moved_at = self._moved_at
@@ -141,10 +141,10 @@ class Origin:
                 reason = str(error) or type(error).__name__
                 if silent > PATIENCE_SECONDS:
                     raise FetchError(
-                        f"{self.url}/{name} brought no byte for {silent:.0f} s: {reason}.",
+                        f"Timed out after {silent:.0f} s without data from {self.url}/{name}: {reason}.",
                         remedy="Check the network and the learner.",
                     ) from error
-                log.warning("fetch interrupted; it continues", file=name, error=reason)
+                log.warning("fetch interrupted, retrying", file=name, error=reason)
                 time.sleep(growing_pause(FIRST_PAUSE_SECONDS, num_tries, LONGEST_PAUSE_SECONDS))
 
 
@@ -157,5 +157,5 @@ def _is_whole(path: Path, size: int) -> bool:
 
 
 def _length(path: Path) -> int:
-    """Bytes of a file, 0 for none."""
+    """Size of a file in bytes; 0 if it does not exist."""
     return path.stat().st_size if path.is_file() else 0

@@ -28,7 +28,7 @@ WEIGHTS = os.urandom(3 << 20)
 
 
 class Cut:
-    """A network that breaks connections: of each of the first answers only so many bytes arrive."""
+    """A network that breaks connections: of each of the first responses, only a given number of bytes arrives."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -57,7 +57,7 @@ class Cut:
 
 
 class Learner:
-    """A learner's home, served."""
+    """A learner's home, served over HTTP."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -85,7 +85,7 @@ async def learner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
         yield found
 
 
-async def test_a_file_comes_whole_over_a_connection_that_breaks(learner: Learner, tmp_path: Path) -> None:
+async def test_a_file_arrives_complete_over_a_connection_that_breaks(learner: Learner, tmp_path: Path) -> None:
     learner.publish(3)
     learner.network.after = [1 << 20, 0, 1 << 19]
     files = [("model.safetensors", len(WEIGHTS))]
@@ -93,20 +93,20 @@ async def test_a_file_comes_whole_over_a_connection_that_breaks(learner: Learner
     assert (tmp_path / "here" / "model.safetensors").read_bytes() == WEIGHTS
     starts = [int(asked.removeprefix("bytes=").removesuffix("-") or 0) for asked in learner.network.ranges]
     assert starts[0] == 0
-    assert starts[1] == starts[2] > 1 << 19, "nothing came by the second connection"
+    assert starts[1] == starts[2] > 1 << 19, "nothing arrived over the second connection"
     assert starts[3] > starts[2]
     await asyncio.to_thread(learner.origin().fetch, files, tmp_path / "here")
     assert len(learner.network.ranges) == 4, "a file that is there is not fetched again"
 
 
-async def test_a_fetch_that_was_given_up_is_continued_by_the_next(
+async def test_the_next_fetch_continues_one_that_failed(
     learner: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner.publish(3)
     learner.network.after = [1 << 20] + [0] * 50
     files = [("model.safetensors", len(WEIGHTS))]
     monkeypatch.setattr(fetch, "PATIENCE_SECONDS", 0.05)
-    with pytest.raises(FetchError, match=r"model.safetensors brought no byte for 0 s.*Check the network"):
+    with pytest.raises(FetchError, match=r"after 0 s without data from .*model.safetensors.*Check the network"):
         await asyncio.to_thread(learner.origin().fetch, files, tmp_path / "here")
     assert not (tmp_path / "here" / "model.safetensors").exists()
     learner.network.after.clear()
@@ -119,12 +119,12 @@ async def test_a_fetch_that_was_given_up_is_continued_by_the_next(
     ("path", "token", "files", "reason"),
     [
         ("weights/3", "another", [("model.safetensors", 5)], "TURNOUT_SERVICE_TOKEN differs"),
-        ("weights/4", TOKEN, [("model.safetensors", 5)], "does not have it"),
+        ("weights/4", TOKEN, [("model.safetensors", 5)], "does not exist or was deleted"),
         ("weights/3", TOKEN, [("model.safetensors", 5)], "longer than the 5 bytes"),
         ("weights/3", TOKEN, [("model.safetensors", 1 << 60)], "has room for"),
     ],
 )
-async def test_what_cannot_be_fetched_says_why(
+async def test_a_failed_fetch_says_why(
     learner: Learner, tmp_path: Path, path: str, token: str, files: list[tuple[str, int]], reason: str
 ) -> None:
     learner.publish(3)

@@ -1,4 +1,4 @@
-"""A real rollout service in a process of its own: vLLM on CPU, a tiny random model, one for all tests of a module."""
+"""A real rollout service in a separate process: vLLM on CPU with a tiny random model, one per test module."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ runpy.run_module("services.rollout", run_name="__main__")
 
 @dataclass
 class Deployment:
-    """A queue server, a model, a run, and how to start rollout services for it."""
+    """A queue server, a model and a run, and ways to start rollout services for it."""
 
     redis: redis_sync.Redis
     redis_url: str
@@ -80,7 +80,7 @@ class Deployment:
         self.redis.set(streams.config(self.run_id), config.model_dump_json())
 
     def store_version(self, version: int, seed: int) -> tuple[str, Manifest]:
-        """Write weights to the store; nobody is told."""
+        """Write weights to the store without announcing them."""
 
         def write(folder: Path) -> None:
             state = {name: value for name, value in make_model(seed).state_dict().items() if name != "lm_head.weight"}
@@ -90,7 +90,7 @@ class Deployment:
         return self.store(version, write)
 
     def store_adapter(self, version: int, seed: int) -> tuple[str, Manifest]:
-        """Write the adapter of `make_adapted` to the store, by PEFT itself; nobody is told."""
+        """Write the adapter of `make_adapted` to the store with PEFT, without announcing it."""
 
         def write(folder: Path) -> None:
             make_adapted(seed).save_pretrained(str(folder))
@@ -112,8 +112,8 @@ class Deployment:
     def start(
         self, instance: str, stuck_seconds: float = 30.0, still_seconds: float = 300.0
     ) -> subprocess.Popen[bytes]:
-        """Start a service. After `stuck_seconds` it ends an update that does not move on, after `still_seconds` an
-        engine that hangs."""
+        """Start a service. It ends an update that makes no progress after `stuck_seconds`, and an engine that hangs
+        after `still_seconds`."""
         self.redis.set(streams.assignment(instance), self.run_id)
         environment = {
             **os.environ,
@@ -134,12 +134,12 @@ class Deployment:
         return msgspec.json.decode(raw, type=ServiceRecord) if isinstance(raw, bytes) else None
 
     def wait_sampling(self, num_tokens: int) -> None:
-        """Wait until the responses in flight have so many tokens together, by a heartbeat from now on."""
+        """Wait until a later heartbeat says that the responses in flight have this many tokens in total."""
         now = time.time()
         self.wait_record(lambda record: record.at > now and record.tokens_unfinished >= num_tokens)
 
     def wait_record(self, what: Any, instance: str = INSTANCE, seconds: float = 200) -> ServiceRecord:
-        """Wait until the instance's heartbeat fulfils `what`."""
+        """Wait until the instance's heartbeat satisfies `what`."""
 
         def look() -> ServiceRecord | None:
             record = self.record(instance)
@@ -174,7 +174,7 @@ class Deployment:
         return body
 
     def push(self, version: int, path: str, checksum: str, **transfer: Any) -> list[int]:
-        """The API's four phases and what surrounds them; HTTP statuses."""
+        """Run the API's four phases with pause and resume. Returns the HTTP statuses."""
         info = {"path": path, "checksum": checksum, **transfer}
         replies = [
             self.post("/pause", params={"mode": "keep", "clear_cache": "false"}),
@@ -186,7 +186,7 @@ class Deployment:
         return [reply.status_code for reply in replies]
 
     def load(self, version: int, path: str, checksum: str, **transfer: Any) -> httpx.Response:
-        """What the API's pusher does: the whole update in one call."""
+        """Run a whole update in one call, as the API's pusher does."""
         record = self.record()
         assert record is not None
         wanted = {"version": version, "path": path, "checksum": checksum, **transfer}
@@ -222,7 +222,7 @@ class Deployment:
         return task
 
     def holders(self) -> list[str]:
-        """Who has which prompt in hand: one name a prompt, in feeding order."""
+        """The server that holds each prompt, in feeding order."""
         found = self.redis.xpending_range(streams.prompts(self.run_id), streams.GROUP_ROLLOUT, "-", "+", 100)
         return [entry["consumer"].decode() for entry in found]
 
@@ -253,7 +253,7 @@ class Deployment:
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """One queue server and one rollout service that is ready for a run at version 0."""
+    """A queue server and a rollout service that is ready for a run at version 0."""
     folder = tmp_path_factory.mktemp("rollout")
     model = folder / "model"
     make_model(0).save_pretrained(model)

@@ -1,4 +1,4 @@
-"""Tiny random models of the run's class: the policy, an adapter on it, and their tokenizer."""
+"""Tiny random models of the run's class: the policy, an adapter for it, and their tokenizer."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def make_model(seed: int, intermediate_size: int = 96) -> Qwen3ForCausalLM:
 
 
 def make_adapted(seed: int) -> PeftModel:
-    """The deployment's base model with a random LoRA adapter that changes it much."""
+    """The deployment's base model with a random LoRA adapter that changes it considerably."""
     config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=6, target_modules=["q_proj", "v_proj", "down_proj"])
     model = get_peft_model(make_model(0), config)
     torch.manual_seed(seed)

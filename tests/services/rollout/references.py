@@ -1,4 +1,4 @@
-"""What transformers and PEFT say of the tokens that the service has sampled."""
+"""Log-probabilities that transformers and PEFT compute for the tokens that the service has sampled."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Make = Callable[[int], torch.nn.Module]
 
 
 def reference_logprobs(group: CompletedGroup, rollout: Rollout, seed: int, make: Make = make_model) -> torch.Tensor:
-    """Log-probs of the rollout's tokens by transformers, fp32, temperature 1; shape [response tokens], nats."""
+    """Log-probabilities of the rollout's tokens by transformers, fp32, temperature 1; [response tokens], nats."""
     ids = torch.tensor([group.prompt_token_ids.tolist() + rollout.token_ids.tolist()])
     with torch.no_grad():
         logits = make(seed)(ids).logits[0].float()
@@ -32,7 +32,7 @@ def mismatch(group: CompletedGroup, seed: int, make: Make = make_model) -> float
 
 
 def mismatch_after_update(group: CompletedGroup, version: int, seed: int) -> float:
-    """Mean |service minus transformers|, nats, over what `version` sampled in responses that older weights began."""
+    """Mean |service minus transformers|, nats, over tokens of `version` in responses that older weights began."""
     group.check()
     differences = []
     for rollout in group.rollouts:
@@ -46,7 +46,7 @@ def mismatch_after_update(group: CompletedGroup, version: int, seed: int) -> flo
 
 
 def reference_greedy(group: CompletedGroup, seed: int) -> torch.Tensor:
-    """Log-probs at temperature 1 of the service's greedy tokens, which must be the reference's best ones too."""
+    """Log-probabilities at temperature 1 of the service's greedy tokens, which must also be the reference's best."""
     rollout = group.rollouts[0]
     ids = torch.tensor([group.prompt_token_ids.tolist() + rollout.token_ids.tolist()])
     with torch.no_grad():

@@ -21,8 +21,8 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("shard_size", ["5GB", "60KB"], ids=["one-file", "shards-with-index"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_merge_is_pefts(tmp_path: Path, adapter: Path, shard_size: str, dtype: torch.dtype) -> None:
-    """In bfloat16 the base is rounded as the learner has it, and the sum once more: half a unit in the last place."""
+def test_the_merge_equals_pefts(tmp_path: Path, adapter: Path, shard_size: str, dtype: torch.dtype) -> None:
+    """In bfloat16 the base is rounded as in the learner, and the sum once more: half a unit in the last place."""
     make_model(0).save_pretrained(tmp_path, max_shard_size=shard_size)
     assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (shard_size == "60KB")
     found = dict(merged_tensors(adapter, str(tmp_path), dtype))
@@ -45,7 +45,7 @@ def test_the_merge_is_pefts(tmp_path: Path, adapter: Path, shard_size: str, dtyp
         assert torch.equal(found[name], plain[name])
 
 
-def test_what_does_not_fit_is_named_before_anything_is_read(tmp_path: Path, adapter: Path) -> None:
+def test_an_unfit_adapter_is_named_before_anything_is_read(tmp_path: Path, adapter: Path) -> None:
     assert holds_adapter(adapter)
     assert not holds_adapter(tmp_path)
     with pytest.raises(CorruptWeightsError, match="no safetensors files"):

@@ -1,4 +1,4 @@
-"""An engine that is ended while its weights are updated. A stand-in for it: vLLM hangs only now and then."""
+"""An engine that is stopped while its weights are updated. A stand-in plays it, since vLLM hangs only rarely."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from services.rollout.vllm.server import EngineServer, Phase
 
 
 class Engine:
-    """Answers everything but one call, which it never does."""
+    """Answers every call except one."""
 
     errored = False
 
@@ -38,9 +38,9 @@ class Engine:
 
 
 @pytest.mark.parametrize(("hangs", "phase"), [("pause_scheduler_async", "paused"), ("start_weight_update", "paused")])
-async def test_its_update_ends_and_the_next_engine_is_without_fault(hangs: str, phase: Phase) -> None:
-    """A run that is resumed at once ends the engine that the last push is about. Were the push to wait on, the server
-    would take no other for ever."""
+async def test_its_update_ends_and_the_next_engine_has_no_fault(hangs: str, phase: Phase) -> None:
+    """A run that is resumed immediately stops the engine of the last push. If that push kept waiting, the server would
+    never accept another."""
     server = EngineServer()
     first: Any = Engine("nothing")
     await server.attach(first, "run")
@@ -48,7 +48,7 @@ async def test_its_update_ends_and_the_next_engine_is_without_fault(hangs: str, 
     first.hangs = hangs
 
     async def prepared(*_: object) -> None:
-        """Nothing to verify."""
+        """Verifies nothing."""
 
     server.prepare = prepared  # type: ignore[method-assign, assignment]
     update = asyncio.create_task(server.load(1, "folder", "checksum"))
@@ -56,7 +56,7 @@ async def test_its_update_ends_and_the_next_engine_is_without_fault(hangs: str, 
         await first.reached.wait()
         assert server.phase == phase
         server.detach()
-        with pytest.raises(UnavailableError, match="ended meanwhile"):
+        with pytest.raises(UnavailableError, match="stopped during the call"):
             await update
     assert (server.phase, server.is_loading) == ("absent", False)
     second: Any = Engine("nothing")
@@ -73,8 +73,8 @@ async def test_its_update_ends_and_the_next_engine_is_without_fault(hangs: str, 
         ("resume_generation", "resume_generation"),
     ],
 )
-async def test_who_calls_single_phases_is_told_too(phase: str, hangs: str) -> None:
-    """By vLLM's own routes, where no `load` watches over the call."""
+async def test_a_caller_of_single_phases_gets_the_error_too(phase: str, hangs: str) -> None:
+    """Through vLLM's own routes, which do not go through `load`."""
     server = EngineServer()
     engine: Any = Engine(hangs="nothing")
     await server.attach(engine, "run")
@@ -87,6 +87,6 @@ async def test_who_calls_single_phases_is_told_too(phase: str, hangs: str) -> No
         with pytest.raises(ConflictError):
             await client.resume_generation()
         server.detach()
-        with pytest.raises(UnavailableError, match="ended meanwhile"):
+        with pytest.raises(UnavailableError, match="stopped during the call"):
             await call
     assert not server.is_busy

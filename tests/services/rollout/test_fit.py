@@ -1,4 +1,4 @@
-"""Weights of another model are told from the run's own by names, shapes and dtypes alone."""
+"""Weights of another model are detected by names, shapes and dtypes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelForm:
 
 
 def test_what_the_learner_publishes_fits(model: ModelForm, tmp_path: Path) -> None:
-    """By its layout and by its files, in the run's type or in float32; with a tied layer under its second name too."""
+    """By layout and by files, in the run's dtype or float32, also with a tied layer under its second name."""
     weights = whole_weights(make_model(0).to(torch.bfloat16), 0)
     assert "lm_head.weight" not in weights
     model.check(1, forms_of_layout(Layout(learner.plan(weights))))
@@ -39,7 +39,7 @@ def test_what_the_learner_publishes_fits(model: ModelForm, tmp_path: Path) -> No
     forms["model.layers.0.self_attn.rotary_emb.inv_freq"] = Form("float32", (16,))  # in files of old checkpoints
     model.check(1, forms)
     del forms["model.embed_tokens.weight"]
-    model.check(1, forms)  # the output layer's name stands for both
+    model.check(1, forms)  # the output layer's name covers both
 
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -48,14 +48,14 @@ UP = "model.layers.1.mlp.up_proj.weight"
 @pytest.mark.parametrize(
     ("name", "form", "says"),
     [
-        (UP, Form("bfloat16", (64, 96)), r"bfloat16 \[64, 96\]; .* has bfloat16 \[96, 64\]"),
-        (UP, Form("float16", (96, 64)), r"float16 \[96, 64\]; .* has bfloat16 \[96, 64\]"),
-        (UP, None, r"is missing; .* has bfloat16 \[96, 64\]"),
+        (UP, Form("bfloat16", (64, 96)), r"bfloat16 \[64, 96\], but .* has bfloat16 \[96, 64\]"),
+        (UP, Form("float16", (96, 64)), r"is float16 \[96, 64\], but .* has bfloat16 \[96, 64\]"),
+        (UP, None, r"is missing, but .* has bfloat16 \[96, 64\]"),
         ("model.layers.2.mlp.up_proj.weight", Form("bfloat16", (96, 64)), "has no such parameter"),
         ("model.layers.1.mlp.gate_up_proj.weight", Form("bfloat16", (192, 64)), "has no such parameter"),
     ],
 )
-def test_what_differs_is_named_with_a_remedy(model: ModelForm, name: str, form: Form | None, says: str) -> None:
+def test_a_differing_tensor_is_named_with_a_remedy(model: ModelForm, name: str, form: Form | None, says: str) -> None:
     forms = forms_of_layout(Layout(learner.plan(whole_weights(make_model(0).to(torch.bfloat16), 0))))
     if form is None:
         del forms[name]
@@ -65,7 +65,7 @@ def test_what_differs_is_named_with_a_remedy(model: ModelForm, name: str, form: 
         model.check(7, forms)
 
 
-def test_a_buffer_that_the_class_saves_is_published_and_compared_but_not_asked_for(tmp_path: Path) -> None:
+def test_a_saved_buffer_is_published_and_compared_but_not_required(tmp_path: Path) -> None:
     """The routing bias of a mixture of experts, which vLLM needs."""
     config = Glm4MoeConfig(
         vocab_size=200,
@@ -104,7 +104,7 @@ CLASSES = {"AutoConfig": "configuration.C", "AutoModelForCausalLM": "modeling.M"
     ],
     ids=["unknown class", "remote code", "no language model's class", "quantised"],
 )
-def test_a_model_that_says_nothing_of_its_weights_is_not_compared(
+def test_a_model_of_unknown_shapes_is_not_compared(
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logged: list[str] = []
@@ -113,4 +113,4 @@ def test_a_model_that_says_nothing_of_its_weights_is_not_compared(
     form = ModelForm(str(tmp_path), "float32")
     for version in (1, 2):
         form.check(version, {"anything": Form("float32", (1,))})
-    assert logged == ["weights are not compared with the model's shapes"]
+    assert logged == ["weights not compared with the model"]

@@ -1,4 +1,4 @@
-"""A rollout server takes up a run whole or not at all."""
+"""A rollout server takes on a run completely or not at all."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.services.learner.ring import put_run, run_values
 
 
 def serving(redis: Redis, home: Path) -> RolloutServer:
-    """A server whose engine still serves another run, with the model's own weights. No engine: none is asked."""
+    """A server whose engine still serves another run, with the model's own weights. The engine is not called."""
     settings = Settings(home=home, instance="rollout-0")
     rollout = RolloutServer(Service(settings, redis, Presence(redis, "rollout", "rollout-0", ""), FastAPI()))
     engine: Any = SimpleNamespace(errored=False)
@@ -36,11 +36,11 @@ def serving(redis: Redis, home: Path) -> RolloutServer:
     return rollout
 
 
-async def test_a_run_that_cannot_be_taken_up_is_not_served_with_the_last_runs_engine(
+async def test_a_run_that_cannot_be_joined_is_not_served_with_the_last_runs_engine(
     redis: Redis, tmp_path: Path
 ) -> None:
-    """Its configuration is refused, or cannot be read for an outage, while the engine of the run before is still there:
-    that would sample its prompts with another model."""
+    """Its configuration is rejected, or unreadable during an outage, while the engine of the previous run is still
+    there, which would sample its prompts with another model."""
     rollout = serving(redis, tmp_path)
     refused = run_values()
     refused["model"]["trust_remote_code"] = True
@@ -53,8 +53,8 @@ async def test_a_run_that_cannot_be_taken_up_is_not_served_with_the_last_runs_en
     assert rollout._worker is None
 
 
-async def test_a_configuration_that_this_version_does_not_know_is_named(redis: Redis, tmp_path: Path) -> None:
-    """As any fault of a run: were it to end the service, it would start again and again."""
+async def test_an_unknown_configuration_is_reported(redis: Redis, tmp_path: Path) -> None:
+    """Like any fault of a run. If it ended the service, the service would restart in a loop."""
     rollout = serving(redis, tmp_path)
     await put_run(redis, "run", run_values(rollout={"of_tomorrow": 1}))
     await redis.set(streams.assignment("rollout-0"), "run")
@@ -63,7 +63,7 @@ async def test_a_configuration_that_this_version_does_not_know_is_named(redis: R
 
 
 async def test_an_update_by_single_phases_may_take_long(redis: Redis, tmp_path: Path) -> None:
-    """Only one that its caller has left open between two phases is abandoned."""
+    """An update is abandoned only if its caller leaves it open between two phases."""
     rollout = serving(redis, tmp_path)
     server, rollout._run_id = rollout.server, "run"
     server._move("open")
@@ -80,7 +80,7 @@ async def test_an_update_by_single_phases_may_take_long(redis: Redis, tmp_path: 
 async def test_a_new_engine_waits_until_the_one_that_hung_is_gone(
     redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They would need the memory at the same time."""
+    """Otherwise both would need the memory at the same time."""
     rollout, order, may_end = serving(redis, tmp_path), [], threading.Event()
     rollout._run_id = "run"
 
@@ -90,7 +90,7 @@ async def test_a_new_engine_waits_until_the_one_that_hung_is_gone(
 
     def build(_: object) -> None:
         order.append("built")
-        raise EngineStartError("It is only asked for.")
+        raise EngineStartError("It is only requested.")
 
     monkeypatch.setattr("services.rollout.service.engines.end", end_engine)
     monkeypatch.setattr("services.rollout.service.engines.build", build)
@@ -110,7 +110,7 @@ async def test_a_new_engine_waits_until_the_one_that_hung_is_gone(
 async def test_an_engine_in_the_middle_of_a_push_is_not_reused(
     redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_loading: bool
 ) -> None:
-    """The push would go on, and the new run would be sampled with the weights of the run before."""
+    """The push would continue, and the next run would be sampled with the weights of the previous one."""
     rollout = serving(redis, tmp_path)
     engine, reused, ended = rollout.server.engine, [], []
 
@@ -127,7 +127,7 @@ async def test_an_engine_in_the_middle_of_a_push_is_not_reused(
 
 
 async def test_a_model_outside_the_operators_folders_is_not_read(redis: Redis, tmp_path: Path) -> None:
-    """That the API has looked says nothing: who can write to the queue server can write a configuration."""
+    """The API's check is not enough: anyone who can write to the queue server can write a configuration."""
     rollout = serving(redis, tmp_path)
     rollout._service.settings.roots = str(tmp_path)
     await put_run(redis, "run", run_values())
@@ -136,7 +136,7 @@ async def test_a_model_outside_the_operators_folders_is_not_read(redis: Redis, t
         await rollout._tick()
 
 
-async def test_weights_outside_the_home_are_not_looked_at(tmp_path: Path) -> None:
+async def test_weights_outside_the_home_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "link").symlink_to(tmp_path / "elsewhere")
@@ -148,10 +148,10 @@ async def test_weights_outside_the_home_are_not_looked_at(tmp_path: Path) -> Non
         examined({"path": str(tmp_path / "home"), "checksum": "blake3:00"}, "run", form, [tmp_path / "home"])
 
 
-async def test_a_tokenizer_that_cannot_be_loaded_is_a_fault_that_is_tried_again(
+async def test_a_tokenizer_that_cannot_be_loaded_is_a_fault_and_retried(
     redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not at each look, twice a second, and without ending the service."""
+    """Not at every tick, twice a second, and without ending the service."""
     rollout, tries = serving(redis, tmp_path), []
 
     async def reuse(run_id: str) -> bool:

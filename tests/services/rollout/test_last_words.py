@@ -1,4 +1,4 @@
-"""An engine process that fails while it starts leaves its reason to the service that waits for it."""
+"""An engine process that fails while starting passes the reason to the service that waits for it."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ def test_the_first_reason_reaches_the_parent() -> None:
         process.start()
         process.join()
         assert reason() == "ValueError: a tensor has the wrong shape"
-    fail_twice()  # nobody waits any more: nothing is written, nothing breaks
+    fail_twice()  # nothing waits for the reason any more, so nothing is written and nothing breaks
     assert reason() == ""

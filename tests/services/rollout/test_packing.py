@@ -1,4 +1,4 @@
-"""Weights as fast transports carry them: packed into chunks with digests, and taken out again."""
+"""Weights in fast transports: packed into chunks with digests, and unpacked again."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ shapes = st.lists(st.lists(st.integers(0, 6), max_size=3), min_size=1, max_size=
 
 @settings(max_examples=60, deadline=None)
 @given(shapes, st.lists(st.sampled_from(sorted(ITEM_BYTES)), min_size=8, max_size=8), st.integers(1, 400))
-def test_packing_gives_back_every_tensor(sizes: list[list[int]], dtypes: list[str], chunk_bytes: int) -> None:
+def test_every_tensor_survives_packing(sizes: list[list[int]], dtypes: list[str], chunk_bytes: int) -> None:
     weights = {f"w{i}": torch.randn(size).to(getattr(torch, dtypes[i])) for i, size in enumerate(sizes)}
     chunks, filled = [], []
     for chunk in learner.plan(weights, chunk_bytes):
@@ -54,7 +54,7 @@ def test_packing_gives_back_every_tensor(sizes: list[list[int]], dtypes: list[st
     assert_same(rollout.unpacked(layout, rollout.verified(iter(filled), layout, stays=True)), weights)
 
 
-def test_digest_sees_any_changed_byte_and_any_other_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_digest_detects_any_changed_byte_and_any_other_order(monkeypatch: pytest.MonkeyPatch) -> None:
     data = torch.randint(0, 256, (256,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     whole = digest(data.view(torch.int64))
     for place in range(256):
@@ -74,7 +74,7 @@ def test_digest_sees_any_changed_byte_and_any_other_order(monkeypatch: pytest.Mo
 
 
 def test_digest_is_the_published_form() -> None:
-    """Learner and servers may run different builds: the numbers are part of the format. Computed by plain integers."""
+    """Learner and servers may run different builds, so the numbers, computed with integers, are part of the format."""
 
     def plain(words: list[int]) -> str:
         mask, total = (1 << 64) - 1, 0
@@ -89,7 +89,7 @@ def test_digest_is_the_published_form() -> None:
     assert digest(torch.tensor(words)) == plain(words)
 
 
-def test_chunks_are_let_go_of_while_they_are_consumed() -> None:
+def test_chunks_are_released_while_they_are_consumed() -> None:
     weights = weights_of(1)
     chunks, filled = [], []
     for chunk in learner.plan(weights, 100):

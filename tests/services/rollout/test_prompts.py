@@ -1,4 +1,4 @@
-"""Where responses end, and what becomes of tokens that the tokenizer or the model does not know."""
+"""The tokens that end responses, and tokens that the tokenizer or the model does not know."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ POLICY = ROOT / "examples" / "embedded" / "policy"
         ({"temperature": 0.6, "eos_token_id": 7, "pad_token_id": -1}, {"eos_token_id": None}, [7]),
     ],
 )
-def test_end_tokens_are_those_of_both_files(
+def test_end_tokens_come_from_both_files(
     tmp_path: Path, generation: dict[str, Any] | None, config: dict[str, Any], expected: list[int]
 ) -> None:
     own = json.loads((POLICY / "config.json").read_text())
@@ -48,15 +48,15 @@ def test_tokens_from_the_padding_of_an_embedding_have_no_text(tmp_path: Path) ->
 
 
 class Larger:
-    """A tokenizer with more tokens than the model: tokens were added to it and the embedding was not resized."""
+    """A tokenizer with more tokens than the model: tokens were added without resizing the embedding."""
 
     def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> list[int]:
         return [ord(letter) for letter in messages[-1]["content"]]
 
 
-def test_a_token_that_the_model_does_not_have_is_a_fault_of_its_prompt_alone() -> None:
+def test_a_token_that_the_model_lacks_is_a_fault_of_its_prompt_only() -> None:
     renderer = PromptRenderer(Larger(), vocabulary_size=ord("c"))
     assert renderer.render(Question(id="q1", kind="mcq", prompt="abba"), 8) == [97, 98, 98, 97]
-    for _ in range(2):  # remembered prompts are no way around it
-        with pytest.raises(InfrastructureError, match="q2 renders to token 99, beyond the model's vocabulary of 99"):
+    for _ in range(2):  # cached prompts are checked too
+        with pytest.raises(InfrastructureError, match="q2 contains token 99, but the model's vocabulary has only 99"):
             renderer.render(Question(id="q2", kind="mcq", prompt="abc"), 8)

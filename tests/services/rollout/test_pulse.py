@@ -1,4 +1,4 @@
-"""An engine that hangs is told from one that is slow."""
+"""An engine that hangs is distinguished from one that is slow."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STILL = Signs(num_tokens=7, cpu_seconds=3.0)
 
 
 def felt(*looks: Signs | None, seconds: float = LOOK_SECONDS) -> float:
-    """Seconds of stillness after looks so far apart."""
+    """Seconds without a sign of life after checks at these intervals."""
     found, still = Pulse(), 0.0
     for number, look in enumerate(looks):
         still = found.feel(number * seconds, look)
@@ -40,19 +40,19 @@ def felt(*looks: Signs | None, seconds: float = LOOK_SECONDS) -> float:
         None,
     ],
 )
-def test_any_sign_of_life_begins_the_time_anew(sign: Signs | None) -> None:
+def test_any_sign_of_life_resets_the_time(sign: Signs | None) -> None:
     assert felt(STILL, STILL, STILL, STILL) == 3 * LOOK_SECONDS
     assert felt(STILL, STILL, STILL, sign) == 0.0
 
 
 def test_time_in_which_this_service_did_not_run_does_not_count() -> None:
-    """A laptop that slept for a day, a container that was paused with the engine in it."""
+    """For example on a laptop that slept for a day, or in a container that was paused together with the engine."""
     assert felt(STILL, STILL, seconds=86_400.0) <= 2 * LOOK_SECONDS
 
 
 @contextmanager
 def process(program: str) -> Iterator[Any]:
-    """A process in an engine's place."""
+    """A process that plays an engine."""
     with subprocess.Popen([sys.executable, "-c", f"print(flush=True)\n{program}"], stdout=subprocess.PIPE) as started:
         assert started.stdout is not None
         started.stdout.readline()
@@ -75,7 +75,7 @@ def server_of(started: Any) -> EngineServer:
 
 
 @pytest.mark.parametrize("is_stopped", [False, True])
-async def test_a_process_whose_threads_wait_and_one_that_is_stopped_are_replaced(
+async def test_a_deadlocked_and_a_stopped_process_are_replaced(
     monkeypatch: pytest.MonkeyPatch, is_stopped: bool
 ) -> None:
     monkeypatch.setattr(pulse, "LOOK_SECONDS", 0.05)
@@ -98,7 +98,7 @@ async def test_a_process_whose_threads_wait_and_one_that_is_stopped_are_replaced
         await end(tasks, seconds=10)
 
 
-async def test_an_engine_that_computes_shows_it_and_one_that_nobody_waits_for_is_left_alone() -> None:
+async def test_an_engine_that_computes_or_has_nothing_to_do_is_left_alone() -> None:
     with process("while True: pass") as started:
         server = server_of(started)
         assert pulse.signs_of(server) is None
@@ -113,7 +113,7 @@ async def test_an_engine_that_computes_shows_it_and_one_that_nobody_waits_for_is
 
 
 async def test_an_engine_is_not_waited_for_while_the_service_verifies_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a slow disk that takes longer than any hang has to last, and the engine has nothing to do meanwhile."""
+    """On a slow disk that takes longer than the limit for a hang, and the engine has nothing to do meanwhile."""
     begun, may_end = threading.Event(), threading.Event()
 
     def examined(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""The text of a response, by real tokenizers whose tags are special tokens."""
+"""The text of a response, for real tokenizers whose tags are special tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TAGS = ["<answer>", "</answer>", "<think>", "</think>"]
 
 
 def with_special(*texts: str, template: str = "") -> PreTrainedTokenizerFast:
-    """A tokenizer of whole words to which `texts` are added as special tokens."""
+    """A word tokenizer with `texts` as additional special tokens."""
     tokenizer = make_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": list(texts)})
     tokenizer.chat_template = template
@@ -50,7 +50,7 @@ def test_tags_stay_where_the_chat_template_writes_them() -> None:
 
 
 class Server:
-    """Generates one response, over and over."""
+    """Always generates the same response."""
 
     def __init__(self, token_ids: list[int]) -> None:
         span = SimpleNamespace(version="0", start=0, end=len(token_ids))
@@ -77,18 +77,18 @@ async def test_a_reward_finds_tags_that_are_special_tokens(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(("last", "text"), [("<|over|>", "w1"), ("w9", "w1"), ("</answer>", "w1 </answer>")])
-def test_the_token_that_ends_a_response_is_left_out_but_for_a_tag(last: str, text: str) -> None:
+def test_the_token_that_ends_a_response_is_left_out_unless_it_is_a_tag(last: str, text: str) -> None:
     tokenizer = with_special(*TAGS, "<|over|>")
     assert decoded(tokenizer, "w1", last, stops=("<|over|>", "w9", "</answer>")) == text
 
 
-def test_what_begins_and_ends_sequences_is_no_tag() -> None:
+def test_tokens_that_begin_and_end_sequences_are_not_tags() -> None:
     tokenizer = with_special("<s>", "</s>")
     tokenizer.bos_token, tokenizer.eos_token = "<s>", "</s>"
     assert decoded(tokenizer, "<s>", "w1", "</s>") == "w1"
 
 
-def test_a_model_without_such_tags_is_read_as_before() -> None:
+def test_a_model_without_such_tags_is_decoded_as_usual() -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(POLICY)

@@ -35,8 +35,8 @@ LONG = {"num_samples": 8, "max_response_tokens": MAX_RESPONSE}
 pytestmark = pytest.mark.timeout(400)
 
 
-def test_group_comes_back_whole(deployment: Deployment) -> None:
-    """Prompt rendered by the template; lengths, spans, end tokens and log-probs are right."""
+def test_a_group_is_sampled_completely(deployment: Deployment) -> None:
+    """The prompt is rendered by the template; lengths, spans, end tokens and log-probabilities are right."""
     task = deployment.feed("whole", "w10 w11 w12", sampling={"num_samples": 8, "max_response_tokens": 60})
     group = deployment.wait_group("whole")
     group.check()
@@ -56,11 +56,11 @@ def test_group_comes_back_whole(deployment: Deployment) -> None:
         assert len(rollout.text.split()) <= len(rollout.token_ids)
     assert len({tuple(rollout.token_ids) for rollout in group.rollouts}) == 8, "siblings are sampled independently"
     assert mismatch(group, deployment.seeds[version]) < 1e-3
-    assert deployment.redis.xlen(streams.prompts("run-t")) == 0, "acknowledged with the publishing"
+    assert deployment.redis.xlen(streams.prompts("run-t")) == 0, "acknowledged together with publishing"
 
 
-def test_logprobs_are_of_the_cut_and_heated_distribution(deployment: Deployment) -> None:
-    """With top-k 1 the drawn token has probability 1; with a temperature, log-probs are after it."""
+def test_logprobs_are_of_the_distribution_that_was_sampled(deployment: Deployment) -> None:
+    """With top-k 1 the sampled token has probability 1; a temperature is included in log-probabilities."""
     deployment.feed("cut", "w20", sampling={"temperature": 0.7, "top_k": 1})
     deployment.feed("hot", "w20", sampling={"temperature": 1.7, "max_response_tokens": 40})
     cut, hot = deployment.wait_group("cut"), deployment.wait_group("hot")
@@ -69,7 +69,7 @@ def test_logprobs_are_of_the_cut_and_heated_distribution(deployment: Deployment)
     assert mismatch(hot, deployment.seeds[version]) < 1e-3
 
 
-def test_overlong_prompt_is_a_fault_not_a_cut(deployment: Deployment) -> None:
+def test_an_overlong_prompt_is_a_fault_and_not_truncated(deployment: Deployment) -> None:
     deployment.feed("long", " ".join(["w5"] * (MAX_PROMPT + 1)))
     group = deployment.wait_group("long")
     assert [rollout.status for rollout in group.rollouts] == ["infrastructure_fault"] * 4
@@ -82,15 +82,15 @@ def test_impossible_sampling_is_a_dead_letter(deployment: Deployment) -> None:
     assert "top_p" in codec.decode(fields[b"m"], DeadLetter).reason
 
 
-def test_routes_ask_for_the_token(deployment: Deployment) -> None:
+def test_routes_require_the_token(deployment: Deployment) -> None:
     reply = deployment.post("/pause", token="wrong")
     assert reply.status_code == 401
     assert reply.headers["content-type"] == "application/problem+json"
     assert deployment.post("/weight_checker", json={"action": "reset"}).status_code == 409
 
 
-def test_update_in_flight_and_old_task_held(deployment: Deployment) -> None:
-    """Responses in flight survive an update; their tokens say which version sampled them; younger tasks wait."""
+def test_responses_survive_an_update_and_tasks_wait_for_newer_weights(deployment: Deployment) -> None:
+    """Responses in flight survive an update, their spans tell which version sampled what, and later tasks wait."""
     path, manifest = deployment.store_version(1, seed=11)
     deployment.feed("future", "w30", min_weight_version=1)
     deployment.feed("flight", "w31 w32", sampling={"num_samples": 8, "max_response_tokens": 700, "temperature": 0.001})
@@ -109,8 +109,8 @@ def test_update_in_flight_and_old_task_held(deployment: Deployment) -> None:
     assert record.tokens_total > 0
 
 
-def test_damaged_weights_are_refused_and_the_server_healed(deployment: Deployment) -> None:
-    """A folder that differs from its checksum is not loaded; nothing is sampled until a full update succeeds."""
+def test_damaged_weights_are_rejected_and_the_server_recovers(deployment: Deployment) -> None:
+    """A folder that does not match its checksum is not loaded; nothing is sampled until a full update succeeds."""
     path, manifest = deployment.store_version(2, seed=12)
     with open(f"{path}/model.safetensors", "r+b") as file:
         file.seek(-100, os.SEEK_END)
@@ -132,7 +132,7 @@ def test_damaged_weights_are_refused_and_the_server_healed(deployment: Deploymen
 
 
 def test_a_whole_update_in_one_call(deployment: Deployment) -> None:
-    """Damaged weights are refused while the server samples on; whole ones are verified, loaded and served."""
+    """Damaged weights are rejected while the server continues sampling; intact ones are verified, loaded and served."""
     path, manifest = deployment.store_version(3, seed=12)
     with open(f"{path}/model.safetensors", "r+b") as file:
         file.seek(-100, os.SEEK_END)
@@ -167,8 +167,8 @@ def assert_another_model_is_refused(deployment: Deployment, other: torch.nn.Modu
         (folder / LAYOUT_FILE).write_bytes(msgspec.json.encode(Layout(plan(weights))))
 
     path, manifest = deployment.store(3, write)
-    by_learner = {"transfer": {"attempt": uuid.uuid4().hex, "offer": {}}}
-    for how in ({}, by_learner):
+    offer = {"transport": "nccl", "device": "cpu", "address": "127.0.0.1", "port": 1}
+    for how in ({}, {"transfer": {"attempt": uuid.uuid4().hex, "offer": offer}}):
         refused = deployment.load(3, path, manifest.checksum, **how)
         assert refused.status_code == 422
         detail = refused.json()["detail"]
@@ -176,15 +176,16 @@ def assert_another_model_is_refused(deployment: Deployment, other: torch.nn.Modu
         assert "has float32 [64, 96]" in detail
 
 
-def test_weights_that_change_between_verifying_and_loading_are_refused(deployment: Deployment) -> None:
-    """The server has verified the files; while it waits for the engine to pause, one is overwritten, with its size and
-    its time as before. The engine reads it again, and the server samples nothing until whole weights are there."""
+def test_weights_that_change_between_verification_and_loading_are_rejected(deployment: Deployment) -> None:
+    """After the server has verified the files, and while it waits for the engine to pause, one is overwritten with the
+    same size and modification time. The engine reads it again, and the server does not sample until it gets intact
+    weights."""
     path, manifest = deployment.store_version(4, seed=24)
     while not verify_and_mark(Path(path), manifest.checksum):
-        pass  # until a change of the files can be seen by their times
+        pass  # until a change of the files is visible in their times
     weights = Path(path) / "model.safetensors"
     engine = [int(pid) for pid in _children(deployment.processes[INSTANCE].pid)]
-    # a heartbeat may still tell of the push before
+    # a heartbeat may still show the previous push
     deployment.wait_record(lambda record: record.state == "ready" and record.weight_version == 3)
     with ThreadPoolExecutor() as pool:
         for pid in engine:
@@ -214,7 +215,7 @@ def test_weights_that_change_between_verifying_and_loading_are_refused(deploymen
 
 
 def test_prefix_cache_never_serves_older_weights(deployment: Deployment) -> None:
-    """A prompt that was cached under old weights gives, after an update, what the new weights give."""
+    """After an update, a prompt that was cached with older weights gives the same as without a cache."""
     prompt = " ".join(f"w{index % 150}" for index in range(280))  # more than two cache blocks
     greedy = {"temperature": 0.0, "num_samples": 2, "max_response_tokens": 20}
     for version in (3, 4):
@@ -229,8 +230,8 @@ def test_prefix_cache_never_serves_older_weights(deployment: Deployment) -> None
                 assert torch.allclose(torch.tensor(rollout.logprobs), expected[: len(rollout.logprobs)], atol=1e-3)
 
 
-def test_an_adapter_is_merged_with_the_base(deployment: Deployment) -> None:
-    """What the service then samples is what PEFT computes, whatever weights were there before."""
+def test_an_adapter_is_merged_into_the_base(deployment: Deployment) -> None:
+    """The service samples what PEFT computes, whatever weights were loaded before."""
     path, manifest = deployment.store_adapter(5, seed=25)
     assert deployment.push(5, path, manifest.checksum) == [200] * 5
     deployment.feed("adapted", "w50 w51", sampling={"num_samples": 8, "max_response_tokens": 60})
@@ -241,7 +242,7 @@ def test_an_adapter_is_merged_with_the_base(deployment: Deployment) -> None:
 
 
 def test_an_adapter_of_another_model_is_refused(deployment: Deployment) -> None:
-    """Before anything is touched: the server heals with a full update, on the same engine."""
+    """It is rejected before anything changes: the server recovers with a full update, on the same engine."""
     engine = _children(deployment.processes[INSTANCE].pid)
 
     def write(folder: Path) -> None:
@@ -261,14 +262,14 @@ def test_an_adapter_of_another_model_is_refused(deployment: Deployment) -> None:
 
 
 def test_weights_come_from_the_learner_itself(deployment: Deployment) -> None:
-    """By transport `nccl`, with gloo in NCCL's place; what the learner does not hold is refused."""
+    """By transport `nccl`, with gloo instead of NCCL. A version that the learner does not offer is refused."""
     sender = NcclSender("127.0.0.1", torch.device("cpu"))
     sent = {name: value for name, value in make_model(26).state_dict().items() if name != "lm_head.weight"}
     layout = msgspec.json.encode(sender.load(6, sent))
 
     def write(folder: Path) -> None:
         stored = {name: value for name, value in make_model(27).state_dict().items() if name != "lm_head.weight"}
-        save_file(stored, folder / "model.safetensors")  # other weights: what is sampled shows where they came from
+        save_file(stored, folder / "model.safetensors")  # different weights, so that samples show where they came from
         (folder / LAYOUT_FILE).write_bytes(layout)
 
     def transfer() -> dict[str, object]:
@@ -285,11 +286,11 @@ def test_weights_come_from_the_learner_itself(deployment: Deployment) -> None:
         stale["offer"]["port"] = free_port()
         refused = deployment.load(6, path, manifest.checksum, transfer=stale)
         assert refused.status_code == 422, "it samples on"
-        assert "The learner does not answer at 127.0.0.1" in refused.json()["detail"]
+        assert "The learner cannot be reached at 127.0.0.1" in refused.json()["detail"]
         sender.load(7, sent)
         assert deployment.push(6, path, manifest.checksum, transfer=transfer()) == [200, 200, 500, 409, 500]
         record = deployment.wait_record(lambda record: record.state == "failed")
-        assert "holds version 7, not version 6" in record.details["fault"]
+        assert "offers version 7, not version 6" in record.details["fault"]
         assert deployment.push(6, path, manifest.checksum, transfer={"attempt": "?"}) == [200, 200, 500, 409, 500]
     finally:
         sender.close()
@@ -343,8 +344,8 @@ def test_a_server_without_a_shared_folder_fetches_and_a_dead_engine_is_replaced(
     assert mismatch_greedy(group, make_adapted(17))
 
 
-def test_an_update_that_its_caller_leaves_open_ends_in_a_new_engine(deployment: Deployment) -> None:
-    """A trainer of its own that pushed by vLLM's routes has died between two phases: nobody else can end its update."""
+def test_an_update_that_its_caller_leaves_open_gets_the_engine_rebuilt(deployment: Deployment) -> None:
+    """A custom trainer that used vLLM's routes died between two phases; only the server can end its update."""
     late = "rollout-late"
     process = deployment.processes[late]
     engine = _children(process.pid)
@@ -355,11 +356,11 @@ def test_an_update_that_its_caller_leaves_open_ends_in_a_new_engine(deployment: 
     assert record.weight_version == 7
     events = [codec.decode_any(fields[b"m"]) for _, fields in deployment.redis.xrange(streams.EVENTS)]
     notes = [event.text for event in events if isinstance(event, Note)]
-    assert "The engine is rebuilt: the update was abandoned half-way." in notes
+    assert "Rebuilding the engine: the update was abandoned halfway." in notes
 
 
-def test_an_engine_that_hangs_is_replaced_and_its_groups_sampled(deployment: Deployment) -> None:
-    """Its process is stopped: it is there, answers nothing, and no error shows. Nobody has to help."""
+def test_an_engine_that_hangs_is_replaced_and_its_groups_are_sampled(deployment: Deployment) -> None:
+    """Its process is stopped: it exists, does not respond, and raises no error. No one has to intervene."""
     late = "rollout-late"
     process = deployment.processes[late]
     deployment.feed("hung", "w42", sampling={"max_response_tokens": 700, "temperature": 0.001})
@@ -372,8 +373,8 @@ def test_an_engine_that_hangs_is_replaced_and_its_groups_sampled(deployment: Dep
     assert process.poll() is None
 
 
-def test_leaving_server_hands_back_what_it_holds(deployment: Deployment) -> None:
-    """Told to leave, it goes in order, and another server has its groups at once; killed, it leaves no engine."""
+def test_a_leaving_server_hands_back_what_it_holds(deployment: Deployment) -> None:
+    """Asked to leave, it shuts down cleanly and another server gets its groups at once; killed, it leaves no engine."""
     leaving = deployment.processes["rollout-late"]
     deployment.feed("handed", "w41", min_weight_version=8)
     deployment.wait(lambda: deployment.holders() == ["rollout-late"])
@@ -381,16 +382,16 @@ def test_leaving_server_hands_back_what_it_holds(deployment: Deployment) -> None
     assert leaving.wait(30) == 0
     assert deployment.record("rollout-late") is None
     [pending] = deployment.redis.xpending_range(streams.prompts("run-t"), streams.GROUP_ROLLOUT, "-", "+", 10)
-    assert pending["time_since_delivered"] >= HANDED_BACK_SECONDS * 1000, "nobody waits for it to become idle"
+    assert pending["time_since_delivered"] >= HANDED_BACK_SECONDS * 1000, "no server waits for the group to become idle"
     deployment.create_run(kv_cache_on_update="recompute")
     deployment.redis.set(streams.assignment(INSTANCE), "run-t")
     deployment.wait_record(lambda record: record.state == "ready")
     deployment.wait(lambda: deployment.holders() == [INSTANCE])
 
 
-def test_kv_cache_is_recomputed_at_updates_where_the_run_asks(deployment: Deployment) -> None:
-    """With `recompute`, a token sampled after an update has the new weights' log-prob given the whole sequence. With
-    `keep` (group "kept" above) it has not: older weights made the keys and values that it attends to."""
+def test_the_kv_cache_is_recomputed_at_updates_if_the_run_asks_for_it(deployment: Deployment) -> None:
+    """With `recompute`, a token sampled after an update has the log-probability of the updated weights for the whole
+    sequence. With `keep` (group "kept" above) it does not: it attends to keys and values of older weights."""
     path, manifest = deployment.store_version(8, seed=18)
     deployment.feed("recomputed", "w31 w32", sampling=LONG)
     deployment.wait_sampling(8 * 4)
@@ -404,7 +405,7 @@ def test_kv_cache_is_recomputed_at_updates_where_the_run_asks(deployment: Deploy
     assert mismatch_after_update(kept, 1, 11) > 0.1
 
 
-def test_killed_service_leaves_no_engine(deployment: Deployment) -> None:
+def test_a_killed_service_leaves_no_engine(deployment: Deployment) -> None:
     process = deployment.processes[INSTANCE]
     children = [int(pid) for pid in _children(process.pid)]
     process.kill()

@@ -1,4 +1,4 @@
-"""An engine that hangs while it starts is ended and started again. vLLM's part is played: it seldom hangs."""
+"""An engine that hangs while starting is killed and started again. A stand-in plays vLLM, which seldom hangs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def writes() -> None:
 
 
 def building_with(process: Callable[[], None]) -> Callable[[EngineSpec], Any]:
-    """As vLLM does: start a process, wait until it is ready or has ended."""
+    """Like vLLM, start a process and wait until it is ready or has exited."""
 
     def build(_: EngineSpec) -> Any:
         started = multiprocessing.get_context("fork").Process(target=lambda: (process(), os._exit(0)))
@@ -69,12 +69,12 @@ def building_with(process: Callable[[], None]) -> Callable[[EngineSpec], Any]:
 
 
 @pytest.mark.parametrize("process", [waits, stops])
-async def test_a_start_whose_process_hangs_is_ended(
+async def test_a_start_whose_process_hangs_is_aborted(
     monkeypatch: pytest.MonkeyPatch, process: Callable[[], None]
 ) -> None:
     monkeypatch.setattr("services.rollout.vllm.engine.build", building_with(process))
     async with asyncio.timeout(20):
-        with pytest.raises(EngineStartError, match=r"hung for \d+ s while it started.*started again"):
+        with pytest.raises(EngineStartError, match=r"start hung for \d+ s, so its processes were killed.*tries again"):
             await starting.start(SPEC)
     assert multiprocessing.active_children() == []
     monkeypatch.setattr("services.rollout.vllm.engine.build", building_with(computes))
@@ -91,7 +91,7 @@ async def test_a_start_that_takes_long_is_left_alone(
     assert time.monotonic() - started > pulse.STILL_SECONDS
 
 
-async def test_what_vllm_says_of_a_start_that_fails_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_vllms_reason_for_a_failed_start_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.rollout.vllm.engine.build", building_with(lambda: os._exit(3)))
     with pytest.raises(EngineStartError, match="initialization failed"):
         await starting.start(SPEC)
@@ -102,21 +102,21 @@ async def test_a_start_that_hangs_in_the_service_itself_ends_the_service(monkeyp
     monkeypatch.setattr(starting, "END_SECONDS", 0.1)
     monkeypatch.setattr("services.rollout.vllm.engine.build", lambda _: release.wait())
     async with asyncio.timeout(20):
-        with pytest.raises(starting.StuckStartError, match="in this process itself"):
+        with pytest.raises(starting.StuckStartError, match="hung in this process"):
             await starting.start(SPEC)
     release.set()
 
 
 @pytest.mark.parametrize("hangs", ["pause_scheduler_async", "update_weight_version"])
-async def test_an_engine_that_hangs_before_it_serves_is_waited_for_and_can_be_ended(hangs: str) -> None:
+async def test_an_engine_that_hangs_before_it_serves_counts_as_waited_for_and_can_be_stopped(hangs: str) -> None:
     server = EngineServer()
     engine: Any = Engine(hangs)
     attaching = asyncio.create_task(server.attach(engine, "run"))
     async with asyncio.timeout(20):
         await engine.reached.wait()
-        assert server.is_waited_for, "else no watch would see it"
+        assert server.is_waited_for, "otherwise the watch would not see it"
         assert server.detach() is engine
-        with pytest.raises(Exception, match="ended meanwhile"):
+        with pytest.raises(Exception, match="stopped during the call"):
             await attaching
     assert SimpleNamespace(phase=server.phase, engine=server.engine) == SimpleNamespace(phase="absent", engine=None)
     await end([attaching], seconds=5)

@@ -58,12 +58,12 @@ def write_layout(folder: Path, layout: Layout) -> None:
 
 
 def transfer_of(sender: Sender, **changes: Any) -> Transfer:
-    """As it reaches the worker: through JSON."""
+    """The offer as it reaches the worker, through JSON."""
     offer = msgspec.json.decode(msgspec.json.encode(sender.offer()))
     return parse_transfer({"attempt": uuid.uuid4().hex, "offer": offer | changes})
 
 
-def test_ipc_brings_a_version_and_refuses_one_that_is_overwritten(
+def test_ipc_delivers_a_version_and_rejects_one_that_is_overwritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.learner.publish.chunks.CHUNK_BYTES", 300)
@@ -82,18 +82,18 @@ def test_ipc_brings_a_version_and_refuses_one_that_is_overwritten(
     first, checksum = publish(tmp_path, 1, sender, weights_of(1))
     received = receiver.receive(Update(first, checksum, transfer_of(sender)))
     second, newer = publish(tmp_path, 2, sender, weights_of(2))
-    assert_same(received, weights_of(1))  # copies: the buffer holds version 2 by now
+    assert_same(received, weights_of(1))  # copies, since the buffer has version 2 by now
     assert_same(receiver.receive(Update(second, newer, transfer_of(sender))), weights_of(2))
     assert len(shared) == 1
     assert opened == [OFFER]
-    with pytest.raises(TransferError, match="Chunk 0 differs"):
+    with pytest.raises(TransferError, match="Chunk 0 does not match"):
         receiver.receive(Update(first, checksum, transfer_of(sender)))
     with pytest.raises(CorruptWeightsError):
         receiver.receive(Update(first, newer, transfer_of(sender)))
 
 
 def shorten_waits(patch: pytest.MonkeyPatch) -> None:
-    """For what is to fail; what is to succeed gets the product's limits, however busy the machine is."""
+    """Limits for transfers that must fail. Those that must succeed get the product's, however busy the machine is."""
     patch.setattr(nccl, "WAIT", timedelta(seconds=1))
     patch.setattr("services.learner.publish.nccl.LIMIT", timedelta(seconds=2))
 
@@ -117,7 +117,7 @@ def test_broadcast_reaches_all_workers_of_a_server(tmp_path: Path, monkeypatch: 
             shorten_waits(patch)
             with pytest.raises(TransferError):  # the second worker never comes
                 alone.receive(Update(tmp_path / "v00000002", newer, transfer_of(sender)))
-        assert_same(  # nothing of that is left behind
+        assert_same(  # the failure leaves nothing behind
             NcclReceiver(Worker(CPU)).receive(Update(tmp_path / "v00000002", newer, transfer_of(sender))),
             weights_of(2),
         )
@@ -129,7 +129,7 @@ def read_checksum(folder: Path, version: int) -> str:
     return WeightStore(folder, "run").read_manifest(version).checksum
 
 
-def test_a_learner_that_is_gone_is_an_error_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_learner_that_is_gone_is_an_error_within_the_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sender = NcclSender("127.0.0.1", CPU)
     folder, checksum = publish(tmp_path, 1, sender, weights_of(1))
     no_answer, no_listener = transfer_of(sender), transfer_of(sender, port=1)
@@ -140,16 +140,16 @@ def test_a_learner_that_is_gone_is_an_error_in_time(tmp_path: Path, monkeypatch:
             NcclReceiver(Worker(CPU)).receive(Update(folder, checksum, transfer))
 
 
-def test_a_transfer_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_transfer_that_hangs_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
     end = Event()
     try:
-        with pytest.raises(TransferError, match="longer than"):
+        with pytest.raises(TransferError, match="Timed out after"):
             chunks.within(0.05, end.wait)
     finally:
         end.set()
 
 
-def test_the_communicator_is_made_in_nccls_environment_as_the_learner_has_it(
+def test_the_communicator_is_created_with_the_learners_nccl_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inside, seen = [False], []
@@ -160,7 +160,7 @@ def test_the_communicator_is_made_in_nccls_environment_as_the_learner_has_it(
         yield
         inside[0] = False
 
-    def has_room(*_: object) -> bool:  # asked for once in each transfer, before the first chunk
+    def has_room(*_: object) -> bool:  # entered once per transfer, before the first chunk
         seen.append(inside[0])
         return True
 
@@ -177,7 +177,7 @@ def test_the_communicator_is_made_in_nccls_environment_as_the_learner_has_it(
 
 
 @pytest.mark.parametrize("refusing", [None, 0, 2])
-def test_one_worker_that_refuses_stops_all(refusing: int | None) -> None:
+def test_one_worker_that_rejects_an_update_stops_all(refusing: int | None) -> None:
     store = HashStore()
 
     def ask(worker: int) -> bool:
@@ -189,9 +189,11 @@ def test_one_worker_that_refuses_stops_all(refusing: int | None) -> None:
 
 
 def test_devices_that_cannot_work_together_are_named() -> None:
-    with pytest.raises(TransferError, match=r"needs the learner's GPU GPU-1; visible here: none.*set it to store"):
+    with pytest.raises(
+        TransferError, match=r"needs the learner's GPU GPU-1, but the GPUs visible here are: none.*to store"
+    ):
         cuda_ipc.open_cuda(OFFER)
-    with pytest.raises(TransferError, match="needs a CUDA device here and at the learner"):
+    with pytest.raises(TransferError, match="needs a CUDA device on the server and the learner"):
         nccl.check_devices("GPU-1", "cpu")
     with pytest.raises(TransferError, match="GPU other than the learner's"):
         nccl.check_devices("GPU-1", "GPU-1")
@@ -244,7 +246,7 @@ def test_a_transport_has_its_offer_its_sender_and_its_receiver(transport: str) -
     assert issubclass(receiver, Receiver)
 
 
-def test_the_setting_chooses_and_a_learner_without_cuda_says_so() -> None:
+def test_the_setting_selects_the_sender_and_a_learner_without_cuda_warns() -> None:
     warnings: list[str] = []
     assert isinstance(sender_of("store", warnings), StoreSender)
     assert warnings == []
@@ -272,7 +274,7 @@ def test_memory_that_cannot_be_shared_is_named(variable: str, monkeypatch: pytes
 
 
 class Link:
-    """What a publisher asks of the link."""
+    """The part of the link that a publisher uses."""
 
     run_id = "run"
     published_version = 0

@@ -1,5 +1,5 @@
-"""The sampling loop while the queue server gives way, and with messages that are hostile. No engine: what it would do
-is not asked here."""
+"""The sampling loop during outages of the queue server, and with hostile messages. Without an engine, which these tests
+do not need."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from tests.faults import Away, KillableValkey
 from tests.services.learner.conftest import make_group
 
 
-async def test_a_worker_that_starts_without_queue_server_takes_up_what_is_its_own(redis: Redis) -> None:
-    """An outage that begins while the engine starts. Were its fault to end the worker, the server would hold its groups
-    and look ready for ever."""
+async def test_a_worker_that_starts_during_an_outage_resumes_its_own_groups(redis: Redis) -> None:
+    """An outage may begin while the engine starts. If its error ended the worker, the server would keep its groups and
+    appear ready indefinitely."""
     stream = streams.prompts("run")
     queue = Queue(redis, streams.GROUP_ROLLOUT, "rollout-0")
     await queue.publish(stream, make_group(0).group.task)
@@ -48,15 +48,15 @@ async def test_a_worker_that_starts_without_queue_server_takes_up_what_is_its_ow
     finally:
         await end([running], seconds=10)
     [pending] = await redis.xpending_range(stream, streams.GROUP_ROLLOUT, "-", "+", 10)
-    assert pending["time_since_delivered"] >= HANDED_BACK_SECONDS * 1000, "it had taken it up"
+    assert pending["time_since_delivered"] >= HANDED_BACK_SECONDS * 1000, "the worker had resumed it"
 
 
 class Panic(BaseException):
-    """What a fault in a library written in Rust, such as a tokenizer, raises: no `Exception`."""
+    """Raised by a panic in a Rust library, such as a tokenizer; not an `Exception`."""
 
 
 class PlayedSampler:
-    """Does `act` in place of sampling."""
+    """Runs `act` instead of sampling."""
 
     def __init__(self, act: Callable[[], None]) -> None:
         self.act = act
@@ -91,7 +91,7 @@ async def serving(
 async def completed(
     redis: Redis, sampler: PlayedSampler, meanwhile: Callable[[], None] = lambda: None
 ) -> CompletedGroup:
-    """The one group that a worker makes of the one prompt there is."""
+    """The group that a worker makes of the only prompt."""
     queue = Queue(redis, streams.GROUP_ROLLOUT, "rollout-0")
     await queue.publish(streams.prompts("run"), make_group(0).group.task)
     async with serving(redis, sampler):
@@ -102,7 +102,7 @@ async def completed(
     return codec.decode(cast(Any, found)[0][1][b"m"], CompletedGroup)
 
 
-async def test_a_prompt_that_makes_a_library_panic_is_a_fault_and_does_not_come_back_for_ever(redis: Redis) -> None:
+async def test_a_prompt_that_makes_a_library_panic_is_a_fault_and_does_not_return(redis: Redis) -> None:
     def panic() -> None:
         raise Panic("index out of bounds")
 
@@ -112,7 +112,7 @@ async def test_a_prompt_that_makes_a_library_panic_is_a_fault_and_does_not_come_
 
 
 async def test_a_group_that_was_sampled_during_an_outage_is_published_after_it(tmp_path: Path) -> None:
-    """Long responses take minutes; an outage throws none of them away."""
+    """Long responses take minutes, and an outage must not discard them."""
     server = KillableValkey(tmp_path)
     server.start()
     redis = Redis.from_url(server.url, retry=Retry(NoBackoff(), 0))
@@ -134,7 +134,7 @@ PROMPTS = streams.prompts("run")
 
 
 class Watched(PlayedSampler):
-    """Notes which groups are sampled at the same time."""
+    """Records which groups are sampled at the same time."""
 
     def __init__(self) -> None:
         super().__init__(lambda: None)
@@ -150,7 +150,7 @@ class Watched(PlayedSampler):
 
 
 async def made_suspect(redis: Redis, *tasks: PromptTask) -> None:
-    """Put tasks on the stream of which two servers have died."""
+    """Put tasks on the stream that have already killed two servers."""
     queue = Queue(redis, streams.GROUP_ROLLOUT, "rollout-dead")
     for task in tasks:
         await queue.publish(PROMPTS, task)
@@ -167,7 +167,7 @@ async def until_completed(redis: Redis, number: int) -> None:
         await asyncio.sleep(0.02)
 
 
-async def test_a_task_without_samples_is_a_dead_letter_and_ends_nothing(redis: Redis) -> None:
+async def test_a_task_without_samples_is_a_dead_letter_and_the_worker_continues(redis: Redis) -> None:
     queue = Queue(redis, "feeder", "learner")
     tasks = [make_group(sequence).group.task for sequence in range(3)]
     nothing = msgspec.structs.replace(tasks[1].sampling, num_samples=0)
@@ -181,7 +181,7 @@ async def test_a_task_without_samples_is_a_dead_letter_and_ends_nothing(redis: R
 
 
 async def test_suspects_are_sampled_one_by_one_with_nothing_else(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What waits for younger weights is handed back meanwhile and holds up no suspect, even if it is one."""
+    """Tasks that wait for newer weights are handed back meanwhile and do not block a suspect, even if suspects too."""
     monkeypatch.setattr("services.rollout.sampling.worker.TOUCH_SECONDS", 0.02)
     await made_suspect(redis, asking_for(9, 0), *(make_group(sequence).group.task for sequence in (1, 2)))
     queue, sampler = Queue(redis, "feeder", "learner"), Watched()
@@ -197,7 +197,7 @@ async def test_suspects_are_sampled_one_by_one_with_nothing_else(redis: Redis, m
 
 
 @pytest.mark.parametrize(("has_fault", "times"), [(False, 0), (True, 1)])
-async def test_a_worker_that_ends_for_a_fault_counts_and_one_that_is_stopped_does_not(
+async def test_a_hand_back_counts_after_a_fault_but_not_after_a_stop(
     redis: Redis, monkeypatch: pytest.MonkeyPatch, has_fault: bool, times: int
 ) -> None:
     await Queue(redis, "feeder", "learner").publish(PROMPTS, asking_for(9, 0))
@@ -212,11 +212,11 @@ async def test_a_worker_that_ends_for_a_fault_counts_and_one_that_is_stopped_doe
     assert entry["time_since_delivered"] >= HANDED_BACK_SECONDS * 1000
 
 
-async def test_our_own_fault_after_the_sampling_makes_a_dead_letter(redis: Redis) -> None:
-    """A group whose task has ended is not touched: it would come back every half minute."""
+async def test_a_fault_of_ours_after_sampling_makes_a_dead_letter(redis: Redis) -> None:
+    """A group whose task has ended is not touched, and would otherwise return every half minute."""
     sampler = Watched()
     monster = make_group(0).group.rollouts[0]
-    impossible = msgspec.structs.replace(monster, text="\ud800")  # no encoder takes it
+    impossible = msgspec.structs.replace(monster, text="\ud800")  # cannot be encoded
 
     async def sample(task: PromptTask) -> tuple[list[int], list[Rollout]]:
         return [1], [impossible] * 3

@@ -1,4 +1,4 @@
-"""What a weight transport is on the rollout server's side, within vLLM's worker process."""
+"""The interface of a weight transport on the rollout server's side, in vLLM's worker process."""
 
 from __future__ import annotations
 
@@ -18,59 +18,59 @@ from services.runtime.weights.store import Marks
 
 
 class TransferError(TurnoutError):
-    """The transport did not bring the version; the model is untouched."""
+    """The transport did not deliver the version; the model is unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """The worker of vLLM that receives."""
+    """The vLLM worker that receives weights."""
 
     device: torch.device
     number: int = 0
-    """Counts over tensor, pipeline and data parallel."""
+    """Index of the worker across tensor, pipeline and data parallelism."""
     num_workers: int = 1
     model: str = ""
     """Folder or hub name of the run's base model."""
     dtype: torch.dtype = torch.bfloat16
-    """The run's type."""
+    """The run's dtype."""
     nccl_environment: Callable[[], AbstractContextManager[Any]] = nullcontext
-    """Gives NCCL's variables as the learner has them: NCCL hangs if the two sides differ."""
+    """A context with the same NCCL variables as the learner's, since NCCL hangs if the two sides differ."""
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """One version to take."""
+    """One version to load."""
 
     folder: Path
     """The version in the weight store."""
     checksum: str
     """`blake3:<hex>` that its manifest must have."""
     transfer: Transfer | None = None
-    """How to take it from the learner itself; None: read the folder."""
+    """How to get it from the learner itself; None to read the folder."""
     marks: Marks = field(default_factory=dict)
-    """From the server, which has verified the folder already: files that bear them are not read twice."""
+    """Marks of files that the server has already verified, and that need not be read twice."""
 
 
 class Receiver(ABC):
-    """Takes versions by one transport."""
+    """Receives versions by one transport."""
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
 
     @abstractmethod
     def receive(self, update: Update) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) pairs of the whole model, verified before the first of them.
+        """(name, tensor) pairs of the whole model, all verified before the first is returned.
 
         Raises:
-            TurnoutError: the version did not come, or is not what was promised; the model is untouched.
+            TurnoutError: the version did not arrive, or is not what was announced; the model is unchanged.
         """
 
-    def close(self) -> None:  # noqa: B027 - most have nothing to close
+    def close(self) -> None:  # noqa: B027 - most receivers have nothing to close
         """Release the learner's memory."""
 
 
 def any_refuses(refuses: bool, group: Any) -> bool:
-    """Whether one of the workers in `group`, a group for CPU tensors, refuses an update. All of them must ask."""
+    """Whether one of the workers in `group`, a group for CPU tensors, rejects an update. Collective."""
     flag = torch.tensor([int(refuses)], device="cpu")
     torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=group)
     return bool(flag)

@@ -1,4 +1,4 @@
-"""From an update to a receiver: the module here of its transport's name, and its `RECEIVER`."""
+"""Maps an update's transport to a receiver: `RECEIVER` in the module of that name in this package."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from services.rollout.weights.receive.base import Receiver, Update, Worker
 
 
 class Receivers:
-    """The receivers of one worker, each made when the first update needs it and kept."""
+    """The receivers of one worker, each created for the first update that needs it, and kept."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._made: dict[str, Receiver] = {}
 
     def receive(self, update: Update) -> Iterator[tuple[str, Tensor]]:
-        """As `Receiver.receive`, by the transport that the update names."""
+        """Like `Receiver.receive`, by the transport that the update names."""
         transport = "store" if update.transfer is None else update.transfer.offer.transport
         if transport not in self._made:
             kind: type[Receiver] = import_module(f"services.rollout.weights.receive.{transport}").RECEIVER

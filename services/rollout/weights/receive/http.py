@@ -1,5 +1,5 @@
-"""Transport `http`, in vLLM's worker: the server has fetched the files (`services.rollout.weights.fetch`) and names
-their folder on this machine, so they are read as from a shared one."""
+"""Transport `http`, in vLLM's worker: reads the files like those of a shared folder, because the server has fetched
+them to this machine (`services.rollout.weights.fetch`)."""
 
 from __future__ import annotations
 

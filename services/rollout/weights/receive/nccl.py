@@ -1,4 +1,4 @@
-"""Transport `nccl`, the rollout server's side: a rank in a group that the learner makes for this one update."""
+"""Transport `nccl`, the rollout server's side: a rank in a process group that is made for this one update."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from services.rollout.weights.receive.chunks import ChunkReceiver
 from services.runtime.torch.process_group import device_name, make_group
 
 WAIT = timedelta(seconds=10)
-"""For each single wait: answer, joining, one broadcast."""
+"""Timeout of each wait: for the answer, joining, one broadcast."""
 
 
 class NcclReceiver(ChunkReceiver):
-    """The first worker asks, all of them join. On a CPU device gloo takes NCCL's place, for tests."""
+    """The first worker asks, and all workers join. On a CPU device gloo replaces NCCL, for tests."""
 
     def environment(self) -> AbstractContextManager[Any]:
-        """For the whole transfer, since the first broadcast makes the communicator."""
+        """Covers the whole transfer, since the first broadcast creates the communicator."""
         return self.worker.nccl_environment()
 
     def chunks(self, offer: NcclOffer, attempt: str, version: int, layout: Layout) -> Iterator[Tensor]:
@@ -40,7 +40,7 @@ class NcclReceiver(ChunkReceiver):
             store.set(f"ask/{store.add('asks', 1)}", msgspec.json.encode(ask).decode())
         answer = store.get(f"answer/{attempt}").decode()
         if answer != "go":
-            raise TransferError(f"The learner refused: {answer}.")
+            raise TransferError(f"The learner refused the transfer: {answer}.")
         rank = 1 + worker.number
         group = make_group(torch, PrefixStore(attempt, store), rank, 1 + ask.num_workers, worker.device, WAIT)
         options = BroadcastOptions()
@@ -56,12 +56,15 @@ class NcclReceiver(ChunkReceiver):
 
 
 def check_devices(theirs: str, ours: str) -> None:
-    """Raise `TransferError` if NCCL cannot work between the two."""
+    """Raise `TransferError` if NCCL cannot work between the two devices."""
     if (theirs == "cpu") != (ours == "cpu"):
-        raise TransferError("weights.transport nccl needs a CUDA device here and at the learner. Set it to store.")
+        raise TransferError(
+            "weights.transport nccl needs a CUDA device on the server and the learner. Set weights.transport to store."
+        )
     if theirs == ours != "cpu":
         raise TransferError(
-            "weights.transport nccl needs a GPU other than the learner's. Set it to cuda_ipc, or use another GPU."
+            "weights.transport nccl needs a GPU other than the learner's. Set weights.transport to cuda_ipc, or use "
+            "another GPU."
         )
 
 

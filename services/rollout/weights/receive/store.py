@@ -1,4 +1,4 @@
-"""Transport `store`: the version's files, read while the model loads them."""
+"""Transport `store`: reads the version's files while the model loads them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class StoreReceiver(Receiver):
             return merged_tensors(folder, self.worker.model, self.worker.dtype)
         files = [folder / entry.name for entry in manifest.files if entry.name.endswith(".safetensors")]
         if not files:
-            raise CorruptWeightsError(f"Folder {folder} holds no safetensors file.")
+            raise CorruptWeightsError(f"Weight folder {folder} contains no safetensors file.")
         return tensors_of(files)
 
 

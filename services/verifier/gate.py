@@ -1,4 +1,4 @@
-"""Bounded concurrency with a way to be alone."""
+"""Bounds concurrency, and lets a task run alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _second_tries: ContextVar[list[None] | None] = ContextVar("second_tries", defaul
 
 @contextmanager
 def one_second_try() -> Iterator[None]:
-    """Grant one second try in all to everything that is done within, tasks started within included."""
+    """Grant a single second try to everything done in this context, including tasks started in it."""
     token = _second_tries.set([None])
     try:
         yield
@@ -21,9 +21,9 @@ def one_second_try() -> Iterator[None]:
 
 
 class Gate:
-    """Lets `size` tasks work at once, first come first served; `alone` waits until none does and keeps others out.
+    """Lets `size` tasks run at once, in order of arrival. `alone` waits until none is running and blocks others.
 
-    For work that failed perhaps only because the machine was busy with its neighbours.
+    A task that may have failed only because others kept the machine busy can so be tried again alone.
     """
 
     def __init__(self, size: int) -> None:
@@ -39,13 +39,13 @@ class Gate:
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self._alone)  # two that each hold half of the slots would wait indefinitely
+            await stack.enter_async_context(self._alone)  # two tasks with half of the slots each would deadlock
             for _ in range(self.size):
                 await stack.enter_async_context(self._slots)
             yield
 
     def may_try_again(self) -> bool:
-        """Take a second try, if one is left. `alone` keeps everyone waiting, so a group gets no more than one."""
+        """Take a second try if one is left. A group gets only one, because `alone` makes every other task wait."""
         left = _second_tries.get()
         if left is None:
             return True

@@ -1,8 +1,8 @@
-"""One rollout in, one verdict out, whatever happens on the way.
+"""Judges rollouts: one rollout in, one verdict out, whatever happens in between.
 
-Three ways to judge: in place (quick and linear rewards), in a supervised worker process (parsers that may hang or
-crash, rewards of one's own), or by waiting for what a reward has opened (sandbox, HTTP endpoint). Our own fault, or
-that of the question, becomes a verdict of status `infrastructure_fault` with the reason, never reward 0.
+A reward runs in place (if it is fast and linear), in a supervised worker process (parsers that may hang or crash, and
+rewards of installed packages), or waits for something that it has opened (sandbox, HTTP endpoint). A fault of ours or
+of the question becomes a verdict with status `infrastructure_fault` and the reason, never reward 0.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Judge:
     """Every kind that this verifier can judge."""
 
     def __init__(self, pool: AsynchronousReward, opened: Mapping[str, Opened]) -> None:
-        """`pool` judges supervised kinds and those of installed packages; `opened` are the rewards that are opened."""
+        """`pool` judges supervised kinds and those of installed packages; `opened` are rewards that need opening."""
         self._in_place: dict[str, registry.RewardFunction] = {}
         self._waited_for = {kind: one.reward for kind, one in opened.items()}
         for kind, reward in registry.built_in().items():
@@ -47,14 +47,14 @@ class Judge:
         return sorted({*self._in_place, *self._waited_for})
 
     async def verdict(self, question: Question, rollout: Rollout) -> Verdict:
-        """The verdict on one rollout; never raises but for cancellation."""
+        """The verdict on one rollout. Raises only if cancelled."""
         if rollout.status != "ok":
             return Verdict(status="infrastructure_fault", fault=f"The rollout failed: {rollout.fault}")
         started = time.perf_counter()
         kind = question.kind if question.kind in self.kinds else "unknown"
         try:
             judgement = registry.checked(await self._judge(question, rollout.text, rollout.finish_reason == "length"))
-        except Exception as error:  # the border: any fault becomes a recorded status
+        except Exception as error:  # any fault must become a recorded status
             if not isinstance(error, TurnoutError):
                 log.error("reward failed", kind=question.kind, question=question.id, exc_info=error)
             fault = str(error) if isinstance(error, TurnoutError) else f"Reward {kind} failed: {error!r}"
@@ -81,15 +81,15 @@ class Judge:
         if reward is None:
             raise QuestionError(
                 f"Question {question.id} has kind {question.kind!r}, which this verifier cannot judge.",
-                remedy=f"Use one of {', '.join(self.kinds)}, or install a package that brings it "
-                f"(entry point group {registry.ENTRY_POINTS}, docs/rewards.md).",
+                remedy=f"Use one of {', '.join(self.kinds)}, or install a package that provides it "
+                f"(entry point group {registry.ENTRY_POINTS}, see docs/rewards.md).",
             )
         return await reward.judge(question, text, truncated)
 
 
 @asynccontextmanager
 async def open_judge(pool: AsynchronousReward) -> AsyncIterator[Judge]:
-    """A judge with every built-in reward opened. Questions of one that is not available are faults with the reason.
+    """A judge with every built-in reward opened. Questions of an unavailable reward become faults with the reason.
 
     Raises:
         ConfigurationError: a reward's settings are wrong.
@@ -101,13 +101,13 @@ async def open_judge(pool: AsynchronousReward) -> AsyncIterator[Judge]:
                 try:
                     opened[kind] = await stack.enter_async_context(reward.open())
                 except UnavailableError as error:
-                    log.warning("questions of this kind cannot be judged", kind=kind, error=str(error))
+                    log.warning("reward unavailable", kind=kind, error=str(error))
                     opened[kind] = Opened(Unavailable(error), {kind: f"unavailable: {error}"})
         yield Judge(pool, opened)
 
 
 class Unavailable:
-    """In place of a reward that could not be opened: its questions fail with the reason."""
+    """Replaces a reward that could not be opened; its questions fail with the reason."""
 
     def __init__(self, error: UnavailableError) -> None:
         self._error = error

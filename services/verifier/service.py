@@ -1,8 +1,8 @@
-"""The verifier's loops: groups from `completions` to `scored` (train) or `evaluated` (evaluation).
+"""The verifier's loops: move groups from `completions` to `scored` (train) or `evaluated` (evaluation).
 
-Any number of verifiers serve all runs together. A group belongs to the verifier that took it until its scored form is
-published, which acknowledges it in the same step; if the verifier dies, another takes it over after `IDLE_SECONDS`. One
-whose verifiers ended more than once (a suspect) is judged alone.
+Any number of verifiers serve all runs together. A group belongs to the verifier that took it until the scored group is
+published, which also acknowledges it atomically. If the verifier dies, another takes the group over after
+`IDLE_SECONDS`. A group whose verifiers died more than once (a suspect) is judged alone.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ log = get_logger(__name__)
 Group = Delivery[CompletedGroup]
 
 IDLE_SECONDS: Final = 30.0
-"""A group held without a sign of life for so long is taken over."""
+"""A group that its verifier has not touched for this long is taken over."""
 TOUCH_SECONDS: Final = 8.0
 RECLAIM_SECONDS: Final = 5.0
 TELL_SECONDS: Final = 60.0
 RECEIVE_SECONDS: Final = 0.5
-"""Longest wait for a message, and so the delay before a new run is noticed."""
+"""Longest wait for a message, which also bounds the delay before another run is noticed."""
 
 
 async def loops(service: Service) -> None:
@@ -61,10 +61,10 @@ async def loops(service: Service) -> None:
 
 
 class Verifier:
-    """Groups held, and the loops that take them, keep them and pass them on.
+    """The groups that a verifier holds, and the loops that take, touch, judge and forward them.
 
-    At most `max_groups` are held: the rest stay on the stream for other verifiers. Each is judged by a task of its
-    own, so a slow one holds up no other while there is room.
+    It holds at most `max_groups`; the rest stay on the stream for other verifiers. Each group has its own task, so a
+    slow one does not delay others while there is room.
     """
 
     def __init__(
@@ -80,14 +80,14 @@ class Verifier:
         self._in_hand: dict[tuple[str, str], Group] = {}
         self._greeted: set[str] = set()
         self._suspect: Suspect | None = None
-        """Waits to be judged alone."""
+        """The suspect that waits to be judged alone."""
         self._taking = asyncio.Lock()
-        """Held while groups are taken, so that no other is judged together with a suspect."""
+        """Serializes taking groups, so that none is judged together with a suspect."""
         self._room = asyncio.Event()
         self._told: dict[tuple[str, str], float] = {}
 
     async def run(self) -> None:
-        """Run all loops until cancelled. Groups held are then handed back, and taken over at once."""
+        """Run all loops until cancelled, then hand back the held groups, so that they are taken over immediately."""
         left: list[Held] = []
         has_fault = False
         try:
@@ -106,24 +106,24 @@ class Verifier:
             try:
                 await self.queue.hand_back(left, after_fault=has_fault)
             except RedisError as error:
-                log.warning("groups not handed back; others take them once they are idle", error=str(error))
+                log.warning("groups not handed back, left to time out", error=str(error))
 
     async def _repeat(self, step: Callable[[], Awaitable[None]], pause_seconds: float) -> None:
-        """Repeat `step`. A queue that fails is logged and tried again: the groups held are still ours."""
+        """Repeat `step`. A failing queue is logged and retried, since the held groups are still ours."""
         while True:
             try:
                 await step()
                 end_if_cancelled()
                 await asyncio.sleep(pause_seconds)
             except RedisError as error:
-                log.warning("queue failed, trying again", error=str(error))
+                log.warning("queue server unreachable", error=str(error))
                 self.presence.waits_for("the queue server")
                 await asyncio.sleep(1.0)
 
     async def _take(self, tasks: asyncio.TaskGroup) -> None:
-        """Consumes `completions` of all runs. Waits for room (a group judged frees it), a run, or a group."""
+        """Consumes `completions` of all runs. Waits for room (freed by a judged group), a run, or a group."""
         while self._in_hand and not self._num_free():
-            self.presence.waits_for("room: every group held is still being judged")
+            self.presence.waits_for("room: all held groups are still being judged")
             self._room.clear()
             await self._room.wait()
         async with self._taking:
@@ -139,7 +139,7 @@ class Verifier:
         self._runs = sorted(run for run in named if streams.is_run_id(run))
         self._greeted &= set(self._runs)
         for run in self._runs:
-            if run not in self._greeted:  # what an earlier process of this name took and did not finish
+            if run not in self._greeted:  # resume what an earlier process of this name did not finish
                 stream = streams.completions(run)
                 self._start(await self.queue.resume(stream, CompletedGroup, self._ids(stream)), tasks)
                 self._greeted.add(run)
@@ -150,7 +150,7 @@ class Verifier:
             await asyncio.sleep(RECEIVE_SECONDS)
 
     async def _receive(self) -> list[Group]:
-        """New groups, at most as many as there is room for. More runs than that take turns."""
+        """Groups that no verifier has taken, at most as many as there is room for. More runs than that take turns."""
         free = max(1, self.max_groups - len(self._in_hand))
         self._turn = (self._turn + 1) % len(self._runs)
         chosen = (self._runs[self._turn :] + self._runs[: self._turn])[:free]
@@ -162,7 +162,7 @@ class Verifier:
         )
 
     async def _take_over(self, tasks: asyncio.TaskGroup) -> None:
-        """Consumes groups that another verifier has held without a sign of life, as far as there is room."""
+        """Take over groups that other verifiers have not touched for too long, as far as there is room."""
         async with self._taking:
             for run in list(self._runs):
                 if room := self._num_free():
@@ -174,19 +174,19 @@ class Verifier:
                     self._start(found.deliveries, tasks)
 
     async def _keep(self) -> None:
-        """Tell the queue that the groups held are being worked on."""
-        async with self._taking:  # a touch that comes late would undo the opening of a suspect
+        """Touch the held groups, so that no other verifier takes them over."""
+        async with self._taking:  # a late touch would undo the opening of a suspect
             await self.queue.touch(self._held())
 
     def _held(self) -> list[Held]:
         return [*self._in_hand.values(), *([] if self._suspect is None else [self._suspect])]
 
     def _ids(self, stream: str) -> set[str]:
-        """Ids of the groups of this stream that are held."""
+        """Message ids of the held groups from this stream."""
         return {message_id for name, message_id in self._in_hand if name == stream}
 
     def _num_free(self) -> int:
-        """Groups that may be taken: none alongside a suspect."""
+        """Number of groups that may be taken; none alongside a suspect."""
         if self._suspect is not None or any(delivery.is_suspect for delivery in self._in_hand.values()):
             return 0
         return max(0, self.max_groups - len(self._in_hand))
@@ -200,7 +200,7 @@ class Verifier:
                 tasks.create_task(self._handle(delivery))
 
     async def _handle(self, delivery: Group) -> None:
-        """Judge one group and give it on; a group that cannot be handled at all becomes a dead letter."""
+        """Judge one group and forward it. A group that cannot be processed becomes a dead letter."""
         task = delivery.message.task
         with log_fields(run_id=task.run_id, group_id=task.group_id):
             await self._judge_and_forward(delivery)
@@ -213,8 +213,8 @@ class Verifier:
             correct = sum(verdict.status == "ok" and verdict.correct for verdict in scored.verdicts)
             record("verify", task, began, time.time(), kind=task.question.kind, num_correct=correct)
             await until_served(lambda: self._tell_faults(scored))
-        except Exception as error:  # the border: one group must not stop the others
-            log.error("group not handled", group_id=delivery.message.task.group_id, exc_info=error)
+        except Exception as error:  # one group must not stop the others
+            log.error("group failed", group_id=delivery.message.task.group_id, exc_info=error)
             reason = f"The verifier failed on this group: {error!r}"
             payload = codec.encode(delivery.message)
             await until_served(lambda: self.queue.dead_letter(delivery.stream, delivery.message_id, payload, reason))
@@ -223,14 +223,14 @@ class Verifier:
             self._room.set()
 
     async def _score(self, group: CompletedGroup) -> ScoredGroup:
-        """All rollouts judged, concurrently; workers and sandbox bound how many really run at once."""
+        """Judge all rollouts concurrently; workers and sandbox bound how many actually run at once."""
         question = group.task.question
         with one_second_try():
             verdicts = await asyncio.gather(*(self.judge.verdict(question, rollout) for rollout in group.rollouts))
         return ScoredGroup(group=group, verdicts=verdicts, verifier=self.presence.instance)
 
     async def _forward(self, delivery: Group, scored: ScoredGroup) -> None:
-        """Produces the group on `scored` or `evaluated`, acknowledging it on `completions` in the same step."""
+        """Publish the group on `scored` or `evaluated`, and acknowledge it on `completions` atomically."""
         task = scored.group.task
         target, outcome = streams.scored(task.run_id), "scored"
         if task.purpose == "evaluation":
@@ -243,9 +243,9 @@ class Verifier:
         metrics.GROUPS.labels(task.run_id, outcome).inc()
 
     async def _tell_faults(self, scored: ScoredGroup) -> None:
-        """Produces a note on `events` where rollouts could not be judged: people have to see the remedy.
+        """Publish a note on `events` if rollouts could not be judged, so that users see the remedy.
 
-        At most one a run and kind in `TELL_SECONDS`.
+        At most one per run and kind in `TELL_SECONDS`.
         """
         task = scored.group.task
         pairs = zip(scored.group.rollouts, scored.verdicts, strict=True)
@@ -254,7 +254,7 @@ class Verifier:
             return
         now = time.monotonic()
         self._told = {key: at for key, at in self._told.items() if now - at < TELL_SECONDS}
-        key = (task.run_id, task.question.kind)  # not the text, which names the question
+        key = (task.run_id, task.question.kind)  # without the text, which names the question
         self.presence.details = {**self.presence.details, "last_fault": faults[0]}
         if key in self._told:
             return

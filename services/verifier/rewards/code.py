@@ -1,14 +1,14 @@
-"""Code: the program in the reply must give the expected outputs, run case by case in the sandbox.
+"""Code: the program in the reply must give the expected outputs, when run case by case in the sandbox.
 
 `tests` (in the style of LiveCodeBench):
 
     {"cases": [{"stdin": "1 2\\n", "stdout": "3\\n", "hidden": true}, ...], "wall_seconds": 2, "memory_mb": 256}
     {"cases": [{"call": "add", "args": [1, 2], "expected": 3}, ...], "tolerance": 1e-6}
 
-The program is the last code block of the tagged answer, else of the reply, else that answer (code_blocks.py). Only the
-program, its input and our driver go into the sandbox; outputs are compared outside. So a program can print whatever
-it likes: to pass it has to print the right thing. `wall_seconds` is how long a case may compute; waiting for a core of
-a busy machine does not count.
+The program is the last code block of the tagged answer, otherwise of the reply, otherwise the answer itself
+(code_blocks.py). Only the program, its input and our driver enter the sandbox; outputs are compared outside. A program
+can therefore print anything, but passes only if it prints the right output. `wall_seconds` limits how long a case may
+compute; time spent waiting for a core on a busy machine does not count.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ log = get_logger(__name__)
 
 _OUTPUT_BYTES: Final = 4 << 20
 _SPARE_SECONDS: Final = 2.0
-"""On the clock beyond `wall_seconds`, for what is no computing: modules read from disk, above all."""
+"""Wall time beyond `wall_seconds` for work that is not computing, mainly reading modules from disk."""
 _GIVEN_MODULES: Final = (
     *("string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics"),
     *("itertools", "functools", "operator", "io", "sys", "json", "builtins", "typing"),
@@ -47,8 +47,8 @@ _GIVEN_MODULES: Final = (
 _GIVEN_NAMES: Final = "\n".join(
     [*(f"from {name} import *" for name in _GIVEN_MODULES), f"import {', '.join(_GIVEN_MODULES)}"]
 )
-"""What LiveCodeBench's grader puts in front of an answer to a question in LeetCode's form. Here they are built-in
-names, so that none of them is taken for the function that the reply should define."""
+"""What LiveCodeBench's grader prepends to answers in LeetCode's form. Here they are built-in names, so that none of
+them is mistaken for the function that the reply must define."""
 _DRIVER: Final = f"""
 import builtins, json, linecache, os, sys, types
 
@@ -72,11 +72,11 @@ def main(task):
     leave(0)  # what the reply has yet to print, or threads that it left behind, do not change the result
 
 """
-"""Calls the function and writes its result as JSON; what the reply prints goes to standard error."""
+"""Calls the function and writes its result as JSON. The reply's own output goes to standard error."""
 
 
 class Runner(Protocol):
-    """The sandbox, as far as this reward needs it."""
+    """The part of the sandbox that this reward uses."""
 
     async def run(self, program: Program) -> Result: ...
 
@@ -84,7 +84,7 @@ class Runner(Protocol):
 @register_resource("code")
 @asynccontextmanager
 async def open_code() -> AsyncIterator[Opened]:
-    """With a sandbox for as many programs at once as the settings say.
+    """Open a sandbox for as many concurrent programs as the settings say.
 
     Raises:
         UnavailableError: the sandbox cannot start on this machine.
@@ -110,14 +110,14 @@ class CodeReward:
         self._gate = Gate(size)
 
     async def judge(self, question: Question, response_text: str, truncated: bool) -> Judgement:
-        """Reward 1 where every case passes, else 0, or the share of cases passed with `partial_credit`.
+        """Reward 1 if every case passes, else 0, or with `partial_credit` the share of cases passed.
 
         Raises:
-            QuestionError: the question's tests make no sense.
-            InfrastructureError: the sandbox failed or the machine was too busy, in a second run too if there was one.
+            QuestionError: the question's tests are invalid.
+            InfrastructureError: the sandbox failed or the machine was too busy, also in a second run if there was one.
         """
         tests = read_tests(question)
-        # Reading the Markdown of a long reply takes up to seconds, which others need not wait for.
+        # Parsing the Markdown of a long reply can take seconds, for which other tasks must not wait.
         source = await asyncio.to_thread(extract_program, response_text)
         if source is None:
             return Judgement(reward=0.0, correct=False, feedback=no_program(truncated))
@@ -138,7 +138,7 @@ class CodeReward:
         )
 
     async def _run(self, wanted: Program) -> Result:
-        """One run. After a fault, or if the machine was too busy for it, a second one alone, one of a group."""
+        """Run a program. After a fault, or if the machine was too busy, run it again alone, once per group."""
         async with self._gate.beside_others():
             result = await self.sandbox.run(wanted)
         if result.status in ("infrastructure_fault", "starved") and self._gate.may_try_again():
@@ -150,9 +150,9 @@ class CodeReward:
             raise InfrastructureError(f"The sandbox failed: {result.fault}")
         if result.status == "starved":
             raise InfrastructureError(
-                f"The machine was too busy for a program: {result.queued_seconds:.0f} s of {result.wall_seconds:.0f} s "
-                "went by before it got a core.",
-                remedy="Give the verifier more cores, or run fewer programs at once.",
+                f"The machine was too busy for a program, which waited for a core for {result.queued_seconds:.0f} s of "
+                f"{result.wall_seconds:.0f} s.",
+                remedy="Give the verifier more cores, or lower TURNOUT_VERIFIER_PROGRAMS.",
             )
         return result
 
@@ -162,7 +162,7 @@ def no_program(truncated: bool) -> str:
 
 
 def program(source: str, case: Case, tests: Tests) -> Program:
-    """What goes into the sandbox for one case. Holds nothing of what is expected."""
+    """The sandboxed program for one case. Contains nothing of the expected output."""
     limits: dict[str, Any] = {
         "cpu_seconds": tests.wall_seconds,
         "wall_seconds": tests.wall_seconds + _SPARE_SECONDS,
@@ -177,7 +177,7 @@ def program(source: str, case: Case, tests: Tests) -> Program:
 
 
 def explain(case: Case, number: int, result: Result, tolerance: float | None = None) -> str:
-    """Why a run does not pass its case, in one sentence; empty where it passes. Keeps hidden cases hidden."""
+    """Why a run fails its case, in one sentence; empty if it passes. Does not reveal hidden cases."""
     which = f"Hidden test {number}" if case.hidden else f"Test {number}"
     if result.status in ("timeout_cpu", "timeout_wall"):
         return f"{which}: the program is too slow."
@@ -211,7 +211,7 @@ def same_output(case: Case, output: str, tolerance: float | None = None) -> bool
 
 
 def _error(stderr: bytes, hidden: bool) -> str:
-    """The program's last words. Of a hidden case only a built-in exception's name: the rest could hold its input."""
+    """The last line of the error output; of a hidden case only a built-in exception's name, as more could reveal it."""
     last = stderr.decode("utf-8", "replace").rstrip().rpartition("\n")[2].strip()
     if not hidden:
         return shorten(last) or "an exit code other than 0"

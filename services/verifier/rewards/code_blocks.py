@@ -1,7 +1,7 @@
-"""Which part of a reply is the program: the last complete code block that may be Python, else the tagged answer.
+"""Finds the program in a reply: the last complete code block that may be Python, otherwise the tagged answer.
 
-Blocks are Markdown's, indented, in lists and in quotations too. What models write against its rules is allowed for:
-text before an opening fence that names Python and after a closing one, and an earlier block that was never closed.
+Blocks follow Markdown, including indented ones and those in lists and quotations. Common deviations are accepted: text
+before an opening fence that names Python or after a closing fence, and an earlier block that was never closed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 
 from services.verifier.rewards.replies import tagged_answer
 
-# What can hold a fence is read, and nothing else: models indent fences as they like, and their tags are no HTML.
+# Only constructs that can contain a fence: models indent fences arbitrarily, and their tags are not HTML.
 _MARKDOWN: Final = MarkdownIt("zero").enable(["fence", "list", "blockquote"]).disable("inline")
 _PYTHON: Final = re.compile(r"\W*(?:i?py|python)[0-9.]*(?![a-z])", re.IGNORECASE)
 _LATE: Final = re.compile(r"```(?:py|python)3?[ \t]*$", re.IGNORECASE | re.MULTILINE)
@@ -23,9 +23,9 @@ _INLINE: Final = re.compile(r"(`{1,3})([^`]+)\1")
 
 
 def extract_program(text: str) -> str | None:
-    """The last complete block of the tagged answer that names Python or no language, else of the reply.
+    """The last complete block that names Python or no language, in the tagged answer, otherwise in the reply.
 
-    Where there is no such block, one of another language, else the tagged answer. None for a reply without any.
+    Without such a block, the last block of another language, otherwise the tagged answer. None if there is neither.
     """
     answer = tagged_answer(text)
     for part in filter(None, (answer, text)):
@@ -37,7 +37,7 @@ def extract_program(text: str) -> str | None:
 
 
 def _with_fences_on_their_own(text: str) -> str:
-    """`text` with the fences that share a line with a sentence on a line of their own."""
+    """`text` with fences that share a line with a sentence moved to separate lines."""
     parts, end = [], 0
     for match in _LATE.finditer(text):
         before = text[text.rfind("\n", 0, match.start()) + 1 : match.start()]
@@ -48,7 +48,7 @@ def _with_fences_on_their_own(text: str) -> str:
 
 
 def _fenced_blocks(text: str) -> list[tuple[str, str]]:
-    """Language and content of the fenced blocks that are closed, without their fences' indentation."""
+    """Language and content of the closed fenced blocks, without the indentation of their fences."""
     lines, blocks = re.split(r"\r\n?|\n", text), []
     for token in _MARKDOWN.parse(text):
         if token.type == "fence" and token.map is not None:

@@ -1,4 +1,4 @@
-"""Whether a program's output is what a case expects (the table is in docs/rewards.md)."""
+"""Compares a program's output with what a case expects (see the table in docs/rewards.md)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from services.contracts.strict_json import BadJsonError, read_json
 
 DEFAULT_TOLERANCE: Final = 1e-9
 _NEAR_ZERO: Final = 1e-12
-"""How far from an expected 0 a result may be unless the question says otherwise: what rounding leaves of a sum."""
+"""Default tolerance for an expected 0, since rounding leaves a small rest in sums."""
 _MOST_PAIRED: Final = 200
 _NUMBER: Final = re.compile(
     r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|inf(?:inity)?|nan)", re.ASCII | re.IGNORECASE
@@ -24,11 +24,11 @@ _INSIDE: Final = re.compile(
 """A number with a fraction or an exponent in the middle of text."""
 SET: Final = "\0set"
 OTHER: Final = "\0other"
-"""What the driver calls a set and any other value that JSON does not have."""
+"""The driver's keys for a set and for any other value that JSON cannot represent."""
 
 
 def same_text(given: str, wanted: str, tolerance: float | None = None) -> bool:
-    """Line by line: the same text, white space at the ends aside, but for numbers, which are the same by value."""
+    """Whether two texts agree line by line, apart from white space at the ends; numbers are compared by value."""
     left, right = ([line.strip() for line in text.strip().split("\n")] for text in (given, wanted))
     if len(left) != len(right):
         return False
@@ -36,11 +36,11 @@ def same_text(given: str, wanted: str, tolerance: float | None = None) -> bool:
 
 
 def same_result(given: str, wanted: str, tolerance: float | None = None) -> bool:
-    """The JSON that the driver wrote against the expected JSON."""
+    """Whether the JSON that the driver wrote agrees with the expected JSON."""
     try:
         left, right = (read_json(text, long_numbers=True) for text in (given, wanted))
         return _same_value(left, right, tolerance)
-    except (BadJsonError, ArithmeticError):  # the latter: a whole number that no float can hold
+    except (BadJsonError, ArithmeticError):  # ArithmeticError: a whole number too large for a float
         return False
 
 
@@ -86,7 +86,7 @@ def _same_value(given: Any, wanted: Any, tolerance: float | None) -> bool:
 
 
 def _same_members(given: Sequence[Any], wanted: Sequence[Any], tolerance: float | None) -> bool:
-    """As sets. Large ones are paired in order, which costs less than to look for each member's partner."""
+    """Whether two sequences agree as sets. Large ones are paired in sorted order, which is cheaper than searching."""
     if len(given) != len(wanted):
         return False
     if len(given) > _MOST_PAIRED:
@@ -108,10 +108,10 @@ def _order(value: Any) -> tuple[bool, Any]:
 
 
 def _close(given: int | float | Decimal, wanted: int | float | Decimal, tolerance: float | None) -> bool:
-    """Within the tolerance of a question, relatively or absolutely, or within the default, relatively.
+    """Whether two numbers differ by at most the question's relative or absolute tolerance, or the default relative one.
 
-    Whole numbers are close to none but themselves, and by default a float is close to one only if it rounds to it,
-    however large both are: 1.2345678901234567e+19 is not 12345678901234567890.
+    Two whole numbers must be equal. By default a float must round to the whole number that it is compared with, however
+    large both are: 1.2345678901234567e+19 is not 12345678901234567890.
     """
     left, right, num_whole = float(given), float(wanted), _whole(given) + _whole(wanted)
     if num_whole == 2 or not (math.isfinite(left) and math.isfinite(right)):

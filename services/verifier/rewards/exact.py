@@ -1,7 +1,7 @@
-"""Exact text: the answer as it stands, white space at the ends and Unicode's ways to write an accent aside.
+"""Exact text: the answer must equal the reference, except for white space at the ends and Unicode normalization.
 
-`tests` may be {"accept": ["other", "answers"], "ignore_case": true, "where": "answer" | "reply"}. Without `where` the
-tagged answer is compared where the reply has <answer> tags, and the whole reply otherwise.
+`tests` may be {"accept": ["other", "answers"], "ignore_case": true, "where": "answer" | "reply"}. Without `where`, the
+tagged answer is compared if the reply has <answer> tags, otherwise the whole reply.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from services.verifier.rewards.replies import no_answer, reply_part, shorten
 
 @register("exact")
 def judge_exact(question: Question, response_text: str, truncated: bool) -> Judgement:
-    """Reward 1 where the judged part equals the answer or one of `accept`, else 0."""
+    """Reward 1 if the judged part equals the answer or one of `accept`, else 0."""
     texts, options = exact_texts(question)
     part = reply_part(response_text, options.where)
     wanted = {_normal(text, options.ignore_case) for text in texts}

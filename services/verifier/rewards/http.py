@@ -1,9 +1,9 @@
 """A reward served over HTTP: for judges that need a GPU, a service or another language (docs/rewards.md).
 
 We POST {"question": {...}, "response": "...", "truncated": false} and expect status 200 with
-{"reward": 0.5, "correct": false, "feedback": "..."}, of which only `reward` is needed. Whatever else comes back, or
-nothing, is a fault of infrastructure. After `FAILURES_TO_OPEN` failures in a row the endpoint is left alone for a while
-and rollouts wait, instead of burning their attempts on it.
+{"reward": 0.5, "correct": false, "feedback": "..."}, of which only `reward` is required. Anything else, or no response,
+is an infrastructure fault. After `FAILURES_TO_OPEN` consecutive failures the endpoint gets a pause and rollouts wait,
+instead of using up their attempts.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ _WORTH_ANOTHER_TRY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class EndpointReply(msgspec.Struct):
-    """What an endpoint answers."""
+    """The body of an endpoint's response."""
 
     reward: float
     correct: bool | None = None
-    """Unset: reward 1 is correct."""
+    """If unset, reward 1 counts as correct."""
     feedback: str = ""
     parsed_answer: str = ""
     format_ok: bool = True
 
 
 class Breaker:
-    """Keeps requests away from an endpoint that fails.
+    """A circuit breaker that keeps requests away from a failing endpoint.
 
-    Closed while things go well. `FAILURES_TO_OPEN` failures in a row open it for `open_seconds`; then one request goes
-    through alone: its success closes the breaker, its failure opens it again. The others wait meanwhile.
+    `FAILURES_TO_OPEN` consecutive failures open it for `open_seconds`. Then a single request passes while the others
+    wait: success closes the breaker, failure opens it again.
     """
 
     def __init__(self, open_seconds: float) -> None:
@@ -65,7 +65,7 @@ class Breaker:
         return self.num_failures >= FAILURES_TO_OPEN
 
     async def run(self, request: Callable[[], Awaitable[Judgement]]) -> Judgement:
-        """`request`'s result, once the endpoint may be asked."""
+        """The result of `request`, sent once the breaker lets it pass."""
         while self.is_open:
             async with self._probe:
                 if self.is_open:
@@ -85,13 +85,13 @@ class Breaker:
 
 
 class EndpointError(InfrastructureError):
-    """The endpoint failed this time."""
+    """The endpoint failed, and the request may be retried."""
 
 
 @register_resource("http")
 @asynccontextmanager
 async def open_http() -> AsyncIterator[Opened]:
-    """The endpoint of this process's settings."""
+    """Open the endpoint from this process's settings."""
     reward = HttpReward(load(EndpointSettings))
     try:
         yield Opened(reward)
@@ -100,10 +100,10 @@ async def open_http() -> AsyncIterator[Opened]:
 
 
 class HttpReward:
-    """Asks the endpoint of `TURNOUT_REWARD_URL`, or the question's own (`tests` {"url": ...}) on an allowed host."""
+    """Calls the endpoint `TURNOUT_REWARD_URL`, or the question's own (`tests` {"url": ...}) on an allowed host."""
 
     def __init__(self, options: EndpointSettings, *, pause_seconds: float = 0.5, open_seconds: float = 5.0) -> None:
-        """`pause_seconds` before the second try; it doubles from try to try."""
+        """`pause_seconds` is the pause before the second attempt; it doubles with each further one."""
         self.options = options
         self.pause_seconds = pause_seconds
         self.open_seconds = open_seconds
@@ -113,7 +113,7 @@ class HttpReward:
         self._breakers: dict[str, Breaker] = {}
 
     async def judge(self, question: Question, response_text: str, truncated: bool) -> Judgement:
-        """The endpoint's judgement. Raises `InfrastructureError` once all tries are used up."""
+        """The endpoint's judgement. Raises `InfrastructureError` once all attempts have failed."""
         url, headers = self._address(question)
         client = self._client(question, url)
         body = {"question": msgspec.to_builtins(question), "response": response_text, "truncated": truncated}
@@ -134,7 +134,7 @@ class HttpReward:
             await client.aclose()
 
     def _client(self, question: Question, url: str) -> httpx.AsyncClient:
-        """The client for the host of `url`, made when it is first asked: hosts differ in their proxies."""
+        """The client for the host of `url`, created on first use. Each host may need another proxy."""
         try:
             parts = httpx.URL(url)
             host = (parts.scheme, parts.host)
@@ -147,7 +147,7 @@ class HttpReward:
         return self._clients[host]
 
     def _address(self, question: Question) -> tuple[str, dict[str, str]]:
-        """Where to send this question, and with which headers. A dataset cannot name any host it likes."""
+        """The URL and headers for this question. A dataset can name only allowed hosts."""
         headers = {"Content-Type": "application/json"}
         own = http_url(question)
         if own is None:
@@ -167,7 +167,7 @@ class HttpReward:
         if not allowed:
             raise QuestionError(
                 f"Question {question.id} asks to be judged at {own!r}, whose host is not allowed.",
-                remedy="Add the host to TURNOUT_REWARD_HOSTS if you trust it with replies.",
+                remedy="If you trust the host with replies, add it to TURNOUT_REWARD_HOSTS.",
             )
         return own, headers
 
@@ -184,12 +184,12 @@ class HttpReward:
         if response.status_code != 200:
             fault = EndpointError if response.status_code in _WORTH_ANOTHER_TRY else QuestionError
             text = shorten(response.content.decode("utf-8", "replace"), 200)
-            raise fault(f"Reward endpoint {url} answered {response.status_code}: {text}")
+            raise fault(f"Reward endpoint {url} responded with status {response.status_code}: {text}")
         try:
             reply = msgspec.json.decode(response.content, type=EndpointReply)
         except msgspec.DecodeError as error:
             raise QuestionError(
-                f"Reward endpoint {url} gave an unexpected response: {error}.", remedy="See docs/rewards.md."
+                f"Reward endpoint {url} sent an unexpected response: {error}.", remedy="See docs/rewards.md."
             ) from error
         return Judgement(
             reward=reply.reward,

@@ -1,8 +1,8 @@
-"""Mathematics: the answer of the reply equals the reference. docs/rewards.md says what counts as equal.
+"""Mathematics: the reply's answer must equal the reference. docs/rewards.md defines what counts as equal.
 
-`answer` is the reference, LaTeX or plain. `math_answers` finds the reply's answer, `services.contracts.formulas` reads
-both, and `math_equality` compares them. Whatever a text asks for, the work is counted and bounded; the supervised
-worker is for what that overlooks.
+`answer` is the reference, in LaTeX or plain text. `mathematics.answers` finds the reply's answer,
+`services.contracts.questions.formulas` parses both, and `mathematics.equality` compares them. The work for any text is
+counted and bounded; the supervised worker is a second line of defence.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from services.verifier.rewards.replies import no_answer, shorten
 
 
 def warm() -> None:
-    """Load and build what the first comparison needs."""
+    """Load what the first comparison needs."""
     judge_math(Question(id="", kind="math", prompt="", answer=r"\sqrt{2} x"), "It is $x 2^{0.5}$.", False)
 
 
 @register("math", supervised=True, warm=warm)
 def judge_math(question: Question, response_text: str, truncated: bool) -> Judgement:
-    """Reward 1 where the answers are mathematically equal, else 0."""
+    """Reward 1 if the answers are mathematically equal, else 0."""
     reference = math_answer(question)
     text = answer_of(response_text)
     found = _read(text)

@@ -14,12 +14,12 @@ from services.verifier.rewards.replies import no_answer, shorten, tagged_answer
 
 _AT_END: Final = re.compile(r"<answer>\s*([A-Z])\s*</answer>\s*\Z")
 _PUBLISHED: Final = frozenset("ABCD")
-"""Options of the published questions. A row whose answer lies beyond them may have options up to Z."""
+"""Options of the published questions. A row whose answer is another letter may have options up to Z."""
 
 
 @register("mcq")
 def judge_mcq(question: Question, response_text: str, truncated: bool) -> Judgement:
-    """Reward 1 where the tagged answer is the letter, else 0. Feedback does not give the letter away."""
+    """Reward 1 if the tagged answer is the letter, else 0. Feedback does not reveal the letter."""
     letter = mcq_letter(question)
     letters = _PUBLISHED if letter in _PUBLISHED else frozenset(string.ascii_uppercase)
     answer = tagged_answer(response_text)

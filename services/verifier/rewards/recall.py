@@ -1,7 +1,7 @@
-"""Recall: the embedded benchmark (examples/embedded/benchmark.py). Facts and their total must be right.
+"""Recall: the reward of the embedded benchmark (examples/embedded/benchmark.py). Facts and total must be right.
 
-`tests` is {"facts": {"coal": 21, ...}}, `answer` the total. The reply is exactly
-`<reasoning>...</reasoning><answer>N</answer>` with every fact in the reasoning as `name=value` and none wrong.
+`tests` is {"facts": {"coal": 21, ...}}, `answer` the total. The reply must be exactly
+`<reasoning>...</reasoning><answer>N</answer>`, with every fact in the reasoning as `name=value` and none wrong.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _REPLY: Final = re.compile(r"<reasoning>(.*?)</reasoning><answer>([0-9]+)</answe
 
 @register("recall")
 def judge_recall(question: Question, response_text: str, truncated: bool) -> Judgement:
-    """Reward 1 where form, facts and total are right, else 0 (or the share of facts and total, `partial_credit`).
+    """Reward 1 if form, facts and total are right, else 0 (or with `partial_credit` the share of facts and total).
 
-    Feedback is "<name> should be <value>" for the first fact that is missing or wrong, and empty where only form or
-    total are wrong: the embedded policy has no words for those.
+    Feedback is "<name> should be <value>" for the first fact that is missing or wrong. It is empty if only form or
+    total are wrong, because the embedded policy's vocabulary has no words for those.
     """
     wanted, options = recall_facts(question)
     facts = options.facts
@@ -45,6 +45,6 @@ def judge_recall(question: Question, response_text: str, truncated: bool) -> Jud
 
 
 def _says(reasoning: str, name: str, value: str) -> bool:
-    """Whether `name=value` is in the text and no other value is."""
+    """Whether the text has `name=value` and no other value for `name`."""
     claims = re.findall(rf"\b{re.escape(name)}=([0-9]+)", reasoning)
     return bool(claims) and all(claim.lstrip("0") == value.lstrip("0") for claim in claims)

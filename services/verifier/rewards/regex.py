@@ -1,8 +1,7 @@
 """Regular expression: the judged part of the reply must match the question's pattern.
 
-`answer` is the pattern (Python's `re`). `tests` may be {"full": true, "ignore_case": true, "where": "answer"}: `full`
-asks that the whole part match, `where` is as in `exact`. Patterns that backtrack indefinitely are cut off by the
-worker's time limit.
+`answer` is the pattern (Python's `re`). `tests` may be {"full": true, "ignore_case": true, "where": "answer"}: with
+`full` the whole part must match; `where` is as in `exact`. The worker's time limit stops catastrophic backtracking.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from services.verifier.rewards.replies import no_answer, reply_part, shorten
 
 @register("regex", supervised=True)
 def judge_regex(question: Question, response_text: str, truncated: bool) -> Judgement:
-    """Reward 1 where the pattern is found, else 0. `parsed_answer` is the match."""
+    """Reward 1 if the pattern matches, else 0. `parsed_answer` is the match."""
     pattern, options = regex_pattern(question)
     part = reply_part(response_text, options.where)
     match = None

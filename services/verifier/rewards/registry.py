@@ -1,10 +1,11 @@
-"""The table of rewards: kind of question -> what judges one reply.
+"""The registry of rewards: maps a question's kind to what judges a reply.
 
     @register("mcq")
     def judge_mcq(question: Question, response_text: str, truncated: bool) -> Judgement: ...
 
-Such a reward is pure and synchronous and raises for no text that a model may write. `supervised=True` makes it run in a
-worker process with a time limit (`services.verifier.workers.pool`): for parsers that may hang, crash or eat memory.
+Such a reward is pure and synchronous, and must not raise for any text that a model may write. With `supervised=True` it
+runs in a worker process with a time limit (`services.verifier.workers.pool`), for parsers that may hang, crash or use
+too much memory.
 
 A reward that waits for something outside the process, such as the sandbox or the network, is opened once per verifier:
 
@@ -12,7 +13,7 @@ A reward that waits for something outside the process, such as the sandbox or th
     @asynccontextmanager
     async def open_http() -> AsyncIterator[Opened]: ...
 
-If opening raises `UnavailableError`, only its own questions cannot be judged. `BUILT_IN` names the modules.
+If opening raises `UnavailableError`, only the questions of that kind cannot be judged. `BUILT_IN` lists the modules.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from services.contracts.messages import Question
 
 ENTRY_POINTS: Final = "turnout.rewards"
 BUILT_IN: Final = ("mcq", "tooluse", "recall", "exact", "regex", "math", "code", "http")
-"""Modules of this package, each registering the kind of its name."""
+"""Modules of this package, each of which registers the kind of the same name."""
 LONGEST_TEXT: Final = 4000
 
 
@@ -44,7 +45,7 @@ class AsynchronousReward(Protocol):
     """Judges replies by waiting for something outside this process: sandbox, endpoint or worker pool."""
 
     async def judge(self, question: Question, response_text: str, truncated: bool) -> Judgement:
-        """The judgement. Raises `InfrastructureError` if the something failed, after the reward's own retries."""
+        """The judgement. Raises `InfrastructureError` if what it waits for failed, after the reward's own retries."""
         ...
 
 
@@ -54,7 +55,7 @@ class Opened:
 
     reward: AsynchronousReward
     details: Mapping[str, str] = field(default_factory=dict)
-    """Shown with the verifier's heartbeat."""
+    """Details for the verifier's heartbeat."""
 
 
 Opener = Callable[[], AbstractAsyncContextManager[Opened]]
@@ -62,14 +63,14 @@ Opener = Callable[[], AbstractAsyncContextManager[Opened]]
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """One row of the table: a function or an opener."""
+    """One entry: either a function or an opener."""
 
     kind: str
     function: RewardFunction | None = None
     open: Opener | None = None
     supervised: bool = False
     warm: Callable[[], None] | None = None
-    """Loads heavy libraries, once, in the process that all workers are forked from."""
+    """Loads heavy libraries, once, in the process from which all workers are forked."""
 
 
 _REWARDS: dict[str, Reward] = {}
@@ -78,7 +79,7 @@ _REWARDS: dict[str, Reward] = {}
 def register(
     kind: str, *, supervised: bool = False, warm: Callable[[], None] | None = None
 ) -> Callable[[RewardFunction], RewardFunction]:
-    """Decorator that puts a function into the table. Raises `ConfigurationError` for a kind that is taken."""
+    """Decorator that registers a function. Raises `ConfigurationError` if the kind is taken."""
 
     def add(function: RewardFunction) -> RewardFunction:
         _add(Reward(kind, function, supervised=supervised, warm=warm))
@@ -88,7 +89,7 @@ def register(
 
 
 def register_resource(kind: str) -> Callable[[Opener], Opener]:
-    """The same for a reward that has to be opened: a function that gives an asynchronous context manager."""
+    """Like `register`, for a reward that must be opened: a function that returns an asynchronous context manager."""
 
     def add(opener: Opener) -> Opener:
         _add(Reward(kind, open=opener))
@@ -109,56 +110,56 @@ def _name(reward: Reward) -> str:
 
 
 def built_in() -> dict[str, Reward]:
-    """The rewards that come with the platform, by kind."""
+    """The platform's own rewards by kind."""
     return {kind: load(kind) for kind in BUILT_IN}
 
 
 def own_kinds() -> list[str]:
-    """Kinds that installed packages bring (entry point group `turnout.rewards`). Loads none of their code.
+    """Kinds that installed packages provide (entry point group `turnout.rewards`). Does not load their code.
 
     Raises:
-        ConfigurationError: a package names a kind that the platform brings itself.
+        ConfigurationError: a package provides a built-in kind.
     """
     names = sorted({point.name for point in entry_points(group=ENTRY_POINTS)})
     for name in names:
         if name in BUILT_IN:
             raise ConfigurationError(
-                f"An installed package brings a reward named {name!r}, which the platform has itself.",
+                f"An installed package provides a reward named {name!r}, which is built in.",
                 remedy=f"Rename the package's entry point in group {ENTRY_POINTS}.",
             )
     return names
 
 
 def load(kind: str) -> Reward:
-    """A reward of the platform or of an installed package. Importing a package's reward may raise anything, so that is
-    done in worker processes only."""
+    """A reward of the platform or of an installed package. Call this for packages only in worker processes, since
+    importing one may raise anything."""
     if kind in BUILT_IN:
         importlib.import_module(f"services.verifier.rewards.{kind}")
         return _REWARDS[kind]
     for point in entry_points(group=ENTRY_POINTS, name=kind):
         return Reward(kind, point.load(), supervised=True)
-    raise LookupError(f"no installed package brings a reward named {kind!r}")
+    raise LookupError(f"no installed package provides a reward named {kind!r}")
 
 
 def checked(result: Any) -> Judgement:
-    """A reward's result as a `Judgement`; a plain number (or bool) counts as correct where it is 1.
+    """A reward's result as a `Judgement`; a plain number (or bool) counts as correct if it is 1.
 
     Raises:
-        QuestionError: not a judgement or number, or a reward outside [0, 1].
+        QuestionError: the result is neither a judgement nor a number, or the reward is outside [0, 1].
     """
     if isinstance(result, bool | int | float):
         result = Judgement(reward=float(result), correct=float(result) >= 1.0)
     if not isinstance(result, Judgement):
         raise QuestionError(
-            f"The reward returned {type(result).__name__}.", remedy="Return a Judgement or a number in [0, 1]."
+            f"The reward returned a {type(result).__name__}.", remedy="Return a Judgement or a number from 0 to 1."
         )
     if not (math.isfinite(result.reward) and 0.0 <= result.reward <= 1.0):
-        raise QuestionError(f"The reward returned {result.reward}.", remedy="Return a reward in [0, 1].")
+        raise QuestionError(f"The reward returned {result.reward}.", remedy="Return a reward from 0 to 1.")
     return msgspec.structs.replace(
         result, parsed_answer=_sendable(result.parsed_answer), feedback=_sendable(result.feedback)
     )
 
 
 def _sendable(text: str) -> str:
-    """`text` as UTF-8 can carry it (JSON escapes can smuggle lone surrogates in), at most `LONGEST_TEXT` characters."""
+    """`text` without unpaired surrogates (which JSON escapes can contain), at most `LONGEST_TEXT` characters."""
     return text[:LONGEST_TEXT].encode("utf-8", "replace").decode()

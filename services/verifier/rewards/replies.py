@@ -1,4 +1,4 @@
-"""What several rewards share: reading a reply's answer and writing feedback."""
+"""Helpers that several rewards share: finding a reply's answer and writing feedback."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CUT_OFF: Final = "The reply was cut off at the length limit before its answer: b
 
 
 def tagged_answer(text: str) -> str | None:
-    """Text between the LAST <answer> and the next </answer>, stripped; None where either is missing."""
+    """Text between the LAST <answer> and the next </answer>, stripped; None if either is missing."""
     start = text.rfind(OPEN)
     if start < 0:
         return None
@@ -26,7 +26,7 @@ def no_answer(truncated: bool) -> str:
 
 
 def shorten(text: str, limit: int = 120) -> str:
-    """`text` with its middle cut out where it is longer than `limit` characters."""
+    """`text`, with its middle cut out if it is longer than `limit` characters."""
     if len(text) <= limit:
         return text
     half = (limit - 5) // 2
@@ -34,9 +34,9 @@ def shorten(text: str, limit: int = 120) -> str:
 
 
 def reply_part(text: str, where: Literal["answer", "reply"] | msgspec.UnsetType) -> str | None:
-    """The part of a reply that is judged: setting `where` is "answer" (the tags), "reply" (all), or unset.
+    """The part of a reply to judge, by the setting `where`: "answer" (in the tags), "reply" (everything), or unset.
 
-    Unset takes the tagged answer where there is one and the whole reply otherwise. None: the tags are missing.
+    If it is unset, the tagged answer if the reply has tags, otherwise the whole reply. None if the tags are incomplete.
     """
     if where == "reply":
         return text.strip()

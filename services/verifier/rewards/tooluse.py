@@ -1,10 +1,10 @@
 """Tool use: `Action: name` and `Action Input: {json}` pairs.
 
-The multiset of action names must be the answer's, and so must the merged inputs. The public scorer finds inputs by a
-regular expression that ends at the first closing brace, so nested JSON never parses there; here a JSON decoder reads
-from the first brace on, and what it has read is not looked through for further calls. The public scorer ends a name at
-the first character that is not `\\w`, so that `get-weather` counts as `get`; here it is all that its line holds before
-the next part, without a full stop, comma or the like at its end.
+The multiset of action names and the merged inputs must both equal the answer's. The public scorer finds inputs with a
+regular expression that ends at the first closing brace, so nested JSON never parses; here a JSON decoder reads from the
+first brace, and what it has read is not searched for further calls. The public scorer ends a name at the first
+character that is not `\\w`, so `get-weather` counts as `get`; here the name is the rest of its line before the next
+part, without trailing punctuation.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Calls:
     inputs: dict[str, Any] = field(default_factory=dict)
     num_inputs: int = 0
     has_unreadable: bool = False
-    """An input is no JSON object, or more than one; it and those after it are left out."""
+    """Whether an input is not exactly one JSON object; it and all later inputs are ignored."""
     num_surplus: int = 0
     """Inputs that belong to no action before them."""
 
 
 @register("tooluse")
 def judge_tooluse(question: Question, response_text: str, truncated: bool) -> Judgement:
-    """Reward 1 where actions and merged inputs are the answer's, else 0 (or their share with `partial_credit`)."""
+    """Reward 1 if actions and merged inputs equal the answer's, else 0 (or their share with `partial_credit`)."""
     asked, options = tool_calls(question)
     expected = merged(asked)
     found = read_reply(response_text, expected)
@@ -80,7 +80,7 @@ def merged(asked: Sequence[ToolCall]) -> Calls:
 
 
 def read_reply(text: str, expected: Calls) -> Calls:
-    """The calls in a reply. One pass: the reading of inputs ends at the first that is unreadable."""
+    """The calls in a reply. After the first unreadable input, no further inputs are read."""
     calls = Calls()
     position = 0
     while mark := _MARK.search(text, position):
@@ -108,7 +108,7 @@ def read_reply(text: str, expected: Calls) -> Calls:
 
 
 def _ends_at(text: str, position: int) -> bool:
-    """Whether nothing but white space stands between `position` and the next part or the end of the line."""
+    """Whether there is only white space between `position` and the next part or the end of the line."""
     blank = _NOTHING.match(text, position)
     return _NEXT_PART.match(text, blank.end() if blank else position) is not None
 
@@ -118,7 +118,7 @@ def _same(key: str, expected: Calls, found: Calls) -> bool:
 
 
 def _feedback(expected: Calls, found: Calls, wrong: list[str], truncated: bool) -> str:
-    """What differs: actions first, then unreadable inputs, then the first wrong input."""
+    """The first difference: in the actions, then unreadable inputs, then the first wrong input."""
     if not found.actions:
         return CUT_OFF if truncated else 'No action was found: write "Action: name" and "Action Input: {json}".'
     if found.actions != expected.actions:

@@ -1,7 +1,7 @@
-"""`/dev/stdin` and its like without a /proc: opening one gives another handle on the descriptor that it names.
+"""Emulates `/dev/stdin` and similar paths without a /proc: opening one duplicates the descriptor that it names.
 
-Mounting a /proc for each program would cost more than it is worth. So `open` and `os.open` are wrapped, and only for
-programs whose source holds such a path.
+Mounting a /proc for each program would cost too much. Instead `open` and `os.open` are wrapped, only for programs whose
+source contains such a path.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def mentioned(source: bytes) -> bool:
 
 
 def redirect() -> None:
-    """Wrap what opens files. In the child, just before the program runs."""
+    """Wrap the functions that open files. Called in the child, just before the program runs."""
     open_file, open_descriptor, exists = io.open, os.open, os.path.exists
 
     def wrapped_open(file: Any, *arguments: Any, **options: Any) -> Any:

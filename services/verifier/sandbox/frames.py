@@ -1,7 +1,7 @@
-"""What verifier and zygote say to each other over one SOCK_SEQPACKET pair: fixed-size numbers and descriptors only.
+"""Messages between verifier and zygote over a SOCK_SEQPACKET pair: only fixed-size numbers and descriptors.
 
-Source, input and output of a program never pass through the zygote: they are memory files of the verifier, handed on
-as descriptors. So the memory that programs inherit from the zygote never held another program's text, input or output.
+Source, input and output of a program never pass through the zygote: they are memory files of the verifier, passed on as
+descriptors. The memory that programs inherit from the zygote therefore never contained another program's data.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ _REPLY = struct.Struct("<BidddQ160s")
 
 
 class Ended(IntEnum):
-    """Why the zygote saw a program end."""
+    """How a program ended, as seen by the zygote."""
 
     BY_ITSELF = 0
     CPU_LIMIT = 1
     WALL_LIMIT = 2
     NOT_STARTED = 3
-    """Our own set-up failed; no line of the program ran."""
+    """Our set-up failed, and no line of the program ran."""
     STARVED = 4
-    """The machine was too busy to give it the time that it was to have."""
+    """The machine was too busy to give the program its time."""
     TOO_MANY_THREADS = 5
 
 
@@ -44,15 +44,15 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the kernel told the zygote about one run."""
+    """The kernel's measurements of one run."""
 
     ended: Ended
     wait_status: int
-    """As of wait4(2)."""
+    """As returned by wait4(2)."""
     cpu_seconds: float
     wall_seconds: float
     queued_seconds: float
-    """How long its threads waited for a core; the most of any. Only measured where it may matter."""
+    """Longest time that one of its threads waited for a core. Measured only if it may matter."""
     peak_resident_bytes: int
     fault: str = ""
     """Why the program did not start."""
@@ -65,7 +65,7 @@ def send_request(control: socket.socket, request: Request, descriptors: list[int
 
 
 def receive_request(control: socket.socket) -> tuple[Request, list[int]] | None:
-    """The next request, or None when the verifier is gone."""
+    """The next request, or None if the verifier is gone."""
     size = array.array("i").itemsize
     data, ancillary, _, _ = control.recvmsg(_REQUEST.size, socket.CMSG_SPACE(NUM_DESCRIPTORS * size))
     if not data:

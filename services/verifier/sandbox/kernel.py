@@ -1,7 +1,7 @@
 """The few kernel calls that Python 3.11 does not wrap. Each raises OSError with the call's name.
 
-Kept apart so that everything that speaks to the kernel by number can be read in one place. The zygote imports this
-before it forks; a program in the sandbox may call it too, and gets what the seccomp filter allows: nothing.
+They are in one module so that everything that calls the kernel by number can be reviewed in one place. The zygote
+imports it before it forks. A program in the sandbox may call it too, but the seccomp filter rejects these calls.
 """
 
 from __future__ import annotations
@@ -100,10 +100,10 @@ def drop_capabilities() -> None:
 
 
 def close_from(first: int) -> None:
-    """Close every descriptor from `first` on, also forgotten ones."""
+    """Close every descriptor from `first` on, including forgotten ones."""
     call("close_range", SYS_CLOSE_RANGE, first, 0xFFFFFFFF, 0)
 
 
 def one_heap() -> None:
-    """Let all threads share one heap: every further one would reserve 128 MiB of the address space that is limited."""
+    """Make all threads share one heap, since each further heap would reserve 128 MiB of the limited address space."""
     _libc.mallopt(M_ARENA_MAX, 1)

@@ -1,7 +1,7 @@
-"""Landlock: which files a process may reach, which it decides permanently, without privileges (kernel 5.13 on).
+"""Landlock: permanently restricts the files that a process can reach, without privileges (from kernel 5.13).
 
-Rights that the running kernel does not know are left out (they are then bounded by the mounts and by seccomp only);
-`Layers` in layers.py says which version is required. See landlock(7) for the numbers.
+Rights unknown to the running kernel are left out, and then restricted only by the mounts and by seccomp. `Layers` in
+layers.py says which version is required. See landlock(7) for the numbers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ALL_SCOPES = 3  # abstract Unix sockets and signals beyond this domain
 
 
 def abi() -> int:
-    """The kernel's Landlock version; 0 where it has none or it is switched off."""
+    """The kernel's Landlock version; 0 if Landlock is missing or disabled."""
     try:
         return kernel.call("landlock_create_ruleset", kernel.SYS_LANDLOCK_CREATE_RULESET, None, 0, 1)
     except OSError:
@@ -36,7 +36,7 @@ def abi() -> int:
 
 
 def create(version: int) -> int:
-    """A rule set that forbids all that `version` can forbid. The descriptor is the caller's to close."""
+    """A rule set that forbids everything that `version` can forbid. The caller must close the descriptor."""
     files = _ALL_FILE_RIGHTS[min(version, 5)]
     attributes = struct.pack("<QQQ", files, _ALL_NET_RIGHTS if version >= 4 else 0, _ALL_SCOPES if version >= 6 else 0)
     size = 24 if version >= 6 else 16 if version >= 4 else 8
@@ -54,7 +54,7 @@ def allow(ruleset: int, version: int, path: int, rights: int, *, is_folder: bool
 
 
 def restrict(ruleset: int) -> None:
-    """Bind this thread, and all it will fork, to the rules. Needs no_new_privs."""
+    """Apply the rules to this thread and everything that it will fork. Requires no_new_privs."""
     kernel.call("landlock_restrict_self", kernel.SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0)
 
 

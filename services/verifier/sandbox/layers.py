@@ -1,7 +1,7 @@
-"""What this machine's kernel grants a sandbox, found out by trying each layer in a throwaway process.
+"""Finds out which sandbox layers this machine's kernel supports, by trying each in a throwaway process.
 
-Required: resource limits, no_new_privs, seccomp, and Landlock. Namespaces are used wherever they are allowed; without
-them a program may not write any file at all and can ask for names and sizes (not contents) of files it can guess.
+Resource limits, no_new_privs, seccomp and Landlock are required. Namespaces are used if they are allowed; without them
+a program cannot write any file, and can query names and sizes (but not contents) of files whose path it guesses.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from services.contracts.errors import UnavailableError
 from services.verifier.sandbox import kernel, landlock, room, seccomp
 
 MINIMUM_LANDLOCK = 3
-"""Without namespaces: the first version that can forbid cutting files short (kernel 6.2)."""
+"""Without namespaces: the first version that can forbid truncating files (kernel 6.2)."""
 MINIMUM_LANDLOCK_ISOLATED = 1
-"""With a private read-only root, which forbids that already (kernel 5.13)."""
+"""With a private read-only root, which already prevents truncation (kernel 5.13)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """Which layers are active on this machine. `landlock_abi` is 0 where there is no Landlock."""
+    """The layers that work on this machine. `landlock_abi` is 0 without Landlock."""
 
     rlimits: bool = False
     no_new_privs: bool = False
@@ -40,24 +40,24 @@ class Layers:
     mount_namespace: bool = False
     ipc_namespace: bool = False
     private_root: bool = False
-    """The namespaces work together: a root folder of our own could be built and entered."""
+    """Whether the namespaces work together: our own root folder could be built and entered."""
     detail: str = ""
     """Why the private root could not be built."""
 
     @property
     def isolated(self) -> bool:
-        """All namespaces are in force."""
+        """Whether all namespaces are in use."""
         return self.private_root
 
     @property
     def active(self) -> list[str]:
-        """Names of the layers in force, for logs, /healthz and the doctor."""
+        """Names of the active layers, for logs, /healthz and the doctor."""
         names = [name for name, value in asdict(self).items() if value is True]
         return [*names, f"landlock_abi_{self.landlock_abi}"] if self.landlock_abi else names
 
     @property
     def missing(self) -> dict[str, str]:
-        """Remedies by required layer that is missing; empty where untrusted code may run."""
+        """Remedies by missing required layer; empty if untrusted code may run."""
         needed = MINIMUM_LANDLOCK_ISOLATED if self.isolated else MINIMUM_LANDLOCK
         remedies = {}
         if not self.rlimits:
@@ -78,7 +78,7 @@ class Layers:
 
     @property
     def advice(self) -> str:
-        """How to get the layers that are not required but missing; empty where nothing is missing."""
+        """How to enable the optional layers that are missing; empty if none is missing."""
         if self.isolated:
             return ""
         return (
@@ -88,16 +88,16 @@ class Layers:
         )
 
     def require(self) -> None:
-        """Raise `UnavailableError` naming the remedies where a required layer is missing."""
+        """Raise `UnavailableError` with the remedies if a required layer is missing."""
         if self.missing:
             raise UnavailableError(
-                f"This machine cannot run untrusted code: {', '.join(self.missing)} missing.",
+                f"This machine cannot run untrusted code. Missing sandbox layers: {', '.join(self.missing)}.",
                 remedy=" ".join(dict.fromkeys(self.missing.values())),
             )
 
 
 UMASK = 0o022
-"""Of every zygote: with the verifier's own, programs, which are another user, could not enter their root folder."""
+"""For every zygote: with the verifier's own umask, programs, which run as another user, could not enter their root."""
 
 
 def zygote_command(python: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
@@ -109,7 +109,7 @@ def zygote_command(python: str, *arguments: str) -> tuple[list[str], dict[str, s
 
 @functools.cache
 def probe(python: str = sys.executable) -> Layers:
-    """The layers of this machine; takes about 0.2 s, once a process. Raises `UnavailableError` if the probe dies."""
+    """The layers of this machine, cached; takes about 0.2 s. Raises `UnavailableError` if the probe fails."""
     command, environment = zygote_command(python, "--probe")
     try:
         done = subprocess.run(
@@ -119,13 +119,13 @@ def probe(python: str = sys.executable) -> Layers:
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         said = getattr(error, "stderr", None) or b""
         raise UnavailableError(
-            f"The sandbox could not look at this machine: {error} {said.decode(errors='replace')[-400:]}",
-            remedy=f"Check that {python} starts and that the services package is readable to this user.",
+            f"The sandbox could not probe this machine: {error} {said.decode(errors='replace')[-400:]}",
+            remedy=f"Check that {python} starts and that this user can read the services package.",
         ) from error
 
 
 def measure() -> dict[str, object]:
-    """Fields of `Layers`, tried one by one; runs in a process of its own (zygote.py --probe)."""
+    """The fields of `Layers`, tried one by one. Runs in a separate process (zygote.py --probe)."""
     version = landlock.abi()
     single = {
         "user_namespace": 0,
@@ -147,7 +147,7 @@ def measure() -> dict[str, object]:
 
 
 def _fault_of(attempt: Callable[[], object]) -> str:
-    """Run the attempt in a fork; what went wrong, or an empty text."""
+    """Run the attempt in a forked process. Returns its error, or an empty text."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -155,7 +155,7 @@ def _fault_of(attempt: Callable[[], object]) -> str:
         try:
             attempt()
             code = 0
-        except BaseException as error:  # noqa: BLE001  # the throwaway process's border: the fault is the answer
+        except BaseException as error:  # noqa: BLE001  # the error is the result
             os.write(writing, str(error).encode()[:200] or b"unknown fault")
         os._exit(code)
     os.close(writing)
@@ -183,7 +183,7 @@ def _try_landlock(version: int) -> None:
 
 
 def _try_seccomp() -> None:
-    assert seccomp.supported(), f"the system calls of {kernel.machine} are not known"
+    assert seccomp.supported(), f"the system calls of {kernel.machine} are unknown"
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     seccomp.install(seccomp.program(os.getpid()))
     try:
@@ -199,7 +199,7 @@ def _try_namespace(flag: int) -> None:
 
 
 def _try_room() -> None:
-    """Everything a zygote and its child do with namespaces."""
+    """Do everything that a zygote and its child do with namespaces."""
     built = room.enter(0, (), isolated=True, landlock_abi=landlock.abi())
     built.begin_run()
     child = os.fork()
@@ -209,4 +209,4 @@ def _try_room() -> None:
     built.end_fork()
     _, status = os.waitpid(child, 0)
     if status:
-        raise OSError(f"a namespace within the namespace was refused (wait status {status})")
+        raise OSError(f"a nested namespace was refused (wait status {status})")

@@ -1,6 +1,6 @@
-"""`python -m services.verifier.sandbox.probe`: which layers of the sandbox work on this machine.
+"""`python -m services.verifier.sandbox.probe` prints which layers of the sandbox work on this machine.
 
-Exit code 0 where untrusted code may run, 1 where a required layer is missing; the remedy is on standard output.
+Exit code 0 if untrusted code may run, 1 if a required layer is missing, with the remedy on standard output.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from services.verifier.sandbox.sandbox import probe
 
 
 def main() -> int:
-    """Print the active layers, or what is missing and its remedy."""
+    """Print the active layers, or the missing ones and their remedies."""
     layers = probe()
     if layers.missing:
         print("; ".join(f"{layer} is missing: {remedy}" for layer, remedy in layers.missing.items()))

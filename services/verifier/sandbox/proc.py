@@ -1,4 +1,4 @@
-"""What the machine's /proc says about a running program, seen from outside its room."""
+"""Reads what the machine's /proc says about a running program, from outside its room."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Proc:
-    """The /proc that the zygote kept open when it left the machine's files behind."""
+    """The machine's /proc, which the zygote keeps open when it enters its room."""
 
     folder: int
     """Descriptor of /proc; programs do not inherit it."""
 
     def num_threads(self, handle: int) -> int:
-        """Threads of the process behind a pidfd; 0 if it has ended or is hidden from us."""
+        """Number of threads of the process behind a pidfd; 0 if it has ended or is hidden."""
         return len(self._threads(self._pid(handle)))
 
     def queued_seconds(self, handle: int) -> float | None:
-        """How long its threads waited for a core, the most of any; None if this kernel does not say."""
+        """Longest time that one of its threads waited for a core; None if this kernel does not say."""
         pid, waits = self._pid(handle), []
         for thread in self._threads(pid):
             fields = self._read(f"{pid}/task/{thread}/schedstat").split()
@@ -27,7 +27,7 @@ class Proc:
         return max(waits, default=None)
 
     def _pid(self, handle: int) -> int:
-        """Its number in this /proc; -1 for none."""
+        """The process's id in this /proc; -1 if it has none."""
         for line in self._read(f"self/fdinfo/{handle}").splitlines():
             name, _, value = line.partition(":")
             if name == "Pid":

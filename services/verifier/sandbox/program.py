@@ -1,7 +1,7 @@
-"""The forked child: gives everything up, step by step, then runs the program. Never returns.
+"""The forked child: drops all rights, step by step, then runs the program. Never returns.
 
 The order matters. Mounts come before Landlock (which forbids mounting), the user namespace before the limit on
-processes (which is counted in it), memory last but one (each step before may allocate), the filter last.
+processes (which it counts), the memory limit last but one (earlier steps may allocate), and the filter last.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _STATUS = 3
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What the zygote prepares once, so that each program finds it: every page that is not written is shared."""
+    """What the zygote prepares once for all programs, which share every page that they do not write."""
 
     room: Room
     base: int
-    """The zygote's own address space in bytes, which does not count against a program's."""
+    """The zygote's own address space in bytes, which does not count against a program's limit."""
     filter: bytes | None
-    """The seccomp filter, where the program's process number is known beforehand."""
+    """The seccomp filter, if the program's process id is known in advance."""
 
 
 def prepare(room: Room, base: int) -> Stage:
-    """Make this interpreter look to a program like a fresh one. In the zygote, when all else is imported."""
+    """Make this interpreter look like a fresh one to programs. Called in the zygote, after all imports."""
     for name in [name for name in sys.modules if name == "services" or name.startswith("services.")]:
         del sys.modules[name]
     sys.argv[:] = sys.orig_argv[:] = [script.PATH]
@@ -52,7 +52,7 @@ def prepare(room: Room, base: int) -> Stage:
 def run(stage: Stage, request: Request, descriptors: list[int], status: int) -> NoReturn:
     """Run the program whose source is the first descriptor.
 
-    `status` is a socket on which the zygote hears STARTED, or why we did not get there.
+    `status` is a socket for telling the zygote `STARTED`, or why the program was not started.
     """
     source_file, *standard = descriptors
     source = os.pread(source_file, os.fstat(source_file).st_size, 0)
@@ -61,7 +61,7 @@ def run(stage: Stage, request: Request, descriptors: list[int], status: int) -> 
     os.dup2(status, _STATUS)
     try:
         _give_up(stage, request, source)
-    except Exception as error:  # noqa: BLE001  # the child's border: the reason goes to the zygote, nothing has run
+    except Exception as error:  # noqa: BLE001  # reported to the zygote; the program has not run
         os.write(_STATUS, f"{type(error).__name__}: {error}".encode()[:160])
         os._exit(1)
     os.write(_STATUS, STARTED)
@@ -90,7 +90,7 @@ def _give_up(stage: Stage, request: Request, source: bytes) -> None:
         (resource.RLIMIT_STACK, STACK_BYTES, resource.RLIM_INFINITY),
         (resource.RLIMIT_AS, stage.base + request.memory_bytes, stage.base + request.memory_bytes),
     ]
-    if room.isolated:  # counted by user: elsewhere the user's other processes would count, so there the zygote is asked
+    if room.isolated:  # counted per user; in a bare room the user's other processes would count, so the zygote decides
         limits.append((resource.RLIMIT_NPROC, threads.MOST, threads.MOST))
     for kind, soft, hard in limits:
         most = resource.getrlimit(kind)[1]

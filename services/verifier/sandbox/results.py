@@ -1,4 +1,4 @@
-"""What goes into the sandbox and what comes out."""
+"""The sandbox's input and output."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Program:
     """Runs as `__main__`. Never put expected answers or secrets in it: the program can read its own source."""
     stdin: bytes = b""
     wall_seconds: float = 10.0
-    """From the fork to the end, on the clock, less the time that it waited for a core."""
+    """Wall time from the fork to the end, minus the time spent waiting for a core."""
     cpu_seconds: float = 5.0
-    """Of all its threads; exact to a few milliseconds."""
+    """CPU time of all its threads; exact to a few milliseconds."""
     memory_bytes: int = 256 << 20
     """Address space beyond the interpreter's own. The scratch folder adds at most 16 MiB."""
     output_bytes: int = 1 << 20
-    """Most bytes on each of standard output and standard error, and most bytes of one file."""
+    """Limit in bytes for standard output, standard error and each file."""
 
     def __post_init__(self) -> None:
         assert 0 < self.wall_seconds < MOST_SECONDS, self.wall_seconds
@@ -40,7 +40,7 @@ class Program:
 
     @property
     def patience_seconds(self) -> float:
-        """Longest time on the clock, however busy the machine is."""
+        """Longest wall time, however busy the machine is."""
         return 3 * self.wall_seconds + 5
 
     def request(self) -> Request:
@@ -49,25 +49,25 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of a program.
+    """The result of a program.
 
-    `timeout_wall`: it slept or waited; `starved`: the machine was too busy for it, so run it again, alone, before it
-    counts. `killed` is death by a signal (a crash, or a lethal system call), or for too many threads.
+    `timeout_wall`: it slept or waited. `starved`: the machine was too busy, so run it again alone before it counts.
+    `killed`: it died from a signal (a crash, or a lethal system call), or had too many threads.
     """
 
     status: Status
     exit_code: int | None
-    """What it exited with; minus the signal's number where a signal ended it; None where it never ran."""
+    """Its exit code; minus the signal's number if a signal ended it; None if it never ran."""
     stdout: bytes
     stderr: bytes
     cpu_seconds: float
     wall_seconds: float
     queued_seconds: float = 0.0
-    """How long it waited for a core, as far as that was measured: only of programs that took long."""
+    """How long it waited for a core, which is measured only for programs that take long."""
     violations: list[str] = field(default_factory=list)
-    """Limits that it ran into: cpu_time, wall_time, memory, output, threads, system_call."""
+    """Limits that it exceeded: cpu_time, wall_time, memory, output, threads, system_call."""
     fault: str = ""
-    """For infrastructure faults: what went wrong."""
+    """The reason for an infrastructure fault."""
 
     @classmethod
     def of_fault(cls, fault: str) -> Result:
@@ -75,8 +75,8 @@ class Result:
 
 
 def classify(program: Program, reply: Reply, stdout: bytes, stderr: bytes, *, host_killed: bool) -> Result:
-    """The result of a run from what the kernel said about it. `host_killed`: it is on record that the host, for want of
-    memory, killed some process during the run."""
+    """The result of a run, from the kernel's measurements. `host_killed` says that the host, short of memory, killed a
+    process during the run."""
     code = os.waitstatus_to_exitcode(reply.wait_status)
     status, violation, fault = _status(program, reply, code, stdout, stderr, host_killed)
     return Result(
@@ -96,7 +96,7 @@ def _status(
     program: Program, reply: Reply, code: int, stdout: bytes, stderr: bytes, host_killed: bool
 ) -> tuple[Status, str, str]:
     if reply.ended is Ended.NOT_STARTED:
-        return "infrastructure_fault", "", reply.fault or "The program's process ended before its set-up was complete."
+        return "infrastructure_fault", "", reply.fault or "The program's process exited before its set-up was complete."
     if reply.ended is Ended.CPU_LIMIT:
         return "timeout_cpu", "cpu_time", ""
     if reply.ended is Ended.WALL_LIMIT:
@@ -111,7 +111,7 @@ def _status(
         return "killed", "system_call", ""
     if code == -signal.SIGKILL and host_killed:
         return "infrastructure_fault", "", "The program was killed because the host ran out of memory."
-    # That a program claims a MemoryError can only spoil its own verdict.
+    # A program that fakes a MemoryError can only spoil its own verdict.
     claims = code == 1 and stderr.rstrip().rsplit(b"\n", 1)[-1].startswith(b"MemoryError")
     if claims or (code != 0 and reply.peak_resident_bytes > _NEARLY * program.memory_bytes):
         return "memory", "memory", ""

@@ -1,12 +1,13 @@
-"""The room a zygote lives in: namespaces of its own, and a root folder that holds a Python installation, nothing else.
+"""The room of a zygote: its own namespaces, and a root folder that contains only a Python installation.
 
     enter(...)       once per zygote; afterwards `/` is the room (if namespaces are allowed), and the user unprivileged
     Room.begin_run() in the zygote, before it forks a program: the child becomes process 1 of a fresh pid namespace
     Room.end_fork()  in the zygote, after the fork
     Room.shut()      in the child: its own mount, network and IPC namespaces, an empty 16 MiB folder /tmp, and a user
-                     namespace without any mapped user, which costs it every capability over all of the above
+                     namespace without any mapped user, which removes every capability over all of the above
 
-Where namespaces are not allowed the room is `bare`: same user rules, no private root; Landlock then carries the files.
+If namespaces are not allowed, the room is `bare`: the same rules for users, but no private root, so only Landlock
+protects files.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ SCRATCH = "/tmp"
 SCRATCH_BYTES = 16 << 20
 SCRATCH_FILES = 1024
 FIRST_UID = 64000
-"""A zygote started by root becomes user 64000 + its index: a user without files or processes."""
+"""A zygote started by root becomes user 64000 + its index, a user without files or processes."""
 NOBODY = 65534
 HOST_NAME = "sandbox"
 _ALL_NAMESPACES = (
@@ -42,15 +43,15 @@ _HIDDEN = ("site-packages", "dist-packages", "test", "idlelib", "ensurepip")
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """What a program may read: absolute, existing paths."""
+    """What a program may read, as absolute, existing paths."""
 
     stdlib: str
     libraries: tuple[str, ...]
-    """Folders of shared libraries, or single libraries where the folder holds more than those."""
+    """Folders of shared libraries, or single libraries if their folder contains other files."""
     other: tuple[str, ...]
     """Time zones, the loader's cache."""
     packages: tuple[str, ...]
-    """Installed packages that the deployment opened."""
+    """Installed packages that the deployment makes available."""
 
 
 def needed_paths(packages: Iterable[str]) -> Paths:
@@ -75,14 +76,14 @@ def needed_paths(packages: Iterable[str]) -> Paths:
 
 @dataclass(slots=True)
 class Room:
-    """Where programs of this zygote run."""
+    """The environment in which a zygote's programs run."""
 
     isolated: bool
-    """Namespaces and a private root are in force; otherwise the room is bare."""
+    """Whether namespaces and a private root are in use; otherwise the room is bare."""
     paths: Paths
     landlock_abi: int
     ruleset: int = -1
-    """Bare rooms: the rules, made once."""
+    """Descriptor of a bare room's rules, which are made once."""
     own_pid_namespace: int = -1
     proc: Proc = field(default_factory=lambda: Proc(-1))
     """The machine's /proc, for the zygote."""
@@ -96,7 +97,7 @@ class Room:
             kernel.setns(self.own_pid_namespace, kernel.CLONE_NEWPID)
 
     def shut(self) -> None:
-        """In the child: see the module's docstring. Ends with Landlock not yet in force."""
+        """In the child, see the module's docstring. Landlock is not active yet afterwards."""
         if not self.isolated:
             os.chdir("/")
             return
@@ -107,7 +108,7 @@ class Room:
         os.chdir(SCRATCH)
 
     def restrict_files(self) -> None:
-        """In the child, with no_new_privs set: Landlock. Read the installation, write in the scratch folder only."""
+        """In the child, with no_new_privs set, apply Landlock: read the installation, write to the scratch folder."""
         if self.ruleset >= 0:
             landlock.restrict(self.ruleset)
             return
@@ -122,9 +123,11 @@ class Room:
 
 
 def enter(index: int, packages: Iterable[str], *, isolated: bool, landlock_abi: int) -> Room:
-    """Move this process into its room; where isolated, the caller continues as process 1 of a new pid namespace.
+    """Move this process into its room. If isolated, the caller continues as process 1 of another pid namespace, while
+    the original process waits for it and dies with it.
 
-    The process that called stays behind to wait and dies with it. Raises OSError where the kernel refuses a step.
+    Raises:
+        OSError: the kernel refuses a step.
     """
     room = Room(isolated, needed_paths(packages), landlock_abi)
     if not isolated:
@@ -134,7 +137,7 @@ def enter(index: int, packages: Iterable[str], *, isolated: bool, landlock_abi: 
         return room
     proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
     by_root = os.geteuid() == 0 and _may_mount()
-    if by_root:  # our own installation may lie where only root may look, so the room is built first
+    if by_root:  # only root may be able to read our installation, so build the room first
         kernel.unshare(kernel.CLONE_NEWNS)
         _build(room.paths)
     become_unprivileged(index)
@@ -154,7 +157,7 @@ def enter(index: int, packages: Iterable[str], *, isolated: bool, landlock_abi: 
 
 
 def become_unprivileged(index: int) -> None:
-    """Root becomes a user of its own without groups; everybody else stays who they are."""
+    """Make root a separate user without groups. Other users stay what they are."""
     if os.geteuid() == 0:
         os.setgroups([])
         for uid in (FIRST_UID + index % 1000, NOBODY):
@@ -165,7 +168,7 @@ def become_unprivileged(index: int) -> None:
             except OSError:
                 if uid == NOBODY:
                     raise
-        kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # the kernel took it away with the user; /proc/self needs it
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # lost with the change of user, but needed for /proc/self
 
 
 def _may_mount() -> bool:
@@ -175,24 +178,24 @@ def _may_mount() -> bool:
 
 
 def _become_first_process(proc: int) -> None:
-    """Fork into the new pid namespace; the parent waits, and neither outlives the other."""
+    """Fork into the pid namespace. The parent waits, and neither outlives the other."""
     child = os.fork()
     if child:
         os.close(proc)
-        kernel.close_from(3)  # above all the control socket: its end tells that the zygote died
+        kernel.close_from(3)  # mainly the control socket, whose end tells the verifier that the zygote died
         _, status = os.waitpid(child, 0)
         os._exit(os.waitstatus_to_exitcode(status) & 0x7F)
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _build(paths: Paths) -> None:
-    """Make a read-only root of nothing but `paths` and move into it. Needs CAP_SYS_ADMIN over the mount namespace."""
+    """Build a read-only root from `paths` and move into it. Requires CAP_SYS_ADMIN over the mount namespace."""
     kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
     wanted = dict.fromkeys([paths.stdlib, *paths.libraries, *paths.other, *_DEVICES])
     opened = {path: landlock.open_path(path) for path in wanted}
     opened |= {_inside(path): landlock.open_path(path) for path in paths.packages}
     links = {path: os.readlink(path) for path in ("/lib", "/lib64", "/lib32") if os.path.islink(path)}
-    base = SCRATCH  # a folder that every machine has; only this namespace sees it covered
+    base = SCRATCH  # a folder that every machine has; it is covered only in this namespace
     kernel.mount("room", base, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "size=1m,mode=0755")
     for path, descriptor in opened.items():
         _bind(descriptor, base + path, is_device=path in _DEVICES)
@@ -222,7 +225,7 @@ def _bind(descriptor: int, target: str, *, is_device: bool) -> None:
 
 
 def _hide_packages(stdlib: str) -> None:
-    """Cover what is in the library's folder but is not the library; opened packages are bound over the cover."""
+    """Cover subfolders that are not part of the standard library."""
     for name in _HIDDEN:
         folder = os.path.join(stdlib, name)
         if os.path.isdir(folder):
@@ -230,7 +233,7 @@ def _hide_packages(stdlib: str) -> None:
 
 
 def _bare_rules(paths: Paths, version: int) -> int:
-    """Landlock rules without a private root: no file may be written, the library is read entry by entry."""
+    """Landlock rules for a bare room: no writing, and reading of the library entry by entry."""
     rules = landlock.create(version)
     readable = [
         os.path.join(paths.stdlib, name)
@@ -251,20 +254,20 @@ def _bare_rules(paths: Paths, version: int) -> int:
 
 
 def _out_of_the_way(descriptor: int) -> int:
-    """The same file under a number that a child, which puts its own files at 0 to 3, does not overwrite."""
+    """Move a descriptor to a number that a child does not overwrite, since it puts its files at 0 to 3."""
     moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 64)
     os.close(descriptor)
     return moved
 
 
 def _inside(package: str) -> str:
-    """Where an opened package is in an isolated room: its own path may be covered there by the scratch folder."""
+    """Path of an available package in an isolated room, where the scratch folder may cover its own path."""
     return os.path.join("/packages", os.path.basename(package))
 
 
 def import_folders(room: Room) -> list[str]:
     """`sys.path` for programs."""
-    own = [SCRATCH] if room.isolated else []  # a script finds modules in its own folder first
+    own = [SCRATCH] if room.isolated else []  # scripts look for modules in their own folder first
     folders = [*own, room.paths.stdlib, os.path.join(room.paths.stdlib, "lib-dynload")]
     packages = [_inside(path) if room.isolated else path for path in room.paths.packages]
     return list(dict.fromkeys([*folders, *map(os.path.dirname, packages)]))

@@ -1,11 +1,12 @@
 """Runs a source as `python program.py` would: its streams, `__main__`, uncaught exceptions, the interpreter's end.
 
-A program in the sandbox ends with `_exit`, for taking a whole interpreter apart would cost as much as all the rest of a
-run. What people rely on of that end is done here in CPython's order (Py_FinalizeEx): threads are joined, exit functions
-called, standard streams flushed, the program's objects finalized, and what files still hold is written.
+A program in the sandbox ends with `_exit`, because finalizing a whole interpreter would cost as much as the rest of a
+run. The parts of finalization that programs rely on happen here, in CPython's order (Py_FinalizeEx): threads are
+joined, exit functions called, standard streams flushed, the program's objects finalized, and buffered file data
+written.
 
-All of this runs after everything was given up, at the mercy of the program, which may patch every bit of it. It only
-decides its own exit code and outputs that way.
+All of this runs after all rights were dropped, and the program may patch any of it. By that it can only change its own
+exit code and outputs.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from services.verifier.sandbox import devices
 from services.verifier.sandbox.room import SCRATCH
 
 PATH: Final = f"{SCRATCH}/program.py"
-"""The program's `__file__`. With namespaces it can be read there too."""
+"""The program's `__file__`. With namespaces, the source can be read there too."""
 _FLUSH_FAILED: Final = 120
-"""What Python itself exits with when standard output cannot be flushed."""
+"""Python's own exit code if standard output cannot be flushed."""
 _SMALL: Final = 1 << 20
 _LARGEST_THREAD_STACK: Final = 64 << 20
 _streams: list[io.TextIOWrapper] = []
@@ -37,9 +38,9 @@ _exit = os._exit
 
 
 def make_streams() -> None:
-    """In the zygote: streams on descriptors 0 to 2, made while these are memory files as they will be in the child.
+    """In the zygote, create streams on descriptors 0 to 2 while these are memory files, as they will be in the child.
 
-    Names, modes and the handling of line ends are those of Python's own start-up (create_stdio in pylifecycle.c).
+    Names, modes and the handling of line ends follow Python's own start-up (create_stdio in pylifecycle.c).
     """
     kept = [os.dup(descriptor) for descriptor in range(3)]
     for descriptor in range(3):
@@ -64,20 +65,20 @@ def make_streams() -> None:
 
 
 def lift_limits() -> None:
-    """In the zygote: lift what protects Python's users from themselves. The sandbox's own limits hold anyway."""
+    """In the zygote, lift limits that protect Python's users from themselves. The sandbox's own limits still apply."""
     sys.set_int_max_str_digits(0)
     set_size = threading.stack_size
 
     def stack_size(size: int = 0, /) -> int:
-        # Programs ask for half a gigabyte so that recursion cannot fail, and touch next to nothing of it. Here address
-        # space counts as memory, and Python's own recursion does not use this stack.
+        # Programs ask for half a gigabyte so that recursion cannot fail, but use almost none of it. Here address space
+        # counts as memory, and Python's own recursion does not use this stack.
         return set_size(min(size, _LARGEST_THREAD_STACK))
 
     threading.stack_size = _thread.stack_size = stack_size
 
 
 def leave_copy(source: bytes) -> None:
-    """In the child, in its scratch folder: what `open(__file__)` reads. Large sources would only fill the folder."""
+    """In the child, write the source to the scratch folder for `open(__file__)`, unless it is too large for it."""
     if len(source) <= _SMALL:
         descriptor = os.open(PATH, os.O_CREAT | os.O_WRONLY, 0o600)
         os.write(descriptor, source)
@@ -85,7 +86,7 @@ def leave_copy(source: bytes) -> None:
 
 
 def run(source: bytes) -> NoReturn:
-    """Run the source and end this process; the exit code is Python's."""
+    """Run the source and exit this process with Python's exit code."""
     gc.enable()
     lines = source.decode("utf-8", "replace").splitlines(keepends=True)
     linecache.cache[PATH] = (len(source), None, lines, PATH)
@@ -104,7 +105,7 @@ def run(source: bytes) -> NoReturn:
 
 
 def _run_main(source: bytes) -> int:
-    """The exit code of the program's own code. None of our frames refers to its names when this returns."""
+    """Run the program's code and return its exit code. Afterwards none of our frames refers to its names."""
     module = sys.modules["__main__"] = types.ModuleType("__main__")
     module.__dict__.update(__builtins__=sys.modules["builtins"], __file__=PATH, __cached__=None, __annotations__={})
     try:
@@ -131,7 +132,7 @@ def _exit_code(stop: SystemExit) -> int:
 
 
 def _show(error: BaseException) -> None:
-    """What the program's `sys.excepthook` shows; Python's own is given the traceback without our frames."""
+    """Call the program's `sys.excepthook`; Python's own gets the traceback without our frames."""
     try:
         hook = sys.excepthook
         here = error.__traceback__.tb_next if error.__traceback__ is not None else None
@@ -150,7 +151,7 @@ def _flush(stream: object) -> bool:
 
 
 def _finalize() -> bool:
-    """Release the program's objects, whose end may print or write; then write what files still hold."""
+    """Release the program's objects, whose finalizers may print or write, then write buffered file data."""
     try:
         sys.stdin, sys.stdout, sys.stderr = _streams
         sys.modules.pop("__main__", None)

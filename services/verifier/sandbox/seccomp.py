@@ -1,14 +1,14 @@
 """The system-call filter: an allowlist, assembled here into the kernel's BPF and installed as the last step.
 
-Refused calls fail with EPERM, so that an honest program that strays gets a Python exception; the lethal ones end the
-program with SIGSYS. Arguments are looked at where a call is needed for one thing only:
+Rejected calls fail with EPERM, so that an honest program gets a Python exception; lethal calls kill the program with
+SIGSYS. Arguments are inspected if only some uses of a call are needed:
 
 * clone: threads only, never a process or a namespace.
-* ioctl: is this a terminal, close on exec, do not block.
-* fcntl: flags of descriptors, not pipe sizes, owners or seals.
-* tgkill: the program itself, and not SIGKILL (a program that kills itself must not look like a fault of the host).
-* prlimit64: the program's own limits may be read, and its stack's set (deep recursion). The kernel answers a passed
-  limit of CPU time with SIGKILL, so a program that could lower it could look like one that the host killed.
+* ioctl: whether a descriptor is a terminal, close on exec, non-blocking mode.
+* fcntl: flags of descriptors, but not pipe sizes, owners or seals.
+* tgkill: only to the program itself, and not SIGKILL (a program that kills itself must not look like a host fault).
+* prlimit64: reads the program's own limits and sets its stack limit (deep recursion). The kernel sends SIGKILL if the
+  CPU limit is exceeded, so a program that could lower it could look as if the host had killed it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Instruction = tuple[int, int, int, int]
 
 
 def supported() -> bool:
-    """Whether we know this machine's system-call numbers."""
+    """Whether this machine's system-call numbers are known."""
     return kernel.machine in _COLUMN
 
 
@@ -70,7 +70,7 @@ def program(own_pid: int) -> bytes:
 
 
 def _ranges(actions: dict[int, list[Instruction]]) -> list[tuple[int, list[Instruction]]]:
-    """(first number, what to do from there on), ascending, neighbours differing; numbers without action are refused."""
+    """(first number, action from there on), ascending, adjacent actions differing. Other numbers are rejected."""
     refuse = [_return(_ERRNO | errno.EPERM)]
     ranges = [(0, actions.get(0, refuse))]
     for number in range(1, max(actions) + 2):
@@ -81,7 +81,7 @@ def _ranges(actions: dict[int, list[Instruction]]) -> list[tuple[int, list[Instr
 
 
 def _search(ranges: list[tuple[int, list[Instruction]]]) -> list[Instruction]:
-    """A binary search: short paths make the kernel's own preparation of a filter fast, which happens once a run."""
+    """A binary search. Short paths speed up the kernel's preparation of the filter, which happens once per run."""
     if len(ranges) == 1:
         return ranges[0][1]
     middle = len(ranges) // 2
@@ -92,7 +92,7 @@ def _search(ranges: list[tuple[int, list[Instruction]]]) -> list[Instruction]:
 
 
 def install(code: bytes) -> None:
-    """Bind this thread, and those it will start, to the filter. Needs no_new_privs."""
+    """Apply the filter to this thread and those that it will start. Requires no_new_privs."""
     _install(code, 0)
 
 
@@ -104,10 +104,10 @@ def _install(code: bytes, flags: int) -> int:
 
 
 def install_listener() -> int:
-    """Give the holder of the returned descriptor the decision on each new thread of this process.
+    """Let the holder of the returned descriptor decide about each further thread of this process.
 
-    Needs no_new_privs. Only `clone` is asked about, whose flags the other filter has looked at. They are in registers,
-    so nothing can change them between the question and the answer. Raises OSError where the kernel refuses.
+    Requires no_new_privs. The kernel asks only about `clone`, whose flags the other filter has inspected. They are in
+    registers, so they cannot change between the question and the answer. Raises OSError if the kernel refuses.
     """
     clone = INSPECTED["clone"][_COLUMN[kernel.machine]]
     assert clone is not None, "inspected calls exist on every machine"
@@ -120,7 +120,7 @@ def _return(action: int) -> Instruction:
 
 
 def _argument(index: int) -> Instruction:
-    """Load the low 32 bits of an argument: the kernel reads no more of those that we inspect."""
+    """Load the low 32 bits of an argument, which is all that the kernel uses of the inspected ones."""
     return (_LOAD, 0, 0, 16 + 8 * index)
 
 
@@ -157,7 +157,7 @@ def _inspect(name: str, own_pid: int) -> list[Instruction]:
             (_JUMP_EQUAL, 0, 7, 0),
             _argument(1),
             (_JUMP_EQUAL, 4, 0, resource.RLIMIT_STACK),
-            _argument(2),  # a pointer to the new limit; both halves are looked at
+            _argument(2),  # a pointer to the new limit, of which both halves are inspected
             (_JUMP_EQUAL, 0, 3, 0),
             _argument_high(2),
             (_JUMP_EQUAL, 0, 1, 0),

@@ -1,8 +1,8 @@
-"""The system calls that a sandboxed program may, may not, and must not even try to make, with their numbers.
+"""Tables of system calls with their numbers: allowed, inspected, absent and lethal ones.
 
-Numbers are (x86_64, aarch64) from the kernel's `unistd.h`; None where the machine has no such call. Everything that is
-in no table is refused with EPERM: fork, exec, sockets, signals to others, changes of ownership or mode, and all calls
-that future kernels add.
+Numbers are (x86_64, aarch64) from the kernel's `unistd.h`; None if the machine lacks the call. A call that is in no
+table fails with EPERM: fork, exec, sockets, signals to others, changes of ownership or mode, and all calls that future
+kernels add.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ ALLOWED: Numbers = {
     "getcpu": (309, 168),
     "getrlimit": (97, 163),
 }
-"""Allowed whatever the arguments. Files among them are bounded by Landlock and the mounts."""
+"""Allowed with any arguments. Landlock and the mounts restrict access to files."""
 
 INSPECTED: Numbers = {
     "clone": (56, 220),
@@ -117,12 +117,12 @@ INSPECTED: Numbers = {
     "tgkill": (234, 131),
     "prlimit64": (302, 261),
 }
-"""Allowed for some arguments only (seccomp.py says which)."""
+"""Allowed only with some arguments (see seccomp.py)."""
 
 ABSENT: Numbers = {
     "clone3": (435, 435),
 }
-"""Answered with ENOSYS, so that the C library falls back to an older call whose arguments can be inspected."""
+"""Fail with ENOSYS, so that the C library falls back to an older call whose arguments can be inspected."""
 
 LETHAL: Numbers = {
     "ptrace": (101, 117),
@@ -185,4 +185,4 @@ LETHAL: Numbers = {
     "setdomainname": (171, 162),
     "execveat": (322, 281),
 }
-"""No honest program needs these: the program is killed and the violation is counted."""
+"""Needed by no honest program: the program is killed and the violation is counted."""

@@ -1,8 +1,8 @@
-"""Bounds a program's threads where it has no user namespace: the kernel asks the zygote about each new one.
+"""Bounds a program's threads without a user namespace: the kernel asks the zygote about each thread to be started.
 
-RLIMIT_NPROC counts all that the user runs, so it cannot bound one program there; a look now and then would come after
-hundreds of threads. The program's process sends the descriptor of the questions before it gives up its last right
-(program.py); the answer is to continue, or EAGAIN, as at a limit.
+RLIMIT_NPROC counts everything that the user runs, so it cannot bound a single program, and periodic checks would come
+too late, after hundreds of threads. The program's process sends the descriptor for the questions before it drops its
+last rights (program.py). The answer is to continue, or EAGAIN, as at a limit.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CONTINUE: Final = 1  # SECCOMP_USER_NOTIF_FLAG_CONTINUE
 
 
 def hand_over(status: int) -> None:
-    """In the child: send the listener. Does nothing where the kernel refuses, as in a container with one of its own."""
+    """In the child, send the listener. Does nothing if the kernel refuses, as in a container that has its own."""
     try:
         listener = seccomp.install_listener()
     except OSError:
@@ -36,19 +36,19 @@ def hand_over(status: int) -> None:
 
 
 def hear(told: socket.socket) -> tuple[bytes, int]:
-    """In the zygote: the child's next words, with the listener's descriptor or -1."""
+    """In the zygote, receive the child's next message, with the listener's descriptor or -1."""
     data, descriptors, _, _ = socket.recv_fds(told, 256, 1)
     return data, descriptors[0] if descriptors else -1
 
 
 def answer(listener: int, num_threads: int) -> None:
-    """Let a program that has `num_threads` start one more, or not."""
+    """Answer whether a program that has `num_threads` threads may start another."""
     asked = bytearray(_QUESTION.size)
     try:
         fcntl.ioctl(listener, _RECEIVE, asked)
         (number,) = _QUESTION.unpack(asked)
-        fits = 0 < num_threads < MOST  # 0: it cannot be counted
+        fits = 0 < num_threads < MOST  # 0 if they cannot be counted
         reply = (number, 0, 0, _CONTINUE) if fits else (number, 0, -errno.EAGAIN, 0)
         fcntl.ioctl(listener, _SEND, bytearray(_ANSWER.pack(*reply)))
-    except OSError:  # it was killed, or a signal came, while it asked
+    except OSError:  # it was killed or got a signal while it asked
         pass

@@ -2,10 +2,10 @@
 
 `python -m services.verifier.sandbox.zygote DESCRIPTOR INDEX isolated|bare LANDLOCK_ABI [PACKAGE_PATH ...]`
 
-It is started with an empty environment and holds nothing secret, since every program inherits its memory. It waits for
-a request on the control socket (frames.py), forks, measures, kills what is over a limit, and answers with what the
-kernel says. The child's word is taken for one thing only: that our own set-up reached its last step (program.py).
-With `--probe` it says as JSON what this machine's kernel lets it do.
+It starts with an empty environment and contains no secrets, since every program inherits its memory. It waits for a
+request on the control socket (frames.py), forks, measures, kills a program that exceeds a limit, and replies with the
+kernel's measurements. It trusts the child in one respect only: that our set-up reached its last step (program.py). With
+`--probe` it prints as JSON which layers this machine's kernel supports.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ from services.verifier.sandbox import frames, kernel, program, room, threads
 
 PRELOADED = (bisect, collections, copy, ctypes, dataclasses, datetime, decimal, fractions, functools, heapq, itertools)
 PRELOADED_TOO = (math, operator, random, re, statistics, string, typing)
-"""What answers import most; a fork gets them for nothing."""
+"""The modules that programs import most, which a fork gets for free."""
 _CHECK_SECONDS = 0.002
-"""Least time between two looks at a running program's CPU clock."""
+"""Shortest time between two checks of a running program's CPU clock."""
 _LONGEST_PAUSE_SECONDS = 10.0
 _COUNT_SECONDS = 0.02
-"""Time between two counts of a program's threads, where the kernel does not bound them by program."""
+"""Time between two counts of a program's threads, if the kernel does not bound them per program."""
 
 
 def main(arguments: list[str]) -> None:
@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _go_first() -> None:
-    """If the machine's memory runs out, a program, which inherits this, goes before any service."""
+    """Make the kernel kill programs, which inherit this, before services if memory runs out."""
     try:
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")
@@ -95,17 +95,17 @@ def _address_space() -> int:
 def _supervise(
     stage: program.Stage, request: frames.Request, descriptors: list[int], control: socket.socket
 ) -> frames.Reply:
-    """Fork, wait, kill if need be, clean up. Returns when no process of the run is left."""
+    """Fork, wait, kill if necessary, and clean up. Returns when no process of the run is left."""
     told, tell = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     started = time.monotonic()
     try:
         stage.room.begin_run()
         child = os.fork()
-    except OSError as error:  # no process or namespace is to be had now
+    except OSError as error:  # no process or namespace is available
         stage.room.end_fork()
         for descriptor in (told.detach(), tell.detach(), *descriptors):
             os.close(descriptor)
-        return frames.Reply(frames.Ended.NOT_STARTED, 0, 0.0, 0.0, 0.0, 0, f"No process could be started: {error}.")
+        return frames.Reply(frames.Ended.NOT_STARTED, 0, 0.0, 0.0, 0.0, 0, f"Could not start a process: {error}.")
     if child == 0:
         program.run(stage, request, descriptors, tell.fileno())
     stage.room.end_fork()
@@ -125,12 +125,12 @@ def _supervise(
     if ended is frames.Ended.BY_ITSELF and cpu > request.cpu_seconds:
         ended = frames.Ended.CPU_LIMIT
     if ended is frames.Ended.STARVED and watch.queued_seconds is None and usage.ru_nivcsw <= usage.ru_nvcsw:
-        ended = frames.Ended.WALL_LIMIT  # it gave the core away oftener than it was taken from it: it chose to wait
+        ended = frames.Ended.WALL_LIMIT  # more voluntary than involuntary switches: it chose to wait
     return frames.Reply(ended, status, cpu, wall, watch.queued_seconds or 0.0, usage.ru_maxrss * 1024)
 
 
 class Watch:
-    """Watches a running program and ends it, with its whole pid namespace, where it is over a limit."""
+    """Watches a running program and kills it, with its whole pid namespace, if it exceeds a limit."""
 
     def __init__(
         self,
@@ -144,13 +144,13 @@ class Watch:
         self._request, self._started, self._control, self._room = request, started, control, home
         self._handle = os.pidfd_open(child)
         self._listener = listener
-        """Where the kernel asks about new threads; -1 where it does not: in a user namespace it counts on its own."""
+        """Descriptor on which the kernel asks about threads; -1 if it does not, since it counts in a user namespace."""
         self._clock = (~child << 3) | 2  # the kernel's name for that process's CPU clock (clock_getcpuclockid)
         self.queued_seconds: float | None = 0.0
-        """How long the program waited for a core, as far as it was measured; None if the kernel does not say."""
+        """How long the program waited for a core, as last measured; None if the kernel does not say."""
 
     def until_end(self) -> frames.Ended:
-        """Wait until the program ends or must end; in the latter case it is killed."""
+        """Wait until the program ends, or kill it once it exceeds a limit."""
         poll = select.poll()
         poll.register(self._handle, select.POLLIN)
         poll.register(self._control, select.POLLHUP | select.POLLRDHUP)
@@ -177,12 +177,12 @@ class Watch:
                 os.close(descriptor)
 
     def _look(self) -> tuple[frames.Ended | None, float]:
-        """Which limit the program is over, if any, and how long it cannot be over another one."""
+        """The limit that the program exceeds, if any, and for how long it cannot exceed another one."""
         wall = time.monotonic() - self._started
         wall_left = self._wall_left(wall)
         try:
             cpu_left = self._request.cpu_seconds - time.clock_gettime(self._clock)
-        except OSError:  # it ended between two looks; poll will say so at once
+        except OSError:  # it ended between two checks, which poll will report immediately
             return None, _CHECK_SECONDS
         if cpu_left <= 0:
             return frames.Ended.CPU_LIMIT, 0.0
@@ -190,14 +190,14 @@ class Watch:
             starved = self.queued_seconds is None or wall - self.queued_seconds < self._request.wall_seconds
             return frames.Ended.STARVED if starved else frames.Ended.WALL_LIMIT, 0.0
         pause = min(max(min(wall_left, cpu_left), _CHECK_SECONDS), _LONGEST_PAUSE_SECONDS)
-        if not self._room.isolated and self._listener < 0:  # the kernel refused, so a look now and then must do
+        if not self._room.isolated and self._listener < 0:  # the kernel refused, so check periodically
             if self._room.proc.num_threads(self._handle) > threads.MOST:
                 return frames.Ended.TOO_MANY_THREADS, 0.0
             pause = min(pause, _COUNT_SECONDS)
         return None, pause
 
     def _wall_left(self, wall: float) -> float:
-        """Time that is left to it on the clock: what it waited for a core is added, up to the end of patience."""
+        """Remaining wall time: the limit plus the time that it waited for a core, up to `patience_seconds`."""
         patience_left = self._request.patience_seconds - wall
         if self.queued_seconds is not None and wall >= self._request.wall_seconds + self.queued_seconds:
             self.queued_seconds = self._room.proc.queued_seconds(self._handle)

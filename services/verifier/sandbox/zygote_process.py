@@ -1,4 +1,4 @@
-"""One zygote process as the verifier sees it: start, one run at a time, kill."""
+"""The verifier's side of one zygote process: start it, run one program at a time, kill it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from services.verifier.sandbox.results import Program, Result, classify
 
 _START_SECONDS = 60.0
 _GRACE_SECONDS = 10.0
-"""How long a zygote may take beyond a program's wall time before it counts as hung."""
+"""Time beyond a program's longest wall time after which a zygote counts as hung."""
 _ADD_SEALS = 1033
 _SEALS = 1 | 2 | 4 | 8
-"""F_ADD_SEALS; F_SEAL_SEAL, _SHRINK, _GROW and _WRITE: not in Python's fcntl module on every build."""
+"""F_ADD_SEALS, and F_SEAL_SEAL, _SHRINK, _GROW and _WRITE, which Python's fcntl module lacks in some builds."""
 
 
 class ZygoteDied(Exception):
-    """The zygote ended, hung, or never became ready; what its last words were."""
+    """The zygote exited, hung, or never became ready."""
 
 
 class Zygote:
@@ -40,7 +40,7 @@ class Zygote:
         self.num_runs = 0
 
     async def start(self) -> None:
-        """Start the process and wait until it takes programs. Raises `ZygoteDied`."""
+        """Start the process and wait until it accepts programs. Raises `ZygoteDied`."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         self._control = ours
@@ -65,7 +65,7 @@ class Zygote:
         await self._receive(_START_SECONDS)
 
     async def run(self, program: Program) -> Result:
-        """Run one program. Raises `ZygoteDied`, or OSError where no memory file can be made."""
+        """Run one program. Raises `ZygoteDied`, or OSError if no memory file can be created."""
         if self._control is None or self._killed:
             raise ZygoteDied("The sandbox was closed.")
         self.num_runs += 1
@@ -78,7 +78,7 @@ class Zygote:
         return classify(program, reply, stdout, stderr, host_killed=killed and num_oom_kills() > kills)
 
     async def kill(self) -> None:
-        """End the process and, with it, whatever runs in its room; wait for its end. Idempotent."""
+        """Kill the process together with everything in its room, and wait until it is gone. Idempotent."""
         self._killed = True
         if self._control is not None:
             with contextlib.suppress(OSError):
@@ -99,11 +99,11 @@ class Zygote:
             async with asyncio.timeout(seconds):
                 data = await asyncio.get_running_loop().sock_recv(self._control, 4096)
         except TimeoutError:
-            raise ZygoteDied(f"The sandbox's zygote did not answer within {seconds:.0f} s.") from None
+            raise ZygoteDied(f"Timed out after {seconds:.0f} s waiting for the sandbox's zygote.") from None
         except OSError as error:
             raise ZygoteDied(f"The sandbox's zygote is gone: {error}.") from error
         if not data:
-            raise ZygoteDied(f"The sandbox's zygote ended. {await self._last_words()}")
+            raise ZygoteDied(f"The sandbox's zygote exited. {await self._last_words()}")
         return data
 
     async def _last_words(self) -> str:
@@ -117,9 +117,8 @@ class Zygote:
 
 
 def num_oom_kills() -> int:
-    """Processes that the kernel killed for want of memory since it started: the machine's, and those of any container.
-
-    0 where it does not say; then no end of a program is put down to that.
+    """Number of processes that the kernel has killed since it started because memory ran out, on the machine or in a
+    container. 0 if the kernel does not say, so that no program's end is attributed to this.
     """
     try:
         with open("/proc/vmstat", "rb") as file:
@@ -131,7 +130,7 @@ def num_oom_kills() -> int:
 
 @contextlib.contextmanager
 def _memory_files(program: Program) -> Iterator[list[int]]:
-    """Source and input, sealed against any change, and two empty files for output, whose size RLIMIT_FSIZE bounds."""
+    """Source and input, sealed against changes, and two empty files for output, whose size RLIMIT_FSIZE bounds."""
     files: list[int] = []
     try:
         for content in (program.source.encode("utf-8", "surrogatepass"), program.stdin):

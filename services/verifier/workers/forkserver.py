@@ -2,12 +2,13 @@
 
 `python -m services.verifier.workers.forkserver <control descriptor> <memory bytes>`
 
-Rewards and their heavy libraries are loaded here once, so that a worker killed in mid-task is replaced in
-milliseconds. It starts with an almost empty environment (no keys, no addresses of services) and one socket, over which
-the pool orders and it answers (`Order`, `Answer`). It ends when that socket closes, and its workers with it.
+Rewards and their heavy libraries are loaded once here, so that a worker killed in the middle of a task is replaced
+within milliseconds. The process starts with an almost empty environment (no keys, no service addresses) and one socket,
+over which the pool sends orders and gets answers (`Order`, `Answer`). It exits when that socket closes, and its workers
+with it.
 
-What this does NOT protect from: workers can read files that the service's user can read. Text is only parsed in them;
-code that a model wrote runs in the sandbox instead.
+This is NOT a sandbox: workers can read every file that the service's user can read. They only parse text; code that a
+model wrote runs in the sandbox instead.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 
 
 class Order(msgspec.Struct, array_like=True):
-    """Pool to fork server. `fork` carries the new worker's socket with it."""
+    """Pool to fork server. `fork` passes the worker's socket along."""
 
     what: Literal["load", "fork", "kill"]
     kind: str = ""
@@ -44,7 +45,7 @@ class Order(msgspec.Struct, array_like=True):
 
 
 class Answer(msgspec.Struct, array_like=True):
-    """Fork server to pool: one to each `load` and `fork`, in order; `exited` whenever a worker ends."""
+    """Fork server to pool: one for each `load` and `fork`, in order, and `exited` whenever a worker exits."""
 
     what: Literal["loaded", "forked", "exited"]
     pid: int = 0
@@ -79,7 +80,7 @@ def main() -> None:
     alarm.setblocking(False)
     signal.set_wakeup_fd(alarm.fileno(), warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the pool decides when to end
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group, but the pool decides when to exit
     selector = selectors.DefaultSelector()
     selector.register(control, selectors.EVENT_READ)
     selector.register(awake, selectors.EVENT_READ)
@@ -124,22 +125,22 @@ def _reap(control: socket.socket, workers: set[int]) -> None:
 
 
 def _load(kind: str, rewards: dict[str, RewardFunction]) -> str:
-    """Load one reward, ready to be used after a fork. Returns what went wrong, or an empty text."""
+    """Load one reward, so that forked workers can use it. Returns the error, or an empty text."""
     if kind in rewards:
         return ""
     try:
         reward = registry.load(kind)
-        assert reward.function is not None, "rewards that are opened are not judged in workers"
+        assert reward.function is not None, "rewards that need opening do not run in workers"
         if reward.warm is not None:
             reward.warm()
-    except BaseException as error:  # noqa: BLE001 - own rewards may do anything at import, even exit
+    except BaseException as error:  # noqa: BLE001 - a package may do anything at import, even exit
         return f"{type(error).__name__}: {error}"
     rewards[kind] = reward.function
     return ""
 
 
 def _work(pool: socket.socket, rewards: dict[str, RewardFunction], memory_bytes: int) -> None:
-    """A worker's life: one task after another until the socket closes."""
+    """The worker's main loop: one task after another until the socket closes."""
     try:
         _confine(memory_bytes)
         while True:
@@ -152,7 +153,7 @@ def _work(pool: socket.socket, rewards: dict[str, RewardFunction], memory_bytes:
 
 
 def _judge(reward: RewardFunction, task: Task) -> Finding:
-    """Judge one reply. The kernel ends the process (SIGPROF) where that takes more CPU time than it may."""
+    """Judge one reply. The kernel kills the process (SIGPROF) if it exceeds its CPU time."""
     signal.setitimer(signal.ITIMER_PROF, task.cpu_seconds)
     try:
         return Finding(registry.checked(reward(task.question, task.text, task.truncated)))
@@ -160,7 +161,7 @@ def _judge(reward: RewardFunction, task: Task) -> Finding:
         return Finding(fault=error.message, remedy=error.remedy)
     except MemoryError:
         return Finding(out_of_memory=True)
-    except Exception as error:  # noqa: BLE001 - the border: a reward that raises is a fault, reported with its place
+    except Exception as error:  # noqa: BLE001 - an exception of a reward is a fault, reported with its location
         frame = traceback.extract_tb(error.__traceback__)[-1]
         return Finding(
             fault=f"{error!r:.500} in {frame.name}, line {frame.lineno} of {os.path.basename(frame.filename)}."
@@ -170,7 +171,7 @@ def _judge(reward: RewardFunction, task: Task) -> Finding:
 
 
 def _confine(memory_bytes: int) -> None:
-    """Take from this process what judging a text does not need."""
+    """Drop what this process does not need to judge a text."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGPROF):
         signal.signal(number, signal.SIG_DFL)
@@ -178,11 +179,11 @@ def _confine(memory_bytes: int) -> None:
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     nothing = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):  # libraries print what they are given
+    for descriptor in (0, 1, 2):  # libraries may print their input
         os.dup2(nothing, descriptor)
     try:
         with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")  # where memory runs out, a worker goes first
+            file.write("1000")  # if memory runs out, the kernel kills workers first
     except OSError:
         pass
     for limit, value in (
@@ -197,12 +198,12 @@ def _confine(memory_bytes: int) -> None:
 
 
 def send(to: socket.socket, payload: bytes) -> None:
-    """One frame: four bytes of length, then the payload."""
+    """Send one frame: four bytes of length, then the payload."""
     to.sendall(HEADER.pack(len(payload)) + payload)
 
 
 def receive(source: socket.socket) -> bytes:
-    """One frame. Raises `EOFError` where the other side is gone."""
+    """Receive one frame. Raises `EOFError` if the other side is gone."""
     (length,) = HEADER.unpack(_exactly(source, HEADER.size))
     return _exactly(source, length)
 

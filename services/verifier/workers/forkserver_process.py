@@ -1,4 +1,4 @@
-"""The pool's side of the fork server: orders go there, workers and news of their end come back."""
+"""The pool's side of the fork server: sends orders, and receives workers and notices of their exit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from services.verifier.workers.forkserver import Answer, Order
 log = get_logger(__name__)
 
 LOAD_SECONDS: Final = 120.0
-"""Longest wait for an answer: loading a reward's libraries can take long."""
+"""Longest wait for an answer, since loading a reward's libraries can take long."""
 
 
 @dataclass(slots=True)
@@ -29,16 +29,16 @@ class Worker:
 
     pid: int
     kinds: frozenset[str]
-    """Rewards that were loaded when it was forked."""
+    """Rewards that were loaded when the worker was forked."""
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     exited: asyncio.Future[int] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    """Becomes the number of the signal that ended the process; 0 for none."""
+    """Resolves to the number of the signal that ended the process; 0 for none."""
     num_tasks: int = 0
 
 
 class ForkServer:
-    """The pool's side of the process that workers are forked from."""
+    """Controls the process from which workers are forked."""
 
     def __init__(self, memory_bytes: int) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -71,7 +71,7 @@ class ForkServer:
         self._listening = asyncio.create_task(self._listen())
 
     async def load(self, kind: str) -> None:
-        """Load a reward. Raises `InfrastructureError` where its import fails."""
+        """Load a reward. Raises `QuestionError` if its import fails, `InfrastructureError` if the fork server fails."""
         if kind in self.kinds:
             return
         answer = await self._ask(Order("load", kind=kind))
@@ -82,7 +82,7 @@ class ForkServer:
         self.kinds.add(kind)
 
     async def fork(self) -> Worker:
-        """A new worker that knows every reward loaded so far."""
+        """Fork a worker that has every reward loaded so far."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             kinds = frozenset(self.kinds)
@@ -96,17 +96,17 @@ class ForkServer:
         return worker
 
     def kill(self, worker: Worker) -> None:
-        """End a worker. The fork server does it, which knows whether the pid still means that worker."""
+        """Kill a worker, through the fork server, which knows whether the pid still belongs to it."""
         worker.writer.close()
         if self.alive and not worker.exited.done():
             try:
                 self._control.send(msgspec.msgpack.encode(Order("kill", pid=worker.pid)))
-            except OSError as error:  # the fork server is gone or does not read: end it, and its workers with it
-                log.warning("fork server does not answer", error=str(error))
+            except OSError as error:  # the fork server is gone or stuck, so kill it together with its workers
+                log.warning("fork server unresponsive", error=str(error))
                 self.process.kill()
 
     async def close(self) -> None:
-        """End the fork server and all workers."""
+        """Kill the fork server and all workers."""
         self._listening.cancel()
         await asyncio.gather(self._listening, return_exceptions=True)
         self._end()
@@ -118,22 +118,22 @@ class ForkServer:
     async def _ask(self, order: Order, *descriptors: int) -> Answer:
         async with self._turn:
             if not self.alive:
-                raise InfrastructureError("The process that workers are forked from has ended.")
+                raise InfrastructureError("The verifier's fork server has exited.")
             try:
                 socket.send_fds(self._control, [msgspec.msgpack.encode(order)], list(descriptors))
                 answer = await asyncio.wait_for(self._answers.get(), LOAD_SECONDS)
             except asyncio.CancelledError:
-                self.process.kill()  # or its answer would be taken for the next order's
+                self.process.kill()  # otherwise its answer would be mistaken for the next order's
                 raise
             except (OSError, TimeoutError) as error:
                 self.process.kill()
-                raise InfrastructureError(f"The process that workers are forked from failed: {error!r}.") from error
+                raise InfrastructureError(f"The verifier's fork server failed: {error!r}.") from error
         if answer is None:
-            raise InfrastructureError("The process that workers are forked from has ended.")
+            raise InfrastructureError("The verifier's fork server has exited.")
         return answer
 
     async def _listen(self) -> None:
-        """Consumes the fork server's answers until it ends."""
+        """Consumes the fork server's answers until it exits."""
         loop = asyncio.get_running_loop()
         while True:
             try:

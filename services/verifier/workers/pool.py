@@ -1,17 +1,17 @@
-"""Supervised workers: judging that may hang, crash or eat memory runs in processes that can be killed and replaced.
+"""Supervised workers: rewards that may hang, crash or use too much memory run in processes that can be replaced.
 
-What becomes of a task:
+The outcomes of a task:
 
-- The reward answers: its judgement.
-- It takes more CPU time or memory than a reply may: the reply is unreadable, which earns 0. CPU time is the task's own,
-  so a busy machine does not bring this about.
-- It takes too long on the clock because it waited for a core, as the kernel measured: the machine is overloaded. It is
-  tried once more with no other task alongside, if its group has not used up its second try; then it is a fault.
-- The worker dies: likewise.
-- It takes too long on the clock for another reason: the reward waits for something, which is a fault at once.
+- The reward returns: its judgement.
+- It exceeds its CPU time or memory: the reply is unreadable and earns 0. CPU time is the task's own, so a busy machine
+  does not cause this.
+- It exceeds its wall time because it waited for a core, as measured by the kernel: the machine is overloaded. The task
+  is tried again without other tasks, if its group still has its second try. If that fails as well, it is a fault.
+- The worker dies: the same.
+- It exceeds its wall time for another reason: the reward waits for something, which is a fault immediately.
 
-For rewards of installed packages, running out of CPU time or memory is a fault as well: we cannot tell whether text or
-reward is to blame.
+For rewards of installed packages, exceeding CPU time or memory is a fault as well, because the text or the reward may
+be to blame.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ UNREADABLE: Final = Judgement(
     feedback="The answer could not be read within the limits of time and memory: write it more simply.",
 )
 TASKS_BEFORE_RENEWAL: Final = 1000
-"""A worker is replaced after so many tasks: libraries' caches grow."""
+"""Number of tasks after which a worker is replaced, because libraries' caches grow."""
 STARVED_SHARE: Final = 0.5
-"""A task that spent this share of its time on the clock in the queue for a core was starved."""
+"""A task that waited for a core for this share of its wall time was starved."""
 _EXIT_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why an attempt gave no finding."""
+    """Why an attempt returned no finding."""
 
     reason: Literal["cpu", "slept", "starved", "died"]
     text: str
 
 
 class WorkerPool:
-    """Judges supervised kinds, at most `num_workers` tasks at once, first come first served."""
+    """Judges supervised kinds, at most `num_workers` tasks at once, in order of arrival."""
 
     def __init__(self, *, num_workers: int, cpu_seconds: float, wall_seconds: float, memory_bytes: int) -> None:
-        """Limits hold for one task. Nothing is started before the first task."""
+        """The limits are per task. No process is started before the first task."""
         self.cpu_seconds = cpu_seconds
         self.wall_seconds = wall_seconds
         self.memory_bytes = memory_bytes
@@ -66,10 +66,10 @@ class WorkerPool:
         self._starting = asyncio.Lock()
 
     async def judge(self, question: Question, response_text: str, truncated: bool) -> Judgement:
-        """What the reward says.
+        """The reward's judgement.
 
         Raises:
-            InfrastructureError: worker and retry failed, or the reward itself did.
+            InfrastructureError: the worker and the retry failed, or the reward itself did.
         """
         task = msgspec.msgpack.encode(Task(question, response_text, truncated, self.cpu_seconds))
         async with self._gate.beside_others():
@@ -87,19 +87,19 @@ class WorkerPool:
         what = "ran out of memory" if isinstance(found, Finding) else found.text
         raise InfrastructureError(
             f"Reward {question.kind!r}: {what}.",
-            remedy="Make it quicker and smaller, or raise TURNOUT_VERIFIER_TASK_CPU_SECONDS, "
+            remedy="Make it faster and smaller, or raise TURNOUT_VERIFIER_TASK_CPU_SECONDS, "
             "TURNOUT_VERIFIER_TASK_WALL_SECONDS or TURNOUT_VERIFIER_WORKER_MEMORY_MB.",
         )
 
     async def aclose(self) -> None:
-        """End all processes."""
+        """Kill all processes."""
         if self._server is not None:
             await self._server.close()
             self._server = None
         self._idle.clear()
 
     async def _attempt(self, kind: str, task: bytes) -> Finding | Failure:
-        """One try. The worker goes back to the idle ones only if it answered."""
+        """One attempt. The worker becomes idle again only if it answered."""
         try:
             server, worker = await self._take(kind)
         except QuestionError:
@@ -120,7 +120,7 @@ class WorkerPool:
             queued = queued_seconds_of(worker.pid) - queued_before
             return Failure(
                 "starved" if queued >= STARVED_SHARE * self.wall_seconds else "slept",
-                f"no answer in {self.wall_seconds:g} s: {used:.1f} s computing, {queued:.1f} s waiting for a core",
+                f"timed out after {self.wall_seconds:g} s: {used:.1f} s computing, {queued:.1f} s waiting for a core",
             )
         except (asyncio.IncompleteReadError, OSError):
             number = await _exit_signal(worker)
@@ -136,7 +136,7 @@ class WorkerPool:
         return finding
 
     async def _take(self, kind: str) -> tuple[ForkServer, Worker]:
-        """An idle worker that knows `kind`, or a new one. Idle ones that ended or do not know it are dropped."""
+        """An idle worker that has `kind` loaded, or another one. Kills idle workers that exited or lack it."""
         async with self._starting:
             if self._server is None or not self._server.alive:
                 if self._server is not None:
@@ -153,7 +153,7 @@ class WorkerPool:
 
 
 async def _exit_signal(worker: Worker) -> int | None:
-    """The signal that ended a worker whose socket closed; None where that is not known in time."""
+    """The signal that ended a worker whose socket closed; None if that does not become known in time."""
     try:
         return await asyncio.wait_for(asyncio.shield(worker.exited), _EXIT_SECONDS)
     except TimeoutError:
@@ -161,7 +161,7 @@ async def _exit_signal(worker: Worker) -> int | None:
 
 
 def queued_seconds_of(pid: int) -> float:
-    """How long a process's main thread has waited for a core; 0 if it is gone or the kernel does not say."""
+    """Seconds that a process's main thread has waited for a core; 0 if it is gone or the kernel does not say."""
     try:
         with open(f"/proc/{pid}/schedstat", "rb") as file:
             return int(file.read().split()[1]) / 1e9

@@ -1,4 +1,4 @@
-"""Messages as the ring carries them, made short."""
+"""Short builders for the ring's messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from services.contracts.messages import CompletedGroup, PromptTask, Purpose, Que
 
 
 def question(kind: str, answer: str = "", tests: object = "", prompt: str = "?") -> Question:
-    """A question; `tests` that are no text are written as JSON."""
+    """A question; `tests` other than text are written as JSON."""
     return Question(
         id=f"{kind}-1",
         kind=kind,

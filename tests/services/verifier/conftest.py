@@ -1,4 +1,4 @@
-"""Parts of the verifier that are slow to start."""
+"""Fixtures for parts of the verifier that are slow to start."""
 
 from __future__ import annotations
 
@@ -32,6 +32,6 @@ async def sandbox() -> AsyncIterator[Sandbox]:
 
 @pytest.fixture(scope="session")
 def published_rows() -> list[dict[str, Any]]:
-    """Rows of the published benchmarks, as far as they lie beside the repository; often none."""
+    """Rows of the published benchmarks, if they are in the folder next to the repository; often none."""
     files = sorted((ROOT.parent / "shared" / "datasets").rglob("*.jsonl"))
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]

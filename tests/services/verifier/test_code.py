@@ -118,7 +118,7 @@ async def test_feedback_does_not_leak_hidden_tests(sandbox: Sandbox) -> None:
 
 
 class Recorder:
-    """A sandbox that gives prepared results and keeps what it was asked to run."""
+    """A sandbox that returns prepared results and records the programs that it got."""
 
     def __init__(self, *results: Result) -> None:
         self.results = list(results)
@@ -165,7 +165,7 @@ async def test_a_program_starved_by_a_busy_machine_runs_again_alone() -> None:
 
 @pytest.mark.parametrize("status", ["starved", "infrastructure_fault"])
 async def test_a_group_gets_one_second_run(status: str) -> None:
-    """Each keeps everyone else waiting."""
+    """Each second run makes all other tasks wait."""
     one = {"cases": [{"stdin": "", "stdout": "3"}]}
     starved = Recorder(result(status))
     reward = CodeReward(starved, 2)
@@ -192,7 +192,7 @@ async def test_a_group_gets_one_second_run(status: str) -> None:
         "[" * 5000,
     ],
 )
-async def test_tests_without_sense_are_a_fault(tests: object) -> None:
+async def test_invalid_tests_are_a_fault(tests: object) -> None:
     with pytest.raises(InfrastructureError, match="code-1"):
         await CodeReward(Recorder(result("exited")), 1).judge(question("code", "", tests), fenced("x"), False)
 
@@ -257,7 +257,7 @@ def call_case(expected: object) -> Case:
 
 
 def test_a_number_that_no_float_can_hold_is_a_wrong_answer() -> None:
-    """Not a fault of ours, which would take the reply out of its group."""
+    """Not a fault of ours, which would exclude the reply from its group."""
     assert not code.same_output(call_case(0.5), "1" + "0" * 400)
 
 
@@ -269,7 +269,7 @@ def test_a_number_that_no_float_can_hold_is_a_wrong_answer() -> None:
     )
 )
 def test_a_result_equals_itself_and_nothing_else(value: object) -> None:
-    """JSON has no infinity, so no row can expect one."""
+    """JSON has no infinity, so rows cannot expect one."""
     case = call_case(value)
     assert code.same_output(case, json.dumps(value))
     assert not code.same_output(case, json.dumps([value, "more"]))
@@ -358,7 +358,7 @@ async def test_a_method_is_not_mistaken_for_what_is_imported_for_it(sandbox: San
     assert not (await judge(sandbox, tests, "def g(n): return 7")).correct
 
 
-def test_a_set_is_no_list() -> None:
+def test_a_set_is_not_a_list() -> None:
     def gave(value: object) -> str:
         return json.dumps(value).replace('"set"', json.dumps(SET))
 
@@ -370,5 +370,5 @@ def test_a_set_is_no_list() -> None:
     assert code.same_output(call_case([0.3, *range(1, 999)]), gave({"set": [*range(998, 0, -1), 0.1 + 0.2]}))
 
 
-def test_a_value_that_json_does_not_have_is_not_the_text_that_shows_it() -> None:
+def test_a_value_that_json_lacks_does_not_equal_its_text() -> None:
     assert not code.same_output(call_case("Decimal('5')"), json.dumps({OTHER: "Decimal('5')"}))

@@ -1,4 +1,4 @@
-"""A group that kills the verifier which judges it: real processes, a real queue server."""
+"""A group that kills the verifier that judges it: real processes, a real queue server."""
 
 from __future__ import annotations
 

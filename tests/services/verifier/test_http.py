@@ -23,7 +23,7 @@ Answer = tuple[int, bytes]
 
 
 class Endpoint:
-    """A reward endpoint whose answers a test decides."""
+    """A reward endpoint whose responses the test sets."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -94,21 +94,21 @@ async def test_a_failure_is_tried_again(endpoint: Endpoint) -> None:
         ((200, b'{"reward": 1, "feedback": "' + b"x" * (1 << 20) + b'"}'), 3),
     ],
 )
-async def test_whatever_else_comes_back_is_a_fault(endpoint: Endpoint, answer: Answer, num_requests: int) -> None:
+async def test_any_other_response_is_a_fault(endpoint: Endpoint, answer: Answer, num_requests: int) -> None:
     endpoint.answer = lambda number: answer
     with pytest.raises(InfrastructureError):
         await reward(endpoint.url, attempts=3).judge(question("http"), "x", False)
     assert len(endpoint.requests) == num_requests
 
 
-async def test_an_endpoint_that_drips_is_left_at_the_deadline(endpoint: Endpoint) -> None:
+async def test_an_endpoint_that_drips_times_out(endpoint: Endpoint) -> None:
     endpoint.drips = True
     endpoint.answer = lambda number: (200, b" " * (1 << 19))
     with pytest.raises(InfrastructureError, match=r"no complete answer in 0\.2 s"):
         await reward(endpoint.url, attempts=1, timeout_seconds=0.2).judge(question("http"), "x", False)
 
 
-async def test_an_answer_may_be_packed_once_and_is_bounded_while_it_is_unpacked(endpoint: Endpoint) -> None:
+async def test_a_response_may_be_compressed_once_and_is_bounded_while_it_is_decompressed(endpoint: Endpoint) -> None:
     endpoint.encoding = "gzip"
     endpoint.answer = lambda number: (200, gzip.compress(b'{"reward": 1}'))
     assert (await reward(endpoint.url).judge(question("http"), "x", False)).correct
@@ -124,7 +124,7 @@ async def test_an_answer_may_be_packed_once_and_is_bounded_while_it_is_unpacked(
 
 
 @pytest.mark.parametrize("proxy", ["http://127.0.0.1:1", "socks5://127.0.0.1:1", "socks5h://u:p@h:1", "nonsense://x"])
-async def test_a_proxy_of_the_environment_does_not_catch_this_machine(
+async def test_the_environments_proxy_is_not_used_for_this_machine(
     endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, proxy: str
 ) -> None:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
@@ -134,7 +134,7 @@ async def test_a_proxy_of_the_environment_does_not_catch_this_machine(
     asked = reward(endpoint.url, attempts=1, hosts="127.0.0.2,reward.test")
     assert (await asked.judge(question("http"), "x", False)).correct
     elsewhere = question("http", "", {"url": "http://reward.test/judge"})
-    with pytest.raises(InfrastructureError) as caught:  # the proxy: nothing listens there, or it is of another kind
+    with pytest.raises(InfrastructureError) as caught:  # the proxy is unreachable, or of an unsupported kind
         await asked.judge(elsewhere, "x", False)
     assert "reward.test" in str(caught.value)
     assert "u:p" not in str(caught.value)
@@ -153,7 +153,7 @@ async def test_many_failures_make_requests_wait_until_one_goes_through(endpoint:
     asked = reward(endpoint.url, attempts=4)
     found = await asyncio.gather(*(asked.judge(question("http"), str(i), False) for i in range(40)))
     assert all(judgement.correct for judgement in found)
-    # Without the breaker, 40 rollouts would not stop at so few requests on a dead endpoint.
+    # Without the breaker, 40 rollouts would send more requests to a dead endpoint.
     assert len(endpoint.requests) <= 40 + 40 + num_bad
 
 

@@ -870,7 +870,7 @@ def test_what_counts_as_equal(pairs: list[tuple[str, str]]) -> None:
 
 
 @pytest.mark.parametrize("pairs", cases(DIFFERENT))
-def test_what_does_not(pairs: list[tuple[str, str]]) -> None:
+def test_what_does_not_count_as_equal(pairs: list[tuple[str, str]]) -> None:
     for reference, answer in pairs:
         for reply in (f"<answer>{answer}</answer>", f"So we get \\boxed{{{answer}}}."):
             found = judge(reference, reply)
@@ -943,7 +943,7 @@ REPLIES: list[tuple[str, list[str], list[str]]] = [
 ]
 
 
-def test_which_part_of_a_reply_is_its_answer() -> None:
+def test_the_part_of_a_reply_that_is_its_answer() -> None:
     for reply, right, wrong in REPLIES:
         for reference in (*right, *wrong):
             assert judge(reference, reply).correct == (reference in right), (reply, reference)
@@ -952,7 +952,7 @@ def test_which_part_of_a_reply_is_its_answer() -> None:
 @pytest.mark.parametrize(
     "text", ["", "  ", "$$", "?", "2 +", "5 =", "x^", r"\frac{1}{", r"\sqrt{", "(1, 2", r"\boxed{}"]
 )
-def test_a_reference_that_breaks_off_is_refused(text: str) -> None:
+def test_an_incomplete_reference_is_rejected(text: str) -> None:
     for check in (check_question, lambda asked: JUDGE(asked, f"<answer>{text}</answer>", False)):
         with pytest.raises(QuestionError, match=r"missing or empty|cannot be read as a formula") as caught:
             check(question("math", text))
@@ -971,7 +971,7 @@ def test_a_reference_that_breaks_off_is_refused(text: str) -> None:
         "3rd",
     ],
 )
-def test_a_reference_in_words_or_other_notation_equals_what_is_written_alike(text: str) -> None:
+def test_a_reference_in_words_or_other_notation_equals_the_same_text(text: str) -> None:
     check_question(question("math", text))
     assert judge(text, f"<answer>{text}</answer>").correct
     assert not judge(text, "<answer>1</answer>").correct
@@ -1010,8 +1010,8 @@ COSTLY = [
 ]
 
 
-def test_what_is_costly_to_compute_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By count, not by the clock: no comparison computes more bits than its budget."""
+def test_costly_values_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured by count, not by time: no comparison computes more bits than its budget."""
     least = [0]
     spend = Budget.spend
 
@@ -1037,7 +1037,7 @@ SIGNS = st.sampled_from(ALPHABET.split())
 
 
 @given(left=st.lists(SIGNS, max_size=12), right=st.lists(SIGNS, max_size=12), space=st.sampled_from(["", " "]))
-def test_no_text_makes_it_raise_and_all_equal_themselves(left: list[str], right: list[str], space: str) -> None:
+def test_no_text_raises_and_every_answer_equals_itself(left: list[str], right: list[str], space: str) -> None:
     reference, reply = space.join(left), space.join(right)
     try:
         check_question(question("math", reference))

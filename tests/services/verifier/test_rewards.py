@@ -1,4 +1,4 @@
-"""Rewards that judge in place: what earns 1, what earns 0, what they say."""
+"""Rewards that judge in place: what earns 1, what earns 0, and their feedback."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def calls(items: list[dict[str, str]]) -> str:
 
 
 def replies_to(row: dict[str, Any]) -> tuple[str, str]:
-    """A right and a wrong reply, both well formed."""
+    """A correct and a wrong reply, both well formed."""
     if row["kind"] == "mcq":
         wrong = next(letter for letter in "ABCD" if letter != row["answer"])
         template = "<reasoning>\nIt is <answer>D</answer> or so.\n</reasoning>\n<answer>\n{}\n</answer>"
@@ -142,7 +142,7 @@ EMPTY = json.dumps([{"Action": "list", "Action_Input": "{}"}])
         ("Action Input: {}\nAction: list", False),
     ],
 )
-def test_tooluse_takes_only_readable_inputs_even_where_none_is_needed(text: str, correct: bool) -> None:
+def test_tooluse_rejects_unreadable_inputs_even_if_none_is_needed(text: str, correct: bool) -> None:
     found = judge(question("tooluse", EMPTY, {"partial_credit": True}), text)
     assert (found.correct, found.reward == 1.0) == (correct, correct)
 
@@ -193,7 +193,7 @@ def test_tooluse_compares_json_with_its_types(wanted: str, given: str, correct: 
     assert judge(question("tooluse", answer), f'Action: f\nAction Input: {{"x": {given}}}').correct == correct
 
 
-def test_tooluse_does_not_look_for_calls_inside_an_input() -> None:
+def test_tooluse_does_not_search_inputs_for_calls() -> None:
     asked = [{"Action": "note", "Action_Input": '{"text": "Action: none, Action Input: {"}'}]
     assert judge(question("tooluse", json.dumps(asked)), calls(asked)).correct
 
@@ -231,7 +231,7 @@ def test_recall_partial_credit_counts_facts_and_total() -> None:
     assert (found.correct, found.reward, found.feedback) == (False, pytest.approx(2 / 3), "salt should be 10")
 
 
-def test_exact_takes_tags_settings_and_alternatives() -> None:
+def test_exact_handles_tags_settings_and_alternatives() -> None:
     assert judge(question("exact", "Paris"), "Paris\n").correct
     assert judge(question("exact", "Paris"), "I think <answer> Paris </answer>").correct
     assert not judge(question("exact", "Paris"), "It is Paris").correct
@@ -242,7 +242,7 @@ def test_exact_takes_tags_settings_and_alternatives() -> None:
 
 
 @pytest.mark.parametrize(("pattern", "text"), [(r"^\d+$", "12"), (r"^[^,]+$", "a b"), (r"^(?!.*maybe).+$", "yes")])
-def test_a_pattern_that_some_answers_do_not_have_is_taken(pattern: str, text: str) -> None:
+def test_an_optional_group_in_a_pattern_is_accepted(pattern: str, text: str) -> None:
     assert registry.built_in()["regex"].function(question("regex", pattern), text, False).correct
 
 
@@ -269,7 +269,7 @@ def test_a_pattern_that_some_answers_do_not_have_is_taken(pattern: str, text: st
         question("regex", "x", {"full": 1}),
     ],
 )
-def test_a_question_without_sense_is_a_fault_with_a_remedy(asked: Question) -> None:
+def test_an_invalid_question_is_a_fault_with_a_remedy(asked: Question) -> None:
     with pytest.raises(QuestionError) as caught:
         registry.built_in()[asked.kind].function(asked, "<answer>3</answer>", False)
     assert asked.id in caught.value.message
@@ -326,7 +326,7 @@ def test_a_reward_may_return_a_plain_number(result: Any) -> None:
 
 
 @pytest.mark.parametrize("result", [None, "1", float("nan"), 2, -0.1, Judgement(reward=float("inf"), correct=True)])
-def test_nonsense_from_a_reward_is_a_fault(result: Any) -> None:
+def test_an_invalid_result_of_a_reward_is_a_fault(result: Any) -> None:
     with pytest.raises(QuestionError):
         registry.checked(result)
 
@@ -345,7 +345,7 @@ async def test_a_reward_that_cannot_be_opened_fails_only_its_own_questions(monke
     assert "no seccomp" in judge.details["code"]
 
 
-def test_every_reward_module_has_one_kind_in_the_table() -> None:
+def test_every_reward_module_registers_one_kind() -> None:
     assert [reward.kind for reward in registry.built_in().values()] == list(registry.BUILT_IN)
     with pytest.raises(ConfigurationError, match="Two rewards"):
         registry.register("mcq")(lambda *_: 1.0)

@@ -1,4 +1,4 @@
-"""The verifier in the ring: a real queue server, the loops in this process and as a process of its own."""
+"""The verifier in the ring: a real queue server, with the loops in this process and in a separate one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MCQ = question("mcq", "B")
 
 
 class Slow:
-    """Judges each reply when told to."""
+    """Judges each reply when the test says so."""
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
@@ -48,7 +48,7 @@ class Slow:
 async def running(
     redis: Redis, name: str = "verifier-0", code: Slow | None = None, **options: float
 ) -> AsyncIterator[Verifier]:
-    """A verifier's loops, for as long as the block lasts."""
+    """Run a verifier's loops for the duration of the block."""
     nothing = Opened(Unavailable(UnavailableError("Not in this test.")))
     opened = {"code": Opened(code) if code else nothing, "http": nothing}
     verifier = Verifier(
@@ -122,7 +122,7 @@ async def test_an_unknown_kind_is_a_fault_that_names_kind_and_remedy(redis: Redi
     assert "'poetry'" in note.text
 
 
-async def test_a_slow_group_holds_up_nobody(redis: Redis) -> None:
+async def test_a_slow_group_does_not_delay_others(redis: Redis) -> None:
     slow = Slow()
     async with running(redis, code=slow):
         await feed(
@@ -157,7 +157,7 @@ async def test_groups_of_a_dead_verifier_are_taken_over(redis: Redis) -> None:
         await collect(redis, streams.scored("r1"), 1)
 
 
-async def test_a_restarted_verifier_goes_on_with_its_own_groups(redis: Redis) -> None:
+async def test_a_restarted_verifier_resumes_its_own_groups(redis: Redis) -> None:
     await feed(redis, group(MCQ, [RIGHT]))
     before = Queue(redis, streams.GROUP_VERIFIER, "verifier-0")
     assert await before.receive([streams.completions("r1")], CompletedGroup)
@@ -184,14 +184,14 @@ async def test_unreadable_bytes_become_dead_letters(redis: Redis) -> None:
     assert letter.payload == b"junk"
 
 
-async def test_a_name_that_is_no_run_id_disturbs_no_other(redis: Redis) -> None:
+async def test_an_invalid_run_id_does_not_disturb_other_runs(redis: Redis) -> None:
     await redis.sadd(streams.RUNS, b"\xff", "../run", "")  # type: ignore[misc]
     async with running(redis):
         await feed(redis, group(MCQ, [RIGHT]))
         await collect(redis, streams.scored("r1"), 1)
 
 
-async def test_a_deleted_run_disturbs_no_other(redis: Redis) -> None:
+async def test_a_deleted_run_does_not_disturb_others(redis: Redis) -> None:
     async with running(redis, idle_seconds=0.0):
         await feed(redis, group(MCQ, [RIGHT], run_id="gone"))
         await collect(redis, streams.scored("gone"), 1)
@@ -202,7 +202,7 @@ async def test_a_deleted_run_disturbs_no_other(redis: Redis) -> None:
         await collect(redis, streams.scored("gone"), 1)
 
 
-async def test_the_loops_end_even_where_a_call_swallows_the_cancellation(redis: Redis) -> None:
+async def test_the_loops_end_even_if_a_call_swallows_the_cancellation(redis: Redis) -> None:
     async with running(redis) as verifier:
         inside = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""Supervised workers: hangs, crashes and memory hogs cost nobody else anything, and faults are never wrong answers."""
+"""Supervised workers: hangs, crashes and memory hogs do not affect other tasks, and faults are never wrong answers."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ async def own_judge(own_package: Path) -> AsyncIterator[Judge]:
 
 @pytest.fixture
 async def impatient_judge(own_package: Path) -> AsyncIterator[Judge]:
-    """Its tasks run out of time on the clock long before they run out of CPU time, as on an overloaded machine."""
+    """A pool whose tasks exceed their wall time long before their CPU time, as on an overloaded machine."""
     pool = WorkerPool(num_workers=2, cpu_seconds=600.0, wall_seconds=0.5, memory_bytes=1 << 30)
     yield Judge(pool, {})
     await pool.aclose()
@@ -169,7 +169,7 @@ async def test_rewards_of_installed_packages_judge(own_judge: Judge) -> None:
     half = await own_judge.verdict(question("length"), rollout("12345"))
     assert (half.reward, half.correct) == (0.5, False)
     safe = await own_judge.verdict(question("hazard"), rollout("environment"))
-    assert safe.reward == 1.0  # our environment, with its keys, is not theirs
+    assert safe.reward == 1.0  # workers do not inherit our environment with its keys
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ async def test_rewards_of_installed_packages_judge(own_judge: Judge) -> None:
         ("spin", "0.3 s of CPU time"),
         ("hog", "ran out of memory"),
         ("raise", "nothing there"),
-        ("nonsense", "returned str"),
+        ("nonsense", "returned a str"),
     ],
 )
 async def test_a_reward_that_fails_is_a_fault_not_a_zero(own_judge: Judge, text: str, fault: str) -> None:
@@ -190,12 +190,12 @@ async def test_a_reward_that_fails_is_a_fault_not_a_zero(own_judge: Judge, text:
     assert (after.status, after.reward) == ("ok", 1.0)
 
 
-async def test_running_out_of_the_clock_alone_is_a_fault_not_a_zero(impatient_judge: Judge) -> None:
+async def test_exceeding_only_the_wall_time_is_a_fault_not_a_zero(impatient_judge: Judge) -> None:
     own = await impatient_judge.verdict(question("hazard"), rollout("sleep"))
     built_in = await impatient_judge.verdict(CATASTROPHIC, rollout(HANGING))
     for verdict in (own, built_in):
         assert verdict.status == "infrastructure_fault"
-        assert "no answer in 0.5 s" in verdict.fault
+        assert "timed out after 0.5 s" in verdict.fault
 
 
 async def test_a_reward_that_waits_is_not_tried_again(impatient_judge: Judge, tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ async def test_the_pool_outlives_its_fork_server(own_judge: Judge) -> None:
     assert [verdict.reward for verdict in verdicts] == [1.0] * 20
 
 
-def test_a_package_cannot_take_the_name_of_a_kind_of_ours(own_package: Path) -> None:
+def test_a_package_cannot_use_the_name_of_a_built_in_kind(own_package: Path) -> None:
     points = own_package / "own_rewards-1.0.dist-info" / "entry_points.txt"
     points.write_text("[turnout.rewards]\nmcq = own_rewards:length\n")
     with pytest.raises(ConfigurationError, match="mcq"):

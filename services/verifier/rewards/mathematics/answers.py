@@ -1,7 +1,7 @@
-"""Where a reply says its answer: the answer tags, else the last box, else the end of the text.
+"""Finds the answer in a reply: in the answer tags, otherwise in the last box, otherwise at the end of the text.
 
-One place is chosen and nothing else counts. A tag or box that is cut off is no answer, and an earlier one does not
-stand in for it: the model was already giving another.
+Only one place counts. A tag or box that is cut off is not an answer, and an earlier one does not replace it, because
+the model was already giving another answer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from services.contracts.questions.formulas.words import closing_brace
 from services.verifier.rewards.replies import CLOSE, OPEN, tagged_answer
 
 LONGEST_END: Final = 4000
-"""Characters at the end of a reply without tags and boxes in which an answer is looked for."""
+"""Number of characters at the end of a reply without tags and boxes that are searched for an answer."""
 
 _BOX: Final = re.compile(r"\\(?:boxed|fbox)\s*(?:(?P<brace>\{)|(?P<bare>-?[\d.]*\d)(?=[\s$.,]|\Z))?")
 _JOINT: Final = re.compile(
@@ -47,7 +47,7 @@ _DENIED: Final = re.compile(
     r"|(?:more|less|fewer|greater|larger|smaller|bigger|higher|lower) than)|n['’]t)"
     r"(?: be| equals?| equal to| exactly| \w+ than)?)\s*\Z"
 )
-"""Words behind which a number is not the answer."""
+"""Words after which a number is not the answer."""
 _CONTRAST: Final = re.compile(r"\Anot\b[^.\n]{0,60}?\bbut\s+", re.IGNORECASE)
 _CHANGES_ITS_NUMBER: Final = frozenset(MULTIPLIERS) | word_set("""
     percent pct plus minus times over divided multiplied squared cubed factorial half halves modulo mod base
@@ -55,9 +55,9 @@ _CHANGES_ITS_NUMBER: Final = frozenset(MULTIPLIERS) | word_set("""
 
 
 def without_lead(text: str) -> str | None:
-    """`text` without the words that lead to its value (`The total cost is $18`); None where there are none.
+    """`text` without the words that lead to its value (`The total cost is $18`); None if there are no such words.
 
-    Words that could deny or widen the value do not lead to it.
+    Words that could negate or widen the value do not count as such.
     """
     match = _LEAD.fullmatch(text.strip())
     if match is None or _DENIAL.search(match["lead"]) or re.search(r"\b(?:is|are|equals|was)\b|[:=]", match["inner"]):
@@ -66,7 +66,7 @@ def without_lead(text: str) -> str | None:
 
 
 def answer_of(reply: str) -> str | None:
-    """The text of the reply's answer; None where it has none."""
+    """The text of the reply's answer; None if it has none."""
     if OPEN in reply:
         tagged = tagged_answer(reply)
         if tagged is None:
@@ -79,7 +79,7 @@ def answer_of(reply: str) -> str | None:
 
 
 def _boxed(text: str) -> str | None:
-    """The content of the last box, with those that a comma, `and` or `or` joins to it; None where it is cut off."""
+    """The content of the last box, joined with those before a comma, `and` or `or`; None if it is cut off."""
     found: list[tuple[int, int, str]] = []
     position = 0
     while match := _BOX.search(text, position):
@@ -101,7 +101,7 @@ def _boxed(text: str) -> str | None:
 
 
 def _at_the_end(text: str) -> str | None:
-    """What `answer is` announces, else the last formula or number. A comma, `and` or `or` joins several to one."""
+    """What `answer is` announces, otherwise the last formula or number. A comma, `and` or `or` joins several."""
     text = _BOLD.sub("", text).strip()
     announced = [match.end() for match in _ANNOUNCED.finditer(text)]
     if not announced:
@@ -126,7 +126,7 @@ def _reads(text: str) -> bool:
 
 
 def _runs(text: str) -> list[str]:
-    """Formulas and numbers in a text, each with the mathematics next to it."""
+    """Formulas and numbers in a text, each with adjacent mathematics."""
     found: list[str] = []
     run: list[str] = []
     joint = denial = ""
@@ -158,12 +158,12 @@ def _has_a_formula(run: list[str]) -> bool:
 
 
 def _with_what_changes_it(run: str, word: str, following: str) -> str:
-    """A number is not read without the word behind it that makes it another (`5 million`, `3 squared`)."""
+    """Include a word after the number that changes its value (`5 million`, `3 squared`)."""
     return f"{run} {following}" if word.lower() in _CHANGES_ITS_NUMBER else run
 
 
 def _mathematics(item: re.Match[str] | None) -> str | None:
-    """What an item says where it is mathematics: a formula (after a space), a number, a sign, a letter."""
+    """The mathematics in an item: a formula (after a space), a number, a sign or a letter."""
     if item is None or item["stop"] is not None:
         return None
     plain = item["plain"]

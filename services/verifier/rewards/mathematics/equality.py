@@ -1,7 +1,7 @@
-"""Whether two formulas that were read mean the same. docs/rewards.md has the rules as a table.
+"""Whether two parsed formulas are equal. docs/rewards.md has the rules as a table.
 
-Numbers are compared exactly where both are fractions, else to 70 digits and more relative to their size. Formulas with
-symbols are equal where they agree at points drawn from a fixed seed: different ones agree at a random point with
+Numbers are compared exactly if both are fractions, otherwise to at least 70 digits relative to their size. Formulas
+with symbols are equal if they agree at points drawn from a fixed seed: different ones agree at a random point with
 probability near 0 (Schwartz and Zippel).
 """
 
@@ -30,7 +30,7 @@ from services.verifier.rewards.mathematics.values import (
 )
 
 FEWEST_DIGITS: Final = 6
-"""Significant digits from which on a decimal may stand for the value that it is rounded from."""
+"""Number of significant digits from which a decimal may represent the value that it is rounded from."""
 _MOST_EXTRA_BITS: Final = 20_000
 _MOST_POINTS: Final = 30
 _ENOUGH_POINTS: Final = 8
@@ -41,7 +41,7 @@ _VALUE_SIGNS: Final = ("=", "in", "~")
 
 
 def equal(reference: Sequence[Node], answer: Sequence[Node]) -> bool:
-    """Whether the answer, however it is read, equals the reference as it is read first, or both are written alike."""
+    """Whether any reading of the answer equals the first reading of the reference, or both are written alike."""
     try:
         return tuple(reference) == tuple(answer) or _Comparison().whole(reference[0], answer)
     except (TooLarge, RecursionError):
@@ -49,7 +49,7 @@ def equal(reference: Sequence[Node], answer: Sequence[Node]) -> bool:
 
 
 def _folded(node: Node) -> Node | None:
-    """`node` with its symbols in lower case; None where that would make two symbols one."""
+    """`node` with its symbols in lower case; None if that would merge two symbols."""
     symbols = node.symbols()
     if len({name.lower() for name in symbols}) < len(symbols):
         return None
@@ -62,7 +62,7 @@ def _renamed(node: Node) -> Node:
 
 
 class _Comparison:
-    """One comparison, with the budget that all its parts share."""
+    """One comparison, whose parts share a budget."""
 
     def __init__(self) -> None:
         self.budget = Budget()
@@ -124,9 +124,9 @@ class _Comparison:
         return self._same_equations(reference, answer)
 
     def _assignment(self, node: Node) -> tuple[Node | None, Node | None]:
-        """Name and value of `x = 5`, `x = 2 + 3 = 5` and the like; no name for other equations, none for inequalities.
+        """Name and value of `x = 5`, `x = 2 + 3 = 5` and so on; no name for other equations, and None for inequalities.
 
-        A value that is followed by its approximation counts, not that. Numbers in between must be the value.
+        A value counts rather than the approximation that follows it. Numbers in between must equal the value.
         """
         if node.kind != "relations":
             return None, None
@@ -148,7 +148,7 @@ class _Comparison:
         return (members[0] if named else None), value
 
     def _approximates(self, one: Node, value: Node) -> bool:
-        """Whether `one` may stand behind `value` and an approximation sign."""
+        """Whether `one` may follow `value` and an approximation sign."""
         if one.symbols() or value.symbols():
             return False
         try:
@@ -177,7 +177,7 @@ class _Comparison:
         return ratio != 0 and second[0] == (first[0] if ratio > 0 else FLIPPED[first[0]])
 
     def _ratio(self, reference: Node, answer: Node) -> int:
-        """The sign of the constant by which two formulas differ; 0 where there is none."""
+        """The sign of the constant factor by which two formulas differ; 0 if there is none."""
         if reference.symbols() != answer.symbols():
             return 0
         ratios: list[Value] = []
@@ -255,7 +255,7 @@ class _Comparison:
         )
 
     def _same_ratios(self, reference: Node, answer: Node) -> bool:
-        """3:4 is 6:8 and 3/4; but times of day (two digits behind the colon) are compared part by part."""
+        """3:4 equals 6:8 and 3/4, but times of day (two digits after the colon) are compared part by part."""
         if reference.kind == answer.kind == "ratio":
             if len(reference.parts) != len(answer.parts):
                 return False
@@ -279,7 +279,7 @@ class _Comparison:
         return self._same_collections(Node("list", tuple(one)), Node("list", tuple(other)))
 
     def _same_regions(self, reference: Node, answer: Node) -> bool | None:
-        """Whether both are the same set of real numbers; None where one is not read as such a set."""
+        """Whether both are the same set of real numbers; None if one cannot be read as a set."""
         try:
             both = regions(reference, answer, self._position)
         except Undefined:
@@ -368,7 +368,7 @@ def _near(one: Value, other: Value, precision: int, scale: Value) -> bool:
 
 
 def _is_rounded(reference: Node, answer: Node, one: Value, other: Value, precision: int) -> bool:
-    """Whether one side is a decimal of enough digits, correctly rounded from the other."""
+    """Whether one side is a decimal with enough digits, correctly rounded from the other."""
     for literal, value, exact in ((reference, one, other), (answer, other, one)):
         inner = literal.parts[0] if literal.kind == "negate" else literal
         place = inner.unit_in_last_place
@@ -386,7 +386,7 @@ def _is_rounded(reference: Node, answer: Node, one: Value, other: Value, precisi
 
 
 def _coordinate(draw: random.Random, number: int) -> Fraction:
-    """A coordinate of point `number`: fractions and whole numbers of both signs take turns."""
+    """A coordinate of point `number`, alternating between fractions and whole numbers of both signs."""
     small, large = Fraction(draw.randint(1, 96), 97), Fraction(draw.randint(100, 900), 89)
     choices = (large, -large, small, -small, Fraction(draw.randint(2, 12)), draw.choice((large, -large, small, -small)))
     return choices[number % len(choices)]
@@ -408,7 +408,7 @@ def _as_words(node: Node) -> str | None:
 
 
 def _same_digits(reference: Node, answer: Node) -> bool:
-    """Digits in a base. An answer may leave the base out that the reference names; another base is another number."""
+    """Digits in a base. An answer may omit the base that the reference names; another base is another number."""
     if reference.kind == answer.kind:
         return reference.text.lstrip("0") == answer.text.lstrip("0") and reference.value == answer.value
     digits, other = (reference, answer) if reference.kind == "digits" else (answer, reference)
@@ -420,7 +420,7 @@ def _same_digits(reference: Node, answer: Node) -> bool:
 
 
 def _split_unit(node: Node) -> tuple[Node, str]:
-    """Value and unit; the minus sign before a quantity belongs to its value."""
+    """Value and unit; a minus sign before a quantity belongs to its value."""
     if node.kind == "negate" and node.parts[0].kind == "quantity":
         inner, unit = _split_unit(node.parts[0])
         return Node("negate", (inner,)), unit
@@ -428,7 +428,7 @@ def _split_unit(node: Node) -> tuple[Node, str]:
 
 
 def _is_name(node: Node) -> bool:
-    """Whether a formula only names what it equals: x, f(2), xy, |AB|, `Area`."""
+    """Whether a formula is only a name for what it equals: x, f(2), xy, |AB|, `Area`."""
     if node.kind in ("symbol", "words", "apply"):
         return True
     return (
@@ -439,7 +439,7 @@ def _is_name(node: Node) -> bool:
 
 
 def _is_asked_for(node: Node) -> bool:
-    """Whether what stands before `= 7` may be what a question asks for: m + n, a^2 + b^2, 3 + 4; but not 2x - y."""
+    """Whether the left side of `= 7` may be what a question asks for: m + n, a^2 + b^2, 3 + 4; but not 2x - y."""
     if node.kind == "power":
         return _is_asked_for(node.parts[0]) and not node.parts[1].symbols()
     if node.kind in ("add", "multiply", "divide", "negate", "call", "group"):
@@ -468,7 +468,7 @@ def _by_name(node: Node) -> tuple[Node, ...]:
 
 
 def _names_then_values(one: list[Node], other: list[Node]) -> bool:
-    """Whether one side names several values by different names and the other names none: then order counts."""
+    """Whether one side gives several values different names and the other gives none, so that the order counts."""
     named = [[part.kind == "relations" for part in side] for side in (one, other)]
     if not (len(one) == len(other) > 1 and any(map(all, named)) and not all(map(any, named))):
         return False
@@ -477,7 +477,7 @@ def _names_then_values(one: list[Node], other: list[Node]) -> bool:
 
 
 def _with_both_signs(node: Node) -> Node:
-    """`node` with plus-minus signs written out: a list of both values."""
+    """`node` with plus-minus signs expanded to a list of both values."""
     if node.kind == "list" and node.has("plusminus"):
         parts = [inner for part in node.parts for inner in _list_of(_with_both_signs(part))]
         return replace(node, parts=tuple(parts))

@@ -1,7 +1,7 @@
-"""What a formula comes to at given values of its symbols: exactly where fractions can say it, else to many digits.
+"""Evaluates a formula at given values of its symbols: exactly if fractions suffice, otherwise to many digits.
 
-Work is counted, not timed: the same formula ends the same way on every machine. Whatever would be larger than
-`MOST_BITS`, or costs more than the budget, raises `TooLarge` before it is computed.
+Work is counted, not timed, so the same formula gives the same result on every machine. Anything larger than `MOST_BITS`
+or more costly than the budget raises `TooLarge` before it is computed.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import mpmath
 from services.contracts.questions.formulas.tree import Node
 
 MOST_BITS: Final = 1 << 17
-"""Of a number that is computed exactly, and of the precision of one that is not."""
+"""Largest size of an exact number, and largest precision of other numbers, in bits."""
 BUDGET: Final = 4_000_000
-"""Bits of results that one comparison may compute."""
+"""Total size of the results that one comparison may compute, in bits."""
 BASE_PRECISION: Final = 300
 _LARGEST_EXPONENT: Final = 1_000_000
 _LARGEST_FACTORIAL: Final = 10_000
@@ -31,15 +31,15 @@ Value = Any
 
 
 class Undefined(Exception):
-    """The formula has no value here: a division by zero, or it is no number at all."""
+    """The formula has no value here: it divides by zero, or is not a number."""
 
 
 class TooLarge(Exception):
-    """The value is too large, or too costly, to be computed."""
+    """The value is too large or too costly to compute."""
 
 
 class Budget:
-    """What one comparison may still compute."""
+    """The remaining budget of one comparison."""
 
     def __init__(self, bits: int = BUDGET) -> None:
         self.left = bits
@@ -61,10 +61,10 @@ class Evaluation:
         self.scale = mpmath.mpf(0)
 
     def of(self, node: Node) -> Value:
-        """The value of `node`.
+        """Evaluate `node`.
 
         Raises:
-            Undefined, TooLarge: as they say.
+            Undefined: it has no value. TooLarge: it exceeds the budget or the size limit.
         """
         with mpmath.mp.workprec(self.precision):
             try:
@@ -157,7 +157,7 @@ class Evaluation:
         return base**exponent
 
     def root(self, radicand: Value, degree: Value) -> Value:
-        """Odd roots of negative numbers are negative, as at school; even ones are complex."""
+        """Roots, with odd roots of negative numbers being negative, as at school, and even ones complex."""
         if not isinstance(degree, Fraction) or degree.denominator != 1 or not 0 < degree <= 1000:
             return self.power(radicand, self.divide(Fraction(1), degree))
         number = int(degree)
@@ -243,12 +243,12 @@ _CONSTANTS: Final[dict[str, Callable[[], Value]]] = {
 
 
 def real(value: Value) -> Value:
-    """`value` as mpmath has it, at the working precision."""
+    """`value` as an mpmath number at the working precision."""
     return mpmath.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
 
 
 def _whole_root(number: int, degree: int) -> int | None:
-    """The exact root of a whole number; None where there is none."""
+    """The exact root of a whole number; None if it is not exact."""
     if degree == 2:
         root = math.isqrt(number)
     else:
@@ -281,6 +281,6 @@ def _of_order(name: str, value: Value) -> Value:
 
 
 def _arbitrary(name: str, values: list[Value]) -> Fraction:
-    """The value of an unknown function: any, but the same for the same arguments."""
+    """The value of an unknown function: arbitrary, but the same for the same arguments."""
     key = name + "|".join(mpmath.nstr(real(value), 30) for value in values)
     return Fraction(zlib.crc32(key.encode()) % 9973 + 1, 997)

@@ -45,7 +45,7 @@ async def attack_all(namespaces: bool) -> dict[str, list[str]]:
 
 
 async def use_threads(namespaces: bool) -> str:
-    """What an honest program with threads says while this user's other processes have many."""
+    """The output of an honest program with threads while this user's other processes have many."""
     hold = threading.Event()
     others = [threading.Thread(target=hold.wait) for _ in range(100)]
     sandbox = Sandbox(1, namespaces=namespaces)

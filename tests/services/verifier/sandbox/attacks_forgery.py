@@ -1,4 +1,4 @@
-"""Forgery and orphaning: lies about the end of a run, and attempts to outlive it."""
+"""Forgery and orphans: lies about a run's result, and attempts to outlive the run."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ _REFUSED = {
         ctypes.CDLL('/tmp/x.so')
     """),
 }
-# int 0x80 reaches the 32-bit call table (20 is getpid there), whose numbers mean other things than ours.
+# int 0x80 reaches the 32-bit call table (20 is getpid there), whose numbers differ from ours.
 _MACHINE_CODE = """
 import ctypes, mmap
 memory = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)

@@ -1,4 +1,4 @@
-"""Sandboxes for the tests: with namespaces, and bare as in a default container."""
+"""Sandboxes for the tests: with namespaces, and bare, as in a default container."""
 
 from __future__ import annotations
 

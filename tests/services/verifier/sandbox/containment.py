@@ -29,7 +29,7 @@ class Evidence:
         self.held_in_memory = [self.secret * 20]
         os.environ["TURNOUT_TEST_CANARY"] = self.secret
         self.folder = Path(tempfile.mkdtemp(prefix="turnout-canary-"))
-        self.folder.chmod(0o777)  # only the sandbox stands between a program and this file
+        self.folder.chmod(0o777)  # only the sandbox protects this file from a program
         self.canary = self.folder / f"{secrets.token_hex(8)}.txt"
         self.canary.write_text(self.secret)
         self.canary.chmod(0o666)
@@ -54,13 +54,13 @@ class Evidence:
         del os.environ["TURNOUT_TEST_CANARY"]
 
     def victim(self) -> Program:
-        """A program of somebody else, whose text and input are secret; runs in the same zygote before an attack."""
+        """Another user's program, whose source and input are secret. It runs in the same zygote before an attack."""
         return Program(
             f"x = {self.secret!r}\nprint(input()[:6])", stdin=self.secret.encode(), wall_seconds=WALL_SECONDS
         )
 
     def program(self, attack: Attack) -> Program:
-        """The attack. Only those that wait are cut short by the clock: a busy machine is no containment."""
+        """The attack. Only attacks that wait get a short wall time, since a busy machine does not prove containment."""
         waits = attack.expect == {"timeout_wall"}
         return Program(
             self.marks.fill(attack.source),
@@ -72,7 +72,7 @@ class Evidence:
         )
 
     def problems(self, attack: Attack, result: Result) -> list[str]:
-        """Everything that speaks against containment; empty is what a test wants."""
+        """All evidence against containment; empty if the attack was contained."""
         found = []
         output = result.stdout + result.stderr
         if result.status not in attack.expect:
@@ -106,7 +106,7 @@ class Evidence:
 
 
 def living(root: int) -> dict[int, str]:
-    """Processes (not zombies) that descend from `root` or share a session with one that does: command lines by id."""
+    """Command lines by id of processes (not zombies) that descend from `root` or share a session with one."""
     parents: dict[int, int] = {}
     sessions: dict[int, int] = {}
     for name in filter(str.isdigit, os.listdir("/proc")):

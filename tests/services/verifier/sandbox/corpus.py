@@ -1,4 +1,4 @@
-"""The attack corpus: small hostile programs, and what the verifier must have seen of each.
+"""The attack corpus: small hostile programs, and the result that the verifier must report for each.
 
 A program knows, as a gift to the attacker, where the canary file lies, on which port a listener waits and which process
 supervises it (`Marks`). It prints ESCAPED when an attempt worked. containment.py looks at the evidence outside.
@@ -28,12 +28,12 @@ class Attack:
     violation: str = ""
     """What must be among the violations."""
     most_printed: int = -1
-    """The number that the program prints last may be no greater (bytes that it managed to write, say)."""
+    """Upper bound for the last number that the program prints, such as the bytes that it managed to write."""
 
 
 @dataclass(frozen=True)
 class Marks:
-    """What the attacker is told."""
+    """Facts that the attacker is given."""
 
     canary: str
     port: int
@@ -50,13 +50,13 @@ class Marks:
 
 
 def refused(body: str) -> str:
-    """The body must raise at some point; if it gets to its end it has escaped."""
+    """The body must raise; if it reaches its end, it has escaped."""
     inner = textwrap.indent(textwrap.dedent(body).strip(), "    ")
     return f"try:\n{inner}\n    print('ESCAPED')\nexcept BaseException as error:\n    print('refused', repr(error))\n"
 
 
 def call(name: str, *arguments: str) -> str:
-    """A raw system call from C, past all of Python. Prints ESCAPED if the kernel went along."""
+    """A raw system call from C, bypassing Python. Prints ESCAPED if the kernel allows it."""
     tables = {**ALLOWED, **ABSENT, **INSPECTED, **LETHAL, **_OTHERS}
     number = tables[name][0 if machine == "x86_64" else 1]
     listed = "".join(f", {argument}" for argument in arguments)

@@ -1,4 +1,4 @@
-"""Every attack is contained, with namespaces and without, and leaves nobody behind."""
+"""Every attack is contained, with and without namespaces, and leaves no process behind."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CORPUS = corpus()
 
 
 class Siege:
-    """The whole corpus against one sandbox, four attacks at a time, and what was seen."""
+    """The results of the whole corpus against one sandbox, four attacks at a time."""
 
     def __init__(self, loop: LoopThread, namespaces: bool) -> None:
         self.evidence = Evidence()
@@ -33,7 +33,7 @@ class Siege:
         self.evidence.close()
 
     def _ours(self) -> dict[int, str]:
-        """Processes below this one, but for those that other tests had started before."""
+        """Descendants of this process, except those that other tests had started before."""
         return {pid: command for pid, command in living(os.getpid()).items() if pid not in self.others}
 
     async def _attack_all(self) -> list[tuple[str, tuple[Result, list[str]]]]:
@@ -55,7 +55,7 @@ def test_contained(siege: Siege, attack: Attack) -> None:
     assert not problems, f"{problems}: {result}"
 
 
-def test_nobody_survives_and_the_zygotes_live_on(siege: Siege) -> None:
+def test_no_program_survives_and_the_zygotes_stay_alive(siege: Siege) -> None:
     assert siege.before
     assert siege.after == siege.before
     assert siege.last_words.stdout == b"CANARY\n"

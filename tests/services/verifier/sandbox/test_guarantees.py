@@ -1,4 +1,4 @@
-"""What callers rely on: results, limits, isolation of runs from each other, faults of ours, failing closed."""
+"""What callers rely on: results, limits, isolation between runs, faults of ours, failing closed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_megabytes_of_input(run) -> None:  # type: ignore[no-untyped-def]
     assert result.stdout == b"%d\n" % (20 << 20)
 
 
-def test_behaves_like_a_script(run) -> None:  # type: ignore[no-untyped-def]
+def test_a_program_behaves_like_a_script(run) -> None:  # type: ignore[no-untyped-def]
     source = """
         import atexit, sys, threading
         atexit.register(print, "bye")
@@ -63,7 +63,7 @@ def test_behaves_like_a_script(run) -> None:  # type: ignore[no-untyped-def]
     assert result.exit_code == 7
 
 
-def test_traceback_shows_the_program_and_not_us(run) -> None:  # type: ignore[no-untyped-def]
+def test_a_traceback_shows_only_the_program(run) -> None:  # type: ignore[no-untyped-def]
     result = run("def f(x):\n    return 1 / x\n\nf(0)\n")
     assert result.exit_code == 1
     assert b'File "/tmp/program.py", line 2, in f\n    return 1 / x' in result.stderr
@@ -83,7 +83,7 @@ def test_runs_do_not_share_state(run) -> None:  # type: ignore[no-untyped-def]
     )
 
 
-def test_random_is_seeded_anew_and_hashes_are_not(run) -> None:  # type: ignore[no-untyped-def]
+def test_random_is_seeded_for_each_run_and_hashes_are_fixed(run) -> None:  # type: ignore[no-untyped-def]
     outputs = [run("import random, os; print(random.random()); print(hash('a'))").stdout.split() for _ in range(3)]
     assert len({random for random, _ in outputs}) == 3
     assert len({hashed for _, hashed in outputs}) == 1
@@ -96,7 +96,7 @@ def test_memory_is_what_was_granted(run) -> None:  # type: ignore[no-untyped-def
     assert (refused.status, refused.violations) == ("memory", ["memory"])
 
 
-def test_sleep_and_work_are_told_apart(run) -> None:  # type: ignore[no-untyped-def]
+def test_sleep_and_work_are_distinguished(run) -> None:  # type: ignore[no-untyped-def]
     slept = run("import time; time.sleep(60)", wall_seconds=0.4, cpu_seconds=0.3)
     assert (slept.status, slept.violations) == ("timeout_wall", ["wall_time"])
     assert slept.cpu_seconds < 0.2 < slept.wall_seconds
@@ -106,7 +106,7 @@ def test_sleep_and_work_are_told_apart(run) -> None:  # type: ignore[no-untyped-
 
 
 def test_waiting_for_a_core_does_not_count(loop: LoopThread) -> None:
-    """Four programs share one core: each is away from it for three times as long as it works."""
+    """Four programs share one core, so each waits for it three times as long as it works."""
     allowed = os.sched_getaffinity(0)
 
     async def on_one_core() -> list[Result]:
@@ -127,7 +127,7 @@ def test_waiting_for_a_core_does_not_count(loop: LoopThread) -> None:
     assert asleep.status == "timeout_wall"
 
 
-def test_a_death_that_the_host_did_not_cause_is_the_programs_own() -> None:
+def test_a_kill_that_the_host_did_not_cause_counts_against_the_program() -> None:
     reply = Reply(Ended.BY_ITSELF, signal.SIGKILL, 0.1, 0.1, 0.0, 1 << 20)
     assert classify(Program("x"), reply, b"", b"", host_killed=False).status == "killed"
     assert classify(Program("x"), reply, b"", b"", host_killed=True).status == "infrastructure_fault"
@@ -148,13 +148,13 @@ def test_crash_and_forbidden_call_are_killed(run) -> None:  # type: ignore[no-un
 
 
 async def started(others: set[int]) -> set[int]:
-    """The process of a program, once there is one beside `others`."""
+    """The process of a program, once there is one in addition to `others`."""
     while not (program := set(living(os.getpid())) - others):
         await asyncio.sleep(0.01)
     return program
 
 
-def test_dead_zygote_is_our_fault_and_replaced(loop: LoopThread) -> None:
+def test_a_dead_zygote_is_a_fault_and_is_replaced(loop: LoopThread) -> None:
     others = living(os.getpid())
     sandbox = start(loop, num_zygotes=1)
     zygote = set(living(os.getpid())) - set(others)
@@ -177,7 +177,7 @@ def test_dead_zygote_is_our_fault_and_replaced(loop: LoopThread) -> None:
     assert after.stdout == b"1\n"
 
 
-def test_a_kill_from_outside_is_no_fault_without_a_record_of_one(loop: LoopThread) -> None:
+def test_a_kill_from_outside_is_not_a_fault_unless_the_kernel_recorded_one(loop: LoopThread) -> None:
     others = living(os.getpid())
     sandbox = start(loop, num_zygotes=1)
     zygote = set(living(os.getpid())) - set(others)
@@ -248,7 +248,7 @@ def test_close_ends_runs_and_those_that_wait(loop: LoopThread) -> None:
         pass
 
 
-def test_nothing_of_ours_is_in_the_zygote(run) -> None:  # type: ignore[no-untyped-def]
+def test_the_zygote_contains_none_of_our_modules(run) -> None:  # type: ignore[no-untyped-def]
     source = "import sys; print([name for name in sys.modules if name.startswith('services')], sys.argv, sys.orig_argv)"
     assert run(source).stdout == b"[] ['/tmp/program.py'] ['/tmp/program.py']\n"
 
@@ -294,5 +294,5 @@ def test_old_landlock_needs_namespaces() -> None:
 
 
 def test_probe_of_a_broken_interpreter_says_so(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(TurnoutError, match="could not look"):
+    with pytest.raises(TurnoutError, match="could not probe"):
         layers_module.probe(str(tmp_path / "no-python"))

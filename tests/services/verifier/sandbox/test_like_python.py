@@ -1,4 +1,4 @@
-"""What runs under CPython runs in the sandbox: the same output and exit code as `python program.py`."""
+"""Programs have the same output and exit code in the sandbox as with `python program.py`."""
 
 from __future__ import annotations
 
@@ -160,12 +160,12 @@ def test_same_as_python(sandbox: Sandbox, loop: LoopThread, source: str, tmp_pat
 @pytest.mark.parametrize("source", [pytest.param(s, id=n) for n, s in ISOLATED.items()])
 def test_same_as_python_with_a_folder(sandbox: Sandbox, loop: LoopThread, source: str, tmp_path: Path) -> None:
     if not sandbox.layers.isolated or not sandbox._namespaces:
-        pytest.skip("a program has a folder of its own only with namespaces")
+        pytest.skip("a program has its own folder only with namespaces")
     compare(sandbox, loop, source, tmp_path)
 
 
 def test_numbers_of_any_length(sandbox: Sandbox, loop: LoopThread) -> None:
-    """Python's limit of 4,300 digits, which graders lift, is not in force."""
+    """Python's limit of 4300 digits, which graders lift, is lifted."""
     result = loop.call(sandbox.run(Program("x = int(input()); print(x + 1)", stdin=b"9" * 5000)))
     assert result.stdout == b"1" + b"0" * 5000 + b"\n"
 

@@ -23,7 +23,7 @@ _START += "runpy.run_module('tests.services.verifier.sandbox.as_user', run_name=
 
 @cache
 def report() -> dict[str, Any]:
-    """What as_user.py prints when a user other than root runs it."""
+    """The output of as_user.py, run by a user other than root."""
     user: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
     said = ""
     for python in dict.fromkeys(filter(lambda path: Path(path).exists(), (sys.executable, *PYTHONS))):
@@ -31,7 +31,7 @@ def report() -> dict[str, Any]:
             done = subprocess.run(
                 [python, "-P", "-c", _START], cwd="/", env={}, capture_output=True, text=True, timeout=240, **user
             )
-        except PermissionError as error:  # an interpreter that this user may not even start
+        except PermissionError as error:  # an interpreter that this user cannot even start
             said += str(error)
             continue
         if done.returncode == 0:
@@ -46,7 +46,7 @@ def test_all_contained(mode: str) -> None:
     found = report()
     assert found["uid"] != 0
     if mode == "isolated" and "private_root" not in found["layers"]:
-        assert mode not in found, "no namespaces here for ordinary users, so none may be claimed"
+        assert mode not in found, "namespaces are not available to ordinary users here, so none may be reported"
         return
     assert len(found[mode]) == len(corpus()) + 2
     assert {name: problems for name, problems in found[mode].items() if problems} == {}

@@ -1,4 +1,4 @@
-"""Versions that a server fetches from the learner, with which it shares no folder, while it samples on."""
+"""Versions that a server fetches from a learner with which it shares no folder, while it continues sampling."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class FetchedWeights(FetchedFolders):
     """The fetched versions of one home."""
 
     def __init__(self, folder: Path, token: str) -> None:
-        """`token` is the deployment's, for the learner."""
+        """`token` is the deployment's service token, which the learner requires."""
         super().__init__(folder)
         self._token = token
 
@@ -32,7 +32,7 @@ class FetchedWeights(FetchedFolders):
         """
         named = _CHECKSUM.fullmatch(checksum)
         if named is None:
-            raise CorruptWeightsError(f"{checksum[:100]!r} is not the checksum of weights.")
+            raise CorruptWeightsError(f"{checksum[:100]!r} is not a weight checksum.")
         with self.one(run_id, f"v{version:08d}-{named[1][:16]}") as target:
             if not _is_there(target, checksum):
                 self._fetch(offer, target, run_id, version, checksum)

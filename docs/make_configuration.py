@@ -1,7 +1,7 @@
 """Writes docs/configuration.md from the run configuration model and the settings class.
 
 python docs/make_configuration.py          # write
-python docs/make_configuration.py --check  # exit 1 where the page is not what the code says
+python docs/make_configuration.py --check  # exit 1 if the page is stale
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ Generated from the code by `make docs`; do not edit.
 
 ## Run files
 
-A run file is YAML with the sections below; a REST body is the same as JSON. Unknown fields, values out of range and
-combinations that cannot work are refused with the field's name. Defaults are the paper's SRPO settings unless a field
-says otherwise. `preset:` starts from one of the paper's settings; fields that you give win. Integers go up to 2^53 - 1.
+A run file is YAML with the sections below; a REST body is the same in JSON. Unknown fields, values out of range and
+combinations that cannot work are refused by name. Defaults are the paper's SRPO settings (arXiv 2604.02288) unless a
+field says otherwise. `preset:` starts from one of the paper's settings; fields that you set take precedence. Integers
+may be up to 2^53 - 1.
 """
 
 
@@ -63,9 +64,9 @@ def bounds(field: FieldInfo) -> str:
 
 
 def default_text(field: FieldInfo) -> str:
-    """The default as YAML would show it; a dash where the field must be given."""
+    """The default as YAML would show it; "required" if there is none."""
     if field.default is PydanticUndefined:
-        return "must be given"
+        return "required"
     value: Any = field.default
     if value is None:
         return "null"
@@ -94,7 +95,7 @@ def section_lines(name: str, field: FieldInfo) -> list[str]:
 
 
 def table(model: type[BaseModel]) -> list[str]:
-    """One row a field."""
+    """One row per field."""
     properties = model.model_json_schema()["properties"]
     rows = ["| field | type | default | meaning |", "|---|---|---|---|"]
     for name, field in model.model_fields.items():
@@ -137,11 +138,11 @@ def page() -> str:
 
 
 def main() -> int:
-    """Write or check the page; the exit code says whether it was right."""
+    """Write or check the page; the exit code says whether it was up to date."""
     text = page()
     if "--check" in sys.argv:
         if not PAGE.exists() or PAGE.read_text() != text:
-            print("docs/configuration.md is not what the code says; run `make docs` and commit it.")
+            print("docs/configuration.md is stale. Run `make docs` and commit it.")
             return 1
         return 0
     PAGE.write_text(text)

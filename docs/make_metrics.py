@@ -19,8 +19,8 @@ HEAD = """# Metrics of a step
 Generated from `services/contracts/step_metrics.py` by `make docs`; do not edit.
 
 Each training step reports these numbers: in `metrics` of `GET /v1/runs/{id}/steps` and of `step` events, in
-`turnout runs steps --json`, and to choose from on the page's Compare view. A share is 0 to 1. Prometheus shows some of
-them, with the label `run_id` and those given here; [REST](api.md#services-health-metrics) lists all other names.
+`turnout runs steps --json`, and in the page's Compare view. A share is 0 to 1. Prometheus has some of them, with the
+label `run_id` and those given here; [REST](api.md#services-health-metrics) lists all other names.
 
 | metric | meaning | unit | Prometheus | also shown |
 |---|---|---|---|---|
@@ -28,7 +28,7 @@ them, with the label `run_id` and those given here; [REST](api.md#services-healt
 HISTOGRAMS = """
 ## Histograms
 
-`histograms` of a step, which Prometheus adds up.
+These are in `histograms` of a step; Prometheus adds them up.
 
 | histogram | meaning | Prometheus | also shown |
 |---|---|---|---|

@@ -1,6 +1,6 @@
 """Runs every benchmark and writes docs/performance.md: `make bench`; `python -m benchmarks rollout sandbox` for some.
 
-Each module beside this one is a program that prints a Markdown section: a heading, a line on what was done, a table
+Each module next to this one is a program that prints a Markdown section: a heading, a line on what was done, a table
 with medians and ratios within that run. Ratios compare things measured in turn in one run; absolute times are this
 machine's.
 """
@@ -42,7 +42,7 @@ def sections() -> dict[str, str]:
 
 
 def all_names() -> list[str]:
-    """Modules and packages beside this one; names with an underscore are parts of others."""
+    """Modules and packages next to this one; names with an underscore are parts of others."""
     packages = [path.parent.name for path in HERE.glob("[a-z]*/__main__.py")]
     return sorted(packages + [path.stem for path in HERE.glob("[a-z]*.py")])
 
@@ -64,7 +64,7 @@ def main() -> int:
         found[name] = f"{result.stdout.strip()}\n\n{stamp}\n\n"
         print(f"{result.stdout.strip()}\n({time.monotonic() - started:.0f} s)\n", flush=True)
         body = "".join(f"{MARK.format(name=key)}\n{found[key]}" for key in sorted(found))
-        PAGE.write_text(f"# Performance\n\nWritten by `make bench`. Ratios are within one run.\n\n{body}")
+        PAGE.write_text(f"# Performance\n\nWritten by `make bench`. Ratios compare figures of the same run.\n\n{body}")
     return failed
 
 

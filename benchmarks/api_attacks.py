@@ -351,9 +351,9 @@ def fill(path: Path) -> None:
 async def measure(options: argparse.Namespace) -> None:
     print("## The API under attack\n")
     print(
-        f"What a second client sees that asks for a run {RATE:.0f} times a second for {options.seconds:.0f} s, each "
-        "time on a new connection, while an attacker does the following to an API with the default limits. Both share "
-        "the machine with it.\n"
+        f"What an attack costs another client, which requests a run {RATE:.0f} times per second for "
+        f"{options.seconds:.0f} s, each time on a new connection, from an API with the default limits. All of them "
+        "share one machine.\n"
     )
     print("| attack | p99 | largest | failed | largest memory of the API | |\n|---|---|---|---|---|---|", flush=True)
     chosen = [attack for attack in ATTACKS if not options.only or attack.__name__ in options.only]

@@ -195,8 +195,9 @@ def report(phases: list[Phase], sums: dict[str, float], options: argparse.Namesp
     print("## The API under load\n")
     print(
         f"The demo's run, {options.pairs} times {options.seconds:.0f} s without and with {options.streams} event-stream"
-        f" clients and {options.rate:.0f} requests a second (runs, steps, services, queues) on one machine. "
-        "Latency counts from the moment at which a request was due. The load's own CPU is taken from the run as well.\n"
+        f" clients and {options.rate:.0f} requests per second (runs, steps, services, queues) on one machine. "
+        "Latency is measured from the moment at which a request was due. The load's CPU time also takes from the "
+        "run's.\n"
     )
     rows = [
         ("events sent / lost / repeated", f"{sums['events']:.0f} / {sums['lost']:.0f} / {sums['repeated']:.0f}"),

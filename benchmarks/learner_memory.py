@@ -54,7 +54,7 @@ def main() -> None:
     print(
         "## Peak memory of an update's logits\n\n"
         f"One response of {arguments.tokens} tokens, vocabulary {arguments.vocabulary} (Qwen3's is 151936), float32, "
-        "hidden size 32, one thread; each case in a process of its own. Peak resident memory above model, gradients "
+        "hidden size 32, one thread; each case in a separate process. Peak resident memory above model, gradients "
         "and optimizer state, relative to whole float32 logits of student and teacher with a gradient each "
         f"(4 arrays of {one / MIB:.0f} MiB), and with the student's gradient only (3 arrays).\n\n"
         "| branch | MiB | of 4 arrays | of 3 arrays | CPU seconds |\n|---|---:|---:|---:|---:|"

@@ -149,8 +149,8 @@ def main() -> None:
         "## An update by objective and share of failed rollouts\n\n"
         f"{NUM_GROUPS} groups of {GROUP_SIZE} rollouts about as long as the embedded benchmark's, a policy of its "
         f"shape, one thread, plain AdamW; objectives in turn, medians of {arguments.repeats} in CPU seconds. "
-        "Responses are random: only prompts are shared. Needed/computed: tokens that the passes needed, common ones "
-        "once, over those that they computed.\n\n"
+        "Responses are random, so only prompts are shared. Needed/computed: tokens that the passes needed, counting "
+        "common ones once, relative to those that they computed.\n\n"
         "| failed | objective | CPU seconds | relative to sdpo | teacher passes | needed/computed |\n"
         "|---:|---|---:|---:|---:|---:|"
     )

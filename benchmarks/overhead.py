@@ -37,18 +37,19 @@ def main() -> None:
         long = _hops.measure(url, 8192, max(8, options.groups // 10), 1)
     print("## Queue and codec as a share of a step\n")
     print(
-        "Groups on their way through real Valkey (append-only file, synced before each answer), hop by hop, nothing "
-        "else running. CPU milliseconds a group; each hop encodes or decodes the whole message. Groups that are ready "
-        f"together share a round trip, in the demo's run {together:.1f} of them; here the short ones as many, the long "
-        "ones go alone. In the last line verifier and learner wait for what the one before them publishes, as in a "
-        "run: Valkey then syncs its file for writer and reader at once.\n"
+        "Groups pass through real Valkey (append-only file, synced before each reply), hop by hop, with nothing else "
+        "running. Figures are CPU milliseconds per group; each hop encodes or decodes the whole message. Groups that "
+        f"are ready together share a round trip, {together:.1f} of them in the demo's run. Here the same number of "
+        "short groups shares one, and long groups travel alone. In the last line verifier and learner wait for what "
+        "the one before them publishes, as in a run: Valkey then syncs its file for writer and reader together.\n"
     )
     print(hops_table(short, long))
     print(f"\nA scored group has {short.wire_bytes} and {long.wire_bytes} bytes on the wire.")
     print(
-        "Share of a step, as CPU seconds over the step's; the learner's side by its hops, all services by the whole "
-        "way. Only the learner's side lies within a step, and it runs in a thread beside training; the others work on "
-        "other groups meanwhile. Responses of the demo have about 28 tokens, so 64 is more than it pays.\n"
+        "Share of a step, as CPU seconds relative to the step's seconds; the learner's side is the sum of its hops, "
+        "all services the whole way. Only the learner's side is within a step, and it runs in a thread alongside "
+        "training; the others work on other groups meanwhile. The demo's responses have about 28 tokens, so 64 "
+        "overstates its cost.\n"
     )
     rows = [
         share(short, "the demo's (measured)", step_seconds, prompts),

@@ -257,9 +257,9 @@ def push_seconds(client: Client) -> float:
 def show(sections: dict[int, Section], rounds: int) -> None:
     print("## Overlap of sampling and training\n")
     print(
-        "The demo's run without evaluations, policy kept as it is; rollout server on one core, all others on the "
-        f"second; medians of {rounds} rounds. Alone: groups a second of a side while the other stands still. Updating: "
-        "share of the time in which the server is being given weights, once a step. CPU: of one core. "
+        "The demo's run without evaluations, with the policy unchanged; the rollout server on one core, all others on "
+        f"the second; medians of {rounds} rounds. Alone: groups per second of a side while the other is stopped. "
+        "Updating: share of the time in which the server loads weights, once per step. CPU: share of one core. "
         f"Goal: {GOAL} of the slower side alone.\n"
     )
     services = list(next(iter(next(iter(sections.values())).ring.values()))[0].cpu)

@@ -46,10 +46,10 @@ def show(found: dict[int, list[Curve]], steps: int, seeds: list[int]) -> None:
     budget = min(curve.seconds for curves in found.values() for curve in curves)
     print("## SRPO against staleness\n")
     print(
-        f"The demo's run ({steps} steps, {seeds_text(seeds)}), `max_staleness` from on-policy upwards. Accuracy is "
-        f"avg@16 on 64 held-out questions, at equal steps and after {budget:.0f} s of training (what the fastest run "
-        "took); other figures are means over the second half of the steps. Times leave out evaluations, and the "
-        "steps right after them, whose groups were sampled meanwhile. "
+        f"The demo's run ({steps} steps, {seeds_text(seeds)}), with `max_staleness` from on-policy upwards. Accuracy "
+        f"is avg@16 on 64 held-out questions, at equal steps and after {budget:.0f} s of training "
+        "(the duration of the fastest run); other figures are means over the second half of the steps. Times exclude "
+        "evaluations and the steps right after them, whose groups were sampled during the evaluation. "
         "Plot: [staleness.png](staleness.png), bands from the lowest to the highest seed.\n"
     )
     head = ["max_staleness", f"after {half} steps", f"after {marks[-1]} steps", f"after {budget:.0f} s", "s a step"]

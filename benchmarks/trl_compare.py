@@ -181,9 +181,9 @@ def shared_text(groups: Sequence[Group]) -> str:
         whole, by_prompt = sum(map(len, rows)), sum(prompts.values()) + sum(len(ids) - 1 for _, ids in pairs)
         parts.append(f"{whole} tokens of the {name}'s rows are {grow(rows).num_nodes} ({by_prompt} by prompts alone)")
     return (
-        "Turnout computes what rows have in common at their beginnings once; TRL does not: for SRPO as recorded, "
-        f"{' and '.join(parts)}. The replies of this small policy often begin alike, so "
-        "one row is of replies whose first tokens were made to differ, and one shares nothing."
+        "Turnout computes common beginnings of rows once; TRL does not: for SRPO as recorded, "
+        f"{' and '.join(parts)}. Responses of this small policy often begin alike, so "
+        "one row uses responses whose first tokens were made to differ, and one shares nothing."
     )
 
 
@@ -224,11 +224,11 @@ def report(groups: Sequence[Group], medians: dict[str, Spent], repeats: int) -> 
         f"## One optimizer step against TRL {TRL}\n\n"
         f"The embedded policy, {len(groups)} groups of {GROUP_SIZE} recorded rollouts ({tokens} response tokens, "
         f"{failed} of {num_rollouts} failed), the same ids of prompts, responses and teacher prompts for all, float32, "
-        f"one thread each, steps in turn, medians of {repeats}. Generation, rewards and the making of prompts are left "
-        "out; loss, backward pass, AdamW and the teacher's average are in. TRL runs through its own training loop, "
-        "Turnout with DeepSpeed as in a run. Every rollout has an advantage and a teacher prompt: TRL's cost does not "
-        "depend on how many failed, SRPO's does, so it is timed with other rewards on the same rollouts too. "
-        f"{shared_text(groups)} Ratios are of CPU seconds, TRL's best setting over the row.\n\n"
+        f"one thread each, steps in turn, medians of {repeats}. The times include loss, backward pass, AdamW and the "
+        "teacher's average, but not generation, rewards and rendering prompts. TRL runs in its own training loop, "
+        "Turnout with DeepSpeed as in a run. Every rollout has an advantage and a teacher prompt. TRL's cost does not "
+        "depend on how many rollouts failed; SRPO's does, so it is also timed with other rewards on the same rollouts. "
+        f"{shared_text(groups)} Ratios are of CPU seconds, TRL's best setting divided by the row.\n\n"
         "| step | wall seconds | CPU seconds | TRL's SDPO / this | TRL's GRPO / this |\n|---|---:|---:|---:|---:|"
     )
     for name, (wall, cpu) in medians.items():

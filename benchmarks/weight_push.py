@@ -169,9 +169,10 @@ def main() -> None:
             measured += [(name, folder, run_child(options, model, folder)) for folder in options.folders]
     measured.append(("demo", options.folders[0], run_child(options, str(DEMO_POLICY), options.folders[0])))
     print(
-        f"bfloat16, the engine decoding; medians of {options.rounds} rounds, in milliseconds; of the copies "
-        "the quickest, which counts, and the slowest. The goal is 2. A large copy takes as long as the machine needs "
-        "to find fresh memory for it: where the two are far apart, milliseconds say more than ratios.\n"
+        f"bfloat16, the engine decoding; medians of {options.rounds} rounds, in milliseconds. Of the copies, "
+        "the fastest is the reference, and the slowest is listed too. The goal is 2 times the copy. The time of a "
+        "large copy depends on finding free memory for it: if the two differ a lot, milliseconds say more than "
+        "ratios.\n"
     )
     names = ("publish", "copy", "slowest copy", *PHASES, "packing")
     head = ["model", "MB", "weights in", *names, "push", "standstill", "push to copy", "ours to copy"]

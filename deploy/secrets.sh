@@ -47,7 +47,12 @@ if [ "${1:-}" = rotate ]; then
     service_token) echo "Restart: api rollout verifier learner prometheus." ;;
     queue_*) echo "Run queue-users again, then restart: valkey ${name#queue_}." ;;
     grafana_password) echo "Grafana keeps what it has: docker compose -f deploy/compose.yaml exec grafana grafana cli admin reset-admin-password NEW" ;;
-    postgres_password) database_url; echo "In PostgreSQL: ALTER USER turnout PASSWORD '...' with the text of deploy/$folder/postgres_password; then restart: api." ;;
+    postgres_password) database_url; cat <<'END'
+PostgreSQL keeps what it has. Change it there too, then restart: api.
+echo "ALTER USER turnout PASSWORD '$(cat deploy/secrets/postgres_password)'" |
+  docker compose -f deploy/compose.yaml exec -T postgres psql -h 127.0.0.1 -U turnout
+END
+    ;;
   esac
   exit
 fi

@@ -30,14 +30,19 @@ def test_every_alert_has_a_test() -> None:
     assert alerts == tested
 
 
-def test_every_alert_names_its_remedy() -> None:
+def test_every_alert_has_its_section_in_the_runbook() -> None:
     rules = yaml.safe_load((RULES / "rules.yml").read_text())
-    page = (ROOT / "docs" / "operations.md").read_text()
-    for group in rules["groups"]:
-        for rule in group["rules"]:
-            if "alert" in rule:
-                assert {"summary", "remedy"} <= set(rule["annotations"])
-                assert f"| `{rule['alert']}`" in page
+    found = [rule for group in rules["groups"] for rule in group["rules"] if "alert" in rule]
+    alerts = {rule["alert"]: rule["annotations"] for rule in found}
+    page = (ROOT / "docs" / "runbook.md").read_text()
+    sections = page.partition("\n## Alerts\n")[2].partition("\n## ")[0].split("\n### ")[1:]
+    asked = {section.partition("\n")[0]: section.partition("\n")[2] for section in sections}
+    assert asked.keys() == alerts.keys()
+    for alert, says in alerts.items():
+        assert says["summary"], alert
+        assert says["remedy"], alert
+        assert says["runbook"] == f"docs/runbook.md#{alert.lower()}"
+        assert len(asked[alert].strip()) > 150, alert
 
 
 def test_dashboards_are_what_their_tables_say() -> None:

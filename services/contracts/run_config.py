@@ -221,6 +221,11 @@ class RunConfig(Section):
                 f"objective.{field} is {getattr(objective, field)}, but objective.name {objective.name} does not take "
                 "it; remove it"
             )
+        if objective.weight_floor and OBJECTIVES[objective.name].weighting(objective) is None:
+            yield (
+                f"objective.weight_floor is {objective.weight_floor}, but all tokens have weight 1; remove it, or set "
+                "objective.position_beta or question_weight"
+            )
         if objective.routing == "failed_groups" and objective.feedback == "none":
             yield (
                 "objective.routing is failed_groups, but without a correct rollout there is nothing for the teacher to "

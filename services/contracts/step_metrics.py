@@ -365,7 +365,7 @@ CATALOGUE: Final[tuple[StepMetric | StepHistogram, ...]] = (
     StepHistogram(
         name="distillation_weight",
         title="Distillation weight",
-        help="Entropy-aware weights of tokens routed to SDPO; their mean is 1.",
+        help="Weights of tokens routed to SDPO; their mean is 1.",
         panel=Panel(
             "routing",
             "Mean is 1 by construction; a wide spread means that few tokens carry the correction. Too few: lower "

@@ -32,6 +32,26 @@ class Standing:
     """Share of its group's usable rollouts that are correct, itself included."""
 
 
+@dataclass(frozen=True, slots=True)
+class Weighting:
+    """Weights of the tokens routed to SDPO: floor + (1 - floor) v / mean of v over all of them, where
+    v = d exp(-entropy H + position u), H being the teacher's entropy, u the place in the response from 0 to 1, and d
+    sqrt(p (1 - p)) of the question if `by_question`, else 1."""
+
+    entropy: float
+    position: float
+    by_question: bool
+    floor: float
+
+    @classmethod
+    def of(cls, section: ObjectiveSettings, beta: float) -> Self | None:
+        """The section's, with `beta` for entropy; None if all weights are 1."""
+        by_question = section.question_weight == "difficulty"
+        if not (beta or section.position_beta or by_question):
+            return None
+        return cls(beta, section.position_beta, by_question, section.weight_floor)
+
+
 class Values(Protocol):
     """One real number for each of n response tokens: a tensor [n] in the learner."""
 
@@ -56,7 +76,7 @@ class Terms(Protocol[V]):
 
     @property
     def weight(self) -> V:
-        """Entropy-aware weight w, with mean 1 over the tokens routed to SDPO; 1 unless `Objective.is_weighted`."""
+        """Weight w by `Objective.weighting`, with mean 1 over the tokens routed to SDPO."""
 
     def engine_correction(self) -> V:
         """min(pi_old / mu, cap), without gradient: truncated importance sampling between learner and engine."""
@@ -103,9 +123,9 @@ class Objective(ABC):
         """Whether a rollout needs a teacher pass: by default those of the SDPO branch."""
         return self.route(standing, section) == "sdpo"
 
-    def is_weighted(self, section: ObjectiveSettings) -> bool:
-        """Whether the token losses of the SDPO branch have entropy-aware weights."""
-        return False
+    def weighting(self, section: ObjectiveSettings) -> Weighting | None:
+        """How the tokens of the SDPO branch are weighted; None: all alike."""
+        return None
 
     def keeps_contrast(self, section: ObjectiveSettings) -> bool:
         """Whether the SDPO branch has a policy gradient too."""

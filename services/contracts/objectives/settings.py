@@ -50,6 +50,14 @@ class ObjectiveSettings(Section):
     """Student's top tokens in the divergence, plus one tail bucket; null for the full vocabulary."""
     beta: Annotated[float, Field(ge=0)] = 1.0
     """Strength of the entropy-aware weights; 0 turns them off."""
+    position_beta: Annotated[float, Field(ge=-10, le=10)] = 0.0
+    """Weights by position: the last token of a response counts e to this times its first. Positive trusts the teacher
+    late in a response (arXiv 2605.21606), negative early (arXiv 2606.22600); 0 for neither."""
+    question_weight: Literal["none", "difficulty"] = "none"
+    """Weights of distilled questions: all alike, or by sqrt(p (1 - p)), p being the share of correct rollouts (arXiv
+    2605.27765)."""
+    weight_floor: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Least weight of a distilled token; the weights above it shrink, so that their mean stays 1."""
     teacher_ema_rate: Annotated[float, Field(ge=1e-6, le=1)] = 0.05
     """Self-teacher: teacher <- (1 - rate) * teacher + rate * student after every optimizer update."""
     demonstration: Literal["first", "random", "shortest"] = "first"
@@ -84,5 +92,7 @@ POLICY: Final = frozenset(
 """Fields of a policy-gradient branch."""
 TEACHER: Final = frozenset({"teacher_ema_rate", "demonstration", "feedback"})
 """Fields of a self-teacher and what it reads."""
+WEIGHTS: Final = frozenset({"position_beta", "question_weight", "weight_floor"})
+"""Fields of weights of distilled tokens, but for `beta`."""
 DIVERGENCE: Final = frozenset({"divergence_alpha", "top_k"})
 """Fields of a divergence from the teacher's distribution."""

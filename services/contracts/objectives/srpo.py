@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Final
 
 from services.contracts.objectives import grpo, sdpo
-from services.contracts.objectives.base import Branch, Objective, Route, Standing, Terms, V
+from services.contracts.objectives.base import Branch, Objective, Route, Standing, Terms, V, Weighting
 from services.contracts.objectives.paper import CLIP, DISTIL, paper
-from services.contracts.objectives.settings import ALWAYS, DIVERGENCE, POLICY, TEACHER, ObjectiveSettings
+from services.contracts.objectives.settings import ALWAYS, DIVERGENCE, POLICY, TEACHER, WEIGHTS, ObjectiveSettings
 
 HARD: Final = 0.5
 """A group of which fewer are correct is distilled as a whole by `routing: group`."""
@@ -20,7 +20,7 @@ HARD: Final = 0.5
 
 class Srpo(Objective):
     name = "srpo"
-    takes = ALWAYS | POLICY | TEACHER | DIVERGENCE | {"beta", "routing", "keep_contrast"}
+    takes = ALWAYS | POLICY | TEACHER | DIVERGENCE | WEIGHTS | {"beta", "routing", "keep_contrast"}
     presets = {"paper-srpo": paper(name, 32, 5e-6, CLIP | DISTIL | {"beta": 1.0})}
 
     def route(self, standing: Standing, section: ObjectiveSettings) -> Route:
@@ -34,8 +34,8 @@ class Srpo(Objective):
     def keeps_contrast(self, section: ObjectiveSettings) -> bool:
         return section.keep_contrast > 0
 
-    def is_weighted(self, section: ObjectiveSettings) -> bool:
-        return section.beta > 0
+    def weighting(self, section: ObjectiveSettings) -> Weighting | None:
+        return Weighting.of(section, section.beta)
 
     def token_loss(self, branch: Branch, terms: Terms[V], section: ObjectiveSettings) -> V:
         if branch == "grpo":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,6 +69,7 @@ def prepare_group(
             advantage=advantage,
             route=assignment.route,
             teacher_prompt_ids=prompt,
+            difficulty=math.sqrt(assignment.share_correct * (1.0 - assignment.share_correct)),
         )
         for rollout, advantage, assignment, prompt in zip(rollouts, advantages, assignments, prompts, strict=True)
     ]

@@ -22,3 +22,5 @@ class TrainSequence:
     route: Route
     teacher_prompt_ids: list[int] | None
     """The enriched prompt; None unless a teacher pass is needed (`Objective.asks_teacher`)."""
+    difficulty: float = 1.0
+    """sqrt(p (1 - p)) of its question, p being the share of correct rollouts; for `question_weight`."""

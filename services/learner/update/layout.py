@@ -53,10 +53,17 @@ class Layout:
     slots: Tensor
     """Place of each token among those with a teacher pass, or -1; [T], int64."""
     num_teacher_tokens: int
+    difficulty: Tensor
+    """`TrainSequence.difficulty`, [T]."""
     weights: Tensor
     """Dynamic weights, [T]; 1 until `update` sets them."""
     stats: TokenStatistics
     """What the passes find of each token."""
+
+    def places(self) -> Tensor:
+        """Place of each token in its response, from 0 for the first to 1 for the last, [T], float64."""
+        places = [torch.linspace(0.0, 1.0, span.stop - span.start, dtype=torch.float64) for span in self.spans.values()]
+        return torch.cat([torch.zeros(0, dtype=torch.float64), *places]).to(self.targets.device)
 
 
 def check_sequences(sequences: Sequence[TrainSequence]) -> None:
@@ -118,6 +125,7 @@ def lay_out(
         reference=whole.clone() if objective and objective.reference_kl_coefficient else None,
         slots=torch.from_numpy(slots).to(device),
         num_teacher_tokens=int(taught.sum()),
+        difficulty=per_token([sequences[row].difficulty for row in rows]),
         weights=torch.ones_like(whole),
         stats=TokenStatistics.zeros(num_tokens, dtype, device),
     )

@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from services.contracts.objectives.base import Branch
+from services.contracts.objectives.base import Branch, Weighting
 from services.contracts.objectives.registry import OBJECTIVES
 from services.contracts.run_config import RunConfig
 from services.learner.model.forward import (
@@ -144,21 +144,35 @@ class _Update:
         return batch, num_grpo
 
     def _teach(self, rounds: int) -> None:
-        """Teacher passes: hidden states, and entropies and weights if the objective has weights."""
-        weighted = self.objective.is_weighted(self.section)
+        """Teacher passes: hidden states, and what the objective's weights need."""
+        weighting = self.objective.weighting(self.section)
         if not rounds:
             return
         assert self.engine.teacher is not None, "sequences ask for a teacher pass but the engine has no teacher"
         with torch.no_grad():
             for number in range(rounds):
-                self._teach_one(number, weighted)
-        if weighted:
-            entropies = self.layout.stats.teacher_entropy[self.layout.is_sdpo]
-            self.layout.weights[self.layout.is_sdpo] = dynamic_weights(
-                entropies, self.section.beta, self.engine.all_reduce_sum, self.engine.all_reduce_max
-            )
+                self._teach_one(number, weighting is not None and weighting.entropy > 0)
+        if weighting is not None:
+            self._weigh(weighting)
 
-    def _teach_one(self, number: int, weighted: bool) -> None:
+    def _weigh(self, weighting: Weighting) -> None:
+        """Weights of the tokens routed to SDPO."""
+        layout, sdpo = self.layout, self.layout.is_sdpo
+        scales = None
+        if weighting.position or weighting.by_question:
+            scales = (weighting.position * layout.places()[sdpo]).exp()
+            if weighting.by_question:
+                scales = scales * layout.difficulty[sdpo].double()
+        layout.weights[sdpo] = dynamic_weights(
+            layout.stats.teacher_entropy[sdpo],
+            weighting.entropy,
+            self.engine.all_reduce_sum,
+            self.engine.all_reduce_max,
+            scales=scales,
+            floor=weighting.floor,
+        )
+
+    def _teach_one(self, number: int, with_entropy: bool) -> None:
         engine, layout = self.engine, self.layout
         assert engine.teacher is not None
         batch, _ = self._load("teacher", number)
@@ -168,7 +182,7 @@ class _Update:
             if self.hidden is None:
                 self.hidden = states.new_zeros((layout.num_teacher_tokens, states.shape[-1]))
             self.hidden[layout.slots[batch.tokens]] = states
-            for chunk in chunk_slices(0, len(batch.tokens), vocabulary_size(engine.student)) if weighted else ():
+            for chunk in chunk_slices(0, len(batch.tokens), vocabulary_size(engine.student)) if with_entropy else ():
                 tokens = batch.tokens[chunk]
                 logits = real_logits(project, states[chunk], self.temperature)
                 cut = cut_fixed(logits, layout.targets[tokens])

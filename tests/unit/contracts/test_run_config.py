@@ -95,6 +95,10 @@ def test_fields_given_win_over_the_preset() -> None:
         ({"objective": {"reference_kl_coefficient": 1e300}}, ["reference_kl_coefficient is 1e+300", "less than"]),
         ({"objective": {"teacher_ema_rate": 1e-300}}, ["objective.teacher_ema_rate is 1e-300", "greater than"]),
         ({"objective": {"divergence_alpha": 1e-9}}, ["objective.divergence_alpha is 1e-09", "0.001 to 0.999"]),
+        (
+            {"objective": {"weight_floor": 0.2, "beta": 0}},
+            ["objective.weight_floor is 0.2", "all tokens have weight 1", "remove it"],
+        ),
         ({"objective": {"routing": "failed_groups"}}, ["objective.routing is failed_groups", "objective.feedback"]),
         ({"objective": {"success_threshold": 0}}, ["objective.success_threshold is 0", "greater than 0"]),
         ({"rollout": {"temperature": 0.009}}, ["rollout.temperature is 0.009", "vLLM", "0.01 or more"]),
@@ -177,6 +181,9 @@ NOT_THE_DEFAULT: dict[str, Any] = {
     "divergence_alpha": 0.2,
     "top_k": None,
     "beta": 2.0,
+    "position_beta": 0.5,
+    "question_weight": "difficulty",
+    "weight_floor": 0.1,
     "teacher_ema_rate": 0.1,
     "demonstration": "random",
     "feedback": "fallback",
@@ -188,6 +195,8 @@ NOT_THE_DEFAULT: dict[str, Any] = {
     "mask_truncated": True,
     "importance_weight_cap": 3.0,
 }
+NEEDED_WITH = {"weight_floor": "position_beta"}
+"""Fields that alone would do nothing."""
 assert NOT_THE_DEFAULT.keys() == set(ObjectiveSection.model_fields) - {"name"}
 
 
@@ -197,6 +206,8 @@ def test_a_field_that_the_objective_does_not_take_is_refused_by_name(name: str, 
     value = NOT_THE_DEFAULT[field]
     body = {**MINIMAL, "objective": {"name": name, field: value}}
     if field in OBJECTIVES[name].takes:
+        if field in NEEDED_WITH:
+            body["objective"][NEEDED_WITH[field]] = NOT_THE_DEFAULT[NEEDED_WITH[field]]
         assert getattr(parse_run_config(body).objective, field) == value
         return
     with pytest.raises(ConfigurationError, match=f"objective.{field} is {value}, but objective.name {name}") as error:

@@ -105,6 +105,7 @@ def random_sequences(
                 advantage=0.0 if index % 5 == 4 else rng.uniform(-1, 1),
                 route=route,  # type: ignore[arg-type]
                 teacher_prompt_ids=ids(1, 12) if taught else None,
+                difficulty=(0.5, 0.0, 0.25, 0.4)[index % 4],
             )
         )
     return sequences

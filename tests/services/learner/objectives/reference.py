@@ -170,11 +170,17 @@ def aggregate(losses, config):
 
 def _weights(sequences, taught, objective):
     beta = objective.beta if objective.name == "srpo" else 0.0
-    raw = {
-        index: [math.exp(-beta * float(entropy(row))) for row in rows]
-        for index, rows in taught.items()
-        if sequences[index].route == "sdpo"
-    }
+    raw = {}
+    for index, rows in taught.items():
+        if sequences[index].route != "sdpo":
+            continue
+        scale = sequences[index].difficulty if objective.question_weight == "difficulty" else 1.0
+        places = [step / (len(rows) - 1) if step else 0.0 for step in range(len(rows))]
+        raw[index] = [
+            scale * math.exp(-beta * float(entropy(row))) * math.exp(objective.position_beta * place)
+            for row, place in zip(rows, places, strict=True)
+        ]
     values = [value for row in raw.values() for value in row]
     mean = sum(values) / len(values) if values else 1.0
-    return {index: [value / mean for value in row] for index, row in raw.items()}
+    floor = objective.weight_floor
+    return {index: [floor + (1 - floor) * value / mean for value in row] for index, row in raw.items()}

@@ -210,6 +210,25 @@ def test_weights_average_one_and_follow_the_equation(entropies: list[float], bet
     assert dynamic_weights(values, 0.0, same, same).tolist() == [1.0] * len(entropies)
 
 
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0, 12), st.sampled_from([0.0, 0.1, 0.5, 20.0])), min_size=1, max_size=40),
+    st.floats(0, 200),
+    st.sampled_from([0.0, 0.3]),
+)
+def test_scaled_weights_average_one_above_their_floor(
+    rows: list[tuple[float, float]], beta: float, floor: float
+) -> None:
+    entropies, scales = (torch.tensor(column, dtype=torch.float64) for column in zip(*rows, strict=True))
+    weights = dynamic_weights(entropies, beta, same, same, scales=scales, floor=floor)
+    if not bool(scales.any()):
+        assert weights.tolist() == [floor] * len(rows)
+        return
+    assert weights.mean().item() == pytest.approx(1.0, rel=1e-9)
+    assert weights.min().item() >= floor
+    assert torch.all(weights[scales == 0] == floor)
+
+
 def test_a_rank_without_tokens_takes_part_in_the_reductions() -> None:
     calls = []
 

@@ -41,9 +41,23 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "advantage_mix-sequence": {"name": "advantage_mix", "aggregation": "sequence", "dual_clip": 1.2},
     "srpo-contrast": {"name": "srpo", "top_k": 5, "keep_contrast": 0.4},
     "srpo-gspo-contrast": {"name": "srpo", "top_k": 5, "keep_contrast": 1.0, "ratio": "sequence", "dual_clip": 1.2},
+    "srpo-position": {"name": "srpo", "top_k": 5, "beta": 0.0, "position_beta": 1.5},
+    "srpo-all-weights": {
+        "name": "srpo",
+        "top_k": 5,
+        "beta": 0.5,
+        "position_beta": -2.0,
+        "question_weight": "difficulty",
+        "weight_floor": 0.2,
+    },
+    "sdpo-difficulty": {"name": "sdpo", "top_k": 5, "question_weight": "difficulty"},
     "srpo-constant": {"name": "srpo", "top_k": 5, "aggregation": "constant"},
     "grpo-dual-kl": {"name": "grpo", "dual_clip": 1.2, "reference_kl_coefficient": 0.3},
 }
+
+
+INVARIANT = ["srpo", "sdpo", "grpo", "advantage_mix", "srpo-gspo-kl", "srpo-sequence", "grpo-dual-kl"]
+INVARIANT += ["srpo-gspo-contrast", "srpo-all-weights"]
 
 
 def sequences_for(name: str, seed: int = 3, number: int = 14) -> list[TrainSequence]:
@@ -142,7 +156,7 @@ def test_loss_weights_and_gradients_equal_the_reference(case: str, moved: bool) 
 @pytest.mark.parametrize("share", [True, False], ids=["prefixes-shared", "single-rows"])
 @pytest.mark.parametrize(
     "case",
-    ["srpo", "sdpo", "grpo", "advantage_mix", "srpo-gspo-kl", "srpo-sequence", "grpo-dual-kl", "srpo-gspo-contrast"],
+    INVARIANT,
 )
 def test_nothing_depends_on_cut_order_chunks_or_sharing(
     case: str, share: bool, monkeypatch: pytest.MonkeyPatch

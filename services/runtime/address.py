@@ -1,4 +1,4 @@
-"""Hosts and ports as people write them, sockets take them and URLs hold them: IPv6 addresses have brackets in a URL."""
+"""Hosts and ports in the forms used by people, sockets and URLs: IPv6 addresses have brackets in a URL."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from ipaddress import ip_address
 
 DEFAULT_HOST = "127.0.0.1"
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-"""Addresses that mean "every interface of this machine", with one of them that can be called."""
+"""Addresses that mean "every interface of this machine", each with an address that can be called."""
 
 
 def host_of(text: str) -> str:
-    """A host as a person may have written it (`[::1]`, `0:0:0:0:0:0:0:1`, nothing at all), in its usual form without
-    brackets. Names are left as they are."""
+    """The canonical form, without brackets, of a host that may be written as `[::1]`, `0:0:0:0:0:0:0:1` or empty. Names
+    are unchanged."""
     text = text.strip()
     inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     try:
@@ -22,20 +22,20 @@ def host_of(text: str) -> str:
 
 
 def authority(host: str, port: int) -> str:
-    """`host:port`, as in URLs and messages."""
+    """`host:port` as in URLs and messages."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def url_of(host: str, port: int) -> str:
-    """Where this machine reaches a server that listens on `host`."""
+    """The URL under which this machine reaches a server that listens on `host`."""
     host = _WILDCARDS.get(host, host).replace("%", "%25")  # of a zone, as in fe80::1%eth0
     return f"http://{authority(host, port)}"
 
 
 def listen_on(host: str, port: int) -> socket.socket:
     """A bound TCP socket that a server may listen on; port 0 picks a free one. Raises `OSError`."""
-    # The protocol is named because asyncio turns off Nagle's delay only for sockets that name it; without it every
-    # answer on a kept connection waits 40 ms.
+    # asyncio disables Nagle's algorithm only for sockets that name the protocol. Otherwise every response on a
+    # keep-alive connection takes 40 ms longer.
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE)
     family, kind, protocol, _, place = min(found, key=lambda item: item[0] != socket.AF_INET)
     bound = socket.socket(family, kind, protocol)
@@ -49,11 +49,11 @@ def listen_on(host: str, port: int) -> socket.socket:
 
 
 def free_port(host: str = DEFAULT_HOST) -> int:
-    """A TCP port of this machine that nothing listens on, and that the system gives to no one else in the next minute;
-    0 for a host that is not this machine's.
+    """A free TCP port of this machine that the system assigns to no other process in the next minute; 0 if `host` is
+    not this machine.
 
-    The end of a connection to it (TIME_WAIT) keeps it from all who ask for any port, even only to connect from; a
-    server that names it may have it, since all set SO_REUSEADDR.
+    A connection to it in TIME_WAIT prevents the system from assigning it to a process that asks for any port. A server
+    that names the port can still use it, since all servers set SO_REUSEADDR.
     """
     try:
         with listen_on(host, 0) as listener:
@@ -67,7 +67,7 @@ def free_port(host: str = DEFAULT_HOST) -> int:
 
 
 def port_is_free(host: str, port: int) -> bool:
-    """Whether a server could listen there now."""
+    """Whether a server could listen there."""
     try:
         listen_on(host, port).close()
     except OSError:

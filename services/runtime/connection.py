@@ -19,22 +19,22 @@ log = get_logger(__name__)
 T = TypeVar("T")
 RETRY_SECONDS = 1.0
 MAX_CONNECTIONS = 4096
-"""Every command in flight has a connection of its own, so a burst of requests to the API needs many; the library's
-limit is 100, and what goes beyond it is an error."""
+"""Every command in flight needs its own connection, so a burst of API requests needs many. The library's default limit
+is 100, beyond which commands fail."""
 
 
 _REFUSALS = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN")
 
 
 def connect(url: str) -> Redis:
-    """A client that survives restarts of the server: calls are retried for about 20 s before the error shows, each on a
-    new connection, so that a primary which was demoted to a replica is left for the one its address leads to now."""
+    """A client that survives restarts of the server. It retries calls for about 20 s before it raises, each on another
+    connection, so that after a failover it reaches the primary that the address resolves to."""
     return _client(url, retries=15, timeout_seconds=5.0)
 
 
 def connect_impatiently(url: str) -> Redis:
-    """The same for calls that a person waits for: if the server is away the error shows at once, if it hangs in
-    six seconds."""
+    """A client for calls that a user waits for: it raises immediately if the server is down, and within six seconds if
+    it hangs."""
     return _client(url, retries=1, timeout_seconds=1.5)
 
 
@@ -51,22 +51,22 @@ def _client(url: str, retries: int, timeout_seconds: float) -> Redis:
 
 
 async def until_served(call: Callable[[], Awaitable[T]]) -> T:
-    """The answer to a call, made again every second while the queue server does not take it."""
+    """The result of a call, which is repeated every second while the queue server is unavailable."""
     while True:
         try:
             return await call()
         except RedisError as error:
-            log.warning("the queue server does not serve; trying again", error=str(error))
+            log.warning("queue server unavailable, retrying", error=str(error))
             await asyncio.sleep(RETRY_SECONDS)
 
 
 def as_text(value: object) -> str:
-    """The text of a reply, whatever its bytes."""
+    """A reply as text; bytes that are not UTF-8 are replaced."""
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether the queue server cannot serve at the moment, which starting again does not fix: it is away, or it takes
-    no writes (disk or memory full, demoted to a replica)."""
+    """Whether the queue server is unavailable, which restarting the caller does not fix: it is down, or rejects writes
+    (disk or memory full, demoted to a replica)."""
     away = RedisConnectionError | RedisTimeoutError | ReadOnlyError | OutOfMemoryError
     return isinstance(error, away) or (isinstance(error, ResponseError) and str(error).startswith(_REFUSALS))

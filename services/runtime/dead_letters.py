@@ -1,7 +1,7 @@
-"""Dead letters: messages that no service could read or handle, with the reason, on `<prefix>:dead`.
+"""Dead letters: messages that no service could read or process, with the reason, on `<prefix>:dead`.
 
-For people, and for the learner, which learns from them what became of a group. Their stream is bounded, since what
-fills it may be hostile: the oldest go first, and the server counts how many there ever were.
+They are for operators, and for the learner, which finds out what happened to a group. The stream is bounded, since its
+content may be hostile: the oldest letters are deleted first, and the server counts how many there have been.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from services.runtime.logs import get_logger
 
 MAX_LETTERS = 1000
 MAX_BYTES = 64 << 20
-"""Of all letters of a stream together."""
+"""Total size of all letters on a stream."""
 MAX_PAYLOAD_BYTES = 4 << 20
-"""What a letter keeps of its message."""
+"""Number of bytes of a message that a letter keeps."""
 NOTE_SECONDS = 60.0
-"""Between two notes on letters of one stream."""
+"""Shortest time between two notes about letters of a stream."""
 ENTRIES_A_CALL = 16
 log = get_logger(__name__)
 
@@ -61,9 +61,9 @@ class DeadLetters:
         self._num_unnoted = 0
 
     async def bury(self, stream: str, message_id: str, payload: bytes, reason: str, *, fatal: bool = False) -> bool:
-        """Move one message here, in one step with its acknowledgement. False where it was acknowledged before.
+        """Move a message here and acknowledge it atomically. Returns False if it was acknowledged before.
 
-        `fatal`: it ended the services that held it, so its group must not be fed again.
+        `fatal` means that it crashed the services that held it, so its group must not be fed again.
         """
         group = codec.group_of(payload) or ""
         if len(payload) > MAX_PAYLOAD_BYTES:
@@ -88,7 +88,7 @@ class DeadLetters:
         return True
 
     async def _note(self, stream: str, group: str, reason: str) -> None:
-        """Tell the run's followers, seldom: whoever floods a stream must not flood the events."""
+        """Add a note to the run's events, at a limited rate, so that a flooded stream does not flood the events."""
         run_id, now = streams.run_of(stream), time.monotonic()
         if run_id is None or now - self._noted.get(stream, -NOTE_SECONDS) < NOTE_SECONDS:
             self._num_unnoted += 1
@@ -106,14 +106,14 @@ class DeadLetters:
 
 @dataclass(frozen=True, slots=True)
 class Buried:
-    """What a letter says of a group."""
+    """What a letter says about a group."""
 
     reason: str
     fatal: bool
 
 
 async def buried_groups(redis: Redis, run_id: str) -> dict[str, Buried]:
-    """The newest letter of each group that has one, a fatal one before others."""
+    """The newest letter of each group that has one, preferring fatal letters."""
     found: dict[str, Buried] = {}
     start = "-"
     while entries := cast(list[Any], await redis.xrange(streams.dead(run_id), min=start, count=ENTRIES_A_CALL)):

@@ -1,4 +1,4 @@
-"""Files that are whole after a power cut, and files that one process has to itself."""
+"""Files that survive a power failure intact, and file locks."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _LOOK_SECONDS = 0.1
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut. `mode`, less the umask, says who
-    may read it, from the first moment."""
+    """Write a file atomically, also with respect to power failures. It is created with `mode`, minus the umask, so that
+    no one else can ever read it."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.unlink(missing_ok=True)
     with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
@@ -25,7 +25,7 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
 
 
 def sync(path: Path) -> None:
-    """Make a file's bytes, or the names in a folder, durable."""
+    """Make the content of a file, or the names in a folder, durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -34,9 +34,9 @@ def sync(path: Path) -> None:
 
 
 def lock(file: IO[Any] | int, wait_seconds: float = 0.0) -> bool:
-    """Lock an open file or folder; whether that succeeded within `wait_seconds`.
+    """Lock an open file or folder. Returns whether that succeeded within `wait_seconds`.
 
-    The kernel frees the lock once every copy of the descriptor is closed, however its process ends.
+    The kernel releases the lock once every copy of the descriptor is closed, however the process ends.
     """
     ends = time.monotonic() + wait_seconds
     while True:

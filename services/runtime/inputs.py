@@ -1,8 +1,8 @@
-"""Checks of a run's inputs at creation, so that a missing file is one clear sentence now, not a failed run later.
+"""Checks a run's inputs when it is created, so that a missing file is one clear error instead of a failed run.
 
-Paths must be in the operator's folders (`Settings.root_folders`), links followed, before anything is said of whether
-they exist: who may start runs cannot feel about in the rest of the disk. The services that open the files check them
-again: to them a configuration is a message from a queue.
+Paths must be in the operator's folders (`Settings.root_folders`) after following links. This is checked before whether
+they exist, so that users who may start runs cannot probe the rest of the disk. The services that open the files check
+them again, because to them a configuration is a message from a queue.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from services.runtime.settings import Settings
 
 
 def check_inputs(config: RunConfig, settings: Settings, prefix: str = "") -> None:
-    """Raise `ConfigurationError` naming the field where the model, a data file or a permission is missing.
+    """Raise `ConfigurationError` naming the field if the model, a data file or a permission is missing.
 
     `prefix` is the configuration's place in the request, for `field`.
     """
@@ -43,8 +43,8 @@ def _check_inputs(config: RunConfig, settings: Settings) -> None:
 
 
 def check_places(config: RunConfig, settings: Settings) -> None:
-    """Raise `ConfigurationError` where the model or a data file lies where runs may not read, or the model wants to
-    run code. Says nothing of whether they exist."""
+    """Raise `ConfigurationError` if the model or a data file is outside the folders that runs may read, or the model
+    wants to run code. Does not reveal whether they exist."""
     check_model_place(config.model, settings)
     for field, name in _data(config):
         if name.startswith(PREFIX):
@@ -67,11 +67,12 @@ def check_model_place(model: ModelSection, settings: Settings) -> None:
 
 
 def trusts_remote_code(model: ModelSection, allowed: bool) -> bool:
-    """Whether to run Python code that the model brings. Raises `ConfigurationError` if that is not `allowed`."""
+    """Whether to run the model's own Python code. Raises `ConfigurationError` if the run wants what is not
+    `allowed`."""
     if model.trust_remote_code and not allowed:
         raise ConfigurationError(
-            "model.trust_remote_code is true, but this deployment does not run code that models bring.",
-            remedy="Remove it, or let the operator set TURNOUT_ALLOW_REMOTE_CODE=true.",
+            "model.trust_remote_code is true, but this deployment does not run models' own code.",
+            remedy="Remove it, or ask the operator to set TURNOUT_ALLOW_REMOTE_CODE=true.",
             field="model.trust_remote_code",
         )
     return model.trust_remote_code
@@ -100,7 +101,7 @@ def _check_model(config: RunConfig, roots: Sequence[Path]) -> None:
     if not (folder / "config.json").is_file():
         raise ConfigurationError(
             f"model.path is {path}, a folder without config.json.",
-            remedy="Name a folder in Hugging Face format; an adapter has to be merged with its base model first.",
+            remedy="Name a folder in Hugging Face format. Merge an adapter into its base model first.",
             field="model.path",
         )
     check_model_folder(folder, config, roots)
@@ -111,11 +112,11 @@ def _check_place(field: str, text: str, roots: Sequence[Path]) -> None:
         raise ConfigurationError(f"{field} is not a path.", remedy="Name a file or folder.", field=field)
     try:
         place = Path(text).resolve()
-    except (OSError, RuntimeError, ValueError):  # a loop of links, a name that the system refuses
+    except (OSError, RuntimeError, ValueError):  # a loop of links, or a name that the system rejects
         place = Path("/")
     if not any(place.is_relative_to(root) for root in roots):
         raise ConfigurationError(
-            f"{field} is {text}, which lies outside the folders that runs may use: {', '.join(map(str, roots))}.",
-            remedy="Put it into one of them, or let the operator add its folder to TURNOUT_ROOTS (links are followed).",
+            f"{field} is {text}, which is outside the folders that runs may use: {', '.join(map(str, roots))}.",
+            remedy="Move it into one of them, or ask the operator to add its folder to TURNOUT_ROOTS.",
             field=field,
         )

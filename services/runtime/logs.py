@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object (or readable line) an event on standard error, with context such as run_id."""
+"""Structured logs: one JSON object (or readable line) per event on standard error, with context such as run_id."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from services.contracts.plain_text import in_line, in_lines
 from services.runtime.settings import Settings
 
 _fields: dict[str, str] = {}
-"""On every line of this process, whichever of its threads writes it."""
+"""Fields on every line of this process, whichever thread writes it."""
 
 
 def configure_logs(settings: Settings, service: str) -> None:
-    """Send our logs and those of libraries to standard error, stamped with service and instance."""
+    """Send our logs and those of libraries to standard error, with service and instance."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         _with_fields,
@@ -53,7 +53,7 @@ def configure_logs(settings: Settings, service: str) -> None:
 
 
 def set_log_fields(**fields: str | None) -> None:
-    """Put fields on every line of this process from now on; None takes one off."""
+    """Add fields to all following lines of this process; None removes a field."""
     for name, value in fields.items():
         if value is None:
             _fields.pop(name, None)
@@ -62,7 +62,7 @@ def set_log_fields(**fields: str | None) -> None:
 
 
 def log_fields(**fields: str) -> AbstractContextManager[Any]:
-    """Fields on the lines of the present task, as long as the context is entered."""
+    """Add fields to the current task's lines within this context."""
     return structlog.contextvars.bound_contextvars(**fields)
 
 
@@ -71,7 +71,7 @@ def _with_fields(_logger: Any, _method: str, event: MutableMapping[str, Any]) ->
 
 
 def _plain(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """One line an event, whatever text is in it; a traceback has its own."""
+    """One line per event, whatever text is in it; tracebacks follow on separate lines."""
     return {
         name: value if not isinstance(value, str) else in_lines(value) if name == "exception" else in_line(value)
         for name, value in event.items()

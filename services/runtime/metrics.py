@@ -1,4 +1,4 @@
-"""The metric that several services count, each in a process of its own."""
+"""The metric that several services count, each in its own process."""
 
 from __future__ import annotations
 

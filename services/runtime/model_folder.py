@@ -1,6 +1,6 @@
-"""What a model's folder says of itself, read without the libraries that load models.
+"""Checks a model's folder without the libraries that load models.
 
-Only what is certain is refused here: the learner looks again at the model as it is loaded, and at those with hub names.
+It rejects only what certainly fails. The learner checks the loaded model again, and models with hub names.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class _Token(msgspec.Struct):
 
 class _Vocabulary(msgspec.Struct):
     vocab: dict[str, int] | list[msgspec.Raw] = {}
-    """By token, or in the order of ids."""
+    """The vocabulary by token, or in the order of ids."""
 
 
 class _Tokenizer(msgspec.Struct):
@@ -44,11 +44,11 @@ class _TokenizerConfig(msgspec.Struct):
 
 
 def check_model_folder(folder: Path, config: RunConfig, roots: Sequence[Path]) -> None:
-    """Refuse a model that the run could not train. `folder` has a config.json; files outside of `roots` are not read.
+    """Reject a model that the run could not train. `folder` must have a config.json. Reads no files outside `roots`.
 
     Raises:
-        ConfigurationError: config.json is not readable, the model changes its logits, the tokenizer has ids that the
-            embedding lacks or no chat template, or sequences of the run may exceed the model's table of positions.
+        ConfigurationError: config.json is unreadable, the model changes its logits, the tokenizer has no chat template
+            or has ids that the embedding lacks, or the run's sequences may exceed the model's table of positions.
     """
     values = _config(folder, roots)
     check_logits(values.get)
@@ -70,7 +70,7 @@ def _config(folder: Path, roots: Sequence[Path]) -> dict[str, Any]:
     if values is None:
         raise ConfigurationError(
             f"model.path is {folder}, whose config.json is not a JSON object.",
-            remedy="Take the file that came with the model.",
+            remedy="Restore the model's original file.",
             field="model.path",
         )
     inner = values.get("text_config")
@@ -78,7 +78,7 @@ def _config(folder: Path, roots: Sequence[Path]) -> dict[str, Any]:
 
 
 def _read(path: Path, kind: type[T], roots: Sequence[Path]) -> T | None:
-    """A JSON file of the model; None where it is not there, leads out of the roots, or is something else."""
+    """A JSON file of the model; None if it is missing, is outside the roots, or is not a JSON object."""
     try:
         place = path.resolve()
         inside = any(place.is_relative_to(root) for root in roots)

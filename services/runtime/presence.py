@@ -1,7 +1,7 @@
-"""Who is there: heartbeats of service instances, and the run that each is assigned to.
+"""Presence of service instances: their heartbeats, and the run that each is assigned to.
 
-Both are plain keys: a record that expires, and a run id that the API writes. A service compares its assignment with
-what it does and acts on the difference, so restarts on either side need no protocol.
+Both are plain keys: a record that expires, and a run id that the API writes. A service compares its assignment with its
+current work and acts on the difference, so restarts on either side need no protocol.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ log = get_logger(__name__)
 
 
 NAMESAKE = "namesake"
-"""Detail of a record: another living process writes under its name."""
+"""Detail of a record: another living process uses its name."""
 
 
 class Presence:
@@ -53,16 +53,16 @@ class Presence:
         self._is_published = False
         self._waiting_for = ""
         self._waiting_since: float | None = None
-        """By the monotonic clock."""
+        """On the monotonic clock."""
 
     def waits_for(self, what: str) -> None:
-        """Say what the instance waits for; an empty text while it works."""
+        """Set what the instance waits for; an empty text while it works."""
         if what != self._waiting_for:
             self._waiting_for = what
             self._waiting_since = time.monotonic() if what else None
 
     def record(self) -> ServiceRecord:
-        """The record as of now."""
+        """The current record."""
         now, since = time.time(), self._waiting_since
         return ServiceRecord(
             kind=self.kind,
@@ -82,8 +82,8 @@ class Presence:
         )
 
     async def publish(self) -> None:
-        """Write the record now. If another living process has this name, say so: two servers with one name take each
-        other's groups and show one's numbers."""
+        """Write the record. Reports it if another living process has the same name: both would take each other's groups
+        and overwrite each other's numbers."""
         key, text = streams.service(self.instance), msgspec.json.encode(self.record())
         before = await self.redis.set(key, text, ex=int(HEARTBEAT_EXPIRES_SECONDS), get=True)
         if self._is_published:  # before that, the record may be of an earlier process, which has died
@@ -102,11 +102,11 @@ class Presence:
         if NAMESAKE not in self.details:
             log.error("name taken", instance=self.instance, other_url=other.url, other_pid=other.pid)
         self.details[NAMESAKE] = (
-            f"{other.url} (pid {other.pid}) has the same name. Give each a TURNOUT_INSTANCE of its own."
+            f"{other.url} (pid {other.pid}) has the same name. Give each instance a different TURNOUT_INSTANCE."
         )
 
     async def beat(self) -> None:
-        """Publish the record every second until cancelled; then take it away."""
+        """Publish the record every second until cancelled, then delete it."""
         try:
             while True:
                 try:
@@ -121,7 +121,7 @@ class Presence:
                 pass  # the record expires on its own
 
     async def assignment(self) -> str | None:
-        """The run that the API has given to this instance; None too for a text that is no run id."""
+        """The run that the API has assigned to this instance; also None for an invalid run id."""
         key = streams.assignment(self.instance)
         value = await self.redis.get(key)
         if not isinstance(value, bytes):
@@ -134,8 +134,8 @@ class Presence:
 
 
 async def list_services(redis: Redis) -> list[ServiceRecord]:
-    """All instances that are alive, by name; without records that cannot be read, being of another release, or that
-    speak of another instance than their key."""
+    """All living instances by name. Skips records that are unreadable, for example because they are of another release,
+    or that do not match their key."""
     keys = [key async for key in redis.scan_iter(match=streams.service("*"), count=1000)]
     values = await redis.mget(keys) if keys else []
     records: list[ServiceRecord] = []
@@ -146,16 +146,16 @@ async def list_services(redis: Redis) -> list[ServiceRecord]:
         try:
             record = msgspec.json.decode(value, type=ServiceRecord)
         except msgspec.DecodeError as error:
-            _complain(name, f"{error}; is it of another release?")
+            _complain(name, f"{error}; it may be of another release")
             continue
         if streams.service(record.instance) == name:
             records.append(record)
         else:
-            _complain(name, f"it speaks of {record.instance[:100]!r}")
+            _complain(name, f"it names {record.instance[:100]!r}")
     return sorted(records, key=lambda record: record.instance)
 
 
 @lru_cache(maxsize=100)
 def _complain(key: str, error: str) -> None:
-    """Log it once, not at every look."""
-    log.error("what the queue server says of a service is not of use", key=key, error=error)
+    """Log it once, not at every check."""
+    log.error("service record ignored", key=key, error=error)

@@ -1,12 +1,12 @@
-"""The life of a service process: connect, serve HTTP, run loops, stop cleanly on SIGTERM or SIGINT.
+"""The service process: connects, serves HTTP, runs loops, and stops cleanly on SIGTERM or SIGINT.
 
 Each service is a package of the same form: `__main__.py` calls `run_service` with the loops of `service.py`, which run
-until cancelled; `settings.py` and `metrics.py` hold the settings and metrics that are its own, if it has any.
+until cancelled; `settings.py` and `metrics.py` contain the service's own settings and metrics, if it has any.
 
     async def loops(service: Service) -> None: ...
     run_service("verifier", loops)
 
-A loop that raises ends the process with exit code 1 after one clear log line; whoever started it may start it again.
+A loop that raises ends the process with exit code 1 after one clear log line; a supervisor may restart it.
 """
 
 from __future__ import annotations
@@ -51,32 +51,32 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Service:
-    """What every service has."""
+    """The parts that every service has."""
 
     settings: Settings
     redis: Redis
     presence: Presence
     app: FastAPI
-    """Has /healthz, /readyz and /metrics; a service may add routes before its loops await anything."""
+    """The application with /healthz, /readyz and /metrics. A service may add routes before its loops await anything."""
 
 
 def run_service(
     kind: ServiceKind, loops: Callable[[Service], Awaitable[None]], check: Callable[[Settings], None] | None = None
 ) -> None:
-    """Run one service until a signal or a fault; exits the process.
+    """Run one service until a signal or a fault, then exit the process.
 
     Args:
         loops: the service's work, until cancelled.
-        check: raises `TurnoutError` if something must be in order before the service announces itself, and is not.
+        check: raises `TurnoutError` if a precondition for announcing the service is not met.
     """
-    os.umask(0o077)  # weights, checkpoints and databases are this user's alone
+    os.umask(0o077)  # only this user may read weights, checkpoints and databases
     try:
         settings = _settings(kind, check)
     except TurnoutError as error:
         print(f"turnout {kind}: {error}", file=sys.stderr)
         sys.exit(2)
     try:
-        # The API serves many connections, which costs uvloop a third less; in the others the loop is not what costs.
+        # The API serves many connections, for which uvloop needs a third less; the other services' loops cost little.
         loop = uvloop.new_event_loop() if kind == "api" else asyncio.new_event_loop()
         code = loop.run_until_complete(_run(kind, settings, loops))
     except TurnoutError as error:
@@ -87,11 +87,11 @@ def run_service(
     flush_traces()
     logging.shutdown()
     sys.stderr.flush()
-    os._exit(code)  # a thread that still imports or computes must not hold up the end
+    os._exit(code)  # a thread that is still importing or computing must not delay the exit
 
 
 def _settings(kind: ServiceKind, check: Callable[[Settings], None] | None) -> Settings:
-    """The environment's settings, checked, with logs and traces as they say."""
+    """Load and check the settings from the environment, and configure logs and traces."""
     settings = load_settings()
     if not settings.service_token:
         settings.service_token = secret_files.read(settings.home, secret_files.SERVICE_TOKEN)
@@ -140,7 +140,7 @@ async def _run(kind: ServiceKind, settings: Settings, loops: Callable[[Service],
 
 
 async def end(tasks: Sequence[asyncio.Future[Any]], seconds: float = math.inf) -> None:
-    """Cancel tasks and wait for their end, at most so long.
+    """Cancel tasks and wait for their end, up to a limit.
 
     Cancels again until they end: on Python 3.11 a cancellation that meets a finishing `asyncio.wait_for` is lost, and
     Redis reads are full of them.
@@ -153,7 +153,7 @@ async def end(tasks: Sequence[asyncio.Future[Any]], seconds: float = math.inf) -
 
 
 def end_if_cancelled() -> None:
-    """Raise `CancelledError` where this task was cancelled but the call that it was in swallowed that.
+    """Raise `CancelledError` if this task was cancelled but its last call swallowed the cancellation.
 
     `asyncio.wait_for` of Python 3.11, which libraries use, can do so when its result arrives at the same moment.
     """
@@ -163,7 +163,7 @@ def end_if_cancelled() -> None:
 
 
 async def check_redis(url: str) -> None:
-    """Raise `UnavailableError` with the remedy where the queue server does not answer at once."""
+    """Raise `UnavailableError` with a remedy if the queue server does not answer."""
     try:
         async with Redis.from_url(url, retry=Retry(NoBackoff(), retries=1), socket_connect_timeout=3) as redis:
             await redis.ping()
@@ -171,19 +171,19 @@ async def check_redis(url: str) -> None:
         reason = BAD_URL if isinstance(error, ValueError) else str(error).rstrip(".")
         raise UnavailableError(
             f"No Redis or Valkey server answers at {without_password(url)}: {reason}.",
-            remedy="Start one (`turnout up` brings its own) or set TURNOUT_REDIS_URL.",
+            remedy="Start one (`turnout up` starts its own), or set TURNOUT_REDIS_URL.",
         ) from error
 
 
 async def announce(presence: Presence) -> None:
-    """The first heartbeat. Raises `ConfigurationError` where the queue server's user may not write it; other faults are
-    left to the next one."""
+    """Send the first heartbeat. Raises `ConfigurationError` if the queue server's user may not write it; other faults
+    are left to the next heartbeat."""
     try:
         await presence.publish()
     except NoPermissionError as error:
         raise ConfigurationError(
             f"The queue server refuses the heartbeat of {presence.instance}: {error}.",
-            remedy=f"TURNOUT_REDIS_URL must name the user {presence.kind}, and TURNOUT_INSTANCE begin with that word.",
+            remedy=f"Use the user {presence.kind} in TURNOUT_REDIS_URL, and let TURNOUT_INSTANCE begin with that word.",
             field="TURNOUT_INSTANCE",
         ) from error
     except RedisError as error:
@@ -191,26 +191,26 @@ async def announce(presence: Presence) -> None:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises `UnavailableError` where the port is taken."""
+    """A listening socket. Raises `UnavailableError` if the port is in use."""
     try:
         listener = listen_on(host, port)
         listener.listen(1024)
     except OSError as error:
         raise UnavailableError(
             f"Cannot listen on {authority(host, port)}: {error.strerror}.",
-            remedy="Choose another port or stop what uses it; TURNOUT_HOST must be an address of this machine.",
+            remedy="Choose another port, or stop the process that uses it. TURNOUT_HOST must be a local address.",
         ) from error
     listener.setblocking(False)
     return listener
 
 
 def make_app(presence: Presence, settings: Settings) -> FastAPI:
-    """The HTTP server that every service has. Strangers learn from it only whether the service lives."""
+    """The HTTP application that every service has. Without the token it tells only whether the service is alive."""
     app = FastAPI(title=f"Turnout {presence.kind}", docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.exception_handler(404)
     async def not_found(_: Request, error: Exception) -> Response:
-        """Until the service has mounted its routes, "not yet" and not "never"."""
+        """Until the service has mounted its routes, tell "not yet" from "not found"."""
         if presence.state != "starting":
             return problem(404, "Not found", "This service has no such path.")
         answer = problem(503, "Starting", f"{presence.instance} is starting.")
@@ -238,7 +238,7 @@ def make_app(presence: Presence, settings: Settings) -> FastAPI:
 
 
 class LoopThread:
-    """An asyncio loop in a thread of its own, for programs whose main thread computes (the learner)."""
+    """An asyncio loop in a separate thread, for programs whose main thread computes (the learner)."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()

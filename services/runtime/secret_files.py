@@ -1,6 +1,6 @@
-"""A home's secrets: one a file under `<home>/secrets`, made once, for their owner alone.
+"""A home's secrets: one per file in `<home>/secrets`, created once and readable only by their owner.
 
-A file holds the secret and nothing else, as Prometheus's `credentials_file` and Docker's secrets want it.
+A file contains only the secret, as Prometheus's `credentials_file` and Docker's secrets require.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ SERVICE_TOKEN = "service-token"
 
 
 def queue_password(user: str) -> str:
-    """Name of the secret that is a queue server user's password."""
+    """Name of the secret for a queue server user's password."""
     return f"queue-{user}"
 
 
 def read_or_make(home: Path, name: str) -> str:
-    """The secret, made where the home has none yet.
+    """The secret, created if the home has none yet.
 
     Raises:
-        ConfigurationError: the home cannot be written, or others own its secrets.
+        ConfigurationError: the home cannot be written, or other users own its secrets.
     """
     folder = home / FOLDER
     try:
@@ -47,7 +47,7 @@ def read_or_make(home: Path, name: str) -> str:
 
 
 def read(home: Path, name: str) -> str:
-    """The secret; empty where the home has none or it cannot be read."""
+    """The secret; empty if the home has none or it is unreadable."""
     try:
         return _read(home / FOLDER / name)
     except OSError:
@@ -62,7 +62,8 @@ def _read(path: Path) -> str:
     with open(descriptor, encoding="utf-8", errors="replace") as file:
         if os.fstat(descriptor).st_uid not in _trusted(path):
             raise ConfigurationError(
-                f"The secret {path} belongs to another user, who knows it.", remedy="Delete it; another is made."
+                f"The secret {path} belongs to another user, who can read it.",
+                remedy="Delete it; another is created automatically.",
             )
         text = file.read().strip()
     check_secret(str(path), text)
@@ -70,13 +71,13 @@ def _read(path: Path) -> str:
 
 
 def _trusted(path: Path) -> set[int]:
-    """Who may have put a secret there: this user, and the home's owner, who can replace everything in it."""
+    """Users who may have created a secret: this user, and the home's owner, who can replace everything in it."""
     return {os.geteuid(), path.parent.parent.stat().st_uid}
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Two launchers that start at once make one secret."""
+    """Two launchers that start at the same time must create only one secret."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         if os.fstat(descriptor).st_uid not in _trusted(folder / "any"):

@@ -1,4 +1,4 @@
-"""What a service reads from its environment, `TURNOUT_*`. One class for all services; each uses what it needs."""
+"""Settings that services read from the environment, `TURNOUT_*`. All services share one class."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TURNOUT_", extra="ignore", use_attribute_docstrings=True)
 
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
-    """Redis or Valkey server that holds the queues."""
+    """Redis or Valkey server with the queues."""
     redis_replicas: int = Field(default=0, ge=0, le=10)
     """Replicas of that server that must have a learner's events before it continues, so that a failover loses none."""
     home: Path = Path(".turnout")

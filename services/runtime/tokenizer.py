@@ -1,4 +1,4 @@
-"""A model's tokenizer, and its chat template. Only services that have transformers may load one."""
+"""A model's tokenizer and its chat template. Only services that have transformers can load one."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ def load_tokenizer(path: str, *, trust_remote_code: bool) -> Any:
 
 
 def unloadable(what: str, path: str, error: Exception) -> ConfigurationError:
-    """The error for a model of which `what` cannot be loaded."""
+    """The error for a model whose `what` cannot be loaded."""
     first = str(error).strip().split("\n")[0]
     return ConfigurationError(
         f"The {what} of {path} cannot be loaded: {first}",
-        remedy="Check model.path: a Hugging Face folder, relative to where the services run, or a hub name.",
+        remedy="Check model.path: it must be a Hugging Face folder, relative to the services' working directory, or a "
+        "hub name.",
         field="model.path",
     )
 
@@ -42,7 +43,7 @@ def unloadable(what: str, path: str, error: Exception) -> ConfigurationError:
 def prompt_ids(tokenizer: Any, question: Question, prompt: str) -> list[int]:
     """Token ids of the question's system message, `prompt` as the user's, and the generation prompt.
 
-    Thinking is turned off if the template knows it. Raises whatever the template raises.
+    Thinking is turned off if the template supports that. Raises whatever the template raises.
     """
     messages = [{"role": "system", "content": question.system}] if question.system else []
     messages.append({"role": "user", "content": prompt})

@@ -1,9 +1,8 @@
-"""OpenTelemetry traces of groups on their way round the ring: fed, sampled, judged, trained. Off unless asked for.
+"""OpenTelemetry traces of groups on their way through the ring: fed, sampled, judged, trained. Off by default.
 
-One group is one trace. Its ids are derived from run id and group id, so every service knows them without any field on
-the wire. Spans are recorded when their work is done, with the times that it had; what lies between them is waiting. The
-standard OTEL_* variables set everything; without an exporter named by them nothing is imported and `record` does
-nothing.
+One group is one trace. Its ids are derived from run id and group id, so every service knows them without a field on the
+wire. Spans are recorded when their work is done, with its times; the gaps between them are waiting. The standard OTEL_*
+variables configure everything; unless they name an exporter, nothing is imported and `record` does nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ NANOSECONDS = 1_000_000_000
 
 
 class _Recorder:
-    """Makes spans with derived ids and hands them to the exporter's thread."""
+    """Creates spans with derived ids and passes them to the exporter's thread."""
 
     def __init__(self, exporter: SpanExporter, service: str, instance: str) -> None:
         from opentelemetry.sdk.resources import Resource
@@ -73,10 +72,10 @@ _recorder: _Recorder | None = None
 
 
 def configure_traces(service: str, instance: str) -> None:
-    """Start tracing where the environment names an exporter.
+    """Start tracing if the environment names an exporter.
 
     Raises:
-        ConfigurationError: the exporter is one that we do not have.
+        ConfigurationError: the exporter is not supported.
     """
     exporter = _exporter()
     if exporter is not None:
@@ -84,7 +83,7 @@ def configure_traces(service: str, instance: str) -> None:
 
 
 def use_exporter(exporter: SpanExporter | None, service: str = "", instance: str = "") -> None:
-    """Record to this exporter from now on; None turns tracing off."""
+    """Set the exporter; None turns tracing off."""
     global _recorder
     _recorder = None if exporter is None else _Recorder(exporter, service, instance)
 
@@ -114,13 +113,13 @@ def _exporter() -> SpanExporter | None:
 
 
 def group_ids(run_id: str, group_id: str) -> tuple[int, int]:
-    """Trace id (128 bits) of a group and id (64 bits) of the span over its whole way; neither is 0."""
+    """Trace id (128 bits) of a group, and id (64 bits) of the span over its whole lifetime; neither is 0."""
     digest = hashlib.sha256(f"{run_id}\0{group_id}".encode()).digest()
     return int.from_bytes(digest[:16], "big") or 1, int.from_bytes(digest[16:24], "big") or 1
 
 
 def record(name: str, task: PromptTask, began: float, ended: float, *, whole: bool = False, **attributes: Any) -> None:
-    """A part of a training group's way, or (`whole`) all of it, from `began` to `ended` in Unix seconds."""
+    """Record a part of a training group's lifetime, or (`whole`) all of it, from `began` to `ended` in Unix seconds."""
     if _recorder is None or task.purpose != "train":
         return
     named = {"turnout.run_id": task.run_id, "turnout.group_id": task.group_id, "turnout.step": task.step}
@@ -129,6 +128,6 @@ def record(name: str, task: PromptTask, began: float, ended: float, *, whole: bo
 
 
 def flush_traces() -> None:
-    """Send what is not sent yet, before the process ends; at most a few seconds."""
+    """Send pending spans before the process exits; takes a few seconds at most."""
     if _recorder is not None:
         _recorder.provider.force_flush(3000)

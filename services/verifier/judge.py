@@ -1,8 +1,8 @@
 """Judges rollouts: one rollout in, one verdict out, whatever happens in between.
 
 A reward runs in place (if it is fast and linear), in a supervised worker process (parsers that may hang or crash, and
-rewards of installed packages), or waits for something that it has opened (sandbox, HTTP endpoint). A fault of ours or
-of the question becomes a verdict with status `infrastructure_fault` and the reason, never reward 0.
+rewards of installed packages), or waits for something that it has opened (sandbox, HTTP endpoint). Our own fault, or
+one of the question, becomes a verdict with status `infrastructure_fault` and the reason, never reward 0.
 """
 
 from __future__ import annotations

@@ -199,7 +199,7 @@ class RolloutWorker:
         return sum(delivery.message.sampling.num_samples for delivery, _ in self._active.values())
 
     async def _sample(self, delivery: Delivery[PromptTask]) -> None:
-        """Process one group from task to published result. A bug of ours makes it a dead letter, or it would return."""
+        """Process one group from task to published result. Our own bug makes it a dead letter, or it would return."""
         try:
             await self._sample_and_publish(delivery)
         except Exception as error:  # one group must not stop the others

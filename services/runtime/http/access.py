@@ -1,4 +1,4 @@
-"""Services know each other by the deployment's token."""
+"""Services authenticate to each other with the deployment's token."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from services.runtime.settings import Settings
 
 
 def is_service(request: Request, settings: Settings) -> bool:
-    """Whether a request carries the deployment's token, or the deployment has none (then it listens on loopback)."""
+    """Whether a request has the deployment's token, or the deployment has none (and listens only on loopback)."""
     if not settings.service_token:
         return True
     given = request.headers.get("authorization", "").encode()
@@ -20,5 +20,5 @@ def is_service(request: Request, settings: Settings) -> bool:
 
 
 def unauthorized() -> JSONResponse:
-    """The refusal of a request without the token."""
+    """The response to a request without the token."""
     return problem(401, "Unauthorized", "Send the services' token as `Authorization: Bearer <TURNOUT_SERVICE_TOKEN>`.")

@@ -1,7 +1,7 @@
-"""HTTP requests to others: what an answer may cost. `services.contracts.proxies` says which way they go.
+"""Outgoing HTTP requests with bounds on time and size. `services.contracts.proxies` chooses their proxy.
 
-httpx alone limits the wait for each piece of an answer but not for all of it, and inflates an answer before its bytes
-can be counted.
+httpx limits the wait for each piece of a response but not the total, and decompresses a response before its bytes can
+be counted.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _GZIP: Final = zlib.MAX_WBITS | 16
 async def request(
     client: httpx.AsyncClient, method: str, url: str, *, seconds: float, max_bytes: int, **arguments: Any
 ) -> httpx.Response:
-    """The answer to one request, read to its end.
+    """Send a request and read the complete response.
 
     Args:
-        seconds: time for all of it, however slowly it comes in.
-        max_bytes: length of the body, before and after it is inflated.
+        seconds: limit for the whole request, however slowly the response arrives.
+        max_bytes: limit for the body, compressed and decompressed.
 
     Raises:
-        httpx.HTTPError: it failed, took longer, or is longer or packed in another way than once by gzip.
+        httpx.HTTPError: the request failed or timed out, or the body is too long or not encoded at most once with gzip.
     """
     arguments["headers"] = {"Accept-Encoding": "identity", **(arguments.get("headers") or {})}
     try:
@@ -39,7 +39,7 @@ async def request(
                 if len(data) > max_bytes:
                     raise _too_long(max_bytes)
     except TimeoutError as error:
-        raise httpx.ReadTimeout(f"no complete answer in {seconds:g} s") from error
+        raise httpx.ReadTimeout(f"timed out after {seconds:g} s waiting for the complete response") from error
     encoding = response.headers.get("Content-Encoding", "")
     headers = [(name, value) for name, value in response.headers.multi_items() if name.lower() not in _FRAMING]
     body = unpacked(bytes(data), encoding, max_bytes)
@@ -50,22 +50,22 @@ _FRAMING: Final = frozenset({"content-encoding", "content-length", "transfer-enc
 
 
 def unpacked(data: bytes, encoding: str, max_bytes: int) -> bytes:
-    """A body without its encoding, never holding more than `max_bytes` of it. Raises `httpx.HTTPError`."""
+    """The decoded body, without ever holding more than `max_bytes` of it. Raises `httpx.HTTPError`."""
     if encoding.strip().lower() in ("", "identity"):
         return data
     if encoding.strip().lower() not in ("gzip", "x-gzip"):
-        raise httpx.DecodingError(f"the answer is encoded as {encoding[:60]!r}, which was not asked for")
+        raise httpx.DecodingError(f"the response is encoded as {encoding[:60]!r}, which was not requested")
     inflater = zlib.decompressobj(_GZIP)
     try:
         found = inflater.decompress(data, max_bytes + 1)
     except zlib.error as error:
-        raise httpx.DecodingError(f"the answer is not gzip: {error}") from error
+        raise httpx.DecodingError(f"the response is not valid gzip: {error}") from error
     if len(found) > max_bytes:
         raise _too_long(max_bytes)
     if not inflater.eof:
-        raise httpx.DecodingError("the answer's gzip ends too early")
+        raise httpx.DecodingError("the response's gzip data is truncated")
     return found
 
 
 def _too_long(max_bytes: int) -> httpx.HTTPError:
-    return httpx.RemoteProtocolError(f"the answer has more than {max_bytes} bytes")
+    return httpx.RemoteProtocolError(f"the response has more than {max_bytes} bytes")

@@ -1,4 +1,4 @@
-"""An error as an answer: a problem document (RFC 9457), alike from every service."""
+"""Error responses: problem documents (RFC 9457), the same for every service."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Problem(BaseModel):
 def problem(
     status: int, title: str, detail: str, *, field: str | None = None, remedy: str | None = None
 ) -> JSONResponse:
-    """A problem document as an answer. Texts may quote the request: halves of characters in them are spelled out."""
+    """A problem document as a response. Texts may quote the request, so unpaired surrogates in them are escaped."""
     body = Problem(title=title, status=status, detail=_whole(detail), field=field and _whole(field), remedy=None)
     body.remedy = _whole(remedy) if remedy else None
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None

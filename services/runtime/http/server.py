@@ -1,9 +1,9 @@
 """The HTTP server of every service: uvicorn with bounds on what a connection may cost before and after a route runs.
 
-Its parser takes heads of any size, and its only deadline is that of an idle connection between two requests. Here a
-request must arrive whole within `REQUEST_SECONDS`, its head is bounded, a client that does not read its answer is cut
-off, and connections are fewer than the process's descriptors: where they run out, the one that has kept us waiting
-longest for a request makes room.
+uvicorn's parser accepts heads of any size, and its only timeout is that of an idle connection between requests. Here a
+request must arrive completely within `REQUEST_SECONDS`, its head is bounded, and a client that does not read its
+response is disconnected. Connections are limited to fewer than the process's descriptors: if they run out, the
+connection that has kept us waiting longest for a request is closed.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 MAX_HEAD_BYTES = 32 << 10
 MAX_HEADERS = 100
 REQUEST_SECONDS = 15.0
-"""From a connection's start, or a request's first byte, to the request's last byte."""
+"""Limit from a connection's start, or a request's first byte, to the request's last byte."""
 WRITE_SECONDS = 20.0
 MIN_WRITTEN_BYTES = 16 << 10
-"""A client that takes less of its answer than this in `WRITE_SECONDS`, while we wait for it, is cut off."""
+"""A client that reads less of its response than this in `WRITE_SECONDS`, while we wait for it, is disconnected."""
 RESERVED_DESCRIPTORS = 128
-"""For the database, the queue server, other services, logs and files."""
+"""Descriptors reserved for the database, the queue server, other services, logs and files."""
 MAX_CONNECTIONS = 4096
 _TOO_LARGE = f"The head of a request is limited to {MAX_HEAD_BYTES} bytes and {MAX_HEADERS} headers."
 _TOO_SLOW = f"The request did not arrive within {REQUEST_SECONDS:.0f} s."
 
 
 def raise_descriptor_limit() -> int:
-    """Let this process open as many files and connections as the system allows; the new limit."""
+    """Raise the limit of open files and connections to what the system allows. Returns the limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
 
 
 def max_connections() -> int:
-    """Connections that may be open at once, within the process's descriptors."""
+    """Number of connections that may be open at once, given the process's descriptors."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     known = MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else soft - RESERVED_DESCRIPTORS
     return max(16, min(MAX_CONNECTIONS, known))
 
 
 def http_server(app: ASGIApp) -> uvicorn.Server:
-    """A server of `app` that leaves signals alone.
+    """A server for `app` that does not handle signals.
 
-    X-Forwarded-For counts only from the proxies that FORWARDED_ALLOW_IPS names. By uvicorn's own default everyone on
-    this machine could call with any address.
+    X-Forwarded-For counts only from the proxies in FORWARDED_ALLOW_IPS. By uvicorn's default, any process on this
+    machine could claim any address.
     """
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # its warnings are what strangers send
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # its warnings only repeat what strangers send
     config = uvicorn.Config(
         app,
         http=type("Protocol", (BoundedProtocol,), {"waiting": {}}),
@@ -74,10 +74,10 @@ class HeadTooLargeError(Exception):
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """One connection. Consumes bytes; frees itself at a deadline, or where another connection needs its place."""
+    """One connection. Consumes bytes; closes itself at a timeout, or if another connection needs its place."""
 
     waiting: ClassVar[dict[BoundedProtocol, None]]
-    """The server's connections that owe it the rest of a request, the one that has waited longest first."""
+    """The server's connections with an incomplete request, longest waiting first."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -88,13 +88,13 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._is_large = False
         self._has_begun = False
-        """Part of a request is here, and the rest is not."""
+        """Whether a request has arrived partially."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > max_connections():
             if not self.waiting:
-                self._refuse(503, "Every connection that this service can hold is in use.")
+                self._refuse(503, "All connections of this service are in use.")
                 return
             next(iter(self.waiting)).cut_off()
         self._await_request()
@@ -114,7 +114,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(431, _TOO_LARGE)
 
     def send_400_response(self, msg: str) -> None:
-        """What uvicorn says of bytes that its parser refuses, or was stopped at."""
+        """Called by uvicorn for bytes that its parser rejects, or was stopped at."""
         if self._is_large:
             self._refuse(431, _TOO_LARGE)
         else:
@@ -140,7 +140,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def _check_head(self, num_bytes: int) -> None:
-        """Stop the parser where the head is too large, however many pieces it comes in."""
+        """Stop the parser if the head is too large, however many pieces it arrives in."""
         if num_bytes > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
             self._is_large = True
             raise HeadTooLargeError
@@ -153,7 +153,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if not self.transport.is_closing() and self.is_idle:
-            self.waiting[self] = None  # idle connections are the first to make room; uvicorn ends them in time
+            self.waiting[self] = None  # idle connections are closed first; uvicorn times them out
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -168,11 +168,11 @@ class BoundedProtocol(HttpToolsProtocol):
 
     @property
     def is_idle(self) -> bool:
-        """No request has begun that is not answered."""
+        """Whether every request that has begun is answered."""
         return self.cycle is None or self.cycle.response_complete
 
     def cut_off(self) -> None:
-        """End the connection at once."""
+        """Close the connection immediately."""
         self._stop_waiting()
         self.transport.abort()
 
@@ -190,16 +190,16 @@ class BoundedProtocol(HttpToolsProtocol):
     def _too_slow(self) -> None:
         self._deadline = None
         if self.pipeline or not (self.is_idle or self.cycle.more_body):
-            self._await_request()  # an earlier request is still being answered, and this one not read meanwhile
+            self._await_request()  # an earlier request is still being answered, and this one is not read meanwhile
         elif self._has_begun and (self._in_head or not self.cycle.response_started):
             self._refuse(408, _TOO_SLOW)
         elif self.is_idle:
-            self.transport.close()  # nothing was asked, or it is answered and the rest of its body never came
+            self.transport.close()  # no request, or one that is answered although the rest of its body never arrived
         else:
             self.cut_off()
 
     def _check_reader(self) -> None:
-        """The client has had its time: it stays connected if it took something of its answer."""
+        """The write timeout: the client stays connected if it has read part of its response."""
         left = self.transport.get_write_buffer_size()
         if left > self._unwritten - MIN_WRITTEN_BYTES:
             self.cut_off()
@@ -208,7 +208,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._write_deadline = self.loop.call_later(WRITE_SECONDS, self._check_reader)
 
     def _refuse(self, status: int, detail: str) -> None:
-        """Answer with a problem document and close; only a close where an answer is on its way."""
+        """Respond with a problem document and close, or only close if a response is already being sent."""
         self._stop_waiting()
         if self.transport.is_closing():
             return

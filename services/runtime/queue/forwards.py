@@ -1,8 +1,8 @@
-"""Publish-and-acknowledge: those that are ready together share one round trip, and so one sync of the server's file.
+"""Publish-and-acknowledge: forwards that are ready together share a round trip, and thus one sync of the server's file.
 
-The sync costs both sides more than all else of a round trip, for eight messages as for one. No message waits for
-company: what comes while a round trip is in flight goes with the next one. The server runs a round trip's script whole
-or, if it dies before the sync, not at all.
+The sync is the most expensive part of a round trip, whether for eight messages or one. No message waits for others:
+those that arrive during a round trip go with the next one. The server runs a round trip's script completely or, if it
+dies before the sync, not at all.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, cast
 from redis.asyncio import Redis
 
 MAX_ROUND_BYTES = 1 << 20
-"""A round with so much takes no more: the server does nothing else while it runs a script."""
+"""A round of this size accepts no more messages, because a running script blocks the server."""
 
 _FORWARD = """
 local taken = {}
@@ -32,10 +32,10 @@ return taken
 
 @dataclass(slots=True)
 class _Round:
-    """The forwards of one round trip. Open to more until it sets out."""
+    """The forwards of one round trip. Accepts more until it is sent."""
 
     entries: list[tuple[str, bytes] | None] = field(default_factory=list)
-    """Message id and successor; None for one whose caller left before it was sent."""
+    """Message id and successor; None if the caller was cancelled before it was sent."""
     has_set_out: bool = False
     num_bytes: int = 0
     num_waiting: int = 0
@@ -43,8 +43,8 @@ class _Round:
 
 
 class Forwards:
-    """The forwards of one consumer group. From one stream to another there is one round trip at a time, so that
-    successors appear in the order of the calls."""
+    """The forwards of one consumer group. There is one round trip at a time between two streams, so that successors
+    appear in the order of the calls."""
 
     def __init__(self, redis: Redis, group: str) -> None:
         self._redis = redis
@@ -53,11 +53,11 @@ class Forwards:
         self._last: dict[tuple[str, str], _Round] = {}
 
     async def forward(self, source: str, message_id: str, target: str, payload: bytes) -> bool:
-        """Acknowledge and delete the message, and publish its successor. False, and nothing published, where it was
+        """Acknowledge and delete the message, and publish its successor. Returns False, without publishing, if it was
         acknowledged before.
 
-        Who is cancelled leaves the others alone: its message stays out where the round trip has not begun, and one in
-        flight that no caller waits for is given up. Raises `RedisError` to all of a round.
+        A cancelled caller does not affect the others: its message is left out if the round trip has not begun, and a
+        round trip for which no caller waits is abandoned. A `RedisError` is raised to all callers of a round.
         """
         streams = source, target
         round_ = self._open.get(streams)
@@ -85,7 +85,7 @@ class Forwards:
         return round_
 
     async def _go(self, streams: tuple[str, str], round_: _Round, before: _Round | None) -> list[bool]:
-        """Wait for the round before this one, then send this one as it is by then."""
+        """Wait for the previous round, then send this one with everything that it has by then."""
         try:
             if before is not None:
                 await asyncio.wait([before.trip])

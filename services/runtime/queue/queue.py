@@ -1,23 +1,21 @@
-"""Redis Streams as queues: consumer groups, atomic publish-and-acknowledge, reclaim, dead letters.
+"""Queues on Redis Streams: consumer groups, atomic publish-and-acknowledge, reclaim, dead letters.
 
-The rules that make "nothing lost, nothing twice" true:
+The rules that guarantee "nothing lost, nothing twice":
 
-- A message is acknowledged only together with the publishing of its successor (`forward`), in one Lua script that
-  publishes only if the acknowledgement took. Of two workers that hold the same message, one publishes. Forwards that
-  are ready together share a round trip (`forwards.py`).
-- A worker that dies leaves its messages pending; another takes them over once they have been idle (`take_over`). A
-  worker that is slow but alive keeps them with `touch`; one that leaves in order gives them up at once with
-  `hand_back`.
-- A message that ends the service which holds it does not come back indefinitely. The server counts how often a message
-  was given out; a holder that leaves in order, or was only slow, takes its time back. One that came back twice is a
-  `Suspect`: a worker takes it alone, so that those that were merely held with the culprit clear themselves. After
-  `MAX_DELIVERIES` it is a dead letter.
-- Bytes that cannot be read go to the dead-letter stream with the reason, and are acknowledged in the same script
-  (`dead_letters.py`); so do messages of another run than their stream's, which would be published where they do not
-  belong, and those that `border` refuses.
-- Acknowledged messages are deleted, so a stream holds exactly what is not yet handled.
-- Feeding (`feed`) moves the feeder's cursor and publishes in one script that runs only if the cursor stands where the
-  caller believes, so a retried or repeated call feeds nothing twice.
+- A message is acknowledged only together with publishing its successor (`forward`), in a Lua script that publishes only
+  if the acknowledgement succeeded. If two workers hold the same message, only one publishes. Forwards that are ready
+  together share a round trip (`forwards.py`).
+- A worker that dies leaves its messages pending, and another takes them over once they have been idle (`take_over`). A
+  slow worker keeps them with `touch`; a worker that shuts down cleanly releases them immediately with `hand_back`.
+- A message that crashes the service that holds it is not redelivered indefinitely. The server counts deliveries; a
+  clean shutdown, or a holder that was only slow, does not count. A message that came back twice is a `Suspect`: a
+  worker takes it alone, so that messages that were merely held together with the culprit are cleared. After
+  `MAX_DELIVERIES` it becomes a dead letter.
+- Unreadable bytes go to the dead-letter stream with the reason, and are acknowledged in the same script
+  (`dead_letters.py`). So do messages of another run than their stream's, and those that `border` rejects.
+- Acknowledged messages are deleted, so a stream contains exactly what is not yet processed.
+- Feeding (`feed`) moves the feeder's cursor and publishes in one script, which runs only if the cursor has the value
+  that the caller expects. A retried or repeated call therefore feeds nothing twice.
 """
 
 from __future__ import annotations
@@ -40,14 +38,14 @@ from services.runtime.queue.forwards import Forwards
 M = TypeVar("M", bound=msgspec.Struct)
 BODY = b"m"
 HANDED_BACK_SECONDS = 86_400.0
-"""Idle time of a message that was handed back: longer than anybody waits before it reclaims."""
+"""Idle time set for a message that is handed back: longer than any consumer waits before it reclaims."""
 REPLICAS_SECONDS = 2.0
 MAX_DELIVERIES = 5
-"""Times that a message is given out whose holders die."""
+"""Number of deliveries of a message whose holders die."""
 MAX_TOGETHER = 2
-"""Of these, times that it is given out together with others."""
+"""Number of these deliveries in which it may be held together with others."""
 MAX_LOOK = 1000
-"""Pending messages looked at in one call."""
+"""Number of pending messages read in one call."""
 log = get_logger(__name__)
 
 _FEED = """
@@ -61,30 +59,30 @@ return at + #ARGV - 2
 
 @dataclass(frozen=True, slots=True)
 class Delivery(Generic[M]):
-    """A message held, with what is needed to acknowledge it. It belongs to this consumer until then."""
+    """A message with what is needed to acknowledge it. It belongs to this consumer until then."""
 
     message: M
     stream: str
     message_id: str
     """Redis stream id; ids of one stream grow in publishing order."""
     times: int = 1
-    """How often it was given out, this time included; a holder that left in order does not count."""
+    """Number of deliveries, including this one, but without those whose holder shut down cleanly."""
 
     @property
     def is_suspect(self) -> bool:
-        """Its holders ended more than once: to be worked on alone."""
+        """Whether its holders died more than once, so that it must be processed alone."""
         return self.times > MAX_TOGETHER
 
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """A message that is kept for this consumer but not given out yet: `Queue.open` does that, once nothing else is
-    held. Until then it is kept with `touch`."""
+    """A message that is reserved for this consumer but not delivered yet: call `Queue.open` once nothing else is held,
+    and `touch` until then."""
 
     stream: str
     message_id: str
     times: int
-    """How often it was given out."""
+    """Number of deliveries so far."""
 
 
 Held = Delivery[Any] | Suspect
@@ -92,18 +90,18 @@ Held = Delivery[Any] | Suspect
 
 @dataclass(frozen=True, slots=True)
 class Found(Generic[M]):
-    """What others left."""
+    """Messages taken over from other consumers."""
 
     deliveries: list[Delivery[M]]
     suspect: Suspect | None
-    """At most one at a time. Take nothing else until it is opened and done with."""
+    """At most one at a time. Take nothing else until it is opened and processed."""
 
 
 class Queue:
     """One consumer of one consumer group. Cheap; share the client between queues."""
 
     def __init__(self, redis: Redis, group: str, consumer: str, num_replicas: int = 0) -> None:
-        """`num_replicas` must have what is published before `publish` returns."""
+        """`publish` waits until `num_replicas` replicas have the message."""
         self.redis = redis
         self.group = group
         self.consumer = consumer
@@ -112,37 +110,38 @@ class Queue:
         self._forwards = Forwards(redis, group)
         self._dead_letters = DeadLetters(redis, group, consumer)
         self.border: Callable[[Any, str], None] = _admit_all
-        """Given a message and its stream; raises `MalformedMessageError` for what this consumer cannot work on, which
-        becomes a dead letter."""
+        """Called with a message and its stream. Raises `MalformedMessageError` for a message that this consumer cannot
+        process, which then becomes a dead letter."""
 
     @property
     def num_dead_letters(self) -> int:
-        """What this consumer has made dead letters so far."""
+        """Number of messages that this consumer has turned into dead letters."""
         return self._dead_letters.num_buried
 
     async def publish(self, stream: str, message: msgspec.Struct) -> str:
-        """Append a message that has no predecessor. Returns its stream id. May repeat under a lost connection.
+        """Append a message that has no predecessor. Returns its stream id. A lost connection may publish it twice.
 
-        Replication is one sequence, so a replica that has the message has all that was done before it. Where replicas
-        do not confirm within `REPLICAS_SECONDS` it continues with a warning: the primary has it.
+        Replication is ordered, so a replica that has the message has everything before it. If replicas do not confirm
+        within `REPLICAS_SECONDS`, logs a warning and continues, since the primary has it.
         """
         payload = codec.encode(message)
         if not self._num_replicas:
             return as_text(await self.redis.xadd(stream, {BODY: payload}))
-        async with self.redis.pipeline(transaction=False) as pipe:  # WAIT speaks of its own connection's writes
+        async with self.redis.pipeline(transaction=False) as pipe:  # WAIT covers the writes of its own connection
             pipe.xadd(stream, {BODY: payload})
             pipe.execute_command("WAIT", self._num_replicas, int(REPLICAS_SECONDS * 1000))
             message_id, confirmed = await pipe.execute()
         if confirmed < self._num_replicas:
-            log.warning("not on every replica", stream=stream, confirmed=confirmed, wanted=self._num_replicas)
+            log.warning("event not on every replica", stream=stream, confirmed=confirmed, wanted=self._num_replicas)
         return as_text(message_id)
 
     async def receive(
         self, streams: Sequence[str], kind: type[M], *, count: int = 1, block_seconds: float = 1.0
     ) -> list[Delivery[M]]:
-        """Up to `count` new messages a stream; waits up to `block_seconds` for the first one, then gives an empty list.
+        """Up to `count` undelivered messages per stream. Waits up to `block_seconds` for the first one, then returns an
+        empty list.
 
-        Unreadable messages are moved to the dead letters and do not appear.
+        Unreadable messages are moved to the dead letters and not returned.
         """
         if not streams:
             return []
@@ -157,7 +156,7 @@ class Queue:
                 block=max(1, int(block_seconds * 1000)),
             )
         except ResponseError as error:
-            if "NOGROUP" not in str(error) and "UNBLOCKED" not in str(error):  # the latter: it was demoted to a replica
+            if "NOGROUP" not in str(error) and "UNBLOCKED" not in str(error):  # else: demoted to a replica
                 raise
             self._known.clear()
             return []
@@ -167,7 +166,7 @@ class Queue:
         return deliveries
 
     async def own_pending(self, stream: str, kind: type[M], *, count: int = 1000) -> list[Delivery[M]]:
-        """All messages this consumer took and did not acknowledge, oldest first: what to replay after a crash."""
+        """All messages that this consumer took but did not acknowledge, oldest first, to replay after a crash."""
         await self._ensure_group(stream)
         deliveries: list[Delivery[M]] = []
         last = "0"
@@ -184,10 +183,11 @@ class Queue:
             deliveries += await self._read(stream, entries, kind)
 
     async def missed(self, stream: str, kind: type[M], in_hand: Collection[str]) -> list[Delivery[M]]:
-        """What this consumer was given in an answer that a broken connection lost; the call that was then made again
-        gets newer messages. For consumers without reclaiming peers. `in_hand`: ids of what it has, unacknowledged."""
+        """Messages delivered to this consumer in a reply that was lost with a broken connection, as the repeated call
+        gets newer messages. For consumers without reclaiming peers. `in_hand` are the ids of its unacknowledged
+        messages."""
         await self._ensure_group(stream)
-        count = len(in_hand) + 1  # one that is missed is among so many
+        count = len(in_hand) + 1  # a missed one is among this many
         try:
             found: Any = await self.redis.xpending_range(stream, self.group, "-", "+", count, self.consumer)
             ids = [entry["message_id"] for entry in found if as_text(entry["message_id"]) not in in_hand]
@@ -198,8 +198,8 @@ class Queue:
         return await self._read(stream, entries, kind)
 
     async def reclaim(self, stream: str, kind: type[M], *, idle_seconds: float, count: int = 16) -> list[Delivery[M]]:
-        """Take over messages that some consumer has held without a sign of life for `idle_seconds`, however often they
-        were given out: for messages that must not be given up."""
+        """Take over messages that a consumer has not touched for `idle_seconds`, however often they were delivered: for
+        messages that must not be given up."""
         await self._ensure_group(stream)
         idle = int(idle_seconds * 1000)
         return await self._claim(stream, kind, await self._pending(stream, count, idle), idle)
@@ -207,11 +207,10 @@ class Queue:
     async def take_over(
         self, stream: str, kind: type[M], *, idle_seconds: float, count: int = 16, in_hand: Collection[str] = ()
     ) -> Found[M]:
-        """Take over messages that some consumer has held without a sign of life for `idle_seconds`: up to `count`, and
-        a suspect.
+        """Take over up to `count` messages, and a suspect, that a consumer has not touched for `idle_seconds`.
 
-        Not XAUTOCLAIM: from the start, that looks at ten times `count` messages only, and finds nothing behind so many
-        in living hands. `in_hand`: ids of this stream that the caller itself has; it is slow, not dead.
+        XAUTOCLAIM would check only ten times `count` messages from the start, and miss those behind messages of living
+        consumers. `in_hand` are ids of this stream that the caller holds, which is slow, not dead.
         """
         await self._ensure_group(stream)
         idle = int(idle_seconds * 1000)
@@ -223,7 +222,7 @@ class Queue:
         return Found(deliveries, suspects[0] if kept else None)
 
     async def resume(self, stream: str, kind: type[M], in_hand: Collection[str] = ()) -> list[Delivery[M]]:
-        """What an earlier life of this consumer held. Suspects among it are left to whoever takes over next."""
+        """Messages that this consumer held before a restart. Suspects are left to the next take-over."""
         await self._ensure_group(stream)
         found = await self._pending(stream, consumer=self.consumer)
         found = [entry for entry in found if as_text(entry["message_id"]) not in in_hand]
@@ -231,8 +230,8 @@ class Queue:
         return await self._claim(stream, kind, _fresh(found), 0)
 
     async def open(self, suspect: Suspect, kind: type[M]) -> Delivery[M] | None:
-        """Give a suspect out to this consumer. None if another consumer has it by now, it cannot be read, or it was
-        given out too often: then it is a dead letter."""
+        """Deliver a suspect to this consumer. None if another consumer has it, or if it became a dead letter because it
+        is unreadable or was delivered too often."""
         stream, message_id = suspect.stream, suspect.message_id
         try:
             found: Any = await self.redis.xpending_range(
@@ -247,29 +246,29 @@ class Queue:
         return next(iter(await self._claim(stream, kind, found, 0)), None)
 
     async def close(self, delivery: Delivery[Any]) -> Suspect:
-        """Take a suspect's opening back: it cannot be worked on yet."""
+        """Undo opening a suspect that cannot be processed yet."""
         suspect = Suspect(delivery.stream, delivery.message_id, delivery.times - 1)
         await self._keep([suspect])
         return suspect
 
     async def touch(self, held: Sequence[Held]) -> None:
-        """Say that these messages are still being worked on, so that they are not taken over. If they were
-        meanwhile, that does not count: their holder was only slow."""
+        """Keep these messages from being taken over. If they were taken over meanwhile, that delivery does not count,
+        since their holder was only slow."""
         await self._keep(await self._lowered(held))
 
     async def hand_back(self, held: Sequence[Held], *, after_fault: bool = False) -> None:
-        """Give up messages without acknowledging them: whoever looks next gets them, however long it waits for, and
-        that they were given out counts for nothing.
+        """Release messages without acknowledging them: the next consumer that checks gets them, and the delivery does
+        not count.
 
-        `after_fault`: the caller ends for a fault that one of them may have caused, so it counts.
+        With `after_fault` it counts, because the caller stops for a fault that one of them may have caused.
         """
         if not after_fault:
             held = [each if isinstance(each, Suspect) else replace(each, times=each.times - 1) for each in held]
         await self._keep(await self._lowered(held), HANDED_BACK_SECONDS)
 
     async def _lowered(self, held: Sequence[Held]) -> list[Held]:
-        """With the times that the server knows where these are lower: another living holder has taken one back.
-        Without suspects that another consumer has by now."""
+        """The messages with the server's count of deliveries if that is lower, because another living holder has undone
+        one. Without suspects that another consumer has taken."""
         lowered: list[Held] = []
         for stream in {each.stream for each in held}:
             known = {as_text(entry["message_id"]): entry for entry in await self._pending(stream)}
@@ -285,8 +284,8 @@ class Queue:
         return entry is not None and as_text(entry["consumer"]) == self.consumer
 
     async def _keep(self, held: Sequence[Held], idle_seconds: float = 0.0, min_idle: int = 0) -> int:
-        """Set the time since the messages' last sign of life, by the server's clock, and how often they were given
-        out. Returns how many there are that had been idle for `min_idle` milliseconds."""
+        """Set the messages' idle time, on the server's clock, and their number of deliveries. Returns how many had been
+        idle for `min_idle` milliseconds."""
         alike: dict[tuple[str, int], list[str]] = {}
         for each in held:
             alike.setdefault((each.stream, each.times), []).append(each.message_id)
@@ -326,13 +325,13 @@ class Queue:
         found = cast(list[Any], await self.redis.xrange(stream, message_id, message_id))
         payload = found[0][1].get(BODY, b"") if found else b""
         reason = (
-            f"It was given out {MAX_DELIVERIES} times, and each time the service that held it ended before it was "
-            "done; what the logs of these services end with may say why."
+            f"It was given out {MAX_DELIVERIES} times, and each time the service that held it died before it was done. "
+            "See the end of these services' logs."
         )
         await self._dead_letters.bury(stream, message_id, payload, reason, fatal=True)
 
     async def _claim(self, stream: str, kind: type[M], entries: Sequence[Any], idle: int) -> list[Delivery[M]]:
-        """Take pending messages over, which gives each out once more."""
+        """Take over pending messages, which counts as a delivery of each."""
         times = {as_text(entry["message_id"]): entry["times_delivered"] + 1 for entry in entries}
         if not times:
             return []
@@ -344,11 +343,11 @@ class Queue:
         return await self._read(stream, claimed, kind, times)
 
     async def forward(self, delivery: Delivery[Any], stream: str, message: msgspec.Struct) -> bool:
-        """Publish the successor and acknowledge, atomically. False where another consumer has done it already."""
+        """Publish the successor and acknowledge atomically. Returns False if another consumer has already done so."""
         return await self._forwards.forward(delivery.stream, delivery.message_id, stream, codec.encode(message))
 
     async def acknowledge(self, deliveries: Sequence[Delivery[Any]]) -> None:
-        """Acknowledge and delete messages that have no successor. Repeating it changes nothing."""
+        """Acknowledge and delete messages that have no successor. Idempotent."""
         for stream, ids in _ids_by_stream(deliveries).items():
             async with self.redis.pipeline(transaction=True) as pipe:
                 pipe.xack(stream, self.group, *ids)
@@ -362,18 +361,18 @@ class Queue:
     async def feed(
         self, stream: str, cursor_key: str, field: str, expected: int, messages: Sequence[msgspec.Struct]
     ) -> int:
-        """Publish messages number `expected`, `expected` + 1, ... and move the cursor, only if it stands at `expected`.
+        """Publish messages number `expected`, `expected` + 1, ... and move the cursor, only if it is at `expected`.
 
-        Returns where the cursor stands afterwards; equal to `expected + len(messages)` also where an earlier, lost
-        reply had already fed them.
+        Returns the cursor afterwards. It is `expected + len(messages)` also if an earlier call, whose reply was lost,
+        had already fed them.
         """
         payloads = [codec.encode(message) for message in messages]
-        # By its text: a server that has just started again knows no script by its hash, and may start again between the
-        # loading of a script and its call.
+        # By text, not by hash: a restarted server does not have the script, and may restart between loading and calling
+        # it.
         return int(await cast(Any, self.redis.eval(_FEED, 2, stream, cursor_key, field, expected, *payloads)))
 
     def _forget(self, stream: str, error: ResponseError) -> None:
-        """A stream deleted under us (its run was deleted) has no messages. Raises `error` where it is another one."""
+        """A stream that was deleted together with its run has no messages. Raises `error` if it is another error."""
         if "NOGROUP" not in str(error):
             raise error
         self._known.discard(stream)
@@ -423,7 +422,7 @@ def _admit_all(_message: Any, _stream: str) -> None:
 
 
 def _check_run(message: msgspec.Struct, stream: str) -> None:
-    """Raise `MalformedMessageError` where a message on a run's stream is of another run."""
+    """Raise `MalformedMessageError` if a message on a run's stream belongs to another run."""
     run_id, said = streams.run_of(stream), getattr(message, "run_id", None)
     if run_id is not None and said is not None and said != run_id:
         raise MalformedMessageError(f"message of run {str(said)[:100]!r} on a stream of run {run_id!r}.")

@@ -1,7 +1,7 @@
-"""Why our own queue server ended: it says so in its log, and nowhere else.
+"""Finds out from its log why our own queue server exited.
 
-With `appendfsync always` Valkey ends at once where it cannot write its append-only file, since it could not keep what
-it would have to acknowledge. All that services then see is a closed port.
+With `appendfsync always`, Valkey exits if it cannot write its append-only file, since it could not keep what it
+acknowledges. Services only see a closed port.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _FULL_BYTES = 16 << 20
 
 
 def queue_server_fault(home: Path) -> str:
-    """One sentence with the remedy where the queue server of `home` ended because it could not write its file.
+    """A sentence with the remedy if the queue server of `home` exited because it could not write its file.
 
-    Empty where it did not, has come up since, or is not of this home (a server that TURNOUT_REDIS_URL names).
+    Empty if it did not, has started since, or does not belong to this home (a server that TURNOUT_REDIS_URL names).
     """
     try:
         with (home / "logs" / NAME).open("rb") as log:
@@ -35,5 +35,5 @@ def queue_server_fault(home: Path) -> str:
     what = "disk is full" if free < _FULL_BYTES or "No space left" in words else "file cannot be written"
     return (
         f"The queue server's {what}: {home / 'queue'} has {free / 2**20:.0f} MiB free ({words}). "
-        "Free some space; it starts again automatically with all that it has acknowledged."
+        "Free some space. The server then restarts automatically with everything that it has acknowledged."
     )

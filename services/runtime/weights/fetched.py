@@ -1,10 +1,10 @@
-"""Where a machine keeps what it has fetched from a learner with which it shares no folder.
+"""The folders that a machine has fetched from a learner with which it shares no folder.
 
     <home>/fetched/<run>/v00000012-<checksum>/       one version of the weights
                         /step-00000010-<checksum>/   one checkpoint
 
-Processes of one home fetch a thing once: one fetches, the others wait for it. A folder's name holds its checksum, so
-what an interrupted fetch has left belongs to the same bytes. Everything can be fetched again, so it is deleted freely.
+Processes of one home fetch a folder once: one fetches, and the others wait. A folder's name contains its checksum, so
+leftovers of an interrupted fetch belong to the same bytes. Everything can be fetched again, so it is deleted freely.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from services.runtime.files import lock
 from services.runtime.weights.fetch import FetchError
 
 KEEP = 2
-"""Folders of one kind and run: the newest, and what another process may still be reading."""
+"""Number of folders kept per kind and run: the newest, and one that another process may still be reading."""
 KEEP_SECONDS = 3600.0
-"""For what was fetched for other runs."""
+"""Time after which folders of other runs are deleted."""
 LOCK_SECONDS = 600.0
-"""Longest wait for another process that fetches."""
+"""Longest wait for another process to fetch."""
 
 
 class FetchedFolders:
@@ -35,7 +35,7 @@ class FetchedFolders:
 
     @contextmanager
     def one(self, run_id: str, name: str) -> Iterator[Path]:
-        """A folder that no other process fetches meanwhile. Names of one kind begin alike and sort by age.
+        """A folder that no other process fetches in the meantime. Names of one kind share a prefix and sort by age.
 
         Raises:
             FetchError: another process has been fetching for too long.
@@ -46,7 +46,7 @@ class FetchedFolders:
         with (run_folder / ".lock").open("wb") as file:
             if not lock(file, LOCK_SECONDS):
                 raise FetchError(f"Another process of this home has been fetching into {run_folder} for too long.")
-            file.write(b"\n")  # shows when the run was last fetched for
+            file.write(b"\n")  # its modification time tells when the run last fetched
             self._make_room(run_folder, name)
             yield run_folder / name
 
@@ -65,5 +65,5 @@ class FetchedFolders:
         return folder.is_relative_to(self._folder)
 
     def discard(self, folder: Path) -> None:
-        """Forget a folder whose files are not what its manifest promises, so that it is fetched again."""
+        """Delete a folder whose files do not match its manifest, so that it is fetched again."""
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Versioned weights on disk: safetensors in one folder a version, a manifest with checksums written last.
+"""Versioned weights on disk: safetensors in one folder per version, with a manifest of checksums that is written last.
 
 A version is visible only once its manifest exists, and the manifest is renamed into place after everything else is
 written and synced. A reader verifies every file's BLAKE3 against the manifest before it trusts a byte.
@@ -6,8 +6,8 @@ written and synced. A reader verifies every file's BLAKE3 against the manifest b
     <home>/runs/<run>/weights/v00000012/model-00001-of-00002.safetensors
                                        /manifest.json
 
-The folder may be in memory instead (`TURNOUT_WEIGHTS_FOLDER`): a published version need not outlive the machine, since
-the learner publishes again from its checkpoint what it no longer finds whole.
+The folder may be in memory instead (`TURNOUT_WEIGHTS_FOLDER`). A published version need not survive a reboot, since the
+learner publishes missing or damaged versions again from its checkpoint.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from services.runtime.files import write_atomically
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 20
 _SETTLED_NANOSECONDS = 50_000_000
-"""A file that was changed more recently than this may change once more within one tick of the clock that stamps it."""
+"""A file changed more recently than this may change again within the same tick of its timestamps."""
 Marks = dict[str, list[int]]
-"""File name to inode, bytes, and the times of the last change of its bytes and of itself (nanoseconds)."""
+"""File name to inode, size in bytes, mtime and ctime (nanoseconds)."""
 
 
 class CorruptWeightsError(TurnoutError):
@@ -41,11 +41,11 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     bytes: int
     blake3: str
-    """Digest of the file's bytes, hex."""
+    """BLAKE3 of the file's bytes, hex."""
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a version consists of."""
+    """The files of a version."""
 
     run_id: str
     version: int
@@ -65,7 +65,7 @@ class WeightStore:
     """The weights of one run."""
 
     def __init__(self, folder: Path, run_id: str) -> None:
-        """`folder` holds one folder a version and nothing else."""
+        """`folder` contains one folder per version and nothing else."""
         self.folder = folder
         self.run_id = run_id
 
@@ -73,7 +73,7 @@ class WeightStore:
         return self.folder / f"v{version:08d}"
 
     def publish(self, version: int, write: Callable[[Path], None]) -> Manifest:
-        """Write one version: `write(folder)` puts the safetensors files there. Replaces an old try."""
+        """Write one version: `write(folder)` must write the safetensors files. Replaces an earlier attempt."""
         target = self.path(version)
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
@@ -99,7 +99,7 @@ class WeightStore:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a weight folder. Raises `CorruptWeightsError` where it is missing or unreadable."""
+    """The manifest of a weight folder. Raises `CorruptWeightsError` if it is missing or unreadable."""
     try:
         return parse_manifest((folder / MANIFEST).read_bytes(), str(folder))
     except OSError as error:
@@ -121,7 +121,7 @@ def parse_manifest(data: bytes, place: str) -> Manifest:
 def verify(folder: Path, checksum: str | None = None, marks: Marks | None = None) -> Manifest:
     """Check every file of a weight folder against its manifest, and the manifest against `checksum`.
 
-    `marks` are from `verify_and_mark`: where no file has changed since, their bytes are not read again.
+    `marks` are from `verify_and_mark`: files that have not changed since are not read again.
 
     Raises:
         CorruptWeightsError: names the first thing that differs.
@@ -143,7 +143,7 @@ def verify(folder: Path, checksum: str | None = None, marks: Marks | None = None
 
 
 def verify_and_mark(folder: Path, checksum: str) -> Marks:
-    """Verify a folder in full. Returns by what a change since then is seen; empty where a change could go unseen.
+    """Verify a folder completely. Returns marks that reveal later changes; empty if a change could go undetected.
 
     Raises:
         CorruptWeightsError: names the first thing that differs.
@@ -151,7 +151,7 @@ def verify_and_mark(folder: Path, checksum: str) -> Marks:
     try:
         marks = _marks_of(folder, read_manifest(folder))
     except OSError as error:
-        raise CorruptWeightsError(f"Weight folder {folder} is not complete: {error}.") from error
+        raise CorruptWeightsError(f"Weight folder {folder} is incomplete: {error}.") from error
     now = time.time_ns()
     verify(folder, checksum)
     settled = all(now - max(mark[2:]) > _SETTLED_NANOSECONDS for mark in marks.values())
@@ -182,13 +182,13 @@ def read_verified(folder: Path, name: str, checksum: str) -> tuple[Manifest, byt
 
 
 def digests_of(paths: Sequence[Path]) -> list[str]:
-    """BLAKE3 of several files, on as many cores as there are."""
+    """BLAKE3 of several files, computed on all cores."""
     with ThreadPoolExecutor(max(1, min(len(paths), os.cpu_count() or 1))) as pool:
         return list(pool.map(_digest_of, paths))
 
 
 def _digest_of(path: Path) -> str:
-    """Read, not mapped: a mapped file that shrinks meanwhile would kill the process."""
+    """Reads instead of mapping, because a mapped file that shrinks meanwhile would kill the process."""
     digest = blake3()
     buffer = memoryview(bytearray(_CHUNK))
     with path.open("rb", buffering=0) as file:

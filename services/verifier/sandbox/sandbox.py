@@ -18,7 +18,7 @@ GUARANTEES (tests/services/verifier/sandbox proves each; docs/security.md explai
 6. Nothing survives a run: when `run` returns, every thread and file of the program is gone.
 7. `Result` is measured outside the program. A program determines only its exit code and its two outputs. Grade outputs
    outside, and never pass expected values in.
-8. A fault of ours (zygote died, host out of memory) is `infrastructure_fault`, and a program cannot fake it.
+8. Our own fault (zygote died, host out of memory) is `infrastructure_fault`, and a program cannot fake it.
 9. If a required layer (rlimits, no_new_privs, seccomp, Landlock) is missing, nothing runs.
 
 NOT GUARANTEED

@@ -249,7 +249,7 @@ async def test_a_run_pauses_stops_and_resumes(
         ({"data": {"train": "nowhere.jsonl"}}, "nowhere.jsonl cannot be read"),
         ({"data": {"train": "README.md"}}, "README.md, line 1: not valid JSON"),
         ({"model": {"path": "no/such/model"}}, "no/such/model cannot be loaded"),
-        ({"data": {"train": "/etc/hostname"}}, "data.train is /etc/hostname, which lies outside the folders"),
+        ({"data": {"train": "/etc/hostname"}}, "data.train is /etc/hostname, which is outside the folders"),
     ],
 )
 async def test_a_user_error_ends_the_run_with_one_sentence(

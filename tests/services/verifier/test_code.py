@@ -257,7 +257,7 @@ def call_case(expected: object) -> Case:
 
 
 def test_a_number_that_no_float_can_hold_is_a_wrong_answer() -> None:
-    """Not a fault of ours, which would exclude the reply from its group."""
+    """Not an infrastructure fault, which would exclude the reply from its group."""
     assert not code.same_output(call_case(0.5), "1" + "0" * 400)
 
 

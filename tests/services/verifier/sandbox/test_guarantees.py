@@ -1,4 +1,4 @@
-"""What callers rely on: results, limits, isolation between runs, faults of ours, failing closed."""
+"""What callers rely on: results, limits, isolation between runs, infrastructure faults, failing closed."""
 
 from __future__ import annotations
 

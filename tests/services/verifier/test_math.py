@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.contracts.errors import QuestionError
@@ -47,6 +49,7 @@ EQUAL = {
         ("120", r"{10 \choose 3}"),
         ("3/11", "0.2727..."),
         ("7", r"\large 7"),
+        ("(7, -2.5)", r"(\mathbf{7}, \text{-2.5})"),
         ("9:30", "9{:}30"),
         ("1, 2, 3", r"1\text{, }2\text{ and }3"),
         ("9.8 m/s^2", "9.8 meters per second squared"),
@@ -1049,3 +1052,98 @@ def test_no_text_raises_and_every_answer_equals_itself(left: list[str], right: l
     assert found.correct == (found.reward == 1.0)
     if not any(sign in reference for sign in (r"\boxed{", "<answer>", "</answer>")):
         assert judge(reference, f"<answer>{reference}</answer>").correct
+
+
+def ways_to_write(value: Fraction) -> list[str]:
+    """Spellings of a rational number that can stand alone, in a list, in a tuple and as the end of an interval."""
+    over, under = value.numerator, value.denominator
+    sign, size = "-" if value < 0 else "", abs(over)
+    ways = [
+        *(
+            f"{over}/{under}",
+            f"{3 * over}/{3 * under}",
+            rf"\frac{{{over}}}{{{under}}}",
+            rf"{sign}\dfrac{{{size}}}{{{under}}}",
+        ),
+        *(rf"\frac{{{-over}}}{{{-under}}}", rf"{{{over} \over {under}}}", rf"\left({over}/{under}\right)"),
+        *(rf"{over} \div {under}", rf"{over} \cdot \frac{{1}}{{{under}}}", f"{'−' if sign else ''}{size}/{under}"),
+    ]
+    if under == 1:
+        ways += [
+            f"{over}",
+            f"{over}.00",
+            rf"\text{{{over}}}",
+            rf"{over - 9}+9",
+            rf"{sign}\sqrt{{{over * over}}}",
+            f"{over}e0",
+        ]
+    elif value > 1:
+        ways += [f"{over // under} {over % under}/{under}", rf"{over // under}\frac{{{over % under}}}{{{under}}}"]
+    if 1000 % under == 0:
+        ways.append(f"{sign}{float(abs(value)):.3f}")
+    return ways
+
+
+NUMBERS = st.builds(Fraction, st.integers(-9999, 9999), st.sampled_from([1, 1, 2, 3, 7, 8, 40, 97]))
+STEPS = st.sampled_from([Fraction(1), Fraction(-1), Fraction(1, 7), Fraction(1, 1000), Fraction(5000)])
+
+
+def both_ways(one: str, other: str) -> set[bool]:
+    """The verdicts on two texts, each in turn the reference."""
+    return {judge(one, rf"\boxed{{{other}}}").correct, judge(other, f"<answer>{one}</answer>").correct}
+
+
+@settings(deadline=None, max_examples=40)
+@given(value=NUMBERS, step=STEPS, data=st.data())
+def test_a_number_is_itself_however_it_is_written_and_no_other(
+    value: Fraction, step: Fraction, data: st.DataObject
+) -> None:
+    one, other = (data.draw(st.sampled_from(ways_to_write(value))) for _ in range(2))
+    assert both_ways(one, other) == {True}
+    assert both_ways(one, data.draw(st.sampled_from(ways_to_write(value + step)))) == {False}
+
+
+@settings(deadline=None, max_examples=40)
+@given(values=st.lists(NUMBERS, min_size=2, max_size=4, unique=True), step=STEPS, data=st.data())
+def test_order_counts_in_tuples_and_not_in_lists(values: list[Fraction], step: Fraction, data: st.DataObject) -> None:
+    def written(numbers: list[Fraction]) -> str:
+        return ", ".join(data.draw(st.sampled_from(ways_to_write(number))) for number in numbers)
+
+    turned = values[::-1]
+    assert both_ways(written(values), written(turned)) == {True}
+    assert both_ways(written(values), rf"\{{{written(turned)}\}}") == {True}
+    assert both_ways(f"({written(values)})", f"({written(values)})") == {True}
+    assert both_ways(f"({written(values)})", f"({written(turned)})") == {False}
+    assert both_ways(written(values), written([*values, max(values) + 1])) == {False}
+    assert both_ways(f"({written(values)})", f"({written([*values[:-1], values[-1] + step])})") == {False}
+
+
+def ways_to_bound(low: str, low_sign: str, high: str, high_sign: str) -> list[str]:
+    opening, closing = "[" if low_sign == r"\le" else "(", "]" if high_sign == r"\le" else ")"
+    interval = f"{opening}{low}, {high}{closing}"
+    return [
+        *(interval, rf"x \in {interval}", f"{low} {low_sign} x {high_sign} {high}"),
+        *(f"x {high_sign} {high} and {low} {low_sign} x", rf"\{{x : {low} {low_sign} x {high_sign} {high}\}}"),
+    ]
+
+
+@settings(deadline=None, max_examples=40)
+@given(low=NUMBERS, width=STEPS.map(abs), data=st.data())
+def test_an_interval_is_itself_however_it_is_written_and_its_ends_count(
+    low: Fraction, width: Fraction, data: st.DataObject
+) -> None:
+    def written(end: Fraction) -> str:
+        return data.draw(st.sampled_from(ways_to_write(end)))
+
+    signs = st.sampled_from(["<", r"\le"])
+    one, other = data.draw(signs), data.draw(signs)
+    ends = [(written(low), written(low + width)) for _ in range(4)]
+    ways = [ways_to_bound(first, one, second, other) for first, second in ends[:2]]
+    reference, answer = (data.draw(st.sampled_from(way)) for way in ways)
+    assert both_ways(reference, answer) == {True}
+    closed = "<" if one == r"\le" else r"\le"
+    assert both_ways(reference, data.draw(st.sampled_from(ways_to_bound(ends[2][0], closed, ends[2][1], other)))) == {
+        False
+    }
+    wider = ways_to_bound(written(low - 1), one, ends[3][1], other)
+    assert both_ways(reference, data.draw(st.sampled_from(wider))) == {False}

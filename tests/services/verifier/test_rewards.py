@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from examples.embedded import benchmark
@@ -310,6 +310,46 @@ def test_no_text_makes_a_reward_raise(text: str, truncated: bool) -> None:
         assert not found.correct or found.reward == 1.0
         found.feedback.encode()
         found.parsed_answer.encode()
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-9999, 9999) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(inputs=st.dictionaries(st.text(max_size=4), VALUES, min_size=1, max_size=4), data=st.data())
+def test_an_input_is_right_however_its_json_is_written_and_wrong_if_a_value_changes(
+    inputs: dict[str, Any], data: st.DataObject
+) -> None:
+    asked = question("tooluse", json.dumps([{"Action": "f", "Action_Input": inputs}]))
+
+    def reply(sent: dict[str, Any]) -> str:
+        turned = dict(data.draw(st.permutations(list(sent.items()))))
+        written = json.dumps(
+            turned, indent=data.draw(st.sampled_from([None, 2])), ensure_ascii=data.draw(st.booleans())
+        )
+        return f"Thought: Action\nAction: f\nAction Input: {written}"
+
+    assert judge(asked, reply(inputs)).correct
+    name = data.draw(st.sampled_from(sorted(inputs)))
+    for changed in (
+        inputs | {name: [inputs[name]]},
+        {key: value for key, value in inputs.items() if key != name},
+        inputs | {name + "_": inputs[name]},
+        {"arguments": inputs},
+    ):
+        assert not judge(asked, reply(changed)).correct
+
+
+@settings(deadline=None)
+@given(noise=HOSTILE, letter=st.sampled_from("ABCD"))
+def test_what_stands_before_the_last_tag_does_not_change_the_verdict(noise: str, letter: str) -> None:
+    for kind, answer in (("mcq", "B"), ("exact", "B")):
+        for reply in (f"{noise}<answer>{letter}</answer>", f"{noise}<answer> {letter}\n</answer>\nThat is all."):
+            assert judge(question(kind, answer), reply).correct == (letter == answer)
 
 
 @given(text=st.text(), limit=st.integers(20, 60))

@@ -72,6 +72,7 @@ _TOKEN: Final = re.compile(
     r"|\\(?P<command>[A-Za-z]+|.)|(?P<word>[A-Za-z]+)|(?P<sign>\*\*|<=|>=|!=|==|<>|~=|\.\.\.|\S)",
     re.DOTALL,
 )
+_NUMERAL: Final = re.compile(r"\d+(?:\.\d+)?")
 _GROUPED: Final = re.compile(
     r"(?<![\d.,])\d{1,3}(?:(?P<gap>,|\{,\}|\\[,!;: ]|\\thinspace|~| )\d{3})(?:(?P=gap)\d{3})*(?![\d,]*\d)"
 )
@@ -189,7 +190,11 @@ def tokens(text: str) -> list[Token]:
             end = closing_brace(text, start := _after_spaces(text, position))
             if not text.startswith("{", start) or end < 0:
                 raise Unreadable(f"\\{command} has no braces that close")
-            found.append(_text_token(command, text[start + 1 : end], space))
+            inner = text[start + 1 : end].strip()
+            if inner[:1] in "+-" and _NUMERAL.fullmatch(inner[1:]):
+                position = start  # \text{-5} is {-5}
+                continue
+            found.append(_text_token(command, inner, space))
             position = end + 1
         elif command in _SPACES:
             space = True
@@ -207,8 +212,10 @@ def tokens(text: str) -> list[Token]:
 
 
 def _text_token(command: str, inner: str, space: bool) -> Token:
-    if inner.strip() in (",", ";"):
-        return Token("sign", inner.strip(), space)
+    if inner in (",", ";"):
+        return Token("sign", inner, space)
+    if _NUMERAL.fullmatch(inner):
+        return Token("number", inner, space)
     inner = re.sub(r"\\[,;:! ]|~", " ", unwrapped(inner)).replace(r"\cdot", "*").replace(r"\$", "$")
     inner = " ".join(inner.split())
     single = len(inner) == 1 and inner.isalpha() and command not in ("text", "textrm", "mbox")

@@ -58,6 +58,6 @@ class ModelSection(Section):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Type of the weights in forward passes and in the rollout engine; the optimizer keeps fp32 master weights."""
     trust_remote_code: bool = False
-    """Run Python code that the model's folder brings. Refused unless the operator allows it."""
+    """Run Python code from the model's folder. Refused unless the operator allows it."""
     lora: LoraSection | None = None
     """Train a LoRA adapter on the frozen model (section `model.lora`; `{}` for its defaults); null: all weights."""

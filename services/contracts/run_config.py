@@ -36,7 +36,7 @@ class DataSection(Section):
     validation: str | None = None
     """Questions for evaluations; None for no evaluation."""
     max_train_questions: Positive | None = None
-    """Use only the first so many training questions."""
+    """Use only the first N training questions."""
     shuffle: bool = True
     """Go through the questions in a new random order each epoch (from `training.seed`)."""
 
@@ -61,7 +61,7 @@ class ObjectiveSection(ObjectiveSettings):
 
 class RolloutSection(Section):
     group_size: NumSamples = 8
-    """Rollouts a prompt, G."""
+    """Rollouts per prompt, G."""
     temperature: Temperature = 1.0
     """Sampling temperature in training; 0.01 at the least."""
     top_p: Annotated[float, Field(ge=0.01, le=1)] = 1.0
@@ -77,7 +77,7 @@ class RolloutSection(Section):
     max_num_seqs: Positive = 256
     """Sequences that one server decodes at once."""
     kv_cache_on_update: Literal["keep", "recompute"] = "keep"
-    """Responses in flight at a weight update: go on with the KV cache of the older weights, or recompute it with the
+    """Responses in flight at a weight update: continue with the KV cache of the older weights, or recompute it with the
     new ones first (a forward pass over prompt and response so far). Tokens name the version that sampled them in
     either case."""
 
@@ -105,7 +105,7 @@ class TrainingSection(Section):
     prompts_per_step: Positive = 32
     """Groups (prompts with all their rollouts) in one step."""
     prompts_per_minibatch: Positive | None = None
-    """Groups an optimizer update; must divide `prompts_per_step`. null: the whole step is one update."""
+    """Groups per optimizer update; must divide `prompts_per_step`. null: the whole step is one update."""
     tokens_per_microbatch: Positive = 16384
     """Tokens computed in one forward pass, at most; a prefix that sequences share counts once, padding counts (a longer
     single sequence still goes alone)."""
@@ -116,7 +116,7 @@ class TrainingSection(Section):
     num_ranks: Positive = 1
     """Data-parallel learner processes (GPUs)."""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """DeepSpeed ZeRO stage; 3 only where the model does not fit otherwise."""
+    """DeepSpeed ZeRO stage; use 3 only if the model does not fit otherwise."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     offload_teacher: bool = False
@@ -125,7 +125,7 @@ class TrainingSection(Section):
 
 class EvaluationSection(Section):
     every_steps: Positive | None = 50
-    """Evaluate after every so many steps; null for only before and after."""
+    """Evaluate every N steps; null: only before and after training."""
     before_training: bool = True
     """Evaluate the initial model."""
     after_training: bool = True
@@ -137,16 +137,16 @@ class EvaluationSection(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
     """Share of probability kept in evaluations."""
     max_questions: Positive | None = None
-    """Use only the first so many validation questions."""
+    """Use only the first N validation questions."""
 
 
 class CheckpointSection(Section):
     every_steps: Positive = 10
-    """Write a checkpoint after every so many steps, and at the end. A crash repeats at most this many."""
+    """Write a checkpoint every N steps, and at the end. A crash repeats at most N steps."""
     keep_last: Positive = 2
     """Newest checkpoints kept."""
     keep_best: NotNegative = 1
-    """Checkpoints with the best validation accuracy kept besides."""
+    """Additional checkpoints kept, those with the best validation accuracy."""
 
 
 class WeightsSection(Section):
@@ -161,7 +161,7 @@ class RunConfig(Section):
     """One training run."""
 
     name: Annotated[str, Field(min_length=1, max_length=100, pattern=NAME_PATTERN)]
-    """A name for people; need not be unique."""
+    """A name to display; need not be unique."""
     preset: Annotated[str | None, Field(json_schema_extra={"enum": [None, *sorted(PRESETS)]})] = None
     """Start from a preset's values: `paper-srpo`, `paper-grpo` or `paper-sdpo`. Fields given here win."""
     model: ModelSection
@@ -253,7 +253,7 @@ class RunConfig(Section):
 
     @property
     def prompts_per_minibatch(self) -> int:
-        """Groups an optimizer update, with the default filled in."""
+        """Groups per optimizer update, with the default filled in."""
         return self.training.prompts_per_minibatch or self.training.prompts_per_step
 
     @property

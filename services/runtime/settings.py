@@ -31,7 +31,7 @@ class Settings(BaseSettings):
     """Folder for runs (weights, checkpoints), the SQLite database and logs."""
     weights_folder: Path | None = None
     """Folder for published weights, the same for learner and rollout servers; unset: each run's folder under `home`.
-    /dev/shm/turnout keeps them in memory where they share a machine (a run needs three times the weights' size)."""
+    /dev/shm/turnout keeps them in memory if they share a machine (a run needs three times the weights' size)."""
     instance: str = ""
     """Unique name of this instance, stable over restarts; empty: the service's name followed by -0. `{hostname}` stands
     for the machine's or container's name, so that several containers with one configuration have different names."""
@@ -60,11 +60,11 @@ class Settings(BaseSettings):
     stall_seconds: float = Field(default=60.0, gt=0)
     """A service that waits longer than this for one thing is reported as stalled."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least level that is logged."""
+    """Lowest level that is logged."""
     log_format: Literal["json", "text"] = "json"
-    """One JSON object a line, or text for people."""
+    """One JSON object per line, or readable text."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
-    """Share of a GPU's memory that a rollout server takes for weights and KV cache. Lower it where the learner works on
+    """Share of a GPU's memory that a rollout server takes for weights and KV cache. Lower it if the learner works on
     the same GPU."""
     allow_remote_code: bool = False
     """Let runs set model.trust_remote_code."""

@@ -257,7 +257,7 @@ def _one_spelling(text: str) -> str:
     if re.search(r"\[\s*(?:\Z|\\cup|[,;])|(?:\A|\\cup|[=,;])\s*\]", text):
         text = re.sub(r"[\[\]]([^\[\]]+[,;][^\[\]]+)[\[\]]", _with_round_brackets, text)
     if not _BRACKETED_GROUPS.search(text):
-        text = _GROUPED.sub(lambda found: re.sub(r"\D|\\thinspace", "", found[0]), text)
+        text = _GROUPED.sub(_without_gaps, text)
     return text
 
 
@@ -265,6 +265,14 @@ def _with_round_brackets(found: re.Match[str]) -> str:
     """An interval such as ]0, 1[ with round brackets for open ends."""
     whole, inner = found[0], found[1]
     return f"{'[' if whole[0] == '[' else '('}{inner}{']' if whole[-1] == ']' else ')'}"
+
+
+def _without_gaps(found: re.Match[str]) -> str:
+    """A number whose digits are in groups; but `1 159/280` is a mixed number."""
+    under = re.match(r"\s*/\s*(\d+)", found.string[found.end() :])
+    if found["gap"] == " " and under and 0 < int(found[0][-3:]) < int(under[1][:9]):
+        return found[0]
+    return re.sub(r"\D|\\thinspace", "", found[0])
 
 
 def _fraction(digits: str) -> str:

@@ -1,4 +1,4 @@
-"""The API's application: routes, errors, access; and the loops that run beside it."""
+"""The API's ASGI application (routes, errors, access control) and its background loops."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ REFRESH_SECONDS = 1.0
 
 
 def make_application(parts: Parts) -> FastAPI:
-    """The application over ready parts."""
+    """Build the application from its parts."""
     app = FastAPI(title="Turnout", version=version("turnout"), description=DESCRIPTION, docs_url=None, redoc_url=None)
     provide(app, parts)
     app.add_middleware(Answers, database=parts.database)
@@ -57,7 +57,7 @@ def make_application(parts: Parts) -> FastAPI:
 
 
 def _describe_problems(app: FastAPI) -> None:
-    """Put the problem document, the key and what the guard answers into the OpenAPI description."""
+    """Add the problem schema, the key scheme and the guard's error responses to the OpenAPI document."""
     make = app.openapi
 
     def openapi() -> dict[str, object]:
@@ -81,7 +81,7 @@ def _describe_problems(app: FastAPI) -> None:
 
 
 async def run_loops(parts: Parts) -> None:
-    """Run all loops until cancelled. What each consumes, produces and waits for stands in its class."""
+    """Run all loops until cancelled. Each loop's class documents what it consumes, produces and waits for."""
     await parts.board.rebuild(parts.database)
     signals, status = parts.signals, parts.status
     async with asyncio.TaskGroup() as group:

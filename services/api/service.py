@@ -14,26 +14,27 @@ from services.runtime.settings import Settings
 
 
 class Api:
-    """Owns the database from before it announces itself until it ends."""
+    """Owns the database from before it registers until it ends."""
 
     def __init__(self) -> None:
         self._owner: Owner | None = None
 
     def check(self, settings: Settings) -> None:
-        """Take the database. Raises `TurnoutError` if another API has it, or if strangers could use this one."""
+        """Lock the database. Raises `TurnoutError` if another API has it, or if other machines could use this one
+        without a key."""
         check_exposure(settings)
         self._owner = own_database(settings)
 
     async def loops(self, service: Service) -> None:
-        """Migrate the database, put the application in place of the plain health routes, and run the loops for as long
-        as the database is this process's own."""
+        """Migrate the database, replace the plain health routes with the application, and run the loops while this
+        process owns the database."""
         assert self._owner is not None
         database = await open_database(service.settings)
         parts = make_parts(service.settings, service.redis, database)
         try:
             await parts.runs.settle()
             service.app.router.routes.clear()
-            # Not a mount: that would leave paths with line breaks in them to the plain application.
+            # Not a mount, which would leave paths that contain line breaks to the plain application.
             service.app.router.default = make_application(parts)
             service.presence.state = "ready"
             async with asyncio.TaskGroup() as group:

@@ -1,4 +1,4 @@
-"""The page in a real Chromium, in front of the real API; learner and rollout server are played."""
+"""The page in a real Chromium, against the real API, with a played learner and rollout server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.page.visitor import Visitor
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PACKAGES = ("chromium", "chromium-driver")
 LOCK_WAIT = "DPkg::Lock::Timeout=300"
-"""Another installation on this machine is waited for."""
+"""Waits for another installation on this machine."""
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -50,7 +50,7 @@ def _find() -> tuple[str, str] | None:
 
 @pytest.fixture(scope="session")
 def chromium() -> tuple[str, str]:
-    """Paths of Chromium and its driver; installs Debian's packages where that is possible."""
+    """Paths of Chromium and its driver; installs Debian's packages if possible."""
     found = _find()
     if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
         subprocess.run(["apt-get", "update", "-qq", "-o", LOCK_WAIT], check=False, capture_output=True)
@@ -79,7 +79,7 @@ def driver(chromium: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) 
 
 
 class Api:
-    """The API as its own process; it can be ended and started again at the same address."""
+    """The API as a process that can be killed and restarted at the same address."""
 
     def __init__(self, home: Path, redis_url: str, key: str = "") -> None:
         port = free_port()
@@ -111,7 +111,7 @@ class Api:
             return False
 
     def kill(self) -> None:
-        """End it at once, as a crash does."""
+        """End it immediately, like a crash."""
         if self._process is not None:
             self._process.kill()
             self._process.join()
@@ -135,7 +135,7 @@ def player(valkey_url: str) -> Iterator[Player]:
 
 @pytest.fixture
 def browser(driver: webdriver.Chrome, api: Api) -> Iterator[Visitor]:
-    """A visitor of the page with nothing stored, a light wide window, and an eye on the console."""
+    """A visitor with nothing stored, a wide window in light mode, and a check of the console at the end."""
     visitor = Visitor(driver, api.url)
     visitor.reset()
     yield visitor

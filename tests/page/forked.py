@@ -1,4 +1,4 @@
-"""The API's real program in a real process, forked from one that has its imports done: a start costs no import."""
+"""The real API in a process forked from one that has imported everything, so that starts are fast."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _forks.set_forkserver_preload(["services.api.__main__", "tests.page.forked"])
 
 
 def start_api(environment: Mapping[str, str], log: Path) -> ForkServerProcess:
-    """Start it with these variables; what it writes is appended to `log`."""
+    """Start it with these variables; its output is appended to `log`."""
     process = _forks.Process(target=_program, args=(dict(environment), str(log)), daemon=True)
     process.start()
     return process

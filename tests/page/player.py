@@ -30,7 +30,7 @@ ENTROPY = [0.9, 0.4, 0.1, 1.7, 2.345, 0.2, 0.05, 0.01, 1.1, 0.6, 0.3]
 
 
 class Player:
-    """Beats for `learner-0`, `rollout-0` and `verifier-0` in a thread until `close`."""
+    """Sends heartbeats for `learner-0`, `rollout-0` and `verifier-0` in a thread until `close`."""
 
     def __init__(self, url: str) -> None:
         self.redis = redis_sync.Redis.from_url(url)
@@ -53,7 +53,7 @@ class Player:
                 self.beat()
 
     def beat(self) -> None:
-        """Publish the three heartbeats now."""
+        """Publish the three heartbeats."""
         working = self.run_id is not None
         self._record("learner", "learner-0", waiting="scored groups" if working else "", run=self.run_id)
         self._record("rollout", "rollout-0", waiting="", run=self.run_id)
@@ -81,7 +81,7 @@ class Player:
             self.redis.xadd(streams.EVENTS, {b"m": codec.encode(event)})
 
     def take(self, run_id: str) -> None:
-        """Begin to work on a run."""
+        """Start to work on a run."""
         self.run_id = run_id
         self.beat()
         self.state("running")
@@ -138,7 +138,7 @@ class Player:
 
 
 def step_metrics(step: int, offset: float = 0.0) -> dict[str, float]:
-    """Numbers such as a run that learns would report."""
+    """Numbers that a learning run might report."""
     wave = 0.03 * math.sin(step * 1.7) + 0.02 * math.sin(step * 0.6)
     reward = min(1.0, 0.25 + offset + 0.6 * (1 - math.exp(-step / 30)) + wave)
     sdpo = max(0.0, 0.6 * math.exp(-step / 25) + 0.05 + wave / 2)
@@ -174,7 +174,7 @@ def step_metrics(step: int, offset: float = 0.0) -> dict[str, float]:
 
 
 def sample_group(run_id: str, step: int) -> SamplesTaken:
-    """A group of four: two correct ones to GRPO, one failed to SDPO, one failed without a route."""
+    """A group of four: two correct ones routed to GRPO, a failed one to SDPO, and a failed one to neither."""
     return SamplesTaken(
         run_id=run_id,
         at=time.time(),

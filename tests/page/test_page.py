@@ -1,4 +1,4 @@
-"""What people do with the page: start, watch, read samples, compare, stop; by mouse, by keys and on a phone."""
+"""What users do with the page: start, watch, read samples, compare, stop; by mouse, by keyboard and on a phone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def get(api: Api, path: str) -> Any:
 
 
 def start(api: Api, browser: Visitor, player: Player, text: str, *, steps: int = 6) -> str:
-    """A running run with some history; gives its id."""
+    """The id of a running run with some history."""
     config = post(api, "/v1/run-files/check", {"text": text})["config"]
     run_id: str = post(api, "/v1/runs", config)["id"]
     browser.until(lambda: get(api, f"/v1/runs/{run_id}")["state"] == "starting", "the run starts")
@@ -95,11 +95,11 @@ def test_a_run_from_start_to_stop(api: Api, browser: Visitor, player: Player, ru
     player.state("paused")
     browser.find('.run-head .badge[data-state="paused"]')
     browser.press("button", "Resume")
-    browser.until(lambda: player.desired() == "running", "the learner is told to go on")
+    browser.until(lambda: player.desired() == "running", "the learner is told to continue")
     player.state("running")
     browser.find('.run-head .badge[data-state="running"]')
 
-    # Stopping is asked twice.
+    # Stopping needs confirmation.
     browser.press("button", "Stop …")
     browser.press("button", "Keep running")
     assert get(api, f"/v1/runs/{run_id}")["state"] == "running"
@@ -141,17 +141,17 @@ def test_samples_show_each_tokens_value_and_texts_stay_text(
     colours = [token.value_of_css_property("background-color") for token in browser.all(f"{taught} .token")[:11]]
     assert len(set(colours)) == 11
 
-    # Colour is not needed: values can be written beside the tokens.
+    # Colour is not needed: values can be shown next to the tokens.
     browser.find(".colouring input").click()
     assert browser.all(f"{taught} .token")[4].get_attribute("data-value") == f"{0.3 + 0.8 * ENTROPY[4]:.3f}"
-    browser.sees("not known, as the teacher did not read this response")
+    browser.sees("not available, because the teacher did not read this response")
 
     assert "<script>" in browser.text()
     assert browser.run("return document.querySelectorAll('main script, main b, main i').length") == 0
     browser.press(f"{taught} summary", "Teacher’s prompt")
     browser.sees("A correct reply was")
 
-    # The group that is read stays while new ones come.
+    # The group that is being read stays while others arrive.
     player.step(7)
     player.samples(7)
     browser.until(lambda: len(browser.all(".filters select option")) == 2, "the new group joins the list")
@@ -168,7 +168,7 @@ def test_runs_are_compared_on_one_plot(api: Api, browser: Visitor, player: Playe
     player.beat()
     second = start(api, browser, player, run_text.replace("first run", "second run"), steps=4)
     browser.go("#/compare")
-    browser.sees("Choose one run or more.")
+    browser.sees("Choose one or more runs.")
     for run_id in (first, second):
         browser.find(f'input[value="{run_id}"]').click()
     plot = '.chart[data-chart="{}"] .plot'
@@ -197,7 +197,7 @@ def test_a_run_is_forked_and_deleted(api: Api, browser: Visitor, player: Player,
     write_checkpoint(api.home / "runs" / parent, 6)
     player.checkpoint(6, str(checkpoint_folder(api.home / "runs" / parent, 6)))
     browser.press("button", "Fork …")
-    browser.sees("This run stays as it is.")
+    browser.sees("This run does not change.")
     browser.write("dialog textarea", "training.steps 80")
     browser.press("dialog button", "Fork")
     browser.sees("“training.steps 80” is not of the form field=value.")
@@ -228,7 +228,7 @@ def test_a_run_is_forked_and_deleted(api: Api, browser: Visitor, player: Player,
     browser.until(lambda: browser.find(".run-why").text == "The whole reason.", "the list says why a run failed")
     browser.go(f"#/runs/{child['id']}")
     browser.sees("The whole reason.")
-    browser.lacks("No data yet")  # nothing will come any more
+    browser.lacks("No data yet")  # none will arrive
 
 
 CONTRAST = """
@@ -251,7 +251,7 @@ while (texts.nextNode()) {
   if (ratio < 4.5) weak.push(`${ratio.toFixed(2)} ${texts.currentNode.data.trim().slice(0, 40)}`);
 }
 return [...new Set(weak)];"""
-"""Texts with less contrast to what is behind them than WCAG 2's AA asks for."""
+"""Texts with less contrast to their background than WCAG 2 AA requires."""
 
 
 def test_every_text_can_be_read_in_light_and_dark(api: Api, browser: Visitor, player: Player, run_text: str) -> None:
@@ -295,7 +295,7 @@ def test_addresses_of_nothing_say_so(browser: Visitor) -> None:
     browser.press("a", "See all runs")
     browser.sees("No runs yet.")
     browser.go("#/elsewhere")
-    browser.sees("This address names no view.")
+    browser.sees("There is no page at this address.")
 
 
 def tab_to(browser: Visitor, name: str) -> None:
@@ -333,7 +333,7 @@ def test_everything_by_keyboard(api: Api, browser: Visitor, player: Player, run_
     browser.sees("step 1 of 60")
     tab_to(browser, "BUTTON Stop")
     browser.keys(Keys.ENTER)
-    browser.until(lambda: browser.focused() == "BUTTON Keep running", "the harmless answer has the focus")
+    browser.until(lambda: browser.focused() == "BUTTON Keep running", "the harmless choice has the focus")
     browser.keys(Keys.ESCAPE)
     browser.until(lambda: browser.focused().startswith("BUTTON Stop"), "the focus returns")
     tab_to(browser, "A Samples")
@@ -381,7 +381,7 @@ def test_a_lost_api_is_said_and_found_again(api: Api, browser: Visitor, player: 
     api.kill()
     browser.find('#connection[data-state="disconnected"]')
     browser.sees("Disconnected, retrying")
-    browser.sees("step 6 of 60")  # what is known stays
+    browser.sees("step 6 of 60")  # known data stays
     player.step(7)
     api.start()
     browser.find('#connection[data-state="live"]')
@@ -405,16 +405,16 @@ def test_the_key_is_asked_for_and_kept_for_the_tab(driver: Chrome, locked: Api) 
     browser = Visitor(driver, locked.url)
     browser.reset()
     browser.go()
-    browser.sees("This API needs its key")
+    browser.sees("This API requires a key")
     browser.write("dialog input", f"wrong{Keys.ENTER}")
     browser.sees("The key was not accepted.")
     browser.write("dialog input", f"right key{Keys.ENTER}")
     browser.sees("No runs yet.")
     browser.go("#/start")
-    browser.choose("Begin with", "demo.yaml")
+    browser.choose("Start from", "demo.yaml")
     assert "right key" not in browser.run("return JSON.stringify(localStorage) + document.cookie + location.href")
 
-    # Another key may only look; what it may not do is refused with the reason, and the first key can be put back.
+    # A read key cannot start runs: the page shows why, and the first key can be restored.
     call = """
     const [done] = [...arguments].slice(-1);
     const headers = { Authorization: 'Bearer right key', 'Content-Type': 'application/json' };
@@ -425,7 +425,7 @@ def test_the_key_is_asked_for_and_kept_for_the_tab(driver: Chrome, locked: Api) 
     browser.press("dialog button", "Cancel")
     browser.press("button", "Change key …")
     browser.write("dialog input", f"{reader}{Keys.ENTER}")
-    browser.choose("Begin with", "demo.yaml")
+    browser.choose("Start from", "demo.yaml")
     browser.press("button", "Start run")
     browser.sees("This key has the role read")
     browser.press("button", "Change key …")

@@ -1,4 +1,4 @@
-"""The REST reference at /docs, in a real Chromium: complete, without a network, under the strict policy."""
+"""The REST reference at /docs in a real Chromium: complete, offline, under the strict content security policy."""
 
 from __future__ import annotations
 

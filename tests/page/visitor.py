@@ -1,4 +1,4 @@
-"""What a person does with the page, in words: go, see, press, type, look."""
+"""A user's actions on the page: go, see, press, type, look."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ class Visitor:
         self.leave()
         self.dark(False)
         self.resize(*WIDE)
-        self._log()  # what is there belongs to another test
+        self._log()  # discard the entries of an earlier test
 
     def leave(self) -> None:
         self.driver.get("about:blank")
 
     def faults(self) -> list[str]:
-        """Errors on the console, without those of the network, which tests bring about on purpose."""
+        """Errors on the console, except network errors, which tests cause on purpose."""
         return [e["message"] for e in self._log() if e["level"] == "SEVERE" and e["source"] != "network"]
 
     def _log(self) -> list[dict[str, Any]]:
         return list(self.driver.get_log("browser"))  # type: ignore[no-untyped-call]
 
     def go(self, address: str = "") -> None:
-        """Open the page anew at a hash address."""
+        """Load the page afresh at a hash address."""
         self.leave()
         self.driver.get(f"{self.url}/{address}")
 
@@ -63,7 +63,7 @@ class Visitor:
         return self.driver.execute_script(script, *arguments)
 
     def until(self, check: Callable[[], T], what: str) -> T:
-        """Wait until `check` gives something true; elements that go away meanwhile are looked for again."""
+        """Wait until `check` returns something true; elements that disappear in the meantime are looked up again."""
         ignored = (StaleElementReferenceException, NoSuchElementException)
         wait = WebDriverWait(self.driver, WAIT_SECONDS, poll_frequency=0.1, ignored_exceptions=ignored)
         try:

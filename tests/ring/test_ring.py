@@ -283,7 +283,7 @@ def test_a_hung_engine_is_named_by_the_run_and_by_a_metric(client: Client, home:
     assert engines
     said = (
         r"Stalled: learner-0 has waited \d+ s for \d scored groups for step \d+: "
-        r"rollout server rollout-0 (is taking new weights \(.+\) and )?has sampled no group for \d+ s "
+        r"rollout server rollout-0 (is loading weights \(.+\) and )?has sampled no group for \d+ s "
         r"\(\d+ groups on prompts\)\."
     )
     for engine in engines:
@@ -298,7 +298,7 @@ def test_a_hung_engine_is_named_by_the_run_and_by_a_metric(client: Client, home:
     finally:
         for engine in engines:
             engine.resume()
-    over = "Moving again. It was: learner-0 has waited"
+    over = "Moving again. The stall was: learner-0 has waited"
     patiently(lambda: notes(client, started.id), lambda found: any(text.startswith(over) for text in found))
     client.stop(started.id)
     assert finish(client, started.id).state == "stopped"
@@ -327,9 +327,9 @@ def test_a_full_disk_of_the_queue_server_holds_a_run_up_and_no_more(
     ended = finish(client, started.id)
     assert (ended.state, ended.step) == ("succeeded", 8), ended.reason
     assert ledger_faults(client, ended.id, num_training_steps=8) == []
-    over = f"Moving again. It was: {full}"
+    over = f"Moving again. The stall was: {full}"
     said = patiently(lambda: notes(client, started.id), lambda found: any(over in text for text in found))
-    assert not any("no sign of life" in text or "was lost" in text for text in said), said
+    assert not any("stopped sending heartbeats" in text or "was lost" in text for text in said), said
     assert [process_of(home, name) for name in names] == before, "no service has ended"
 
 

@@ -1,4 +1,4 @@
-"""From the stream `turnout:events` into the database. Acknowledged only after the commit; storing twice is harmless."""
+"""Stores the stream `turnout:events` in the database. Acknowledges after the commit; repeats are harmless."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = get_logger(__name__)
 BATCH = 200
 BLOCK_SECONDS = 1.0
 GATHER_SECONDS = 0.05
-"""The events of one step come one by one: waiting a moment stores them in one transaction instead of three."""
+"""A step's events arrive one at a time: a short wait stores them in one transaction instead of three."""
 RECLAIM_SECONDS = 30.0
 
 
@@ -32,9 +32,10 @@ class Ingest:
         self._replayed = False
 
     async def step(self) -> int:
-        """Handle one batch; the first round replays what was in hand when the process last ended. Returns its size.
+        """Handle one batch and return its size. The first round replays what was pending when the last process ended.
 
-        A batch that could not be stored is replayed by the next round: after any fault we start from what is pending.
+        The next round replays a batch that could not be stored: after any fault, processing restarts from what is
+        pending.
         """
         if not self._replayed:
             deliveries: list[Delivery[Event]] = await self.queue.own_pending(streams.EVENTS, Event)
@@ -53,7 +54,7 @@ class Ingest:
             await self.queue.acknowledge(deliveries)
         except (StatementError, OverflowError) as error:
             if isinstance(error, OperationalError | InterfaceError):
-                raise  # the database is away: all of it again, later
+                raise  # the database is unavailable: retry the whole batch later
             await self._store_singly(deliveries)
         self._replayed = True
         return len(deliveries)
@@ -65,7 +66,7 @@ class Ingest:
         return found
 
     async def _with_missed(self, deliveries: list[Delivery[Event]]) -> list[Delivery[Event]]:
-        """These and those whose delivery never reached us, oldest first: what a state means depends on the order."""
+        """These deliveries and any that never reached this process, oldest first: state changes depend on the order."""
         in_hand = {delivery.message_id for delivery in deliveries}
         missed: list[Delivery[Event]] = []
         while found := await self.queue.missed(streams.EVENTS, Event, in_hand):
@@ -77,12 +78,13 @@ class Ingest:
         return sorted(deliveries + missed, key=lambda delivery: [int(part) for part in delivery.message_id.split("-")])
 
     def _notice(self, deliveries: list[Delivery[Event]]) -> None:
-        """New weights are pushed before their event is stored: the pusher reads the published version from Redis."""
+        """Wake the pusher before the event is stored: it reads the published version from Redis."""
         if any(isinstance(delivery.message, WeightsPublished) for delivery in deliveries):
             self.signals.push.set()
 
     async def _store_singly(self, deliveries: list[Delivery[Event]]) -> None:
-        """Store what can be stored; an event that the database refuses goes to the dead letters and holds up none."""
+        """Store the events one at a time; one that the database rejects goes to the dead letters and does not block the
+        rest."""
         for delivery in deliveries:
             try:
                 await self.journal.store([delivery.message])
@@ -90,7 +92,7 @@ class Ingest:
             except (StatementError, OverflowError) as error:
                 if isinstance(error, OperationalError | InterfaceError):
                     raise
-                reason = f"the database refuses it: {type(error).__name__}"
+                reason = f"the database rejected it: {type(error).__name__}"
                 run_id, kind = delivery.message.run_id, type(delivery.message).__name__
                 log.error("event refused", run_id=run_id, event_type=kind, error=str(error))
                 payload = codec.encode(delivery.message)

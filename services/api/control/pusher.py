@@ -1,8 +1,8 @@
-"""The weight pusher: every rollout server of a run holds the run's newest published weights, verified, or is shown out.
+"""The weight pusher: keeps every rollout server on its run's newest published weights, verified, or out of rotation.
 
 Level-triggered: each round compares the published weights with what every assigned server was last confirmed to hold,
-and starts one task for each server that differs. Servers are updated at the same time, each by itself; intermediate
-versions are skipped, since a task takes the newest version when it starts. A failed server is tried again with growing
+and starts one task for each server that differs. Servers are updated concurrently and independently; intermediate
+versions are skipped, since a task takes the newest version when it starts. A failed server is retried after increasing
 pauses until a whole update succeeds.
 """
 
@@ -33,27 +33,27 @@ log = get_logger(__name__)
 FIRST_PAUSE_SECONDS = 0.5
 MAX_PAUSE_SECONDS = 15.0
 MAX_FAST_FAILURES = 3
-"""After so many in a row a server gets its weights from the store alone; each may stop it for half a minute."""
+"""After this many consecutive failures a server uses the store only; each failure may stop it for half a minute."""
 
 
 @dataclass(slots=True)
 class ServerWeights:
-    """What the pusher knows of one rollout server."""
+    """What the pusher knows about one rollout server."""
 
     run_id: str
     started_at: float
-    """Start of the process that this speaks of."""
+    """Start time of the server process that this describes."""
     confirmed: Target | None = None
-    """What the server was last seen to hold and to sample from."""
+    """The weights that the server was last confirmed to hold and to sample from."""
     num_failures: int = 0
-    """Tries that failed since the last success."""
+    """Failed attempts since the last success."""
     samples_on: bool = False
-    """The last try failed before the server's weights were touched: it samples on with older ones."""
+    """The last attempt failed before it touched the server's weights, so the server keeps sampling with older ones."""
     retry_at: float = 0.0
-    """Monotonic time before which no new try starts."""
+    """Monotonic time before which no attempt starts."""
     error: str = ""
     num_fast_failures: dict[str, int] = field(default_factory=dict)
-    """Failures in a row of the fast transport, by the learner's offer."""
+    """Consecutive failures of the fast transport, by the learner's offer."""
 
     @property
     def is_out(self) -> bool:
@@ -83,7 +83,7 @@ class Pusher:
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def step(self) -> None:
-        """One round: start what is due. Does not wait for the updates themselves."""
+        """One round: start the updates that are due, without waiting for them."""
         records = {record.instance: record for record in await list_services(self.redis)}
         async with self.database.read() as session:
             runs = await active_runs(session)
@@ -99,7 +99,7 @@ class Pusher:
             del self.servers[instance]
 
     async def close(self) -> None:
-        """Cancel updates in flight; the next API process takes them up again."""
+        """Cancel updates in flight; the next API process starts them again."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -120,7 +120,7 @@ class Pusher:
         busy = record.instance in self._tasks
         if busy or server.confirmed == target or time.monotonic() < server.retry_at:
             return
-        # A server that claims the right version, and has not failed under our hands, only needs to show it.
+        # A server that reports the right version and has not failed since only needs to be confirmed.
         check_first = record.weight_version == target.version and not server.num_failures
         task = asyncio.create_task(self._bring(record, server, target, check_first))
         self._tasks[record.instance] = task
@@ -133,7 +133,7 @@ class Pusher:
             log.error("weight push could not be recorded", server=instance, error=str(error), exc_info=error)
 
     async def _bring(self, record: ServiceRecord, server: ServerWeights, target: Target, check_first: bool) -> None:
-        """One try for one server."""
+        """Make one attempt to update one server."""
         at, started = time.time(), time.monotonic()
         transport, error, samples_on = "store", "", False
         try:
@@ -166,13 +166,14 @@ class Pusher:
         await self._tell(push, server, was_out, was_told)
 
     async def _tell(self, push: WeightPush, server: ServerWeights, was_out: bool, was_told: bool) -> None:
-        """Note on the run that a server fails, in another way than before, or no longer."""
+        """Note on the run that a server started to fail, fails in a different way, or recovered."""
         if push.error and not (was_told and was_out == server.is_out):
-            place = "is out of rotation" if server.is_out else "samples on with older weights"
-            text = f"Rollout server {push.instance} {place}: version {push.version} failed, {push.error}"
+            place = "is out of rotation" if server.is_out else "keeps sampling with older weights"
+            why = f"because pushing version {push.version} failed: {push.error}"
+            text = f"Rollout server {push.instance} {place}, {why}"
             await self.journal.note(push.run_id, "error", text)
         if not push.error and was_told:
-            place = "is back in rotation at" if was_out else "has taken"
+            place = "is back in rotation at" if was_out else "has loaded"
             text = f"Rollout server {push.instance} {place} version {push.version}."
             await self.journal.note(push.run_id, "info", text)
 
@@ -190,8 +191,9 @@ class Pusher:
             except TransportFailedError as error:
                 failures = server.num_fast_failures.get(target.transfer, 0) + 1
                 server.num_fast_failures = {target.transfer: failures}
-                last = " It is not tried again until learner or server restarts." * (failures == MAX_FAST_FAILURES)
-                text = f"Rollout server {record.instance} takes version {target.version} from the store, since the"
+                is_last = failures == MAX_FAST_FAILURES
+                last = " It will not be retried until the learner or the server restarts." * is_last
+                text = f"Rollout server {record.instance} loads version {target.version} from the store, because the"
                 await self.journal.note(
                     server.run_id, "warning", f"{text} fast transport failed: {error.message}{last}"
                 )
@@ -210,5 +212,6 @@ class Pusher:
 
 
 def _engine_is_up(record: ServiceRecord, run_id: str) -> bool:
-    """Whether the server has taken up its assignment and its engine listens; a starting one loads weights itself."""
+    """Whether the server has accepted its assignment and its engine is up; a starting engine loads the weights on its
+    own."""
     return record.run_id == run_id and record.state in ("ready", "updating", "failed")

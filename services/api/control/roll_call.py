@@ -1,4 +1,4 @@
-"""Who is alive, for those who draw conclusions from an absence."""
+"""Which services are alive, and whether a missing heartbeat means anything yet."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from services.contracts.heartbeat import HEARTBEAT_EXPIRES_SECONDS, ServiceRecor
 from services.runtime.presence import list_services
 
 GAP_SECONDS = HEARTBEAT_EXPIRES_SECONDS / 2
-"""Heartbeats survive a shorter time without the queue server."""
+"""A queue-server outage shorter than this lets no heartbeat expire."""
 
 
 class RollCall:
-    """Reads the heartbeats; knows when it is too early to call anybody missing.
+    """Reads the heartbeats, and knows when it is too early to call a service missing.
 
-    While the queue server is away nobody can write a heartbeat, and those it holds run out. So after a gap between two
-    looks, services get as long as a heartbeat lasts to be heard again.
+    While the queue server is unavailable, services cannot write heartbeats and those that it holds expire. So after a
+    gap between two reads, services get one heartbeat's lifetime to report again.
     """
 
     def __init__(self, redis: Redis, clock: Callable[[], float] = time.monotonic) -> None:
@@ -29,11 +29,11 @@ class RollCall:
         self._unsure_until = 0.0
 
     async def take(self) -> list[ServiceRecord] | None:
-        """All instances that are alive; None where an absence means nothing yet.
+        """All live instances; None while a missing one means nothing yet.
 
-        Raises `RedisError` where the queue server does not serve, see `is_outage`.
+        Raises `RedisError` if the queue server is not serving; see `is_outage`.
         """
-        # First a write of ours: a server that takes none (its disk or memory is full) takes no heartbeats either.
+        # Write first: a queue server that rejects this (its disk or memory is full) rejects heartbeats too.
         await self.redis.set(streams.ROLL_CALL, "", ex=int(HEARTBEAT_EXPIRES_SECONDS))
         services = await list_services(self.redis)
         now, before = self._clock(), self._looked_at

@@ -1,11 +1,11 @@
-"""Who works for which run: a queue of runs, idle learners, idle rollout servers.
+"""Assigns idle learners and rollout servers to queued runs.
 
-`plan` decides from the facts alone; `Scheduler` carries decisions out. The loop is level-triggered: each round compares
-what the database says with what Redis holds and writes only the difference. So an API that restarts changes nothing.
+`plan` decides from the facts alone; `Scheduler` carries out its decisions. The loop is level-triggered: each round
+compares the database with Redis and writes only the difference, so restarting the API changes nothing.
 
-A run starts with one learner and one rollout server; more servers join up to `rollout.num_servers`, once no queued run
-can use them. A run keeps its learner also while that is away, because unacknowledged groups carry its name; a rollout
-server that is away is replaced where another is idle.
+A run starts with one learner and one rollout server; more servers join, up to `rollout.num_servers`, once no queued run
+can use them. A run keeps its learner even while the learner is away, because unacknowledged groups carry its name; a
+missing rollout server is replaced if another one is idle.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from services.runtime.logs import get_logger
 log = get_logger(__name__)
 MAX_START_FAILURES = 5
 SPOKEN: frozenset[str] = frozenset({"ready", "updating"})
-"""A learner's word on its run is on the stream before its record shows one of these. Times would not tell as much: its
-clock may have been set between two processes."""
+"""A learner reports its run's state on the stream before its record shows one of these. Comparing times would not do,
+since its clock may have been set between two processes."""
 
 
 @dataclass(slots=True)
 class Assigned:
-    """What one run has, or is given."""
+    """One run with the services that it has or is to get."""
 
     run_id: str
     state: str
@@ -46,9 +46,9 @@ class Assigned:
 
 
 def plan(runs: Sequence[Assigned], services: Sequence[ServiceRecord]) -> list[Assigned]:
-    """The runs as they should be: queued ones that can start are `starting`, with their learner and servers.
+    """The runs as they should be: queued runs that can start are `starting`, with their learner and servers.
 
-    `runs` come in the order of the queue. The input is not changed.
+    `runs` are in the order of the queue. The input is not modified.
     """
     runs = [Assigned(run.run_id, run.state, run.num_servers, run.learner, list(run.servers)) for run in runs]
     active = [run for run in runs if run.state in ACTIVE_STATES]
@@ -72,13 +72,13 @@ def plan(runs: Sequence[Assigned], services: Sequence[ServiceRecord]) -> list[As
 
 
 def _choose_learner(run: Assigned, learners: Sequence[ServiceRecord]) -> ServiceRecord | None:
-    """An idle learner; the run's earlier one where it is there, since pending groups carry its name."""
+    """An idle learner; the run's earlier one if it is idle, since pending groups carry its name."""
     fit = [record for record in learners if record.run_id in (None, run.run_id)]
     return next((record for record in fit if record.instance == run.learner), fit[0] if fit else None)
 
 
 def _fill_servers(run: Assigned, idle: list[str], alive: dict[str, ServiceRecord]) -> None:
-    """Give the run idle servers until `num_servers` of its servers are alive; a missing one is then let go."""
+    """Give the run idle servers until `num_servers` of its servers are alive, dropping missing ones to make room."""
     num_alive = sum(name in alive for name in run.servers)
     while num_alive < run.num_servers and idle:
         gone = next((name for name in run.servers if name not in alive), None)
@@ -89,9 +89,9 @@ def _fill_servers(run: Assigned, idle: list[str], alive: dict[str, ServiceRecord
 
 
 def hopeless(run: Assigned, records: dict[str, ServiceRecord]) -> str:
-    """Why no server of this run will ever sample: each failed to start its engine `MAX_START_FAILURES` times.
+    """Why no server of this run will ever sample: each has failed to start its engine `MAX_START_FAILURES` times.
 
-    Empty as long as one may. Such a run would hold its services for ever and train nothing.
+    Empty while any of them may. Such a run would hold its services indefinitely without training.
     """
     servers = [records.get(name) for name in run.servers]
     for server in servers:
@@ -113,7 +113,7 @@ class Scheduler:
         self.roll = RollCall(redis)
 
     async def step(self) -> None:
-        """One round: decide, write the database, then make Redis agree."""
+        """One round: decide, write the database, then bring Redis in line with it."""
         services = await self.roll.take()
         if services is not None:
             await self._decide(services)
@@ -148,7 +148,7 @@ class Scheduler:
         async with self.database.write() as session:
             run = await session.get(Run, seen.id)
             if run is None or run.state != seen.state:
-                return  # changed meanwhile: the next round looks again
+                return  # changed in the meantime; the next round decides
             told = []
             new_servers = [name for name in item.servers if name not in run.rollout_servers]
             run.learner, run.rollout_servers = item.learner, item.servers
@@ -165,12 +165,12 @@ class Scheduler:
                 run.learner_started_at = learner.started_at
         self.journal.tell(told)
         if lost:
-            await self.journal.note(seen.id, "warning", f"Learner {item.learner} was lost; the run starts again.")
+            await self.journal.note(seen.id, "warning", f"Learner {item.learner} was lost; the run is starting again.")
         if new_servers:
             log.info("rollout servers assigned", run_id=seen.id, servers=new_servers, learner=item.learner)
 
     async def _write_redis(self) -> None:
-        """Make the runs' keys, the set of runs and the assignments what the database says."""
+        """Make the runs' keys, the set of runs and the assignments in Redis match the database."""
         async with self.database.read() as session:
             runs = await active_runs(session)
         wanted: dict[str, str] = {}
@@ -207,14 +207,15 @@ def _assigned(run: Run) -> Assigned:
 
 
 def _learner_lost(run: Run, learner: ServiceRecord | None) -> bool:
-    """Whether the learner is away, or is a new process that has not yet said what the run does."""
+    """Whether the learner is missing, or is another process that has not yet reported the run's state."""
     if learner is None:
         return True
     return run.learner_started_at not in (None, learner.started_at) and learner.state not in SPOKEN
 
 
 def _learner_back(run: Run, learner: ServiceRecord | None) -> bool:
-    """Whether the learner only seemed lost: the same process shows signs of life again, and had spoken before."""
+    """Whether the learner only seemed lost: the same process is alive again, and had reported the run's state
+    before."""
     return (
         learner is not None
         and run.learner_started_at == learner.started_at

@@ -1,4 +1,4 @@
-"""The loop that looks for stalls: notes each new one on its run, and the end of it. `stalls` decides what is one."""
+"""The loop that detects stalls and notes their beginning and end on the run. `stalls` decides what counts as one."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from services.runtime.connection import is_outage
 from services.runtime.queue.server_log import queue_server_fault
 
 SETTLED_SECONDS = 10.0
-"""A queue server that has answered for so long is back."""
+"""How long a queue server must have answered to count as recovered."""
 
 
 class Silence:
-    """Since when each instance has finished nothing, by the tokens that it says it has handled."""
+    """How long each instance has made no progress, by the token counts that it reports."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._seen: dict[str, tuple[tuple[float, int, int], float]] = {}
 
     def seconds(self, services: Sequence[ServiceRecord]) -> dict[str, float]:
-        """Instance to seconds, as of this look. A process that we see for the first time has been silent for 0 s."""
+        """Instance to seconds, as of this call; 0 for a process that is seen for the first time."""
         now = self._clock()
         seen = {}
         for record in services:
@@ -48,7 +48,7 @@ class Silence:
 
 
 class Watchdog:
-    """Consumes: records, queue depths. Produces: a note for each new stall, one when it is over; the present waits; the
+    """Consumes: records, queue depths. Produces: a note when a stall begins and when it ends; the current waits; the
     stalls on the board."""
 
     def __init__(
@@ -71,22 +71,23 @@ class Watchdog:
         self._clock = clock
         self.roll = RollCall(redis, clock)
         self._away_since: float | None = None
-        """Since when the queue server has been away."""
+        """When the queue server's outage began, if there is one."""
         self._away_at = 0.0
-        """When it was last seen to be away. Between two deaths it lives for a moment, and may take small writes."""
+        """When it was last seen to be unavailable. Between two crashes it is up briefly, and may accept small
+        writes."""
         self._watched_since: dict[str, float] = {}
-        """Since when each run has been moving under our eyes. What passed while it was paused, or while the deployment
-        or its queue server was down, is nobody's wait."""
+        """When each run was first seen moving. Time while it was paused, or while the deployment or its queue server
+        was down, does not count as waiting."""
         self._began: float | None = None
         self._heard: set[str] = set()
-        """Instances that were alive at some look; others may still be starting."""
+        """Instances and kinds of service seen so far; others may still be starting."""
         self.waits: list[Wait] = []
         self.stalls: dict[tuple[str, str], Stall] = {}
 
     async def step(self) -> None:
-        """One round. While the queue server is away, that is what every moving run waits for.
+        """One round. While the queue server is unavailable, every moving run waits for it.
 
-        One whose disk is full is asked nothing: it comes up for moments, with all heartbeats run out.
+        A queue server whose disk is full is not queried: it is up only briefly, with all heartbeats expired.
         """
         async with self.database.read() as session:
             runs = await active_runs(session)
@@ -104,10 +105,10 @@ class Watchdog:
         except RedisError as error:
             if is_outage(error):
                 says = "" if isinstance(error, RedisConnectionError | RedisTimeoutError) else str(error)
-                await self._without_queue_server(list(moving), says and f"The queue server takes no writes: {says}")
+                await self._without_queue_server(list(moving), says and f"The queue server rejects writes: {says}")
             raise
         if services is None or (self._away_since is not None and self._clock() - self._away_at < SETTLED_SECONDS):
-            return  # it was away until a moment ago
+            return  # it was unavailable until a moment ago
         self._away_since = None
         self.waits = find_waits(services, [run.id for run in runs])
         fleet = Fleet(services, moving, self.silence.seconds(services))
@@ -125,13 +126,14 @@ class Watchdog:
         await self._note({(stall.run_id, stall.key): stall for stall in found})
 
     def _watch(self, run_ids: Collection[str]) -> dict[str, float]:
-        """For how many seconds each of these runs has been seen moving without a break."""
+        """Seconds for which each of these runs has been seen moving without interruption."""
         now = self._clock()
         self._watched_since = {run_id: self._watched_since.get(run_id, now) for run_id in run_ids}
         return {run_id: now - since for run_id, since in self._watched_since.items()}
 
     def _without_late_starters(self, stalls: Sequence[Stall], services: Sequence[ServiceRecord]) -> list[Stall]:
-        """Leave out absences of whom we have never heard, as long as they may be starting just as we are."""
+        """Leave out missing instances that have never been seen, while they may still be starting along with this
+        process."""
         now = self._clock()
         self._began = now if self._began is None else self._began
         self._heard |= {record.instance for record in services} | {record.kind for record in services}
@@ -140,7 +142,7 @@ class Watchdog:
         return [item for item in stalls if item.culprit.cause != "gone" or item.culprit.instance in self._heard]
 
     async def _without_queue_server(self, run_ids: Sequence[str], fault: str) -> None:
-        """Add this stall to those before, with the text that it had when it was noted."""
+        """Add this stall to the existing ones, with the text that it had when it was first noted."""
         self._watched_since.clear()
         now = self._away_at = self._clock()
         self._away_since = now if self._away_since is None else self._away_since
@@ -151,10 +153,10 @@ class Watchdog:
         await self._note(found)
 
     async def _note(self, found: dict[tuple[str, str], Stall]) -> None:
-        """Make these the present stalls, with a note for each that is new or over."""
+        """Make these the current stalls, and note each that has begun or ended."""
         old, self.stalls = self.stalls, found
-        self.board.stalls = list(found.values())  # by nobody else: other loops may hang where the queue server does
+        self.board.stalls = list(found.values())  # set here, since other loops may hang with the queue server
         for key in found.keys() - old.keys():
             await self.journal.note(key[0], "warning", f"Stalled: {found[key].text}")
         for key in old.keys() - found.keys():
-            await self.journal.note(key[0], "info", f"Moving again. It was: {old[key].text}")
+            await self.journal.note(key[0], "info", f"Moving again. The stall was: {old[key].text}")

@@ -1,10 +1,10 @@
-"""One weight update of one rollout server over HTTP: one call, in which the server walks vLLM's phases.
+"""Updates the weights of one rollout server by one HTTP call, in which the server runs vLLM's phases.
 
-    verify every byte (sampling goes on) -> pause (keep) -> start -> update -> finish -> resume -> compare checksums
+    verify every byte (sampling continues) -> pause (keep) -> start -> update -> finish -> resume -> compare checksums
 
-The server goes to the next phase only where the one before succeeded, and its answer is checked. A server on which a
-phase after the verification failed samples nothing: it must not sample from weights that nobody can name. The next try
-is a whole update again.
+The server starts a phase only if the previous one succeeded, and its answer is checked. If a phase after the
+verification fails, the server stops sampling, because it is not known which weights it holds. The next attempt repeats
+the whole update.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from services.contracts.transports.registry import brings_folder
 from services.runtime.http.outgoing import request
 
 UPDATE_SECONDS = 1200.0
-"""Longest time for one update; verifying and loading a large model's weights takes minutes."""
+"""Timeout of one update; verifying and loading a large model's weights takes minutes."""
 CHECK_SECONDS = 10.0
 MAX_BYTES = 1 << 20
 BUSY_STATUS = 409
 SAMPLES_ON_STATUS = 422
-"""The server refused what was offered, and samples on with the weights that it has."""
+"""The server rejected the update before it changed anything, and keeps sampling with its current weights."""
 
 
 class PushFailedError(UnavailableError):
@@ -35,13 +35,13 @@ class PushFailedError(UnavailableError):
     title = "Weight update failed"
 
     def __init__(self, message: str, *, samples_on: bool = False) -> None:
-        """`samples_on`: the server refused the weights before it touched anything, and is still of use."""
+        """`samples_on`: the server rejected the weights before it changed anything, and keeps sampling."""
         super().__init__(message)
         self.samples_on = samples_on
 
 
 class TransportFailedError(PushFailedError):
-    """A rollout server did not take the weights by the learner's fast transport; the store is left to try."""
+    """A rollout server did not take the weights by the learner's fast transport; the store may still work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +52,11 @@ class Target:
     path: str
     checksum: str
     transfer: str = field(default="", compare=False)
-    """The learner's offer of a fast transport, as JSON; empty for the store alone."""
+    """The learner's offer of a fast transport, as JSON; empty if there is only the store."""
 
     @property
     def transport(self) -> str:
-        """The transport that is offered, by its name in `weights.transport`."""
+        """Name of the offered transport, as in `weights.transport`."""
         return str(msgspec.json.decode(self.transfer)["transport"]) if self.transfer else "store"
 
     @property
@@ -66,19 +66,19 @@ class Target:
 
 
 class WeightClient:
-    """Speaks to rollout servers."""
+    """Sends weight updates to rollout servers."""
 
     def __init__(self, client: httpx.AsyncClient, service_token: str) -> None:
         self._client = client
         self._headers = {"Authorization": f"Bearer {service_token}"} if service_token else {}
 
     async def update(self, url: str, target: Target, *, fast: bool = False) -> None:
-        """Bring the server at `url` to `target`, whatever state an earlier try left it in; `fast`: by the
+        """Update the server at `url` to `target`, whatever state an earlier attempt left it in. `fast` uses the
         transport that the learner offers.
 
         Raises:
-            TransportFailedError: with `fast`, where the store is worth a try.
-            PushFailedError: names the phase and what the server said.
+            TransportFailedError: with `fast`, if the store may still work.
+            PushFailedError: with the phase and the server's answer.
         """
         wanted: dict[str, Any] = {"version": target.version, "path": target.path, "checksum": target.checksum}
         if fast:
@@ -97,7 +97,7 @@ class WeightClient:
             raise PushFailedError(f"the server holds weights {checksum}, not {target.checksum}.")
 
     async def confirm(self, url: str, target: Target) -> bool:
-        """Whether the server holds exactly `target` and is sampling. Raises `PushFailedError` where it is silent."""
+        """Whether the server holds exactly `target` and is sampling. Raises `PushFailedError` if it does not answer."""
         weights = await self._read(url, "/v1/weights")
         paused = await self._read(url, "/v1/engine/is_paused")
         return weights.get("checksum") == target.checksum and paused.get("is_paused") is False
@@ -122,5 +122,5 @@ def _body(reply: httpx.Response) -> dict[str, Any]:
     try:
         body = reply.json()
     except ValueError as error:
-        raise PushFailedError(f"{reply.url.path} did not answer with JSON.") from error
+        raise PushFailedError(f"{reply.url.path} returned a body that is not JSON.") from error
     return body if isinstance(body, dict) else {}

@@ -1,4 +1,4 @@
-"""Bodies of requests: bounded before the fields are looked at."""
+"""Bounds request bodies before their fields are validated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from services.contracts.values import check_values
 
 
 class BoundedRoute(APIRoute):
-    """A route whose JSON body has at most so many values and levels, and only whole characters."""
+    """A route that limits its JSON body's number of values and levels, and rejects broken characters; see
+    `check_values`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
@@ -22,9 +23,9 @@ class BoundedRoute(APIRoute):
 
         async def bounded(request: Request) -> Response:
             try:
-                values = await request.json()  # kept by the request: FastAPI reads it from there
+                values = await request.json()  # cached on the request, where FastAPI reads it
             except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, ValueError):
-                values = None  # FastAPI finds the same, and says so
+                values = None  # FastAPI reports the same error
             check_values(values)
             return await handler(request)
 

@@ -1,4 +1,4 @@
-"""How often one client may call, and how much it may have under way."""
+"""Limits each client's rate of requests, and how many it may have in progress."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from services.contracts.errors import ConfigurationError
 
 
 class RateLimiter:
-    """Counts requests by client, in this process's memory: one API process serves a deployment."""
+    """Counts requests by client, in this process's memory: a deployment has one API process."""
 
     def __init__(self, text: str) -> None:
         """`text`: limits such as `100/second;3000/minute`; empty for none.
 
         Raises:
-            ConfigurationError: not such a text.
+            ConfigurationError: `text` is not of that form.
         """
         try:
             self._limits: list[RateLimitItem] = parse_many(text) if text.strip() else []
         except ValueError as error:
             raise ConfigurationError(
-                f"TURNOUT_RATE_LIMIT is {text!r}, which names no limits.",
-                remedy="Write for example 100/second;3000/minute, or nothing for no limit.",
+                f"TURNOUT_RATE_LIMIT is {text!r}, which is not a list of limits.",
+                remedy="Write limits such as 100/second;3000/minute, or leave it empty for no limit.",
                 field="TURNOUT_RATE_LIMIT",
             ) from error
         self._strategy = FixedWindowRateLimiter(MemoryStorage())
 
     def wait_seconds(self, client: str, cost: int = 1) -> int | None:
-        """Count a request as `cost` of them; None if it may pass, else whole seconds until the next may."""
+        """Count a request as `cost` requests. Returns None if it may pass, otherwise the whole seconds to wait."""
         over = [limit for limit in self._limits if not self._strategy.hit(limit, client, cost=min(cost, limit.amount))]
         if not over:
             return None
@@ -42,7 +42,7 @@ class RateLimiter:
 
 
 class UnderWay:
-    """Counts what each client has under way, and all together."""
+    """Counts the requests in progress, for each client and in total."""
 
     def __init__(self, per_client: int, in_all: int) -> None:
         self.per_client = per_client
@@ -57,7 +57,7 @@ class UnderWay:
         return self._counts.total() >= self.in_all
 
     def enter(self, client: str) -> None:
-        """One more of this client; every `enter` needs a `leave`."""
+        """Count one more of this client; every `enter` needs a `leave`."""
         self._counts[client] += 1
 
     def leave(self, client: str) -> None:

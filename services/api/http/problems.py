@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem documents: one shape, whatever went wrong, with the field and the remedy."""
+"""Renders every error as an RFC 9457 problem document with the field and the remedy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = get_logger(__name__)
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The error answers of an endpoint, for its OpenAPI description."""
+    """The error responses of an endpoint, for its OpenAPI description."""
     return {
         status: {
             "description": HTTPStatus(status).phrase,
@@ -38,7 +38,8 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def install(app: FastAPI, headers: Mapping[str, str]) -> None:
-    """Render every error of `app` as a problem. `headers` go with a fault's, whose answer no middleware sees."""
+    """Render every error of `app` as a problem. `headers` are added to the response to a fault, which no middleware
+    sees."""
 
     @app.exception_handler(TurnoutError)
     async def named(_: Request, error: TurnoutError) -> JSONResponse:
@@ -70,7 +71,7 @@ def install(app: FastAPI, headers: Mapping[str, str]) -> None:
 
     @app.exception_handler(DataError)
     async def unstorable(_: Request, error: DataError) -> JSONResponse:
-        text = "The request holds a text or number that the database cannot hold."
+        text = "The request contains text or a number that the database cannot store."
         return problem(422, "Invalid request", text, remedy="Leave out NUL characters.")
 
     @app.exception_handler(SQLAlchemyError)
@@ -80,15 +81,15 @@ def install(app: FastAPI, headers: Mapping[str, str]) -> None:
 
     @app.exception_handler(Exception)
     async def unknown(_: Request, error: Exception) -> JSONResponse:
-        # The text may hold anything, so it goes into the log only.
+        # The text may contain anything, so it goes only to the log.
         log.error("request failed", error=str(error), exc_info=error)
-        answer = problem(500, "Internal error", "The API has a fault.", remedy="The API's log has the details.")
+        answer = problem(500, "Internal error", "The API failed unexpectedly.", remedy="See the API's log for details.")
         answer.headers.update(headers)
         return answer
 
 
 def _methods(request: Request) -> list[str]:
-    """Every method that the path has; Starlette's own answer names those of the first route only."""
+    """Every method of the path; Starlette's own response names only those of the first route."""
     found: set[str] = set()
     for route in request.app.routes:
         if isinstance(route, Route) and route.path_regex.match(request.url.path):

@@ -1,7 +1,7 @@
-"""Records of the contracts as answers: their OpenAPI schemas, and their JSON.
+"""Serves the contracts' records: their OpenAPI schemas and their JSON.
 
-FastAPI describes pydantic models, so a model is made from each record, with the record's docstrings as descriptions.
-Answers themselves are written by msgspec and need no model.
+FastAPI describes pydantic models, so each record becomes one, with the record's docstrings as descriptions. Responses
+are written by msgspec and need no model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field, create_model
 
 @functools.cache
 def schema(name: str, record: type[msgspec.Struct], hidden: Collection[str] = ("run_id",)) -> type[BaseModel]:
-    """A model named `name` of the record's fields. `hidden` ones are left out of answers; others are always there."""
+    """A model named `name` with the record's fields. Responses omit the `hidden` ones and always have the others."""
     texts = _docstrings(record)
     fields: dict[str, Any] = {
         field.name: (_plain(field.type), Field(description=texts.get(field.name)))
@@ -73,7 +73,7 @@ def _plain(kind: Any) -> Any:
 
 
 def _docstrings(record: type[msgspec.Struct]) -> dict[str, str]:
-    """The strings below fields, of the class and its bases."""
+    """Field names to the docstrings below them, of the class and its bases."""
     found: dict[str, str] = {}
     for base in reversed(record.__mro__[: record.__mro__.index(msgspec.Struct)]):
         tree = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]

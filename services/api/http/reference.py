@@ -1,7 +1,7 @@
-"""`/docs`: the REST reference as Swagger UI. Its files come out of a package, so the page works without a network.
+"""`/docs`: the REST reference as Swagger UI. Its files come from a package, so the page works offline.
 
-The page and `/openapi.json` need no key: they say what this release can do, nothing of what runs here. Requests made
-from the page do: "Authorize" takes the key.
+The page and `/openapi.json` need no key: they describe the release and reveal nothing about the deployment. Requests
+sent from the page do; "Authorize" takes the key.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from services.api.page.serve import ASK_AGAIN, HEADERS, KEEP
 PATH = "/docs"
 router = APIRouter(prefix=PATH, include_in_schema=False)
 MEDIA_TYPES = {"swagger-ui-bundle.js": "text/javascript; charset=utf-8", "swagger-ui.css": "text/css; charset=utf-8"}
-# The policy allows no script inside the page, so these lines are a file of their own.
+# The content security policy forbids inline scripts, so this is a separate file.
 START = """SwaggerUIBundle({
   url: "/openapi.json", dom_id: "#reference", deepLinking: true, validatorUrl: null,
   presets: [SwaggerUIBundle.presets.apis], layout: "BaseLayout",
@@ -58,7 +58,7 @@ async def start() -> Response:
 @router.get("/{release}/{name}")
 async def file(release: str, name: str, accept_encoding: Annotated[str, Header()] = "") -> Response:
     if name not in MEDIA_TYPES or release != version("fastapi-offline"):
-        raise HTTPException(404, "No such file. Load /docs again")
+        raise HTTPException(404, "No such file. Reload /docs")
     gzipped = "gzip" in accept_encoding
     body = await asyncio.to_thread(_file, name, gzipped)
     headers = {**HEADERS, "Cache-Control": KEEP, "Vary": "Accept-Encoding"}

@@ -1,7 +1,7 @@
-"""Answers to reads of the database, kept until the database changes: many viewers of one run cost as much as one.
+"""Caches responses until the database changes, so that many viewers of a run cost as much as one.
 
-Consumes GET requests behind the guard. An answer is given again only while `Database.version` is that from before it
-was made, so nobody ever reads what is no longer so. While one request makes an answer, others for the same wait for it.
+Handles GET requests behind the guard. A response is reused only while `Database.version` is what it was before the
+response was made, so clients never read stale data. Concurrent requests for the same response wait for the first.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from services.api.storage.database import Database
 
 KEPT_PATHS = re.compile(r"/v1/runs(/[^/]+(/(steps|evaluations|weight-pushes|samples))?)?")
-"""What the database alone decides; not checkpoints (the disk has a say), services and queues (Redis), or streams."""
+"""Responses that depend on the database alone: not checkpoints (disk), services and queues (Redis), or streams."""
 MAX_BYTES = 1 << 18
 MAX_ANSWERS = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer as the application sent it."""
+    """One response as the application sent it."""
 
     start: Message
     body: bytes
 
 
 class Answers:
-    """Middleware: gives an answer again while the database has not changed."""
+    """Middleware that reuses responses while the database has not changed."""
 
     def __init__(self, app: ASGIApp, database: Database) -> None:
         self.app = app
@@ -49,11 +49,11 @@ class Answers:
         if answer is not None:
             await send(answer.start)
             await send({"type": "http.response.body", "body": answer.body})
-        elif found is not None:  # the other request's answer is not one to keep
+        elif found is not None:  # the other request's response cannot be cached
             await self.app(scope, receive, send)
 
     async def _make(self, key: bytes, scope: Scope, receive: Receive, send: Send) -> Answer | None:
-        """Let the application answer. None where the answer was sent on already, as it is not one to keep."""
+        """Let the application respond. None if the response has been sent already, because it cannot be cached."""
         answers, future = self._answers, asyncio.get_running_loop().create_future()
         answers[key] = future
         start: Message = {}

@@ -1,4 +1,4 @@
-"""Who may call what, how often, and with how much: everything that is decided before a route sees the request."""
+"""Keys, roles, rate and size limits: everything that is decided before a route sees the request."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from services.runtime.settings import LOOPBACK, Settings
 
 log = get_logger(__name__)
 HEALTH_PATHS = frozenset({"/healthz", "/readyz"})
-"""Answer everyone, for whoever restarts or routes to the service. They tell nothing of runs."""
+"""Open to everyone, for supervisors and load balancers. They reveal nothing about runs."""
 REFERENCE_PATHS = ("/docs", "/openapi.json")
-"""Need no key either: what this release can do is no secret, and a browser could not send one for them."""
+"""Need no key either: what a release can do is no secret, and a browser could not send one for these paths."""
 KEYS_PATH = "/v1/keys"
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 MAX_BODY_BYTES = 1 << 20
 BYTES_PER_REQUEST = 16 << 10
-"""A body counts as one request more for each of these: reading it is what costs."""
+"""A body counts as one more request per this many bytes, because reading it is what costs."""
 STREAM_PATH = re.compile(r"/v1/runs/[^/]+/events")
 MAX_STREAMS_PER_CLIENT = 256
 MAX_STREAMS = 1024
 MAX_REQUESTS_PER_CLIENT = 64
 MAX_REQUESTS = 512
-"""Under way at once, event streams aside: clients that read slowly hold memory meanwhile."""
+"""In progress at once, not counting event streams: a response that is read slowly holds memory."""
 MIN_KEY_LENGTH = 16
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -43,12 +43,12 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-"""On every answer that does not bring its own: nothing of it may be framed, guessed at or linked from elsewhere."""
+"""Added to every response that does not set its own: no framing, no type guessing, no use by other sites."""
 Headers = Mapping[bytes, bytes]
 
 
 def check_exposure(settings: Settings) -> None:
-    """Raise `ConfigurationError` where the API would listen for other machines without a key, or with one that can be
+    """Raise `ConfigurationError` if other machines could reach the API and it has no key, or one that can be
     guessed."""
     if settings.host in LOOPBACK:
         return
@@ -56,19 +56,19 @@ def check_exposure(settings: Settings) -> None:
     if len(settings.api_key) < MIN_KEY_LENGTH:
         raise ConfigurationError(
             f"TURNOUT_HOST is {settings.host}, which other machines can reach, but TURNOUT_API_KEY {problem}.",
-            remedy="Set TURNOUT_API_KEY to a long random text, or listen on 127.0.0.1.",
+            remedy="Set TURNOUT_API_KEY to a long random string, or listen on 127.0.0.1.",
             field="TURNOUT_API_KEY",
         )
     if 0 < len(settings.read_key) < MIN_KEY_LENGTH:
         raise ConfigurationError(
             f"TURNOUT_READ_KEY has fewer than {MIN_KEY_LENGTH} characters.",
-            remedy="Set it to a long random text, or unset it.",
+            remedy="Set it to a long random string, or unset it.",
             field="TURNOUT_READ_KEY",
         )
 
 
 class StrictHeaders:
-    """Middleware: `HEADERS` on every answer that lacks them."""
+    """Middleware that adds `HEADERS` to every response that lacks them."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -86,11 +86,11 @@ class StrictHeaders:
 
 
 class Guard:
-    """Middleware: refuses requests of strangers, of the wrong role, that come too often or are too many at once, and
-    bodies too large.
+    """Middleware that rejects requests without a valid key or role, above the rate or concurrency limits, or with too
+    large a body.
 
-    With a key set, the key decides. Without one the API listens on loopback, and whoever uses this machine may do
-    everything; but a web page of somebody else's, opened in a browser here, may not: see `_refuse_other_sites`.
+    If a key is set, it decides. Without one the API listens on loopback only, and every user of this machine may do
+    everything. A foreign web page in a browser on this machine may not: see `_refuse_other_sites`.
     """
 
     def __init__(self, app: ASGIApp, keys: Keyring, limiter: RateLimiter) -> None:
@@ -122,7 +122,8 @@ class Guard:
             under_way.leave(client)
 
     async def _refusal(self, scope: Scope, headers: Headers, address: str) -> JSONResponse | None:
-        """Decide by key, role, site and haste; leaves the key's owner in the request's state."""
+        """The response that rejects the request by key, role, site or rate, if any. Stores the caller in the request's
+        state."""
         path, method = scope["path"], scope["method"]
         cost = 1 + _body_length(headers) // BYTES_PER_REQUEST
         if path in REFERENCE_PATHS or path.startswith("/docs/") or is_page(path):
@@ -135,7 +136,7 @@ class Guard:
             log.error("keys cannot be read", error=type(error).__name__)
             return problem(503, "Unavailable", "The database does not answer.", remedy="Try again; see the API's log.")
         if caller is None:
-            sent = "The key is wrong or was revoked." if headers.get(b"authorization") else "This API needs a key."
+            sent = "The key is wrong or was revoked." if headers.get(b"authorization") else "This API requires a key."
             return self._refuse_haste(address, cost) or problem(
                 401, "Unauthorized", sent, remedy="Send one as Authorization: Bearer <key>."
             )
@@ -153,8 +154,8 @@ class Guard:
         answer = problem(
             429,
             "Too many requests",
-            "This client calls too often.",
-            remedy=f"Wait {seconds} s. Follow /events, not polls.",
+            "This client sends too many requests.",
+            remedy=f"Wait {seconds} s, and follow /events instead of polling.",
         )
         answer.headers["Retry-After"] = str(seconds)
         return answer
@@ -167,14 +168,14 @@ def _refuse_role(caller: Caller, method: str, path: str) -> JSONResponse | None:
     return problem(
         403,
         "Forbidden",
-        "This key has the role read: it may look at runs, but change nothing.",
+        "This key has the role read, which may view runs but not change anything.",
         remedy="Use a key with the role operate.",
     )
 
 
 def _refuse_other_sites(method: str, headers: Headers) -> JSONResponse | None:
-    """Without a key a browser on this machine is trusted, the sites that it shows are not: a name of theirs that leads
-    to 127.0.0.1 (DNS rebinding) shows in `Host`, a form or script of theirs in `Origin`."""
+    """Reject other sites if no key is set: a browser on this machine is trusted, but the sites that it shows are not. A
+    foreign name that resolves to 127.0.0.1 (DNS rebinding) shows in `Host`, a foreign form or script in `Origin`."""
     host = headers.get(b"host", b"").decode("latin-1")
     origin = headers.get(b"origin", b"").decode("latin-1")
     foreign_host = bool(host) and _host(f"//{host}") not in LOOPBACK
@@ -184,7 +185,7 @@ def _refuse_other_sites(method: str, headers: Headers) -> JSONResponse | None:
     return problem(
         403,
         "Forbidden",
-        "Without a key this API answers only its own machine, under its own address.",
+        "Without a key, this API answers only requests from its own machine to its own address.",
         remedy="Call http://127.0.0.1:<port>, or set TURNOUT_API_KEY to serve others.",
     )
 
@@ -204,7 +205,7 @@ def _authority(url: str) -> str:
 
 
 def _body_length(headers: Headers) -> int:
-    """Bytes of the body, as far as they are to be believed: a length that is none is refused later."""
+    """Bytes of the body according to its header, up to the limit; 0 for an invalid length, which is rejected later."""
     length = headers.get(b"content-length", b"0")
     return min(int(length), MAX_BODY_BYTES) if length.isdigit() and len(length) < 20 else 0
 
@@ -214,17 +215,17 @@ def _refuse_large_bodies(headers: Headers) -> JSONResponse | None:
     fits = length.isdigit() and len(length) < 20 and int(length) <= MAX_BODY_BYTES
     if b"transfer-encoding" not in headers and fits:
         return None
-    return problem(413, "Content too large", f"Bodies are limited to {MAX_BODY_BYTES} bytes, their length given.")
+    return problem(413, "Content too large", f"The body needs a Content-Length of at most {MAX_BODY_BYTES} bytes.")
 
 
 def _refuse_crowd(under_way: UnderWay, client: str, is_stream: bool) -> JSONResponse | None:
-    what = "event streams" if is_stream else "requests under way"
+    what = "event streams" if is_stream else "requests in progress"
     if under_way.is_full_for(client):
-        text = f"This client has {under_way.per_client} {what} already."
-        answer = problem(429, "Too many requests", text, remedy="Close some, or wait until they have ended.")
+        text = f"This client already has {under_way.per_client} {what}."
+        answer = problem(429, "Too many requests", text, remedy="Close some, or wait for them to finish.")
     elif under_way.is_full:
-        text = f"The API has {under_way.in_all} {what} already."
-        answer = problem(503, "Unavailable", text, remedy="Try again when others have ended.")
+        text = f"The API already has {under_way.in_all} {what}."
+        answer = problem(503, "Unavailable", text, remedy="Try again once others have ended.")
     else:
         return None
     answer.headers["Retry-After"] = "5"

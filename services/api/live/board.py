@@ -1,4 +1,4 @@
-"""The newest numbers of every run and service, in memory: what `/metrics` shows. Rebuilt from the database at start."""
+"""The newest numbers of every run and service, in memory, for `/metrics`. Rebuilt from the database at start."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from services.contracts.states import TERMINAL_STATES
 from services.contracts.step_metrics import STEP_HISTOGRAMS
 
 MAX_ENDED_RUNS = 20
-"""Ended runs that keep their metrics, newest first: what bounds the number of series."""
+"""Ended runs that keep their metrics, newest first. This bounds the number of series."""
 
 
 @dataclass(slots=True)
 class RunNumbers:
-    """What one run shows."""
+    """The numbers of one run."""
 
     step: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class RunNumbers:
     num_failed_pushes: int = 0
 
     def add_histograms(self, step: int, histograms: dict[str, Histogram]) -> None:
-        """Count a step's values. One trained again after a resume is not counted twice."""
+        """Count a step's values. A step that is trained again after a resume is not counted twice."""
         if step > self.step:
             for name in STEP_HISTOGRAMS.keys() & histograms.keys():
                 self.histograms.setdefault(name, RunningHistogram()).add(histograms[name])
@@ -51,7 +51,7 @@ class RunNumbers:
 
 
 class Board:
-    """All numbers. Listens to the journal; the refresh loop fills in what comes from Redis."""
+    """All numbers. Listens to the journal; the refresh loop adds what comes from Redis."""
 
     def __init__(self) -> None:
         self.runs: dict[str, RunNumbers] = {}
@@ -62,13 +62,13 @@ class Board:
         self.waits: list[Wait] = []
         self.stalls: list[Stall] = []
         self.out_of_rotation: dict[tuple[str, str], int] = {}
-        """(run id, instance) of every assigned rollout server to 1 where it is out of rotation, else 0."""
+        """(run id, instance) of every assigned rollout server to 1 if it is out of rotation, otherwise 0."""
 
     def of(self, run_id: str) -> RunNumbers:
         return self.runs.setdefault(run_id, RunNumbers())
 
     def on_event(self, event: Event) -> None:
-        """Take in a new event."""
+        """Update the numbers with a stored event."""
         match event:
             case StepFinished():
                 numbers = self.of(event.run_id)
@@ -81,7 +81,7 @@ class Board:
         self.of(push.run_id).add_push(push)
 
     async def refresh_runs(self, database: Database) -> None:
-        """Which runs are shown: all that have not ended and the newest others."""
+        """Choose which runs are shown: all that have not ended, and the newest others."""
         async with database.read() as session:
             runs = select(Run.id, Run.name, Run.state)
             going = await session.execute(runs.where(Run.state.not_in(TERMINAL_STATES)))
@@ -91,7 +91,7 @@ class Board:
             del self.runs[run_id]
 
     async def rebuild(self, database: Database) -> None:
-        """Fill the board from the database, after a start."""
+        """Fill the board from the database at start."""
         await self.refresh_runs(database)
         for run_id in self.states:
             await self._rebuild_run(database, run_id)

@@ -1,7 +1,7 @@
-"""New events in memory, for event-stream clients: many clients read what one database write brought.
+"""Keeps recent events in memory, so that one database write serves any number of event-stream clients.
 
-Each run that someone listens to has a window of its newest entries. A client that is behind the window reads the
-database instead, so no client ever loses an entry and none can make the API keep more than the window.
+Each run with listeners has a window of its newest entries. A client that is behind the window reads the database
+instead, so no client loses an entry or makes the API keep more than the window.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from itertools import takewhile
 
 WINDOW = 500
 GATHER_SECONDS = 0.2
-"""Listeners are woken so long after an entry, so that the several of one training step reach each in one
-piece: sending is what many listeners cost."""
+"""How long after an entry listeners are woken, so that all entries of a training step are sent together: with many
+listeners, most of the cost is sending."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Entry:
 @dataclass(slots=True)
 class _Channel:
     floor: int | None = None
-    """Entries with an id above this are all in `window`; None until the first entry comes."""
+    """All entries with an id above this are in `window`; None until the first entry arrives."""
     window: deque[Entry] = field(default_factory=deque)
     news: asyncio.Event = field(default_factory=asyncio.Event)
     waking: asyncio.TimerHandle | None = None
@@ -65,7 +65,8 @@ class Broadcaster:
         return sum(channel.num_listeners for channel in self._channels.values())
 
     def publish(self, run_id: str, entries: Sequence[Entry]) -> None:
-        """Add entries, ids growing, and wake the run's listeners. Nothing is kept for a run without listeners."""
+        """Add entries, in increasing order of id, and wake the run's listeners. Nothing is kept for a run without
+        listeners."""
         channel = self._channels.get(run_id)
         if channel is None or not entries:
             return
@@ -79,12 +80,12 @@ class Broadcaster:
             channel.waking = asyncio.get_running_loop().call_later(GATHER_SECONDS, channel.wake)
 
     def wake_all(self) -> None:
-        """Let every listener look whether it may go on."""
+        """Let every listener check whether it may continue."""
         for channel in self._channels.values():
             channel.wake()
 
     def end(self, run_id: str) -> None:
-        """The run is deleted: its listeners hear nothing any more."""
+        """End the streams of the run's listeners, because it is deleted."""
         if (channel := self._channels.get(run_id)) is not None:
             channel.ended = True
             channel.wake()
@@ -93,17 +94,18 @@ class Broadcaster:
         return self._channels[run_id].ended
 
     def caught_up(self, run_id: str, last_id: int) -> None:
-        """Someone has read the database up to `last_id`, its newest entry then: the window has what comes after."""
+        """A listener has read the database up to `last_id`, its newest entry at that time: the window has what
+        follows."""
         channel = self._channels[run_id]
         if channel.floor is None:
             channel.floor = last_id
 
     def news(self, run_id: str) -> asyncio.Event:
-        """An event that is set at the next `publish`. Take it before reading, so that nothing falls between."""
+        """An event that is set at the next `publish`. Take it before reading, so that no entry is missed."""
         return self._channels[run_id].news
 
     def after(self, run_id: str, last_id: int) -> list[Entry] | None:
-        """Entries after `last_id`, or None where the window does not reach back that far: ask the database."""
+        """Entries after `last_id`, or None if the window does not reach back that far; read the database then."""
         channel = self._channels[run_id]
         if channel.floor is None or last_id < channel.floor:
             return None

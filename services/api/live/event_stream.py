@@ -23,16 +23,16 @@ async def event_stream(
     follow: bool,
     revoked: Callable[[], bool] = lambda: False,
 ) -> AsyncIterator[str]:
-    """Every entry after `last_id`, once and in order; with `follow`, new ones as they come, until the client leaves,
-    its key is `revoked` or the run is deleted.
+    """Every entry after `last_id`, once and in order. With `follow`, further ones as they arrive, until the client
+    disconnects, its key is `revoked` or the run is deleted.
 
-    While nothing happens, a comment every 15 s shows that the connection lives.
+    While there are no entries, a comment every 15 s shows that the connection is alive.
     """
     broadcaster.join(run_id)
     try:
         yield "retry: 1000\n\n"
         while not revoked() and not broadcaster.has_ended(run_id):
-            news = broadcaster.news(run_id)  # before reading, so that nothing falls between
+            news = broadcaster.news(run_id)  # before reading, so that no entry is missed
             entries = broadcaster.after(run_id, last_id)
             if entries is None:
                 entries = await _read(database, run_id, last_id)

@@ -1,4 +1,4 @@
-"""Histograms that grow from counts made elsewhere, in the form that Prometheus wants."""
+"""Accumulates histograms that were counted elsewhere, in Prometheus' form."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from services.contracts.events import Histogram
 
 @dataclass(slots=True)
 class RunningHistogram:
-    """Sum of histograms with the same edges. With other edges it starts anew, as a restarted counter does."""
+    """Sum of histograms with the same edges. Different edges reset it, as a restart resets a counter."""
 
     edges: list[float] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
     total: float = 0.0
 
     def add(self, histogram: Histogram) -> None:
-        """Add one step's counts. A histogram whose lengths do not fit is left out."""
+        """Add one step's counts. A histogram whose lengths do not match is ignored."""
         if len(histogram.counts) != len(histogram.edges) - 1:
             return
         if histogram.edges != self.edges:
@@ -26,7 +26,7 @@ class RunningHistogram:
         self.total += histogram.total
 
     def observe(self, value: float) -> None:
-        """Count one value; for a histogram whose edges were given."""
+        """Count one value. The histogram must have edges."""
         index = min(max(bisect_left(self.edges, value) - 1, 0), len(self.counts) - 1)
         self.counts[index] += 1
         self.total += value

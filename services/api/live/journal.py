@@ -1,8 +1,8 @@
-"""The one place that writes what happened: events into the database, states through the state machine.
+"""Records everything that happens to runs: events in the database, states through the state machine.
 
-Learner events (through `ingest`) and the API's own words take the same way: one transaction stores the event under its
-natural key, its row and its change of state; then listeners (event streams, metrics, loops) are told. Storing an event
-again changes nothing.
+Learner events (through `ingest`) and the API's own take the same path: one transaction stores the event under its
+natural key, its row and its change of state; then listeners (event streams, metrics, loops) are notified. Storing an
+event again changes nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Listener = Callable[[events.Event], None]
 
 
 class Journal:
-    """Stores events and tells listeners of those that were new."""
+    """Stores events, and notifies listeners of those that were not stored before."""
 
     def __init__(self, database: Database, broadcaster: Broadcaster, source: str) -> None:
         self.database = database
@@ -42,7 +42,7 @@ class Journal:
         self._listeners.append(listener)
 
     async def store(self, batch: Iterable[events.Event]) -> None:
-        """Store events that services report. Those of unknown (deleted) runs are dropped."""
+        """Store events that services report. Events of unknown (deleted) runs are dropped."""
         batch = list(batch)
         stored: list[tuple[events.Event, Entry]] = []
         async with self.database.write() as session:
@@ -59,7 +59,7 @@ class Journal:
             try:
                 check_transition(run.state, event.state)
             except ConflictError as error:
-                # A late word of a learner that has not yet seen what was asked of it. The state machine wins.
+                # A late report by a learner that has not yet seen the latest request. The state machine wins.
                 log.warning("state change ignored", run_id=run.id, error=str(error))
                 return []
         entry = await self._append(session, event)
@@ -90,11 +90,11 @@ class Journal:
         return [] if entry is None else [(event, entry)]
 
     async def note(self, run_id: str, level: Literal["info", "warning", "error"], text: str) -> None:
-        """Store a note of the API's own."""
+        """Store a note from the API itself."""
         await self.store([events.Note(run_id=run_id, at=time.time(), level=level, source=self.source, text=text)])
 
     def tell(self, stored: Sequence[tuple[events.Event, Entry]]) -> None:
-        """Tell listeners of events that a transaction which is now committed has stored."""
+        """Notify listeners of events that a committed transaction has stored."""
         self._tell(stored)
 
     def _tell(self, stored: Sequence[tuple[events.Event, Entry]]) -> None:
@@ -110,13 +110,13 @@ class Journal:
 
 
 def apply_state(run: Run, new: RunState, reason: str, at: float) -> None:
-    """Set the state and the times that go with it. The caller has checked the move."""
+    """Set the state and the times that go with it. The caller has checked the transition."""
     if run.state == new:
         return
     run.state, run.reason = new, reason
     if new == "queued":
         run.queued_at, run.finished_at = at, None
-        run.learner_said = ""  # what it said of the run's earlier life counts no more
+        run.learner_said = ""  # what it reported of an earlier attempt does not count
     elif new == "running" and run.started_at is None:
         run.started_at = at
     elif new in TERMINAL_STATES:

@@ -31,7 +31,7 @@ for i, key in ipairs(KEYS) do
 end
 return found
 """
-"""The first message by its id alone: with its body, a group of long responses, it would be a megabyte for each page."""
+"""Returns the first message's id alone: its body, a group of long responses, may have a megabyte."""
 
 
 async def queue_states(redis: Redis, run_ids: Sequence[str]) -> list[QueueState]:

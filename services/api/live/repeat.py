@@ -1,4 +1,4 @@
-"""The beat of all background loops: do the work, then sleep until woken or due. A fault is recorded, not fatal."""
+"""Runs a background loop: do the work, then sleep until woken or due. A fault is recorded and not fatal."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ MAX_PAUSE_SECONDS = 5.0
 
 @dataclass(slots=True)
 class LoopStatus:
-    """How the loops fare, for /readyz."""
+    """The state of the loops, for /readyz."""
 
     faults: dict[str, str] = field(default_factory=dict)
-    """Loop name to its present fault; a loop that works is absent."""
+    """Loop name to its current fault; a healthy loop is absent."""
     rounds: dict[str, int] = field(default_factory=dict)
     """Rounds completed since the start."""
 
@@ -33,10 +33,10 @@ async def repeat(
     seconds: float,
     wake: asyncio.Event | None = None,
 ) -> None:
-    """Run `work` again and again: after `seconds`, or at once when `wake` is set. Runs until cancelled.
+    """Run `work` repeatedly until cancelled: every `seconds`, or immediately when `wake` is set.
 
-    After a fault the loop pauses longer each time, up to 5 s, and goes on: its work is level-triggered, so a later
-    round does what an earlier one could not. A cancellation that a library swallowed (redis-py writes through
+    After each consecutive fault the loop pauses longer, up to 5 s, and continues: its work is level-triggered, so a
+    later round does what an earlier one could not. A cancellation that a library swallowed (redis-py writes through
     `asyncio.wait_for`, which does so in Python 3.11) ends the loop after the round.
     """
     num_faults = 0

@@ -1,4 +1,4 @@
-"""Wake-up calls between the API's loops. They only save waiting: every loop also looks by itself."""
+"""Wake-up calls between the API's loops. They only save time: every loop also polls."""
 
 from __future__ import annotations
 

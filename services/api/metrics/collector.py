@@ -1,4 +1,4 @@
-"""Prometheus' view of the board: every name that dashboards rely on, even before it has a value."""
+"""Exports the board to Prometheus, including metrics that have no value yet, since dashboards rely on their names."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ class BoardCollector:
                 for (split, samples), value in numbers.accuracy.items() if family is ACCURACY else ():
                     gauge.add_metric([run_id, split, str(samples)], value)
             yield gauge
-        step = GaugeMetricFamily("turnout_step", "Newest training step finished.", labels=["run_id"])
+        step = GaugeMetricFamily("turnout_step", "Newest finished training step.", labels=["run_id"])
         groups = CounterMetricFamily(
             "turnout_groups", "Prompt groups: fed, trained, dropped_<reason>.", labels=["run_id", "outcome"]
         )
         for run_id, numbers in self._shown():
             step.add_metric([run_id], numbers.step)
             for outcome, count in numbers.groups.items():
-                if outcome != "in_flight":  # goes down as well, so it is no counter
+                if outcome != "in_flight":  # can decrease, so it is not a counter
                     groups.add_metric([run_id, outcome], count)
         in_flight = GaugeMetricFamily(
             "turnout_groups_in_flight",
@@ -80,7 +80,7 @@ class BoardCollector:
             yield family
         pushes = HistogramMetricFamily(
             "turnout_weight_push_seconds",
-            "Time to bring one rollout server to new weights, verified.",
+            "Time to update one rollout server to new weights, including verification.",
             labels=["run_id"],
         )
         for run_id, numbers in self._shown():
@@ -92,12 +92,12 @@ class BoardCollector:
         yield failed
 
     def _run_states(self) -> Iterator[Metric]:
-        state = GaugeMetricFamily("turnout_run_state", "1 for the run's present state.", labels=["run_id", "state"])
+        state = GaugeMetricFamily("turnout_run_state", "1 for the run's current state.", labels=["run_id", "state"])
         for run_id, (_, now) in self.board.states.items():
             for possible in RUN_STATES:
                 state.add_metric([run_id, possible], float(possible == now))
         yield state
-        info = GaugeMetricFamily("turnout_run_info", "1; names a run.", labels=["run_id", "name"])
+        info = GaugeMetricFamily("turnout_run_info", "Always 1; carries the run's name.", labels=["run_id", "name"])
         for run_id, (name, _) in self.board.states.items():
             info.add_metric([run_id, name], 1.0)
         yield info
@@ -105,7 +105,7 @@ class BoardCollector:
     def _services(self) -> Iterator[Metric]:
         labels = ["service", "instance"]
         up = GaugeMetricFamily("turnout_service_up", "1 for every instance that is alive.", labels=[*labels, "state"])
-        tokens = CounterMetricFamily("turnout_tokens", "Tokens handled since the instance's start.", labels=labels)
+        tokens = CounterMetricFamily("turnout_tokens", "Tokens handled since the instance started.", labels=labels)
         version = GaugeMetricFamily(
             "turnout_weight_version", "Weight version held or published.", labels=["run_id", *labels]
         )
@@ -118,7 +118,7 @@ class BoardCollector:
         yield from (up, tokens, version)
         stalled = GaugeMetricFamily(
             "turnout_stalled_seconds",
-            "Longest present wait of a service's instances for one thing.",
+            "Longest current wait of a service's instances, by what they wait for.",
             labels=["run_id", "service", "waiting_for"],
         )
         longest: dict[tuple[str, str, str], float] = {}
@@ -131,7 +131,7 @@ class BoardCollector:
         yield self._stalls()
         out = GaugeMetricFamily(
             "turnout_server_out_of_rotation",
-            "1 where a rollout server failed to take weights and is kept from sampling.",
+            "1 if a rollout server failed to load weights and is kept from sampling.",
             labels=["run_id", "instance"],
         )
         for (run_id, instance), value in self.board.out_of_rotation.items():
@@ -141,7 +141,7 @@ class BoardCollector:
     def _stalls(self) -> Metric:
         family = GaugeMetricFamily(
             "turnout_stall_seconds",
-            "A run does not move: whose fault it is (empty: nobody's by their own word), and for how long.",
+            "How long a run has been stalled, by culprit (empty if every service reports that it is working).",
             labels=["run_id", "culprit", "cause"],
         )
         longest: dict[tuple[str, str, str], float] = {}
@@ -161,7 +161,7 @@ class BoardCollector:
         )
         removed = CounterMetricFamily(
             "turnout_dead_letters_removed",
-            "Dead letters that had to go for newer ones.",
+            "Dead letters that were removed to make room.",
             labels=["run_id"],
         )
         for queue in self.board.queues:

@@ -1,4 +1,5 @@
-"""The verifiers' own metrics on the API's page: one place to read them all. The set of names is closed."""
+"""Includes the verifiers' metrics in the API's /metrics, so that one scrape reads everything. The set of names is
+fixed."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from services.runtime.logs import get_logger
 log = get_logger(__name__)
 NAMES = {
     "turnout_verifier_seconds": ("histogram", "Time to judge one rollout, by kind of task."),
-    "turnout_sandbox_violations": ("counter", "Attempts of judged code to do what the sandbox forbids, by reason."),
+    "turnout_sandbox_violations": ("counter", "Attempts by judged code to do what the sandbox forbids, by reason."),
 }
 MAX_SAMPLES = 2000
 MAX_BYTES = 4 << 20
@@ -32,7 +33,7 @@ class Federation:
         self._families: dict[str, Metric] = {name: _empty(name) for name in NAMES}
 
     async def refresh(self, services: list[ServiceRecord]) -> None:
-        """Read all verifiers at the same time. One that does not answer is left out."""
+        """Read all verifiers concurrently. One that does not answer is left out."""
         verifiers = [record for record in services if record.kind == "verifier"]
         pages = await asyncio.gather(*(self._read(record) for record in verifiers))
         families = {name: _empty(name) for name in NAMES}
@@ -56,7 +57,7 @@ class Federation:
                 self._client, "GET", url, seconds=TIMEOUT_SECONDS, max_bytes=MAX_BYTES, headers=self._headers
             )
             return list(text_string_to_metric_families(reply.text)) if reply.is_success else []
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # ValueError: no page of metrics
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # ValueError: not a page of metrics
             log.debug("metrics of a verifier are not readable", verifier=record.instance, error=str(error))
             return []
 

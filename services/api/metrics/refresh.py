@@ -1,4 +1,4 @@
-"""The loop that keeps the board's Redis part fresh, so that a scrape itself waits for nothing."""
+"""The loop that updates the board from Redis, so that a scrape does not wait for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page's files, read once: our modules and styles under a digest of themselves, plotly.js out of its package."""
+"""The page's files, read once: its modules and styles, addressed by a digest, and plotly.js from its package."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Asset:
     media_type: str
     body: bytes
     compressed: bytes
-    """The same as gzip."""
+    """The body, compressed with gzip."""
 
 
 @cache
 def static_assets() -> dict[str, Asset]:
-    """Our own files by path below `static`."""
+    """The page's own files by path below `static`."""
     return dict(sorted(_assets_in(resources.files("services.api.page") / "static")))
 
 
@@ -46,7 +46,8 @@ def _assets_in(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, Ass
 
 @cache
 def digest() -> str:
-    """Names the present content of our files: a new release has new addresses, so browsers may keep the old ones."""
+    """Digest of the page's own files. Each release has different addresses, so browsers may cache files
+    indefinitely."""
     total = hashlib.sha256()
     for name, asset in static_assets().items():
         total.update(name.encode() + b"\0" + asset.body)
@@ -55,7 +56,7 @@ def digest() -> str:
 
 @cache
 def plotly_asset() -> Asset:
-    """plotly.js as the Python package brings it, about 5 MB; compressing it takes a moment, so ask in a thread."""
+    """plotly.js from the Python package, about 5 MB. Compressing it takes a moment, so call this in a thread."""
     return _asset("plotly.js", (resources.files("plotly") / "package_data" / "plotly.min.js").read_bytes())
 
 
@@ -75,7 +76,7 @@ def shell() -> Asset:
 
 
 def find_asset(path: str) -> Asset | None:
-    """What a path under /page/ names, if anything."""
+    """The file at a path under /page/, if there is one."""
     if path == plotly_path():
         return plotly_asset()
     prefix = f"{ROOT}/{digest()}/"

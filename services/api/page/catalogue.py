@@ -1,4 +1,4 @@
-"""The catalogue of step metrics in the form in which the page reads it, out of a data block of its HTML."""
+"""The catalogue of step metrics as JSON, which the page reads from a data block in its HTML."""
 
 from __future__ import annotations
 

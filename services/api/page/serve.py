@@ -1,7 +1,7 @@
 """Serves the page at `/` and its files under `/page/`.
 
-The guard lets everyone load it: the page holds nothing of any run, and it must load before it can ask for the key.
-Every answer has strict headers; everything that the page shows comes from `/v1` later, with the key.
+The guard lets everyone load it: the page contains no run data, and must load before it can ask for the key. Every
+response has strict headers. All data that the page shows comes from `/v1`, with the key.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from services.api.page.assets import ROOT, Asset, find_asset, shell
 
 HEADERS = {
-    # plotly.js writes style elements and attributes, hence 'unsafe-inline' for styles; scripts are our own files only.
+    # plotly.js writes style elements and attributes, hence 'unsafe-inline' for styles; scripts come only from here.
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -31,7 +31,7 @@ ASK_AGAIN = "no-cache"
 
 
 class Page:
-    """Middleware: answers the page's paths itself and passes on all others."""
+    """Middleware that serves the page's paths and passes on all others."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -55,7 +55,7 @@ async def _answer(path: str, gzipped: bool) -> Response:
         return _send(shell(), gzipped, ASK_AGAIN)
     asset = await asyncio.to_thread(find_asset, path)
     if asset is None:
-        return PlainTextResponse("No such file. Load the page again.\n", 404, HEADERS)
+        return PlainTextResponse("No such file. Reload the page.\n", 404, HEADERS)
     return _send(asset, gzipped, KEEP)
 
 

@@ -1,8 +1,8 @@
-"""The API's database: SQLite by default, PostgreSQL where `TURNOUT_DATABASE_URL` names one; migrated at start.
+"""The API's database: SQLite by default, PostgreSQL if `TURNOUT_DATABASE_URL` names one; migrated at start.
 
-One API process owns the database (`owner.py`). All its writes go through `Database.write`, one at a time: SQLite has
-one writer anyway, and it makes the ids of events grow in the order in which they become visible, which readers of the
-event stream rely on.
+One API process owns the database (`writer_lock.py`). All its writes go through `Database.write`, one at a time: SQLite
+has one writer anyway, and readers of the event stream rely on event ids that increase in the order in which they become
+visible.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NETWORK = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
 }
-"""How PostgreSQL is reached where the URL does not say: a dead network is noticed in 11 s, instead of minutes."""
+"""PostgreSQL's connection settings unless the URL has them: a dead network is noticed in 11 s instead of minutes."""
 
 
 class Base(DeclarativeBase):
@@ -58,24 +58,24 @@ class Database:
         self._writing = asyncio.Lock()
         self._reading_piece = asyncio.Lock()
         self.version = 0
-        """Grows with every change: who keeps something that was read from here sees that it may be no longer so."""
+        """Increases with every write, so that caches of what was read can tell that they may be stale."""
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:
-        """A session whose changes are thrown away."""
+        """A session whose changes are discarded."""
         async with self._sessions() as session:
             yield session
 
     @asynccontextmanager
     async def read_piece(self) -> AsyncIterator[AsyncSession]:
-        """A session for one piece of a large answer. One at a time: however many such answers are under way, other
-        requests find connections and the processor free."""
+        """A session for one piece of a large response. One at a time: however many such responses are in progress,
+        other requests find connections and the processor free."""
         async with self._reading_piece, self.read() as session:
             yield session
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncSession]:
-        """A session that commits at the end, or rolls back where the block raises."""
+        """A session that commits at the end, or rolls back if the block raises."""
         try:
             async with self._writing, self._sessions() as session, session.begin():
                 yield session
@@ -91,15 +91,15 @@ def database_url(settings: Settings) -> str:
 
     Raises:
         ConfigurationError: the setting is not a URL of SQLite or PostgreSQL.
-        UnavailableError: the folder of the SQLite file cannot be made.
+        UnavailableError: the folder of the SQLite file cannot be created.
     """
     if not settings.database_url:
         try:
             settings.home.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UnavailableError(
-                f"The folder {settings.home} cannot be made: {error.strerror}.",
-                remedy="Set TURNOUT_HOME to a folder that can be written.",
+                f"The folder {settings.home} cannot be created: {error.strerror}.",
+                remedy="Set TURNOUT_HOME to a writable folder.",
             ) from error
         path = str(settings.home / "turnout.db")
         return URL.create("sqlite+aiosqlite", database=path).render_as_string(hide_password=False)
@@ -115,7 +115,7 @@ def database_url(settings: Settings) -> str:
 
 
 def _wrong_url() -> ConfigurationError:
-    # The value itself may hold a password, so it is not shown.
+    # The value itself may contain a password, so it is not shown.
     return ConfigurationError(
         "TURNOUT_DATABASE_URL is not the URL of an SQLite or PostgreSQL database.",
         remedy="Write postgresql://user:password@host/name, or unset it for an SQLite file.",
@@ -145,14 +145,14 @@ async def open_database(settings: Settings) -> Database:
     except CommandError as error:
         await engine.dispose()
         raise UnavailableError(
-            f"The database's tables are of another release, which this one does not know: {error}.",
-            remedy="Start the release that made them, or give this one another TURNOUT_HOME or TURNOUT_DATABASE_URL.",
+            f"The database was created by a release that this one does not know: {error}.",
+            remedy="Start that release, or set another TURNOUT_HOME or TURNOUT_DATABASE_URL for this one.",
         ) from error
     except (SQLAlchemyError, OSError) as error:
         await engine.dispose()
         raise UnavailableError(
             f"The database cannot be opened: {str(error).splitlines()[0]}.",
-            remedy="Check TURNOUT_DATABASE_URL and that TURNOUT_HOME can be written.",
+            remedy="Check TURNOUT_DATABASE_URL, and that TURNOUT_HOME is writable.",
         ) from error
     return Database(engine)
 
@@ -166,7 +166,7 @@ def migrate(connection: Connection, revision: str = "head") -> None:
 
 
 class ZeroShownDumper(StrDumperUnknown):
-    """Sends U+2400, a picture of it, for U+0000: models sample it, but PostgreSQL's texts cannot hold it."""
+    """Sends U+2400, its symbol, for U+0000: models sample it, but PostgreSQL's text type cannot hold it."""
 
     def dump(self, obj: str) -> Any:
         return super().dump(obj.replace("\0", "\u2400"))
@@ -178,8 +178,8 @@ def _prepare_postgresql(connection: Any, _record: Any) -> None:
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
-    # WAL: readers and the writer do not block each other. FULL: a commit survives a power cut, which acknowledging
-    # events on the stream afterwards relies on.
+    # WAL: readers and the writer do not block each other. FULL: a commit survives a power cut, which is required before
+    # events are acknowledged on the stream.
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA busy_timeout=10000")

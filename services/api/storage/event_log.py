@@ -1,4 +1,4 @@
-"""The log of a run's events: what event streams send. An event that is delivered twice is stored once."""
+"""The log of a run's events, which event streams send. An event that is delivered twice is stored once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SERIAL = BigInteger().with_variant(Integer, "sqlite")
 
 
 class EventRow(Base):
-    """One entry of a run's event stream; `id` is what Last-Event-ID names and grows in the order of visibility."""
+    """One entry of a run's event stream; `id` is the Last-Event-ID, and increases in the order of visibility."""
 
     __tablename__ = "events"
     __table_args__ = (Index(None, "run_id", "key", unique=True), Index(None, "run_id", "id"))
@@ -28,7 +28,7 @@ class EventRow(Base):
     id: Mapped[int] = mapped_column(SERIAL, primary_key=True, autoincrement=True)
     run_id: Mapped[str] = mapped_column(String(64))
     key: Mapped[str] = mapped_column(String(255))
-    """Natural key: the same event delivered twice has the same."""
+    """Natural key, the same for every delivery of an event."""
     type: Mapped[str] = mapped_column(String(16))
     """One of `TYPES`."""
     at: Mapped[float] = mapped_column(Float)
@@ -42,9 +42,9 @@ class Kind:
     type: str
     """Their name in event streams."""
     key: tuple[str, ...]
-    """Fields that, with the run, name what the event is about: a later event about the same replaces its record."""
+    """Fields that, with the run, identify the subject of the event. A later event about it replaces its record."""
     hashed: bool = False
-    """Whether the key's fields are long."""
+    """Whether the key's fields are hashed, because they are long."""
 
 
 KINDS: dict[type[events.Event], Kind] = {
@@ -60,7 +60,7 @@ TYPES = sorted(kind.type for kind in KINDS.values())
 
 
 def natural_key(event: events.Event) -> str:
-    """The same for every delivery of one event; another for a step that is trained again (its time differs)."""
+    """The same for every delivery of one event; different for a step that is trained again, since its time differs."""
     kind = KINDS[type(event)]
     key = ":".join(str(getattr(event, name)) for name in kind.key)
     if kind.hashed:
@@ -69,7 +69,7 @@ def natural_key(event: events.Event) -> str:
 
 
 def event_data(event: events.Event) -> dict[str, Any]:
-    """What the event stream shows: the event's fields without the run id. Samples are named, not carried."""
+    """The event's fields as event streams send them: without the run id, and with the samples only counted."""
     data: dict[str, Any] = msgspec.structs.asdict(event)
     for name in ("run_id", "histograms"):
         data.pop(name, None)

@@ -1,6 +1,6 @@
-"""Tables of what happened in a run, and queries on them.
+"""Tables of runs' history, and queries on them.
 
-The tables are made from the records of `services.contracts`, so a field is defined there and in a migration.
+The tables are derived from the records of `services.contracts`, so a field is defined there and in a migration.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ R = TypeVar("R", bound=events.Event)
 _TYPES: dict[Any, type[TypeEngine[Any]]] = {int: Integer, float: Float, str: Text}
 """Column types by the field's type; other fields are JSON."""
 _LENGTHS = {"run_id": 64, "split": 100, "group_id": 200, "instance": 200, "transport": 16}
-"""Characters of texts that have a limit."""
+"""Maximum number of characters, for texts that have one."""
 
 
 def _columns(record: type[events.Event], key: tuple[str, ...] = ()) -> list[Column[Any]]:
@@ -52,7 +52,7 @@ def _columns(record: type[events.Event], key: tuple[str, ...] = ()) -> list[Colu
 
 
 def _table(name: str, event: type[events.Event]) -> Table:
-    """A table with one row for whatever the event's natural key names."""
+    """A table with one row per natural key of the event."""
     return Table(name, Base.metadata, *_columns(event, ("run_id", *KINDS[event].key)))
 
 
@@ -78,7 +78,7 @@ _ROLLOUTS = cast(SAMPLES.c.samples, Text)
 
 
 async def store(session: AsyncSession, record: events.Event) -> None:
-    """Write the record into its table, if it has one, in place of an older one with the same key."""
+    """Write the record into its table, if it has one, replacing an older one with the same key."""
     table = _TABLES.get(type(record))
     if table is None:
         return
@@ -93,7 +93,7 @@ async def store(session: AsyncSession, record: events.Event) -> None:
 
 
 def _finite(sample: dict[str, Any]) -> dict[str, Any]:
-    """The rollout with null for each number that is none, since it is sent on as it is stored, and JSON has no NaN."""
+    """The rollout with null in place of NaN and infinity: it is sent as it is stored, and JSON has neither."""
     return {name: _finite_value(value) for name, value in sample.items()}
 
 
@@ -108,7 +108,7 @@ def _finite_value(value: Any) -> Any:
 async def records(
     session: AsyncSession, kind: type[R], run_id: str, *order: ColumnElement[Any], limit: int | None = None
 ) -> list[R]:
-    """A run's records of one class, in this order."""
+    """A run's records of one class, in the given order."""
     table = _TABLES[kind]
     columns = [table.c[name] for name in kind.__struct_fields__]
     query = select(*columns).where(table.c.run_id == run_id).order_by(*order).limit(limit)
@@ -159,7 +159,7 @@ async def step_metrics(session: AsyncSession, run_id: str) -> list[dict[str, flo
 
 
 async def steps_after(session: AsyncSession, run_id: str, after: int, limit: int) -> Sequence[RowMapping]:
-    """Steps with a number above `after`, in order, without run and histograms. Fields that are JSON come as text."""
+    """Steps with a number above `after`, in order, without run and histograms. JSON fields are returned as text."""
     shown = [column for column in STEPS.c if column.name not in ("run_id", "histograms")]
     query = select(*(cast(item, Text).label(item.name) if isinstance(item.type, JSON) else item for item in shown))
     query = query.where(STEPS.c.run_id == run_id, STEPS.c.step > after).order_by(STEPS.c.step).limit(limit)
@@ -167,7 +167,7 @@ async def steps_after(session: AsyncSession, run_id: str, after: int, limit: int
 
 
 class SampleKey(NamedTuple):
-    """Names one stored group as it was at one moment: a step that is trained again replaces its groups."""
+    """Identifies one stored group as it was at one moment: a step that is trained again replaces its groups."""
 
     step: int
     group_id: str
@@ -183,7 +183,7 @@ async def sample_keys(session: AsyncSession, run_id: str, step: int | None, limi
 
 
 async def sample_head(session: AsyncSession, run_id: str, key: SampleKey) -> tuple[dict[str, Any], int] | None:
-    """The group's fields but its rollouts, and the length of those' JSON text; None if it is no longer there."""
+    """The group's fields without its rollouts, and the length of the rollouts' JSON text; None if the group is gone."""
     columns = [column for column in SAMPLES.c if column.name not in ("run_id", "samples")]
     query = select(*columns, func.length(_ROLLOUTS).label("length")).where(*_named(run_id, key))
     row = (await session.execute(query)).mappings().one_or_none()
@@ -194,7 +194,8 @@ async def sample_head(session: AsyncSession, run_id: str, key: SampleKey) -> tup
 
 
 async def sample_piece(session: AsyncSession, run_id: str, key: SampleKey, start: int, length: int) -> str | None:
-    """Up to `length` characters of the rollouts' JSON text, from the character `start` on; None if it is gone."""
+    """Up to `length` characters of the rollouts' JSON text, from the character `start` on; None if the group is
+    gone."""
     query = select(func.substr(_ROLLOUTS, start + 1, length)).where(*_named(run_id, key))
     piece: str | None = await session.scalar(query)
     return piece
@@ -210,7 +211,7 @@ def _named(run_id: str, key: SampleKey) -> tuple[ColumnElement[bool], ...]:
 
 
 async def step_histograms(session: AsyncSession, run_id: str) -> AsyncIterator[tuple[int, dict[str, events.Histogram]]]:
-    """Every step's number and histograms, in order, and nothing else of it: that would take three times as long."""
+    """Every step's number and histograms, in order. Reading its other columns too would take three times as long."""
     query = select(STEPS.c.step, STEPS.c.histograms).where(STEPS.c.run_id == run_id).order_by(STEPS.c.step)
     async for part in (await session.stream(query)).partitions(1000):
         for step, histograms in part:

@@ -1,4 +1,4 @@
-"""The keys that open this API: the one of the environment, and those that people made with it."""
+"""The API's keys: those from the environment, and those that users created."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ class ApiKey(Base):
     __tablename__ = "api_keys"
 
     id: Mapped[str] = mapped_column(String(16), primary_key=True)
-    """Also the start of the key's text, so that people can tell which key they hold."""
+    """Also part of the key's text, so that users can tell which key they have."""
     name: Mapped[str] = mapped_column(String(100))
     role: Mapped[Role] = mapped_column(String(16))
     digest: Mapped[str] = mapped_column(String(64))
-    """SHA-256 of the key's text, hex. The text has 256 random bits, so a plain digest tells nothing of it."""
+    """SHA-256 of the key's text, hex. The text has 256 random bits, so a plain digest reveals nothing about it."""
     created_at: Mapped[float] = mapped_column(Float)
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sent a request."""
+    """The authenticated sender of a request."""
 
     id: str
     role: Role
@@ -47,8 +47,8 @@ class Keyring:
     """Knows every key by its digest. One API process owns the database, so the digests are kept in memory."""
 
     def __init__(self, database: Database, bootstrap: str, bootstrap_read: str = "") -> None:
-        """`bootstrap`: the key of the environment; empty where the API asks for no key. `bootstrap_read`: one more,
-        which may only look."""
+        """`bootstrap`: the key from the environment; empty if the API requires no key. `bootstrap_read`: another one,
+        with the role read."""
         self.database = database
         given: list[tuple[str, Caller]] = [
             (_digest(bootstrap_read.encode()), Caller(BOOTSTRAP_READ, "read")),
@@ -62,14 +62,15 @@ class Keyring:
 
     @property
     def required(self) -> bool:
-        """Whether callers must show a key."""
+        """Whether callers must send a key."""
         return self._is_required
 
     async def find(self, key: bytes) -> Caller | None:
-        """Whose key this is, if anyone's. Raises SQLAlchemy's errors where the database is away at the first call.
+        """The caller whose key this is, if any. Raises SQLAlchemy's errors if the database is unavailable at the first
+        call.
 
-        Digests are compared, all of them and in constant time: neither a key's length nor its first wrong letter shows
-        in the time that it takes.
+        Compares all digests, in constant time, so that timing reveals neither a key's length nor its first wrong
+        character.
         """
         seen = _digest(key)
         made = self._made if self._made is not None else await self._read()
@@ -77,7 +78,7 @@ class Keyring:
         return matches[0] if matches else None
 
     async def _read(self) -> list[tuple[str, Caller]]:
-        """Read the digests, and keep them unless a key was made or revoked meanwhile: they may lack that."""
+        """Read the digests, and keep them unless a key was created or revoked in the meantime, which they may lack."""
         while True:
             before = self._num_changes
             made = [(row.digest, Caller(row.id, row.role)) for row in await self.rows()]
@@ -102,12 +103,12 @@ class Keyring:
         """Make a key. Its text is not kept.
 
         Raises:
-            ConflictError: the API asks for no key, or has very many.
+            ConflictError: authentication is disabled, or there are `MAX_KEYS` keys.
         """
         if not self.required:
             raise ConflictError(
-                "This API asks nobody for a key, so a key would open nothing.",
-                remedy="Set TURNOUT_API_KEY, which turns keys on and makes the first ones, and start the API again.",
+                "Authentication is disabled, so keys have no effect.",
+                remedy="Set TURNOUT_API_KEY, which enables authentication, and restart the API.",
             )
         if len(await self.rows()) >= MAX_KEYS:
             raise ConflictError(f"There are {MAX_KEYS} keys already.", remedy="Revoke those that nobody uses.")
@@ -122,7 +123,7 @@ class Keyring:
         return key
 
     async def revoke(self, key_id: str) -> None:
-        """Make a key worthless from the next request on. Raises `NotFoundError`."""
+        """Revoke a key, effective from the next request. Raises `NotFoundError`."""
         async with self.database.write() as session:
             result = await session.execute(delete(ApiKey).where(ApiKey.id == key_id).returning(ApiKey.id))
             if result.scalar_one_or_none() is None:
@@ -133,7 +134,7 @@ class Keyring:
         self._changed()
 
     def is_revoked(self, caller: Caller | None) -> bool:
-        """Whether the key that a request came with has been revoked since; for answers that go on for long."""
+        """Whether the caller's key has been revoked since its request; for long-running responses."""
         return caller is not None and caller.id in self._revoked
 
 

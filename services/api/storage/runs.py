@@ -1,4 +1,4 @@
-"""Runs: what was asked for, where each stands, and which instances work for it."""
+"""Runs: what was requested, their state, and the instances that work for them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Run(Base):
     desired: Mapped[DesiredState] = mapped_column(String(16))
     """What a person asked for; the scheduler copies it to Redis."""
     reason: Mapped[str] = mapped_column(Text, default="")
-    """Why the run is in its state, where that needs a word."""
+    """Why the run is in its state, if that needs an explanation."""
     config: Mapped[dict[str, Any]] = mapped_column(JSON)
     """The checked run configuration, every default filled in."""
     created_at: Mapped[float] = mapped_column(Float)
@@ -41,11 +41,11 @@ class Run(Base):
     started_at: Mapped[float | None] = mapped_column(Float)
     finished_at: Mapped[float | None] = mapped_column(Float)
     step: Mapped[int] = mapped_column(Integer, default=0)
-    """Newest training step finished."""
+    """Newest finished training step."""
     learner: Mapped[str | None] = mapped_column(String(200))
     """Instance that trains the run; kept after the end, since its unacknowledged groups carry its name."""
     learner_started_at: Mapped[float | None] = mapped_column(Float)
-    """Start of the learner process last seen, by the learner's clock: another number is another process."""
+    """Start of the learner process last seen, by the learner's clock. A different value means a different process."""
     learner_said: Mapped[str] = mapped_column(String(16), default="")
     """State in the newest state change that the learner reported."""
     rollout_servers: Mapped[list[str]] = mapped_column(JSON, default=list)
@@ -72,7 +72,7 @@ async def unfinished_runs(session: AsyncSession) -> Sequence[Run]:
 
 
 async def active_runs(session: AsyncSession) -> Sequence[Run]:
-    """Every run that instances work for; queued ones may be very many."""
+    """Every run that instances work for. Excludes queued runs, of which there may be very many."""
     query = select(Run).where(Run.state.in_(ACTIVE_STATES)).order_by(Run.queued_at, Run.id)
     return (await session.scalars(query)).all()
 
@@ -91,7 +91,7 @@ async def page_of_runs(
         name: only runs whose name contains this text, in any case.
 
     Raises:
-        ConfigurationError: the cursor is not one of ours for this sorting.
+        ConfigurationError: the cursor was not made for this sort order.
     """
     column = {"created_at": Run.created_at, "name": Run.name, "state": Run.state, "step": Run.step}[sort.lstrip("-")]
     descending = sort.startswith("-")
@@ -141,6 +141,6 @@ def _read_cursor(cursor: str, sort: Sort) -> tuple[float | int | str, str]:
 def _wrong_cursor() -> ConfigurationError:
     return ConfigurationError(
         "The cursor does not belong to this listing.",
-        remedy="Pass next_cursor of the page before, with the same sort.",
+        remedy="Pass next_cursor of the previous page, with the same sort.",
         field="cursor",
     )

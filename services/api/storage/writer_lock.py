@@ -1,8 +1,8 @@
-"""One API process a database: the lock that the process holds from before the first migration until it ends.
+"""One API process per database: the lock that the process holds from before the first migration until it ends.
 
-SQLite: an OS lock on `<database>.lock`. PostgreSQL: a session advisory lock on a connection that does nothing else.
-Both go with their holder, however it ends, so a killed API is followed at once. What the process knows of the database
-in memory (keys, events, numbers) holds only as long as nobody else writes, so an API that has lost its lock ends.
+SQLite: an OS lock on `<database>.lock`. PostgreSQL: a session advisory lock on a dedicated connection. Both are
+released with their holder, however it ends, so a killed API can be replaced immediately. What the process keeps in
+memory (keys, events, numbers) is valid only while no other process writes, so an API that has lost its lock exits.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from services.runtime.settings import Settings
 
 log = get_logger(__name__)
 WAIT_SECONDS = 5.0
-"""A predecessor that is still ending is waited for."""
+"""How long to wait for a predecessor that is still shutting down."""
 WATCH_SECONDS = 1.0
 ADVISORY_KEY = int.from_bytes(b"turn", "big")
-"""PostgreSQL's advisory locks are numbers, for each database apart."""
+"""PostgreSQL's advisory locks are numbers, separate for each database."""
 _SERVER_KEEP_ALIVE = "SET tcp_keepalives_idle = 15; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3"
-"""The server frees a dead machine's lock in 30 s, later than we notice (`NETWORK`): two never believe to have it."""
+"""The server frees a dead machine's lock after 30 s, later than the API notices (`NETWORK`), so two never assume that
+they hold it."""
 _HOLDER = """
     SELECT application_name FROM pg_locks JOIN pg_stat_activity USING (pid)
     WHERE locktype = 'advisory' AND granted AND classid = 0 AND objid = %s AND objsubid = 1
@@ -38,13 +39,13 @@ _HOLDER = """
 
 
 class Owner:
-    """Has an SQLite database as long as its file, if it has one, is open."""
+    """Owns an SQLite database while its lock file, if it has one, is open."""
 
     def __init__(self, lock: IO[str] | None = None) -> None:
         self._lock = lock
 
     async def lost(self) -> NoReturn:
-        """Never returns: only the end of the process takes such a lock away."""
+        """Never returns: such a lock is only lost when the process ends."""
         await asyncio.get_running_loop().create_future()
         raise AssertionError
 
@@ -54,7 +55,7 @@ class Owner:
 
 
 class SessionOwner(Owner):
-    """Has a PostgreSQL database as long as its connection lives."""
+    """Owns a PostgreSQL database while its connection is alive."""
 
     def __init__(self, connection: psycopg.Connection[Any], arguments: dict[str, Any]) -> None:
         super().__init__()
@@ -62,8 +63,8 @@ class SessionOwner(Owner):
         self._arguments = arguments
 
     async def lost(self) -> NoReturn:
-        """Raises once the connection is lost and the database answers again: until then there is nothing to start
-        anew with, and this process can at least say so.
+        """Raises once the connection is lost and the database answers again: until then a restarted process could not
+        start either, and this one can at least say why.
 
         Raises:
             UnavailableError: another process may have written since.
@@ -75,7 +76,7 @@ class SessionOwner(Owner):
             await asyncio.sleep(WATCH_SECONDS)
         raise UnavailableError(
             "The connection that held the database's lock was lost; another API may have written since.",
-            remedy="This API ends; start it again (whatever supervises it does).",
+            remedy="This API exits. Start it again, unless its supervisor does.",
         )
 
     def close(self) -> None:
@@ -83,11 +84,11 @@ class SessionOwner(Owner):
 
 
 def own_database(settings: Settings, wait_seconds: float = WAIT_SECONDS) -> Owner:
-    """Make this process the database's only API; keep what is given for as long as the database is used.
+    """Make this process the database's only API; keep the returned owner for as long as the database is in use.
 
     Raises:
         ConfigurationError: the database's URL is wrong.
-        ConflictError: another process is it; says which.
+        ConflictError: another process is; says which.
         UnavailableError: the database or its folder cannot be reached.
     """
     url = make_url(database_url(settings))
@@ -95,7 +96,7 @@ def own_database(settings: Settings, wait_seconds: float = WAIT_SECONDS) -> Owne
     if url.get_backend_name() == "postgresql":
         return _own_session(url, name, wait_seconds)
     if url.database in (None, "", ":memory:"):
-        return Owner()  # in memory, where nobody else can reach it
+        return Owner()  # in memory, where no other process can reach it
     return _own_file(Path(str(url.database)).resolve(), name, wait_seconds)
 
 
@@ -105,8 +106,8 @@ def _own_file(database: Path, name: str, wait_seconds: float) -> Owner:
         file = path.open("a+", encoding="utf-8")
     except OSError as error:
         raise UnavailableError(
-            f"The database's lock {path} cannot be opened: {error.strerror}.",
-            remedy="Check TURNOUT_DATABASE_URL and that TURNOUT_HOME can be written.",
+            f"The database's lock file {path} cannot be opened: {error.strerror}.",
+            remedy="Check TURNOUT_DATABASE_URL, and that TURNOUT_HOME is writable.",
         ) from error
     if not lock(file, wait_seconds):
         with file:
@@ -134,15 +135,15 @@ def _own_session(url: URL, name: str, wait_seconds: float) -> SessionOwner:
     except psycopg.Error as error:
         raise UnavailableError(
             f"The database cannot be opened: {str(error).splitlines()[0]}.",
-            remedy="Check TURNOUT_DATABASE_URL and that the database server runs.",
+            remedy="Check TURNOUT_DATABASE_URL, and that the database server is running.",
         ) from error
     return SessionOwner(connection, arguments)
 
 
 def _taken(database: str, holder: str) -> ConflictError:
     return ConflictError(
-        f"Another API process has the database {database}: {holder or 'it has not said which'}.",
-        remedy="One serves a database: stop that one, or give this one another TURNOUT_HOME or TURNOUT_DATABASE_URL.",
+        f"Another API process is using the database {database}: {holder or 'its name is unknown'}.",
+        remedy="Stop that process, or set another TURNOUT_HOME or TURNOUT_DATABASE_URL for this one.",
     )
 
 

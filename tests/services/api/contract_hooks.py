@@ -1,7 +1,7 @@
-"""What the OpenAPI document cannot say of a valid request: which files exist, which fields go together.
+"""What the OpenAPI document cannot express about a valid request: which files exist, which fields go together.
 
-Schemathesis makes requests from the document alone; a valid one may still name a model that is nowhere, or a cursor
-that nobody gave out. These hooks put true ones in their place, in requests that are meant to be valid only.
+Schemathesis makes requests from the document alone, so a valid one may name a model that does not exist or a cursor
+that the API never returned. These hooks put real ones in their place, but only in requests that are meant to be valid.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ VALID_EXPERIMENT: dict[str, Any] = {
 def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwargs: dict[str, Any]) -> None:
     query = case.query if isinstance(case.query, dict) else {}
     if case.operation.path.endswith("/events"):
-        query["follow"] = "false"  # else the answer never ends
+        query["follow"] = "false"  # otherwise the response never ends
         case.query = query
     if case.meta is None or not case.meta.generation.mode.is_positive:
         return
     query.pop("cursor", None)
     if case.headers and "idempotency-key" in case.headers:
-        case.headers["idempotency-key"] = secrets.token_hex(8)  # a key seen before belongs to another request
+        case.headers["idempotency-key"] = secrets.token_hex(8)  # a key that was seen before belongs to another request
     if case.operation.path == "/v1/runs" and isinstance(case.body, dict):
         case.body = valid_run(case.body)
     if case.operation.path == "/v1/experiments" and isinstance(case.body, dict):

@@ -1,4 +1,4 @@
-"""Stand-ins for the other services, and ways to drive the API."""
+"""Fakes of the other services, and helpers that drive the API."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LOAD = ["prepare", "pause", "start_weight_update", "update_weights", "finish_wei
 async def eventually(
     check: Callable[[], Awaitable[Any]] | Callable[[], Any], *, seconds: float = 20.0, every: float = 0.02
 ) -> Any:
-    """Wait until `check` gives a true value and return it; the limit only ends a test that would fail anyway."""
+    """Wait until `check` returns a true value, and return it; the limit only ends a test that would fail anyway."""
     deadline = time.monotonic() + seconds
     while True:
         value = check()
@@ -110,9 +110,9 @@ class FakeInstance:
 
 
 class FakeRollout(FakeInstance):
-    """A rollout server: a whole update in one call, and vLLM's weight-update routes with the refusals of ours.
+    """A rollout server: a whole update in one call, and vLLM's weight-update routes with our server's refusals.
 
-    `fail` scripts answers: the name of a call to a list of statuses, taken one by one.
+    `fail` scripts answers: the name of a call to a list of statuses, used in order.
     """
 
     def __init__(self, redis: Redis, instance: str) -> None:

@@ -1,4 +1,4 @@
-"""The API as its own process, for what only a process can show: its start, its locks, its death."""
+"""The API as a real process, for what needs one: its start, its locks, its death."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def api_process(environment: dict[str, str], log: Path) -> Iterator[tuple[subpro
             [sys.executable, *API], env=environment | {"TURNOUT_PORT": str(port)}, stdout=output, stderr=output
         )
     try:
-        # A connection that is refused is tried again, each time later: for longer than a slow start takes.
+        # Refused connections are retried with backoff, for longer than a slow start takes.
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", transport=httpx.HTTPTransport(retries=9)) as client:
             while client.get("/readyz").status_code != 200:
                 assert process.poll() is None, log.read_text()

@@ -1,4 +1,4 @@
-"""Answers that are kept: given again while nothing changed, never afterwards, and never a fault."""
+"""Cached responses: reused while nothing changed, never afterwards, and never for a fault."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ async def test_one_request_answers_all_that_come_meanwhile(client, database: Sim
     waiting = [asyncio.create_task(client.get("/v1/runs/a/steps")) for _ in range(5)]
     while not client.state.asked:
         await asyncio.sleep(0)
-    database.version += 1  # what is asked for from now on must be made from now on
+    database.version += 1  # requests after this must not get an older response
     later = asyncio.create_task(client.get("/v1/runs/a/steps"))
     while client.state.asked < 2:
         await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""The API keeps to its own OpenAPI document, whatever is sent to it: Schemathesis with every check, links included."""
+"""The API conforms to its OpenAPI document, whatever is sent: Schemathesis with every check, including links."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KEY = "of the contract's test"
 
 
 async def test_every_operation_answers_as_documented(settings: Settings, redis: Redis) -> None:
-    """A short form with fixed choices; tests/services/api/schemathesis.toml says how to run a long one."""
+    """A short version with a fixed seed; tests/services/api/schemathesis.toml says how to run a long one."""
     with_key = settings.model_copy(update={"api_key": KEY})
     parts = make_parts(with_key, redis, await open_database(with_key))
     program = str(Path(sys.executable).with_name("schemathesis"))

@@ -1,4 +1,4 @@
-"""Migrations, up, again, down and up; one write at a time; settings of the database."""
+"""Migrations up, down and up again; one write at a time; database settings."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def test_migrations_make_exactly_the_models(settings: Settings) -> None:
     assert tables == {*Base.metadata.tables, "alembic_version"} > {"runs", "events", "api_keys"}
     await database.close()
     assert (settings.home / "turnout.db").exists() == is_sqlite
-    await (await open_database(settings)).close()  # again: nothing to do, nothing lost
+    await (await open_database(settings)).close()  # opening it again changes nothing
 
 
 async def test_migrations_go_down_and_up_again(settings: Settings) -> None:
@@ -60,7 +60,7 @@ async def test_migrations_go_down_and_up_again(settings: Settings) -> None:
 
 
 async def test_writes_come_one_at_a_time_and_ids_in_the_order_in_which_they_are_seen(settings: Settings) -> None:
-    """No event appears behind one with a higher id: readers go on after the last id that they saw."""
+    """No event appears behind one with a higher id: readers continue after the last id that they saw."""
     database = await open_database(settings)
     seen: list[list[int]] = []
 
@@ -127,7 +127,7 @@ async def test_tables_of_a_newer_release_are_named(settings: Settings) -> None:
     async with database.write() as session:
         await session.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
     await database.close()
-    with pytest.raises(UnavailableError, match="another release") as caught:
+    with pytest.raises(UnavailableError, match="a release that this one does not know") as caught:
         await open_database(settings)
     assert "9999" in str(caught.value)
     assert caught.value.remedy
@@ -142,7 +142,7 @@ async def test_a_database_server_that_does_not_speak_is_given_up(monkeypatch: py
         writer.close()
 
     async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as server:
-        url = f"postgresql://nobody@127.0.0.1:{server.sockets[0].getsockname()[1]}/none"
+        url = f"postgresql://user@127.0.0.1:{server.sockets[0].getsockname()[1]}/none"
         async with asyncio.timeout(60):  # the driver's own limit is 130 s
             with pytest.raises(UnavailableError):
                 await open_database(Settings(database_url=url))
@@ -155,6 +155,6 @@ async def test_a_database_that_cannot_be_opened(tmp_path: Path) -> None:
         await open_database(Settings(home=tmp_path / "file" / "home"))
     assert "TURNOUT_HOME" in caught.value.remedy
     with pytest.raises(UnavailableError) as caught:
-        await open_database(Settings(database_url="postgresql://nobody:hidden@127.0.0.1:1/none"))
+        await open_database(Settings(database_url="postgresql://user:hidden@127.0.0.1:1/none"))
     assert "TURNOUT_DATABASE_URL" in caught.value.remedy
     assert "hidden" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Forks over REST: what the child is, what may change, what it needs of its parent."""
+"""Forks over REST: what the child is, what may change, what it needs from its parent."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ async def test_no_run_no_checkpoint(client: httpx.AsyncClient, run_body: dict[st
 
 async def test_torn_checkpoints_are_no_choice(parts: Parts, client: httpx.AsyncClient, parent: str) -> None:
     newest = checkpoint_folder(parts.settings.runs_folder / parent, 3)
-    (newest / "hf" / "model.safetensors").unlink()  # as when the parent's learner is deleting it just now
+    (newest / "hf" / "model.safetensors").unlink()  # as if the parent's learner were deleting it
     assert (await fork(client, parent, changes={"training": {"steps": 9}})).status_code == 409
     (newest / "manifest.json").unlink()
     reply = await fork(client, parent, changes={"training": {"steps": 9}})
@@ -216,7 +216,7 @@ asyncio.run(main())
 
 
 def fork_killed_in(method: str, parent: str, environment: dict[str, str]) -> None:
-    """Fork in a process that is killed where it would call this method."""
+    """Fork in a process that is killed when it calls this method."""
     ended = subprocess.run([sys.executable, "-c", KILLED, method, parent], env=environment)
     assert ended.returncode == -signal.SIGKILL
 
@@ -224,9 +224,11 @@ def fork_killed_in(method: str, parent: str, environment: dict[str, str]) -> Non
 async def test_an_api_that_is_killed_while_it_forks_leaves_nothing_after_its_next_start(
     settings: Settings, parent: str, tmp_path: Path
 ) -> None:
-    """Killed before the child is stored, and after: half a fork is gone, a whole one is a run."""
+    """Killed before the child is stored, and after: a partial fork is removed, a complete one is a run."""
     environment = environment_of(settings)
-    write_checkpoint(settings.runs_folder / "unknown", 3)  # perhaps of a run in another database: not ours to delete
+    write_checkpoint(
+        settings.runs_folder / "unknown", 3
+    )  # may belong to a run in another database, so it is not deleted
     for method in ("_add", "_settle"):
         fork_killed_in(method, parent, environment)
     assert len(list(settings.runs_folder.glob(f"*/{UNSETTLED}"))) == 2

@@ -1,4 +1,4 @@
-"""From the stream of events to rows, lists and server-sent events: each event once, whatever happens in between."""
+"""Events become rows, lists and server-sent events: each event once, whatever happens in between."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ async def test_events_become_rows_lists_and_stream(
     parts: Parts, client: httpx.AsyncClient, redis: Redis, run_id: str, tmp_path: Path
 ) -> None:
     await emit(redis, *every_event(run_id, tmp_path))
-    await parts.ingest.step()  # the first round looks for messages in hand
+    await parts.ingest.step()  # the first round looks for pending messages
     await parts.ingest.step()
     run = (await client.get(f"/v1/runs/{run_id}")).json()
     assert (run["state"], run["step"], run["started_at"], run["groups"]) == (
@@ -142,7 +142,7 @@ async def test_events_become_rows_lists_and_stream(
 async def test_events_in_an_answer_that_was_lost_are_stored_in_their_order(
     parts: Parts, client: httpx.AsyncClient, redis: Redis, run_id: str
 ) -> None:
-    """The connection broke before the answer came: the events are the API's, which has never seen them."""
+    """The connection broke before the reply arrived: the events are pending for the API, which has never seen them."""
     await parts.ingest.step()
     states: list[RunState] = ["starting", "running", "paused", "running"]
     told = [RunStateChanged(run_id=run_id, at=float(at), state=state) for at, state in enumerate(states)]
@@ -262,7 +262,7 @@ async def test_samples_of_long_responses_come_fewer_at_once(
 async def test_text_with_the_character_zero_is_shown(
     parts: Parts, client: httpx.AsyncClient, run_id: str, database_url: str
 ) -> None:
-    """Models sample it and rows may hold it; PostgreSQL has no place for it in a column of text."""
+    """Models sample it and rows may contain it, but PostgreSQL's text columns cannot hold it."""
     zero = "\u2400" if database_url else "\0"
     sample = Sample(
         index=0, text="a\0b", tokens=["a", "\0", "b"], reward=1.0, correct=True, route="grpo", advantage=0.5
@@ -290,7 +290,7 @@ async def test_last_event_id_goes_on_where_it_was(parts: Parts, client: httpx.As
 
 
 async def listen(parts: Parts, run_id: str, last_id: int, count: int) -> list[tuple[int, str, dict[str, Any]]]:
-    """Follow the stream until `count` entries have come."""
+    """Follow the stream until `count` entries have arrived."""
     found: list[tuple[int, str, dict[str, Any]]] = []
     stream = event_stream(parts.database, parts.broadcaster, run_id, last_id, True)
     async for text in stream:

@@ -1,4 +1,4 @@
-"""Keys: made once, kept as digests, with roles, revocable."""
+"""Keys: shown once, stored as digests, with roles, revocable."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def keyed_parts(settings: Settings, redis: Redis) -> AsyncIterator[Parts]:
 
 @pytest.fixture
 async def keyed(keyed_parts: Parts) -> AsyncIterator[httpx.AsyncClient]:
-    """A client that sends the key of the environment unless told otherwise."""
+    """A client that sends the environment's key by default."""
     async with client_of(keyed_parts, headers=bearer(BOOTSTRAP)) as client:
         yield client
 
@@ -90,7 +90,7 @@ async def test_a_revoked_key_opens_nothing(keyed: httpx.AsyncClient) -> None:
 async def test_a_revoked_keys_event_streams_end(
     keyed_parts: Parts, keyed: httpx.AsyncClient, run_body: dict[str, Any]
 ) -> None:
-    """At once, also where nothing happens; streams of other keys go on, and nothing later is sent on the ended one."""
+    """Immediately, even if nothing happens; streams of other keys continue, and the ended one sends nothing more."""
     run_id = (await keyed.post("/v1/runs", json=run_body)).json()["id"]
     key, other = await made(keyed), await made(keyed)
     headers = [bearer(key["key"]), bearer(other["key"]), bearer(BOOTSTRAP)]

@@ -1,4 +1,4 @@
-"""What one client may have under way, and what a request may bring: nobody takes the API from the others."""
+"""Limits on concurrent requests and on bodies, so that one client cannot take the API from the others."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def test_event_streams_are_counted_by_client_and_in_all(
         assert (await client.get(run, headers=bearer(keys[0]))).status_code == 200
         await opened[0].aclose()
         await eventually(lambda: parts.broadcaster.num_listeners == 4)
-        assert (await open_stream(keys[0])).status_code == 200  # a place that is free again
+        assert (await open_stream(keys[0])).status_code == 200  # a slot that is free again
         for answer in opened:
             await answer.aclose()
     await parts.close()
@@ -102,7 +102,7 @@ async def test_the_largest_body_passes_the_default_limit(settings: Settings, red
 
 
 async def test_a_forged_address_passes_no_limit(settings: Settings, redis: Redis) -> None:
-    """Without keys callers are told apart by the address that they really have."""
+    """Without keys, callers are distinguished by their real address."""
     limited = settings.model_copy(update={"rate_limit": "3/day"})
     parts = make_parts(limited, redis, await open_database(limited))
     async with served(make_application(parts)) as url, httpx.AsyncClient(base_url=url) as client:
@@ -144,7 +144,7 @@ async def test_a_large_body_of_anything_is_refused_before_it_is_looked_at(
     assert reply.status_code in (400, 422)
     assert reply.headers["content-type"] == "application/problem+json"
     assert len(reply.content) < 2000
-    assert time.process_time() - began < 2  # with every field explained, five
+    assert time.process_time() - began < 2  # explaining every field would take five
 
 
 @pytest.mark.parametrize("half", ["\\ud800", "\\udfff", "a\\ud83d/b"])
@@ -245,7 +245,8 @@ async def test_samples_are_sent_in_pieces(
 async def test_who_reads_samples_slowly_holds_up_nobody(
     parts: Parts, run_body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More such clients than the database has connections; the same question as theirs is answered at once."""
+    """More slow clients than the database has connections; the same request from another client is answered
+    immediately."""
     async with served(make_application(parts)) as url, httpx.AsyncClient(base_url=url) as client:
         run_id = (await client.post("/v1/runs", json=run_body)).json()["id"]
         await store_groups(parts, run_id, 4, "x" * 3_000_000)

@@ -1,4 +1,4 @@
-"""The beat of the loops."""
+"""Background loops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""/metrics: every promised name, right numbers, the same right after a restart."""
+"""/metrics: every promised name, correct numbers, and the same ones after a restart."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ PROMISED = [
 
 
 def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """Every sample of a page: (name, labels) to value. Fails where the page does not parse."""
+    """Every sample of a page: (name, labels) to value. Fails if the page does not parse."""
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)
@@ -209,10 +209,10 @@ async def test_services_queues_and_verifiers(
 def test_running_histogram() -> None:
     running = RunningHistogram()
     assert running.buckets() == [("+Inf", 0.0)]
-    running.add(Histogram(edges=[0.0, 1.0], counts=[2, 3], total=1.0))  # lengths that do not fit
+    running.add(Histogram(edges=[0.0, 1.0], counts=[2, 3], total=1.0))  # lengths that do not match
     assert running.edges == []
     running.add(Histogram(edges=[0.0, 1.0, 2.0], counts=[2, 3], total=4.0))
-    running.add(Histogram(edges=[0.0, 1.0, 4.0], counts=[1, 1], total=1.0))  # other edges: starts anew
+    running.add(Histogram(edges=[0.0, 1.0, 4.0], counts=[1, 1], total=1.0))  # other edges reset it
     assert (running.buckets(), running.total) == ([("1.0", 1.0), ("+Inf", 2.0)], 1.0)
 
 

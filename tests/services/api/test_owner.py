@@ -1,4 +1,5 @@
-"""One API process a database: others are refused, a killed one is followed at once, one that lost its lock ends."""
+"""One API process per database: others are rejected, a killed one can be replaced immediately, one without its lock
+exits."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ def test_a_killed_holder_is_followed_at_once(settings: Settings) -> None:
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"mine\n"
-        with pytest.raises(ConflictError, match=f"Another API process has .*: first, pid {holder.pid} on ") as caught:
+        with pytest.raises(
+            ConflictError, match=f"Another API process is using .*: first, pid {holder.pid} on "
+        ) as caught:
             own_database(settings, wait_seconds=0)
         assert "TURNOUT_DATABASE_URL" in caught.value.remedy
     finally:
@@ -69,7 +72,7 @@ def test_a_lock_that_cannot_be_made(tmp_path: Path) -> None:
 async def test_while_the_database_is_away_the_loss_is_not_told(
     settings: Settings, postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An API that ended then could not start again; it goes on to say that the database is away."""
+    """An API that exited now could not start again, so it keeps reporting that the database is unavailable."""
     answers = [False, False, True]
     monkeypatch.setattr(module, "WATCH_SECONDS", 0.0)
     monkeypatch.setattr(module, "_can_connect", lambda _: answers.pop(0))
@@ -83,12 +86,12 @@ async def test_while_the_database_is_away_the_loss_is_not_told(
 
 
 def test_real_processes_on_postgresql(settings: Settings, postgres: str, tmp_path: Path) -> None:
-    """The second is refused with one sentence; the first ends by itself when its lock is gone."""
+    """The second is rejected with one sentence; the first exits on its own when it loses its lock."""
     environment = environment_of(settings, DATABASE_URL=postgres, INSTANCE="first")
     with api_process(environment, tmp_path / "log") as (first, client):
         second = subprocess.run([sys.executable, *API], env=environment, capture_output=True, text=True)
         assert second.returncode == 2
-        assert "turnout api: Another API process has the database" in second.stderr
+        assert "turnout api: Another API process is using the database" in second.stderr
         assert f"first, pid {first.pid} on" in second.stderr
         assert client.get("/v1/services").json()["items"][0]["state"] == "ready"
         with psycopg.connect(postgres, autocommit=True) as connection:

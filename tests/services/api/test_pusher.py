@@ -1,4 +1,4 @@
-"""The weight pusher against rollout servers on real ports that refuse, fail and come back."""
+"""The weight pusher against rollout servers on real ports that reject updates, fail and recover."""
 
 from __future__ import annotations
 
@@ -180,12 +180,12 @@ async def test_a_server_that_refuses_before_it_stops_is_not_shown_out(
 
         async def told() -> bool:
             text = (await client.get(f"/v1/runs/{run_id}/events", params={"follow": "false"})).text
-            return "samples on with older weights" in text and "has taken version 1" in text
+            return "keeps sampling with older weights" in text and "has loaded version 1" in text
 
         await eventually(told)
         text = (await client.get(f"/v1/runs/{run_id}/events", params={"follow": "false"})).text
         assert "out of rotation" not in text
-        assert text.count("samples on with older weights") == 1
+        assert text.count("keeps sampling with older weights") == 1
         errors = [push["error"] for push in (await client.get(f"/v1/runs/{run_id}/weight-pushes")).json()["items"]]
         assert sum("scripted: prepare" in error for error in errors) == 3
 
@@ -213,7 +213,7 @@ async def test_a_server_that_is_right_already_is_only_asked(
 
 
 async def test_a_server_that_fails_for_days_is_tried_in_pauses(parts: Parts, redis: Redis) -> None:
-    """The thousands of failures, and an address that is none, are told like any other."""
+    """Thousands of failures and an invalid address are reported like any other fault."""
     server = FakeInstance(redis, "rollout", "rollout-0", "http://no:port")
     held = pusher.ServerWeights("a", server.started_at, num_failures=5000)
     await parts.pusher._bring(server.record(), held, Target(1, "/w", "blake3:1"), check_first=False)
@@ -237,7 +237,7 @@ async def test_the_service_token_is_sent(settings: Settings, redis: Redis, run_b
 
 
 async def offer(redis: Redis, run_id: str, version: int) -> None:
-    """Publish weights with a fast transport beside the store."""
+    """Publish weights with a fast transport in addition to the store."""
     transfer = '{"transport":"nccl","device":"GPU-1","address":"10.0.0.1","port":4711}'
     await redis.hset(streams.weights(run_id), "transfer", transfer)
     await publish(redis, run_id, version)
@@ -270,7 +270,7 @@ async def test_a_fast_transport_that_fails_is_followed_by_the_store_at_once(
         async def told() -> bool:
             text = (await client.get(f"/v1/runs/{run_id}/events", params={"follow": "false"})).text
             assert "out of rotation" not in text
-            return text.count("fast transport failed") == 3 and text.count("not tried again") == 1
+            return text.count("fast transport failed") == 3 and text.count("will not be retried") == 1
 
         await eventually(told)
 

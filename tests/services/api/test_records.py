@@ -1,4 +1,4 @@
-"""One definition of a record: its table, its schema and its JSON are made from it."""
+"""A record's table, schema and JSON are derived from one definition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run from creation to its end, with stand-ins for learner and rollout server."""
+"""A run from creation to its end, with a fake learner and rollout server."""
 
 from __future__ import annotations
 

@@ -309,7 +309,7 @@ async def test_a_deletion_cut_short_by_the_apis_end_is_finished_at_its_next_star
 async def test_lists_have_the_newest_metrics_of_every_run(
     parts: Parts, client: httpx.AsyncClient, run_body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also of those that ended so long ago that they are on the board of metrics no more."""
+    """Including runs that ended so long ago that they are not on the metrics board."""
     monkeypatch.setattr("services.api.live.board.MAX_ENDED_RUNS", 0)
     run_id, other = [(await client.post("/v1/runs", json=run_body)).json()["id"] for _ in range(2)]
     for step in (1, 2):
@@ -369,7 +369,8 @@ async def test_redis_away_is_a_503(parts: Parts, client: httpx.AsyncClient, monk
 async def test_a_queue_server_that_is_away_is_told_soon(
     settings: Settings, redis: Redis, run_body: dict[str, Any]
 ) -> None:
-    """Requests try a few times and then answer; the loops go on for longer. A stop with a checkpoint needs it not."""
+    """Requests retry a few times and then answer; the loops retry for longer. A stop with a checkpoint does not need
+    Redis."""
     tries = 0
 
     async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""Who works for which run: the plan by itself, then the loop with Valkey and stand-in services."""
+"""Assignment of services to runs: the plan alone, then the loop with Valkey and fake services."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_two_runs_start_before_one_gets_more_servers() -> None:
 def test_late_servers_join_and_missing_ones_are_replaced() -> None:
     run = Assigned("a", "running", 2, "learner-0", ["rollout-0", "rollout-1"])
     services = fleet(1, 0)
-    assert plan([run], services) == [run]  # away, and nobody else: their place is kept
+    assert plan([run], services) == [run]  # missing, with no replacement: they keep their place
     services += [record("rollout", "rollout-0"), record("rollout", "rollout-7")]
     assert plan([run], services)[0].servers == ["rollout-0", "rollout-7"]
 
@@ -77,7 +77,7 @@ names = st.sampled_from([f"i{index}" for index in range(6)])
 
 @st.composite
 def situations(draw: st.DrawFn) -> tuple[list[Assigned], list[ServiceRecord]]:
-    """Runs whose present assignments do not overlap, and services in any state."""
+    """Runs whose assignments do not overlap, and services in any state."""
     free = [f"i{index}" for index in range(10)]
     runs = []
     for index in range(draw(st.integers(0, 4))):
@@ -224,7 +224,7 @@ async def test_pause_stop_and_resume_reach_the_learner(
 async def test_a_lost_learner_means_starting_again(
     client: httpx.AsyncClient, loops: None, redis: Redis, learner: FakeInstance, run_body: dict[str, Any], clock: float
 ) -> None:
-    """Also where the learner's clock is set by `clock` seconds between its processes."""
+    """Even if the learner's clock is moved by `clock` seconds between its processes."""
     await FakeInstance(redis, "rollout", "rollout-0").publish()
     run_id = await create(client, run_body)
     await reaches(client, run_id, "starting")
@@ -247,7 +247,7 @@ async def test_a_lost_learner_means_starting_again(
     await restarts()
     await trains()
 
-    await restarts()  # so fast that its record never went away
+    await restarts()  # so fast that its record never expired
     await reaches(client, run_id, "starting")
     await trains()
 
@@ -273,7 +273,7 @@ async def test_a_run_whose_servers_cannot_start_fails_with_their_reason(
     run_id = await create(client, run_body, num_servers=2)
     await eventually(lambda: both_assigned(servers, run_id))
     await fail_to_start(servers[0], run_id, times=5)
-    await fail_to_start(servers[1], run_id, times=4)  # one more try may succeed
+    await fail_to_start(servers[1], run_id, times=4)  # one more attempt may succeed
     rounds = parts.status.rounds["scheduler"]
     await eventually(lambda: parts.status.rounds["scheduler"] > rounds + 1)
     assert (await shown(client, run_id))["state"] == "starting"
@@ -281,7 +281,7 @@ async def test_a_run_whose_servers_cannot_start_fails_with_their_reason(
     await reaches(client, run_id, "failed")
     assert "rollout-0: the model has no weights" in (await shown(client, run_id))["reason"]
 
-    await client.post(f"/v1/runs/{run_id}/resume")  # for another try
+    await client.post(f"/v1/runs/{run_id}/resume")  # for another attempt
     for server in servers:
         server.run_id, server.state, server.details = None, "idle", {}
         await server.publish()
@@ -334,9 +334,9 @@ async def test_keys_that_redis_lost_are_written_again(
     await redis.delete(streams.config(run_id), streams.desired(run_id), streams.RUNS, streams.assignment("learner-0"))
     await redis.set(streams.assignment("stranger"), run_id)
 
-    async def mended() -> bool:
+    async def restored() -> bool:
         there = await redis.exists(streams.config(run_id), streams.desired(run_id), streams.RUNS)
         stranger = await redis.exists(streams.assignment("stranger"))
         return there == 3 and not stranger and await learner.assignment() == run_id
 
-    await eventually(mended)
+    await eventually(restored)

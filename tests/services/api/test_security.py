@@ -1,4 +1,4 @@
-"""Who may call, how often and from where; bodies; headers; secrets; and what the process refuses to do."""
+"""Who may call, how often and from where; bodies; headers; secrets; and when the process refuses to start."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_the_process_refuses_to_listen_for_others_without_a_key(
 def test_a_secret_that_no_header_takes_is_named_and_not_shown(
     monkeypatch: pytest.MonkeyPatch, name: str, secret: str
 ) -> None:
-    """Libraries' errors would quote it, up to the history of a run."""
+    """Libraries would quote it in errors, which end up in a run's history."""
     monkeypatch.setenv(name, secret)
     with pytest.raises(ConfigurationError) as caught:
         load_settings()
@@ -133,7 +133,7 @@ async def test_a_client_that_calls_too_often_is_told_when_to_come_back(settings:
         assert (refused.status_code, refused.headers["content-type"]) == (429, "application/problem+json")
         assert 0 < int(refused.headers["retry-after"]) <= 86400
         assert (await client.get("/healthz")).status_code == 200
-        strangers = [(await client.get("/v1/runs")).status_code for _ in range(6)]  # counted by themselves
+        strangers = [(await client.get("/v1/runs")).status_code for _ in range(6)]  # counted separately
         assert strangers == [401] * 5 + [429]
     await parts.close()
 
@@ -162,7 +162,7 @@ def test_a_limit_that_is_none_is_named() -> None:
 async def test_without_a_key_other_sites_get_nothing(
     client: httpx.AsyncClient, method: str, headers: dict[str, str], allowed: bool
 ) -> None:
-    """A page of somebody else's, open in a browser on this machine, can reach loopback. It must not steer runs."""
+    """A foreign page that is open in a browser on this machine can reach loopback. It must not control runs."""
     reply = await client.request(method, "/v1/runs" if method == "GET" else "/v1/runs/x/stop", headers=headers)
     assert (reply.status_code != 403) == allowed
 

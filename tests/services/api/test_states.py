@@ -1,4 +1,4 @@
-"""The state machine, for every pair of states, on both ways in: a learner's event and the API's own change."""
+"""The state machine, for every pair of states and both sources: a learner's event and the API's own change."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAIRS = list(itertools.product(RUN_STATES, RUN_STATES))
 
 
 async def in_state(parts: Parts, client: httpx.AsyncClient, body: dict[str, Any], state: RunState) -> str:
-    """A run that is in `state`, however one gets there."""
+    """A run in `state`, without the path to it."""
     run_id = str((await client.post("/v1/runs", json=body)).json()["id"])
     async with parts.database.write() as session:
         run = await session.get(Run, run_id)
@@ -131,5 +131,5 @@ async def test_stop_now_ends_a_run_whose_learner_is_gone(
         run.learner = learner.instance
     reply = await client.post(f"/v1/runs/{worked_on}/stop", params={"now": "true"})
     assert (reply.json()["state"], reply.json()["desired"]) == ("stopping", "stopped_now")
-    await client.post(f"/v1/runs/{worked_on}/stop")  # a later graceful wish does not take back the first
+    await client.post(f"/v1/runs/{worked_on}/stop")  # a later graceful stop does not undo the first
     assert (await client.get(f"/v1/runs/{worked_on}")).json()["desired"] == "stopped_now"

@@ -1,4 +1,4 @@
-"""A stall names itself."""
+"""Stalls: what they name, when they are noted, and what is not a stall."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ def test_nothing_is_wrong_while_things_move() -> None:
             5.0,
             "rollout server rollout-0 is starting (engine start)",
         ),
-        ({"state": "updating"}, 5.0, "rollout server rollout-0 is taking new weights"),
-        ({"waiting_for": "weights version 7"}, 5.0, "rollout server rollout-0 waits for weights version 7"),
+        ({"state": "updating"}, 5.0, "rollout server rollout-0 is loading weights"),
+        ({"waiting_for": "weights version 7"}, 5.0, "rollout server rollout-0 is waiting for weights version 7"),
         ({}, 90.0, "rollout server rollout-0 has sampled no group for 90 s"),
-        (None, 5.0, "rollout-0 gives no sign of life"),
+        (None, 5.0, "rollout-0 has stopped sending heartbeats"),
     ],
 )
 def test_the_learners_wait_names_the_server_at_fault(server: Any, silent: float, says: str) -> None:
@@ -88,7 +88,7 @@ def test_the_learners_wait_names_the_server_at_fault(server: Any, silent: float,
 
 
 def test_long_responses_are_no_stall_while_tokens_come() -> None:
-    """Groups that take longer than the limit, while the engine visibly samples; once it does not, it is named."""
+    """Groups may take longer than the limit while the engine makes tokens; once it stops, it is named."""
     sampling = record("rollout", "rollout-0", run_id="a", tokens_unfinished=9000)
     services, old = [LEARNER, VERIFIER, sampling], queue("prompts", 4, 90.0)
     waits = find_waits([LEARNER], ["a"])
@@ -98,7 +98,7 @@ def test_long_responses_are_no_stall_while_tokens_come() -> None:
     assert all("rollout server rollout-0 has sampled no group for 40 s" in text for text in texts)
     held_up = fleet(*services, silent=1.0)
     assert len(find_stalls(waits, [old, queue("completions", 2, 90.0)], held_up, 60.0)) == 2, (
-        "judging is what does not move"
+        "the verifier is what does not move"
     )
 
 
@@ -121,9 +121,9 @@ def test_one_server_that_works_is_enough() -> None:
     assigned = {"a": ["learner-0", "rollout-0", "rollout-1"]}
     dead = record("rollout", "rollout-1", run_id="a", state="failed")
     culprit = find_culprit("a", [PROMPTS], Fleet([LEARNER, VERIFIER, ROLLOUT, dead], assigned, {}), 60.0)
-    assert culprit.text == "every service says that it works (messages in hand or waiting: prompts 4)"
+    assert culprit.text == "every service reports that it is working (messages waiting or in progress: prompts 4)"
     (stall,) = find_stalls([], [], Fleet([LEARNER, VERIFIER, ROLLOUT], assigned, {}), 60.0)
-    assert stall.text == "rollout-1 gives no sign of life; its run goes on with the other servers."
+    assert stall.text == "rollout-1 has stopped sending heartbeats; the run continues with the other servers."
 
 
 def test_a_server_that_waits_for_prompts_points_at_the_learner() -> None:
@@ -131,7 +131,7 @@ def test_a_server_that_waits_for_prompts_points_at_the_learner() -> None:
     learner = record("learner", "learner-0", run_id="a")
     (stall,) = find_stalls(find_waits([waiting], ["a"]), [], fleet(waiting, VERIFIER, learner, silent=100.0), 60.0)
     assert stall.text == (
-        "rollout-0 has waited 100 s for prompts: learner-0 has trained no step for 100 s (no group is on its way)."
+        "rollout-0 has waited 100 s for prompts: learner-0 has trained no step for 100 s (no groups are in flight)."
     )
 
 
@@ -139,9 +139,9 @@ def test_missing_services_and_old_messages_are_named() -> None:
     old = [queue("completions", 2, 90.0), queue("scored", 9, 900.0)]
     stalls = find_stalls([], old, fleet(LEARNER), 60.0)
     assert [stall.key for stall in stalls] == ["gone:rollout-0", "no-verifier", "queue:completions"]
-    assert stalls[0].text == "rollout-0 gives no sign of life; the run waits for it."
+    assert stalls[0].text == "rollout-0 has stopped sending heartbeats; the run is waiting for it."
     assert stalls[2].text == (
-        "2 messages on completions wait for a verifier, the oldest for 90 s: "
+        "2 messages on completions are waiting for a verifier, the oldest for 90 s: "
         "no verifier is running (2 groups on completions)."
     )
 
@@ -164,7 +164,7 @@ def test_silence_is_counted_by_our_clock_since_the_last_tokens() -> None:
 
 
 def test_a_clock_that_is_set_changes_no_wait(monkeypatch: pytest.MonkeyPatch, redis: Redis) -> None:
-    """Set back or forward by hours, in the service or where its record is read."""
+    """Set back or forward by hours, in the service or in the reader of its record."""
     presence = Presence(redis, "learner", "learner-0", "http://x")
     presence.waits_for("groups")
     real = time.time
@@ -175,7 +175,7 @@ def test_a_clock_that_is_set_changes_no_wait(monkeypatch: pytest.MonkeyPatch, re
 
 @dataclass
 class Moving:
-    """A run that trains, with all that it needs."""
+    """A training run with all services that it needs."""
 
     client: httpx.AsyncClient
     run_id: str
@@ -220,7 +220,7 @@ async def test_a_stall_is_noted_once_and_its_end_too(parts: Parts, moving: Movin
     for _ in range(3):
         await parts.watchdog.step()
     (note,) = await moving.notes()
-    assert "Stalled: rollout-0 gives no sign of life" in note
+    assert "Stalled: rollout-0 has stopped sending heartbeats" in note
     await server.publish()
     for _ in range(3):
         await parts.watchdog.step()
@@ -247,13 +247,13 @@ async def test_a_queue_server_that_is_away_is_what_every_moving_run_waits_for(
     notes = await moving.notes()
     assert len(notes) == 2
     assert "Stalled: The queue server does not answer" in notes[0]
-    assert "Moving again. It was: The queue server does not answer" in notes[1]
+    assert "Moving again. The stall was: The queue server does not answer" in notes[1]
 
 
 async def test_a_queue_server_that_takes_no_writes_is_named_and_nobody_missed(
     parts: Parts, redis: Redis, moving: Moving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No heartbeat can be written, so all run out; that says nothing about those who would write them."""
+    """Heartbeats cannot be written, so all expire; that says nothing about the services."""
     await moving.vanish()
     await redis.config_set("maxmemory", 1)
     try:
@@ -267,7 +267,7 @@ async def test_a_queue_server_that_takes_no_writes_is_named_and_nobody_missed(
     await parts.watchdog.step()
     notes = await moving.notes()
     assert len(notes) == 2
-    assert "Stalled: The queue server takes no writes: command not allowed when used memory" in notes[0]
+    assert "Stalled: The queue server rejects writes: command not allowed when used memory" in notes[0]
     assert "Moving again." in notes[1]
     assert await moving.state() == "running"
 
@@ -275,7 +275,7 @@ async def test_a_queue_server_that_takes_no_writes_is_named_and_nobody_missed(
 async def test_a_queue_server_whose_disk_is_full_is_named_although_it_comes_up_again_and_again(
     parts: Parts, client: httpx.AsyncClient, moving: Moving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each time it lives for a moment, with all heartbeats run out. Nobody is missing for that."""
+    """Each time it is up briefly, with all heartbeats expired. No service is missing because of that."""
     now = [0.0]
     for part in (parts.watchdog, parts.watchdog.roll, parts.scheduler.roll):
         monkeypatch.setattr(part, "_clock", lambda: now[0])
@@ -311,7 +311,7 @@ async def test_a_queue_server_whose_disk_is_full_is_named_although_it_comes_up_a
     notes = await moving.notes()
     assert len(notes) == 2, notes
     assert "Stalled: The queue server's disk is full" in notes[0]
-    assert "Moving again. It was: The queue server's disk is full" in notes[1]
+    assert "Moving again. The stall was: The queue server's disk is full" in notes[1]
     log.write_text(ready + full)
     monkeypatch.setattr(parts, "redis", Away())
     answer = await client.get("/v1/services")
@@ -327,7 +327,7 @@ async def old_group(redis: Redis, run_id: str) -> None:
 async def test_the_time_that_a_deployment_was_down_is_no_stall(
     parts: Parts, redis: Redis, moving: Moving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After `down` and `up` the API looks first at groups of hours ago, and before the other services are there."""
+    """After `down` and `up` the API finds groups that are hours old, before the other services are up."""
     now = [0.0]
     for part in (parts.watchdog, parts.watchdog.roll):
         monkeypatch.setattr(part, "_clock", lambda: now[0])
@@ -362,7 +362,7 @@ async def test_who_never_comes_up_is_missed_in_the_end(
     now[0] = 60.0
     await parts.watchdog.step()
     [note] = await moving.notes()
-    assert "rollout-0 gives no sign of life" in note
+    assert "rollout-0 has stopped sending heartbeats" in note
 
 
 async def test_the_time_that_a_run_was_paused_is_no_stall(
@@ -379,7 +379,7 @@ async def test_the_time_that_a_run_was_paused_is_no_stall(
     for state, looks in (("running", (4, 20, 36)), ("paused", (40, 60, 76)), ("running", (80, 100, 128))):
         await parts.journal.store([RunStateChanged(run_id=moving.run_id, at=time.time(), state=state)])  # type: ignore[arg-type]
         for now[0] in looks:
-            parts.watchdog.roll._looked_at = now[0]  # as if it had looked all the time
+            parts.watchdog.roll._looked_at = now[0]  # as if it had polled all along
             await parts.watchdog.step()
     assert await moving.notes() == []
 
@@ -395,7 +395,7 @@ async def test_dead_letters_that_went_for_newer_ones_are_counted(redis: Redis, m
 
 
 async def test_looking_at_queues_takes_no_groups_along(redis: Redis) -> None:
-    """Every page asks for their depth and age; a group of long responses is a megabyte."""
+    """Every open page polls depth and age, and a group of long responses has a megabyte."""
     for number in range(2):
         await redis.xadd(streams.scored("a"), {b"m": b"x" * 1_000_000}, id=f"{1000 * (number + 1)}-0")
     before = (await redis.info("stats"))["total_net_output_bytes"]

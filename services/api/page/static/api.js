@@ -1,13 +1,13 @@
-// Calls of the REST API: the key, errors as problem documents, and whether anybody answers.
+// Calls to the REST API: the key, errors as problem documents, and whether the API answers.
 // @ts-check
 
 const KEY = 'turnout-key';
 
-/** An error answer of the API (RFC 9457), or no answer at all (status 0). */
+/** An error response from the API (RFC 9457), or no response at all (status 0). */
 export class Problem extends Error {
   /** @param {{title?: string, status: number, detail?: string, field?: string | null, remedy?: string | null}} body */
   constructor(body) {
-    super(body.detail || body.title || 'The API did not say what went wrong.');
+    super(body.detail || body.title || 'The API returned an error without details.');
     this.title = body.title || 'Error';
     this.status = body.status;
     this.field = body.field || null;
@@ -17,7 +17,7 @@ export class Problem extends Error {
 
 /** @type {Promise<void> | null} */
 let asking = null;
-/** Set by the page: asks a person for the key. @type {{ask: (wrong: boolean, optional?: boolean) => Promise<string>}} */
+/** Set by the page: asks the user for the key. @type {{ask: (wrong: boolean, optional?: boolean) => Promise<string>}} */
 export const keyPrompt = { ask: () => Promise.reject(new Problem({ status: 401, title: 'Unauthorized' })) };
 
 /** @returns {Record<string, string>} */
@@ -27,8 +27,8 @@ export function credentials() {
 }
 
 /**
- * Ask once for the key, however many calls were refused; all of them wait for it.
- * @param {Record<string, string>} used what the refused call sent; if another call got a new key since, no one is asked
+ * Ask for the key once, however many calls were rejected; all of them wait for it.
+ * @param {Record<string, string>} used what the rejected call sent; the user is not asked if another call has got a key since
  */
 export async function askForKey(used) {
   if (credentials().Authorization !== used.Authorization) return;
@@ -46,7 +46,7 @@ export function hasKey() {
   return sessionStorage.getItem(KEY) !== null;
 }
 
-/** Ask for another key, for a person whose present one may not do what they want. */
+/** Ask for another key, for a user whose current one lacks a permission. */
 export async function changeKey() {
   const key = await keyPrompt.ask(false, true);
   if (key) sessionStorage.setItem(KEY, key);
@@ -95,7 +95,7 @@ async function send(path, options, key) {
       status: 0,
       title: 'Disconnected',
       detail: 'The API does not answer.',
-      remedy: 'Is it running? `turnout doctor` tells.',
+      remedy: 'Check that it is running: `turnout doctor`.',
     });
   }
 }
@@ -110,7 +110,7 @@ export async function problemOf(answer) {
     return new Problem({
       status: answer.status,
       title: `HTTP ${answer.status}`,
-      detail: 'The answer was not the API’s.',
+      detail: 'The response did not come from the API.',
     });
   }
 }
@@ -136,7 +136,7 @@ export async function stepsAfter(id, after, signal) {
   return items;
 }
 
-/** A random name for a request that may be repeated. */
+/** A random idempotency key for a request that may be repeated. */
 export function requestKey() {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, '0')).join('');
 }

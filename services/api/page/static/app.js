@@ -1,4 +1,4 @@
-// The page: which view the address names, the key, the focus. A view is a function of its box, its address and a signal.
+// The page: routing, the key, the focus. A view is a function of its box, its address and an abort signal.
 // @ts-check
 import { changeKey, hasKey, keyPrompt } from './api.js';
 import { connection } from './connection.js';
@@ -31,8 +31,8 @@ function route({ path }) {
 function unknown(box) {
   fill(
     box,
-    heading('Nothing here'),
-    notice('empty', 'This address names no view.', h('a', { href: '#/' }, 'See all runs')),
+    heading('Page not found'),
+    notice('empty', 'There is no page at this address.', h('a', { href: '#/' }, 'See all runs')),
   );
 }
 
@@ -101,8 +101,8 @@ keyPrompt.ask = (wrong, optional = false) =>
             end(input.value.trim());
           },
         },
-        h('h2', { id: 'key-title' }, optional ? 'Use another key' : 'This API needs its key'),
-        h('p', { id: 'key-help' }, wrong ? 'The key was not accepted. ' : '', 'It is kept until this tab is closed.'),
+        h('h2', { id: 'key-title' }, optional ? 'Use another key' : 'This API requires a key'),
+        h('p', { id: 'key-help' }, wrong ? 'The key was not accepted. ' : '', 'The key is kept until this tab is closed.'),
         h('label', { class: 'field' }, h('span', {}, 'API key'), input),
         h(
           'div',

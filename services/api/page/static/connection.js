@@ -1,4 +1,4 @@
-// Whether the API answers: one word in the header, and a banner that counts down while it does not.
+// Shows whether the API answers: a status in the header, and a banner that counts down to the next attempt.
 // @ts-check
 import { fill, h, say } from './dom.js';
 
@@ -13,7 +13,7 @@ class Connection {
     this.live = false;
   }
 
-  /** The view that opens follows a stream (`live`), or asks now and then. @param {boolean} live */
+  /** Set whether the view that opens follows a stream (`live`) or polls. @param {boolean} live */
   expect(live) {
     this.live = live;
     if (this.state !== 'disconnected') this.show(live ? 'connecting' : 'connected');
@@ -26,8 +26,8 @@ class Connection {
   }
 
   /**
-   * No answer. Shows it, and resolves when it is time to try again.
-   * @param {number} failures tries in a row that got no answer
+   * Show that the API does not answer; resolves when it is time to try again.
+   * @param {number} failures consecutive attempts without an answer
    * @param {AbortSignal} signal
    */
   async down(failures, signal) {
@@ -42,7 +42,7 @@ class Connection {
       const tick = () => {
         const left = Math.ceil((until - Date.now()) / 1000);
         const place = document.getElementById('countdown');
-        if (place) say(place, left > 0 ? `Next try in ${left} s.` : 'Trying now …');
+        if (place) say(place, left > 0 ? `Retrying in ${left} s.` : 'Retrying …');
         if (left <= 0 || signal.aborted) wake();
       };
       const timer = setInterval(tick, 250);
@@ -79,7 +79,7 @@ class Connection {
         'The numbers below are the last ones received. ',
         h('span', { id: 'countdown', 'aria-live': 'off' }),
       ),
-      h('button', { type: 'button', onclick: retry }, 'Try now'),
+      h('button', { type: 'button', onclick: retry }, 'Retry now'),
     );
   }
 }
@@ -87,7 +87,7 @@ class Connection {
 export const connection = new Connection();
 
 /**
- * Ask repeatedly until `signal` aborts, and only while the page is visible. Failures show as disconnected.
+ * Poll until `signal` aborts, but only while the page is visible. Failures show as disconnected.
  * @param {number} seconds
  * @param {AbortSignal} signal
  * @param {() => Promise<void>} ask

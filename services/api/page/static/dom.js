@@ -1,10 +1,10 @@
-// Elements without HTML: whatever comes from a run is only ever inserted as text.
+// Builds elements without parsing HTML: data from a run is only ever inserted as text.
 // @ts-check
 
 /** @typedef {Node | string | number | null | undefined | false | any[]} Child */
 
 /**
- * Make an element. `class`, `on*` listeners, `dataset` and plain attributes are understood; null and false are left out.
+ * Create an element. `class`, `on*` listeners, `dataset` and plain attributes are supported; null and false are skipped.
  * @param {string} tag
  * @param {Record<string, any>} [attributes]
  * @param {...Child} children text becomes text nodes
@@ -34,7 +34,7 @@ function append(parent, child) {
 }
 
 /**
- * Put children in place of what an element holds.
+ * Replace an element's children.
  * @param {Element} element
  * @param {...Child} children
  */
@@ -44,7 +44,7 @@ export function fill(element, ...children) {
 }
 
 /**
- * Set an element's text only if it differs, so that selections and screen readers are left alone.
+ * Set an element's text only if it differs, so that selections and screen readers are not disturbed.
  * @param {Element} element
  * @param {string} text
  */
@@ -53,7 +53,7 @@ export function say(element, text) {
 }
 
 /**
- * Tell people who listen to the page what changed.
+ * Announce a change to screen readers.
  * @param {string} text
  */
 export function announce(text) {
@@ -62,7 +62,7 @@ export function announce(text) {
 }
 
 /**
- * A box for a view that is empty, loads or failed.
+ * A box for a view that is empty, loading or failed.
  * @param {string} kind empty, loading or error
  * @param {string} title
  * @param {...Child} rest
@@ -73,7 +73,7 @@ export function notice(kind, title, ...rest) {
 }
 
 /**
- * A view's heading; it takes the focus when the view opens.
+ * A view's heading; it receives the focus when the view opens.
  * @param {string} text
  * @param {...Child} rest
  */
@@ -121,7 +121,7 @@ export function table(label, columns, rows, numeric = []) {
 }
 
 /**
- * A choice of named values.
+ * A labelled drop-down list.
  * @param {string} label
  * @param {[string, string][]} options value and text
  * @param {string} chosen

@@ -12,7 +12,7 @@ export function fixed(value, digits = 3) {
 }
 
 /**
- * Three digits that count, whatever the size.
+ * Three significant digits, whatever the size.
  * @param {number | null | undefined} value
  */
 export function short(value) {

@@ -9,7 +9,7 @@ const SILENCE_SECONDS = 40;
 /** @typedef {{type: string, data: any}} RunEvent */
 
 /**
- * Follow a run's events until `signal` aborts; after a break it resumes after the last event seen.
+ * Follow a run's events until `signal` aborts; after a disconnect it resumes after the last event seen.
  * @param {string} runId
  * @param {AbortSignal} signal
  * @param {(events: RunEvent[]) => void} onevents

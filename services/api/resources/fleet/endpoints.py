@@ -59,7 +59,7 @@ async def show_queues(
     run_id: Annotated[str | None, Query(description="Only this run's.")] = None,
 ) -> Response:
     """Depth and age of the queues of one run, or of every run that has not ended."""
-    if run_id is not None and run_id in board.states:  # asked for often, and the database is what would cost
+    if run_id is not None and run_id in board.states:  # frequent, so avoid the database
         ids = [run_id]
     else:
         async with database.read() as session:
@@ -70,7 +70,7 @@ async def show_queues(
 
 @router.get("/healthz", tags=["health"])
 async def healthz(settings: Annotated[Settings, Provided(Settings)]) -> dict[str, str]:
-    """The process answers."""
+    """The process is alive."""
     return {"status": "ok", "service": "api", "instance": settings.instance_name("api")}
 
 
@@ -78,7 +78,7 @@ async def healthz(settings: Annotated[Settings, Provided(Settings)]) -> dict[str
 async def readyz(
     redis: QueueServer, database: Data, status: Annotated[LoopStatus, Provided(LoopStatus)], response: Response
 ) -> dict[str, Any]:
-    """The database and the queue server answer, and every loop works."""
+    """The database and the queue server answer, and every loop is healthy."""
     faults = dict(status.faults)
     try:
         await redis.ping()
@@ -91,7 +91,7 @@ async def readyz(
         faults["database"] = type(error).__name__
     if faults:
         response.status_code = 503
-    # The texts of faults may name addresses; who may call /v1 finds them in the log.
+    # Fault texts may contain addresses, which do not belong on an open endpoint; the log has them.
     return {"state": "failing" if faults else "ready", "faults": sorted(faults)}
 
 
@@ -102,6 +102,6 @@ async def readyz(
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **responses(401)},
 )
 async def metrics(board: BoardOf, database: Data, federation: Annotated[Federation, Provided(Federation)]) -> Response:
-    """Everything for Prometheus."""
+    """All metrics, in Prometheus' text format."""
     await board.refresh_runs(database)
     return Response(generate_latest(make_registry(board, federation)), media_type=CONTENT_TYPE_LATEST)

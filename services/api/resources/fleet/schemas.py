@@ -1,4 +1,4 @@
-"""What the API says of services and queues."""
+"""Responses about services and queues."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ EVENT_SCHEMA = {
     "description": "One server-sent event.",
     "required": ["id", "event", "data"],
     "properties": {
-        "id": {"type": "string", "description": "Send as Last-Event-ID to go on behind it."},
+        "id": {"type": "string", "description": "Send as Last-Event-ID to continue after this event."},
         "event": {"type": "string", "enum": TYPES},
         "data": {"type": "string", "contentMediaType": "application/json", "description": "The event's fields."},
     },
@@ -53,7 +53,7 @@ EVENT_SCHEMA = {
 
 
 async def existing_run(run_id: str, database: Data) -> str:
-    """Id of a run that there is. Raises `NotFoundError`."""
+    """Id of an existing run. Raises `NotFoundError`."""
     async with database.read() as session:
         await get_run(session, run_id)
     return run_id
@@ -75,14 +75,14 @@ async def list_steps(
 
 @router.get("/evaluations", response_model=EvaluationList, responses=ERRORS)
 async def list_evaluations(run_id: RunId, database: Data) -> Response:
-    """Evaluations in order of steps."""
+    """Evaluations in step order."""
     async with database.read() as session:
         return answer(EvaluationItem, await history.evaluations(session, run_id))
 
 
 @router.get("/checkpoints", response_model=CheckpointList, responses=ERRORS)
 async def list_checkpoints(run_id: RunId, database: Data) -> Response:
-    """Checkpoints in order of steps."""
+    """Checkpoints in step order."""
     async with database.read() as session:
         written = await history.checkpoints(session, run_id)
 
@@ -97,7 +97,7 @@ async def list_checkpoints(run_id: RunId, database: Data) -> Response:
 async def list_weight_pushes(
     run_id: RunId, database: Data, limit: Annotated[int, Query(ge=1, le=1000)] = 100
 ) -> Response:
-    """Tries to bring rollout servers to new weights, newest first."""
+    """Attempts to update rollout servers to new weights, newest first."""
     async with database.read() as session:
         return answer(WeightPushItem, await history.weight_pushes(session, run_id, limit))
 
@@ -109,7 +109,7 @@ async def list_samples(
     step: Annotated[int | None, Query(ge=0, le=2**31 - 1, description="Only groups of this step.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 20,
 ) -> StreamingResponse:
-    """Groups with all their rollouts, newest step first: `limit` of them, or fewer where they exceed 32 MiB."""
+    """Groups with all their rollouts, newest step first: at most `limit`, and fewer if they exceed 32 MiB."""
     async with database.read() as session:
         keys = await history.sample_keys(session, run_id, step, limit)
     return StreamingResponse(sample_stream(database, run_id, keys), media_type="application/json")
@@ -130,13 +130,15 @@ async def stream_events(
     board: Annotated[Board, Provided(Board)],
     broadcaster: Annotated[Broadcaster, Provided(Broadcaster)],
     keys: Annotated[Keyring, Provided(Keyring)],
-    last_event_id: Annotated[str, Header(pattern="^[0-9]{1,18}$", description="Go on after this entry.")] = "0",
-    after: Annotated[int, Query(ge=0, le=MAX_ID, description="As Last-Event-ID, for those who cannot send it.")] = 0,
-    follow: Annotated[bool, Query(description="Wait for more; false ends after what is there.")] = True,
+    last_event_id: Annotated[str, Header(pattern="^[0-9]{1,18}$", description="Continue after this event.")] = "0",
+    after: Annotated[
+        int, Query(ge=0, le=MAX_ID, description="Same as Last-Event-ID, for clients that cannot send it.")
+    ] = 0,
+    follow: Annotated[bool, Query(description="Wait for further events; false ends after the existing ones.")] = True,
 ) -> StreamingResponse:
     """The run's events as server-sent events: state, step, evaluation, checkpoint, weights, note, samples.
 
-    Each has an id; send the last one seen as Last-Event-ID (browsers do) and the stream goes on behind it.
+    Each has an id. To continue after the last one seen, send its id as Last-Event-ID, as browsers do.
     """
     if run_id not in board.states:
         async with database.read() as session:

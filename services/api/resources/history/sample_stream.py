@@ -1,7 +1,7 @@
-"""A run's samples as JSON, sent as fast as the client reads: a group has megabytes, and readers may be many and slow.
+"""Streams a run's samples as JSON at the client's pace: a group has megabytes, and there may be many slow readers.
 
-The rollouts are stored as JSON text and go out as they lie in the database, a piece at a time. Each piece is a read of
-its own, so that a client that reads slowly holds neither a connection of the database nor a transaction open.
+The rollouts are stored as JSON text and sent unchanged, one piece at a time. Each piece is read separately, so that a
+slow client keeps neither a database connection nor a transaction open.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from services.api.storage.history import SampleKey
 
 PIECE_CHARACTERS = 128 << 10
 MAX_CHARACTERS = 32 << 20
-"""Of rollouts in one answer."""
+"""Characters of rollouts in one response."""
 
 
 class SamplesChangedError(Exception):
-    """Part of an answer went out, and its group is no longer there: ends the connection, so that nobody takes it."""
+    """A group was replaced or deleted while it was being sent. Ends the connection, so that the client discards the
+    response."""
 
 
 async def sample_stream(database: Database, run_id: str, keys: Sequence[SampleKey]) -> AsyncIterator[bytes]:
-    """The text of a `SampleList` with these groups; fewer if they are larger than `MAX_CHARACTERS` together, but one at
-    least: a long group has megabytes."""
+    """The text of a `SampleList` with these groups; fewer if together they exceed `MAX_CHARACTERS`, but at least
+    one."""
     yield b'{"items":['
     total = 0
     for key in keys:

@@ -1,4 +1,4 @@
-"""What the API says of a run's history: the records of the contracts without what the request names."""
+"""Responses about a run's history: the contracts' records without the fields that the request names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CheckpointItem = schema("CheckpointItem", Checkpoint)
 WeightPushItem = schema("WeightPushItem", WeightPush)
 SampleItem = schema("SampleGroup", SamplesTaken)
 
-_NEXT_AFTER = "Pass as `after` to get what follows; null where this is the newest step."
+_NEXT_AFTER = "Pass as `after` to get the next steps; null if there are none."
 StepList = listing("StepList", StepItem, next_after=(int | None, Field(description=_NEXT_AFTER)))
 EvaluationList = listing("EvaluationList", EvaluationItem)
 CheckpointList = listing("CheckpointList", CheckpointItem)

@@ -1,4 +1,4 @@
-"""A run's steps as JSON, sent as fast as the client reads: a long run has ten thousand, with forty numbers each."""
+"""Streams a run's steps as JSON at the client's pace: a long run has ten thousand, with forty numbers each."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _text(row: RowMapping) -> str:
 
 
 def _finite(text: str) -> str:
-    """JSON has no NaN and no infinity, which Python writes all the same: null in their place."""
+    """The text with null in place of NaN and infinity, which Python writes but JSON does not have."""
     if "NaN" not in text and "Infinity" not in text:
         return text
     return _TEXT_OR_NO_NUMBER.sub(lambda match: match[0] if match[0][0] == '"' else "null", text)

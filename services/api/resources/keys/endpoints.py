@@ -21,14 +21,14 @@ Keys = Annotated[Keyring, Provided(Keyring)]
 
 
 class KeyRequest(BaseModel):
-    """A key to be made."""
+    """A key to create."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
-    """Whose it is or what it is for."""
+    """Who uses the key, or what it is for."""
     role: Role = "read"
-    """read: look at everything but keys. operate: also start, change and delete runs, and make keys."""
+    """read: view everything except keys. operate: also start, change and delete runs, and manage keys."""
 
 
 KeyItem = schema("KeyItem", Key)
@@ -51,6 +51,6 @@ async def list_keys(keys: Keys) -> Response:
 
 @router.delete("/{key_id}", status_code=204, responses=responses(401, 404, 422, 503))
 async def revoke_key(key_id: str, keys: Keys, broadcaster: Annotated[Broadcaster, Provided(Broadcaster)]) -> None:
-    """Make a key worthless from now on, and end the event streams that were opened with it."""
+    """Revoke a key immediately, and end the event streams that were opened with it."""
     await keys.revoke(key_id)
     broadcaster.wake_all()

@@ -1,4 +1,4 @@
-"""REST: run files, for people who start runs from the page. YAML is read here, so that the page needs no parser."""
+"""REST: run files, for starting runs from the page. YAML is parsed here, so that the page needs no parser."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class RunFileText(BaseModel):
 
 
 class CheckedRunFile(BaseModel):
-    """The verdict on a run file: its configuration, or what is wrong with it."""
+    """The result of checking a run file: its configuration, or what is wrong with it."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -44,7 +44,7 @@ class CheckedRunFile(BaseModel):
     notices: list[str] = []
     """What is valid but perhaps not meant; each says what to do."""
     problem: Problem | None = None
-    """What `POST /v1/runs` would say, with the line of each fault."""
+    """The problem that `POST /v1/runs` would return, with the line of each fault."""
 
 
 @router.get("", response_model=RunFileList, responses=responses(401))
@@ -55,7 +55,7 @@ async def list_run_files() -> Response:
 
 @router.post("/check", responses=responses(400, 401, 413, 422))
 async def check_run_file(body: RunFileText) -> CheckedRunFile:
-    """Read a run file and check every field of it. Nothing is started; a wrong file is a verdict, not an error."""
+    """Parse a run file and check every field. Nothing is started; an invalid file is a result, not an error."""
     try:
         config = await asyncio.to_thread(lambda: check(read_run_text(body.text)))
     except ConfigurationError as error:

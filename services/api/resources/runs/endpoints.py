@@ -33,7 +33,7 @@ Data = Annotated[Database, Provided(Database)]
 def own_idempotency_key(
     request: Request, idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None
 ) -> str | None:
-    """The request's key, told apart from the same key of another caller."""
+    """The request's idempotency key, distinct from the same key of another caller."""
     caller: Caller | None = getattr(request.state, "caller", None)
     if idempotency_key is None or caller is None:
         return idempotency_key
@@ -61,7 +61,7 @@ async def list_runs(
     state: Annotated[list[RunState] | None, Query()] = None,
     name: Annotated[str | None, Query(max_length=100, description="Text that the name contains.")] = None,
     sort: repository.Sort = "-created_at",
-    cursor: Annotated[str | None, Query(max_length=1000, description="next_cursor of the page before.")] = None,
+    cursor: Annotated[str | None, Query(max_length=1000, description="next_cursor of the previous page.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> Response:
     """Runs, newest first unless `sort` says otherwise."""
@@ -95,8 +95,8 @@ async def fork_run(
 ) -> Response:
     """Queue a new run that goes on from a checkpoint of this one, with changed settings.
 
-    Weights, optimizer state, self-teacher, step number and position in the data go on from the checkpoint. The new run
-    has its own copy of it: this one may go on, or be deleted.
+    Weights, optimizer state, self-teacher, step number and position in the data continue from the checkpoint. The new
+    run has its own copy of it, so this run may continue or be deleted.
     """
     run = await runs.fork(run_id, request, idempotency_key)
     return await _detail(database, run, is_new=True)

@@ -19,16 +19,16 @@ class ForkRequest(Section):
     """How a fork differs from its parent."""
 
     checkpoint: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
-    """Step of the checkpoint to begin with; null: the newest."""
+    """Step of the checkpoint to start from; null for the newest."""
     name: Annotated[str, Field(min_length=1, max_length=100, pattern=NAME_PATTERN)] | None = None
-    """The new run's name; null: `<parent's name> from <step>`."""
+    """The new run's name; null for `<parent's name> from <step>`."""
     changes: dict[str, Any] = {}
-    """Part of a run configuration, laid on the parent's section by section. `model` cannot change."""
+    """Part of a run configuration, merged into the parent's section by section. `model` cannot change."""
 
     @field_validator("changes")
     @classmethod
     def plain(cls, changes: dict[str, Any]) -> dict[str, Any]:
-        """Refuse what no configuration holds and no digest can be made of, before the fields are looked at."""
+        """Reject values that no configuration has and that cannot be hashed, before the fields are validated."""
         level: list[Any] = [changes]
         for _ in range(MAX_DEPTH):
             level = [item for value in level for item in (value.values() if isinstance(value, dict) else value)]

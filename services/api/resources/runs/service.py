@@ -1,4 +1,4 @@
-"""What people do with runs: create, fork, stop, pause, resume, delete. One transaction each; the scheduler follows."""
+"""Operations on runs: create, fork, stop, pause, resume, delete. One transaction each; the scheduler does the rest."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ log = get_logger(__name__)
 
 
 class RunService:
-    """Changes runs on a person's word."""
+    """Changes runs at a user's request."""
 
     def __init__(
         self, settings: Settings, redis: Redis, database: Database, journal: Journal, signals: Signals
@@ -52,7 +52,7 @@ class RunService:
         self.rows = RowChecks()
 
     async def create(self, config: RunConfig, idempotency_key: str | None = None) -> Run:
-        """Queue a new run; a repeated key gives the run that it made the first time.
+        """Queue a new run; a repeated key returns the run created the first time.
 
         Raises:
             ConfigurationError: an input is missing, rows of a data file cannot be used, or the key was used with
@@ -76,7 +76,8 @@ class RunService:
         return await self.rows.check(config, prefix)
 
     async def fork(self, run_id: str, request: ForkRequest, idempotency_key: str | None = None) -> Run:
-        """Queue a new run that goes on from a checkpoint of `run_id`; a repeated key gives the run made the first time.
+        """Queue a run that continues from a checkpoint of `run_id`; a repeated key returns the run created the first
+        time.
 
         Raises:
             ConfigurationError: a change is wrong or impossible, or there is no such checkpoint.
@@ -108,12 +109,12 @@ class RunService:
         return added
 
     async def settle(self) -> None:
-        """At start, before any request: forks and deletions that an API left unfinished, because it was killed."""
+        """Clean up forks and deletions that a killed API left unfinished. Call this at start, before any request."""
         for folder in await asyncio.to_thread(unsettled, self.settings.runs_folder):
             await self._settle(folder)
 
     async def _settle(self, folder: Path) -> None:
-        """Keep a run's files where the run is stored, whatever became of the request; else delete them."""
+        """Keep a run's files if the run is stored, whatever became of the request; otherwise delete them."""
         async with self.database.read() as session:
             stored = await session.get(Run, folder.name) is not None
         if stored:
@@ -124,7 +125,7 @@ class RunService:
             await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
 
     async def _add(self, run: Run, *records: Event) -> Run:
-        """Store a new run; where its idempotency key has been taken meanwhile, give the run that has it."""
+        """Store a new run. If its idempotency key was taken in the meantime, return the run that has it."""
         try:
             async with self.database.write() as session:
                 session.add(run)
@@ -145,14 +146,14 @@ class RunService:
             run = await runs.run_of_key(session, key)
         if run is not None and run.request_digest != digest:
             raise ConfigurationError(
-                "This Idempotency-Key has made a run with another configuration.",
+                "This Idempotency-Key was already used for a run with a different configuration.",
                 remedy="Use a new key for a new run.",
                 field="Idempotency-Key",
             )
         return run
 
     async def stop(self, run_id: str, *, now: bool = False) -> Run:
-        """End the run: with a checkpoint, or at once. A run that nobody works on yet is stopped at once.
+        """End the run: with a checkpoint, or immediately. A run without services is always stopped immediately.
 
         Raises:
             ConflictError: the run has succeeded or failed.
@@ -171,7 +172,7 @@ class RunService:
         return run
 
     async def pause(self, run_id: str) -> Run:
-        """Ask the learner to pause after its step; the state follows when it has.
+        """Ask the learner to pause after its step; the state changes once it has.
 
         Raises:
             ConflictError: the run is not starting, running or paused.
@@ -184,7 +185,7 @@ class RunService:
         return run
 
     async def resume(self, run_id: str) -> Run:
-        """Let a paused run go on; put a stopped or failed one back into the queue, to go on from its checkpoint.
+        """Resume a paused run, or queue a stopped or failed one again to continue from its checkpoint.
 
         Raises:
             ConflictError: the run has succeeded or is stopping.
@@ -204,8 +205,8 @@ class RunService:
         return run
 
     async def delete(self, run_id: str) -> None:
-        """Delete a run that has ended: history, queues, files. The files last, outside the transaction: they can take
-        long, and where anything before them fails, the run is as it was.
+        """Delete a run that has ended: history, queues, files. The files go last, outside the transaction: they can
+        take long, and if anything before them fails, the run is unchanged.
 
         Raises:
             ConflictError: the run has not ended.
@@ -213,7 +214,7 @@ class RunService:
         async with self.database.read() as session:
             _require_ended(await runs.get_run(session, run_id))
         folder = self.settings.run_folder(run_id)
-        with contextlib.suppress(OSError):  # a full disk; then only a kill before the end leaves files
+        with contextlib.suppress(OSError):  # a full disk: files then remain only if the API is killed
             await asyncio.to_thread(unsettle, folder)
         try:
             async with self.database.write() as session:
@@ -253,6 +254,6 @@ def _digest(request: Any) -> str:
 
 
 def new_run_id(name: str) -> str:
-    """An id that people recognise and that is safe in file names, keys and labels: `demo-3f9c2a1b`."""
+    """A recognizable id that is safe in file names, keys and labels: `demo-3f9c2a1b`."""
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:24].strip("-")
     return f"{slug or 'run'}-{secrets.token_hex(4)}"

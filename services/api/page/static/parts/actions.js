@@ -1,4 +1,4 @@
-// What people do to a run: pause, resume, stop, delete; what cannot be undone needs confirmation.
+// Actions on a run: pause, resume, stop, delete. Actions that cannot be undone need confirmation.
 // @ts-check
 import { call, runPath } from '../api.js';
 import { announce, h } from '../dom.js';
@@ -20,7 +20,7 @@ export function hasEnded(state) {
   return ENDED.includes(state);
 }
 
-/** The state as a word with a mark, so that colour is not needed. @param {string} state */
+/** The state as a word with a mark, so that it does not depend on colour. @param {string} state */
 export function badge(state) {
   return h(
     'span',
@@ -37,7 +37,7 @@ export function noticesOf(notices) {
 }
 
 /**
- * The buttons that fit a run's state.
+ * The buttons for a run's state.
  * @param {any} run
  * @param {(run: any) => void} onchanged
  * @param {(problem: any) => void} onproblem
@@ -85,7 +85,7 @@ export function buttons(run, onchanged, onproblem) {
  * Ask before something that cannot be undone.
  * @param {string} title
  * @param {string} text
- * @param {string} keep the button that does nothing
+ * @param {string} keep the label of the button that cancels
  * @param {{text: string, value: string, kind: string}[]} choices
  * @returns {Promise<string>} the value of the choice, or an empty text
  */
@@ -118,15 +118,15 @@ export function confirm(title, text, keep, choices) {
   });
 }
 
-/** @param {any} run @param {boolean} stopping it has been asked to stop already */
+/** @param {any} run @param {boolean} stopping whether it is stopping already */
 function confirmStop(run, stopping) {
   const now = { text: 'Stop now, without checkpoint', value: 'stop?now=true', kind: 'danger' };
   const orderly = { text: 'Stop with checkpoint', value: 'stop', kind: 'primary' };
   return confirm(
     `Stop ${run.name}?`,
     stopping
-      ? 'It is stopping: it finishes its step and writes a checkpoint. Stopping now loses what was trained since the last checkpoint.'
-      : 'It finishes its step and writes a checkpoint; it can be resumed from there. Stopping now writes none.',
+      ? 'The run is stopping: it will finish its step and write a checkpoint. Stopping now loses everything trained since the last checkpoint.'
+      : 'The run will finish its step and write a checkpoint, from which it can be resumed. Stopping now writes no checkpoint.',
     'Keep running',
     stopping ? [now] : [now, orderly],
   );
@@ -143,14 +143,14 @@ export function deleteButton(run, onproblem) {
 async function deleteRun(run, onproblem) {
   const choice = await confirm(
     `Delete ${run.name}?`,
-    'Its weights, checkpoints and history are deleted and cannot be restored. Forks of it keep their own files.',
+    'Its weights, checkpoints and history will be deleted and cannot be restored. Forks keep their own files.',
     'Keep it',
     [{ text: 'Delete permanently', value: 'delete', kind: 'danger' }],
   );
   if (!choice) return;
   try {
     await call(runPath(run.id), { method: 'DELETE' });
-    announce(`${run.name} is deleted`);
+    announce(`${run.name} was deleted`);
     location.hash = '#/';
   } catch (error) {
     onproblem(error);

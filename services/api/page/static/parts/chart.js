@@ -160,7 +160,7 @@ export class Chart {
 
   /**
    * @param {Series[]} series
-   * @param {string} summary the newest values in words, for those who do not see the picture
+   * @param {string} summary the newest values in words, for screen readers
    */
   draw(series, summary) {
     this.series = series.filter((one) => one.y.some((value) => value !== null));
@@ -183,7 +183,7 @@ export class Chart {
       this.empty.hidden = true;
     } catch {
       this.empty.hidden = false;
-      say(this.empty, 'The chart library did not load; trying again.');
+      say(this.empty, 'The chart library did not load; retrying.');
       setTimeout(() => {
         if (this.plot.isConnected) this.redraw();
       }, RETRY_MILLISECONDS);
@@ -196,7 +196,7 @@ export class Chart {
   }
 }
 
-/** A small line without axes. */
+/** A small line chart without axes. */
 export class Sparkline {
   /** @param {string} label */
   constructor(label) {

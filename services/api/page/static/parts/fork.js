@@ -8,7 +8,7 @@ import { problemBox } from './actions.js';
 /**
  * @param {any} run
  * @param {any[]} checkpoints those that are on disk, in order
- * @param {number} [from] step of the checkpoint that is chosen at first; the newest without it
+ * @param {number} [from] step of the checkpoint that is selected initially; by default the newest
  */
 export function openFork(run, checkpoints, from) {
   let step = from ?? checkpoints.at(-1).step;
@@ -35,7 +35,7 @@ export function openFork(run, checkpoints, from) {
       location.hash = `#/runs/${encodeURIComponent(made.id)}`;
     } catch (error) {
       const shown = /** @type {any} */ (error);
-      key = requestKey(); // what is sent next is another request
+      key = requestKey(); // the next submission is a different request
       fill(problem, problemBox(shown));
     } finally {
       send.disabled = false;
@@ -54,7 +54,7 @@ export function openFork(run, checkpoints, from) {
       h(
         'p',
         { class: 'muted' },
-        'A new run continues from the checkpoint: weights, optimizer, self-teacher, step number and place in the data. This run stays as it is.',
+        'A new run continues from the checkpoint: weights, optimizer, self-teacher, step number and position in the data. This run does not change.',
       ),
       h(
         'div',
@@ -69,9 +69,9 @@ export function openFork(run, checkpoints, from) {
       h(
         'p',
         { class: 'muted', id: 'fork-help' },
-        'One a line, field=value, as in ',
+        'One field=value per line, for example ',
         h('code', {}, 'objective.name=grpo'),
-        `. Steps keep counting: this run asks for ${run.num_steps}.`,
+        `. Step numbers continue from the checkpoint; this run has ${run.num_steps} steps.`,
       ),
       problem,
       h('div', { class: 'actions' }, h('button', { type: 'button', onclick: () => dialog.close() }, 'Cancel'), send),
@@ -82,7 +82,7 @@ export function openFork(run, checkpoints, from) {
 }
 
 /**
- * Lines of the form `section.field=value` as nested values; what is not JSON is text.
+ * Lines of the form `section.field=value` as nested values; a value that is not JSON is taken as text.
  * @param {string} text
  */
 export function changesOf(text) {

@@ -1,4 +1,4 @@
-// The catalogue of step metrics: services/contracts/step_metrics.py, as the API writes it into the page.
+// The catalogue of step metrics: services/contracts/step_metrics.py, as the API embeds it in the page.
 // @ts-check
 import { duration, fixed, percent, withUnit } from '../format.js';
 
@@ -13,7 +13,7 @@ export const METRICS = new Map(catalogue.metrics.map((metric) => [metric.name, m
 export const CHARTS = catalogue.charts;
 
 /**
- * A metric's value with its unit, for people.
+ * A metric's value with its unit, formatted for display.
  * @param {string} name
  * @param {Record<string, number>} values of one step
  */

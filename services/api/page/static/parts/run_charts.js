@@ -11,7 +11,7 @@ const KINDS = /** @type {const} */ ({ line: 'lines', area: 'area', bar: 'bars' }
 /** @typedef {{chart: Chart, series: (steps: Step[], evaluations: Evaluation[]) => Series[], summary: (last: Record<string, number>) => string}} Panel */
 
 /**
- * One number over the steps; none where its 0 would only mean that it has no value there.
+ * One metric over the steps; a gap where a 0 would only mean that it has no value.
  * @param {Step[]} steps
  * @param {import('./metrics.js').Line} line
  * @returns {Series}
@@ -68,13 +68,13 @@ function evaluated(evaluations) {
   });
 }
 
-/** More points than this cannot be told apart, and make a long run's charts slow. */
+/** More points than this cannot be distinguished, and make a long run's charts slow. */
 const MOST_POINTS = 600;
 
 /**
- * Steps as they are drawn: those of a long run in equal stretches, each with its means (of `_max` the largest).
+ * Steps as they are drawn: a long run's in equal spans, each with its means (of `_max` the maximum).
  * @param {Step[]} steps in order
- * @returns {{points: Step[], width: number}} `width`: steps a point
+ * @returns {{points: Step[], width: number}} `width`: steps per point
  */
 export function thinned(steps) {
   const width = Math.ceil(steps.length / MOST_POINTS);

@@ -1,4 +1,4 @@
-// One run around its charts: heading, key numbers, queues, services, checkpoints, events.
+// Everything about one run except its charts: heading, key numbers, queues, services, checkpoints, events.
 // @ts-check
 
 import { fill, h, heading, table } from '../dom.js';
@@ -11,10 +11,10 @@ const MAX_EVENTS = 200;
 /** @typedef {import('../stream.js').RunEvent} RunEvent */
 
 /**
- * The heading with state and buttons; rebuilt only when it says something new, so that the focus stays where it is.
+ * The heading with state and buttons; rebuilt only when it changes, so that it keeps the focus.
  * @param {HTMLElement} head
  * @param {any} run
- * @param {number | undefined} pace seconds a step
+ * @param {number | undefined} pace seconds per step
  * @param {{canFork: boolean, onfork: () => void, onchanged: (run: any) => void, onproblem: (problem: any) => void}} act
  */
 export function showHead(head, run, pace, { canFork, onfork, onchanged, onproblem }) {
@@ -72,7 +72,7 @@ export function showHead(head, run, pace, { canFork, onfork, onchanged, onproble
         h('span', { class: 'run-steps' }),
       ),
     );
-    // A button that was pressed may be gone; the heading takes the focus, so that a keyboard is not thrown to the top.
+    // A button that was pressed may be gone; the heading takes the focus, so that keyboard users keep their place.
     if (focused)
       /** @type {HTMLElement} */ (
         focused === 'H1' ? head.querySelector('h1') : (head.querySelector('button') ?? head.querySelector('h1'))
@@ -96,7 +96,7 @@ export function showLedger(place, groups) {
   fill(
     place,
     `Groups so far: ${parts.join(', ')}; ${reasons.length ? `dropped: ${reasons.join(', ')}` : 'none dropped'}. `,
-    'Scored groups stay in their queue until the next checkpoint, for a learner that has to train them again.',
+    'Scored groups stay in their queue until the next checkpoint, in case the learner has to train them again.',
   );
 }
 
@@ -190,8 +190,8 @@ export function showServices(box, services, run, published) {
         'p',
         { class: 'muted' },
         run.state === 'queued'
-          ? 'No service works for this run yet: it waits for an idle learner and an idle rollout server.'
-          : 'No service works for this run now.',
+          ? 'No services are assigned to this run yet. It is waiting for an idle learner and an idle rollout server.'
+          : 'No services are assigned to this run.',
       ),
     );
     return;
@@ -207,7 +207,7 @@ export function showServices(box, services, run, published) {
         const waits = s.waiting_for
           ? `${s.waiting_for} (${duration(s.at - (s.waiting_since ?? s.at))})`
           : s.state === 'ready'
-            ? 'works'
+            ? 'working'
             : '–';
         const version =
           s.weight_version === null ? '–' : `v${s.weight_version}${behind > 0 ? `, ${behind} behind` : ''}`;
@@ -264,7 +264,7 @@ export function showCheckpoints(box, checkpoints, onfork) {
       ? h(
           'p',
           { class: 'muted' },
-          `${gone} older ${gone === 1 ? 'one was' : 'ones were'} removed, as checkpoint.keep_last and keep_best ask.`,
+          `${gone} older ${gone === 1 ? 'checkpoint was' : 'checkpoints were'} removed, according to checkpoint.keep_last and keep_best.`,
         )
       : null,
   );
@@ -292,7 +292,7 @@ function words({ type, data }) {
   }
 }
 
-/** The run's events, newest first. Steps, weights and samples come too often to be listed. */
+/** The run's events, newest first. Steps, weights and samples are too frequent to be listed. */
 export class EventList {
   constructor() {
     this.element = h('ol', { class: 'events', tabindex: '0', 'aria-label': 'Events, newest first' });

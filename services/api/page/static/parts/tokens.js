@@ -5,7 +5,7 @@ import { fixed, short } from '../format.js';
 
 /** @typedef {{label: string, unit: string, note: string, values: (sample: any) => number[], diverging?: boolean}} Quantity */
 
-/** Tokens of one response that are drawn at first; very long ones are opened on demand. */
+/** Tokens of a response that are drawn initially; the rest follow on demand. */
 const FIRST_TOKENS = 1200;
 
 /** @type {Record<string, Quantity>} */
@@ -19,7 +19,7 @@ export const QUANTITIES = {
   distillation_weight: {
     label: 'Distillation weight',
     unit: '',
-    note: 'Mean 1: above it, SRPO corrects this token more than others.',
+    note: 'The mean is 1; above it, SRPO corrects this token more than others.',
     values: (s) => s.distillation_weight,
   },
   divergence: {
@@ -37,14 +37,14 @@ export const QUANTITIES = {
   behaviour_logprobs: {
     label: 'Log-prob (when sampled)',
     unit: 'nats',
-    note: 'What the rollout engine said when it sampled.',
+    note: 'As the rollout engine reported it when it sampled.',
     values: (s) => s.behaviour_logprobs,
   },
   advantage: {
     label: 'Advantage',
     unit: '',
     diverging: true,
-    note: 'One value a response: what GRPO raises (+) or lowers (−).',
+    note: 'One value per response, which GRPO makes more (+) or less (−) likely.',
     values: (s) => s.tokens.map(() => s.advantage),
   },
 };
@@ -74,7 +74,7 @@ export function rangeOf(samples, quantity) {
 }
 
 /**
- * The background of a value: strong where it is large, in one hue; in two hues around 0 for a signed quantity.
+ * A value's background: one hue, stronger for larger values; two hues around 0 for a signed quantity.
  * @param {number} value
  * @param {[number, number]} range
  * @param {boolean} diverging
@@ -110,7 +110,7 @@ export function legend([low, high], quantity) {
 }
 
 /**
- * A response as tokens. One tab stop; arrow keys, Home and End move between tokens; `readout` says the exact value.
+ * A response as tokens. One tab stop; arrow keys, Home and End move between tokens; `readout` shows the exact value.
  * @param {any} sample
  * @param {Quantity} quantity
  * @param {[number, number]} range
@@ -130,7 +130,7 @@ export function tokenText(sample, quantity, range, readout) {
         tabindex: i === 0 ? '0' : '-1',
         role: 'img',
         dataset: { index: i, value: known ? fixed(value) : '' },
-        'aria-label': `token ${i + 1} ${JSON.stringify(token)}, ${quantity.label} ${known ? `${fixed(value)} ${quantity.unit}` : 'not known'}`,
+        'aria-label': `token ${i + 1} ${JSON.stringify(token)}, ${quantity.label} ${known ? `${fixed(value)} ${quantity.unit}` : 'unknown'}`,
       },
       text,
     );
@@ -157,7 +157,7 @@ export function tokenText(sample, quantity, range, readout) {
     const value = values[i];
     say(
       readout,
-      `Token ${i + 1} of ${sample.tokens.length} ${JSON.stringify(sample.tokens[i])}: ${quantity.label.toLowerCase()} ${Number.isFinite(value) ? `${fixed(value, 4)} ${quantity.unit}`.trim() : 'not known'}`,
+      `Token ${i + 1} of ${sample.tokens.length} ${JSON.stringify(sample.tokens[i])}: ${quantity.label.toLowerCase()} ${Number.isFinite(value) ? `${fixed(value, 4)} ${quantity.unit}`.trim() : 'unknown'}`,
     );
   };
   box.addEventListener('mouseover', tell);

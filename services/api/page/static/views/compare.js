@@ -46,7 +46,7 @@ export async function compareView(box, { query }, signal) {
       x: setting.x,
       mean: String(setting.window),
     });
-    window.history.replaceState(null, '', `#/compare?${next}`); // so that the comparison can be sent to others
+    window.history.replaceState(null, '', `#/compare?${next}`); // so that the comparison can be shared as a link
   };
   const changed = () => {
     remember();
@@ -113,7 +113,7 @@ export async function compareView(box, { query }, signal) {
       fill(summary);
       fill(
         result,
-        notice('empty', chosen.size ? 'Loading …' : 'Choose one run or more.', 'Their course is drawn on one plot.'),
+        notice('empty', chosen.size ? 'Loading …' : 'Choose one or more runs.', 'They are drawn on one chart.'),
       );
       return;
     }
@@ -121,7 +121,7 @@ export async function compareView(box, { query }, signal) {
     const axes = { xTitle: setting.x === 'step' ? 'training step' : 'minutes since the run’s start', zero: false };
     if (!chart || chart.title !== title || chart.axes.xTitle !== axes.xTitle) {
       chart?.close();
-      chart = new Chart(title, 'Runs differ in colour, dash and mark.', axes);
+      chart = new Chart(title, 'Each run has its own colour, dash and marker.', axes);
       chart.element.classList.add('tall');
       fill(result, chart.element);
     }

@@ -1,4 +1,4 @@
-// One run, live. Everything that has a history comes from the event stream; services and queues are asked for.
+// One run, live. Everything that has a history comes from the event stream; services and queues are polled.
 // @ts-check
 
 import { call, runPath } from '../api.js';
@@ -21,10 +21,10 @@ import { follow } from '../stream.js';
 const POLL_SECONDS = 2;
 /** The time left is estimated from the mean duration of this many steps. */
 const RATE_STEPS = 20;
-/** Shortest time between two drawings, so that a fast run does not keep the browser busy. */
+/** Shortest time between two redraws, so that a fast run does not keep the browser busy. */
 const DRAW_MILLISECONDS = 400;
 
-/** What the stream has told so far. */
+/** What the stream has sent so far. */
 class History {
   constructor() {
     /** @type {Map<number, import('../parts/run_charts.js').Step>} */
@@ -48,7 +48,7 @@ class History {
     return this.steps.size ? Math.max(...this.steps.keys()) : 0;
   }
 
-  /** Seconds a step at the present speed, if that is known. */
+  /** Seconds per step at the current speed, if it is known. */
   pace() {
     const newest = [...this.steps.values()].slice(-RATE_STEPS).map((step) => step.metrics.seconds);
     const known = newest.filter(Number.isFinite);
@@ -119,7 +119,7 @@ export async function runView(box, { path }, signal) {
     showTiles(view.tiles, last, evaluations);
     showLedger(view.ledger, history.groups);
     const { points, width } = thinned(steps);
-    say(view.width, width > 1 ? `Each point of the charts stands for ${width} steps: their mean, or the largest.` : '');
+    say(view.width, width > 1 ? `Each point in the charts is the mean or maximum of ${width} steps.` : '');
     for (const panel of panels)
       panel.chart.draw(panel.series(points, evaluations), `step ${last?.step}: ${panel.summary(last?.metrics ?? {})}`);
   };
@@ -127,7 +127,7 @@ export async function runView(box, { path }, signal) {
   const drawSoon = throttled(draw, DRAW_MILLISECONDS);
   let refreshSoon = () => {};
   const checkpointsSoon = throttled(async () => {
-    const answer = await call(`${runPath(id)}/checkpoints`, { signal }).catch(() => null); // the next event asks again
+    const answer = await call(`${runPath(id)}/checkpoints`, { signal }).catch(() => null); // retried at the next event
     if (!answer || signal.aborted) return;
     checkpoints = answer.items;
     showCheckpoints(view.checkpoints, checkpoints, fork);

@@ -1,4 +1,4 @@
-// The list of runs: state, progress, reward as a small line.
+// The list of runs: state, progress, reward as a sparkline.
 // @ts-check
 
 import { call, stepsAfter } from '../api.js';
@@ -67,7 +67,7 @@ export async function runsView(box, address, signal) {
     if (filter.state) query.set('state', filter.state);
     if (filter.name) query.set('name', filter.name);
     const page = await call(`/v1/runs?${query}`, { signal });
-    if (signal.aborted || own !== asked) return; // a later question is under way
+    if (signal.aborted || own !== asked) return; // a later request is in progress
     render(list, rows, page.items, filter, signal);
     fill(
       more,
@@ -110,7 +110,7 @@ function render(list, rows, runs, filter, signal) {
     fill(
       list,
       filter.state || filter.name
-        ? notice('empty', 'No run fits the filter.')
+        ? notice('empty', 'No runs match the filter.')
         : notice('empty', 'No runs yet.', 'Start one here, or with ', h('code', {}, 'turnout demo'), '.'),
     );
     return;
@@ -157,7 +157,7 @@ function makeRow(run, signal) {
     const from = last;
     last = step;
     const items = await stepsAfter(run.id, from || Math.max(0, step - 2000), signal).catch(() => {
-      last = from; // the next round asks again
+      last = from; // retried in the next round
       return [];
     });
     values.push(...items.map((item) => item.metrics.reward_mean).filter(Number.isFinite));
@@ -178,7 +178,7 @@ function makeRow(run, signal) {
         reward,
         Number.isFinite(now.metrics.reward_mean)
           ? [h('strong', {}, fixed(now.metrics.reward_mean)), ` reward · ${percent(accuracy)} correct`]
-          : 'no step',
+          : 'no steps yet',
       );
       if (shown !== now.state + now.reason) {
         shown = now.state + now.reason;
@@ -191,7 +191,7 @@ function makeRow(run, signal) {
   };
 }
 
-/** Means of equal stretches, so that a long run is drawn as quickly as a short one. @param {number[]} values */
+/** Means of equal spans, so that a long run is drawn as quickly as a short one. @param {number[]} values */
 function thin(values) {
   const width = Math.ceil(values.length / SPARK_POINTS);
   if (width <= 1) return values;

@@ -48,7 +48,7 @@ export async function samplesView(box, { path, query }, signal) {
   /** @type {any} */
   let reading = null;
   let shown = '';
-  if (!state.step && state.group) state.step = state.group.split('/')[0]; // a shared address finds its group again
+  if (!state.step && state.group) state.step = state.group.split('/')[0]; // so that a shared link finds its group
   const load = async () => {
     const step = /^\d+$/.test(state.step) ? `&step=${state.step}` : '';
     const answer = await call(`${runPath(id)}/samples?limit=${LIMIT}${step}`, { signal });
@@ -69,7 +69,7 @@ export async function samplesView(box, { path, query }, signal) {
     const group =
       groups.find((one) => keyOf(one) === state.group) ??
       (reading && keyOf(reading) === state.group ? reading : groups[0]);
-    // New groups join the list; the one that is being read stays, also when it is no longer among the newest.
+    // The group that is being read stays in the list, even once it is not among the newest.
     const listed = group && !groups.includes(group) ? [...groups, group] : groups;
     const options = listed.map(
       (one) => /** @type {[string, string]} */ ([keyOf(one), `step ${one.step}: ${one.question_id}`]),
@@ -103,11 +103,11 @@ export async function samplesView(box, { path, query }, signal) {
       fill(
         content,
         state.step
-          ? notice('empty', `No samples of step ${state.step}.`, 'Empty the field to see the newest.')
+          ? notice('empty', `No samples of step ${state.step}.`, 'Clear the field to see the newest samples.')
           : notice(
               'empty',
               'No samples yet.',
-              'The learner keeps groups of its steps for reading; the first comes with the first step.',
+              'The learner keeps some groups of its steps; the first appear after the first step.',
             ),
       );
       return;
@@ -141,7 +141,7 @@ function showGroup(content, group, state, remember) {
   const readout = h(
     'p',
     { class: 'readout', role: 'status', 'aria-live': 'polite', id: 'readout' },
-    'Point at a token, or move to it with Tab and the arrow keys, for its exact value.',
+    'Point at a token, or move to it with Tab and the arrow keys, to see its exact value.',
   );
   const again = () => {
     remember();
@@ -188,7 +188,7 @@ function showGroup(content, group, state, remember) {
         },
       ),
       legend(range, quantity),
-      h('label', { class: 'check' }, numbers, 'Write the values'),
+      h('label', { class: 'check' }, numbers, 'Show values'),
       readout,
     ),
     h(
@@ -232,7 +232,7 @@ function card(sample, quantity, range, readout) {
         ['Length', `${sample.tokens.length} tokens`],
       ].map(([name, value]) => h('div', {}, h('dt', {}, name), h('dd', {}, value))),
     ),
-    has ? null : h('p', { class: 'muted' }, `${quantity.label}: not known, as the teacher did not read this response.`),
+    has ? null : h('p', { class: 'muted' }, `${quantity.label}: not available, because the teacher did not read this response.`),
     tokenText(sample, quantity, range, readout),
     sample.feedback
       ? h('details', {}, h('summary', {}, 'Feedback'), h('pre', { tabindex: '0' }, sample.feedback))

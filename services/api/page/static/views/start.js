@@ -1,4 +1,4 @@
-// Start a run from a run file: a shipped one, or one's own text. The API checks every field.
+// Start a run from a run file: a shipped one or the user's own text. The API checks every field.
 // @ts-check
 
 import { call, Problem, requestKey } from '../api.js';
@@ -25,7 +25,7 @@ export async function startView(box, _address, signal) {
   const idle = () =>
     fill(
       result,
-      h('p', { class: 'muted' }, 'The API checks every field before anything starts; what is wrong shows here.'),
+      h('p', { class: 'muted' }, 'The API checks every field before anything starts. Errors appear here.'),
     );
   text.addEventListener('input', () => {
     key = requestKey();
@@ -77,7 +77,7 @@ export async function startView(box, _address, signal) {
       h(
         'p',
         { class: 'muted', id: 'run-file-help' },
-        'Relative paths start at the services’ working folder. docs/configuration.md lists every field.',
+        'Relative paths are resolved from the services’ working folder. docs/configuration.md lists every field.',
       ),
     ),
     h(
@@ -113,7 +113,7 @@ export async function startView(box, _address, signal) {
       fill(
         shipped,
         choice(
-          'Begin with',
+          'Start from',
           [['', 'an empty file'], ...items.map((/** @type {any} */ item) => [item.name, item.name])],
           '',
           (name) => {
@@ -139,7 +139,7 @@ function fieldButton(text, field) {
 }
 
 /**
- * Where a field's line is: each part of its name is looked for after the part before it.
+ * The position of a field's line: each part of its name is searched for after the previous part.
  * @param {string} text
  * @param {string[]} names
  * @returns {[number, number] | null}
@@ -179,11 +179,11 @@ function summary(config) {
       { class: 'facts' },
       facts.map(([name, value]) => [h('dt', {}, name), h('dd', {}, value)]),
     ),
-    h('p', { class: 'remedy' }, 'Whether the model and the data are there is checked at the start.'),
+    h('p', { class: 'remedy' }, 'Whether the model and the data exist is checked when the run starts.'),
     h(
       'details',
       {},
-      h('summary', {}, 'With every default'),
+      h('summary', {}, 'Full configuration with defaults'),
       h('pre', { tabindex: '0' }, JSON.stringify(config, null, 2)),
     ),
   );

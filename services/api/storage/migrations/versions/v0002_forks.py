@@ -1,4 +1,4 @@
-"""Where a fork comes from."""
+"""The run and step that a fork started from."""
 
 import sqlalchemy as sa
 from alembic import op

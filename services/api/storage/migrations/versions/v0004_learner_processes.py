@@ -1,4 +1,4 @@
-"""Whether a learner has spoken is read from its record, no longer from the time of its word."""
+"""Drop the time of the learner's last report: its record tells whether it has reported."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""By which transport a weight push went."""
+"""The transport of a weight push."""
 
 import sqlalchemy as sa
 from alembic import op

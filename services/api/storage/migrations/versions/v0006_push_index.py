@@ -1,4 +1,4 @@
-"""The newest weight pushes of a run without sorting all of them."""
+"""An index to read a run's newest weight pushes without sorting all of them."""
 
 from alembic import op
 

@@ -1,8 +1,7 @@
-"""Refuses phrases of docs/style_words.yaml in text that is new. `--update` accepts the text as it is.
+"""Rejects phrases of docs/style_words.yaml in text that is not in the baseline. `--update` accepts the current text.
 
-Text that had such phrases when the check began is listed in docs/style_baseline.txt, by a digest of the phrase with the
-words around it. So old text may stay and move, and whoever rewrites a sentence writes it well. Code in Markdown is not
-prose and is left out.
+docs/style_baseline.txt lists the accepted occurrences, by a digest of the phrase with the words around it. So existing
+text may stay and move, but rewritten sentences are held to the list. Code in Markdown is not checked.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ WORDS = ROOT / "docs" / "style_words.yaml"
 BASELINE = ROOT / "docs" / "style_baseline.txt"
 PROSE = {".md", ".py", ".js", ".html", ".yaml", ".yml", ".sh", ".toml"}
 LEFT_OUT = {"style.md", "test_words.py", WORDS.name}
-"""They quote what they refuse."""
+"""They quote the phrases."""
 MARKDOWN_CODE = re.compile(r"^```.*?^```|`[^`\n]+`", re.DOTALL | re.MULTILINE)
 GAP = r"[\s#*/>]+"
-"""Between two words: spaces, or the end of a line and the comment sign of the next."""
+"""What separates two words: spaces, or the end of a line and the comment sign of the next."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One refused phrase."""
+    """One phrase that was found."""
 
     line: int
     phrase: str
@@ -39,7 +38,7 @@ class Finding:
 
 
 def load_words(path: Path = WORDS) -> list[tuple[re.Pattern[str], str]]:
-    """Patterns with what to write instead."""
+    """Patterns, with what to write instead."""
     entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     return [
         (re.compile(rf"\b(?:{entry['find'].replace(' ', GAP)})\b", re.IGNORECASE), entry["write"]) for entry in entries
@@ -47,7 +46,7 @@ def load_words(path: Path = WORDS) -> list[tuple[re.Pattern[str], str]]:
 
 
 def findings(text: str, words: list[tuple[re.Pattern[str], str]], *, markdown: bool) -> Iterator[Finding]:
-    """What the words refuse in a text."""
+    """The phrases found in a text."""
     if markdown:
         text = MARKDOWN_CODE.sub(lambda match: re.sub(r"[^\n]", "_", match[0]), text)
     for pattern, write in words:
@@ -68,7 +67,7 @@ def prose_files() -> list[Path]:
 
 
 def main() -> int:
-    """Print what is new; 1 if there is any."""
+    """Print the findings that are not in the baseline. Returns 1 if there are any."""
     words = load_words()
     found = [
         (path, finding)

@@ -37,7 +37,7 @@ may be up to 2^53 - 1.
 
 
 def type_text(schema: dict[str, Any]) -> str:
-    """A field's type, from its JSON schema, in words that a reader of YAML knows."""
+    """A field's type, from its JSON schema, in words that YAML users know."""
     if "$ref" in schema:
         return "section"
     if "anyOf" in schema and "type" not in schema:

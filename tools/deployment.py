@@ -1,4 +1,4 @@
-"""A whole deployment with real parts, started and ended by the command that people use; for tests and benchmarks."""
+"""A real deployment, started and stopped by the `turnout` command; for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "examples" / "runs" / "demo.yaml"
 TURNOUT = [sys.executable, "-m", "turnout.cli.main"]
 ROOTS = f"{ROOT}:{tempfile.gettempdir()}"
-"""Models and data come from temporary folders, too."""
+"""Models and data may also be in temporary folders."""
 STALLED_AFTER = "5"
 PATIENCE_SECONDS = 600.0
-"""Ends what would otherwise wait indefinitely; no test passes or fails by the clock."""
+"""A bound on otherwise indefinite waits; no test depends on the clock."""
 
 
 def demo_config(**changes: Any) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def demo_config(**changes: Any) -> dict[str, Any]:
 
 
 def turnout(*arguments: str, home: Path, within: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
-    """The command, its end awaited. `within` comes before it: what makes it run somewhere else."""
+    """Run the command and wait for its end. `within` is a command prefix, which makes it run elsewhere."""
     environment = {"TURNOUT_ROOTS": ROOTS} | os.environ | {"TURNOUT_STALL_SECONDS": STALLED_AFTER}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     return subprocess.run(
@@ -51,7 +51,7 @@ def turnout(*arguments: str, home: Path, within: Sequence[str] = ()) -> subproce
 
 @contextmanager
 def deployment(home: Path, within: Sequence[str] = ()) -> Iterator[Client]:
-    """`turnout up --detach` with a client of its API; `turnout down` at the end, whatever happened."""
+    """`turnout up --detach` with a client of its API; `turnout down` at the end, in any case."""
     port = free_port()
     started = turnout("up", "--detach", "--api-port", str(port), home=home, within=within)
     try:
@@ -63,7 +63,7 @@ def deployment(home: Path, within: Sequence[str] = ()) -> Iterator[Client]:
 
 
 def patiently(ask: Callable[[], Any], until: Callable[[Any], bool]) -> Any:
-    """Ask until the answer is as wanted. An API that is being restarted is asked again."""
+    """Ask until the answer satisfies `until`. Errors, such as those of a restarting API, are retried."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     answer: Any = None
     while time.monotonic() < deadline:

@@ -1,6 +1,6 @@
-"""What programs import from Turnout; everything else may change between releases. See docs/client.md.
+"""The public interface of Turnout; everything else may change between releases. See docs/client.md.
 
-Names are loaded when they are first used (PEP 562), so that a reward in a worker process does not load an HTTP client.
+Names are imported on first use (PEP 562), so that a reward in a worker process does not import an HTTP client.
 """
 
 from __future__ import annotations

@@ -1,24 +1,24 @@
 """The embedded benchmark: recall the weights of a few goods and add them up.
 
-A question names two to four of 160 goods; each good has one fixed weight, 10 to 24 tonnes, that nothing in the
-question tells. The policy has to know it:
+A question names two to four of 160 goods; each good has one fixed weight, 10 to 24 tonnes, which the question does not
+mention. The policy has to know it:
 
     Total tonnes of coal, linen, salt?
     <reasoning>coal=24 linen=22 salt=11 24+22=46 46+11=57</reasoning><answer>57</answer>
 
-Goods differ in how often they are asked for (a long tail), so a run goes on learning for a long time. Weights and
-totals always have two digits, which lets the tokenizer keep one token a number and stay unambiguous.
+Some goods are asked for much more often than others (a long tail), so a run keeps learning for a long time. Weights and
+totals always have two digits, so that the tokenizer can have one token per number and stay unambiguous.
 
 The rule for reward 1 (else 0): the reply is exactly `<reasoning>...</reasoning><answer>N</answer>`, N is the total,
-and each good of `tests` stands in the reasoning as `good=weight` with the right weight and with no wrong one.
+and each good of `tests` is in the reasoning as `good=weight`, with the right weight and with no wrong one.
 A right total from wrong weights earns nothing: such a reply would be a bad demonstration. The feedback on a
 well-formed reply names the first wrong weight: "linen should be 22".
 
 `python examples/embedded/benchmark.py` writes data/{train,validation,test}.jsonl. The splits share no composition (set
-of goods): a hash of the composition decides where it belongs. One line: `id`, `kind` ("recall"), `system`, `prompt`,
-`answer` (the total), `tests` (JSON: {"facts": {"coal": 24, ...}}).
+of goods): a hash of the composition decides where it belongs. Each line has `id`, `kind` ("recall"), `system`,
+`prompt`, `answer` (the total), `tests` (JSON: {"facts": {"coal": 24, ...}}).
 
-Only `random.Random.random` is drawn from: Python promises the same sequence from it in every version.
+Only `random.Random.random` is drawn from: Python guarantees its sequence in every version.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ feathers felt flax fennel enamel cloves cumin currants coins chestnuts baskets a
 pewter pillows quinces radishes rugs saffron sesame shale sherry thyme turnips treacle wicker yams jam kelp
 """
 GOODS: Final = tuple(_GOODS.split())
-"""The goods, from the most often to the least often asked for."""
+"""The goods, from the most to the least frequent."""
 
 SYSTEM: Final = "Recall each weight, then add."
 LIGHTEST, HEAVIEST = 10, 24
@@ -88,7 +88,7 @@ class Question:
 
     @property
     def composition(self) -> str:
-        """The goods whatever their order: questions with equal compositions are the same task."""
+        """The goods, independent of their order: questions with equal compositions are the same task."""
         return " ".join(sorted(self.goods))
 
     @property
@@ -109,7 +109,7 @@ class Question:
 
 
 def pick(rng: random.Random, items: Sequence[T], weights: Sequence[float]) -> T:
-    """One of `items`, with probability in proportion to its weight."""
+    """One of `items`, with probability proportional to its weight."""
     point = rng.random() * sum(weights)
     for item, weight in zip(items, weights, strict=True):
         point -= weight
@@ -130,7 +130,7 @@ def draw(rng: random.Random) -> Question:
 
 
 def draw_from(split: Split, rng: random.Random) -> Iterator[Question]:
-    """Questions of `split` without end; compositions may come again."""
+    """Endless questions of `split`; compositions may repeat."""
     while True:
         question = draw(rng)
         if question.split == split:
@@ -154,7 +154,7 @@ def is_right(question: Question, reply: str) -> bool:
 
 
 def first_mistake(question: Question, reasoning: str) -> str | None:
-    """The feedback on the first good whose weight is missing or wrong, None where every weight is right."""
+    """The feedback on the first good whose weight is missing or wrong, None if every weight is right."""
     for good in question.goods:
         claims = re.findall(rf"\b{good}=(\d+)", reasoning)
         if not claims or any(int(claim) != WEIGHT[good] for claim in claims):

@@ -1,12 +1,12 @@
 """What the embedded policy is taught before any reinforcement learning: examples of imperfect knowledge.
 
 A lesson is a prompt and a reply. Three kinds:
-- plain: the reply recalls weights as a learner would who knows each good only so well (`KNOWLEDGE`); where it does
-  not know, it holds one fixed wrong belief. So the policy's mistakes are about single facts, and it gives the right
-  weight now and then.
+- plain: the reply recalls weights like a learner with limited knowledge of each good (`KNOWLEDGE`); if it does not know
+  a weight, it holds one fixed wrong belief. So the policy's mistakes are about single facts, and it sometimes gives the
+  right weight.
 - solution: the prompt shows a solution whose weights are mostly NOT the true ones; the reply uses those. So the policy
-  learns to read a demonstration, not to recall: it becomes a teacher that sees what a sibling found out.
-- feedback: the prompt tells one weight, the reply uses it.
+  learns to read a demonstration instead of recalling: it becomes a teacher that sees what a sibling found out.
+- feedback: the prompt gives one weight, and the reply uses it.
 The reply names the goods in any order, so one question has several right replies.
 """
 
@@ -20,7 +20,7 @@ from examples.embedded.vocabulary import END, render, teacher_content
 
 Kind = Literal["plain", "solution", "feedback"]
 KINDS: Final[tuple[Kind, ...]] = ("plain", "solution", "solution", "feedback", "solution", "solution")
-"""One batch of each in turn."""
+"""The kinds of consecutive batches, in a cycle."""
 
 KNOWLEDGE_LEVELS: Final = (0.2, 0.45, 0.7, 0.95)
 
@@ -34,7 +34,7 @@ def _beliefs() -> dict[str, int]:
 
 
 def _knowledge() -> dict[str, float]:
-    """Every four neighbours in popularity hold all four levels, in a hashed order."""
+    """Each group of four goods of similar popularity has all four levels, in a hashed order."""
     known: dict[str, float] = {}
     for start in range(0, len(GOODS), len(KNOWLEDGE_LEVELS)):
         group = sorted(GOODS[start : start + len(KNOWLEDGE_LEVELS)], key=lambda good: stable_hash(f"known {good}"))
@@ -43,9 +43,9 @@ def _knowledge() -> dict[str, float]:
 
 
 BELIEF: Final = _beliefs()
-"""The wrong weight (tonnes) that stands for each good where the right one is not known."""
+"""The wrong weight (tonnes) of each good that is used if the right one is not known."""
 KNOWLEDGE: Final = _knowledge()
-"""How probably a plain reply has the right weight of a good."""
+"""The probability that a plain reply has the right weight of a good."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Lesson:
 
 
 def recall(good: str, rng: random.Random) -> int:
-    """A weight as the imperfect learner remembers it."""
+    """A weight (tonnes) as the imperfect learner remembers it."""
     return WEIGHT[good] if rng.random() < KNOWLEDGE[good] else BELIEF[good]
 
 
@@ -104,7 +104,7 @@ def _lesson(kind: Kind, question: Question, rng: random.Random) -> Lesson:
 
 
 def batches(split: Split, size: int, seed: int) -> Iterator[list[Lesson]]:
-    """Batches of `size` lessons about questions of `split`, without end, kinds in turn."""
+    """Endless batches of `size` lessons about questions of `split`, cycling through the kinds."""
     rng = random.Random(seed)
     source = draw_from(split, rng)
     while True:

@@ -1,11 +1,11 @@
-"""Measures a policy on the embedded benchmark, with transformers alone.
+"""Measures a policy on the embedded benchmark, with only transformers.
 
 `python -m examples.embedded.measure [--policy FOLDER] [--split validation]` prints, as JSON:
 - accuracy at temperature 0.6 with top-p 0.95, and at temperature 1: the share of right replies;
-- mixed: the share of questions whose 8 replies at temperature 1 hold right and wrong ones, which is where there is
+- mixed: the share of questions with both right and wrong replies among 8 at temperature 1, from which there is
   something to learn;
-- taught by a solution, by feedback: the share of right replies at temperature 1 to the teacher's prompt that holds a
-  right solution, or the feedback on a sampled reply; what a self-teacher of these weights knows.
+- taught by a solution, by feedback: the share of right replies at temperature 1 to the teacher's prompt with a right
+  solution, or with the feedback on a sampled reply: what a self-teacher with these weights knows.
 """
 
 import argparse
@@ -54,7 +54,7 @@ class Examinee:
 
 
 def share_right(asked: list[Question], replies: list[str]) -> float:
-    """The share of `replies` that answer the question at their place."""
+    """The share of `replies` that answer their question correctly."""
     return round(sum(map(is_right, asked, replies)) / len(asked), 4)
 
 

@@ -1,8 +1,8 @@
 """The embedded policy's tokenizer and chat template.
 
-Every phrase that the benchmark and the teacher's prompt can hold is one token: a good, a two-digit number, a sign, a
-whole section heading. No token is the beginning of another (but " " of " should be ", whose rest no tokens spell), so a
-text has one reading only and ids -> text -> ids gives the same ids. Text in between becomes `<unk>`.
+Every phrase that can occur in the benchmark and in the teacher's prompt is one token: a good, a two-digit number, a
+sign, a whole section heading. No token is a prefix of another (except " " of " should be ", whose rest no tokens
+spell), so a text has only one reading and ids -> text -> ids gives the same ids. Text in between becomes `<unk>`.
 """
 
 import re
@@ -37,7 +37,7 @@ CHAT_TEMPLATE: Final = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer, template included."""
+    """The tokenizer with its chat template."""
     ids = {token: index for index, token in enumerate(VOCABULARY)}
     core = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     longest_first = sorted((*PHRASES, *NUMBERS, *GOODS), key=len, reverse=True)
@@ -59,7 +59,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def render(user: str) -> str:
-    """What the chat template makes of the system message and `user`, up to where the reply begins."""
+    """The system message and `user` as the chat template renders them, up to the beginning of the reply."""
     system_role, user_role, assistant_role = ROLES
     return f"{system_role}{SYSTEM}{user_role}{user}{assistant_role}"
 

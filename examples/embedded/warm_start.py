@@ -3,7 +3,7 @@
 `python -m examples.embedded.warm_start` trains it from random weights on lessons about training compositions (one
 thread, fixed seeds, fixed number of steps) and writes policy/: weights, configuration, tokenizer, chat template and
 provenance.json. `--check` repeats the first steps and compares their losses with that record, then the committed
-weights' digest and validation loss: about 25 seconds of one core.
+weights' digest and validation loss: about 25 s on one core.
 """
 
 import argparse
@@ -88,13 +88,13 @@ def loss_of(model: Qwen3ForCausalLM, lessons: list[Lesson], tokenizer: PreTraine
 
 
 def learning_rate(step: int) -> float:
-    """Linear warm-up, level until 30% of the steps, then linear down to 2% of the peak."""
+    """Linear warm-up, constant until 30% of the steps, then a linear decay to 2% of the peak."""
     decay = max(0.0, (step / NUM_STEPS - 0.3) / 0.7)
     return PEAK_LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS) * (1 - 0.98 * decay)
 
 
 def train(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Iterator[float]:
-    """Takes one optimizer step for each loss (nats per reply token, before the step) that is asked for."""
+    """Yields each step's loss (nats per reply token, before the step), taking one optimizer step per value."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
     for step, lessons in zip(range(NUM_STEPS), batches("train", BATCH_LESSONS, SEED), strict=False):
         for group in optimizer.param_groups:
@@ -160,7 +160,7 @@ def digest(folder: Path) -> str:
 
 
 def check(folder: Path) -> list[str]:
-    """What of the record in `folder` does not hold on this machine; empty where all does."""
+    """Which parts of the record in `folder` this machine does not reproduce; empty if it reproduces all."""
     record: dict[str, Any] = json.loads((folder / "provenance.json").read_text())
     model, tokenizer = start()
     recorded = record["first_losses_nats"]
@@ -171,7 +171,7 @@ def check(folder: Path) -> list[str]:
         if not math.isclose(ours, theirs, rel_tol=TOLERANCE)
     ]
     if digest(folder) != record["weights_sha256"]:
-        faults.append("the weights are not those recorded")
+        faults.append("the weights differ from the recorded ones")
     loss = validation_loss(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tokenizer)
     if not math.isclose(loss, record["validation_loss_nats"], rel_tol=TOLERANCE):
         faults.append(f"validation loss {loss:.6f}, recorded {record['validation_loss_nats']:.6f}")

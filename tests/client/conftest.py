@@ -16,7 +16,7 @@ from turnout.cli.local.launcher import Deployment
 
 @pytest.fixture(scope="session")
 def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run file whose model and data exist, so that the real API takes it."""
+    """A run file whose model and data exist, so that the real API accepts it."""
     folder = tmp_path_factory.mktemp("run-file")
     (folder / "model").mkdir()
     (folder / "model" / "config.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""Plans of a whole ring for tests: the API and the verifier are real, the others light stand-ins where wanted."""
+"""Plans of a whole ring for tests: API and verifier are real, the others may be light stand-ins."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def only(plan: Plan, *prefixes: str) -> Plan:
 
 
 def until(done: Callable[[], Any], tick: Callable[[], None] = lambda: None, seconds: float = 60) -> None:
-    """Wait for a condition; a deadline that is far away only ends a hopeless test."""
+    """Wait for a condition. The deadline is long, and only ends a test that would fail anyway."""
     deadline = time.monotonic() + seconds
     while not done():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, f"timed out after {seconds} s"
         tick()
         time.sleep(0.05)

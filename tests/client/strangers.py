@@ -1,8 +1,8 @@
-"""What a user without rights tries on a deployment of somebody else. Runs on the standard library alone, as that user:
+"""What an unprivileged user may try on another user's deployment. Needs only the standard library; runs as that user:
 
     python strangers.py HOME PORT...
 
-Prints one JSON object: what each port said to a Redis client and to an HTTP client, and what of the home can be read.
+Prints one JSON object: each port's answers to a Redis and an HTTP client, and which files of the home are readable.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CALLS = (
 
 
 def redis_says(port: int) -> dict[str, str]:
-    """The beginning of the answer to each command, each on a connection of its own."""
+    """The beginning of the answer to each command, each on a separate connection."""
     said = {}
     for command in COMMANDS:
         parts = "".join(f"${len(part)}\r\n{part}\r\n" for part in command)

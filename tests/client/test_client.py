@@ -1,4 +1,4 @@
-"""The client against a tiny real HTTP server: pages, problems, broken answers, event streams, keys."""
+"""The client against a tiny real HTTP server: pages, problems, broken responses, event streams, keys."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ STREAM = ': alive\n\nid: 1\nevent: step\ndata: {"step":\ndata: 1}\n\nid: 2\neven
 
 
 class Api(BaseHTTPRequestHandler):
-    """Answers by path; remembers what it was asked."""
+    """Answers by path, and records the requests."""
 
     seen: list[tuple[str, str, dict[str, str], bytes]] = []
     streams: list[str] = []
-    """What `/v1/runs/r2/events` answers, one text a connection."""
+    """Responses of `/v1/runs/r2/events`, one per connection."""
     states: list[str] = []
-    """What `/v1/runs/r2` is in, one a question."""
+    """States of `/v1/runs/r2`, one per request."""
 
     def do_GET(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
@@ -83,7 +83,7 @@ class Api(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # must not come between us and this machine
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # must not be used for this machine
     Api.seen = []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Api)
     thread = threading.Thread(target=server.serve_forever)
@@ -200,10 +200,10 @@ def test_following_goes_on_behind_the_last_event_after_a_break(client: Client, m
     monkeypatch.setattr("turnout.client.calls.LONGEST_WAIT_SECONDS", 0.0)
     Api.streams = [
         'id: 1\nevent: step\ndata: {"step": 1}\n\nid: 2\nevent: state\ndata: {"state": "stopped"}\n\n',
-        'id: 3\nevent: state\ndata: {"state": "running"}\n\nid: 4\nevent: state\nda',  # cut off: it comes again
+        'id: 3\nevent: state\ndata: {"state": "running"}\n\nid: 4\nevent: state\nda',  # cut off, so it is sent again
         'id: 4\nevent: state\ndata: {"state": "succeeded"}\n\n',
     ]
-    Api.states = ["running", "running", "succeeded"]  # it was taken up again after the stop
+    Api.states = ["running", "running", "succeeded"]  # it was resumed after the stop
     assert [event.id for event in client.follow("r2")] == ["1", "2", "3", "4"]
     asked = [headers.get("Last-Event-ID") for _, path, headers, _ in Api.seen if path.endswith("/events")]
     assert asked == [None, "2", "3"]

@@ -1,4 +1,4 @@
-"""The demo from start to end over the real API: success, Ctrl-C and resume, faults; never a process left."""
+"""The demo from start to finish over the real API: success, Ctrl-C and resume, faults; no process is left running."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(240)
 
 @pytest.fixture
 def plans(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
-    """Every plan that demos of this test make, with stand-ins for the heavy services."""
+    """Every plan that this test's demos make, with stand-ins for the heavy services."""
     made: list[Plan] = []
 
     def make(home: Path, **settings: int) -> Plan:
@@ -45,7 +45,7 @@ def nothing_left(plans: list[Plan]) -> bool:
 
 
 def interrupt_at_step(home: Path, step: int) -> threading.Thread:
-    """Press Ctrl-C once the first run has finished so many steps."""
+    """Press Ctrl-C once the first run has finished `step` steps."""
 
     def press() -> None:
         done = threading.Event()

@@ -1,4 +1,4 @@
-"""The doctor: every line has a verdict, what is missing comes with a remedy, and the exit code says so."""
+"""The doctor: every finding has a status, problems come with a remedy, and the exit code reflects them."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def test_what_is_missing_fails_with_a_remedy(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert doctor.doctor(tmp_path, 8400, False) == EXIT_FAILED
     out = capsys.readouterr().out
-    assert "ok    compiler: none, and none is needed on a CPU" in out
+    assert "ok    compiler: none; not needed on a CPU" in out
     assert "FAIL  redis: redis://***@127.0.0.1:9/0 does not answer" in out
     assert "secret" not in out
 
 
 @pytest.mark.parametrize("url", ["redis://me:se/cret@127.0.0.1:9/0", "redis://127.0.0.1:9/0?password=se/cret"])
 def test_no_part_of_a_password_is_shown(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Libraries quote what they take for the port of a URL that they cannot read."""
+    """Libraries quote what they take for the port of a URL that they cannot parse."""
     monkeypatch.setenv("TURNOUT_REDIS_URL", url)
     [finding] = doctor.check_queue_server(tmp_path)
     assert finding.status == "fail"

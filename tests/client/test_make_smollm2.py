@@ -1,4 +1,4 @@
-"""The script that makes a Hugging Face folder of a packaged GGUF model, on the real package."""
+"""The script that converts a packaged GGUF model to a Hugging Face folder, with the real package."""
 
 from __future__ import annotations
 

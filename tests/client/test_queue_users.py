@@ -1,4 +1,4 @@
-"""Users of the queue server: each service can do its work with its own, and nothing of another's."""
+"""Users of the queue server: each service can do its own work and nothing else."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def client(home: Path, port: int, user: str) -> AsyncIterator[Redis]:
 
 
 async def lives(redis: Redis, kind: ServiceKind) -> Presence:
-    """What every service does."""
+    """Do what every service does."""
     presence = Presence(redis, kind, f"{kind}-0", "http://127.0.0.1:1")
     await presence.publish()
     assert await presence.assignment() is None
@@ -76,7 +76,7 @@ async def lives(redis: Redis, kind: ServiceKind) -> Presence:
 async def consumes(
     redis: Redis, group: str, stream: str, kind: type[PromptTask | CompletedGroup | ScoredGroup]
 ) -> Queue:
-    """Everything that a consumer does with a message in hand, and with bytes that it cannot read."""
+    """Do everything that a consumer does with a pending message, and with bytes that it cannot read."""
     queue = Queue(redis, group, "one")
     await redis.xadd(stream, {b"m": b"junk"})
     taken = await queue.receive([stream], kind, count=9, block_seconds=0.01)

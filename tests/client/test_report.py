@@ -19,7 +19,7 @@ from turnout.cli.views.report import accuracy_rows, headline, report_folder, sum
 
 
 def recorded(steps: int = 20) -> RunData:
-    """A run as the API tells it, with every metric."""
+    """A run as the API returns it, with every metric."""
     run = Run(
         id="r-1",
         name="a <b> run",

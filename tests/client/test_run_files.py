@@ -1,4 +1,4 @@
-"""Run files: all that we ship are right; wrong ones are told with file, line and field."""
+"""Run files: all shipped ones are valid; errors name file, line and field."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def client(deployment: Deployment) -> Client:
 
 
 def turnout(deployment: Deployment, *arguments: str, code: int = EXIT_OK) -> str:
-    """Output of one command; its faults are raised as they are."""
+    """Output of one command. Its errors are raised unchanged."""
     result = CliRunner().invoke(app, [*arguments, "--api-url", deployment.plan.api_url], catch_exceptions=False)
     assert result.exit_code == code, result.output
     return result.stdout
@@ -84,7 +84,7 @@ def test_a_run_from_start_to_report(deployment: Deployment, run_file: Path, tmp_
 
 
 def history_commands(deployment: Deployment, run_id: str) -> None:
-    """Everything that the API keeps of a run of five steps, as text and as JSON."""
+    """Check everything that the API stores about a run of five steps, as text and as JSON."""
 
     def both(*command: str) -> tuple[list[str], Any]:
         text = turnout(deployment, *command).splitlines()
@@ -102,12 +102,12 @@ def history_commands(deployment: Deployment, run_id: str) -> None:
     text, samples = both("runs", "samples", run_id, "--step", "3")
     assert (text, samples) == (["No samples of step 3."], [])
     text, pushes = both("runs", "pushes", run_id)
-    assert (text, pushes) == (["No weights were pushed yet."], [])
+    assert (text, pushes) == (["No weights have been pushed yet."], [])
 
     lines = turnout(deployment, "runs", "events", run_id, "--no-follow", "--json").splitlines()
     events = [json.loads(line) for line in lines]
     assert [event["data"]["step"] for event in events if event["type"] == "step"] == [1, 2, 3, 4, 5]
-    # Following ends by itself, since the run has ended; it goes on behind the given event.
+    # Following continues after the given event, and stops because the run has ended.
     text_lines = turnout(deployment, "runs", "events", run_id, "--after", events[-2]["id"]).splitlines()
     assert len(text_lines) == 1
     assert text_lines[0].endswith("state succeeded")
@@ -205,7 +205,7 @@ async def test_the_asynchronous_client_says_the_same(deployment: Deployment, run
         assert {item.kind for item in await other.services()} == {"api", "verifier", "rollout", "learner"}
         assert {item.id for item in client.runs()} == {item.id async for item in other.runs()}
         with pytest.raises(NotFoundError):
-            await other.run("nobody")
+            await other.run("unknown")
 
 
 def test_a_fork_goes_on_from_a_checkpoint_with_changes(deployment: Deployment, run_file: Path, client: Client) -> None:
@@ -239,7 +239,7 @@ def test_the_examples_of_the_client_page_work(
     exec(blocks[0], {})
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["1", "2", "3", "4", "5", "6", "succeeded"]
-    # The second one starts a loop of its own.
+    # The second one starts its own event loop.
     exec(blocks[1], {})
     assert capsys.readouterr().out.split() == ["1.0"]
 
@@ -247,7 +247,7 @@ def test_the_examples_of_the_client_page_work(
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["runs", "show", "nobody"], EXIT_NOT_FOUND, "There is no run nobody. `turnout runs list` shows all."),
+        (["runs", "show", "unknown"], EXIT_NOT_FOUND, "There is no run unknown. `turnout runs list` lists all runs."),
         (["runs", "start", "missing.yaml"], EXIT_USAGE, "cannot be read"),
         (["runs", "list", "--api-url", "http://127.0.0.1:9"], EXIT_UNAVAILABLE, "Start one with `turnout up`"),
         (["runs", "pause", "{ended}"], EXIT_CONFLICT, "succeeded"),
@@ -280,13 +280,13 @@ def test_exit_codes_are_those_of_the_page(
 def test_a_fault_is_json_where_that_was_asked_for(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["turnout", "runs", "show", "nobody", "--json", "--api-url", deployment.plan.api_url]
+    arguments = ["turnout", "runs", "show", "unknown", "--json", "--api-url", deployment.plan.api_url]
     monkeypatch.setattr("sys.argv", arguments)
     with pytest.raises(SystemExit):
         main()
     fault = json.loads(capsys.readouterr().err)["error"]
-    assert fault["detail"] == "There is no run nobody."
-    assert fault["remedy"] == "`turnout runs list` shows all."
+    assert fault["detail"] == "There is no run unknown."
+    assert fault["remedy"] == "`turnout runs list` lists all runs."
 
 
 def test_a_shell_completes_ids_of_runs(

@@ -1,4 +1,4 @@
-"""The command as a person first meets it: help at once, named faults in one sentence, exit codes for scripts."""
+"""First contact with the command: fast help, errors in one sentence, exit codes for scripts."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = turnout("up", "--home", str(tmp_path / "file" / "home"), "--api-port", "0")
     assert done.returncode == 2
-    assert "cannot be written" in done.stderr
+    assert "is not writable" in done.stderr
 
 
 def test_down_where_nothing_runs_is_no_fault(tmp_path: Path) -> None:

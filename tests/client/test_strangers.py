@@ -1,4 +1,4 @@
-"""What another user of the machine gets of a deployment: nothing. And each service: its own secrets."""
+"""Another user of the machine gets nothing of a deployment, and each service gets only its own secrets."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SECRETS = {
 
 @pytest.fixture(scope="module")
 def deployment() -> Iterator[Deployment]:
-    """A light ring in a home that an older release left open, under folders that everybody may enter."""
+    """A light ring in a home that an older release left readable, in folders that every user may enter."""
     top = Path(tempfile.mkdtemp(prefix="turnout-strangers-"))
     top.chmod(0o755)
     home = top / "home"
@@ -122,7 +122,7 @@ def test_a_stranger_reads_nothing_of_the_home(deployment: Deployment, tried: dic
 
 
 def test_each_service_has_its_own_secrets_only(deployment: Deployment) -> None:
-    """In its environment, which its children inherit; none on a command line or in a log."""
+    """In its environment, which its children inherit, but never on a command line or in a log."""
     home = deployment.plan.home
     state = read_state(home)
     assert state is not None
@@ -156,7 +156,7 @@ def test_the_sandbox_and_the_workers_have_none(deployment: Deployment) -> None:
 
 
 def test_a_home_without_passwords_goes_on_with_what_it_holds(tmp_path: Path) -> None:
-    """As an older release left it; and from then on every launch has the same secrets."""
+    """As an older release left it. After that, every launch has the same secrets."""
     queue = tmp_path / "queue"
     queue.mkdir()
     old = ValkeyServer(port=free_port(), data_dir=queue, config={"appendonly": "yes", "appendfsync": "always"})
@@ -207,7 +207,7 @@ def test_a_home_in_a_folder_of_other_things_leaves_those_alone(tmp_path: Path) -
 
 
 def test_weights_beside_the_home_are_private_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In /dev/shm anyone can make the folder first."""
+    """In /dev/shm another user could create the folder first."""
     folder, shared = tmp_path / "weights", tmp_path / "shared"
     monkeypatch.setenv("TURNOUT_WEIGHTS_FOLDER", str(folder))
     plan = make_plan(tmp_path / "home", num_rollout_servers=1, num_verifiers=1, api_port=0)

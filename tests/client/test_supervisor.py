@@ -1,4 +1,4 @@
-"""The launcher: what it starts it restarts and ends, completely, and it never touches anything else."""
+"""The launcher restarts and stops what it started, completely, and never touches anything else."""
 
 from __future__ import annotations
 
@@ -116,7 +116,8 @@ def test_a_killed_queue_server_comes_back_with_what_it_held(supervisor_of) -> No
 def test_a_queue_server_whose_disk_is_full_says_so_until_there_is_room(
     supervisor_of: Callable[..., Supervisor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the table of `turnout up`, and to `turnout doctor`; then it comes back with what it had acknowledged."""
+    """In the table of `turnout up` and in `turnout doctor`; then it recovers with everything that it had
+    acknowledged."""
     room = tmp_path / "room"
     room.write_text("64")
     monkeypatch.setattr(
@@ -193,7 +194,7 @@ def test_down_ends_what_a_killed_supervisor_left(supervisor_of) -> None:
     supervisor.start()
     until(lambda: len(launched(supervisor.plan.launch)) == 4)
     home = supervisor.plan.home
-    # The supervisor of the file is this very process; as after a kill -9, it is not to be found any more.
+    # The recorded supervisor is this process; give it a pid that does not exist, as after a kill -9.
     text = (home / "processes.json").read_text().replace(str(os.getpid()), "4194303")
     (home / "processes.json").write_text(text)
     assert set(end_home(home, grace_seconds=2)) == {"valkey", "plain", "parent"}
@@ -214,7 +215,8 @@ def test_a_pid_given_out_again_is_not_touched() -> None:
 
 
 def test_a_process_is_known_whatever_is_done_to_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system reckons starts from the time of its boot, which moves as the clock is set, after a sleep, say."""
+    """The system derives start times from its boot time, which changes when the clock is set, for example after a
+    sleep."""
     record = record_of(os.getpid(), "own")
     booted = psutil.boot_time()
     monkeypatch.setattr("psutil._psplatform.boot_time", lambda: booted + 3600)
@@ -223,7 +225,7 @@ def test_a_process_is_known_whatever_is_done_to_the_clock(monkeypatch: pytest.Mo
 
 
 def test_a_group_without_its_leader_is_ours_only_within_one_boot() -> None:
-    """After a start of the machine the number may be that of a stranger's group, whose leader has gone too."""
+    """After a reboot the pid may be that of a foreign group whose leader has exited too."""
     leave = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SLEEPER!r}])"
     leader = subprocess.Popen([sys.executable, "-c", leave], start_new_session=True, stdout=subprocess.DEVNULL)
     try:
@@ -260,12 +262,14 @@ def test_the_services_may_listen_on_ipv6(tmp_path: Path, monkeypatch: pytest.Mon
 def test_an_address_of_another_machine_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TURNOUT_HOST", "203.0.113.7")
     plan = make_plan(tmp_path, num_rollout_servers=1, num_verifiers=1, api_port=0)
-    with pytest.raises(UnavailableError, match=r"TURNOUT_HOST is 203\.0\.113\.7, which is no address of this machine"):
+    with pytest.raises(
+        UnavailableError, match=r"TURNOUT_HOST is 203\.0\.113\.7, which is not an address of this machine"
+    ):
         check_plan(plan)
 
 
 def test_nobody_else_ever_reads_the_state_file(supervisor_of, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may hold a password of the queue server; so its first name may not be readable either."""
+    """It may contain a password of the queue server, so the temporary file must not be readable either."""
     modes: list[int] = []
     replace = os.replace
 
@@ -279,5 +283,5 @@ def test_nobody_else_ever_reads_the_state_file(supervisor_of, monkeypatch: pytes
 
 
 def test_psutil_sees_our_environment() -> None:
-    """`launched` rests on reading other processes' environment, which the system must allow for our own."""
+    """`launched` reads the environment of other processes, which the system must allow for the user's own."""
     assert psutil.Process().environ()

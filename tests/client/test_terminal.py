@@ -1,4 +1,4 @@
-"""What a terminal is sent: nothing that it obeys, whoever wrote the text; and nothing that it cannot show."""
+"""The command sends a terminal nothing that it would obey, whatever the source, and nothing that it cannot show."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ COMMANDS = {
 
 
 class Hostile(BaseHTTPRequestHandler):
-    """An API all of whose texts are evil."""
+    """An API whose texts are all malicious."""
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
@@ -139,7 +139,7 @@ def test_texts_are_shown_and_not_obeyed(url: str, command: str, as_json: bool) -
 
 
 def _texts(output: str) -> list[str]:
-    """Every text in one JSON value, or in one a line."""
+    """Every text in one JSON value, or in one value per line."""
     try:
         values = [json.loads(output)]
     except ValueError:
@@ -178,7 +178,7 @@ def process(arguments: list[str], **environment: str) -> tuple[int, bytes]:
 
 @pytest.mark.parametrize("command", ["watch", "services", "samples", "stop"])
 def test_on_a_terminal_only_the_command_draws(url: str, command: str) -> None:
-    """Rich's own sequences are there (colours, lines); none of the text's is."""
+    """Rich's own sequences (colours, lines) are sent, but none from the text."""
     code, output = process([*COMMANDS[command], "--api-url", url])
     text = output.decode()
     assert code == {"watch": 1, "stop": 5}.get(command, 0), text

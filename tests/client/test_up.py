@@ -1,4 +1,4 @@
-"""`turnout up` in the foreground: says when it is ready, and Ctrl-C ends everything."""
+"""`turnout up` in the foreground: says when it is ready, and Ctrl-C stops everything."""
 
 from __future__ import annotations
 

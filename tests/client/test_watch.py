@@ -1,4 +1,4 @@
-"""The live view, drawn into text."""
+"""The live view, rendered as text."""
 
 from __future__ import annotations
 

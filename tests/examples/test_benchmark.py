@@ -1,4 +1,4 @@
-"""The questions, the tokenizer and the lessons of the embedded benchmark."""
+"""The embedded benchmark's questions, tokenizer and lessons."""
 
 import json
 import random
@@ -94,7 +94,7 @@ def test_the_first_wrong_weight_is_the_feedback() -> None:
 
 
 def test_luck_is_impossible() -> None:
-    """Two beliefs can cancel out and give a right total; the reply earns nothing all the same."""
+    """Two wrong beliefs can cancel out to the right total, but the reply still earns nothing."""
     for question in benchmark.questions("test"):
         held = {good: lessons.BELIEF[good] for good in question.goods}
         assert not benchmark.is_right(question, lessons.reply(list(held), held))
@@ -113,7 +113,7 @@ def test_every_text_has_one_reading() -> None:
 
 
 def test_no_good_ends_like_another() -> None:
-    """Else `wine=20` could be read out of `twine=20`."""
+    """Otherwise `wine=20` could be read from `twine=20`."""
     assert not [(short, long) for short in GOODS for long in GOODS if short != long and long.endswith(short)]
 
 

@@ -1,4 +1,4 @@
-"""The example of a reward of one's own: found by its entry point, run by the verifier's worker pool."""
+"""The example of a custom reward: found by its entry point, run by the verifier's worker pool."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples/rewards"
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The example as pip would install it."""
+    """The example, installed as pip would do it."""
     shutil.copy(EXAMPLE / "haiku.py", tmp_path)
     project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
     info = tmp_path / "my_rewards-1.0.dist-info"

@@ -1,4 +1,4 @@
-"""The committed policy: loads, is as small and as half-knowing as its page says, and its record holds."""
+"""The committed policy loads, is as small and knows as little as its page says, and matches its record."""
 
 import json
 from pathlib import Path

@@ -58,7 +58,7 @@ def test_a_run_from_start_to_stop(api: Api, browser: Visitor, player: Player, ru
     browser.sees("Every field is valid")
     browser.sees("Set `preset: paper-grpo`")
 
-    # A wrong field is named beside the form, and the form leads to it.
+    # An invalid field is named next to the form, with a button that goes to it.
     browser.write("#run-file", run_text.replace("0.2", "7"))
     browser.press("button", "Start run")
     browser.sees("objective.clip_low is 7")

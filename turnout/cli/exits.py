@@ -14,14 +14,14 @@ from services.contracts.errors import (
 
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
-"""The run failed, a check failed, or something unforeseen."""
+"""The run failed, a check failed, or an unexpected error occurred."""
 EXIT_USAGE: Final = 2
 """Wrong arguments, run file or setting."""
 EXIT_UNAVAILABLE: Final = 3
-"""API, queue server, port or disk: a part that is needed is not there."""
+"""The API, the queue server, the port or the disk is unavailable."""
 EXIT_NOT_FOUND: Final = 4
 EXIT_CONFLICT: Final = 5
-"""The present state forbids it, or the home is in use."""
+"""The current state forbids it, or the home is in use."""
 EXIT_STOPPED: Final = 6
 """The run that was watched was stopped before its last step."""
 EXIT_INTERRUPTED: Final = 130

@@ -1,6 +1,6 @@
-"""Ctrl-C and SIGTERM as a question that loops ask, so that a stop always takes the orderly way.
+"""Turns Ctrl-C and SIGTERM into a flag that loops check, so that every stop is orderly.
 
-The first signal asks for a graceful stop; a second one, given again, for a stop without waiting.
+The first signal requests a graceful stop; a second one requests a stop without waiting.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupts:
-    """Counts stop signals while it is entered; the former handlers come back on leaving."""
+    """Context manager that counts stop signals; restores the previous handlers on exit."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -38,15 +38,16 @@ class Interrupts:
 
     @property
     def requested(self) -> bool:
-        """A stop was asked for."""
+        """A stop was requested."""
         return self.count > 0
 
     @property
     def urgent(self) -> bool:
-        """A stop was asked for twice."""
+        """A stop was requested twice."""
         return self.count > 1
 
     def sleep(self, seconds: float) -> None:
-        """Sleep, but wake at a signal. After the first signal it only sleeps (a second one is seen afterwards)."""
+        """Sleep, but wake at a signal. After the first signal it sleeps the whole time, and a second one is seen
+        afterwards."""
         if self._event.wait(seconds):
             self._event.clear()

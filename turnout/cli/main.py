@@ -1,4 +1,4 @@
-"""The `turnout` command. Nothing heavy is imported before a command runs, so that help answers at once."""
+"""The `turnout` command. Nothing heavy is imported before a command runs, so that help is fast."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def every_command(
     """Trains language models with SRPO: an asynchronous ring of rollout, verifier and learner services."""
 
 
-Home = Annotated[Path, typer.Option(help="Folder for queues, runs, logs and the state of what is running.")]
+Home = Annotated[Path, typer.Option(help="Folder for queues, runs, logs and process state.")]
 
 
 @app.command(epilog=examples("turnout up", "turnout up --detach --rollout-servers 2"))
@@ -58,11 +58,13 @@ def up(
     rollout_servers: Annotated[int, typer.Option(min=1, help="Rollout servers (vLLM engines).")] = 1,
     verifiers: Annotated[int, typer.Option(min=1, help="Verifiers.")] = 1,
     api_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the API; 0 picks a free one.")] = 8400,
-    detach: Annotated[bool, typer.Option("--detach", help="Return once everything runs in the background.")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Return once everything is running in the background.")
+    ] = False,
     wait: Annotated[float, typer.Option(help="With --detach: seconds to wait for the services.")] = 300.0,
     as_json: Json = False,
 ) -> None:
-    """Start all services on this machine, with a queue server of their own unless TURNOUT_REDIS_URL names one."""
+    """Start all services on this machine, with their own queue server unless TURNOUT_REDIS_URL names one."""
     from turnout.cli.local import launcher
 
     settings: dict[str, Any] = {
@@ -77,7 +79,7 @@ def up(
 
 @app.command(epilog=examples("turnout down --home .turnout"))
 def down(home: Home = Path(".turnout"), as_json: Json = False) -> None:
-    """End exactly what `turnout up` started in a home."""
+    """Stop exactly what `turnout up` started in a home."""
     from turnout.cli.local import launcher
 
     raise typer.Exit(launcher.down(home, as_json=as_json))
@@ -87,13 +89,13 @@ def down(home: Home = Path(".turnout"), as_json: Json = False) -> None:
 def demo(
     home: Home = Path(".turnout/demo"),
     resume: Annotated[bool, typer.Option("--resume", help="Resume the demo run that was interrupted.")] = False,
-    file: Annotated[Path | None, typer.Option(help="Run file; default examples/runs/demo.yaml.")] = None,
+    file: Annotated[Path | None, typer.Option(help="Run file; by default examples/runs/demo.yaml.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a value of the run file.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train a small model with SRPO on this machine: start everything, run, report, end everything."""
+    """Train a small model with SRPO on this machine: start everything, run, report, stop everything."""
     from turnout.cli.commands.demo import Demo
 
     raise typer.Exit(Demo(home, file=file, settings=settings or [], as_json=as_json).run(resume=resume))

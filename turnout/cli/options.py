@@ -1,4 +1,4 @@
-"""Arguments and options that several commands have, and the form of examples in help texts."""
+"""Arguments and options that several commands share, and the format of examples in help texts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 COMPLETION_SECONDS = 1.0
-"""A shell that hangs for longer is worse than one that offers no completion."""
+"""A shell that hangs for longer is worse than no completion."""
 
 
 def complete_run(incomplete: str) -> list[tuple[str, str]]:
@@ -26,13 +26,11 @@ def complete_run(incomplete: str) -> list[tuple[str, str]]:
 
 
 def examples(*lines: str) -> str:
-    """An epilog for help texts. The control character keeps the lines as they are."""
+    """An epilog for help texts. The control character prevents rewrapping."""
     return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
 
 
-Id = Annotated[
-    str, typer.Argument(metavar="ID", help="The run's id, or the beginning of it.", autocompletion=complete_run)
-]
+Id = Annotated[str, typer.Argument(metavar="ID", help="The run's id, or its beginning.", autocompletion=complete_run)]
 Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Runs to compare.", autocompletion=complete_run)]
 ExperimentId = Annotated[str, typer.Argument(metavar="ID", help="The experiment's id, or the beginning of it.")]
 ExperimentFile = Annotated[Path, typer.Argument(metavar="FILE", help="Experiment file (YAML).")]
@@ -42,15 +40,15 @@ Settings = Annotated[
     typer.Option("--set", metavar="FIELD=VALUE", help="Override a value of the file; can be given several times."),
 ]
 Preset = Annotated[
-    str | None, typer.Option(help="Start from these settings; fields of the file and --set win over them.")
+    str | None, typer.Option(help="Start from these settings; fields of the file and --set override them.")
 ]
-Watch = Annotated[bool, typer.Option("--watch", help="Stay and show progress until the run ends.")]
+Watch = Annotated[bool, typer.Option("--watch", help="Show progress until the run ends.")]
 Key = Annotated[
     str | None,
-    typer.Option("--idempotency-key", help="A repeated call with this key returns the run of the first."),
+    typer.Option("--idempotency-key", help="A repeated call with this key returns the first call's run."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Url = Annotated[
     str | None,
-    typer.Option(help="URL of the API; default TURNOUT_API_URL or http://127.0.0.1:8400. TURNOUT_API_KEY is sent."),
+    typer.Option(help="URL of the API; by default TURNOUT_API_URL or http://127.0.0.1:8400. Sends TURNOUT_API_KEY."),
 ]

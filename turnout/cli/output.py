@@ -1,4 +1,4 @@
-"""How answers look in a terminal: a short text or table for people, JSON for scripts."""
+"""Formats results for a terminal: a short text or table for people, JSON for scripts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def show_notices(notices: Sequence[str]) -> None:
 
 
 def show_runs(runs: Sequence[Run], as_json: bool) -> None:
-    """One line a run."""
+    """Print one line per run."""
     if as_json:
         show(list(runs), True, "")
     elif not runs:
@@ -40,7 +40,7 @@ def show_runs(runs: Sequence[Run], as_json: bool) -> None:
 
 
 def show_run(data: RunData, as_json: bool) -> None:
-    """State, newest metrics, evaluations and checkpoints of one run."""
+    """Print the state, newest metrics, evaluations and checkpoints of one run."""
     if as_json:
         newest = data.steps[-1:]
         show(
@@ -67,7 +67,7 @@ def show_run(data: RunData, as_json: bool) -> None:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table: drawn in a terminal, tabs between the columns elsewhere."""
+    """Print a table: drawn in a terminal, tab-separated elsewhere."""
     if not sys.stdout.isatty():
         for row in [header, *rows]:
             say_lines("\t".join(map(in_line, row)))
@@ -90,7 +90,7 @@ def quantities(fields: Mapping[str, Any]) -> str:
 
 
 def sparkline(values: Sequence[float], width: int = 40) -> str:
-    """The newest `width` values as little bars between their least and greatest."""
+    """The newest `width` values as little bars, scaled between their minimum and maximum."""
     shown = list(values)[-width:]
     if not shown:
         return ""

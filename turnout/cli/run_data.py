@@ -53,5 +53,5 @@ def collect(client: Client, run_id: str) -> RunData:
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """Arithmetic mean, or None of nothing."""
+    """Arithmetic mean; None for no values."""
     return sum(values) / len(values) if values else None

@@ -1,4 +1,4 @@
-"""Run files as the command takes them: from the disk, with settings laid over them."""
+"""Reads run files from disk and applies settings to them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ REMEDY = "See docs/configuration.md for every field."
 
 
 def load_run(path: Path, settings: Sequence[str] = ()) -> dict[str, Any]:
-    """The checked content of a run file, as the body of `POST /v1/runs`, with `settings` ("a.b=value") laid over.
+    """The checked content of a run file, as the body of `POST /v1/runs`, with `settings` ("a.b=value") applied.
 
     Raises:
-        ConfigurationError: names file, line and field, the value found and what is expected.
+        ConfigurationError: with file, line and field, the value found and what is expected.
     """
     file = read_run_file(path)
     for setting in settings:
@@ -44,7 +44,7 @@ def read_run_file(path: Path) -> ParsedRunFile:
 
 
 def apply_setting(file: ParsedRunFile, setting: str) -> None:
-    """Lay one `section.field=value` over the values; the value is read as YAML."""
+    """Apply one `section.field=value`; the value is parsed as YAML."""
     name, equals, text = setting.partition("=")
     keys = tuple(name.strip().split("."))
     if not equals or not all(keys):

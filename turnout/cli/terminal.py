@@ -1,6 +1,6 @@
-"""Everything that the command prints. Texts come from models, files and servers; a terminal must not obey them.
+"""Prints everything that the command prints. Texts come from models, files and servers; a terminal must not obey them.
 
-What it would obey is spelled out (`plain_text`). On a terminal that is not UTF-8 the same happens to what it cannot
+Characters that it would obey are spelled out (`plain_text`). If the terminal is not UTF-8, so are those that it cannot
 show, and drawings fall back to ASCII.
 """
 
@@ -23,7 +23,7 @@ ASCII_BARS = "_.-:=+*#"
 
 
 def json_text(value: Any, *, indented: bool = False) -> str:
-    """JSON in which every character that a terminal would obey is escaped, so that it means the same."""
+    """JSON in which every character that a terminal would obey is escaped; its meaning is unchanged."""
     encoded = msgspec.json.encode(value)
     text = (msgspec.json.format(encoded) if indented else encoded).decode()
     return OBEYED_IN_LINES.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
@@ -51,7 +51,7 @@ def say_error(text: str) -> None:
 
 
 def console() -> Console:
-    """A console of rich that takes brackets and colons in texts for what they are."""
+    """A rich console that prints brackets and colons literally."""
     from rich.console import Console
 
     return Console(markup=False, emoji=False, highlight=False)
@@ -67,7 +67,7 @@ def bars() -> str:
 
 
 def spell_out_what_cannot_be_shown() -> None:
-    """Let nothing that is printed end the command, whatever the terminal's encoding."""
+    """Keep printing from raising, whatever the terminal's encoding."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -78,7 +78,7 @@ def _is_utf8() -> bool:
 
 
 def _ascii_json(text: str) -> str:
-    """The same JSON in ASCII: `\\U0001f680` of Python is not JSON, a pair of halves is."""
+    """The same JSON in ASCII. Python's `\\U0001f680` is not JSON; a surrogate pair is."""
     return re.sub("[^\x00-\x7f]", lambda match: "".join(f"\\u{half:04x}" for half in _halves(match[0])), text)
 
 

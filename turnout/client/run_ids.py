@@ -1,4 +1,4 @@
-"""Ids of runs as people type them."""
+"""Resolves the run ids that users type."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ def full_id(client: Client, given: str) -> str:
     if len(matches) == 1:
         return matches[0]
     if matches:
-        raise ConflictError(f"{len(matches)} run ids begin with {given}.", remedy="Give more of the id.")
-    raise NotFoundError(f"There is no run {given}.", remedy="`turnout runs list` shows all.")
+        raise ConflictError(f"{len(matches)} run ids begin with {given}.", remedy="Give more characters of the id.")
+    raise NotFoundError(f"There is no run {given}.", remedy="`turnout runs list` lists all runs.")

@@ -178,8 +178,8 @@ class Pusher:
             await self.journal.note(push.run_id, "info", text)
 
     async def _update(self, record: ServiceRecord, server: ServerWeights, target: Target) -> str:
-        """By the learner's fast transport where it offers one, else, or where that fails, from the store. Returns
-        which of them it was."""
+        """Update by the learner's fast transport if it offers one; otherwise, or if that fails, from the store. Returns
+        the transport that was used."""
         if target.brings_folder:
             await self.client.update(record.url, target, fast=True)
             return target.transport

@@ -39,7 +39,7 @@ def listing(name: str, item: type[BaseModel], **further: Any) -> type[BaseModel]
 
 
 def answer(item: type[BaseModel], records: Iterable[msgspec.Struct], **further: Any) -> Response:
-    """The JSON of a `listing`: of each record the fields that `item` has."""
+    """The JSON of a `listing`: the fields of `item` from each record."""
     return _json({"items": [_shown(item, record) for record in records], **further})
 
 

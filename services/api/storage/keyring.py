@@ -91,7 +91,7 @@ class Keyring:
         self._num_changes += 1
 
     async def list(self) -> list[Key]:
-        """Every key that people made, oldest first."""
+        """Every key that users created, oldest first."""
         return [Key(id=row.id, name=row.name, role=row.role, created_at=row.created_at) for row in await self.rows()]
 
     async def rows(self) -> Sequence[ApiKey]:
@@ -111,7 +111,7 @@ class Keyring:
                 remedy="Set TURNOUT_API_KEY, which enables authentication, and restart the API.",
             )
         if len(await self.rows()) >= MAX_KEYS:
-            raise ConflictError(f"There are {MAX_KEYS} keys already.", remedy="Revoke those that nobody uses.")
+            raise ConflictError(f"There are {MAX_KEYS} keys already.", remedy="Revoke those that are not in use.")
         key_id = secrets.token_hex(4)
         text = f"turnout_{key_id}_{secrets.token_urlsafe(32)}"
         key = NewKey(id=key_id, name=name, role=role, created_at=time.time(), key=text)

@@ -1,4 +1,4 @@
-"""A learner without a model: follows its assignment, reports steps and evaluations, obeys stop and pause.
+"""A learner without a model: follows its assignment, reports steps and evaluations, and obeys stop and pause.
 
 Its first evaluation gives 25%, its last 50%; rewards rise with the steps.
 A step takes `STEP_SECONDS`, from the environment.

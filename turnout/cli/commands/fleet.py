@@ -1,4 +1,4 @@
-"""`turnout services` and `turnout queues`: what runs, what it waits for, and what waits for it."""
+"""`turnout services` and `turnout queues`: what is running and what it is waiting for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ app = typer.Typer(rich_markup_mode=None)
 
 @app.command(epilog=examples("turnout services", "turnout services --json"))
 def services(as_json: Json = False, api_url: Url = None) -> None:
-    """List the live services: state, run, weight version, and what each waits for."""
+    """List the live services: state, run, weight version, and what each is waiting for."""
     from turnout.cli import output
     from turnout.client.client import Client
 
@@ -39,7 +39,7 @@ def queues(
     as_json: Json = False,
     api_url: Url = None,
 ) -> None:
-    """List the queues of runs: groups in each, and the age of the oldest."""
+    """List the queues of runs with their number of groups and the age of the oldest."""
     from turnout.cli import output
     from turnout.client.client import Client
     from turnout.client.run_ids import full_id

@@ -92,7 +92,7 @@ def pushes(
     as_json: Json = False,
     api_url: Url = None,
 ) -> None:
-    """Show the newest tries to bring rollout servers to new weights."""
+    """Show the newest attempts to update rollout servers to new weights."""
     items = _ask(api_url, run_id, lambda client, found: client.weight_pushes(found, limit=limit))
     rows = [
         [
@@ -105,7 +105,7 @@ def pushes(
         ]
         for item in items
     ]
-    _show(items, as_json, ["version", "server", "at", "took", "by", "result"], rows, "No weights were pushed yet.")
+    _show(items, as_json, ["version", "server", "at", "took", "by", "result"], rows, "No weights have been pushed yet.")
 
 
 @app.command(
@@ -118,7 +118,7 @@ def pushes(
 def events(
     run_id: Id,
     after: Annotated[str | None, typer.Option(help="Start after the event with this id.")] = None,
-    follow: Annotated[bool, typer.Option(help="Wait for more until the run has ended.")] = True,
+    follow: Annotated[bool, typer.Option(help="Wait for further events until the run has ended.")] = True,
     as_json: Json = False,
     api_url: Url = None,
 ) -> None:
@@ -135,7 +135,7 @@ def events(
 
 
 def event_text(event: RunEvent) -> str:
-    """One event in a line: id, time, kind, and its fields in words."""
+    """One event as a line: id, time, type, and its fields."""
     from turnout.cli.output import quantities
 
     data = dict(event.data)

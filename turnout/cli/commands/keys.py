@@ -11,7 +11,7 @@ import typer
 from turnout.cli.options import Json, Url, examples
 
 app = typer.Typer(
-    help="Make, list and revoke API keys. Needs a key with the role operate in TURNOUT_API_KEY.",
+    help="Create, list and revoke API keys. Requires a key with the role operate in TURNOUT_API_KEY.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -33,24 +33,24 @@ def list_keys(as_json: Json = False, api_url: Url = None) -> None:
     with Client(api_url) as client:
         items = client.keys()
     if as_json or not items:
-        output.show(items, as_json, "No keys but TURNOUT_API_KEY.")
+        output.show(items, as_json, "No keys except TURNOUT_API_KEY.")
         return
     rows = [
         [item.id, item.name, item.role, time.strftime("%Y-%m-%d", time.localtime(item.created_at))] for item in items
     ]
-    output.print_table(["id", "name", "role", "made"], rows)
+    output.print_table(["id", "name", "role", "created"], rows)
 
 
 @app.command(epilog=examples("turnout keys create Prometheus", "turnout keys create Ada --role operate --json"))
 def create(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is or what it is for.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Who uses the key, or what it is for.")],
     role: Annotated[
-        Role, typer.Option(help="read: look at everything but keys. operate: also start and change runs.")
+        Role, typer.Option(help="read: view everything except keys. operate: also start and change runs.")
     ] = Role.read,
     as_json: Json = False,
     api_url: Url = None,
 ) -> None:
-    """Create a key. Its text is printed once and stored nowhere."""
+    """Create a key. Its text is printed once and not stored."""
     from turnout.cli import output
     from turnout.client.client import Client
 
@@ -65,7 +65,7 @@ def revoke(
     as_json: Json = False,
     api_url: Url = None,
 ) -> None:
-    """Revoke a key at once."""
+    """Revoke a key immediately."""
     from turnout.cli import output
     from turnout.client.client import Client
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from turnout.client.client import Client
 
 app = typer.Typer(
-    help="Start, watch, steer and compare runs.",
+    help="Start, watch, control and compare runs.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -72,7 +72,7 @@ def check(file: File, settings: Settings = None, preset: Preset = None, as_json:
 
 @app.command(epilog=examples("turnout runs files", "turnout runs files demo.yaml > my.yaml"))
 def files(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Print this one.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Print this file.")] = None,
     as_json: Json = False,
     api_url: Url = None,
 ) -> None:
@@ -88,7 +88,7 @@ def files(
         return
     found = next((item for item in items if item.name == name), None)
     if found is None:
-        raise NotFoundError(f"There is no run file {name}.", remedy="`turnout runs files` shows all.")
+        raise NotFoundError(f"There is no run file {name}.", remedy="`turnout runs files` lists all run files.")
     output.show(found, as_json, found.text.rstrip())
 
 
@@ -127,7 +127,7 @@ def show(run_id: Id, as_json: Json = False, api_url: Url = None) -> None:
     epilog=examples("turnout runs watch demo-3f", "turnout runs watch demo-3f --json | jq .step.metrics.reward_mean")
 )
 def watch(run_id: Id, as_json: Json = False, api_url: Url = None) -> None:
-    """Show a run's progress until it ends. Survives restarts of the API. Ctrl-C leaves the run alone."""
+    """Show a run's progress until it ends. Survives restarts of the API. Ctrl-C does not stop the run."""
     from turnout.client.run_ids import client_of
 
     with client_of(api_url, run_id) as (client, found):
@@ -137,11 +137,11 @@ def watch(run_id: Id, as_json: Json = False, api_url: Url = None) -> None:
 @app.command(epilog=examples("turnout runs stop demo-3f", "turnout runs stop demo-3f --now"))
 def stop(
     run_id: Id,
-    now: Annotated[bool, typer.Option("--now", help="At once, without a checkpoint.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="Stop immediately, without a checkpoint.")] = False,
     as_json: Json = False,
     api_url: Url = None,
 ) -> None:
-    """Stop a run after its present step, with a checkpoint."""
+    """Stop a run after its current step, with a checkpoint."""
     _act(run_id, lambda client, found: client.stop(found, now=now), as_json, api_url)
 
 
@@ -165,7 +165,9 @@ def resume(run_id: Id, as_json: Json = False, api_url: Url = None) -> None:
 )
 def fork(
     run_id: Id,
-    checkpoint: Annotated[int | None, typer.Option(min=1, help="Step of the checkpoint; default the newest.")] = None,
+    checkpoint: Annotated[
+        int | None, typer.Option(min=1, help="Step of the checkpoint; by default the newest.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the new run.")] = None,
     settings: Settings = None,
     watch_it: Watch = False,
@@ -194,7 +196,7 @@ def fork(
 @app.command(epilog=examples("turnout runs delete demo-3f --yes"))
 def delete(
     run_id: Id,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     as_json: Json = False,
     api_url: Url = None,
 ) -> None:
@@ -208,13 +210,13 @@ def delete(
         if not yes and not typer.confirm(in_line(f"Delete {run.name} ({run.id}) with all its files?")):
             raise typer.Exit(1)
         client.delete(run.id)
-    output.show({"deleted": run.id}, as_json, f"{run.id} is deleted.")
+    output.show({"deleted": run.id}, as_json, f"Deleted {run.id}.")
 
 
 @app.command(epilog=examples("turnout runs report demo-3f --out report"))
 def report(
     run_id: Id,
-    out: Annotated[Path | None, typer.Option(help="Folder to write to; default <home>/runs/<id>/report.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write to; by default <home>/runs/<id>/report.")] = None,
     home: Annotated[Path, typer.Option(help="Home of the deployment.")] = Path(".turnout"),
     as_json: Json = False,
     api_url: Url = None,
@@ -262,7 +264,7 @@ def _act(run_id: str, action: Callable[[Client, str], Any], as_json: bool, api_u
 
     with client_of(api_url, run_id) as (client, found):
         run = action(client, found)
-        coming = {("running", "paused"): "; pauses after its present step", ("paused", "running"): "; resumes now"}
+        coming = {("running", "paused"): "; pauses after its current step", ("paused", "running"): "; resuming"}
         output.show(run, as_json, f"{run.id}  {run.name}: {run.state}{coming.get((run.state, run.desired), '')}")
 
 

@@ -1,4 +1,4 @@
-"""What of the launcher's environment a process gets: all of it but the secrets that it has no use for."""
+"""Chooses which of the launcher's variables a process inherits: all except secrets that it does not need."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _WORDS = frozenset({"TOKEN", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "PGPA
 """A variable with such a word in its name is a secret; shells often hold secrets unrelated to Turnout."""
 _SERVICES = frozenset({"api", "learner", "rollout", "verifier"})
 _LOADERS = frozenset({"learner", "rollout"})
-"""Load models and data by hub name."""
+"""Services that load models and data by hub name."""
 _NEEDED = {
     "TURNOUT_API_KEY": frozenset({"api"}),
     "TURNOUT_READ_KEY": frozenset({"api"}),
@@ -27,7 +27,7 @@ _NEEDED = {
 
 
 def inherited(environment: Mapping[str, str], service: str) -> dict[str, str]:
-    """The part of `environment` that a process of this service gets; `service` is another word for other programs."""
+    """The part of `environment` that a process of this service inherits; `service` may name another program."""
     return {name: value for name, value in environment.items() if _may_have(service, name)}
 
 

@@ -1,4 +1,4 @@
-"""The heartbeats of a home's services, read straight from its queue server: what the launcher's table shows."""
+"""Reads the heartbeats of a home's services from its queue server, for the launcher's table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Heartbeats:
-    """A small reader that never blocks long and never raises: a queue server that is away gives no heartbeats."""
+    """A reader that never blocks for long and never raises: without a queue server there are no heartbeats."""
 
     def __init__(self, redis_url: str) -> None:
         import redis
@@ -23,7 +23,7 @@ class Heartbeats:
         self._redis: Redis = redis.Redis.from_url(redis_url, socket_connect_timeout=1, socket_timeout=1)
 
     def read(self, pids: dict[str, int]) -> dict[str, ServiceRecord]:
-        """Records by instance. `pids`: instances and their processes; records of other, earlier ones are stale."""
+        """Records by instance. `pids`: instances and their processes; records of other processes are stale."""
         if not pids:
             return {}
         try:

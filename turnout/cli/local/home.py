@@ -13,12 +13,12 @@ from services.runtime.secret_files import FOLDER as SECRETS
 
 OTHERS = 0o077
 OURS = ("logs", "queue", "runs", SECRETS, "lock", "processes.json", "turnout.db")
-"""What a launcher or a service puts into a home; the last also with endings."""
+"""What a launcher or a service creates in a home; the last also with suffixes."""
 
 
 @contextmanager
 def private_files() -> Iterator[None]:
-    """What this process creates meanwhile is its user's alone."""
+    """Make files that this process creates within the block private to its user."""
     before = os.umask(OTHERS)
     try:
         yield
@@ -27,16 +27,17 @@ def private_files() -> Iterator[None]:
 
 
 def private(path: str | Path, flags: int) -> int:
-    """An opener for `open`: a file that it creates is its user's alone."""
+    """An opener for `open` that creates files private to their user."""
     return os.open(path, flags, 0o600)
 
 
 def make_private(home: Path) -> None:
-    """Take others' rights from an existing home: from its content, and from the folder itself unless it holds foreign
-    things too (a checkout, say, whose interpreter the sandbox's users must read). Links are not followed.
+    """Remove other users' rights from an existing home: from its content, and from the folder itself unless it has
+    other content too (a checkout, for example, whose interpreter the sandbox's users must read). Links are not
+    followed.
 
     Raises:
-        ConfigurationError: something of it belongs to another user and cannot be changed.
+        ConfigurationError: part of it belongs to another user and cannot be changed.
     """
     entries = list(os.scandir(home))
     ours = [entry for entry in entries if entry.name.startswith(OURS)]
@@ -57,11 +58,11 @@ def make_private(home: Path) -> None:
 
 
 def check_weights_folder(folder: Path) -> None:
-    """Keep an existing folder of published weights to this user; services make a missing one so. One that has other
-    uses (/dev/shm itself) is left as it is.
+    """Make an existing folder of published weights private to this user; services create a missing one like that. A
+    folder with other uses (/dev/shm itself) is left unchanged.
 
     Raises:
-        ConfigurationError: another user made it first, and could put other weights there.
+        ConfigurationError: another user created it, and could put other weights there.
     """
     try:
         found = folder.stat()
@@ -70,7 +71,7 @@ def check_weights_folder(folder: Path) -> None:
     if found.st_uid not in (os.geteuid(), 0):
         raise ConfigurationError(
             f"TURNOUT_WEIGHTS_FOLDER is {folder}, which belongs to another user.",
-            remedy="Choose another, or delete it; the services make it.",
+            remedy="Choose another folder, or delete it; the services create it.",
             field="TURNOUT_WEIGHTS_FOLDER",
         )
     if found.st_uid == os.geteuid() and not found.st_mode & stat.S_ISVTX and not folder.is_mount():
@@ -83,4 +84,4 @@ def _tighten(path: str | Path) -> None:
         if mode & OTHERS and not stat.S_ISLNK(mode):
             os.chmod(path, stat.S_IMODE(mode) & ~OTHERS)
     except FileNotFoundError:
-        pass  # deleted meanwhile
+        pass  # deleted in the meantime

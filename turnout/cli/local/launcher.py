@@ -31,7 +31,7 @@ HEARTBEAT_READ_SECONDS = 1.0
 
 
 class Deployment:
-    """A supervisor together with its services' heartbeats. Call `tick` a few times a second."""
+    """A supervisor and its services' heartbeats. Call `tick` a few times a second."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -41,12 +41,12 @@ class Deployment:
         self._read_at = 0.0
 
     def start(self) -> None:
-        """Start everything. Raises `TurnoutError`; then nothing is left running."""
+        """Start everything. Raises `TurnoutError`, after which nothing is left running."""
         self.supervisor.start()
         self._heartbeats = Heartbeats(self.plan.redis_url)
 
     def tick(self) -> None:
-        """Look after the processes and, once a second, read the heartbeats. Raises `StartFailedError`."""
+        """Supervise the processes and, once a second, read the heartbeats. Raises `StartFailedError`."""
         now = time.monotonic()
         if self._heartbeats is not None and now - self._read_at >= HEARTBEAT_READ_SECONDS:
             self._read_at = now
@@ -106,7 +106,7 @@ def _look_after(deployment: Deployment, interrupts: Interrupts, as_json: bool) -
 
 
 def say_ready(api_url: str, home: Path, as_json: bool, *, detached: bool) -> None:
-    """Tell where the API is."""
+    """Print the API's address."""
     if as_json:
         say_json({"ready": True, "api_url": api_url, "home": str(home)})
         return
@@ -115,13 +115,13 @@ def say_ready(api_url: str, home: Path, as_json: bool, *, detached: bool) -> Non
 
     if api_url != (os.environ.get("TURNOUT_API_URL") or DEFAULT_URL).rstrip("/"):
         say(f"Other commands find it with `export TURNOUT_API_URL={api_url}`.")
-    say(f"End it with `turnout down --home {home}`." if detached else "End it with Ctrl-C.")
+    say(f"Stop it with `turnout down --home {home}`." if detached else "Stop it with Ctrl-C.")
 
 
 def up_detached(
     home: Path, *, num_rollout_servers: int, num_verifiers: int, api_port: int, as_json: bool, wait_seconds: float
 ) -> int:
-    """Start the supervisor in the background and wait until every service has reported itself."""
+    """Start the supervisor in the background and wait until every service has reported."""
     plan = make_plan(home, num_rollout_servers=num_rollout_servers, num_verifiers=num_verifiers, api_port=api_port)
     check_plan(plan)
     log = plan.logs / "supervisor.log"
@@ -147,8 +147,8 @@ def up_detached(
                 raise UnavailableError(_error_in(log), remedy="")
             if time.monotonic() > deadline:
                 raise UnavailableError(
-                    f"The services did not all come up within {wait_seconds:.0f} s; what was started has been ended.",
-                    remedy=f"See the logs in {plan.logs}, or allow more with --wait.",
+                    f"Timed out after {wait_seconds:.0f} s waiting for the services; all were stopped.",
+                    remedy=f"See the logs in {plan.logs}, or allow more time with --wait.",
                 )
             time.sleep(0.1)
     except BaseException:
@@ -161,35 +161,36 @@ def up_detached(
 
 
 def down(home: Path, *, as_json: bool) -> int:
-    """End what runs in a home; returns the exit code. A home in which nothing runs is no error."""
+    """Stop what is running in a home. Returns the exit code; a home in which nothing is running is not an error."""
     home = home.resolve()
     state = read_state(home)
     names = end_home(home)
     left = [] if state is None else alive(state)
     if left:
         raise TurnoutError(
-            f"{len(left)} processes of {home} could not be ended: {', '.join(str(process.pid) for process in left)}.",
-            remedy="They may belong to another user, or hang in the kernel.",
+            f"{len(left)} processes of {home} could not be stopped: {', '.join(str(process.pid) for process in left)}.",
+            remedy="They may belong to another user, or be stuck in the kernel.",
         )
     if as_json:
         say_json({"home": str(home), "ended": names})
     else:
-        say(f"Ended: {', '.join(names)}." if names else f"Nothing was running in {home}.")
+        say(f"Stopped: {', '.join(names)}." if names else f"Nothing was running in {home}.")
     return EXIT_OK
 
 
 def _is_up(record: ServiceRecord) -> bool:
-    """The API counts once it serves requests; the others once they report at all (their engines start with a run)."""
+    """Whether the service is up: the API once it serves requests, others once they report (engines start with a
+    run)."""
     return record.kind != "api" or record.state in ("idle", "ready", "updating")
 
 
 def status_rows(deployment: Deployment) -> list[dict[str, Any]]:
-    """One row a process: instance, state, pid, run, weight version, what it waits for, restarts."""
+    """One row per process: instance, state, pid, run, weight version, what it is waiting for, restarts."""
     rows = []
     for running in deployment.supervisor.children:
         record = deployment.records.get(running.child.instance)
         if running.process is None:
-            state = f"ended with code {running.exit_code}, starts again soon"
+            state = f"exited with code {running.exit_code}, restarting soon"
             if running.child.instance == VALKEY and (fault := queue_server_fault(deployment.plan.home)):
                 state = fault
         elif running.child.command[1:2] != ["-m"]:
@@ -214,7 +215,7 @@ def status_table(deployment: Deployment) -> Table:
     """The live table of `turnout up`."""
     from rich.table import Table
 
-    table = Table(title=f"Turnout at {deployment.plan.api_url}", caption="Ctrl-C ends it", title_justify="left")
+    table = Table(title=f"Turnout at {deployment.plan.api_url}", caption="Ctrl-C stops it", title_justify="left")
     for name in ("service", "state", "pid", "run", "weights", "waits for", "restarts"):
         table.add_column(name)
     for row in status_rows(deployment):
@@ -226,13 +227,13 @@ def status_table(deployment: Deployment) -> Table:
 
 
 def _error_in(log: Path) -> str:
-    """What a background supervisor said before it ended."""
+    """The last error that a background supervisor printed."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("turnout: ")]
-    return (errors or lines or ["The supervisor ended without a word."])[-1].removeprefix("turnout: ")
+    return (errors or lines or ["The supervisor exited silently."])[-1].removeprefix("turnout: ")
 
 
 def home_api_url(home: Path) -> str | None:
-    """URL of the API that runs in a home, if one does."""
+    """URL of the API that is running in a home, if there is one."""
     state: HomeState | None = read_state(home)
     return state.api_url if state is not None and alive(state) else None

@@ -1,7 +1,7 @@
-"""What `turnout up` is going to start: commands, environment and ports, decided before anything is started.
+"""What `turnout up` will start: commands, environment and ports, decided before anything starts.
 
-Only the API and the queue server get a port chosen here. The other services listen on a port that the system picks
-and say in their heartbeat which it is, so that no port can be taken between the choosing and the using.
+Only the ports of the API and the queue server are chosen here. The other services listen on a port that the system
+picks and report it in their heartbeat, so that no port can be taken between being chosen and being used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from turnout.cli.local.queue_server import url_for
 
 MIN_FREE_BYTES = 1 << 30
 SMALL_MACHINE_CORES = 8
-"""Up to this many cores every service computes with one thread: rollout and learner share them side by side."""
+"""On up to this many cores, every service computes with one thread, because rollout and learner share the cores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Child:
     instance: str
     command: list[str]
     environment: dict[str, str] = field(repr=False)
-    """Added to what it inherits of the launcher's."""
+    """Added to what it inherits from the launcher."""
 
     @property
     def service(self) -> str:
@@ -42,17 +42,17 @@ class Child:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything that a launch needs to know."""
+    """Everything that a launch needs."""
 
     home: Path
     launch: str
     working_folder: Path
-    """Where services run: relative paths of run files start here."""
+    """Where services run, which relative paths in run files start from."""
     api_url: str
     redis_url: str = field(repr=False)
-    """As the operator, who may do everything."""
+    """With the operator's credentials, which allow everything."""
     redis_port: int | None
-    """Port of our own queue server; None if TURNOUT_REDIS_URL names one."""
+    """Port of the home's own queue server; None if TURNOUT_REDIS_URL names one."""
     children: list[Child] = field(default_factory=list)
 
     @property
@@ -100,7 +100,7 @@ def make_plan(home: Path, *, num_rollout_servers: int, num_verifiers: int, api_p
 
 
 def _common_environment(home: Path, launch: str) -> dict[str, str]:
-    # Who starts services by hand means the files of the folder that they stand in, too.
+    # The current folder too: users who start services there expect its files to be readable.
     roots = os.environ.get("TURNOUT_ROOTS") or ":".join(dict.fromkeys(map(str, (working_folder(), home, Path.cwd()))))
     environment = {
         "TURNOUT_HOME": str(home),
@@ -115,12 +115,12 @@ def _common_environment(home: Path, launch: str) -> dict[str, str]:
 
 
 def check_plan(plan: Plan) -> None:
-    """Find out before anything is started whether it can work.
+    """Check before anything starts whether the plan can work.
 
     Raises:
         ConflictError: the home is in use.
-        UnavailableError: the port is taken, the disk is full, Redis does not answer.
-        ConfigurationError: the home cannot be written.
+        UnavailableError: the port is taken, the disk is full, or Redis does not answer.
+        ConfigurationError: the home is not writable.
     """
     try:
         plan.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -132,31 +132,31 @@ def check_plan(plan: Plan) -> None:
         probe.unlink()
     except OSError as error:
         raise ConfigurationError(
-            f"The home {plan.home} cannot be written: {error.strerror}.", remedy="Choose another with --home."
+            f"The home {plan.home} is not writable: {error.strerror}.", remedy="Choose another with --home."
         ) from error
     state = read_state(plan.home)
     if state is not None and alive(state):
         raise ConflictError(
-            f"The home {plan.home} is in use: {len(alive(state))} of its processes run (API at {state.api_url}).",
-            remedy=f"Use that one, end it with `turnout down --home {plan.home}`, or choose another --home.",
+            f"The home {plan.home} is in use by {len(alive(state))} processes (API at {state.api_url}).",
+            remedy=f"Use that deployment, stop it with `turnout down --home {plan.home}`, or choose another --home.",
         )
     free = shutil.disk_usage(plan.home).free
     if free < MIN_FREE_BYTES:
         raise UnavailableError(
             f"Only {free / 2**20:.0f} MiB are free on the disk of {plan.home}; checkpoints and queues need "
-            f"{MIN_FREE_BYTES / 2**20:.0f} MiB at the least.",
+            f"at least {MIN_FREE_BYTES / 2**20:.0f} MiB.",
             remedy="Free some space or choose a --home on another disk.",
         )
     if not port_is_free(api_host(), 0):
         raise UnavailableError(
-            f"TURNOUT_HOST is {api_host()}, which is no address of this machine.",
-            remedy="Unset it, or name one that `ip address` shows.",
+            f"TURNOUT_HOST is {api_host()}, which is not an address of this machine.",
+            remedy="Unset it, or set it to an address that `ip address` lists.",
         )
     port = int(plan.api_url.rsplit(":", 1)[1])
     if not port_is_free(api_host(), port):
         raise UnavailableError(
             f"Port {port} is in use, so the API cannot listen on it.",
-            remedy="Stop what uses it, or choose another with --api-port (0 picks a free one).",
+            remedy="Stop the program that uses it, or choose another with --api-port (0 picks a free one).",
         )
     if plan.redis_port is None:
         from turnout.cli.local.queue_server import check_redis_url

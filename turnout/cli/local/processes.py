@@ -1,8 +1,8 @@
-"""Processes that the launcher owns: which they are, and how to end them and no others.
+"""The launcher's processes: how to identify them, and how to stop them and no others.
 
-A process is known by its pid and its start together, since the system gives pids out again. Everything that one
-launch starts also inherits `TURNOUT_LAUNCH`, a random text in its environment, so that a child which outlived its
-parent (an engine's worker, say) is still found and nothing foreign is ever touched.
+A process is identified by its pid and its start time together, since the system reuses pids. Everything that one launch
+starts also inherits `TURNOUT_LAUNCH`, a random string in its environment, so that a child that outlived its parent (an
+engine's worker, for example) is still found and no other process is touched.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True):
     started: float
     """Seconds from the system's boot to its start: a time of day would change whenever the clock is set."""
     boot: str = ""
-    """Which boot."""
+    """Id of the boot that `started` refers to."""
     num_restarts: int = 0
 
 
 class HomeState(msgspec.Struct, frozen=True, kw_only=True):
-    """What runs in one home: the content of `<home>/processes.json`."""
+    """What is running in one home: the content of `<home>/processes.json`."""
 
     launch: str
     supervisor: ProcessRecord
@@ -46,7 +46,7 @@ class HomeState(msgspec.Struct, frozen=True, kw_only=True):
     redis_url: str
     processes: list[ProcessRecord] = []
     ready: bool = False
-    """True once every service has reported itself."""
+    """True once every service has reported."""
 
     @property
     def everything(self) -> list[ProcessRecord]:
@@ -55,10 +55,10 @@ class HomeState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_state(home: Path) -> HomeState | None:
-    """The home's state, or None if nothing was started there.
+    """The home's state; None if nothing was started there.
 
     Raises:
-        ConfigurationError: the file is there but is not ours.
+        ConfigurationError: the file exists but is not a state file.
     """
     path = home / STATE_FILE
     try:
@@ -67,12 +67,12 @@ def read_state(home: Path) -> HomeState | None:
         return None
     except (msgspec.DecodeError, OSError) as error:
         raise ConfigurationError(
-            f"The state file {path} cannot be read: {error}.", remedy="Delete it if nothing of that home runs."
+            f"The state file {path} cannot be read: {error}.", remedy="Delete it if nothing is running in that home."
         ) from error
 
 
 def write_state(home: Path, state: HomeState) -> None:
-    """Replace the home's state file, whole or not at all."""
+    """Replace the home's state file atomically."""
     write_atomically(home / STATE_FILE, msgspec.json.format(msgspec.json.encode(state)), mode=0o600)
 
 
@@ -91,7 +91,7 @@ def _seconds_since_boot(process: psutil.Process) -> float:
 
 
 def _boot() -> str:
-    """An id of the system's present boot; empty if it has none."""
+    """Id of the system's current boot; empty if it has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -105,7 +105,7 @@ def _is(process: psutil.Process, record: ProcessRecord) -> bool:
 
 
 def find(record: ProcessRecord) -> psutil.Process | None:
-    """The recorded process if it still runs: same pid and same start time, and not a zombie."""
+    """The recorded process if it is still running: same pid and same start time, and not a zombie."""
     try:
         process = psutil.Process(record.pid)
         return process if _is(process, record) and process.status() != psutil.STATUS_ZOMBIE else None
@@ -114,21 +114,21 @@ def find(record: ProcessRecord) -> psutil.Process | None:
 
 
 def launched(launch: str) -> list[psutil.Process]:
-    """Every living process whose environment carries this launch, whoever its parent is now."""
+    """Every live process whose environment has this launch, whatever its parent."""
     found = []
     for process in psutil.process_iter():
         try:
             if process.environ().get(LAUNCH_VARIABLE) == launch and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         except (psutil.Error, OSError):
-            continue  # gone, or not ours to look at
+            continue  # gone, or not readable by this user
     return found
 
 
 def group_of(record: ProcessRecord) -> list[psutil.Process]:
-    """The living members of the process group that a recorded service leads, also after the leader itself has gone.
+    """The live members of the process group that a recorded service leads, even after the leader has exited.
 
-    Empty if another process has been given the pid meanwhile (which the system does only once the group is empty), or
+    Empty if the pid has been reused (which happens only once the group is empty), or
     the machine was restarted.
     """
     if record.boot != _boot():
@@ -137,7 +137,7 @@ def group_of(record: ProcessRecord) -> list[psutil.Process]:
         if not _is(psutil.Process(record.pid), record):
             return []
     except psutil.Error:
-        pass  # the leader has gone
+        pass  # the leader has exited
     members = []
     for process in psutil.process_iter():
         try:
@@ -149,10 +149,11 @@ def group_of(record: ProcessRecord) -> list[psutil.Process]:
 
 
 def alive(state: HomeState) -> list[psutil.Process]:
-    """What is left of a home's processes: recorded ones, their groups and children, and whoever carries the launch.
+    """What is left of a home's processes: recorded ones, their groups and children, and those with the launch's
+    variable.
 
-    Several ways, because programs may leave their group, outlive their parent or overwrite their environment when
-    they change their title.
+    It looks in several ways, because programs may leave their group, outlive their parent or overwrite their
+    environment when they change their title.
     """
     found = {process.pid: process for process in launched(state.launch)}
     for record in state.everything:
@@ -163,7 +164,7 @@ def alive(state: HomeState) -> list[psutil.Process]:
         found |= {process.pid: process for process in group_of(record)}
     for process in list(found.values()):
         if process.pid == state.supervisor.pid:
-            continue  # it may live inside a program that has other children
+            continue  # it may be part of a program that has other children
         try:
             found |= {child.pid: child for child in process.children(recursive=True)}
         except psutil.Error:
@@ -172,7 +173,7 @@ def alive(state: HomeState) -> list[psutil.Process]:
 
 
 def send(processes: Sequence[psutil.Process], number: signal.Signals) -> None:
-    """Signal processes; those that have gone meanwhile are passed over (psutil checks the start time again)."""
+    """Signal processes, skipping those that have exited (psutil checks the start time)."""
     for process in processes:
         try:
             process.send_signal(number)
@@ -181,7 +182,8 @@ def send(processes: Sequence[psutil.Process], number: signal.Signals) -> None:
 
 
 def end(processes: Sequence[psutil.Process], grace_seconds: float) -> list[psutil.Process]:
-    """SIGTERM, up to `grace_seconds`, then SIGKILL. Returns what survived even that (normally nothing)."""
+    """Send SIGTERM, wait up to `grace_seconds`, then send SIGKILL. Returns the processes that survive, normally
+    none."""
     send(processes, signal.SIGTERM)
     _, left = psutil.wait_procs(processes, timeout=grace_seconds)
     send(left, signal.SIGKILL)
@@ -190,10 +192,10 @@ def end(processes: Sequence[psutil.Process], grace_seconds: float) -> list[psuti
 
 
 def end_home(home: Path, grace_seconds: float = 20.0) -> list[str]:
-    """End everything that the home's state file names, and its children; returns the names of what was ended.
+    """Stop everything that the home's state file names, with children. Returns the names of what was stopped.
 
-    The supervisor goes first: it ends its services in order. What is left after that is ended directly, the queue
-    server last so that the others can still say goodbye.
+    The supervisor is stopped first, which stops its services in order. What remains is stopped directly, with the queue
+    server last so that the others can still sign off.
     """
     state = read_state(home)
     if state is None:

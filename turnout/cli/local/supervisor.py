@@ -1,8 +1,8 @@
-"""Starts the processes of a plan, restarts those that die, and ends them all.
+"""Starts the processes of a plan, restarts those that die, and stops them all.
 
 A plain state machine without threads: whoever owns a `Supervisor` calls `tick` a few times a second (`turnout up` from
 its table, `turnout demo` from its progress view). Every child leads a process group of its own, so Ctrl-C in the
-terminal reaches only the owner, and what a dead child leaves behind can be ended before it is started again.
+terminal reaches only the owner, and what a dead child leaves behind can be stopped before it is restarted.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from turnout.cli.local.queue_server import answers, write_configuration
 RESTART_SECONDS_FIRST = 0.5
 RESTART_SECONDS_MOST = 30.0
 HEALTHY_SECONDS = 60.0
-"""A process that lived this long starts again at the shortest delay."""
+"""A process that ran this long is restarted after the shortest delay."""
 NUM_START_TRIES = 3
 EXIT_CODE_NAMED_FAULT = 2
-"""A service that ends with this code has said in one sentence what is wrong: trying again is no use at start."""
+"""A service that exits with this code has printed what is wrong, so at start it is not retried."""
 LOG_BYTES_KEPT = 32 * 2**20
 
 
@@ -46,7 +46,7 @@ class StartFailedError(TurnoutError):
 
 @dataclass(slots=True)
 class Running:
-    """One child's present state."""
+    """One child's current state."""
 
     child: Child
     log: Path
@@ -55,10 +55,10 @@ class Running:
     """By the monotonic clock."""
     num_restarts: int = 0
     num_short_lives: int = 0
-    """Since the last life that lasted `HEALTHY_SECONDS`, that one included."""
+    """Lives since the last one of at least `HEALTHY_SECONDS`, including that one."""
     start_again_at: float = 0.0
     seen: bool = False
-    """True once the service has reported itself."""
+    """True once the service has reported."""
     log_offset: int = 0
     exit_code: int | None = None
 
@@ -74,10 +74,10 @@ class Supervisor:
         self._ready = False
 
     def start(self) -> None:
-        """Check, then start the queue server and every service. On any fault nothing is left running.
+        """Check, then start the queue server and every service. If anything fails, nothing is left running.
 
         Raises:
-            TurnoutError: the one sentence that says why, with the remedy.
+            TurnoutError: why it failed, with the remedy.
         """
         check_plan(self.plan)
         self._lock = _take_lock(self.plan.home)
@@ -93,10 +93,10 @@ class Supervisor:
             raise
 
     def tick(self, seen: set[str] | None = None) -> None:
-        """Look after the children once. `seen`: instances whose heartbeat has been read.
+        """Check the children once. `seen`: instances whose heartbeat has been read.
 
         Raises:
-            StartFailedError: a service ended again and again (or with a named fault) before it ever reported itself.
+            StartFailedError: a service exited repeatedly, or with a named fault, before it ever reported.
         """
         now = time.monotonic()
         for running in self.children:
@@ -115,11 +115,11 @@ class Supervisor:
 
     @property
     def ready(self) -> bool:
-        """True once every service has reported itself."""
+        """True once every service has reported."""
         return self._ready
 
     def stop(self, grace_seconds: float = 20.0) -> None:
-        """End everything: services first, the queue server last. Safe to call more than once."""
+        """Stop everything: services first, the queue server last. Safe to call more than once."""
         services = [running for running in self.children if running.child.instance != VALKEY]
         self._end(services, grace_seconds)
         self._end([running for running in self.children if running.child.instance == VALKEY], grace_seconds)
@@ -155,7 +155,7 @@ class Supervisor:
         self._write_state()
 
     def _bury(self, running: Running, now: float) -> None:
-        """Take note of a dead child, end what it left behind, and decide when it starts again."""
+        """Record a child's death, stop what it left behind, and schedule its restart."""
         assert running.process is not None
         _kill_group(running.process.pid)
         code = running.exit_code = running.process.wait()
@@ -181,7 +181,7 @@ class Supervisor:
             if _has_ended(running.process) or time.monotonic() > deadline:
                 raise UnavailableError(
                     f"The queue server did not come up: {why_ended(running, self.plan.home) or reason}",
-                    remedy=f"Its log is {running.log}, its data lie in {self.plan.home / 'queue'}.",
+                    remedy=f"Its log is {running.log}, and its data is in {self.plan.home / 'queue'}.",
                 )
             time.sleep(0.05)
 
@@ -223,24 +223,24 @@ class Supervisor:
 
 
 def why_ended(running: Running, home: Path) -> str:
-    """Why a child ended, by its own words."""
+    """Why a child exited, as far as it or its log says."""
     fault = queue_server_fault(home) if running.child.instance == VALKEY else ""
     return fault or last_words(running)
 
 
 def last_words(running: Running) -> str:
-    """The last line that a child wrote since it was started, shortened: usually why it ended."""
+    """The last line that a child wrote since it was started, shortened: usually why it exited."""
     try:
         with running.log.open("rb") as log:
             log.seek(max(running.log_offset, running.log.stat().st_size - 8192))
             lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
     except OSError:
         lines = []
-    return lines[-1][-600:] if lines else f"it ended with code {running.exit_code} without a word."
+    return lines[-1][-600:] if lines else f"it exited silently with code {running.exit_code}."
 
 
 def _has_ended(process: subprocess.Popen[bytes]) -> bool:
-    """Whether a child has ended, without reaping it: its pid stays its own, so its group can still be signalled."""
+    """Whether a child has exited, without reaping it: its pid is not reused, so its group can still be signalled."""
     if process.returncode is not None:
         return True
     try:
@@ -269,6 +269,6 @@ def _take_lock(home: Path) -> IO[Any]:
 
 
 def _rotate(log: Path) -> None:
-    """Keep one older log file, so that logs do not grow without end over restarts."""
+    """Keep one older log file, so that logs do not grow indefinitely over restarts."""
     if log.exists() and log.stat().st_size > LOG_BYTES_KEPT:
         log.replace(log.with_suffix(".log.1"))

@@ -24,7 +24,7 @@ def compare(runs: Sequence[RunData], png: Path, as_json: bool) -> None:
             png.write_bytes(picture)
         except OSError as error:
             raise ConfigurationError(
-                f"The plot cannot be written to {png}: {error.strerror}.", remedy="Choose another place with --png."
+                f"The plot cannot be written to {png}: {error.strerror}.", remedy="Choose another path with --png."
             ) from error
     rows = [row_of(data) for data in runs]
     if as_json:

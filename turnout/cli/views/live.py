@@ -22,7 +22,7 @@ STATE_STYLES = {
     "paused": "yellow",
 }
 SPARK_WIDTH = 30
-"""Fits next to the numbers in a terminal of 80 columns."""
+"""Fits next to the numbers in an 80-column terminal."""
 NOTE_STYLES = {"warning": "yellow", "error": "red", "info": "dim"}
 
 
@@ -36,7 +36,7 @@ def render(progress: Progress, footer: str) -> RenderableType:
     parts.append(_services(progress))
     parts += [Text(note_text(note), style=NOTE_STYLES.get(note.get("level", ""), "")) for note in progress.notes[-3:]]
     if progress.fault:
-        parts.append(Text(in_line(f"The API does not answer at the moment: {progress.fault}"), style="yellow"))
+        parts.append(Text(in_line(f"The API is not answering: {progress.fault}"), style="yellow"))
     elif run.reason:
         parts.append(Text(in_line(run.reason), style=STATE_STYLES.get(run.state, "")))
     title = Text(in_line(f"{run.name}  {run.id}"))

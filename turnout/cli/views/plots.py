@@ -1,4 +1,4 @@
-"""The plots of reports and comparisons, drawn with matplotlib into PNG bytes (no display is needed)."""
+"""The plots of reports and comparisons, drawn with matplotlib as PNG bytes, without a display."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from services.contracts.step_metrics import CHARTS, Chart, Line, lines
 from turnout.cli.run_data import RunData
 
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#BBBBBB")
-"""Okabe and Ito's palette, which colour-blind readers can tell apart; the last is for what remains."""
+"""Okabe and Ito's palette, which colour-blind readers can distinguish; the last is for the remainder."""
 DASHES = {"solid": "-", "dash": "--", "dot": ":"}
 SMOOTHING_STEPS = 9
 
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """One picture and how to read it."""
+    """One picture with its caption."""
 
     name: str
-    """File name without ending."""
+    """File name without extension."""
     title: str
     caption: str
     png: bytes
@@ -110,7 +110,7 @@ def _draw(axes: Any, data: RunData, chart: Chart) -> bool:
 
 
 def _bands(axes: Any, data: RunData, chart: Chart) -> bool:
-    """Areas and bars on top of one another, and what they leave of the whole."""
+    """Stacked areas and bars, and the remainder that they leave of the whole."""
     shown = [(metric.name, line) for metric, line in lines(chart) if line.kind != "line"]
     steps = [step for step in data.steps if any(name in step.metrics for name, _ in shown)]
     if not steps:

@@ -1,4 +1,4 @@
-"""What is known of a watched run, and how its parts read in one line."""
+"""What is known about a watched run, and its parts as single lines of text."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ RATE_STEPS = 20
 
 @dataclass(slots=True)
 class Progress:
-    """What is known of one run; `refresh` brings it up to date."""
+    """What is known about one run; `refresh` updates it."""
 
     run_id: str
     run: Run | None = None
     steps: list[Step] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
     notes: list[dict[str, Any]] = field(default_factory=list)
-    """Warnings and the like: `at`, `level`, `source`, `text`."""
+    """Fields: `at`, `level`, `source`, `text`."""
     services: list[Service] = field(default_factory=list)
     fault: str = ""
     """Why the last refresh failed; empty if it succeeded."""
     last_id: str | None = None
-    """Id of the newest event taken."""
+    """Id of the newest event read."""
 
     def refresh(self, client: Client) -> None:
-        """Ask for what is new. An API that does not respond is noted in `fault`; other errors are raised."""
+        """Fetch what is new. If the API does not respond, `fault` says so; other errors are raised."""
         try:
             run = client.run(self.run_id)  # before the events, so that an ended run's last ones are among them
             for event in client.events(self.run_id, after=self.last_id, follow=False):
@@ -70,7 +70,7 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Time to the last step at the present speed; None before the first step."""
+        """Time to the last step at the current speed; None before the first step."""
         recent = [step.metrics["seconds"] for step in self.steps[-RATE_STEPS:] if "seconds" in step.metrics]
         if not recent or self.run is None:
             return None
@@ -78,14 +78,14 @@ class Progress:
 
 
 class News:
-    """What `progress` has learnt since the last `take`."""
+    """What is new in `progress` since the last `take`."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._num_notes = self._num_evaluations = self._step = 0
 
     def take(self) -> tuple[list[dict[str, Any]], list[Evaluation], list[Step]]:
-        """New notes, evaluations and steps. Steps that are trained again after a resume are new again."""
+        """New notes, evaluations and steps. Steps that are trained again after a resume count as new."""
         progress = self._progress
         notes, evaluations = progress.notes[self._num_notes :], progress.evaluations[self._num_evaluations :]
         self._num_notes, self._num_evaluations = len(progress.notes), len(progress.evaluations)
@@ -108,5 +108,5 @@ def note_text(note: dict[str, Any]) -> str:
 
 
 def service_text(service: Service) -> str:
-    """A service's state and what it waits for."""
-    return f"{service.state}, waits for {service.waiting_for}" if service.waiting_for else service.state
+    """A service's state and what it is waiting for."""
+    return f"{service.state}, waiting for {service.waiting_for}" if service.waiting_for else service.state

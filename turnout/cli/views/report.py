@@ -34,10 +34,10 @@ figcaption { opacity: .75; } pre { overflow-x: auto; padding: .8rem; border: 1px
 
 
 def write_report(data: RunData, folder: Path) -> Path:
-    """Write the report into `folder` (made if need be) and return it.
+    """Write the report to `folder`, creating it if necessary, and return the folder.
 
     Raises:
-        ConfigurationError: the folder cannot be written.
+        ConfigurationError: the folder is not writable.
     """
     plots = report_plots(data)
     try:
@@ -55,7 +55,7 @@ def write_report(data: RunData, folder: Path) -> Path:
 
 
 def report_folder(home: Path, run_id: str) -> Path:
-    """Where a home keeps a run's report. Raises `MalformedMessageError` if an API calls a run something that leads
+    """The folder of a run's report in a home. Raises `MalformedMessageError` if the run id, which an API sent, leads
     elsewhere."""
     return home / "runs" / check_run_id(run_id) / "report"
 
@@ -74,7 +74,7 @@ def headline(data: RunData) -> str:
 
 
 def accuracy_rows(data: RunData) -> list[list[str]]:
-    """Header and one row a measure: before, after, best."""
+    """Header, then one row per measure: before, after, best."""
     before, after, best = data.first_evaluation, data.last_evaluation, data.best_evaluation
     k = data.evaluations[-1].num_samples if data.evaluations else 16
     shown = (before, after, best)
@@ -94,7 +94,7 @@ def accuracy_rows(data: RunData) -> list[list[str]]:
 
 
 def summary_rows(data: RunData) -> Rows:
-    """What was run and how fast."""
+    """Facts about the run and its speed."""
     run = data.run
     config = run.config
     rows: Rows = [
@@ -153,7 +153,7 @@ def as_markdown(data: RunData, plots: Sequence[Plot]) -> str:
 
 
 def as_html(data: RunData, plots: Sequence[Plot]) -> str:
-    """The report as one HTML file: pictures inside, no script, nothing loaded from elsewhere."""
+    """The report as one HTML file with embedded pictures, without scripts or external resources."""
     escape = html.escape
     parts = [f"<h1>{escape(data.run.name)}</h1>", f"<p><strong>{escape(headline(data))}</strong></p>"]
     if data.evaluations:
@@ -196,7 +196,7 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _markdown_cell(text: str) -> str:
-    """Text of a run in one line, without marks of HTML: viewers of Markdown would show what it makes."""
+    """A run's text in one line, with HTML escaped, because Markdown viewers would render it."""
     return html.escape(in_line(text), quote=False).replace("|", "\\|")
 
 

@@ -1,7 +1,7 @@
 """`turnout runs watch`: a run's progress until it ends, as a live view in a terminal and as plain lines elsewhere.
 
-Once a second it asks for the run's events after the last one that it saw (Last-Event-ID), so a restart of the API, a
-lost connection or a laptop that slept only pauses the view.
+Once a second it requests the run's events after the last one seen (Last-Event-ID), so an API restart, a lost connection
+or a sleeping laptop only pauses the view.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ POLL_SECONDS = 1.0
 
 
 def watch(client: Client, run_id: str, *, as_json: bool = False) -> int:
-    """Show progress until the run ends or Ctrl-C; returns the exit code. The run itself is left alone."""
+    """Show progress until the run ends or Ctrl-C is pressed. Returns the exit code. The run itself is not affected."""
     progress = Progress(run_id)
     with Interrupts() as interrupts, view(progress, as_json) as draw:
         while not interrupts.requested:
@@ -43,9 +43,9 @@ def ended_code(run: Run) -> int:
 
 @contextmanager
 def view(
-    progress: Progress, as_json: bool = False, footer: str = "Ctrl-C leaves the run alone"
+    progress: Progress, as_json: bool = False, footer: str = "Ctrl-C does not stop the run"
 ) -> Iterator[Callable[[], None]]:
-    """A function that draws `progress` as fits standard output; call it after every refresh."""
+    """A function that draws `progress` on standard output; call it after every refresh."""
     if as_json or not sys.stdout.isatty():
         yield (_JsonLines if as_json else PlainLines)(progress).draw
         return
@@ -95,7 +95,7 @@ class PlainLines:
         return f"{run.name} ({run.id}) is {run.state}{': ' + run.reason if run.reason else ''}"
 
     def _say_waiting(self) -> None:
-        """Before the first step: what the services wait for, whenever that changes."""
+        """Before the first step: say what the services are waiting for, whenever that changes."""
         waiting = "; ".join(f"{item.instance} {service_text(item)}" for item in self.progress.services)
         if waiting != self._waiting:
             self._waiting = waiting
@@ -113,7 +113,7 @@ class PlainLines:
 
 
 class _JsonLines:
-    """One JSON object a line: {"run": ...}, {"step": ...}, {"evaluation": ...} or {"note": ...}."""
+    """One JSON object per line: {"run": ...}, {"step": ...}, {"evaluation": ...} or {"note": ...}."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress

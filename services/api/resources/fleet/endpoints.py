@@ -36,7 +36,7 @@ BoardOf = Annotated[Board, Provided(Board)]
 
 @router.get("/v1/services", response_model=ServiceList, tags=["services"], responses=responses(401, 503))
 async def show_services(redis: QueueServer, pusher: Annotated[Pusher, Provided(Pusher)]) -> Response:
-    """Every instance that is alive, what it does and what it waits for."""
+    """Every live instance, what it is doing and what it is waiting for."""
     errors = {name: server.error for name, server in pusher.servers.items() if server.is_out}
     return answer(
         ServiceItem,
@@ -56,7 +56,7 @@ async def show_queues(
     redis: QueueServer,
     board: BoardOf,
     database: Data,
-    run_id: Annotated[str | None, Query(description="Only this run's.")] = None,
+    run_id: Annotated[str | None, Query(description="Only queues of this run.")] = None,
 ) -> Response:
     """Depth and age of the queues of one run, or of every run that has not ended."""
     if run_id is not None and run_id in board.states:  # frequent, so avoid the database

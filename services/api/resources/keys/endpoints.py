@@ -38,14 +38,14 @@ KeyList = listing("KeyList", KeyItem)
 
 @router.post("", status_code=201, response_model=NewKeyItem, responses=responses(400, 401, 409, 413, 422, 503))
 async def create_key(request: KeyRequest, keys: Keys) -> Response:
-    """Make a key. Its text is in this answer and nowhere else."""
+    """Create a key. Only this response contains its text."""
     key = await keys.create(request.name, request.role)
     return answer_one(NewKeyItem, key, created_at=f"{PREFIX}/{key.id}")
 
 
 @router.get("", response_model=KeyList, responses=responses(401, 503))
 async def list_keys(keys: Keys) -> Response:
-    """Every key that was made, oldest first, without its text. TURNOUT_API_KEY is not among them."""
+    """Every created key, oldest first, without its text. TURNOUT_API_KEY is not among them."""
     return answer(KeyItem, await keys.list())
 
 

@@ -40,7 +40,7 @@ class CheckedRunFile(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     config: dict[str, Any] | None = None
-    """What the text means, every default filled in: the body for `POST /v1/runs`."""
+    """The configuration with every default filled in: the body for `POST /v1/runs`."""
     notices: list[str] = []
     """What is valid but perhaps not meant; each says what to do."""
     problem: Problem | None = None

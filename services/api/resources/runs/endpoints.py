@@ -50,7 +50,8 @@ async def create_run(
     database: Data,
     idempotency_key: IdempotencyKey,
 ) -> Response:
-    """Queue a run. The body is the run configuration; a repeated Idempotency-Key gives the run made the first time."""
+    """Queue a run. The body is the run configuration; a repeated Idempotency-Key returns the run created the first
+    time."""
     run = await runs.create(config, idempotency_key)
     return await _detail(database, run, is_new=True)
 
@@ -93,7 +94,7 @@ async def fork_run(
     database: Data,
     idempotency_key: IdempotencyKey,
 ) -> Response:
-    """Queue a new run that goes on from a checkpoint of this one, with changed settings.
+    """Queue a new run that continues from a checkpoint of this one, with changed settings.
 
     Weights, optimizer state, self-teacher, step number and position in the data continue from the checkpoint. The new
     run has its own copy of it, so this run may continue or be deleted.
@@ -107,21 +108,21 @@ async def stop_run(
     run_id: str,
     runs: Runs,
     database: Data,
-    now: Annotated[bool, Query(description="End at once, without a checkpoint.")] = False,
+    now: Annotated[bool, Query(description="End immediately, without a checkpoint.")] = False,
 ) -> Response:
-    """End a run: gracefully, with a checkpoint, unless `now`."""
+    """End a run gracefully, with a checkpoint, unless `now` is set."""
     return await _detail(database, await runs.stop(run_id, now=now))
 
 
 @router.post("/{run_id}/pause", response_model=RunDetail, responses=responses(401, 404, 409, 422, 503))
 async def pause_run(run_id: str, runs: Runs, database: Data) -> Response:
-    """Pause after the present step. The run keeps its services."""
+    """Pause after the current step. The run keeps its services."""
     return await _detail(database, await runs.pause(run_id))
 
 
 @router.post("/{run_id}/resume", response_model=RunDetail, responses=responses(401, 404, 409, 422, 503))
 async def resume_run(run_id: str, runs: Runs, database: Data) -> Response:
-    """Let a paused run go on, or queue a stopped or failed one again; it goes on from its newest checkpoint."""
+    """Resume a paused run, or queue a stopped or failed one again to continue from its newest checkpoint."""
     return await _detail(database, await runs.resume(run_id))
 
 

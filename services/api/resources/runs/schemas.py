@@ -1,4 +1,4 @@
-"""What the API says of runs."""
+"""Requests and responses about runs."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def test_a_run_from_start_to_stop(api: Api, browser: Visitor, player: Player, ru
     browser.sees("No runs yet.")
     browser.press("a", "Start a run")
 
-    # An objective with another one's settings is told, and may run all the same.
+    # An objective with another one's settings gets a note, but may run.
     browser.write(
         "#run-file", "name: a\nmodel: {path: m}\ndata: {train: t}\nobjective: {name: grpo}\ntraining: {steps: 1}"
     )

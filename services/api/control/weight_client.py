@@ -61,7 +61,7 @@ class Target:
 
     @property
     def brings_folder(self) -> bool:
-        """The offer takes the shared folder's place, so that the store is nothing to fall back to."""
+        """Whether the offer replaces the shared folder, so that there is no store to fall back to."""
         return brings_folder(self.transport)
 
 

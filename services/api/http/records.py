@@ -44,7 +44,8 @@ def answer(item: type[BaseModel], records: Iterable[msgspec.Struct], **further: 
 
 
 def answer_one(item: type[BaseModel], record: msgspec.Struct, *, created_at: str | None = None) -> Response:
-    """The JSON of one record: the fields that `item` has. `created_at` is the path of one that was made just now."""
+    """The JSON of one record: the fields that `item` has. `created_at` is the path of a record that was just
+    created."""
     answer = _json(_shown(item, record))
     if created_at is not None:
         answer.status_code = 201

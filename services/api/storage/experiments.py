@@ -1,4 +1,4 @@
-"""Experiments: the file as it was before the first run, what tuning chose, and which run belongs to which cell."""
+"""Experiments: the file as it was sent, what tuning chose, and which run belongs to which cell."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class ExperimentRow(Base):
     inputs: Mapped[dict[str, str]] = mapped_column(JSON)
     """SHA-256 of each data file by path; hub names have none."""
     chosen: Mapped[dict[str, int] | None] = mapped_column(JSON(none_as_null=True))
-    """Index of the grid's point that tuning chose, by method; written once."""
+    """Method to the index of the grid point that tuning chose; written once."""
     scores: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
-    """Scores by method, point and seed that the choice was made from; written with it."""
+    """Scores by method, point and seed on which the choice is based; written with it."""
     created_at: Mapped[float] = mapped_column(Float)
     finished_at: Mapped[float | None] = mapped_column(Float)
     idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)

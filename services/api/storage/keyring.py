@@ -100,7 +100,7 @@ class Keyring:
             return (await session.scalars(select(ApiKey).order_by(ApiKey.created_at, ApiKey.id))).all()
 
     async def create(self, name: str, role: Role) -> NewKey:
-        """Make a key. Its text is not kept.
+        """Create a key. Its text is not stored.
 
         Raises:
             ConflictError: authentication is disabled, or there are `MAX_KEYS` keys.

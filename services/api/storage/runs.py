@@ -31,7 +31,7 @@ class Run(Base):
     state: Mapped[RunState] = mapped_column(String(16))
     """One of `services.contracts.states.RUN_STATES`; only `services.api.live.journal` changes it."""
     desired: Mapped[DesiredState] = mapped_column(String(16))
-    """What a person asked for; the scheduler copies it to Redis."""
+    """The state that was requested; the scheduler copies it to Redis."""
     reason: Mapped[str] = mapped_column(Text, default="")
     """Why the run is in its state, if that needs an explanation."""
     config: Mapped[dict[str, Any]] = mapped_column(JSON)

@@ -1,4 +1,4 @@
-"""Experiments over REST: stored before the first run, brought to their end by the loop, across restarts."""
+"""Experiments over REST: stored before the first run, completed by the loop, across restarts."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def accuracy_of(run: dict[str, Any]) -> float:
 
 
 async def play(parts: Parts, client: httpx.AsyncClient, run_id: str, state: str = "succeeded") -> None:
-    """What a learner would report of a whole run."""
+    """Report what a learner would for a whole run."""
     run = (await client.get(f"/v1/runs/{run_id}")).json()
     said: dict[str, Any] = {"run_id": run_id, "at": time.time()}
     moves = [RunStateChanged(state=word, **said) for word in ("starting", "running", state)]  # type: ignore[arg-type]
@@ -82,7 +82,7 @@ async def rounds(parts: Parts, client: httpx.AsyncClient, experiment_id: str, *,
         if found["state"] != "running":
             break
         waiting = [item["run_id"] for item in found["runs"] if item["state"] == "queued"]
-        assert len(waiting) <= 2, "one for the learner, and one behind it"
+        assert len(waiting) <= 2, "one for the learner, and one in the queue"
         await play(parts, client, waiting[0])
     return found
 
@@ -184,7 +184,7 @@ async def test_a_method_whose_tuning_runs_all_fail_ends_the_experiment(
     found = (await client.get(f"/v1/experiments/{made['id']}")).json()
     assert (found["state"], found["reason"]) == (
         "failed",
-        "Every tuning run of grpo failed; their reasons say why.",
+        "Every tuning run of grpo failed; see the reasons of the runs.",
     )
 
 

@@ -278,7 +278,7 @@ async def test_a_fast_transport_that_fails_is_followed_by_the_store_at_once(
 async def test_weights_that_are_fetched_are_never_pushed_from_the_store(
     client: httpx.AsyncClient, loops: None, redis: Redis, run_body: dict[str, Any]
 ) -> None:
-    """A server without a shared folder would refuse the store, however often its network fails."""
+    """A server without a shared folder would refuse the store, even if its network keeps failing."""
     async with ring(redis, client, run_body, 1) as (run_id, (server,)):
         transfer = '{"transport":"http","url":"http://10.0.0.1:8401"}'
         await redis.hset(streams.weights(run_id), "transfer", transfer)

@@ -43,7 +43,7 @@ async def create_experiment(
     """Store an experiment and start its runs, as many at once as there are learners. The body is the experiment file.
 
     The file and the digests of its data are stored before the first run starts and do not change afterwards. A repeated
-    Idempotency-Key returns the experiment that was made the first time.
+    Idempotency-Key returns the experiment created the first time.
     """
     row = await experiments.create(file, idempotency_key)
     return answer_one(Detail, await _detail(database, row), created_at=f"/v1/experiments/{row.id}")

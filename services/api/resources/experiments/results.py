@@ -25,7 +25,7 @@ from services.contracts.records import (
 )
 
 NUM_WINDOWS = 5
-"""Parts of a run that the table of metrics over time shows."""
+"""Number of parts of a run in the table of metrics over time."""
 WINDOWED = (
     "reward_mean",
     "routing_ratio_sdpo",
@@ -50,12 +50,12 @@ class History:
     evaluations: Sequence[EvaluationFinished]
     """In the order of their steps."""
     num_ahead: int
-    """Steps that may be sampled before they are needed: `training.max_staleness` + 1."""
+    """Number of steps that may be sampled ahead: `training.max_staleness` + 1."""
 
     def seconds_at(self, step: int) -> float:
         """Seconds of training up to a step, as if there were no evaluations.
 
-        During an evaluation the next steps are sampled at no cost to them, so they count as an undisturbed step.
+        During an evaluation the next steps are sampled at no cost, so each counts as long as an undisturbed step.
         """
         helped = {item.step + ahead for item in self.evaluations for ahead in range(1, self.num_ahead + 1)}
         times = [(index, metrics.get("seconds", 0.0)) for index, metrics in enumerate(self.steps, start=1)]
@@ -66,7 +66,7 @@ class History:
         )
 
     def best_within(self, *, steps: float = math.inf, seconds: float = math.inf) -> float | None:
-        """The best accuracy of an evaluation within a budget; None without one."""
+        """The best accuracy of an evaluation within a budget; None if there is no evaluation."""
         fitting = [
             item.accuracy
             for item in self.evaluations
@@ -176,7 +176,7 @@ def _claim(experiment: ExperimentConfig, index: int, rows: Mapping[str, Sequence
 
 
 def verdict(difference: Estimate) -> Verdict:
-    """What an interval of differences says of a claim that the difference is above 0."""
+    """What an interval of differences says about the claim that the difference is above 0."""
     if difference.low is None or difference.high is None:
         return "no data"
     if difference.low > 0:
@@ -194,7 +194,7 @@ def _paired(first: Sequence[float | None], second: Sequence[float | None]) -> Es
 
 
 def interval(values: Sequence[float | None]) -> Estimate:
-    """Mean and 95% interval of the values that are there, by Student's t distribution."""
+    """Mean and 95% interval, by Student's t distribution, of the values that are not None."""
     present = [value for value in values if value is not None]
     if not present:
         return Estimate(mean=None, values=list(values))

@@ -1,4 +1,4 @@
-"""What people do with experiments: create, stop, resume, delete; and the loop that starts an experiment's runs."""
+"""Operations on experiments (create, stop, resume, delete), and the loop that starts their runs."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class ExperimentService:
             row = await repository.experiment_of_key(session, key)
         if row is not None and row.digest != digest:
             raise ConfigurationError(
-                "This Idempotency-Key has made an experiment with another file.",
+                "This Idempotency-Key was already used for an experiment with a different file.",
                 remedy="Use a new key for a new experiment.",
                 field="Idempotency-Key",
             )
@@ -155,11 +155,11 @@ class ExperimentService:
             if row.state not in allowed:
                 raise ConflictError(
                     f"The experiment has {row.state}, so it cannot become {state}.",
-                    remedy="Start another one with the same file.",
+                    remedy="Start another experiment with the same file.",
                 )
             runs = list((await repository.runs_by_cell(session, experiment_id)).values())
             if state == "running" and any(run.state == "stopping" for run in runs):
-                raise ConflictError("Some runs are still stopping.", remedy="Resume the experiment once they have.")
+                raise ConflictError("Some runs are still stopping.", remedy="Resume the experiment once they have stopped.")
             row.state, row.reason, row.finished_at = state, "", None
         return row, runs
 
@@ -176,7 +176,7 @@ class ExperimentService:
             await repository.delete_experiment_rows(session, experiment_id)
 
     async def step(self) -> None:
-        """One round of the loop: bring every running experiment forward."""
+        """One round of the loop: advance every running experiment."""
         async with self.database.read() as session:
             rows = await repository.running_experiments(session)
         for row in rows:
@@ -193,7 +193,7 @@ class ExperimentService:
             try:
                 chosen = choose(experiment, facts)
             except NothingToChooseError as error:
-                await self._end(row.id, "failed", f"Every tuning run of {error} failed; their reasons say why.")
+                await self._end(row.id, "failed", f"Every tuning run of {error} failed; see the reasons of the runs.")
                 return
             if chosen is not None:
                 await self._keep_choice(row.id, chosen, tuning_scores(experiment, facts))
@@ -205,7 +205,7 @@ class ExperimentService:
             await self._end(row.id, "succeeded", f"{failed} of {len(cells)} runs failed." if failed else "")
 
     async def _room(self) -> int:
-        """Runs that may be unfinished at once: one for each learner, and one in the queue behind them."""
+        """Runs that may be unfinished at once: one per learner, and one more in the queue."""
         services = await list_services(self.redis)
         return 1 + max(1, sum(record.leads_runs and record.state != "failed" for record in services))
 

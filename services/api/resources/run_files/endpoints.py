@@ -42,7 +42,7 @@ class CheckedRunFile(BaseModel):
     config: dict[str, Any] | None = None
     """The configuration with every default filled in: the body for `POST /v1/runs`."""
     notices: list[str] = []
-    """What is valid but perhaps not meant; each says what to do."""
+    """Settings that are valid but may be unintended; each says what to do."""
     problem: Problem | None = None
     """The problem that `POST /v1/runs` would return, with the line of each fault."""
 

@@ -48,7 +48,7 @@ RunPage = listing("RunPage", RunSummary, next_cursor=(str | None, Field(descript
 
 
 def shown(row: repository.Run, **details: Any) -> Run:
-    """The record of a row, and what the table of runs does not have."""
+    """The record of a row, with `details` that the table of runs does not have."""
     origin = row.forked_from_run
     return Run(
         id=row.id,

@@ -31,7 +31,7 @@ export function badge(state) {
   );
 }
 
-/** What is valid but perhaps not meant. @param {string[] | undefined} notices */
+/** Notes about settings that are valid but may be unintended. @param {string[] | undefined} notices */
 export function noticesOf(notices) {
   return (notices ?? []).map((text) => h('p', { class: 'reason', role: 'note' }, 'Note: ', text));
 }

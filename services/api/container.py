@@ -1,4 +1,4 @@
-"""Everything that endpoints and loops need, made once, handed to both."""
+"""Creates everything that endpoints and loops need, once for both."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Parts:
 
     settings: Settings
     redis: Redis
-    """For requests, whose senders wait. Loops have one that waits for the queue server itself."""
+    """For requests, whose clients are waiting. Loops have another one, which waits for the queue server."""
     database: Database
     http: httpx.AsyncClient
     broadcaster: Broadcaster
@@ -62,7 +62,7 @@ class Parts:
 def make_parts(settings: Settings, redis: Redis, database: Database) -> Parts:
     """Wire the parts together. Nothing runs yet. `redis` is for the loops, and stays open."""
     instance = settings.instance_name("api")
-    # Services are addressed directly: a proxy of the environment has no business between them.
+    # Services are addressed directly, never through a proxy from the environment.
     http = httpx.AsyncClient(trust_env=False)
     impatient = connect_impatiently(settings.redis_url)
     broadcaster, signals, board = Broadcaster(), Signals(), Board()

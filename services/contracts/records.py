@@ -1,8 +1,8 @@
-"""What the REST API shows: its schemas and the client's values are made from these classes. Times are Unix seconds.
+"""The REST API's records, from which its schemas and the client's values are derived. Times are Unix seconds.
 
-Records of a run's history are events that the API has stored. What an event says is defined in
-`services.contracts.events` only: the tables are made from the events too (`services.api.storage.history`). Answers do
-not repeat their `run_id`; the client fills it in. Unknown fields are ignored, so that a client can talk to a newer API.
+Records of a run's history are events that the API has stored. Events are defined only in `services.contracts.events`;
+the tables are derived from them too (`services.api.storage.history`). Responses do not repeat their `run_id`; the
+client fills it in. Unknown fields are ignored, so that a client can talk to a newer API.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ForkedFrom(Record, frozen=True, kw_only=True):
-    """Where a fork comes from."""
+    """The run and step that a fork started from."""
 
     run_id: str
     """The parent; it may have been deleted since."""
     step: int
-    """Step of the parent's checkpoint that the run began with."""
+    """Step of the parent's checkpoint that the run started from."""
 
 
 class Run(Record, frozen=True, kw_only=True):
@@ -42,27 +42,27 @@ class Run(Record, frozen=True, kw_only=True):
     reason: str = ""
     """Why the run is in its state; empty if that needs no explanation."""
     desired: DesiredState = "running"
-    """What was asked for last."""
+    """The state that was requested last."""
     created_at: float = 0.0
     queued_at: float = 0.0
     started_at: float | None = None
     finished_at: float | None = None
     step: int = 0
-    """Newest training step finished."""
+    """Newest finished training step."""
     num_steps: int = 0
-    """Training steps asked for."""
+    """Training steps in the configuration."""
     objective: str = ""
     learner: str | None = None
     rollout_servers: list[str] = []
     metrics: dict[str, float] = {}
     """Metrics of the newest step."""
     forked_from: ForkedFrom | None = None
-    """The run and the step that this one began with; null if it began with its model."""
+    """The run and step that this one was forked from; null if it started from its model."""
     config: dict[str, Any] = {}
     """The whole configuration, every default filled in. Not in lists."""
     notices: list[str] = []
-    """What is valid but perhaps not meant, such as one objective with another one's settings; each says what to do. Not
-    in lists."""
+    """Settings that are valid but may be unintended, such as those of another objective; each says what to do. Not in
+    lists."""
     groups: dict[str, int] = {}
     """Ledger of prompt groups: fed, trained, in_flight, dropped_<reason>. Not in lists."""
     accuracy_first: float | None = None
@@ -90,24 +90,24 @@ class Key(Record, frozen=True, kw_only=True):
     """The key's text begins with `turnout_<id>_`."""
     name: str
     role: Role
-    """read: look at everything but keys. operate: also start, change and delete runs, and make keys."""
+    """read: view everything except keys. operate: also start, change and delete runs, and manage keys."""
     created_at: float = 0.0
 
 
 class NewKey(Key, frozen=True, kw_only=True):
-    """A key with its text, shown this once."""
+    """A key with its text, which is shown only once."""
 
     key: str
-    """Send it as `Authorization: Bearer <key>`. Only its digest is kept."""
+    """Send it as `Authorization: Bearer <key>`. Only its digest is stored."""
 
 
 class Service(ServiceRecord, frozen=True, kw_only=True, forbid_unknown_fields=False):
-    """One live service instance, as its heartbeat says."""
+    """One live service instance, as its heartbeat reports it."""
 
     out_of_rotation: bool = False
-    """A rollout server that failed to take weights and is kept from sampling until an update succeeds."""
+    """Whether a rollout server failed to load weights and is kept from sampling until an update succeeds."""
     weight_error: str = ""
-    """Why."""
+    """Why it is out of rotation; empty if it is not."""
 
 
 class QueueState(Record, frozen=True, kw_only=True):
@@ -117,11 +117,11 @@ class QueueState(Record, frozen=True, kw_only=True):
     stream: str
     """prompts, completions, scored, evaluated or dead."""
     depth: int
-    """Messages not yet acknowledged, waiting or in hand."""
+    """Messages not yet acknowledged, waiting or in progress."""
     oldest_seconds: float = 0.0
     """Age of the oldest of them; 0 for an empty stream."""
     removed: int = 0
-    """Dead letters that had to go for newer ones; 0 for the other streams."""
+    """Dead letters that were removed to make room; 0 for the other streams."""
 
 
 class Step(StepFinished, frozen=True, kw_only=True, forbid_unknown_fields=False):
@@ -145,7 +145,7 @@ class Checkpoint(CheckpointWritten, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class WeightPush(Event, frozen=True, kw_only=True, forbid_unknown_fields=False):
-    """One attempt to bring one rollout server to one weight version."""
+    """One attempt to update one rollout server to one weight version."""
 
     run_id: str = ""
     version: int
@@ -154,11 +154,11 @@ class WeightPush(Event, frozen=True, kw_only=True, forbid_unknown_fields=False):
     error: str = ""
     """Empty if the server's checksum was confirmed; otherwise what failed."""
     transport: str = "store"
-    """How the weights went, or were last tried: `store`, `http`, `cuda_ipc` or `nccl`."""
+    """The transport of the last attempt: `store`, `http`, `cuda_ipc` or `nccl`."""
 
 
 class RunEvent(Record, frozen=True, kw_only=True):
-    """One server-sent event. `id` goes into `after` to get those that follow it."""
+    """One server-sent event. Pass `id` as `after` to continue after it."""
 
     id: str
     type: str

@@ -32,7 +32,7 @@ def examples(*lines: str) -> str:
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The run's id, or its beginning.", autocompletion=complete_run)]
 Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Runs to compare.", autocompletion=complete_run)]
-ExperimentId = Annotated[str, typer.Argument(metavar="ID", help="The experiment's id, or the beginning of it.")]
+ExperimentId = Annotated[str, typer.Argument(metavar="ID", help="The experiment's id, or its beginning.")]
 ExperimentFile = Annotated[Path, typer.Argument(metavar="FILE", help="Experiment file (YAML).")]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="Run file (YAML).")]
 Settings = Annotated[

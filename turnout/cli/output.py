@@ -23,7 +23,7 @@ def show(value: Any, as_json: bool, text: str) -> None:
 
 
 def show_notices(notices: Sequence[str]) -> None:
-    """What is valid but perhaps not meant, to standard error."""
+    """Print notes about valid but possibly unintended settings to standard error."""
     for notice in notices:
         say_error(f"Note: {notice}")
 

@@ -1,6 +1,6 @@
 """The client of the REST API for asyncio programs. `make docs` makes client.py from this file.
 
-Answers that are not 2xx become the `TurnoutError` of their status, with the API's own sentence and remedy.
+Responses that are not 2xx raise the `TurnoutError` of their status, with the API's message and remedy.
 """
 
 from __future__ import annotations
@@ -106,20 +106,21 @@ class AsyncClient:
         return [item async for item in self._pages(call)]
 
     async def create_run(self, config: RunConfig | dict[str, Any], *, idempotency_key: str | None = None) -> Run:
-        """Queue a run; a repeated `idempotency_key` returns the run that was made the first time."""
+        """Queue a run; a repeated `idempotency_key` returns the run created the first time."""
         return await self._send(
             Call("POST", "/v1/runs", one(Run), body=plain(config), headers=idempotent(idempotency_key))
         )
 
     def runs(self, *, state: str | None = None, name: str | None = None, sort: str | None = None) -> AsyncIterator[Run]:
-        """All runs, newest first. `name` is a text that the name contains; `sort` a field, with - for descending."""
+        """All runs, newest first. `name` is text that the name contains, `sort` a field, with - for descending
+        order."""
         return self._pages(Call("GET", "/v1/runs", pages_of(Run), given(state=state, name=name, sort=sort)))
 
     async def run(self, run_id: str) -> Run:
         return await self._send(Call("GET", run_path(run_id), one(Run)))
 
     async def stop(self, run_id: str, *, now: bool = False) -> Run:
-        """End a run: with a checkpoint, or at once (`now`) without one."""
+        """End a run with a checkpoint or, with `now`, immediately and without one."""
         return await self._send(Call("POST", run_path(run_id, "/stop"), one(Run), given(now="true" if now else None)))
 
     async def pause(self, run_id: str) -> Run:
@@ -139,7 +140,7 @@ class AsyncClient:
         idempotency_key: str | None = None,
     ) -> Run:
         """Queue a run that continues from a checkpoint of another (the newest unless `checkpoint` names a step), with
-        `changes` laid on its configuration section by section.
+        `changes` merged into its configuration section by section.
         """
         body = given(checkpoint=checkpoint, name=name, changes=changes)
         call = Call("POST", run_path(run_id, "/fork"), one(Run), body=body, headers=idempotent(idempotency_key))
@@ -160,7 +161,7 @@ class AsyncClient:
         return await self._all(Call("GET", run_path(run_id, "/checkpoints"), pages_of(Checkpoint, run_id)))
 
     async def weight_pushes(self, run_id: str, *, limit: int = 100) -> list[WeightPush]:
-        """Tries to bring rollout servers to new weights, newest first."""
+        """Attempts to update rollout servers to new weights, newest first."""
         read = pages_of(WeightPush, run_id)
         page = await self._send(Call("GET", run_path(run_id, "/weight-pushes"), read, given(limit=limit)))
         return page.items
@@ -213,14 +214,14 @@ class AsyncClient:
         return await self._all(Call("GET", "/v1/keys", pages_of(Key)))
 
     async def create_key(self, name: str, role: str = "read") -> NewKey:
-        """Make a key with the role `read` or `operate`; its text is in the answer and nowhere else."""
+        """Create a key with the role `read` or `operate`. Only the returned value has its text."""
         return await self._send(Call("POST", "/v1/keys", one(NewKey), body={"name": name, "role": role}))
 
     async def revoke_key(self, key_id: str) -> None:
         await self._send(Call("DELETE", f"/v1/keys/{quoted(key_id)}", nothing))
 
     async def ready(self) -> bool:
-        """Whether the API answers and calls itself ready."""
+        """Whether the API answers and reports that it is ready."""
         try:
             answer = await self._http.get("/readyz")
         except httpx.TransportError:
@@ -228,8 +229,8 @@ class AsyncClient:
         return answer.is_success
 
     async def events(self, run_id: str, *, after: str | None = None, follow: bool = True) -> AsyncIterator[RunEvent]:
-        """The run's events after the one with the id `after`: those that are there, and (`follow`) new ones as they
-        happen, until the connection ends. Raises `UnavailableError` if it breaks; `follow` reconnects.
+        """The run's events after the one with the id `after`: the existing ones and, with `follow`, further ones as
+        they happen, until the connection ends. Raises `UnavailableError` if it breaks; `follow` reconnects.
         """
         parser = EventParser()
         try:
@@ -264,7 +265,7 @@ class AsyncClient:
             await asyncio.sleep(calls.retry_seconds(failures))
 
     async def _has_ended(self, run_id: str, event: RunEvent | None) -> bool:
-        """Whether the event says so, and it is still true: a run that ended can be resumed."""
+        """Whether the run has ended, as the event says and the API confirms: an ended run can be resumed."""
         if not calls.says_end(event):
             return False
         run = await self.run(run_id)

@@ -1,4 +1,4 @@
-"""What a request of the REST API is made of, and how its answer is read; nothing here waits."""
+"""Builds REST requests and parses responses, without any I/O."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LONGEST_WAIT_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
-    """One page of a list; `next` is the query that asks for the following one, or None."""
+    """One page of a list; `next` is the query of the next page, or None."""
 
     items: list[T]
     next: dict[str, str] | None = None
@@ -45,7 +45,7 @@ class Page(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """One request and how its answer is read."""
+    """One request, and how to parse its response."""
 
     method: str
     path: str
@@ -60,15 +60,15 @@ class Call(Generic[T]):
 
 
 def connection(url: str | None, key: str | None, timeout_seconds: float) -> dict[str, Any]:
-    """Arguments of a client of httpx for the API that is named, or that the environment names."""
+    """Arguments of an httpx client for the API at `url`, or that of the environment."""
     url = (url or os.environ.get("TURNOUT_API_URL") or DEFAULT_URL).rstrip("/")
-    remedy = f"Give one like {DEFAULT_URL}, with --api-url or TURNOUT_API_URL."
+    remedy = f"Set a URL such as {DEFAULT_URL} with --api-url or TURNOUT_API_URL."
     if not url.startswith(("http://", "https://")):
         raise ConfigurationError(f"The API's URL {url!r} does not start with http:// or https://.", remedy=remedy)
     try:
         options = client_options(url)
     except httpx.InvalidURL as error:
-        raise ConfigurationError(f"The API's URL {url!r} is not one: {error}.", remedy=remedy) from error
+        raise ConfigurationError(f"The API's URL {url!r} is not valid: {error}.", remedy=remedy) from error
     key = key if key is not None else os.environ.get("TURNOUT_API_KEY", "")
     check_secret("TURNOUT_API_KEY", key)
     return {
@@ -80,22 +80,22 @@ def connection(url: str | None, key: str | None, timeout_seconds: float) -> dict
 
 
 def run_path(run_id: str, below: str = "") -> str:
-    """Path of a run, or of what is `below` it."""
+    """Path of a run, or of a resource `below` it."""
     return f"/v1/runs/{quoted(run_id)}{below}"
 
 
 def experiment_path(experiment_id: str, below: str = "") -> str:
-    """Path of an experiment, or of what is `below` it."""
+    """Path of an experiment, or of a resource `below` it."""
     return f"/v1/experiments/{quoted(experiment_id)}{below}"
 
 
 def quoted(name: str) -> str:
-    """A name as one part of a path."""
+    """A name, escaped as one segment of a path."""
     return quote(name, safe="")
 
 
 def given(**values: Any) -> dict[str, Any]:
-    """Those that are not None, for queries and bodies: the API has its own defaults."""
+    """The values that are not None, for queries and bodies: the API has its own defaults."""
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -119,26 +119,26 @@ def event_request(run_id: str, after: str | None, follow: bool) -> dict[str, Any
 
 
 def says_end(event: RunEvent | None) -> bool:
-    """Whether the event says that the run has ended (it may have been taken up again since)."""
+    """Whether the event says that the run has ended (it may have been resumed since)."""
     return event is not None and event.type == "state" and event.data.get("state") in TERMINAL_STATES
 
 
 def retry_seconds(num_failures: int) -> float:
-    """How long to wait before the next try: 0.5 s, doubled with every failure, to a bound."""
+    """Seconds to wait before the next attempt: 0.5, doubled with every failure up to `LONGEST_WAIT_SECONDS`."""
     return growing_pause(0.5, num_failures, LONGEST_WAIT_SECONDS)
 
 
 def nothing(_: Any) -> None:
-    """Reads an answer without content."""
+    """Parses a response without content."""
 
 
 def one(kind: type[T]) -> Callable[[Any], T]:
-    """Reads one value."""
+    """A parser for one value."""
     return lambda values: msgspec.convert(values, kind, strict=False)
 
 
 def pages_of(kind: type[T], run_id: str | None = None) -> Callable[[Any], Page[T]]:
-    """Reads a page of items; those of a run's history get its id, which answers do not repeat."""
+    """A parser for a page of items. Items of a run's history get its id, which responses do not repeat."""
 
     def read(values: Any) -> Page[T]:
         if isinstance(values, list):
@@ -155,19 +155,19 @@ def pages_of(kind: type[T], run_id: str | None = None) -> Callable[[Any], Page[T
 
 
 def parse(call: Call[T], answer: httpx.Response) -> T:
-    """The answer's content. Raises the error of its status, or `UnavailableError` where it is not an API's answer."""
+    """The parsed response. Raises the error of its status, or `UnavailableError` if it did not come from the API."""
     raise_for_status(answer)
     try:
         return call.read(answer.json() if answer.content else None)
     except (ValueError, KeyError, TypeError, AttributeError, msgspec.ValidationError) as error:
         raise UnavailableError(
-            f"{answer.request.url} answered something that is no Turnout API's answer: {error}.",
-            remedy="Check the URL, and that API and command have the same version.",
+            f"{answer.request.url} returned an answer that is not from a Turnout API: {error}.",
+            remedy="Check the URL, and that the API and the command have the same version.",
         ) from error
 
 
 def raise_for_status(answer: httpx.Response) -> None:
-    """Turn a problem+json answer into the error that it describes."""
+    """Raise the error that a problem+json response describes."""
     if answer.is_success:
         return
     try:
@@ -184,8 +184,8 @@ def raise_for_status(answer: httpx.Response) -> None:
         remedy = "Set TURNOUT_API_KEY to a key of this deployment."
     if "problem+json" not in answer.headers.get("content-type", "") and answer.status_code == 404:
         raise UnavailableError(
-            f"{answer.request.url} is not known there: the API is still starting, or something else answers.",
-            remedy="Wait a moment; then check the URL.",
+            f"{answer.request.url} was not found: the API is still starting, or another program answers.",
+            remedy="Wait a moment and try again, or check the URL.",
         )
     raise _kind(answer.status_code)(message, remedy=remedy, field=problem.get("field"))
 
@@ -201,14 +201,14 @@ def _kind(status: int) -> type[TurnoutError]:
 def connection_fault(url: str, error: httpx.TransportError) -> UnavailableError:
     return UnavailableError(
         f"No API answers at {url}: {str(error) or type(error).__name__}.",
-        remedy="Start one with `turnout up`, or name it with --api-url or TURNOUT_API_URL.",
+        remedy="Start one with `turnout up`, or set its URL with --api-url or TURNOUT_API_URL.",
     )
 
 
 class EventParser:
-    """Text of a server-sent event stream in, events out.
+    """Parses the text of a server-sent event stream.
 
-    Lines end with a line feed alone; httpx would end them within JSON text too, at U+2028 and its like.
+    Lines end only with a line feed; httpx would also end them within JSON text, at U+2028 and similar characters.
     """
 
     def __init__(self) -> None:
@@ -217,7 +217,7 @@ class EventParser:
         self._id = ""
 
     def feed(self, text: str) -> Iterator[RunEvent]:
-        """Take the next piece of text, cut anywhere; an empty line completes an event."""
+        """Parse the next piece of text, which may be cut anywhere; an empty line completes an event."""
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
             yield from self._line(line.removesuffix("\r"))

@@ -48,7 +48,7 @@ def install(app: FastAPI, headers: Mapping[str, str]) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         kind = "experiments" if request.url.path.startswith("/v1/experiments") else "configuration"
-        return invalid_request(error.errors(), f"docs/{kind}.md has every field.")
+        return invalid_request(error.errors(), f"docs/{kind}.md lists every field.")
 
     @app.exception_handler(HTTPException)
     async def plain(request: Request, error: HTTPException) -> JSONResponse:

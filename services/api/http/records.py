@@ -62,7 +62,7 @@ def _json(values: Any) -> Response:
 
 
 def _plain(kind: Any) -> Any:
-    """A type as pydantic knows it, with the schema of a struct in place of each struct."""
+    """The type for pydantic, with each struct replaced by its schema."""
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         return schema(kind.__name__, kind, ())
     arguments = tuple(map(_plain, get_args(kind)))

@@ -19,7 +19,7 @@ VALID_EXPERIMENT: dict[str, Any] = {
     "methods": {"srpo": {}},
     "final": {"seeds": [1]},
 }
-"""An experiment is made of run files, which the document cannot describe part by part."""
+"""An experiment contains parts of run files, which the document cannot describe."""
 
 
 @schemathesis.hook

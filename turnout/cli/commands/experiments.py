@@ -16,26 +16,27 @@ if TYPE_CHECKING:
     from turnout.client.client import Client
 
 app = typer.Typer(
-    help="List, watch, steer and report experiments; `turnout experiment FILE` starts one.",
+    help="List, watch, control and report experiments; `turnout experiment FILE` starts one.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-Out = Annotated[Path | None, typer.Option(help="Folder for the report; default .turnout/experiments/<id>.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for the report; by default .turnout/experiments/<id>.")]
 
 
 def experiment(
     file: ExperimentFile,
     detach: Annotated[bool, typer.Option("--detach", help="Return once the experiment has started.")] = False,
-    again: Annotated[bool, typer.Option("--again", help="Start another one even if this file was run before.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Start another experiment even if this file has been run before.")
+    ] = False,
     out: Out = None,
     as_json: Json = False,
     api_url: Url = None,
 ) -> None:
     """Run an experiment, or continue watching it: tune each method, run the final seeds, write a report.
 
-    The same file names the same experiment: calling the command again, after Ctrl-C or a restart of anything, picks up
-    where it is.
+    The same file names the same experiment: calling the command again, after Ctrl-C or any restart, continues it.
     """
     from turnout.cli import output
     from turnout.client.client import Client
@@ -51,7 +52,7 @@ def experiment(
 
 
 def read_values(file: Path) -> dict[str, Any]:
-    """The checked values of an experiment file. Raises `ConfigurationError`, naming file and field."""
+    """The checked values of an experiment file. Raises `ConfigurationError` with file and field."""
     from services.contracts.errors import ConfigurationError
     from services.contracts.experiments.experiment import parse_experiment
     from turnout.cli.run_file import read_run_file
@@ -67,7 +68,7 @@ def read_values(file: Path) -> dict[str, Any]:
 
 @app.command(epilog=examples("turnout experiments check examples/experiments/embedded.yaml"))
 def check(file: ExperimentFile, as_json: Json = False) -> None:
-    """Check an experiment file, every run of it, without an API; and say how many runs and steps it has."""
+    """Check an experiment file and each of its runs without an API, and count its runs and steps."""
     from services.contracts.experiments.experiment import Cell, num_runs, parse_experiment, run_config, tuning_cells
     from turnout.cli import output
 
@@ -77,7 +78,7 @@ def check(file: ExperimentFile, as_json: Json = False) -> None:
     steps = sum(run_config(found, cell).training.steps for cell in (*tuning, *finals))
     text = (
         f"{file} is valid: {len(found.methods)} methods, {len(tuning)} tuning runs and {len(finals)} final runs, "
-        f"{steps} steps in all."
+        f"{steps} steps in total."
     )
     output.show({"methods": list(found.methods), "num_runs": num_runs(found), "num_steps": steps}, as_json, text)
 
@@ -110,7 +111,7 @@ def show(experiment_id: ExperimentId, as_json: Json = False, api_url: Url = None
 
 @app.command(epilog=examples("turnout experiments watch embedded-3f"))
 def watch(experiment_id: ExperimentId, out: Out = None, as_json: Json = False, api_url: Url = None) -> None:
-    """Show an experiment's progress until it ends, then write its report. Ctrl-C leaves the experiment alone."""
+    """Show an experiment's progress until it ends, then write its report. Ctrl-C does not stop the experiment."""
     from turnout.client.client import Client
 
     with Client(api_url) as client:
@@ -148,7 +149,7 @@ def delete(experiment_id: ExperimentId, as_json: Json = False, api_url: Url = No
     with Client(api_url) as client:
         found = full_experiment_id(client, experiment_id)
         client.delete_experiment(found)
-    output.show({"deleted": found}, as_json, f"{found} is deleted; its runs stay.")
+    output.show({"deleted": found}, as_json, f"Deleted {found}; its runs stay.")
 
 
 @app.command(epilog=examples("turnout experiments report embedded-3f --out report"))
@@ -163,18 +164,21 @@ def report(experiment_id: ExperimentId, out: Out = None, as_json: Json = False, 
 
 
 def full_experiment_id(client: Client, beginning: str) -> str:
-    """The one experiment whose id begins so. Raises `NotFoundError`, or `ConfigurationError` if there are several."""
+    """The id of the only experiment with this beginning. Raises `NotFoundError`, or `ConfigurationError` if there are
+    several."""
     from services.contracts.errors import ConfigurationError, NotFoundError
 
     found = [item.id for item in client.experiments() if item.id.startswith(beginning)]
     if beginning in found:
         return beginning
     if not found:
-        raise NotFoundError(f"No experiment's id begins with {beginning!r}.", remedy="See `turnout experiments list`.")
+        raise NotFoundError(
+            f"No experiment's id begins with {beginning!r}.", remedy="`turnout experiments list` lists all experiments."
+        )
     if len(found) > 1:
         raise ConfigurationError(
             f"{len(found)} experiments' ids begin with {beginning!r}: {', '.join(found[:5])}.",
-            remedy="Write more of it.",
+            remedy="Give more characters of the id.",
         )
     return found[0]
 

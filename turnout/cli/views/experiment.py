@@ -1,4 +1,4 @@
-"""An experiment's progress: an overview that is redrawn in a terminal, one line for each change elsewhere."""
+"""An experiment's progress: an overview that is redrawn in a terminal, one line per change elsewhere."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ POLL_SECONDS = 2.0
 
 
 def watch(client: Client, experiment_id: str, *, as_json: bool = False) -> Experiment | None:
-    """Show progress until the experiment ends; None if the user interrupted. The experiment itself is left alone."""
+    """Show progress until the experiment ends; None if the user interrupts. The experiment itself is not affected."""
     from rich.live import Live
     from rich.text import Text
 
@@ -112,7 +112,7 @@ class _Lines:
         self._fault = ""
 
     def fault(self, message: str) -> None:
-        """Say once that the API does not answer."""
+        """Print once that the API does not answer."""
         if message != self._fault and not self.as_json:
             self._say(f"the API does not answer: {message}")
         self._fault = message

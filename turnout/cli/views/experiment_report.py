@@ -23,7 +23,7 @@ PERCENT_METRICS = ("share",)
 
 
 def write_report(experiment: Experiment, results: Results, folder: Path) -> Path:
-    """Write the report into `folder` (made if need be) and return it.
+    """Write the report to `folder`, creating it if necessary, and return the folder.
 
     Raises:
         ConfigurationError: the folder cannot be written.

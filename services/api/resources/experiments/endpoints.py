@@ -40,7 +40,7 @@ async def create_experiment(
     database: Data,
     idempotency_key: IdempotencyKey,
 ) -> Response:
-    """Store an experiment and start its runs, as many at once as there are learners. The body is the experiment file.
+    """Store an experiment and start its runs, one per learner at a time. The body is the experiment file.
 
     The file and the digests of its data are stored before the first run starts and do not change afterwards. A repeated
     Idempotency-Key returns the experiment created the first time.

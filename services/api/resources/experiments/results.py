@@ -124,7 +124,7 @@ class History:
 
 
 def summarize(experiment: ExperimentConfig, histories: Mapping[tuple[str, int], History]) -> Results:
-    """Results of the final runs by method and seed. Runs that are missing are counted, never guessed."""
+    """Results of the final runs by method and seed. Missing runs are counted, not estimated."""
     seeds = list(experiment.final.seeds)
     rows = {method: [histories.get((method, seed)) for seed in seeds] for method in experiment.methods}
     return Results(

@@ -1,4 +1,4 @@
-"""Experiments as the API describes them, made from the records of the contracts."""
+"""Experiments as the API describes them, derived from the contracts' records."""
 
 from __future__ import annotations
 

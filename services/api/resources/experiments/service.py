@@ -53,7 +53,7 @@ class ExperimentService:
         self._digests: dict[str, tuple[tuple[int, int], str]] = {}
 
     async def create(self, experiment: ExperimentConfig, idempotency_key: str | None = None) -> ExperimentRow:
-        """Store a new experiment, which starts its runs; a repeated key returns the experiment made the first time.
+        """Store a new experiment, which starts its runs; a repeated key returns the experiment created the first time.
 
         Raises:
             ConfigurationError: the file is wrong, an input is missing, or the key was used with another file.
@@ -159,7 +159,9 @@ class ExperimentService:
                 )
             runs = list((await repository.runs_by_cell(session, experiment_id)).values())
             if state == "running" and any(run.state == "stopping" for run in runs):
-                raise ConflictError("Some runs are still stopping.", remedy="Resume the experiment once they have stopped.")
+                raise ConflictError(
+                    "Some runs are still stopping.", remedy="Resume the experiment once they have stopped."
+                )
             row.state, row.reason, row.finished_at = state, "", None
         return row, runs
 

@@ -1,4 +1,5 @@
-"""Writes turnout/client/client.py from async_client.py: a request is written once. `--check` fails if it is stale."""
+"""Writes turnout/client/client.py from async_client.py, so that each request is defined once. `--check` fails if
+stale."""
 
 from __future__ import annotations
 
@@ -47,7 +48,7 @@ def main() -> None:
     if "--check" not in sys.argv[1:]:
         TARGET.write_text(text)
     elif TARGET.read_text() != text:
-        sys.exit(f"{TARGET.name} is not what async_client.py says: run `make docs`.")
+        sys.exit(f"{TARGET.name} is stale. Run `make docs` and commit it.")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The client of the REST API for scripts and notebooks. `make docs` makes this file from async_client.py.
 
-Answers that are not 2xx become the `TurnoutError` of their status, with the API's own sentence and remedy.
+Responses that are not 2xx raise the `TurnoutError` of their status, with the API's message and remedy.
 """
 
 from __future__ import annotations
@@ -105,18 +105,19 @@ class Client:
         return list(self._pages(call))
 
     def create_run(self, config: RunConfig | dict[str, Any], *, idempotency_key: str | None = None) -> Run:
-        """Queue a run; a repeated `idempotency_key` returns the run that was made the first time."""
+        """Queue a run; a repeated `idempotency_key` returns the run created the first time."""
         return self._send(Call("POST", "/v1/runs", one(Run), body=plain(config), headers=idempotent(idempotency_key)))
 
     def runs(self, *, state: str | None = None, name: str | None = None, sort: str | None = None) -> Iterator[Run]:
-        """All runs, newest first. `name` is a text that the name contains; `sort` a field, with - for descending."""
+        """All runs, newest first. `name` is text that the name contains, `sort` a field, with - for descending
+        order."""
         return self._pages(Call("GET", "/v1/runs", pages_of(Run), given(state=state, name=name, sort=sort)))
 
     def run(self, run_id: str) -> Run:
         return self._send(Call("GET", run_path(run_id), one(Run)))
 
     def stop(self, run_id: str, *, now: bool = False) -> Run:
-        """End a run: with a checkpoint, or at once (`now`) without one."""
+        """End a run with a checkpoint or, with `now`, immediately and without one."""
         return self._send(Call("POST", run_path(run_id, "/stop"), one(Run), given(now="true" if now else None)))
 
     def pause(self, run_id: str) -> Run:
@@ -136,7 +137,7 @@ class Client:
         idempotency_key: str | None = None,
     ) -> Run:
         """Queue a run that continues from a checkpoint of another (the newest unless `checkpoint` names a step), with
-        `changes` laid on its configuration section by section.
+        `changes` merged into its configuration section by section.
         """
         body = given(checkpoint=checkpoint, name=name, changes=changes)
         call = Call("POST", run_path(run_id, "/fork"), one(Run), body=body, headers=idempotent(idempotency_key))
@@ -157,7 +158,7 @@ class Client:
         return self._all(Call("GET", run_path(run_id, "/checkpoints"), pages_of(Checkpoint, run_id)))
 
     def weight_pushes(self, run_id: str, *, limit: int = 100) -> list[WeightPush]:
-        """Tries to bring rollout servers to new weights, newest first."""
+        """Attempts to update rollout servers to new weights, newest first."""
         read = pages_of(WeightPush, run_id)
         page = self._send(Call("GET", run_path(run_id, "/weight-pushes"), read, given(limit=limit)))
         return page.items
@@ -210,14 +211,14 @@ class Client:
         return self._all(Call("GET", "/v1/keys", pages_of(Key)))
 
     def create_key(self, name: str, role: str = "read") -> NewKey:
-        """Make a key with the role `read` or `operate`; its text is in the answer and nowhere else."""
+        """Create a key with the role `read` or `operate`. Only the returned value has its text."""
         return self._send(Call("POST", "/v1/keys", one(NewKey), body={"name": name, "role": role}))
 
     def revoke_key(self, key_id: str) -> None:
         self._send(Call("DELETE", f"/v1/keys/{quoted(key_id)}", nothing))
 
     def ready(self) -> bool:
-        """Whether the API answers and calls itself ready."""
+        """Whether the API answers and reports that it is ready."""
         try:
             answer = self._http.get("/readyz")
         except httpx.TransportError:
@@ -225,8 +226,8 @@ class Client:
         return answer.is_success
 
     def events(self, run_id: str, *, after: str | None = None, follow: bool = True) -> Iterator[RunEvent]:
-        """The run's events after the one with the id `after`: those that are there, and (`follow`) new ones as they
-        happen, until the connection ends. Raises `UnavailableError` if it breaks; `follow` reconnects.
+        """The run's events after the one with the id `after`: the existing ones and, with `follow`, further ones as
+        they happen, until the connection ends. Raises `UnavailableError` if it breaks; `follow` reconnects.
         """
         parser = EventParser()
         try:
@@ -260,7 +261,7 @@ class Client:
             time.sleep(calls.retry_seconds(failures))
 
     def _has_ended(self, run_id: str, event: RunEvent | None) -> bool:
-        """Whether the event says so, and it is still true: a run that ended can be resumed."""
+        """Whether the run has ended, as the event says and the API confirms: an ended run can be resumed."""
         if not calls.says_end(event):
             return False
         run = self.run(run_id)

@@ -99,7 +99,7 @@ def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = turnout("up", "--home", str(tmp_path / "file" / "home"), "--api-port", "0")
     assert done.returncode == 2
-    assert "is not writable" in done.stderr
+    assert "cannot be written" in done.stderr
 
 
 def test_down_where_nothing_runs_is_no_fault(tmp_path: Path) -> None:

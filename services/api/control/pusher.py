@@ -130,7 +130,7 @@ class Pusher:
         del self._tasks[instance]
         self.signals.push.set()
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("weight push could not be recorded", server=instance, error=str(error), exc_info=error)
+            log.error("weight push not recorded", server=instance, error=str(error), exc_info=error)
 
     async def _bring(self, record: ServiceRecord, server: ServerWeights, target: Target, check_first: bool) -> None:
         """Make one attempt to update one server."""

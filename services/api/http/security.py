@@ -133,7 +133,7 @@ class Guard:
         try:
             caller = await self._caller(headers)
         except SQLAlchemyError as error:
-            log.error("keys cannot be read", error=type(error).__name__)
+            log.error("keys unreadable", error=type(error).__name__)
             return problem(503, "Unavailable", "The database does not answer.", remedy="Try again; see the API's log.")
         if caller is None:
             sent = "The key is wrong or was revoked." if headers.get(b"authorization") else "This API requires a key."

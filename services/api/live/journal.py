@@ -53,7 +53,7 @@ class Journal:
     async def _store_one(self, session: AsyncSession, event: events.Event) -> list[tuple[events.Event, Entry]]:
         run = await session.get(Run, event.run_id)
         if run is None:
-            log.info("event of an unknown run dropped", run_id=event.run_id, event_type=type(event).__name__)
+            log.info("event of unknown run dropped", run_id=event.run_id, event_type=type(event).__name__)
             return []
         if isinstance(event, events.RunStateChanged):
             try:

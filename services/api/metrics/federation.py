@@ -58,7 +58,7 @@ class Federation:
             )
             return list(text_string_to_metric_families(reply.text)) if reply.is_success else []
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # ValueError: not a page of metrics
-            log.debug("metrics of a verifier are not readable", verifier=record.instance, error=str(error))
+            log.debug("verifier metrics unreadable", verifier=record.instance, error=str(error))
             return []
 
 

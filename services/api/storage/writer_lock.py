@@ -71,7 +71,7 @@ class SessionOwner(Owner):
         """
         while await asyncio.to_thread(_answers, self._connection):
             await asyncio.sleep(WATCH_SECONDS)
-        log.error("the connection that holds the database's lock is lost")
+        log.error("database lock lost")
         while not await asyncio.to_thread(_can_connect, self._arguments):
             await asyncio.sleep(WATCH_SECONDS)
         raise UnavailableError(
@@ -88,7 +88,7 @@ def own_database(settings: Settings, wait_seconds: float = WAIT_SECONDS) -> Owne
 
     Raises:
         ConfigurationError: the database's URL is wrong.
-        ConflictError: another process is; says which.
+        ConflictError: another process already is; the message names it.
         UnavailableError: the database or its folder cannot be reached.
     """
     url = make_url(database_url(settings))

@@ -1,7 +1,7 @@
 """Starts the processes of a plan, restarts those that die, and stops them all.
 
 A plain state machine without threads: whoever owns a `Supervisor` calls `tick` a few times a second (`turnout up` from
-its table, `turnout demo` from its progress view). Every child leads a process group of its own, so Ctrl-C in the
+its table, `turnout demo` from its progress view). Every child leads its own process group, so Ctrl-C in the
 terminal reaches only the owner, and what a dead child leaves behind can be stopped before it is restarted.
 """
 

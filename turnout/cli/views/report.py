@@ -126,7 +126,7 @@ def _throughput_rows(data: RunData) -> Rows:
 
 
 def version_rows() -> Rows:
-    """Versions of the packages installed where the report is written."""
+    """Versions of the packages on the machine that writes the report."""
     rows: Rows = []
     for name in PACKAGES:
         try:

@@ -235,7 +235,7 @@ class ExperimentService:
         run = await self.runs.create(config, f"experiment:{row.id}:{cell.key}")
         async with self.database.write() as session:
             await session.merge(ExperimentRun(experiment_id=row.id, cell=cell.key, run_id=run.id))
-        log.info("run of an experiment queued", experiment=row.id, cell=cell.key, run_id=run.id)
+        log.info("experiment run queued", experiment=row.id, cell=cell.key, run_id=run.id)
 
     async def _keep_choice(self, experiment_id: str, chosen: dict[str, int], scores: dict[str, Any]) -> None:
         async with self.database.write() as session:

@@ -120,7 +120,7 @@ class RunService:
         if stored:
             await asyncio.to_thread(settle, folder)
             return
-        log.info("files of a run that is not stored deleted", run_id=folder.name)
+        log.info("unstored run deleted", run_id=folder.name)
         for place in (self.settings.weights_of(folder.name), folder):
             await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
 

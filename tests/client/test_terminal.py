@@ -38,6 +38,7 @@ RUN |= {"learner": EVIL, "config": {"name": EVIL}, "num_steps": 3}
 SAMPLE = {"index": 0, "text": EVIL + "\nline\ttab", "tokens": [EVIL], "reward": 1.0, "correct": True, "route": EVIL}
 GROUP = {"step": 1, "group_id": EVIL, "question_id": EVIL, "prompt": EVIL, "answer": EVIL}
 EVENTS = [("note", {"level": EVIL, "source": EVIL, "text": EVIL}), ("state", {"state": "failed", "reason": EVIL})]
+SERVICE = {"url": EVIL, "state": "ready", "pid": 1, "started_at": 0.0, "at": 1.0}
 ANSWERS: dict[str, Any] = {
     "/v1/runs": {"items": [RUN]},
     "/v1/runs/r-1": RUN,
@@ -54,12 +55,12 @@ ANSWERS: dict[str, Any] = {
     "/v1/runs/r-1/samples": {"items": [GROUP | {"samples": [SAMPLE | {"advantage": 0.5}]}]},
     "/v1/services": {
         "items": [
-            {"kind": "learner", "instance": EVIL, "state": "ready", "waiting_for": EVIL, "waiting_since": 0.0},
-            {"kind": "rollout", "instance": "x", "state": "ready", "out_of_rotation": True, "weight_error": EVIL},
+            SERVICE | {"kind": "learner", "instance": EVIL, "waiting_for": EVIL, "waiting_since": 0.0},
+            SERVICE | {"kind": "rollout", "instance": "x", "out_of_rotation": True, "weight_error": EVIL},
         ]
     },
     "/v1/queues": {"items": [{"run_id": EVIL, "stream": EVIL, "depth": 1}]},
-    "/v1/keys": {"items": [{"id": EVIL, "name": EVIL, "role": EVIL}]},
+    "/v1/keys": {"items": [{"id": EVIL, "name": EVIL, "role": "read"}]},
     "/v1/run-files": {"items": [{"name": EVIL, "text": EVIL + "\nb: 1"}]},
 }
 COMMANDS = {

@@ -98,7 +98,7 @@ def _methods(request: Request) -> list[str]:
 
 
 def invalid_request(errors: Sequence[Any], remedy: str) -> JSONResponse:
-    """Every wrong field of a request in one sentence; `field` names the first."""
+    """Every invalid field of a request in one sentence; `field` names the first."""
     return problem(
         422,
         "Invalid request",

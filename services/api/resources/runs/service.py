@@ -103,7 +103,7 @@ class RunService:
             added = await self._add(child, record)
         finally:
             await self._settle(folder)
-        if added is child:  # else another request with the same key was faster
+        if added is child:  # otherwise another request with the same key was faster
             for sentence in (f"Forked from run {parent.id} at step {step}.", *unchecked):
                 await self.journal.note(child.id, "info", sentence)
         return added

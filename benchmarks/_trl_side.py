@@ -2,7 +2,7 @@
 
 python _trl_side.py sdpo|grpo RECORDING POLICY MICROBATCH FOLDER
 
-Reads a line for each optimizer step that it shall make; answers `STEP <wall seconds> <CPU seconds> <loss> <teacher
+Reads a line for each optimizer step to make, and answers `STEP <wall seconds> <CPU seconds> <loss> <teacher
 prompts>`. Timed is what the trainer does from `on_step_begin` to the end of its callbacks at `on_step_end`, less
 `_prepare_inputs`, in which the recorded completions take the place of generation.
 """

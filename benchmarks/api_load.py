@@ -1,4 +1,4 @@
-"""The API under load beside a running run: event streams that lose nothing, quick answers, and a run that goes on.
+"""The API under load during a run: event streams lose nothing, responses stay fast, and the run continues.
 
 Phases with and without load alternate within one run, so that the ratio of their speeds is the load's doing. The load
 comes from this process over loopback and shares the machine's cores with the run, so what it costs itself is told too.

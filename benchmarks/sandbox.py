@@ -1,4 +1,4 @@
-"""What a sandboxed run costs: beside a bare `python -c`, bubblewrap and sandlock, each where it is installed.
+"""The cost of a sandboxed run, compared with a bare `python -c`, bubblewrap and sandlock, if they are installed.
 
 All of them run the same small program, in turn, so that ratios hold on a busy machine too. Throughput keeps one run
 per core in flight. Overhead is the wall time of one run, alone, less what the program itself takes inside Python.
@@ -111,7 +111,7 @@ async def throughput(run: Run, at_once: int) -> float:
 
 
 async def alone(run: Run) -> float:
-    """Median wall seconds of one run with nothing else of ours going on."""
+    """Median wall seconds of one run without other work of this program."""
     times = []
     for _ in range(NUM_ALONE):
         started = time.perf_counter()

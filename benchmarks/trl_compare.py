@@ -3,7 +3,7 @@
 `python -m benchmarks.trl_compare [--repeats 9] [--environment .venv-trl]` makes TRL's environment (once; the versions
 of torch and transformers are ours), samples rollouts from the embedded policy, and lets all contestants make steps in
 turn, each in one thread. Groups are those with two right replies at least and one wrong, so that every rollout has an
-advantage and a teacher in both programs: nobody may leave anything out but by its objective.
+advantage and a teacher in both programs, and neither may leave anything out except by its objective.
 """
 
 from __future__ import annotations

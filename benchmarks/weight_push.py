@@ -3,7 +3,7 @@
 `python -m benchmarks.weight_push [--rounds 5] [--folders DISK /dev/shm] [--models ...]` prints a table: random models
 in bfloat16 (a small Qwen3, one of Qwen3-0.6B's shape) in each folder, and the demo's policy. The engine decodes
 meanwhile, as in a run.
-`publish` is the learner's side, beside training. The push is the server's: prepare (verify, while it samples), pause
+`publish` is the learner's side, during training. The push is the server's: prepare (verify, while it samples), pause
 (until the decoding step in flight has ended), start, update (load), finish, resume. Sampling stands still for all but
 `prepare`. `copy` copies the published files into new ones in the same folder, unsynced. `packing` is a part of update
 that only CPUs have: the time of oneDNN's packing alone for the same matrices. What is ours is the push without it and
@@ -68,7 +68,7 @@ def make_model(folder: Path, shape: dict[str, int]) -> None:
 
 
 def copy_seconds(folder: Path) -> float:
-    """Copy every published byte once, into new files beside the old ones; they are not synced."""
+    """Copy every published byte once, into new files next to the old ones, without syncing."""
     files = sorted(folder.glob("*.safetensors"))
     with tempfile.TemporaryDirectory(dir=folder.parent) as target:
         started = time.perf_counter()

@@ -20,7 +20,7 @@ from redis.asyncio.client import Pipeline
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 0.5
-"""Real time without any sign of the server after which virtual time goes on all the same: a reconnect waits so."""
+"""Real time without a sign of the server after which virtual time continues anyway, as during a reconnect."""
 NUDGE_SECONDS = 0.01
 
 
@@ -30,7 +30,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self.now = 0.0
         self.awaited = 0
-        """Replies of the server that somebody waits for."""
+        """Number of the server's replies that are being waited for."""
         super().__init__(_Selector(self))
 
     def time(self) -> float:

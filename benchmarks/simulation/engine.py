@@ -63,7 +63,7 @@ class TimedEngine:
         self._turn()
 
     def resume(self, version: int) -> None:
-        """Go on, with other weights."""
+        """Resume with other weights."""
         self._advance()
         self.phase, self.version = "serving", version
         self._serving.set()

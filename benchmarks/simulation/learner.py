@@ -161,7 +161,7 @@ class Learner:
         )
 
     def _submit(self, step: int, batcher: Batcher) -> None:
-        """Publish, and write the checkpoint where one is due, beside training."""
+        """Publish, and write the checkpoint if one is due, while training continues."""
         due = step % self._scenario.checkpoint_every == 0 or step == self._scenario.steps
         settled = batcher.take_settled() if due else []
         boundary = batcher.boundary

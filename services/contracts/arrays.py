@@ -1,4 +1,4 @@
-"""Numbers by the thousand as messages carry them: packed, little-endian, four bytes each.
+"""Arrays of numbers in messages: packed, little-endian, four bytes per number.
 
 A group of eight responses of 8,192 tokens has 131,072 numbers. As lists they would be so many Python objects in every
 service that only passes them on; packed they are two blocks of bytes a rollout, and half as many on the wire.
@@ -17,12 +17,12 @@ assert sys.byteorder == "little", "the wire format is that of little-endian mach
 
 
 class _Packed(array):  # type: ignore[type-arg]  # array is generic for checkers only
-    """Reads like a list; `tolist()` makes one."""
+    """Reads like a list; `tolist()` returns one."""
 
     code: ClassVar[str]
 
     def __new__(cls, values: Iterable[float] | bytes = ()) -> Self:
-        """From numbers, or from packed bytes. Raises `OverflowError` or `ValueError` for what does not fit."""
+        """From numbers or packed bytes. Raises `OverflowError` or `ValueError` for values that do not fit."""
         return super().__new__(cls, cls.code, values)
 
     def __reduce__(self) -> tuple[type[Self], tuple[bytes]]:
@@ -45,7 +45,7 @@ assert TokenIds().itemsize == LogProbs().itemsize == NUM_BYTES
 
 
 def packed(value: Any) -> memoryview:
-    """An array's bytes, for the encoder. Raises `NotImplementedError` for what messages do not hold."""
+    """An array's bytes, for the encoder. Raises `NotImplementedError` for types that messages cannot contain."""
     if isinstance(value, _Packed):
         return memoryview(value).cast("B")
     raise NotImplementedError(f"{type(value).__name__} has no place in a message")

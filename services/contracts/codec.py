@@ -1,7 +1,7 @@
 """The wire format: two magic bytes, one version byte, one type byte, then msgpack.
 
 A reader knows from the first four bytes whether it can read the rest, before it parses anything that another party
-wrote. Version and type codes are part of the contract: golden files in `tests/unit/contracts` hold them still.
+wrote. Version and type codes are part of the contract: golden files in `tests/unit/contracts` pin them.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ _NAMES = msgspec.msgpack.Decoder(_Names)
 
 
 def encode(message: msgspec.Struct) -> bytes:
-    """Bytes of one message. Raises `KeyError` for a type that is not part of the wire format (a fault of ours)."""
+    """Bytes of one message. Raises `KeyError` for a type that is not part of the wire format, which is a bug."""
     return MAGIC + bytes((VERSION, _CODES[type(message)])) + _ENCODER.encode(message)
 
 
 def decode(payload: bytes, kind: type[M]) -> M:
-    """The message in `payload`, checked to be a `kind` whose numbers fit together.
+    """The message in `payload`, checked to be a consistent `kind`.
 
     Raises:
         MalformedMessageError: other magic, version or type; bytes that do not parse; a failed `check`.

@@ -1,4 +1,4 @@
-"""What a run tells the API: on the stream `events`, one for all runs. The API stores them for metrics and pages.
+"""A run's events for the API, on the stream `events` of all runs. The API stores them for metrics and pages.
 
 Delivery is at least once, so every event has a natural key (run and step, run and version, ...) under which storing it
 twice changes nothing.
@@ -21,7 +21,7 @@ class Event(Message, frozen=True, kw_only=True):
 
 
 class RunStateChanged(Event, frozen=True, kw_only=True):
-    """The learner's word on the run's state."""
+    """The learner's report of the run's state."""
 
     state: RunState
     reason: str = ""
@@ -58,7 +58,7 @@ class EvaluationFinished(Event, frozen=True, kw_only=True):
     split: str
     num_questions: int
     num_samples: int
-    """k: samples a question."""
+    """k: samples per question."""
     accuracy: float
     """avg@k: mean over questions of the share of correct samples."""
     pass_at_k: float
@@ -81,17 +81,17 @@ class CheckpointWritten(Event, frozen=True, kw_only=True):
 
 
 class WeightsPublished(Event, frozen=True, kw_only=True):
-    """New weights lie in the weight store; the API pushes them to the rollout servers."""
+    """A version is in the weight store; the API pushes it to the rollout servers."""
 
     version: int
     path: str
     checksum: str
-    """`blake3:<hex>` of the manifest, which holds the checksum of every file."""
+    """`blake3:<hex>` of the manifest, which contains the checksum of every file."""
     bytes: int
 
 
 class Note(Event, frozen=True, kw_only=True):
-    """Something a person should see: a stall, a retry, a dropped group, a resume."""
+    """Something that users should see: a stall, a retry, a dropped group, a resume."""
 
     level: Literal["info", "warning", "error"]
     source: str
@@ -100,7 +100,7 @@ class Note(Event, frozen=True, kw_only=True):
 
 
 class Sample(Message, frozen=True, kw_only=True):
-    """One rollout as the learner used it, for people to read. Lists have one entry a response token."""
+    """One rollout as the learner used it, for display. Lists have one entry per response token."""
 
     index: int
     text: str
@@ -114,7 +114,7 @@ class Sample(Message, frozen=True, kw_only=True):
     behaviour_logprobs: list[float] = []
     logprobs: list[float] = []
     teacher_entropy: list[float] = []
-    """Nats; empty where no teacher pass was made."""
+    """Nats; empty without a teacher pass."""
     distillation_weight: list[float] = []
     divergence: list[float] = []
 

@@ -1,4 +1,4 @@
-"""What pydantic finds wrong, as sentences for people: the field, the value found, what is asked for."""
+"""Turns pydantic's errors into sentences: the field, the value found, and what is required."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NAMED_FIELD = re.compile(r"(preset|[a-z]+\.[a-z_]+) ")
 
 
 class Conflicts(ValueError):
-    """Combinations of fields that cannot work, a sentence each, which begins with the field."""
+    """Invalid combinations of fields, one sentence each, which begins with the field."""
 
     def __init__(self, sentences: Sequence[str]) -> None:
         super().__init__("; ".join(sentences))
@@ -26,7 +26,7 @@ class Conflicts(ValueError):
 
 
 def joined(items: Sequence[Any], sentence: Callable[[Any], str]) -> str:
-    """The first of pydantic's errors as one text, and how many more there are."""
+    """The first of pydantic's errors in one text, and the number of further ones."""
     sentences = [sentence(item) for item in items[:MAX_SENTENCES]]
     more = len(items) - len(sentences)
     return "; ".join(sentences) + (f"; and {more} more" if more else "")
@@ -43,7 +43,7 @@ def refused(error: ValidationError, what: str, page: str, sentence: Callable[[An
 
 
 def dots(place: Sequence[object]) -> str:
-    """A field's place as people write it: `training.steps`."""
+    """A field's path in dots: `training.steps`."""
     text = ".".join(str(part) for part in place)
     return text if len(text) <= MAX_PLACE else text[: MAX_PLACE - 3] + "..."
 
@@ -55,7 +55,7 @@ def field_of(place: Sequence[object], message: str) -> str | None:
 
 
 def sentence_of(item: Any, place: str, fields: Sequence[str]) -> str:
-    """One of pydantic's errors; `fields` are all that there are, to guess what a misspelt one means."""
+    """One of pydantic's errors as a sentence. `fields` are all known fields, to suggest one for a misspelt name."""
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
         return f"{place} is not a field{_meant(place, fields)}"

@@ -1,4 +1,4 @@
-"""What a service instance says of itself: its heartbeat record, the same shape for all four services."""
+"""The heartbeat record of a service instance, the same for all four services."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ ServiceState = Literal["idle", "starting", "ready", "updating", "failed"]
 HEARTBEAT_SECONDS = 1.0
 HEARTBEAT_EXPIRES_SECONDS = 10.0
 START_FAILURES = "start_failures"
-"""Key of `ServiceRecord.details`: how often in a row a rollout server's engine has not started for its run."""
+"""Key of `ServiceRecord.details`: consecutive failed starts of a rollout server's engine for its run."""
 
 HELPS = "helps"
 """Key of `ServiceRecord.details`: the learner for which this one has ranks on another machine. It serves no run."""
 
 
 class ServiceRecord(Message, frozen=True, kw_only=True):
-    """One heartbeat, stored under `streams.service(instance)` with an expiry, so a dead instance vanishes by itself."""
+    """One heartbeat, stored under `streams.service(instance)` with an expiry, so dead instances disappear."""
 
     kind: ServiceKind
     instance: str
@@ -37,7 +37,7 @@ class ServiceRecord(Message, frozen=True, kw_only=True):
     weight_version: int | None = None
     """Rollout servers: the version that their engine holds, verified. Learners: the version published last."""
     waiting_for: str = ""
-    """What the instance waits for at the moment, in words; empty while it works."""
+    """What the instance is waiting for, in words; empty while it works."""
     waiting_since: float | None = None
     """Unix time by the instance's clock, always `at` less the time waited, however the clock was set meanwhile."""
     tokens_total: int = 0
@@ -45,7 +45,7 @@ class ServiceRecord(Message, frozen=True, kw_only=True):
     tokens_unfinished: int = 0
     """Rollout servers: tokens sampled so far of responses that have not ended. It moves while the engine does."""
     details: dict[str, str] = {}
-    """Anything else worth showing: engine version, sandbox layers, last fault."""
+    """Further details: engine version, sandbox layers, last fault."""
 
     @property
     def leads_runs(self) -> bool:
@@ -54,5 +54,5 @@ class ServiceRecord(Message, frozen=True, kw_only=True):
 
     @property
     def waiting_seconds(self) -> float:
-        """How long it has waited. Both times are the instance's own, so nobody else's clock comes into it."""
+        """How long it has waited, in seconds. Both times are the instance's own, so no other clock matters."""
         return 0.0 if self.waiting_since is None else max(0.0, self.at - self.waiting_since)

@@ -1,4 +1,4 @@
-"""Names on the Hugging Face hub. A name that is not one is never looked up: libraries take it for a folder instead."""
+"""Names on the Hugging Face hub. Invalid names are never looked up, because libraries would treat them as folders."""
 
 from __future__ import annotations
 

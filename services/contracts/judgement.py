@@ -15,4 +15,4 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     parsed_answer: str = ""
     format_ok: bool = False
     feedback: str = ""
-    """Short, true, and for the model to learn from; empty for none. Reveals nothing about hidden tests."""
+    """Short and true text for the model to learn from; empty for none. Must not reveal hidden tests."""

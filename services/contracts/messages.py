@@ -1,4 +1,4 @@
-"""The messages of the ring: what travels from feeder to rollout to verifier to learner.
+"""The messages of the ring, from feeder to rollout server to verifier to learner.
 
 One message on `completions` and `scored` is one *group*: a prompt with all its rollouts, because routing, advantages
 and demonstrations need the siblings together. Messages are frozen and carry everything that the next service needs, so
@@ -22,13 +22,13 @@ FinishReason = Literal["stop", "length"]
 SampleStatus = Literal["ok", "infrastructure_fault"]
 
 MAX_SAMPLES = 16_384
-"""Rollouts in one group; a run's configuration asks for no more."""
+"""Most rollouts in one group; run configurations are limited to it."""
 MAX_TOKENS = 1 << 24
-"""Tokens of one prompt or response; a run's configuration asks for no more."""
+"""Most tokens in one prompt or response; run configurations are limited to it."""
 MAX_TEMPERATURE = 100.0
 MAX_TOP_K = (1 << 31) - 1
 MAX_TEXT = 1 << 26
-"""Characters of one text."""
+"""Most characters in one text."""
 _Count = Annotated[int, Meta(ge=0, lt=1 << 53)]
 _Tokens = Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
 _Name = Annotated[str, Meta(min_length=1, max_length=500)]
@@ -68,7 +68,7 @@ class Sampling(Message, frozen=True, kw_only=True):
     top_k: Annotated[int, Meta(ge=0, le=MAX_TOP_K)]
     """Tokens kept, or 0 for all."""
     max_response_tokens: _Tokens
-    """Longest response, in tokens, the end-of-sequence token included."""
+    """Longest response in tokens, including the end-of-sequence token."""
 
 
 class PromptTask(Message, frozen=True, kw_only=True):
@@ -85,11 +85,11 @@ class PromptTask(Message, frozen=True, kw_only=True):
     min_weight_version: _Count
     """A rollout server holds the task until its weights are at least this version."""
     step: _Count
-    """The training step (from 0) that this group is meant for, or the step that is evaluated."""
+    """The training step (from 0) that this group is fed for, or the step that is evaluated."""
     max_prompt_tokens: _Tokens
-    """Prompts that render to more tokens than this are refused with a fault, not cut."""
+    """Longer prompts, in tokens, become faults and are not truncated."""
     fed_at: _Seconds
-    """Unix time in seconds of the feeding."""
+    """Unix time in seconds at which the task was fed."""
 
 
 class VersionSpan(Message, frozen=True, array_like=True):
@@ -101,26 +101,26 @@ class VersionSpan(Message, frozen=True, array_like=True):
 
 
 class Rollout(Message, frozen=True, kw_only=True):
-    """One sampled response with its behaviour log-probs.
+    """One sampled response with its behaviour log-probabilities.
 
-    For status `ok`: `token_ids`, `logprobs` have one entry a response token (end-of-sequence included when it was
-    sampled); the spans of `weight_versions` cover them without gap or overlap.
+    For status `ok`, `token_ids` and `logprobs` have one entry per response token (including end-of-sequence if it was
+    sampled), and the spans of `weight_versions` cover them without gap or overlap.
     """
 
     status: SampleStatus
     text: _Text = ""
-    """The response as text, without the tokens that control sequence and chat template; tags stay."""
+    """The response as text, without control tokens of sequence and chat template; tags are kept."""
     token_ids: TokenIds = msgspec.field(default_factory=TokenIds)
     logprobs: LogProbs = msgspec.field(default_factory=LogProbs)
     """Natural-log probability of each token under the distribution that it was drawn from (temperature, cuts)."""
     weight_versions: Annotated[list[VersionSpan], Meta(max_length=MAX_TOKENS)] = []
     finish_reason: FinishReason = "stop"
-    """`length` marks a response cut at the limit (truncated)."""
+    """`length` marks a response that was truncated at the limit."""
     fault: _Text = ""
-    """What went wrong, where status is not `ok`."""
+    """What went wrong, if the status is not `ok`."""
 
     def check(self) -> None:
-        """Raise `MalformedMessageError` where lengths or spans do not fit together."""
+        """Raise `MalformedMessageError` if lengths or spans are inconsistent."""
         num_tokens = len(self.token_ids)
         if self.status != "ok":
             return
@@ -135,7 +135,7 @@ class Rollout(Message, frozen=True, kw_only=True):
             raise MalformedMessageError(f"rollout.weight_versions covers {position} of {num_tokens} tokens.")
 
     def check_numbers(self) -> None:
-        """Raise `MalformedMessageError` where a log-prob is none. For the service that computes with them."""
+        """Raise `MalformedMessageError` for an invalid log-probability. For the service that computes with them."""
         # sum and max run in C
         if not math.isfinite(sum(self.logprobs)) or max(self.logprobs, default=0.0) > 1e-4:
             raise MalformedMessageError("rollout.logprobs holds a value that is not a finite log-probability.")
@@ -153,7 +153,7 @@ class CompletedGroup(Message, frozen=True, kw_only=True):
     prompt_token_ids: TokenIds
     """The rendered prompt: system and user message through the chat template, generation prompt included."""
     rollouts: Annotated[list[Rollout], Meta(max_length=MAX_SAMPLES)]
-    """Exactly `task.sampling.num_samples` of them."""
+    """Exactly `task.sampling.num_samples` rollouts."""
     server: _Name
     """Instance name of the rollout server."""
     seconds: _Seconds
@@ -183,7 +183,7 @@ class CompletedGroup(Message, frozen=True, kw_only=True):
             rollout.check()
 
     def check_vocabulary(self, size: int) -> None:
-        """Raise `MalformedMessageError` where a token is none of the model's. For the service that looks them up."""
+        """Raise `MalformedMessageError` for a token outside the vocabulary. For the service that looks tokens up."""
         pieces = [(f"rollout {number}", rollout.token_ids) for number, rollout in enumerate(self.rollouts)]
         for what, token_ids in [("the prompt", self.prompt_token_ids), *pieces]:
             largest = max(token_ids, default=0)
@@ -194,23 +194,23 @@ class CompletedGroup(Message, frozen=True, kw_only=True):
 
 
 class Verdict(Message, frozen=True, kw_only=True):
-    """What the verifier found of one rollout."""
+    """The verifier's judgement of one rollout."""
 
     status: SampleStatus
     """`infrastructure_fault`: the verifier itself failed; the sample is excluded from its group, never scored 0."""
     reward: Annotated[float, Meta(ge=0, le=1)] = 0.0
     correct: bool = False
-    """All-or-nothing: the reward function's own word, not the run's success threshold."""
+    """All-or-nothing, by the reward function, not by the run's success threshold."""
     parsed_answer: _Text = ""
     format_ok: bool = False
     feedback: _Text = ""
-    """Short text that tells a model what was wrong; empty for none."""
+    """Short text that tells the model what was wrong; empty for none."""
     seconds: _Seconds = 0.0
     fault: _Text = ""
 
 
 class ScoredGroup(Message, frozen=True, kw_only=True):
-    """A completed group with one verdict a rollout. Published by a verifier on `scored` or `evaluated`."""
+    """A completed group with one verdict per rollout. Published by a verifier on `scored` or `evaluated`."""
 
     group: CompletedGroup
     verdicts: Annotated[list[Verdict], Meta(max_length=MAX_SAMPLES)]
@@ -233,7 +233,7 @@ class ScoredGroup(Message, frozen=True, kw_only=True):
 
 
 class DeadLetter(Message, frozen=True, kw_only=True):
-    """Bytes that no service could read or handle, with the reason. On `dead`."""
+    """Bytes that no service could read or process, with the reason. Published on `dead`."""
 
     stream: str
     message_id: str

@@ -1,4 +1,4 @@
-"""Texts of models, files and people, as they may be printed: nothing in them is a command to a terminal.
+"""Makes texts of models, files and users safe to print: nothing in them can control a terminal.
 
 Control characters (colours, cursor, title, clipboard), characters that turn the direction of writing, and separators
 that some programs take for line breaks are spelled out, as in `\\x1b`.
@@ -14,12 +14,12 @@ _OBEYED_IN_LINE = re.compile(f"[\t\n{_OBEYED}]")
 
 
 def in_line(text: str) -> str:
-    """`text` as it may stand in one line."""
+    """`text` made safe for a single line."""
     return _OBEYED_IN_LINE.sub(_spelled, text)
 
 
 def in_lines(text: str) -> str:
-    """`text` as it may be printed, with its line breaks and tabs."""
+    """`text` made safe to print, with its line breaks and tabs."""
     return OBEYED_IN_LINES.sub(_spelled, text.replace("\r\n", "\n"))
 
 

@@ -1,4 +1,4 @@
-"""Through which proxy and with which certificates HTTP requests leave: one rule for the client and the services.
+"""Selects proxy and certificates of outgoing HTTP requests, in the same way for the client and the services.
 
 httpx alone reads the environment's proxies for every client, fails if one of them is a SOCKS proxy, and sends requests
 to this machine through them.
@@ -49,7 +49,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _proxy(scheme: str, host: str) -> str | None:
-    """The environment's proxy for a host. On this machine a proxy has no business in between."""
+    """The environment's proxy for a host; none for this machine."""
     if is_loopback(host) or urllib.request.proxy_bypass(host):
         return None
     named = urllib.request.getproxies()

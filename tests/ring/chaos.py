@@ -118,14 +118,14 @@ class Chaos:
         patiently(lambda: service(self.client, instance), lambda found: found and found.tokens_total > 0)
 
     def leave(self, instance: str) -> None:
-        """SIGTERM to a server that joined: it ends in order and is not shown any more. Nobody starts it again."""
+        """SIGTERM to a server that joined: it shuts down cleanly and disappears from the list. It is not restarted."""
         process = self._joined[instance]
         process.terminate()
         assert process.wait(60) == 0
         patiently(lambda: self.client.services(), lambda found: instance not in {record.instance for record in found})
 
     def vanish(self, instance: str) -> None:
-        """SIGKILL to a server that joined. Nobody starts it again."""
+        """SIGKILL to a server that joined. It is not restarted."""
         self._joined[instance].kill()
 
 
@@ -140,7 +140,7 @@ def long_form(num_kills: int, chance: random.Random) -> list[Action]:
 
 
 def report(client: Client, runs: Sequence[Run], chaos: Chaos, auditor: Auditor, seconds: float) -> str:
-    """A section in Markdown: what was done to the second of `runs`, its ledger, and its accuracy beside the first's."""
+    """A Markdown section: what was done to the second of `runs`, its ledger, and its accuracy next to the first's."""
     calm, run = runs
     groups = run.groups
     done: dict[str, Counter[str]] = defaultdict(Counter)
@@ -149,7 +149,7 @@ def report(client: Client, runs: Sequence[Run], chaos: Chaos, auditor: Auditor, 
     lines = [
         f"{run.step} steps in {seconds:.0f} s under {len(chaos.done)} kills, joins and leaves; run {run.state}.",
         "",
-        "| instance | SIGKILL while it served | joined | left in order | SIGKILL for good |",
+        "| instance | SIGKILL while it served | joined | left cleanly | SIGKILL without restart |",
         "|---|---:|---:|---:|---:|",
         *(
             f"| {name} | {counts['kill']} | {counts['join']} | {counts['leave']} | {counts['vanish']} |"

@@ -25,8 +25,8 @@ from turnout.cli.local.queue_server import url_for
 
 @contextmanager
 def joined(home: Path, instance: str, module: str = "services.rollout") -> Iterator[subprocess.Popen[bytes]]:
-    """One more service for a deployment that runs, as an operator would start it: beside the supervisor, which
-    knows nothing of it and so does not start it again. Killed at the end if it has not left by then."""
+    """One more service for a running deployment, started as an operator would, next to the supervisor, which does not
+    know about it and does not restart it. Killed at the end if it has not left by then."""
     state = read_state(home)
     assert state is not None
     url = state.redis_url

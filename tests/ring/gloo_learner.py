@@ -2,8 +2,8 @@
 
 A learner without CUDA gives its weights to the store alone, whatever `weights.transport` says. Here the real service
 starts the real training program through this module, which changes what `make_sender` gives, and how much is packed
-into a chunk. While the file `hold` lies in TURNOUT_HOME, a version that is being sent stops after its first chunk, and
-`held` appears beside it.
+into a chunk. While the file `hold` is in TURNOUT_HOME, a version that is being sent stops after its first chunk, and
+`held` appears next to it.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ def test_feedback_of_the_verifier_reaches_the_teacher(client: Client, whole_run:
 
 
 def test_every_panel_of_the_dashboards_shows_data(scraped: Prometheus, whole_run: tuple[Run, Auditor]) -> None:
-    """Each query of each panel had samples at some moment of the run; queues are shown only while one goes on."""
+    """Each query of each panel had samples at some moment of the run; queues are shown only during a run."""
     ended, _ = whole_run
     queries = {
         (path.stem, panel["title"], target["expr"].replace("$run", ".*"))
@@ -307,7 +307,7 @@ def test_a_hung_engine_is_named_by_the_run_and_by_a_metric(client: Client, home:
 def test_a_full_disk_of_the_queue_server_holds_a_run_up_and_no_more(
     client: Client, home: Path, queue_disk: SmallDisk | None
 ) -> None:
-    """The run says what it waits for, no service dies, and with room it goes on by itself."""
+    """The run says what it waits for, no service dies, and it continues automatically once there is space."""
     if queue_disk is None:
         pytest.skip("a small disk needs the right to mount, or to make user namespaces")
     started = run(client, 8, checkpoint={"every_steps": 3})

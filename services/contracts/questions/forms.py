@@ -1,8 +1,8 @@
-"""What a dataset's row must hold to be judged, by kind of question (docs/rewards.md).
+"""What a dataset's row must contain to be judged, by kind of question (docs/rewards.md).
 
-The learner reads rows by these when a run starts, so that a bad one is a sentence with file and line, and the verifier
-reads questions by them when it judges, so that none that slipped through earns anything. Kinds of installed packages
-have forms of their own, unknown here.
+The learner checks rows with these forms when a run starts, so that a bad row gives an error with file and line. The
+verifier checks questions with them when it judges, so that a bad one cannot earn a reward. Kinds of installed packages
+have their own forms, which are unknown here.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ class RecallSettings(PartialCredit, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class ToolCall(NamedTuple):
-    """One call that a row of kind `tooluse` asks for."""
+    """One call that a row of kind `tooluse` expects."""
 
     action: str
     inputs: dict[str, Any]
 
 
 def check_question(question: Question) -> None:
-    """Raise `QuestionError` if no reply to `question` can be judged, or if every reply would be right."""
+    """Raise `QuestionError` if no reply to `question` can be judged, or if every reply would be correct."""
     read = FORMS.get(question.kind)
     if read is not None:
         read(question)

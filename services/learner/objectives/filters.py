@@ -34,7 +34,7 @@ def leave_out(
     left has advantage 0 and no teacher pass, so that nothing in it could move the policy.
 
     Args:
-        assignments, truncated, advantages: one entry a rollout.
+        assignments, truncated, advantages: one entry per rollout.
     """
     kept, num_masked = list(assignments), 0
     for index, (item, cut) in enumerate(zip(assignments, truncated, strict=True)):

@@ -1,4 +1,4 @@
-"""What a connection may cost: bytes that come too slowly, too many of them, answers that nobody reads."""
+"""Bounds on a connection: bytes that arrive too slowly, too many bytes, responses that the client does not read."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Served:
         self.port = port
         self.connections: set[object] = set()
         self.released = asyncio.Event()
-        """Lets a stream go on behind its first piece."""
+        """Lets a stream continue after its first piece."""
 
     async def connect(self, text: bytes = b"") -> Connection:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)

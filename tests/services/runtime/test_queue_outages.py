@@ -98,7 +98,7 @@ async def test_kills_under_load_lose_and_double_nothing(tmp_path: Path) -> None:
 
 
 async def test_a_full_disk_loses_nothing_that_was_acknowledged_and_names_itself(tmp_path: Path) -> None:
-    """Valkey ends where it cannot write. What it could not keep it has not acknowledged; with room all goes on."""
+    """Valkey exits if it cannot write. It has not acknowledged what it could not keep, and restarts with free space."""
     server = KillableValkey(tmp_path)
     server.room.write_text("150")
     server.start()
@@ -147,7 +147,7 @@ async def test_no_acknowledged_event_is_lost_at_a_failover(tmp_path: Path) -> No
         await replica.replicaof("NO", "ONE")
         assert set(published) <= {message_id.decode() for message_id, _ in await replica.xrange(EVENTS)}
         alone = Queue(replica, "g", "learner", num_replicas=1)
-        assert await alone.publish(EVENTS, task(0)), "a replica that is away holds up nobody for ever"
+        assert await alone.publish(EVENTS, task(0)), "an absent replica does not block publishing indefinitely"
     finally:
         await redis.aclose()
         await replica.aclose()

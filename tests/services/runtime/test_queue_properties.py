@@ -61,7 +61,7 @@ class Workers(RuleBasedStateMachine):
         self.given_out: Counter[str] = Counter()
         """By message id; not to workers that handed it back, nor while another that lived had it."""
         self.old: list[Delivery[PromptTask]] = []
-        """What somebody has held at some time: late, repeated calls come with these."""
+        """Deliveries that some consumer has held at some time, for late and repeated calls."""
 
     def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(coroutine)
@@ -138,7 +138,7 @@ class Workers(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        """With something in hand: few of the searches would come to forwarding otherwise."""
+        """Start with held messages, since few searches would reach forwarding otherwise."""
         self.feed(3, repeated=False)
         self.receive("a", 2)
 
@@ -204,7 +204,7 @@ class Workers(RuleBasedStateMachine):
     @precondition(lambda self: self.old)
     @rule(data=st.data(), name=WORKERS)
     def forward_late(self, data: st.DataObject, name: str) -> None:
-        """Something held long ago, perhaps forwarded since, perhaps somebody else's by now."""
+        """A delivery held long ago, which may have been forwarded or taken over since."""
         delivery = data.draw(st.sampled_from(self.old))
         self.wait(self.queue(name).forward(delivery, NEXT, delivery.message))
 

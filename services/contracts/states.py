@@ -8,7 +8,7 @@ from services.contracts.errors import ConflictError
 
 RunState = Literal["queued", "starting", "running", "paused", "stopping", "stopped", "succeeded", "failed"]
 DesiredState = Literal["running", "paused", "stopped", "stopped_now"]
-"""What a person asked for. `stopped` ends gracefully with a checkpoint, `stopped_now` at once without one."""
+"""What the user asked for. `stopped` ends with a checkpoint, `stopped_now` immediately and without one."""
 
 RUN_STATES: Final[tuple[RunState, ...]] = get_args(RunState)
 ACTIVE_STATES: Final[frozenset[RunState]] = frozenset({"starting", "running", "paused", "stopping"})
@@ -25,7 +25,7 @@ TRANSITIONS: Final[dict[RunState, frozenset[RunState]]] = {
     "succeeded": frozenset(),
     "failed": frozenset({"queued"}),
 }
-"""`running -> starting`: the learner died and is coming back. `stopped -> queued`, `failed -> queued`: a resume."""
+"""`running -> starting`: the learner died and restarts. `stopped -> queued`, `failed -> queued`: a resume."""
 
 _REMEDIES: Final[dict[RunState, str]] = {
     "queued": "Wait until it has started, or stop it.",

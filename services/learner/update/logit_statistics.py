@@ -1,4 +1,4 @@
-"""From one chunk of logits to the few numbers a token that the objectives need, in one pass over the vocabulary.
+"""Reduces a chunk of logits to the few numbers per token that the objectives need, in one pass over the vocabulary.
 
 Every buffer here is [chunk, vocabulary]; the hand-written gradient keeps just one of them (the probabilities), where
 composing log-softmax, gather, top-K and log-sum-exp would keep several.

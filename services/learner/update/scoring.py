@@ -25,7 +25,7 @@ def old_logprobs(engine: Engine, sequences: Sequence[TrainSequence], config: Run
     none (`run_minibatch` with `old=None`).
 
     Returns:
-        One tensor [num response tokens] a sequence, float32 on the engine's device; zeros if the route is `none`.
+        One tensor [num response tokens] per sequence, float32 on the engine's device; zeros if the route is `none`.
     """
     layout = lay_out(sequences, None, engine.device, real_type(engine))
     budget, share = config.training.tokens_per_microbatch, shares_prefixes(engine.student)

@@ -20,7 +20,7 @@ WEIGHT_EDGES: Final = [0.0, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0,
 
 @dataclass(frozen=True, slots=True)
 class TokenDetail:
-    """One sequence token by token, for people to read. Lists have one entry a response token."""
+    """One sequence token by token, for display. Lists have one entry per response token."""
 
     logprobs: list[float]
     teacher_entropy: list[float]
@@ -94,7 +94,7 @@ def take_details(layout: Layout, requested: Iterable[int]) -> dict[int, TokenDet
 def step_metrics(reports: Sequence[MinibatchReport]) -> dict[str, float]:
     """The objective's share of `contracts.step_metrics.STEP_METRICS`, over all mini-batches of a step.
 
-    Means are over the tokens that they speak of; a mean over no token is 0.
+    Means are over the tokens that they concern; a mean over no token is 0.
     """
 
     def total(name: str) -> float:

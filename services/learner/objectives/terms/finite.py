@@ -1,4 +1,4 @@
-"""Refusal of NaN and infinite numbers, by name."""
+"""Rejects NaN and infinite numbers, by name."""
 
 from __future__ import annotations
 

@@ -261,7 +261,7 @@ def test_weights_go_from_learner_to_servers_past_the_store(client: Client, home:
     assert all(step.metrics["logprob_mismatch_nats"] < 1e-3 for step in client.steps(ended.id))
     assert sent(client, ended.id, "store") == [1]
     assert {4, 5, 6} <= set(sent(client, ended.id))
-    said = [text for text in notes(client, ended.id) if "since the fast transport failed" in text]
+    said = [text for text in notes(client, ended.id) if "because the fast transport failed" in text]
     assert len(said) == 1
     assert "takes version 1 from the store" in said[0]
 

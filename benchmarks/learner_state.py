@@ -32,7 +32,7 @@ class Case:
     """One row of the first table."""
 
     model: str
-    """`embedded`, or `random`: a Qwen3 of 42 million parameters."""
+    """`embedded`, or `random`: a Qwen3 of 40 million parameters."""
     dtype: str
     stage: int
     ranks: int
@@ -78,7 +78,7 @@ def held(case: Case, trained: float, num_trained: int) -> tuple[float, float]:
         model, averages = (0.0 if case.lora else weights), (4 / cut_weights if half or case.lora else 0.0)
         teacher = model + averages * trained
     bucket = width * min(1, BUCKET / num_trained)
-    gathered = width * min(1, LIVE * trained / num_trained) / trained if case.ranks > 1 else 0.0
+    gathered = width * min(1, LIVE / num_trained) if case.ranks > 1 else 0.0
     kept, passing = {
         0: (0.0, 4.0),
         1: (4.0, 2.0) if half else (0.0, 4.0 + bucket),
@@ -197,7 +197,7 @@ def states() -> None:
         "## Memory of the learner per parameter\n\n"
         "Bytes of all tensors per parameter on the rank that holds most: at most (with gradients) "
         "and after a step. Formulas are those of [Sizing](sizing.md#learner). `embedded` is the embedded policy, "
-        "`random` a Qwen3 of 42 million parameters; LoRA has rank 16.\n\n"
+        "`random` a Qwen3 of 40 million parameters; LoRA has rank 16.\n\n"
         "| model | dtype | trains | ZeRO stage | ranks | at most | formula | after a step | formula |\n"
         "|---|---|---|---:|---:|---:|---:|---:|---:|"
     )

@@ -29,6 +29,7 @@ _CODES: dict[type[msgspec.Struct], int] = {
     events.WeightsPublished: 20,
     events.Note: 21,
     events.SamplesTaken: 22,
+    events.ProbeFinished: 23,
 }
 _TYPES = {code: kind for kind, code in _CODES.items()}
 _ENCODER = msgspec.msgpack.Encoder(enc_hook=arrays.packed)

@@ -71,6 +71,48 @@ class EvaluationFinished(Event, frozen=True, kw_only=True):
     seconds: float = 0.0
 
 
+class ProbeFinished(Event, frozen=True, kw_only=True):
+    """How the untrained model does on training questions, sampled as in training (`turnout runs probe`).
+
+    Samples with an infrastructure fault are left out, and questions that have no others.
+    """
+
+    num_questions: int
+    num_samples: int
+    """Rollouts per question."""
+    accuracy: float
+    """avg@k: mean over questions of the share of correct rollouts."""
+    pass_at_k: float
+    """Share of questions with at least one correct rollout."""
+    all_correct_ratio: float
+    """Share of questions whose rollouts are all correct."""
+    mixed_ratio: float
+    """Share of questions with correct and failed rollouts."""
+    all_wrong_ratio: float
+    """Share of questions whose rollouts have all failed."""
+    well_formed_ratio: float
+    """Share of rollouts in the form that the reward asks for."""
+    truncated_ratio: float
+    """Share of rollouts that were cut at `rollout.max_response_tokens`."""
+    response_tokens_mean: float
+    response_tokens_p95: int
+    """95% of the rollouts are at most this long."""
+    num_taught_questions: int
+    """Questions sampled again with the teacher's prompt: those with a correct rollout to demonstrate."""
+    taught_accuracy: float
+    """avg@k of these questions with the teacher's prompt."""
+    untaught_accuracy: float
+    """avg@k of these questions without it, not counting the rollout that was the demonstration."""
+    num_faults: int = 0
+    seconds: float = 0.0
+    """Time that sampling and judging took."""
+
+    @property
+    def teacher_gap(self) -> float:
+        """What the demonstration adds to accuracy; it predicts the gain of self-distillation (arXiv 2605.30070)."""
+        return self.taught_accuracy - self.untaught_accuracy
+
+
 class CheckpointWritten(Event, frozen=True, kw_only=True):
     """A checkpoint is durable on disk."""
 

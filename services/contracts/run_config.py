@@ -157,6 +157,15 @@ class WeightsSection(Section):
     server takes the store. Neither has been run on a GPU yet."""
 
 
+class ProbeSection(Section):
+    """Measure the task instead of training on it; `turnout runs probe` sets this section."""
+
+    num_questions: Annotated[int, Field(ge=1, le=10_000)] = 32
+    """Training questions to sample, in the order of training."""
+    planned_steps: Positive
+    """Steps of the run that is being considered; `training.steps` is the few that are timed."""
+
+
 class RunConfig(Section):
     """One training run."""
 
@@ -173,6 +182,8 @@ class RunConfig(Section):
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()
     weights: WeightsSection = WeightsSection()
+    probe: ProbeSection | None = None
+    """null: train."""
 
     @model_validator(mode="before")
     @classmethod

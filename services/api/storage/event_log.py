@@ -54,6 +54,7 @@ KINDS: dict[type[events.Event], Kind] = {
     events.CheckpointWritten: Kind("checkpoint", ("step",)),
     events.WeightsPublished: Kind("weights", ("version",)),
     events.Note: Kind("note", ("source", "text"), hashed=True),
+    events.ProbeFinished: Kind("probe", ()),
     events.SamplesTaken: Kind("samples", ("step", "group_id")),
 }
 TYPES = sorted(kind.type for kind in KINDS.values())

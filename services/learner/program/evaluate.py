@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import comb
 from statistics import fmean
 from typing import Any
@@ -73,45 +73,15 @@ class Evaluator:
         await self._queue.feed(
             streams.prompts(self._run_id), streams.feeder(self._run_id), f"evaluation:{step}", 0, tasks
         )
-        deliveries = await self._collect(tasks)
+        deliveries = await collect_judged(self._queue, self._run_id, tasks, self._progress)
         result = summarise([delivery.message for delivery in deliveries], self._run_id, step, self._config)
         result = msgspec.structs.replace(result, at=time.time(), seconds=time.monotonic() - started)
         await self._queue.redis.hset(streams.feeder(self._run_id), f"{_RESULT}{step}", msgspec.json.encode(result))
         await self._queue.acknowledge(deliveries)
         return result
 
-    async def _collect(self, tasks: Sequence[PromptTask]) -> list[Delivery[ScoredGroup]]:
-        """Consumes `evaluated`; waits until every task is judged or given up. Feeds lost tasks again."""
-        stream = streams.evaluated(self._run_id)
-        wanted = {task.group_id: task for task in tasks}
-        judged: dict[str, Delivery[ScoredGroup]] = {}
-        given_up: set[str] = set()
-        foreign: list[Delivery[ScoredGroup]] = []
-        arrived = await self._queue.own_pending(stream, ScoredGroup)
-        silent_since, num_dead = time.monotonic(), self._queue.num_dead_letters
-        while True:
-            for delivery in arrived:
-                group = delivery.message.group.task.group_id
-                if group in wanted and group not in judged:
-                    judged[group] = delivery
-                else:
-                    foreign.append(delivery)
-            await self._queue.acknowledge(foreign)
-            foreign.clear()
-            self.num_done = len(judged)
-            outstanding = [task for group, task in wanted.items() if group not in judged and group not in given_up]
-            if not outstanding:
-                return [judged[group] for group in wanted if group in judged]
-            silent_since = time.monotonic() if arrived else silent_since
-            if time.monotonic() - silent_since > SILENCE_SECONDS or self._queue.num_dead_letters != num_dead:
-                num_dead = self._queue.num_dead_letters
-                given_up |= (await feed_lost(self._queue, self._run_id, stream, outstanding))[1].keys()
-                silent_since = time.monotonic()
-            arrived = await self._queue.receive([stream], ScoredGroup, count=64, block_seconds=0.5)
-            if not arrived:
-                in_hand = {delivery.message_id for delivery in judged.values()}
-                arrived = await self._queue.missed(stream, ScoredGroup, in_hand)
-            await asyncio.sleep(0)
+    def _progress(self, num_done: int) -> None:
+        self.num_done = num_done
 
     def _task(self, index: int, step: int) -> PromptTask:
         evaluation, rollout = self._config.evaluation, self._config.rollout
@@ -133,6 +103,45 @@ class Evaluator:
             max_prompt_tokens=rollout.max_prompt_tokens,
             fed_at=time.time(),
         )
+
+
+async def collect_judged(
+    queue: Queue, run_id: str, tasks: Sequence[PromptTask], progress: Callable[[int], None]
+) -> list[Delivery[ScoredGroup]]:
+    """Consumes `evaluated`; waits until every task is judged or given up. Feeds lost tasks again.
+
+    `progress` is told how many are judged. The caller acknowledges what is returned, once it has used it.
+    """
+    stream = streams.evaluated(run_id)
+    wanted = {task.group_id: task for task in tasks}
+    judged: dict[str, Delivery[ScoredGroup]] = {}
+    given_up: set[str] = set()
+    foreign: list[Delivery[ScoredGroup]] = []
+    arrived = await queue.own_pending(stream, ScoredGroup)
+    silent_since, num_dead = time.monotonic(), queue.num_dead_letters
+    while True:
+        for delivery in arrived:
+            group = delivery.message.group.task.group_id
+            if group in wanted and group not in judged:
+                judged[group] = delivery
+            else:
+                foreign.append(delivery)
+        await queue.acknowledge(foreign)
+        foreign.clear()
+        progress(len(judged))
+        outstanding = [task for group, task in wanted.items() if group not in judged and group not in given_up]
+        if not outstanding:
+            return [judged[group] for group in wanted if group in judged]
+        silent_since = time.monotonic() if arrived else silent_since
+        if time.monotonic() - silent_since > SILENCE_SECONDS or queue.num_dead_letters != num_dead:
+            num_dead = queue.num_dead_letters
+            given_up |= (await feed_lost(queue, run_id, stream, outstanding))[1].keys()
+            silent_since = time.monotonic()
+        arrived = await queue.receive([stream], ScoredGroup, count=64, block_seconds=0.5)
+        if not arrived:
+            in_hand = {delivery.message_id for delivery in judged.values()}
+            arrived = await queue.missed(stream, ScoredGroup, in_hand)
+        await asyncio.sleep(0)
 
 
 def summarise(groups: Sequence[ScoredGroup], run_id: str, step: int, config: RunConfig) -> EvaluationFinished:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from services.contracts.errors import TurnoutError
-from services.contracts.events import StepFinished
+from services.contracts.events import Event, StepFinished
 from services.contracts.messages import Question
 from services.contracts.states import DesiredState
 from services.learner.checkpoint import CheckpointStore, Loaded, Snapshot
@@ -26,6 +26,7 @@ from services.learner.model.engine import warmup_warning
 from services.learner.objectives.teacher_prompt import position_warning
 from services.learner.program.commands import BEAT_SECONDS, Finish, Save, Step, Wait, send
 from services.learner.program.evaluate import Evaluator, stored_accuracies
+from services.learner.program.probe import Probe
 from services.learner.program.resume import (
     catch_up,
     find_lost_groups,
@@ -51,6 +52,7 @@ from services.runtime.tokenizer import load_tokenizer
 from services.runtime.weights.store import WeightStore
 
 log = get_logger(__name__)
+E = TypeVar("E", bound=Event)
 SAMPLES_EVERY_STEPS = 5
 SILENCE_SECONDS = 15.0
 """Time without the awaited group after which to check whether it is lost."""
@@ -87,6 +89,7 @@ class Leader:
         link.queue.border = partial(check_scored, vocabulary_size=session.vocabulary_size)
         began = first_step(checkpoint, link.run_id)
         self.evaluator = Evaluator(link.queue, link.run_id, self.config, validation, began)
+        self.probe = Probe(link.queue, link.run_id, self.config, train) if self.config.probe else None
         self.publisher = Publisher(
             link,
             WeightStore(settings.weights_of(link.run_id), link.run_id),
@@ -135,6 +138,7 @@ class Leader:
 
     def _steps(self) -> None:
         """Consumes batches; produces steps, evaluations and checkpoints; waits for groups, and while paused."""
+        self._probe()
         self._evaluate(self.session.step)  # continues one that a crash interrupted; reports a finished one again
         while self.session.step < self.config.training.steps:
             self._began_at = time.monotonic()
@@ -322,19 +326,30 @@ class Leader:
         accuracies = self.link.call(stored_accuracies(self.link.redis, self.link.run_id))
         self.store.collect(section.keep_last, section.keep_best, accuracies)
 
+    def _probe(self) -> None:
+        """Consumes `evaluated`; produces the probe's result if the run is one; waits for all its samples."""
+        if (probe := self.probe) is not None:
+            self.link.emit(self._await(probe.run(), lambda: f"the probe: {probe.num_done} of {probe.num_tasks}"))
+
     def _evaluate(self, step: int) -> None:
         """Consumes `evaluated`; produces the step's evaluation if one is due; waits for all its samples."""
-        if not self.evaluator.due(step):
+        evaluator = self.evaluator
+        if not evaluator.due(step):
             return
-        future = self.link.submit(self.evaluator.run(step))
+        result = self._await(
+            evaluator.run(step), lambda: f"evaluation of step {step}: {evaluator.num_done} of {evaluator.num_tasks}"
+        )
+        self.writer.drain()  # report the step before its evaluation
+        self.link.emit(result)
+
+    def _await(self, work: Coroutine[Any, Any, E], progress: Callable[[], str]) -> E:
+        """The result of `work` on the link's thread. Raises `Stopped` if the run must stop before it is there."""
+        future = self.link.submit(work)
         while not future.done():
-            self.link.report(
-                waiting_for=f"evaluation of step {step}: {self.evaluator.num_done} of {self.evaluator.num_tasks}"
-            )
+            self.link.report(waiting_for=progress())
             if self.link.wanted() in STOPS:
                 future.cancel()
                 raise Stopped
             self._idle(0.05)
         self.link.report(waiting_for="")
-        self.writer.drain()  # report the step before its evaluation
-        self.link.emit(future.result())
+        return future.result()

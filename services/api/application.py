@@ -20,6 +20,7 @@ from services.api.resources.experiments.endpoints import router as experiments_r
 from services.api.resources.fleet.endpoints import router as fleet_router
 from services.api.resources.history.endpoints import router as history_router
 from services.api.resources.keys.endpoints import router as keys_router
+from services.api.resources.probes.endpoints import router as probes_router
 from services.api.resources.run_files.endpoints import router as run_files_router
 from services.api.resources.runs.endpoints import router as runs_router
 from services.runtime.http.problem import Problem
@@ -28,6 +29,7 @@ ROUTERS = (
     runs_router,
     history_router,
     experiments_router,
+    probes_router,
     fleet_router,
     run_files_router,
     keys_router,

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from services.contracts.events import CheckpointWritten, EvaluationFinished, Event, StepFinished
+from services.contracts.events import CheckpointWritten, EvaluationFinished, Event, ProbeFinished, StepFinished
 from services.contracts.heartbeat import ServiceRecord
 from services.contracts.states import TERMINAL_STATES, DesiredState, RunState
 
@@ -281,3 +281,18 @@ class Results(Record, frozen=True, kw_only=True):
     baseline: str
     methods: list[MethodResult]
     claims: list[ClaimResult]
+
+
+class Probe(Record, frozen=True, kw_only=True):
+    """What a probe found, and what it means for the run that is being considered."""
+
+    result: ProbeFinished
+    teacher_gap: float
+    """What a correct sibling's solution in the prompt adds to accuracy (arXiv 2605.30070)."""
+    seconds_per_step: float | None
+    """Mean of the timed training steps but the first; null before there is one."""
+    hours: float | None
+    """Time that `planned_steps` steps would take, evaluations excluded."""
+    planned_steps: int
+    advice: list[str]
+    """Sentences, most important first."""

@@ -20,6 +20,7 @@ from services.contracts.records import (
     ExperimentSummary,
     Key,
     NewKey,
+    Probe,
     QueueState,
     Results,
     Run,
@@ -171,6 +172,22 @@ class AsyncClient:
         read = pages_of(dict[str, Any])
         page = await self._send(Call("GET", run_path(run_id, "/samples"), read, given(step=step, limit=limit)))
         return page.items
+
+    async def create_probe(
+        self,
+        config: RunConfig | dict[str, Any],
+        *,
+        num_questions: int = 32,
+        steps: int = 3,
+        idempotency_key: str | None = None,
+    ) -> Run:
+        """Queue a probe of a configuration: a short run that measures the task. `probe` returns what it found."""
+        query, headers = {"num_questions": num_questions, "steps": steps}, idempotent(idempotency_key)
+        return await self._send(Call("POST", "/v1/probes", one(Run), query, body=plain(config), headers=headers))
+
+    async def probe(self, run_id: str) -> Probe:
+        """What a probe found, with advice in words. Raises `ConflictError` until its questions have been sampled."""
+        return await self._send(Call("GET", f"/v1/probes/{quoted(run_id)}", one(Probe)))
 
     async def create_experiment(self, file: dict[str, Any], *, idempotency_key: str | None = None) -> Experiment:
         """Store an experiment and start its runs; a repeated key returns the experiment of the first call."""

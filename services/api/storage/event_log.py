@@ -98,3 +98,10 @@ async def events_after(session: AsyncSession, run_id: str, after: int, limit: in
     """Entries of the event stream with an id above `after`, in order."""
     query = select(EventRow).where(EventRow.run_id == run_id, EventRow.id > after).order_by(EventRow.id).limit(limit)
     return (await session.scalars(query)).all()
+
+
+async def newest(session: AsyncSession, run_id: str, type_: str) -> dict[str, Any] | None:
+    """What the newest event of a type says; None if there is none."""
+    query = select(EventRow.data).where(EventRow.run_id == run_id, EventRow.type == type_)
+    data: dict[str, Any] | None = await session.scalar(query.order_by(EventRow.id.desc()).limit(1))
+    return data

@@ -300,6 +300,8 @@ class Leader:
         self.writer.submit(job)
 
     def _checkpoint_due(self, step: int) -> bool:
+        if self.config.probe is not None:
+            return False  # a probe is not resumed, and its few steps are timed
         due = step % self.config.checkpoint.every_steps == 0 or step == self.config.training.steps
         if due:
             self._checkpoint_step = step

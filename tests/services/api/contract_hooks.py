@@ -33,7 +33,7 @@ def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwar
     query.pop("cursor", None)
     if case.headers and "idempotency-key" in case.headers:
         case.headers["idempotency-key"] = secrets.token_hex(8)  # a key that was seen before belongs to another request
-    if case.operation.path == "/v1/runs" and isinstance(case.body, dict):
+    if case.operation.path in ("/v1/runs", "/v1/probes") and isinstance(case.body, dict):
         case.body = valid_run(case.body)
     if case.operation.path == "/v1/experiments" and isinstance(case.body, dict):
         case.body = VALID_EXPERIMENT

@@ -177,6 +177,23 @@ async def test_a_run_reports_steps_samples_and_evaluations(
     assert await redis.xlen(streams.evaluated("run")) == 0
 
 
+async def test_a_probe_samples_with_and_without_the_teachers_prompt_then_times_a_few_steps(
+    valkey_url: str, redis: Redis, tmp_path: Path, programs: Programs, start_ring: StartRing
+) -> None:
+    values = run_values(training={"steps": 2}, probe={"num_questions": 6, "planned_steps": 100})
+    ring = await start_ring("probed", values)
+    with programs.training(valkey_url, tmp_path, "probed") as process:
+        assert await asyncio.to_thread(process.wait) == 0
+    log = EventLog(redis)
+    (found,) = await log.of(events.ProbeFinished)
+    assert (found.num_questions, found.num_samples) == (6, 4)
+    taught = [name for name in ring.served if name.startswith("probe-taught-")]
+    assert len(taught) == found.num_taught_questions > 0
+    assert [step.step for step in await log.of(events.StepFinished)] == [1, 2]
+    assert not await log.of(events.CheckpointWritten)
+    assert (await log.states())[-1] == "succeeded"
+
+
 async def test_faulty_and_lost_groups_are_replaced(
     valkey_url: str, redis: Redis, tmp_path: Path, programs: Programs, start_ring: StartRing
 ) -> None:

@@ -70,6 +70,39 @@ def check(file: File, settings: Settings = None, preset: Preset = None, as_json:
     output.show_notices(notices(values))
 
 
+@app.command(epilog=examples("turnout runs probe my.yaml", "turnout runs probe my.yaml --questions 100 --json"))
+def probe(
+    file: File,
+    settings: Settings = None,
+    preset: Preset = None,
+    questions: Annotated[int, typer.Option(min=1, max=10_000, help="Training questions to sample.")] = 32,
+    steps: Annotated[int, typer.Option(min=1, max=100, help="Training steps to time.")] = 3,
+    as_json: Json = False,
+    api_url: Url = None,
+) -> None:
+    """Measure a task before training on it: accuracy, what teaches, the teacher gap, time; with advice in words."""
+    from turnout.cli import output
+    from turnout.cli.exits import EXIT_OK
+    from turnout.cli.run_file import load_run
+    from turnout.cli.terminal import say
+    from turnout.cli.views.probe import probe_rows
+    from turnout.client.client import Client
+
+    body = load_run(file, _with_preset(settings, preset))
+    with Client(api_url) as client:
+        run = client.create_probe(body, num_questions=questions, steps=steps)
+        code = _watch(client, run.id, as_json)
+        if code != EXIT_OK:
+            raise typer.Exit(code)
+        found = client.probe(run.id)
+    if as_json:
+        output.show(found, True, "")
+        return
+    output.print_table(["probe", ""], probe_rows(found))
+    for sentence in found.advice:
+        say(f"- {sentence}")
+
+
 @app.command(epilog=examples("turnout runs files", "turnout runs files demo.yaml > my.yaml"))
 def files(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Print this file.")] = None,

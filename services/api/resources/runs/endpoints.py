@@ -53,7 +53,7 @@ async def create_run(
     """Queue a run. The body is the run configuration; a repeated Idempotency-Key returns the run created the first
     time."""
     run = await runs.create(config, idempotency_key)
-    return await _detail(database, run, is_new=True)
+    return await run_answer(database, run, is_new=True)
 
 
 @router.get("", response_model=RunPage, responses=responses(401, 422, 503))
@@ -100,7 +100,7 @@ async def fork_run(
     run has its own copy of it, so this run may continue or be deleted.
     """
     run = await runs.fork(run_id, request, idempotency_key)
-    return await _detail(database, run, is_new=True)
+    return await run_answer(database, run, is_new=True)
 
 
 @router.post("/{run_id}/stop", response_model=RunDetail, responses=responses(401, 404, 409, 422, 503))
@@ -111,19 +111,19 @@ async def stop_run(
     now: Annotated[bool, Query(description="End immediately, without a checkpoint.")] = False,
 ) -> Response:
     """End a run gracefully, with a checkpoint, unless `now` is set."""
-    return await _detail(database, await runs.stop(run_id, now=now))
+    return await run_answer(database, await runs.stop(run_id, now=now))
 
 
 @router.post("/{run_id}/pause", response_model=RunDetail, responses=responses(401, 404, 409, 422, 503))
 async def pause_run(run_id: str, runs: Runs, database: Data) -> Response:
     """Pause after the current step. The run keeps its services."""
-    return await _detail(database, await runs.pause(run_id))
+    return await run_answer(database, await runs.pause(run_id))
 
 
 @router.post("/{run_id}/resume", response_model=RunDetail, responses=responses(401, 404, 409, 422, 503))
 async def resume_run(run_id: str, runs: Runs, database: Data) -> Response:
     """Resume a paused run, or queue a stopped or failed one again to continue from its newest checkpoint."""
-    return await _detail(database, await runs.resume(run_id))
+    return await run_answer(database, await runs.resume(run_id))
 
 
 @router.delete("/{run_id}", status_code=204, responses=responses(401, 404, 409, 422, 503))
@@ -139,7 +139,8 @@ async def delete_run(
     broadcaster.end(run_id)
 
 
-async def _detail(database: Database, row: repository.Run, *, is_new: bool = False) -> Response:
+async def run_answer(database: Database, row: repository.Run, *, is_new: bool = False) -> Response:
+    """The JSON of one run with its newest numbers."""
     async with database.read() as session:
         run = await _described(session, row)
     return answer_one(RunDetail, run, created_at=f"/v1/runs/{run.id}" if is_new else None)

@@ -1,0 +1,41 @@
+"""What a probe found, for a terminal."""
+
+from __future__ import annotations
+
+from services.contracts.records import Probe
+from turnout.cli.output import duration
+
+
+def probe_rows(probe: Probe) -> list[list[str]]:
+    """Names and values, in reading order."""
+    found = probe.result
+    k = found.num_samples
+    rows = [
+        ["questions", f"{found.num_questions} with {k} rollouts each, in {found.seconds:.0f} s"],
+        [f"avg@{k}", f"{found.accuracy:.1%}"],
+        [f"pass@{k}", f"{found.pass_at_k:.1%}"],
+        ["questions all right", f"{found.all_correct_ratio:.1%}"],
+        ["questions mixed", f"{found.mixed_ratio:.1%}"],
+        ["questions all wrong", f"{found.all_wrong_ratio:.1%}"],
+        ["well formed", f"{found.well_formed_ratio:.1%}"],
+        ["response tokens", f"{found.response_tokens_mean:.1f} mean, {found.response_tokens_p95} at 95%"],
+        ["cut at the limit", f"{found.truncated_ratio:.1%}"],
+        ["teacher gap", _gap(probe)],
+    ]
+    if found.num_faults:
+        rows.append(["could not be judged", f"{found.num_faults} rollouts"])
+    if probe.seconds_per_step is not None and probe.hours is not None:
+        whole = duration(3600 * probe.hours)
+        time = f"{probe.seconds_per_step:.2f} s per step, {whole} for {probe.planned_steps} steps"
+        rows.append(["time", f"{time}, without evaluations"])
+    return rows
+
+
+def _gap(probe: Probe) -> str:
+    found = probe.result
+    if not found.num_taught_questions:
+        return "-"
+    return (
+        f"{100 * probe.teacher_gap:+.1f} points: {found.untaught_accuracy:.1%} without and {found.taught_accuracy:.1%} "
+        f"with a correct sibling's solution ({found.num_taught_questions} questions)"
+    )

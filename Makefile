@@ -13,7 +13,7 @@ UNIT := tests/unit tests/deploy/test_words.py tests/services/learner/objectives 
   tests/services/rollout/test_last_words.py tests/services/rollout/test_packing.py tests/services/rollout/test_transfer.py \
   tests/services/runtime/test_logs.py tests/services/runtime/test_model_folder.py tests/services/runtime/test_side_streams.py
 
-.PHONY: help install install-gpu install-dev demo up down doctor test test-deploy unit coverage experiment chaos bench docs locks clean
+.PHONY: help install install-gpu install-dev demo up down doctor test test-deploy test-hosts unit coverage experiment chaos bench docs locks clean
 .PHONY: check check-python check-types check-borders check-page check-prose check-docs check-generated check-deploy check-kubernetes
 
 help:  ## Show this list
@@ -89,6 +89,9 @@ unit: install-dev  ## Tests that start no server, in under a minute
 
 test-deploy: install-dev  ## The Compose deployment on a real Docker engine, which is fetched where there is none
 	PYTHON=$(abspath $(BIN))/python tests/deploy/trial/run.sh
+
+test-hosts: install-dev  ## A run on three hosts that share nothing (network namespaces: Linux, root), with cables cut: a report
+	$(BIN)/python -m tests.ring.hosts
 
 coverage: install-dev  ## All tests again, measuring which lines they run; a report in build/coverage/html
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-report=html

@@ -39,6 +39,8 @@ log = get_logger(__name__)
 POLL_SECONDS = 0.25
 REPORT_WAIT_SECONDS = 2.0
 """For another machine to say why its rank ended, which rank 0 may see first."""
+QUIET_SECONDS = 1.5
+"""Three reports. A machine that has missed them is named if rank 0 has lost its connections."""
 
 
 async def loops(service: Service) -> None:
@@ -202,7 +204,8 @@ class Learner(RankProcesses):
                 return here.result()
             if here.done():
                 await asyncio.wait({elsewhere}, timeout=REPORT_WAIT_SECONDS)
-                return self._blame(elsewhere.result()) if elsewhere.done() else here.result()
+                found = elsewhere.result() if elsewhere.done() else crew.quiet(QUIET_SECONDS)
+                return here.result() if found is None else self._blame(found)
             fault = elsewhere.result()
             await asyncio.wait({here}, timeout=0 if fault.is_silent else STOP_SECONDS)
             return here.result() if here.done() and here.result() in settled else self._blame(fault)

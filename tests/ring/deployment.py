@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -12,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import httpx
 import psutil
 
 from services.contracts.queue_users import USERS
@@ -80,6 +78,4 @@ def num_steps(client: Client, run_id: str) -> int:
 
 def notes(client: Client, run_id: str) -> list[str]:
     """What services have noted on a run."""
-    page = httpx.get(f"{client.url}/v1/runs/{run_id}/events", params={"follow": "false"}, trust_env=False).text
-    events = [json.loads(line.removeprefix("data:")) for line in page.splitlines() if line.startswith("data:")]
-    return [event["text"] for event in events if "text" in event]
+    return [event.data["text"] for event in client.events(run_id, follow=False) if "text" in event.data]

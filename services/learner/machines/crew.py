@@ -181,6 +181,15 @@ class Crew:
                 return Fault(report.code, f"{place}: {report.error or cause_of(report.code)}")
         return None
 
+    def quiet(self, seconds: float) -> Fault | None:
+        """The machine that has not reported for so long, if there is one: likely why ranks here lost a connection."""
+        now = time.monotonic()
+        for name in self._tasks:
+            report, at = self._seen[name]
+            if now - at > seconds:
+                return Fault(1, f"{name} on {report.host} has given no sign of life for {now - at:.0f} s")
+        return None
+
     def _present(self, now: float) -> list[Report]:
         self._seen = {name: (report, at) for name, (report, at) in self._seen.items() if now - at <= SILENCE_SECONDS}
         return [report for report, _ in self._seen.values()]

@@ -98,6 +98,8 @@ class Origin:
                     if have and reply.headers.get("content-range") != f"bytes {have}-{size - 1}/{size}":
                         part.unlink()
                         raise BrokenError("the file's length has changed")
+                    if have:
+                        log.info("fetch continues", file=name, at_byte=have, bytes=size)
                     for piece in reply.iter_raw():
                         if (have := have + len(piece)) > size:
                             part.unlink()

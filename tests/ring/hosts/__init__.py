@@ -1,0 +1,1 @@
+"""A deployment on several hosts, which are network namespaces with a cable each: `python -m tests.ring.hosts`."""

@@ -17,6 +17,7 @@ from services.contracts.faults import Conflicts, dots, field_names, refused, sen
 from services.contracts.hub import PREFIX
 from services.contracts.messages import MAX_SAMPLES, MAX_TOKENS
 from services.contracts.model import Integer, ModelSection, NotNegative, Positive, Section
+from services.contracts.objectives.conflicts import settings_without_use
 from services.contracts.objectives.registry import OBJECTIVES, PRESETS
 from services.contracts.objectives.settings import ObjectiveSettings
 from services.contracts.ranges import Temperature, TopK
@@ -232,16 +233,7 @@ class RunConfig(Section):
                 f"objective.{field} is {getattr(objective, field)}, but objective.name {objective.name} does not take "
                 "it; remove it"
             )
-        if objective.weight_floor and OBJECTIVES[objective.name].weighting(objective) is None:
-            yield (
-                f"objective.weight_floor is {objective.weight_floor}, but all tokens have weight 1; remove it, or set "
-                "objective.position_beta or question_weight"
-            )
-        if objective.routing == "failed_groups" and objective.feedback == "none":
-            yield (
-                "objective.routing is failed_groups, but without a correct rollout there is nothing for the teacher to "
-                "read; set objective.feedback"
-            )
+        yield from settings_without_use(objective)
         if lora is not None and training.offload_teacher:
             yield (
                 "training.offload_teacher has no use with model.lora, whose teacher is an adapter on the student's own "

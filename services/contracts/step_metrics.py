@@ -435,6 +435,19 @@ CATALOGUE: Final[tuple[StepMetric | StepHistogram, ...]] = (
         panel=Panel("asynchrony", "Share of tokens at the cap. Rising: lower max_staleness."),
         line=Line("gradient", "truncated", 4, "dot", right=True),
     ),
+    StepMetric(
+        name="engine_masked_ratio",
+        title="Masked tokens",
+        help="Share of tokens that objective.engine_mask leaves out of the gradient; 0 without it.",
+        unit="share",
+        gauge=True,
+        panel=Panel(
+            "asynchrony",
+            "Share of tokens that the engine mask leaves out. Rising: engine and learner drift apart; lower "
+            "max_staleness.",
+        ),
+        line=Line("gradient", "masked", 3, "dot", right=True),
+    ),
     StepMetric(name="importance_weight_mean", title="Mean importance weight", help="Mean engine correction weight."),
     StepMetric(
         name="clip_ratio",

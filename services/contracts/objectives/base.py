@@ -79,11 +79,13 @@ class Terms(Protocol[V]):
         """Weight w by `Objective.weighting`, with mean 1 over the tokens routed to SDPO."""
 
     def engine_correction(self) -> V:
-        """min(pi_old / mu, cap), without gradient: truncated importance sampling between learner and engine."""
+        """min(pi_old / mu, cap), without gradient: truncated importance sampling between learner and engine. 0 for what
+        `engine_mask` leaves out."""
 
     def clipped_surrogate(self, advantage: V) -> V:
         """-min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), rho = pi_theta / pi_old by `ratio`; if A < 0 at most
-        -`dual_clip` A. No gradient reaches A."""
+        -`dual_clip` A. With `surrogate: cispo`, -clip(rho) A log pi_theta, no gradient reaching clip(rho). None reaches
+        A either way."""
 
     def reference_kl(self) -> V:
         """reference_kl_coefficient * KL(pi_theta || initial model); 0 without a coefficient."""

@@ -31,6 +31,9 @@ class ObjectiveSettings(Section):
     ratio: Literal["token", "sequence"] = "token"
     """Importance ratio of the GRPO branch: each token's own, or one of the whole response, the geometric mean of its
     tokens' ratios (GSPO, arXiv 2507.18071, whose clips are far narrower: 3e-4 and 4e-4)."""
+    surrogate: Literal["ppo", "cispo"] = "ppo"
+    """Policy gradient of the GRPO branch: the clipped surrogate, whose clip ends a token's gradient; or the clipped
+    ratio as a weight of the log-probability, which keeps every token's (CISPO, arXiv 2506.13585)."""
     dual_clip: Annotated[float, Field(gt=1, le=1e6)] | None = None
     """Bound, above 1, on the importance ratio of tokens with a negative advantage, which the clip leaves open (arXiv
     1912.09729, which uses 3): above it a token's loss is constant. null for none."""
@@ -43,6 +46,13 @@ class ObjectiveSettings(Section):
     """Groups that hold no signal (no advantage but 0, no teacher pass) are left out of the update, and counted."""
     importance_weight_cap: Annotated[float, Field(ge=0.01, le=1e6)] = 2.0
     """Truncation of the importance weights: engine correction pi_old/mu, and pi_theta/pi_old of the SDPO branch."""
+    engine_mask: Literal["none", "token", "sequence"] = "none"
+    """Leaves tokens out of the gradient if pi_old/mu is outside engine_mask_low and _high: each by its own ratio
+    (IcePop, arXiv 2510.18855), or a whole response by the geometric mean of its tokens'."""
+    engine_mask_low: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Lower edge of `engine_mask`. Geometric means are far closer to 1: about 0.99."""
+    engine_mask_high: Annotated[float, Field(gt=1, le=1e6)] = 5.0
+    """Upper edge of `engine_mask`. Geometric means are far closer to 1: about 1.01."""
     divergence_alpha: DivergenceAlpha = 0.5
     """Generalised Jensen-Shannon: 0 forward KL(teacher||student), 0.5 JSD, 1 reverse KL(student||teacher). Between 0
     and 1 at least 0.001 from either, where it vanishes."""
@@ -76,7 +86,18 @@ class ObjectiveSettings(Section):
     """Share of the GRPO advantage in the mixed one."""
 
 
-ALWAYS: Final = frozenset({"name", "success_threshold", "aggregation", "mask_truncated", "importance_weight_cap"})
+ALWAYS: Final = frozenset(
+    {
+        "name",
+        "success_threshold",
+        "aggregation",
+        "mask_truncated",
+        "importance_weight_cap",
+        "engine_mask",
+        "engine_mask_low",
+        "engine_mask_high",
+    }
+)
 """Fields that every objective takes."""
 POLICY: Final = frozenset(
     {
@@ -84,6 +105,7 @@ POLICY: Final = frozenset(
         "clip_low",
         "clip_high",
         "ratio",
+        "surrogate",
         "dual_clip",
         "reference_kl_coefficient",
         "skip_uninformative_groups",

@@ -48,6 +48,9 @@ class Layout:
     """Number of the sequence that each token belongs to, [T], int64: index into `rows`."""
     sequence: Tensor | None
     """Mean log ratio of each token's response, [T]; filled in by each student pass. None for ratios by token."""
+    kept: Tensor | None
+    """Whether `engine_mask: sequence` keeps each token's response, [T], bool; filled in by each student pass. None for
+    other masks."""
     reference: Tensor | None
     """Log-probability under the initial model, [T]; None if it is not asked for."""
     slots: Tensor
@@ -122,6 +125,7 @@ def lay_out(
         denominator=float(denominators[aggregation]),
         owner=torch.from_numpy(np.repeat(np.arange(len(rows)), lengths)).to(device, torch.int64),
         sequence=whole.clone() if objective and objective.ratio == "sequence" else None,
+        kept=whole > -1 if objective and objective.engine_mask == "sequence" else None,
         reference=whole.clone() if objective and objective.reference_kl_coefficient else None,
         slots=torch.from_numpy(slots).to(device),
         num_teacher_tokens=int(taught.sum()),

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from services.contracts.run_config import RunConfig
+from services.contracts.run_config import ObjectiveSection, RunConfig
 from services.learner.model.forward import Project, chunk_slices, real_logits, run_with_job, select, vocabulary_size
 from services.learner.model.tree_attention import shares_prefixes
-from services.learner.objectives.terms.ratios import sequence_mean
+from services.learner.objectives.terms.ratios import in_band, sequence_mean
 from services.learner.packing.rows import PackedBatch
 from services.learner.packing.sequence import TrainSequence
 from services.learner.update.engine import Engine, numbers, real_type
@@ -65,6 +65,28 @@ def write_logprobs(
     for chunk in chunk_slices(0, len(tokens), width):
         logits = real_logits(project, states[chunk], temperature)
         into[tokens[chunk]] = cut_fixed(logits, layout.targets[tokens[chunk]]).logprobs.to(into.dtype)
+
+
+@torch.no_grad()
+def write_sequence_mask(
+    project: Project,
+    states: Tensor,
+    tokens: Tensor,
+    layout: Layout,
+    section: ObjectiveSection,
+    temperature: float,
+    width: int,
+) -> None:
+    """Set `layout.kept` at `tokens`, those of whole responses, by the geometric mean of pi_old / mu (`engine_mask:
+    sequence`). Where pi_old is the student itself, that costs a pass of the head. Arguments as `write_logprobs`."""
+    if layout.kept is None:
+        return
+    old = layout.old
+    if old is None:
+        old = torch.zeros_like(layout.behaviour)
+        write_logprobs(project, states, tokens, layout, old, temperature, width)
+    mean = sequence_mean(old[tokens] - layout.behaviour[tokens], layout.owner[tokens])
+    layout.kept[tokens] = in_band(mean, section.engine_mask_low, section.engine_mask_high)
 
 
 @torch.no_grad()

@@ -115,6 +115,7 @@ def step_metrics(reports: Sequence[MinibatchReport]) -> dict[str, float]:
         "clip_ratio": share("clipped_sum", "num_policy_tokens"),
         "dual_clip_ratio": share("bounded_sum", "num_policy_tokens"),
         "importance_weight_truncated_ratio": share("truncated_sum", "num_tokens"),
+        "engine_masked_ratio": share("masked_sum", "num_tokens"),
         "importance_weight_mean": share("importance_weight_sum", "num_tokens"),
         "logprob_mismatch_nats": share("mismatch_sum", "num_tokens"),
         "logprob_mismatch_kl_nats": share("mismatch_kl_sum", "num_tokens"),

@@ -31,6 +31,8 @@ class TokenStatistics:
     """From the initial model, nats, without its coefficient; 0 if it is not asked for."""
     clipped: Tensor = field(metadata={"sum": "clipped_sum", "dtype": torch.bool})
     """Whether the clip took the gradient away."""
+    masked: Tensor = field(metadata={"sum": "masked_sum", "dtype": torch.bool})
+    """Whether `engine_mask` left the token out."""
     bounded: Tensor = field(metadata={"sum": "bounded_sum", "dtype": torch.bool})
     """Whether `dual_clip` took the gradient away."""
     loss: Tensor

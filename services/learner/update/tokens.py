@@ -12,8 +12,14 @@ from services.contracts.run_config import ObjectiveSection
 from services.learner.model.forward import Project, real_logits
 from services.learner.objectives.terms.divergence import generalised_divergence
 from services.learner.objectives.terms.entropy import entropy_nats
-from services.learner.objectives.terms.ratios import engine_correction, policy_ratio, reference_kl, sequence_ratio
-from services.learner.objectives.terms.surrogate import clipped_surrogate, is_bounded, is_clipped
+from services.learner.objectives.terms.ratios import (
+    engine_correction,
+    in_band,
+    policy_ratio,
+    reference_kl,
+    sequence_ratio,
+)
+from services.learner.objectives.terms.surrogate import cispo, clipped_surrogate, is_bounded, is_clipped
 from services.learner.update.layout import Layout
 from services.learner.update.logit_statistics import cut_fixed, cut_student
 from services.learner.update.token_statistics import TokenStatistics
@@ -61,7 +67,7 @@ class Tokens:
         self._old = self._cut.logprobs.detach() if layout.old is None else layout.old[tokens]
         none = torch.zeros_like(self._old)
         self._teacher_entropy, self._divergence, self._reference_kl, self._clipped = none, none, none, none
-        self._bounded = none
+        self._bounded, self._masked = none, none
 
     @property
     def advantage(self) -> Tensor:
@@ -77,7 +83,16 @@ class Tokens:
 
     def engine_correction(self) -> Tensor:
         behaviour = self._layout.behaviour[self._tokens]
-        return engine_correction(self._old, behaviour, self._section.importance_weight_cap)
+        correction = engine_correction(self._old, behaviour, self._section.importance_weight_cap)
+        section, kept = self._section, self._layout.kept
+        if section.engine_mask == "none":
+            return correction
+        if kept is None:
+            inside = in_band(self._old - behaviour, section.engine_mask_low, section.engine_mask_high)
+        else:
+            inside = kept[self._tokens]
+        self._masked = ~inside
+        return torch.where(inside, correction, 0.0)
 
     def capped_ratio(self) -> Tensor:
         cap = self._section.importance_weight_cap
@@ -90,6 +105,10 @@ class Tokens:
         else:
             ratio = sequence_ratio(self._cut.logprobs, sequence[self._tokens])
         clips = self._section.clip_low, self._section.clip_high
+        if self._section.surrogate == "cispo":
+            value = ratio.detach()
+            self._clipped = (value < 1.0 - clips[0]) | (value > 1.0 + clips[1])
+            return cispo(self._cut.logprobs, value, advantage, *clips)
         self._clipped = is_clipped(ratio.detach(), advantage, *clips)
         bound = self._section.dual_clip
         if bound is not None:
@@ -137,5 +156,6 @@ class Tokens:
             reference_kl=self._reference_kl,
             clipped=self._clipped,
             bounded=self._bounded,
+            masked=self._masked,
             loss=loss,
         )

@@ -45,7 +45,7 @@ from services.learner.packing.sequence import TrainSequence
 from services.learner.update.engine import Engine, clock, numbers, real_type
 from services.learner.update.layout import Visits, lay_out, visits
 from services.learner.update.logit_statistics import cut_fixed
-from services.learner.update.scoring import score, write_sequence_ratios
+from services.learner.update.scoring import score, write_sequence_mask, write_sequence_ratios
 from services.learner.update.statistics import MinibatchReport, count_weights, measure, take_details
 from services.learner.update.tokens import TeacherStates, Tokens
 
@@ -237,6 +237,8 @@ class _Update:
                 states = select(hidden, batch.positions)
                 num_policy = len(batch.tokens) if self.keeps_contrast else num_grpo
                 whole = states[:num_policy].detach(), batch.tokens[:num_policy]
+                every = states.detach(), batch.tokens
+                write_sequence_mask(project, *every, self.layout, section, self.temperature, width)
                 if torch.is_grad_enabled():
                     write_sequence_ratios(project, *whole, self.layout, self.temperature, width)
                 return chunked_loss(output_head(engine.student), states, chunks, chunk_loss)

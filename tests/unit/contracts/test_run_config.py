@@ -99,6 +99,12 @@ def test_fields_given_win_over_the_preset() -> None:
             {"objective": {"weight_floor": 0.2, "beta": 0}},
             ["objective.weight_floor is 0.2", "all tokens have weight 1", "remove it"],
         ),
+        (
+            {"objective": {"surrogate": "cispo", "dual_clip": 3}},
+            ["objective.dual_clip is 3.0", "surrogate cispo", "remove one of the two"],
+        ),
+        ({"objective": {"surrogate": "cispo", "ratio": "sequence"}}, ["objective.ratio is sequence", "cispo"]),
+        ({"objective": {"engine_mask_low": 0.9}}, ["objective.engine_mask_low is 0.9", "engine_mask is none"]),
         ({"objective": {"routing": "failed_groups"}}, ["objective.routing is failed_groups", "objective.feedback"]),
         ({"objective": {"success_threshold": 0}}, ["objective.success_threshold is 0", "greater than 0"]),
         ({"rollout": {"temperature": 0.009}}, ["rollout.temperature is 0.009", "vLLM", "0.01 or more"]),
@@ -175,6 +181,7 @@ NOT_THE_DEFAULT: dict[str, Any] = {
     "clip_low": 0.1,
     "clip_high": 0.2,
     "ratio": "sequence",
+    "surrogate": "cispo",
     "dual_clip": 3.0,
     "reference_kl_coefficient": 0.1,
     "skip_uninformative_groups": True,
@@ -194,8 +201,15 @@ NOT_THE_DEFAULT: dict[str, Any] = {
     "success_threshold": 0.7,
     "mask_truncated": True,
     "importance_weight_cap": 3.0,
+    "engine_mask": "token",
+    "engine_mask_low": 0.9,
+    "engine_mask_high": 1.1,
 }
-NEEDED_WITH = {"weight_floor": "position_beta"}
+NEEDED_WITH = {
+    "weight_floor": "position_beta",
+    "engine_mask_low": "engine_mask",
+    "engine_mask_high": "engine_mask",
+}
 """Fields that alone would do nothing."""
 assert NOT_THE_DEFAULT.keys() == set(ObjectiveSection.model_fields) - {"name"}
 

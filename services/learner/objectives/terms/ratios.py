@@ -5,6 +5,8 @@ All arguments are log-probabilities of the sampled tokens, any one shape, natura
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -51,6 +53,11 @@ def reference_kl(logprobs: Tensor, reference: Tensor) -> Tensor:
 def engine_correction(old: Tensor, behaviour: Tensor, cap: float) -> Tensor:
     """min(pi_old / mu, cap): truncated importance sampling between learner and rollout engine. No gradient."""
     return policy_ratio(old.detach(), behaviour.detach()).clamp(max=cap)
+
+
+def in_band(log_ratio: Tensor, low: float, high: float) -> Tensor:
+    """Whether a ratio, of which this is the log, is within [low, high] (bool); NaN is not."""
+    return (log_ratio >= math.log(low)) & (log_ratio <= math.log(high))
 
 
 def mismatch_kl(old: Tensor, behaviour: Tensor) -> Tensor:

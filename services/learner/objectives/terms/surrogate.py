@@ -21,6 +21,12 @@ def clipped_surrogate(
     return torch.where(is_bounded(ratio, advantage, dual_clip), -dual_clip * advantage, loss)
 
 
+def cispo(logprobs: Tensor, ratio: Tensor, advantage: Tensor, clip_low: float, clip_high: float) -> Tensor:
+    """-clip(rho, 1 - clip_low, 1 + clip_high) * A * log pi a token (arXiv 2506.13585 eq. 4 and 5); the clipped ratio
+    is a weight without gradient, so no token loses its gradient. Shape of `logprobs`, differentiable in it."""
+    return -ratio.detach().clamp(1.0 - clip_low, 1.0 + clip_high) * advantage * logprobs
+
+
 def is_bounded(ratio: Tensor, advantage: Tensor, dual_clip: float) -> Tensor:
     """Whether `dual_clip` took the token's gradient away (bool): rho above it with A < 0."""
     return (ratio > dual_clip) & (advantage < 0)

@@ -75,7 +75,22 @@ def k3(logprob, initial):
 
 def grpo_loss(logprob, old, behaviour, advantage, objective, ratio=None):
     ratio = torch.exp(logprob - old) if ratio is None else ratio
-    return clipped_loss(ratio, advantage, objective) * min(math.exp(old - behaviour), objective.importance_weight_cap)
+    if objective.surrogate == "cispo":
+        weight = min(max(float(ratio.detach()), 1 - objective.clip_low), 1 + objective.clip_high)
+        return -weight * advantage * logprob * correction(old, behaviour, objective)
+    return clipped_loss(ratio, advantage, objective) * correction(old, behaviour, objective)
+
+
+def correction(old, behaviour, objective):
+    ratio = math.exp(old - behaviour)
+    outside = not objective.engine_mask_low <= ratio <= objective.engine_mask_high
+    return 0.0 if objective.engine_mask == "token" and outside else min(ratio, objective.importance_weight_cap)
+
+
+def is_kept(old, behaviour, objective):
+    """Whether a response's geometric mean is within the band."""
+    mean = math.exp(sequence_log_ratio(old, behaviour))
+    return objective.engine_mask != "sequence" or objective.engine_mask_low <= mean <= objective.engine_mask_high
 
 
 def clipped_loss(ratio, advantage, objective):
@@ -98,7 +113,7 @@ def surrogate_objective(ratio, advantage, objective):
 
 def sdpo_loss(value, logprob, old, behaviour, objective):
     cap = objective.importance_weight_cap
-    return value * min(math.exp(float(logprob.detach()) - old), cap) * min(math.exp(old - behaviour), cap)
+    return value * min(math.exp(float(logprob.detach()) - old), cap) * correction(old, behaviour, objective)
 
 
 def response_logits(model, prompt, response):
@@ -123,6 +138,8 @@ def minibatch_loss(student, teacher, sequences, old, config, initial=None):
         item, total = sequences[index], torch.zeros((), dtype=torch.float64)
         logits = response_logits(student, item.prompt_ids, item.response_ids)
         whole = [log_softmax(row)[token] for row, token in zip(logits, item.response_ids, strict=True)]
+        before_all = [float(value.detach()) for value in whole] if old is None else old[index].tolist()
+        kept = float(is_kept(before_all, item.behaviour_logprobs, objective))
         mean = None
         if objective.ratio == "sequence":
             now = [float(value.detach()) for value in whole]
@@ -139,10 +156,11 @@ def minibatch_loss(student, teacher, sequences, old, config, initial=None):
                 value = divergence(
                     *buckets(logits[step], taught[index][step], objective.top_k), objective.divergence_alpha
                 )
-                total = total + weights[index][step] * sdpo_loss(value, logprob, before, behaviour, objective)
+                total = total + kept * weights[index][step] * sdpo_loss(value, logprob, before, behaviour, objective)
                 if objective.name == "srpo" and objective.keep_contrast and item.advantage < 0:
-                    kept = grpo_loss(logprob, before, behaviour, item.advantage, objective, by_sequence(mean, logprob))
-                    total = total + objective.keep_contrast * kept
+                    ratio = by_sequence(mean, logprob)
+                    pushed = grpo_loss(logprob, before, behaviour, item.advantage, objective, ratio)
+                    total = total + kept * objective.keep_contrast * pushed
                 continue
             advantage = item.advantage
             if objective.name == "advantage_mix":
@@ -150,7 +168,8 @@ def minibatch_loss(student, teacher, sequences, old, config, initial=None):
                 if index in taught:
                     gap = float(log_softmax(taught[index][step])[token]) - float(logprob.detach())
                     advantage = advantage + (1 - objective.mix_lambda) * gap
-            total = total + grpo_loss(logprob, before, behaviour, advantage, objective, by_sequence(mean, logprob))
+            ratio = by_sequence(mean, logprob)
+            total = total + kept * grpo_loss(logprob, before, behaviour, advantage, objective, ratio)
             if first is not None:
                 total = total + objective.reference_kl_coefficient * k3(logprob, float(log_softmax(first[step])[token]))
         losses.append((total, len(item.response_ids)))

@@ -51,13 +51,24 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "weight_floor": 0.2,
     },
     "sdpo-difficulty": {"name": "sdpo", "top_k": 5, "question_weight": "difficulty"},
+    "srpo-icepop": {"name": "srpo", "top_k": 5, "engine_mask": "token", "importance_weight_cap": 5.0},
+    "srpo-masked-responses": {
+        "name": "srpo",
+        "top_k": 5,
+        "engine_mask": "sequence",
+        "engine_mask_low": 0.3,
+        "engine_mask_high": 3.0,
+        "reference_kl_coefficient": 0.1,
+    },
+    "grpo-cispo": {"name": "grpo", "surrogate": "cispo"},
+    "srpo-cispo-contrast": {"name": "srpo", "top_k": 5, "surrogate": "cispo", "keep_contrast": 0.5},
     "srpo-constant": {"name": "srpo", "top_k": 5, "aggregation": "constant"},
     "grpo-dual-kl": {"name": "grpo", "dual_clip": 1.2, "reference_kl_coefficient": 0.3},
 }
 
 
 INVARIANT = ["srpo", "sdpo", "grpo", "advantage_mix", "srpo-gspo-kl", "srpo-sequence", "grpo-dual-kl"]
-INVARIANT += ["srpo-gspo-contrast", "srpo-all-weights"]
+INVARIANT += ["srpo-gspo-contrast", "srpo-all-weights", "srpo-masked-responses"]
 
 
 def sequences_for(name: str, seed: int = 3, number: int = 14) -> list[TrainSequence]:
@@ -187,6 +198,7 @@ def test_nothing_depends_on_cut_order_chunks_or_sharing(
             "truncated_sum",
             "clipped_sum",
             "bounded_sum",
+            "masked_sum",
         ):
             assert report.sums[name] == base.sums[name]
         for name in (
@@ -240,6 +252,43 @@ def test_the_dual_clip_bounds_a_token_that_the_policy_came_to_like() -> None:
         assert step_metrics([report])["dual_clip_ratio"] == (0.5 if bound else 0.0)
     assert norms[None] > 1e7
     assert norms[3.0] < 10
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["first-update", "later-update"])
+@pytest.mark.parametrize("case", ["srpo-icepop", "srpo-masked-responses"])
+def test_masked_tokens_are_counted_and_have_no_loss(case: str, moved: bool) -> None:
+    config = run_config(**OBJECTIVES[case])
+    engine = PlainEngine(torch.float64)
+    sequences = [item for item in sequences_for("srpo") if item.response_ids and item.route != "none"]
+    now = old_logprobs(engine, sequences, config)
+    old = shifted(now) if moved else now
+    low, high = config.objective.engine_mask_low, config.objective.engine_mask_high
+    expected = 0
+    for item, row in zip(sequences, old, strict=True):
+        log_ratio = row - torch.tensor(item.behaviour_logprobs, dtype=row.dtype)
+        if config.objective.engine_mask == "sequence":
+            log_ratio = log_ratio.mean().expand(len(row))
+        expected += int(((log_ratio.exp() < low) | (log_ratio.exp() > high)).sum())
+
+    report = run_minibatch(engine, sequences, old if moved else None, config)
+
+    assert report.sums["masked_sum"] == expected
+    assert 0 < expected < report.sums["num_tokens"]
+    assert step_metrics([report])["engine_masked_ratio"] == expected / report.sums["num_tokens"]
+
+
+def test_cispo_keeps_the_gradient_of_tokens_that_the_clip_would_stop() -> None:
+    sequences = [TrainSequence([1, 2], [3], [-1.0], 0.5, "grpo", None)]
+    norms = {}
+    for surrogate in ("ppo", "cispo"):
+        engine = PlainEngine(torch.float64)
+        config = run_config(name="grpo", surrogate=surrogate)
+        old = [old_logprobs(engine, sequences, config)[0] - 1.0]
+        report = run_minibatch(engine, sequences, old, config)
+        assert report.sums["clipped_sum"] == 1
+        norms[surrogate] = report.gradient_norm
+    assert norms["ppo"] == 0.0
+    assert norms["cispo"] > 0.1
 
 
 def test_ratios_by_sequence_are_gspo_itself_where_the_engine_agrees() -> None:

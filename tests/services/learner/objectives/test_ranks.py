@@ -20,6 +20,7 @@ CUTS = {"halves": slice(0, 10), "nothing-on-one": slice(0, 0), "all-sdpo-on-one"
 OPTIONS: dict[str, dict[str, Any]] = {
     "ratios-by-sequence": {"ratio": "sequence", "reference_kl_coefficient": 0.1},
     "means-by-sequence": {"aggregation": "sequence", "dual_clip": 1.1, "keep_contrast": 0.5},
+    "masks-by-sequence": {"engine_mask": "sequence", "engine_mask_low": 0.3, "engine_mask_high": 3.0},
     "weights": {"position_beta": 2.0, "question_weight": "difficulty", "weight_floor": 0.1},
 }
 CASES = list(product(OPTIONS, CUTS))

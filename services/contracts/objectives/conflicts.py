@@ -1,0 +1,32 @@
+"""Settings of an objective that could not do what they say together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from services.contracts.objectives.registry import OBJECTIVES
+from services.contracts.objectives.settings import ObjectiveSettings
+
+
+def settings_without_use(objective: ObjectiveSettings) -> Iterator[str]:
+    """One sentence per combination; it begins with the field and ends with the remedy."""
+    if objective.surrogate == "cispo" and (objective.dual_clip is not None or objective.ratio == "sequence"):
+        field = "dual_clip" if objective.dual_clip is not None else "ratio"
+        yield (
+            f"objective.{field} is {getattr(objective, field)}, but objective.surrogate cispo clips every token's "
+            "own ratio; remove one of the two"
+        )
+    for field in ("engine_mask_low", "engine_mask_high"):
+        value = getattr(objective, field)
+        if objective.engine_mask == "none" and value != type(objective).model_fields[field].default:
+            yield f"objective.{field} is {value}, but objective.engine_mask is none; set it to token or sequence"
+    if objective.weight_floor and OBJECTIVES[objective.name].weighting(objective) is None:
+        yield (
+            f"objective.weight_floor is {objective.weight_floor}, but all tokens have weight 1; remove it, or set "
+            "objective.position_beta or question_weight"
+        )
+    if objective.routing == "failed_groups" and objective.feedback == "none":
+        yield (
+            "objective.routing is failed_groups, but without a correct rollout there is nothing for the teacher to "
+            "read; set objective.feedback"
+        )

@@ -68,6 +68,11 @@ class ObjectiveSettings(Section):
     2605.27765)."""
     weight_floor: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Least weight of a distilled token; the weights above it shrink, so that their mean stays 1."""
+    teacher_update: Literal["ema", "frozen", "every"] = "ema"
+    """Self-teacher: a moving average of the policy; the policy as the run began; or a copy that is renewed every
+    `teacher_every_steps` steps (arXiv 2606.03532: an average is slowly contaminated)."""
+    teacher_every_steps: Annotated[int, Field(ge=1, le=10**6)] = 50
+    """Training steps between copies, for `teacher_update: every`."""
     teacher_ema_rate: Annotated[float, Field(ge=1e-6, le=1)] = 0.05
     """Self-teacher: teacher <- (1 - rate) * teacher + rate * student after every optimizer update."""
     demonstration: Literal["first", "random", "shortest"] = "first"
@@ -112,7 +117,7 @@ POLICY: Final = frozenset(
     }
 )
 """Fields of a policy-gradient branch."""
-TEACHER: Final = frozenset({"teacher_ema_rate", "demonstration", "feedback"})
+TEACHER: Final = frozenset({"teacher_update", "teacher_every_steps", "teacher_ema_rate", "demonstration", "feedback"})
 """Fields of a self-teacher and what it reads."""
 WEIGHTS: Final = frozenset({"position_beta", "question_weight", "weight_floor"})
 """Fields of weights of distilled tokens, but for `beta`."""

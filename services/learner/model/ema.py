@@ -62,13 +62,14 @@ class EmaTeacher:
         return self.model.parameters()
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Move the averages towards the student, and copy them into the model that passes run on."""
+    def update(self, rate: float | None = None) -> None:
+        """Move the averages towards the student by `rate` (None: the run's; 1 makes them equal), and copy them into the
+        model that passes run on."""
         self._release()
         for own, average, student in zip(self._own(), self._averages, self._student, strict=True):
             target = part_of(student).to(average.device, torch.float32)
             assert target.shape == average.shape, "student and teacher are partitioned differently"
-            average.lerp_(target, self.rate)
+            average.lerp_(target, self.rate if rate is None else rate)
             self._write_back(own, average)
 
     def _write_back(self, own: nn.Parameter, average: Tensor) -> None:

@@ -143,10 +143,7 @@ class DeepSpeedEngine:
     @property
     def learning_rate(self) -> float:
         """Learning rate of the next update."""
-        steps, updates = self.begun
-        updates_per_step = self.config.training.prompts_per_step // self.config.prompts_per_minibatch
-        step = steps + (self.updates - updates) // updates_per_step
-        return learning_rate(self.config.optimizer, step, self.config.training.steps)
+        return learning_rate(self.config.optimizer, self._position()[0], self.config.training.steps)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Backward pass of one micro-batch; see `update.engine.Engine`."""
@@ -170,9 +167,25 @@ class DeepSpeedEngine:
             norm = float(self._deepspeed.get_global_grad_norm())
             _refuse_non_finite(norm)
         self.updates += 1
-        if self.ema is not None:
-            self.ema.update()
+        self._move_teacher()
         return norm
+
+    def _move_teacher(self) -> None:
+        """After each update by the moving average; or, after the last one of a step, as a copy."""
+        section, (step, is_new) = self.config.objective, self._position()
+        if self.ema is None or section.teacher_update == "frozen":
+            return
+        if section.teacher_update == "ema":
+            self.ema.update()
+        elif is_new and step % section.teacher_every_steps == 0:
+            self.ema.update(1.0)
+
+    def _position(self) -> tuple[int, bool]:
+        """Training steps done, and whether the next update begins a new one."""
+        steps, updates = self.begun
+        updates_per_step = self.config.training.prompts_per_step // self.config.prompts_per_minibatch
+        whole, rest = divmod(self.updates - updates, updates_per_step)
+        return steps + whole, rest == 0
 
     def _plain_norm(self) -> float:
         gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]

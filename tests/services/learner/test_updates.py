@@ -167,6 +167,45 @@ def test_pi_old_of_all_minibatches_is_the_policy_before_the_first(
     assert largest_difference(found["weights"], named(builders.tiny_model(7))) > 1e-2
 
 
+@pytest.fixture(scope="module")
+def teachers(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """By `<case>-<stage>`: student and teacher after each of six updates, two a step."""
+    file = tmp_path_factory.mktemp("teachers") / "found.pt"
+    run_ranks(programs, "updates", 1, ["teacher", str(file)])
+    found: dict[str, list[dict[str, Any]]] = torch.load(file, weights_only=True)
+    return found
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize(
+    ("case", "copied"),
+    [
+        ("frozen", [None] * 6),
+        ("every", [None, None, None, 3, 3, 3]),  # after the second step, of two updates
+        ("resumed", [None, 1, 1, 1, 1, 5]),  # from step 3 on: after steps 4 and 6
+    ],
+)
+def test_a_teacher_is_frozen_or_a_copy_of_the_policy(
+    teachers: dict[str, list[dict[str, Any]]], case: str, copied: list[int | None], stage: int
+) -> None:
+    """`copied`: the update after which the teacher was last the student; None for the initial model."""
+    rows, initial = teachers[f"{case}-{stage}"], named(tiny_model())
+    for row, source in zip(rows, copied, strict=True):
+        expected = initial if source is None else rows[source]["student"]
+        assert largest_difference(row["teacher"], {name: expected[name] for name in row["teacher"]}) == 0.0
+        assert largest_difference(row["teacher"], {name: row["student"][name] for name in row["teacher"]}) > 0 or (
+            rows[source or 0] is row
+        )
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_the_moving_average_moves_after_each_update(teachers: dict[str, list[dict[str, Any]]], stage: int) -> None:
+    average = named(tiny_model())
+    for row in teachers[f"ema-{stage}"]:
+        average = {name: 0.95 * value + 0.05 * row["student"][name] for name, value in average.items()}
+        assert largest_difference(row["teacher"], average) < 1e-6
+
+
 def test_updates_below_bfloat16s_precision_add_up(programs: Programs, tmp_path: Path) -> None:
     """The float32 masters keep them; a bfloat16 optimizer would lose all of them for weights of this size."""
     file = tmp_path / "found.pt"

@@ -2,6 +2,7 @@
 
 updates <file> <cases>            each case (see `CASES`) under ZeRO 0 to 3: numbers, final weights
 step <file> <model> <stage>       one training step of two mini-batches by `TrainingSession`
+teacher <file>                    the self-teacher after each update, by `teacher_update`
 small <file> <stages>             many updates that are far below bfloat16's precision
 """
 
@@ -135,6 +136,37 @@ def step_minibatches() -> list[list[TrainSequence]]:
     return [random_sequences(seed, 10) for seed in (21, 22)]
 
 
+def teacher(file: Path) -> None:
+    """Six updates, two per step, by `teacher_update`: student and teacher after each. `resumed` begins after step 3."""
+    ranks, found = join(), {}
+    for case in ("ema", "frozen", "every", "resumed"):
+        for stage in (0, 3):
+            run = parse_run_config(
+                {
+                    "name": "teacher",
+                    "model": {"path": "unused", "dtype": "float32"},
+                    "data": {"train": "unused"},
+                    "objective": {"teacher_update": "every", "teacher_every_steps": 2}
+                    if case in ("every", "resumed")
+                    else {"teacher_update": case},
+                    "optimizer": {"learning_rate": 1e-2, "warmup_steps": 0},
+                    "training": {"steps": 3, "prompts_per_step": 2, "prompts_per_minibatch": 1, "zero_stage": stage},
+                }
+            )
+            engine = DeepSpeedEngine(run, tiny_model(), ranks)
+            if case == "resumed":
+                engine.updates, engine.begun = 7, (3, 7)  # a fork: the parent had other mini-batches
+            rows = []
+            for _ in range(6):
+                engine.backward(row_loss(engine.student, batches()[0, 0]), last=True)
+                engine.step()
+                rows.append({"student": whole_weights(engine.module, 0), "teacher": export_teacher(engine)})
+            found[f"{case}-{stage}"] = rows
+    if ranks.rank == 0:
+        torch.save(found, file)
+    leave()
+
+
 def small(file: Path, stages: list[int]) -> None:
     ranks, found = join(), {}
     for stage in stages:
@@ -164,5 +196,7 @@ def run_from(arguments: list[str]) -> None:
         updates(Path(file), rest[0].split(","))
     elif what == "step":
         step(Path(file), rest[0], int(rest[1]))
+    elif what == "teacher":
+        teacher(Path(file))
     else:
         small(Path(file), [int(stage) for stage in rest[0].split(",")])

@@ -104,6 +104,14 @@ def test_fields_given_win_over_the_preset() -> None:
             ["objective.dual_clip is 3.0", "surrogate cispo", "remove one of the two"],
         ),
         ({"objective": {"surrogate": "cispo", "ratio": "sequence"}}, ["objective.ratio is sequence", "cispo"]),
+        (
+            {"objective": {"teacher_update": "frozen", "teacher_ema_rate": 0.1}},
+            ["objective.teacher_ema_rate is 0.1", "teacher_update is frozen", "set teacher_update to ema"],
+        ),
+        (
+            {"objective": {"teacher_every_steps": 5}},
+            ["objective.teacher_every_steps is 5", "teacher_update is ema", "remove it"],
+        ),
         ({"objective": {"engine_mask_low": 0.9}}, ["objective.engine_mask_low is 0.9", "engine_mask is none"]),
         ({"objective": {"routing": "failed_groups"}}, ["objective.routing is failed_groups", "objective.feedback"]),
         ({"objective": {"success_threshold": 0}}, ["objective.success_threshold is 0", "greater than 0"]),
@@ -191,6 +199,8 @@ NOT_THE_DEFAULT: dict[str, Any] = {
     "position_beta": 0.5,
     "question_weight": "difficulty",
     "weight_floor": 0.1,
+    "teacher_update": "every",
+    "teacher_every_steps": 5,
     "teacher_ema_rate": 0.1,
     "demonstration": "random",
     "feedback": "fallback",
@@ -207,6 +217,7 @@ NOT_THE_DEFAULT: dict[str, Any] = {
 }
 NEEDED_WITH = {
     "weight_floor": "position_beta",
+    "teacher_every_steps": "teacher_update",
     "engine_mask_low": "engine_mask",
     "engine_mask_high": "engine_mask",
 }

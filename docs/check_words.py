@@ -1,4 +1,5 @@
 """Rejects phrases of docs/style_words.yaml in text that is not in the baseline. `--update` accepts the current text.
+Rejects messages, too, that the runbook quotes and the code does not have.
 
 docs/style_baseline.txt lists the accepted occurrences, by a digest of the phrase with the words around it. So existing
 text may stay and move, but rewritten sentences are held to the list. Code in Markdown is not checked.
@@ -6,6 +7,7 @@ text may stay and move, but rewritten sentences are held to the list. Code in Ma
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import re
 import subprocess
@@ -66,6 +68,21 @@ def prose_files() -> list[Path]:
     return [path for path in paths if path.suffix in PROSE and path.name not in LEFT_OUT and path.is_file()]
 
 
+def stale_quotes(runbook: str, said: str) -> list[str]:
+    """Parts of messages quoted in a runbook's symptoms that do not occur in what the code says. Ellipses stand for
+    values. Docker's own messages are left out."""
+    symptoms = re.sub(r"\n### Docker\n.*?(?=\n### )", "", runbook.partition("\n## Symptoms\n")[2], flags=re.DOTALL)
+    parts = [part.strip() for text in re.findall(r'"([^"]+)"', symptoms) for part in text.split("...")]
+    return [part for part in parts if len(part) > 4 and part not in said]
+
+
+def messages() -> str:
+    """All literal text in the services' and the command's code."""
+    paths = [path for folder in ("services", "turnout") for path in (ROOT / folder).rglob("*.py")]
+    nodes = [node for path in paths for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    return "\0".join(node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
 def main() -> int:
     """Print the findings that are not in the baseline. Returns 1 if there are any."""
     words = load_words()
@@ -83,7 +100,10 @@ def main() -> int:
         print(f'{path.relative_to(ROOT)}:{finding.line}: "{finding.phrase}": write {finding.write}')
     if new:
         print(f"{len(new)} phrases to rewrite; docs/style.md says why.")
-    return bool(new)
+    stale = stale_quotes((ROOT / "docs" / "runbook.md").read_text(encoding="utf-8"), messages())
+    for quote in stale:
+        print(f'docs/runbook.md quotes "{quote}", but no message says so. Quote the message as it is.')
+    return bool(new or stale)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from docs.check_words import findings, load_words
+from docs.check_words import findings, load_words, stale_quotes
 
 WORDS = load_words()
 
@@ -30,3 +30,9 @@ def test_moved_text_keeps_its_digest_and_reworded_text_does_not() -> None:
     old = digests("When it is back, the run goes on from there.")
     assert digests("Moved.\n\nWhen it is back,\nthe run goes\n# on from there.") == old
     assert digests("When it is back, training goes on at once.") != old
+
+
+def test_a_message_that_the_runbook_quotes_is_in_the_code_but_for_its_values() -> None:
+    page = '"away"\n## Symptoms\n| "Port ... is in use" |\n### Docker\n| "no such image" |\n### Runs\n| "No learner" |'
+    assert stale_quotes(page, "Port \0 is in use, so") == ["No learner"]
+    assert stale_quotes(page, "Port \0 is taken.\0No learner is free.") == ["is in use"]

@@ -1,14 +1,11 @@
-"""Rejects phrases of docs/style_words.yaml in text that is not in the baseline. `--update` accepts the current text.
-Rejects messages, too, that the runbook quotes and the code does not have.
+"""Rejects phrases of docs/style_words.yaml, and messages that the runbook quotes and the code does not have.
 
-docs/style_baseline.txt lists the accepted occurrences, by a digest of the phrase with the words around it. So existing
-text may stay and move, but rewritten sentences are held to the list. Code in Markdown is not checked.
+Code in Markdown is not prose and is not checked.
 """
 
 from __future__ import annotations
 
 import ast
-import hashlib
 import re
 import subprocess
 import sys
@@ -20,7 +17,6 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = ROOT / "docs" / "style_words.yaml"
-BASELINE = ROOT / "docs" / "style_baseline.txt"
 PROSE = {".md", ".py", ".js", ".html", ".yaml", ".yml", ".sh", ".toml"}
 LEFT_OUT = {"style.md", "test_words.py", WORDS.name}
 """They quote the phrases."""
@@ -36,7 +32,6 @@ class Finding:
     line: int
     phrase: str
     write: str
-    digest: str
 
 
 def load_words(path: Path = WORDS) -> list[tuple[re.Pattern[str], str]]:
@@ -54,10 +49,7 @@ def findings(text: str, words: list[tuple[re.Pattern[str], str]], *, markdown: b
     for pattern, write in words:
         for match in pattern.finditer(text):
             phrase = re.sub(GAP, " ", match[0])
-            before = re.findall(r"\w+", text[max(0, match.start() - 80) : match.start()])[-2:]
-            after = re.findall(r"\w+", text[match.end() : match.end() + 80])[:2]
-            digest = hashlib.sha256(" ".join([*before, phrase, *after]).lower().encode()).hexdigest()[:12]
-            yield Finding(text.count("\n", 0, match.start()) + 1, phrase, write, digest)
+            yield Finding(text.count("\n", 0, match.start()) + 1, phrase, write)
 
 
 def prose_files() -> list[Path]:
@@ -84,26 +76,19 @@ def messages() -> str:
 
 
 def main() -> int:
-    """Print the findings that are not in the baseline. Returns 1 if there are any."""
+    """Print the findings. Returns 1 if there are any."""
     words = load_words()
-    found = [
-        (path, finding)
-        for path in prose_files()
-        for finding in findings(path.read_text(encoding="utf-8"), words, markdown=path.suffix == ".md")
-    ]
-    if "--update" in sys.argv:
-        BASELINE.write_text("".join(f"{digest}\n" for digest in sorted({finding.digest for _, finding in found})))
-        return 0
-    known = set(BASELINE.read_text().split()) if BASELINE.exists() else set()
-    new = [(path, finding) for path, finding in found if finding.digest not in known]
-    for path, finding in new:
-        print(f'{path.relative_to(ROOT)}:{finding.line}: "{finding.phrase}": write {finding.write}')
-    if new:
-        print(f"{len(new)} phrases to rewrite; docs/style.md says why.")
+    count = 0
+    for path in prose_files():
+        for finding in findings(path.read_text(encoding="utf-8"), words, markdown=path.suffix == ".md"):
+            print(f'{path.relative_to(ROOT)}:{finding.line}: "{finding.phrase}": write {finding.write}')
+            count += 1
+    if count:
+        print(f"{count} phrases to rewrite; docs/style.md says why.")
     stale = stale_quotes((ROOT / "docs" / "runbook.md").read_text(encoding="utf-8"), messages())
     for quote in stale:
         print(f'docs/runbook.md quotes "{quote}", but no message says so. Quote the message as it is.')
-    return bool(new or stale)
+    return bool(count or stale)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Arrays of numbers in messages: packed, little-endian, four bytes per number.
 
-A group of eight responses of 8,192 tokens has 131,072 numbers. As lists they would be so many Python objects in every
+A group of eight responses of 8,192 tokens has 131,072 numbers. As lists they would be as many Python objects in every
 service that only passes them on; packed they are two blocks of bytes a rollout, and half as many on the wire.
 """
 

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from services.contracts import streams
 
 OPERATOR = "operator"
-"""May do everything: for people and for the launcher."""
+"""May do everything; for operators and the launcher."""
 _CONNECT = "+ping +client|setinfo +client|setname"
 _CONSUME = f"{_CONNECT} +get +set +del +@stream +@transaction +eval %W~{streams.EVENTS}"
-"""A heartbeat, an assignment, streams, events. Which of them, the keys say."""
+"""Heartbeat, assignment, streams and events; the key patterns say which."""
 _RUN = "turnout:{*}"
 
 
@@ -40,7 +40,7 @@ USERS = tuple(_RULES)
 
 
 def acl_file(passwords: Mapping[str, str]) -> str:
-    """The file's text. `passwords`: one for each of `USERS`. Who gives none may do nothing."""
+    """The ACL file. `passwords` has one for each of `USERS`. Clients without one may do nothing."""
     lines = ["user default reset"]
     for user, rules in _RULES.items():
         digest = hashlib.sha256(passwords[user].encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Numbers of a run with a gap in their range. The schema says the same as the check, the refusal also says why."""
+"""Numbers with a gap in their range. The schema says the same as the check; the error also says why."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from services.contracts.messages import MAX_TEMPERATURE, MAX_TOP_K
 from services.contracts.model import Fraction
 
 LEAST_TEMPERATURE = 0.01
-"""vLLM samples with this one where it is asked for less, which the learner would not know of."""
+"""If asked for less, vLLM samples with this temperature without telling the learner."""
 
 
 def _but(reason: str, *ranges: dict[str, Any]) -> tuple[Any, ...]:

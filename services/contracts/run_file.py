@@ -1,4 +1,4 @@
-"""Run files: YAML (or JSON, which is YAML too) with the line of every field, so that each fault is shown with its line.
+"""Run files: YAML (or JSON, which is YAML too) with the line of every field, so that errors can name it.
 
 This is the only reader of run files; the command and the API share it.
 """
@@ -19,7 +19,7 @@ from services.contracts.values import MAX_DEPTH, MAX_VALUES, REMEDY
 
 Location = tuple[str | int, ...]
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""libyaml's reader, which takes a tenth of the time, if PyYAML was built with it."""
+"""libyaml's parser if PyYAML was built with it: ten times as fast."""
 _FIELD_NAMES = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "merge", "value")}
 _COLLECTIONS = {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
 
@@ -43,7 +43,7 @@ class ParsedRunFile:
         return at_line(self.source, self.lines[location]) if location in self.lines else self.source
 
     def lay(self, keys: tuple[str, ...], value: Any) -> None:
-        """Replace the value of one field. Raises `TypeError` with the name of a field that is no section."""
+        """Replace the value of one field. Raises `TypeError` with the name of a field that is not a section."""
         target = self.values
         for key in keys[:-1]:
             target = target.setdefault(key, {})
@@ -77,7 +77,7 @@ def read_value(text: str, source: str) -> Any:
 
 
 def check(file: ParsedRunFile) -> RunConfig:
-    """The checked configuration. Raises `ConfigurationError` with one line a fault, each with its place in the file."""
+    """The checked configuration. Raises `ConfigurationError` one line per fault, each with its line in the file."""
     try:
         return parse_run_config(file.values)
     except ConfigurationError as error:
@@ -105,7 +105,7 @@ class _Reader:
             return None if node is None else self._value(node, ())
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
-            line = min(mark.line, text.count("\n")) + 1 if mark is not None else 1  # the end may be a line too far
+            line = min(mark.line, text.count("\n")) + 1 if mark is not None else 1  # the end may be one line too far
             raise self.refused(line, f"not YAML: {error.problem or error.context}.", "Correct the YAML.") from error
         except (yaml.YAMLError, UnicodeError) as error:
             raise self.refused(1, f"cannot be read as YAML: {error}.", "Correct the YAML.") from error
@@ -117,8 +117,8 @@ class _Reader:
         return ConfigurationError(f"{where}: {text}", remedy=remedy)
 
     def _check_size(self, text: str) -> None:
-        """Refuses YAML that is larger than it looks, before anything is made of it."""
-        depth, num_values = 0, -1  # the whole is no value of a run
+        """Refuse YAML that expands to more than it looks, before any value is built."""
+        depth, num_values = 0, -1  # the document itself does not count
         for event in yaml.parse(text, Loader=LOADER):
             if isinstance(event, yaml.AliasEvent):
                 name = str(event.anchor)[:50]
@@ -138,7 +138,7 @@ class _Reader:
             except ValueError as error:  # a date or number that does not exist
                 raise self.refused(node, f"{node.value[:80]} cannot be read: {error}.", "Quote it.") from error
         if node.tag not in _COLLECTIONS:
-            raise self.refused(node, f"not YAML of a run file: {node.tag[:80]}.", "Remove the tag.")
+            raise self.refused(node, f"{node.tag[:80]} is a tag that run files do not use.", "Remove the tag.")
         if isinstance(node, yaml.SequenceNode):
             return [self._value(item, (*location, index)) for index, item in enumerate(node.value)]
         values: dict[str, Any] = {}
@@ -158,12 +158,12 @@ class _Reader:
 
 
 def _line(place: yaml.Node | yaml.Event) -> int:
-    """Where something begins, from 1."""
+    """Line of a node or event, from 1."""
     return 1 if place.start_mark is None else int(place.start_mark.line) + 1
 
 
 def _clauses(item: Any) -> Iterator[tuple[Location, str]]:
-    """Field and words of what one of pydantic's errors names."""
+    """Field and sentence of each fault in one of pydantic's errors."""
     error = item.get("ctx", {}).get("error")
     for clause in error.sentences if isinstance(error, Conflicts) else [sentence(item)]:
         yield tuple(item["loc"]) or tuple((field_of((), clause) or "").split(".")), clause

@@ -1,4 +1,4 @@
-"""Run states and the moves between them. Everyone who changes a run's state asks `check_transition`."""
+"""Run states and the transitions between them. Whatever changes a run's state calls `check_transition`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DesiredState = Literal["running", "paused", "stopped", "stopped_now"]
 
 RUN_STATES: Final[tuple[RunState, ...]] = get_args(RunState)
 ACTIVE_STATES: Final[frozenset[RunState]] = frozenset({"starting", "running", "paused", "stopping"})
-"""Instances work for the run."""
+"""Service instances are assigned to the run."""
 TERMINAL_STATES: Final[frozenset[RunState]] = frozenset({"stopped", "succeeded", "failed"})
 
 TRANSITIONS: Final[dict[RunState, frozenset[RunState]]] = {
@@ -30,12 +30,12 @@ TRANSITIONS: Final[dict[RunState, frozenset[RunState]]] = {
 _REMEDIES: Final[dict[RunState, str]] = {
     "queued": "Wait until it has started, or stop it.",
     "starting": "Wait until it has started.",
-    "running": "Look at its present state.",
+    "running": "Check its current state.",
     "paused": "Resume it first.",
     "stopping": "Wait until it has stopped; it can be resumed then.",
     "stopped": "Resume it first.",
-    "succeeded": "It has ended for good; fork it to train on.",
-    "failed": "It has ended; resume it once what its reason names is mended.",
+    "succeeded": "A finished run is final; fork it to continue training.",
+    "failed": "Fix what the run's reason names, then resume it.",
 }
 
 

@@ -140,7 +140,7 @@ CHARTS: Final = (
     Chart(
         "entropy",
         "Entropy",
-        "A policy that falls to 0 early has stopped exploring. The teacher should be surer than the policy.",
+        "A policy that falls to 0 early has stopped exploring. The teacher should be more certain than the policy.",
         "nats",
     ),
     Chart(
@@ -166,7 +166,7 @@ CHARTS: Final = (
     Chart(
         "time",
         "Step time",
-        "Much wait: sampling is the slow part; add rollout servers or allow more staleness.",
+        "If wait dominates, sampling is the bottleneck: add rollout servers or allow more staleness.",
         "seconds",
         rest_of="seconds",
     ),
@@ -222,8 +222,8 @@ CATALOGUE: Final[tuple[StepMetric | StepHistogram, ...]] = (
         gauge=True,
         panel=Panel(
             "training",
-            "Mean reward of each step. Should rise. Flat: groups all alike; look at samples, or raise the learning "
-            "rate.",
+            "Mean reward of each step. Should rise. If it is flat, groups may be uniform: read samples, or raise the "
+            "learning rate.",
         ),
         line=Line("reward", "reward", 0),
         watch="reward",
@@ -251,8 +251,8 @@ CATALOGUE: Final[tuple[StepMetric | StepHistogram, ...]] = (
         gauge=True,
         panel=Panel(
             "routing",
-            "Share of groups with correct and failed rollouts: only they have advantages and demonstrations. Small: "
-            "take questions of another difficulty.",
+            "Share of groups with correct and failed rollouts: only they have advantages and demonstrations. If it is "
+            "small, use questions of a different difficulty.",
         ),
         line=Line("routing", "mixed groups", 2, "dash"),
         live=("accuracy", "mixed groups"),
@@ -332,7 +332,8 @@ CATALOGUE: Final[tuple[StepMetric | StepHistogram, ...]] = (
         unit="nats",
         gauge=True,
         panel=Panel(
-            "training", "Nats a token. Near 0 is collapse: lower the learning rate, or fork from an earlier checkpoint."
+            "training",
+            "Nats per token. Near 0 is collapse: lower the learning rate, or fork from an earlier checkpoint.",
         ),
         line=Line("entropy", "policy", 0),
         watch="policy entropy",
@@ -347,7 +348,7 @@ CATALOGUE: Final[tuple[StepMetric | StepHistogram, ...]] = (
         gauge=True,
         panel=Panel(
             "routing",
-            "Nats over distilled tokens. Rising: the teacher is less sure, and the weights matter more. Above the "
+            "Nats over distilled tokens. Rising: the teacher is less certain, and the weights matter more. Above the "
             "policy: the demonstrations do not help it; read samples.",
         ),
         line=Line("entropy", "teacher", 1, "dash", only_if="routing_ratio_sdpo"),
@@ -489,7 +490,7 @@ CATALOGUE: Final[tuple[StepMetric | StepHistogram, ...]] = (
         gauge=True,
         panel=Panel(
             "training",
-            "Tokens. GRPO tends to lengthen, SDPO to shorten. Near max_response_tokens: replies are cut and count as "
+            "Tokens. GRPO tends to lengthen, SDPO to shorten. Near max_response_tokens: responses are cut and count as "
             "failed.",
         ),
         line=Line("length", "mean", 0),

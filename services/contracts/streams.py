@@ -6,7 +6,7 @@
 | `turnout:{run}:completions` | stream | rollout servers | verifiers, group `verifier` |
 | `turnout:{run}:scored` | stream | verifiers | learner, group `learner` |
 | `turnout:{run}:evaluated` | stream | verifiers | learner, group `learner` |
-| `turnout:{run}:dead` | stream | anyone who could not read or handle a message | people, learner |
+| `turnout:{run}:dead` | stream | a service that could not read or handle a message | people, learner |
 | `turnout:{run}:feeder` | hash | learner | learner, API |
 | `turnout:{run}:config` | string (JSON) | API | all |
 | `turnout:{run}:desired` | string (`DesiredState`) | API | learner |
@@ -15,12 +15,12 @@
 | `turnout:runs` | set of run ids that are assigned | API | verifiers |
 | `turnout:events` | stream | learner, all services | API, group `api` |
 | `turnout:service:<instance>` | string (JSON `ServiceRecord`), expires | the service | API |
-| `turnout:roll-call` | string, expires: whether writes are taken | API | nobody |
+| `turnout:roll-call` | string, expires: whether writes are taken | API | none |
 | `turnout:assignment:<instance>` | string: a run id | API | that service |
 
-What each service may do with them, `queue_users` says: a new key, or another command on one, needs a rule there.
+`queue_users` says what each service may do with them. A new key, or another command on a key, needs a rule there.
 
-The run id in braces is a Redis Cluster hash tag: all keys of one run live on one node, so a message can be published
+The run id in braces is a Redis Cluster hash tag: all keys of a run are on one node, so a message can be published
 and its predecessor acknowledged in one transaction.
 """
 
@@ -44,12 +44,12 @@ _OF_A_RUN = re.compile(r"turnout:\{([^{}]*)\}:\w+")
 
 
 def is_run_id(text: str) -> bool:
-    """Whether a text can be a run's id: it names folders and keys, so it has letters, digits, `-` and `_` only."""
+    """Whether a text can be a run id. Ids name folders and keys, so only letters, digits, `-` and `_` are allowed."""
     return _RUN_ID.fullmatch(text) is not None
 
 
 def check_run_id(text: str) -> str:
-    """The run id. Raises `MalformedMessageError` where it is none."""
+    """The run id. Raises `MalformedMessageError` if the text cannot be one."""
     if not is_run_id(text):
         raise MalformedMessageError(f"{text[:100]!r} is not a run id (1 to 64 letters, digits, - and _).")
     return text

@@ -23,15 +23,6 @@ def test_code_and_harmless_neighbours_are_not() -> None:
     assert refused("The ratio lies in [0, 1].") == []
 
 
-def test_moved_text_keeps_its_digest_and_reworded_text_does_not() -> None:
-    def digests(text: str) -> list[str]:
-        return [finding.digest for finding in findings(text, WORDS, markdown=False)]
-
-    old = digests("When it is back, the run goes on from there.")
-    assert digests("Moved.\n\nWhen it is back,\nthe run goes\n# on from there.") == old
-    assert digests("When it is back, training goes on at once.") != old
-
-
 def test_a_message_that_the_runbook_quotes_is_in_the_code_but_for_its_values() -> None:
     page = '"away"\n## Symptoms\n| "Port ... is in use" |\n### Docker\n| "no such image" |\n### Runs\n| "No learner" |'
     assert stale_quotes(page, "Port \0 is in use, so") == ["No learner"]

@@ -55,7 +55,7 @@ class ObjectiveSettings(Section):
     """Upper edge of `engine_mask`. Geometric means are far closer to 1: about 1.01."""
     divergence_alpha: DivergenceAlpha = 0.5
     """Generalised Jensen-Shannon: 0 forward KL(teacher||student), 0.5 JSD, 1 reverse KL(student||teacher). Between 0
-    and 1 at least 0.001 from either, where it vanishes."""
+    and 1 at least 0.001 from either, because it vanishes there."""
     top_k: Positive | None = 100
     """Student's top tokens in the divergence, plus one tail bucket; null for the full vocabulary."""
     beta: Annotated[float, Field(ge=0)] = 1.0

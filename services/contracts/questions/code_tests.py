@@ -23,11 +23,11 @@ class Case(msgspec.Struct, forbid_unknown_fields=True):
     call: str | None = None
     """Function to call, or method of a class `Solution`."""
     args: list[msgspec.Raw] = []
-    """JSON, handed on as it is: no number is too large for it."""
+    """JSON, passed on unparsed, so that no number is too large."""
     expected: msgspec.Raw = msgspec.Raw()
     """JSON; empty if it is not given."""
     hidden: bool = False
-    """Feedback says nothing about what goes in or should come out."""
+    """Feedback must not reveal the input or the expected output."""
 
 
 class Tests(msgspec.Struct, forbid_unknown_fields=True):

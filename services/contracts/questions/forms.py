@@ -198,7 +198,7 @@ def math_answer(question: Question) -> tuple[Node, ...]:
 
 
 def needed_answer(question: Question) -> str:
-    """`answer` without white space at its ends. Raises `QuestionError` where that leaves nothing."""
+    """`answer` without white space at its ends. Raises `QuestionError` if that leaves nothing."""
     answer = question.answer.strip()
     if not answer:
         refuse(question, f"answer is missing or empty, which kind {question.kind} needs")

@@ -1,7 +1,7 @@
 """What a weight transport is to both sides: its offer.
 
 An offer says how servers get at the newest version. It is the field `transfer` of the `weights` hash, as JSON; the API
-passes it on within `update_info`. It holds plain numbers and texts, which are checked once, where they arrive.
+passes it on in `update_info`. It contains plain numbers and text, which are checked once, on arrival.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Offer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="
         return None
 
     def check(self) -> None:
-        """Raise `MalformedMessageError` for what the types of the fields do not say."""
+        """Check what the fields' types cannot express. Raises `MalformedMessageError`."""
 
 
 def to_text(data: bytes) -> str:

@@ -11,7 +11,7 @@ _REF_COUNTER = re.compile(rb"/[A-Za-z0-9_]{1,200}")
 
 
 class IpcOffer(Offer, frozen=True, tag="cuda_ipc"):
-    """A buffer in the learner's GPU memory that holds all chunks of the newest version, one behind the other.
+    """A buffer in the learner's GPU memory that holds all chunks of the newest version, one after the other.
 
     The fields are those of torch's CUDA IPC handle, bytes in base64.
     """

@@ -12,7 +12,7 @@ from services.contracts.transports.base import Name, Size
 
 LAYOUT_FILE = "transfer.json"
 ALIGNMENT = 16
-"""Tensors begin, and chunks end, at multiples of so many bytes: any dtype can be viewed in place."""
+"""Tensors begin and chunks end at multiples of this many bytes, so that any dtype can be viewed in place."""
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Bytes of a value, by torch's name of the dtype."""
 
@@ -25,7 +25,7 @@ class PackedTensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dtype: str
     shape: list[Size]
     offset: Size
-    """Bytes from the chunk's beginning."""
+    """Offset in the chunk, in bytes."""
 
     @property
     def bytes(self) -> int:

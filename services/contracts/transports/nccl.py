@@ -13,7 +13,7 @@ class NcclOffer(Offer, frozen=True, tag="nccl"):
     """Where the learner waits for servers that want the newest version broadcast."""
 
     device: Name
-    """UUID of the learner's GPU; `cpu` where gloo stands in for NCCL."""
+    """UUID of the learner's GPU; `cpu` if gloo is used instead of NCCL."""
     address: Name
     port: Annotated[int, msgspec.Meta(ge=1, le=65535)]
 
@@ -23,7 +23,7 @@ class NcclOffer(Offer, frozen=True, tag="nccl"):
 
 
 class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A rollout server's word to the learner: broadcast `version` to a group made for this one try."""
+    """A rollout server's request to the learner: broadcast `version` to a process group made for this attempt."""
 
     attempt: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}$")]
     version: int

@@ -27,7 +27,7 @@ SCRATCH_BYTES = 16 << 20
 SCRATCH_FILES = 1024
 FIRST_UID = 64000
 """A zygote started by root becomes user 64000 + its index, a user without files or processes."""
-NOBODY = 65534
+NOBODY_UID = 65534
 HOST_NAME = "sandbox"
 _ALL_NAMESPACES = (
     kernel.CLONE_NEWUSER
@@ -160,13 +160,13 @@ def become_unprivileged(index: int) -> None:
     """Make root a separate user without groups. Other users stay what they are."""
     if os.geteuid() == 0:
         os.setgroups([])
-        for uid in (FIRST_UID + index % 1000, NOBODY):
+        for uid in (FIRST_UID + index % 1000, NOBODY_UID):
             try:
                 os.setresgid(uid, uid, uid)
                 os.setresuid(uid, uid, uid)
                 break
             except OSError:
-                if uid == NOBODY:
+                if uid == NOBODY_UID:
                     raise
         kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # lost with the change of user, but needed for /proc/self
 

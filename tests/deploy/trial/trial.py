@@ -573,7 +573,7 @@ def alerts_by_profile() -> None:
 
 
 def backup_and_restore() -> None:
-    """A run is saved while it moves, everything is deleted, and the run goes on from its checkpoint."""
+    """A run is saved while it moves, everything is deleted, and the run continues from its checkpoint."""
     environment = {
         "COMPOSE_PROJECT_NAME": PROJECT,
         "COMPOSE_FILE": "deploy/compose.yaml:deploy/compose.cpu.yaml",

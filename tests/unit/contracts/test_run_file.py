@@ -38,7 +38,10 @@ def bomb(levels: int) -> str:
         ("a: 1\nb: 2020-99-99", "Line 2: 2020-99-99 cannot be read"),
         ("a: " + "9" * 5000, "cannot be read"),
         ("a: \ud800", "cannot be read"),
-        ("a:\n  !!python/object/apply:os.system ['true']", "Line 2: not YAML of a run file"),
+        (
+            "a:\n  !!python/object/apply:os.system ['true']",
+            "Line 2: tag:yaml.org,2002:python/object",
+        ),
         ("a: !!python/name:os.system", "Line 1: not YAML"),
         ("a: 1\n1: a", "Line 2: 1 is not the name of a field"),
         ("a: 1\n[b]: a", "Line 2: a list or section is not the name of a field"),

@@ -63,7 +63,7 @@ class Atoms(Cursor):
         return Node("set", node.parts) if node.kind == "list" else node
 
     def over(self) -> Node:
-        """A sequence, or one over another in plain TeX's manner."""
+        """A sequence, or one over another as in plain TeX."""
         node = self.sequence()
         if self.accept("over"):
             return Node("divide", (node, self.sequence()))
@@ -148,7 +148,7 @@ class Atoms(Cursor):
         return Node("digits", text=text.upper(), value=Fraction(base))
 
     def _mixed(self, whole: Node) -> Node:
-        """A whole number with a proper fraction behind it is their sum."""
+        """A whole number followed by a proper fraction is a mixed number, their sum."""
         start = self.position
         if self.here.is_command("frac"):
             fraction = self._command()
@@ -193,7 +193,7 @@ class Atoms(Cursor):
         return self._word()
 
     def _name(self, text: str) -> Node:
-        """A symbol with its index and primes, or an unknown function of what stands in brackets behind it."""
+        """A symbol with its index and primes, or an unknown function of the brackets after it."""
         indexed = False
         while True:
             if self.accept("_"):

@@ -53,7 +53,7 @@ class Cursor:
         return token.text
 
     def raw_index(self) -> str:
-        """An index as written: it names, and is not computed."""
+        """An index as written: part of a name, so it is not evaluated."""
         if not self.accept("{"):
             return self.take().text
         found: list[str] = []
@@ -68,7 +68,7 @@ class Cursor:
             found.append(token.text)
 
     def deeper(self) -> None:
-        """Go into brackets. Raises `Unreadable` where that is too deep."""
+        """Enter brackets. Raises `Unreadable` if they are nested too deeply."""
         self.depth += 1
         if self.depth > DEEPEST:
             raise Unreadable("it is nested too deeply")

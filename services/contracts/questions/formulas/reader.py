@@ -1,4 +1,4 @@
-"""From tokens to a tree, by recursive descent. What the grammar does not use up makes the text unreadable.
+"""From tokens to a tree, by recursive descent. A text is unreadable if the grammar does not consume all of it.
 
 Two spellings have two meanings, and both are returned: `1/2x` is half of x to some and one over 2x to others.
 """
@@ -25,7 +25,7 @@ _ORDINARY: Final = re.compile(r"[xyz]+|[abcxyz]{2}")
 
 
 def read(text: str) -> tuple[Node, ...]:
-    """The readings of a whole text: one, or two where a division is written that two conventions read differently.
+    """The readings of a whole text: one, or two if it has a division that two conventions read differently.
 
     Words, and notation that is not known here, are read as `words`: they equal what is written alike, and nothing else.
 
@@ -277,7 +277,7 @@ class Reader(Atoms):
         return node
 
     def starts_factor(self, left: Node) -> bool:
-        """Whether the next token is multiplied with what is on its left though no sign says so."""
+        """Whether the next token is implicitly multiplied with what is on its left."""
         token = self.here
         if token.kind == "number" or self.ends_element(token) or left.kind == "quantity":
             return False

@@ -7,11 +7,11 @@ from fractions import Fraction
 
 
 class Unreadable(Exception):
-    """The text is no formula that is known here; the message says why."""
+    """The text is not a formula that the reader knows; the message says why."""
 
 
 class Unfinished(Unreadable):
-    """Something must follow where the text ends."""
+    """The text ends too early."""
 
 
 @dataclass(frozen=True, slots=True)

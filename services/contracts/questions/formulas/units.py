@@ -48,7 +48,7 @@ def is_known(word: str, after_space: bool) -> bool:
 
 
 def unit(text: str) -> str | None:
-    """A unit in one spelling, factors sorted; an empty text for units that say nothing; None where it is no unit."""
+    """A unit in one spelling, factors sorted; an empty text for units without meaning; None if it is not a unit."""
     text = re.sub(r"\b([AaPp])\s?\.\s?([Mm])\b\.?", r"\1\2", text).replace("{", "").replace("}", "")
     words = re.findall(r"[A-Za-z]+|\^|-?\d+|[/*()$€£¥%]", text)
     if not words or re.sub(r"[\sA-Za-z^\d/*()$€£¥%-]", "", text) or sum(word.isalpha() for word in words) > _MOST_WORDS:

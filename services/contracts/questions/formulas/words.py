@@ -99,7 +99,7 @@ class Token:
 
 
 def unwrapped(text: str) -> str:
-    """`text` without what only sets it off: dollar signs, bold, code marks, boxes, a full stop."""
+    """`text` without what only highlights it: dollar signs, bold, code marks, boxes, a full stop."""
     while True:
         before = text = text.strip()
         for pattern in _WRAPPERS:

@@ -22,7 +22,7 @@ def generalised_divergence(student: Tensor, teacher: Tensor, alpha: float) -> Te
     Args:
         student, teacher: log-probabilities of the same outcomes, [..., buckets], each summing to 1; float32 or float64.
             -inf, the log of a zero probability, counts as `log_floor` does: 0 log 0 is 0, and an end's divergence,
-            which is infinite where one side alone has no mass, stays finite.
+            which is infinite if only one side has no mass, stays finite.
         alpha: in [0, 1].
 
     Returns:

@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 from tests.services.verifier.sandbox.conftest import PYTHONS
 from tests.services.verifier.sandbox.corpus import corpus
 
-NOBODY = 65534
+NOBODY_UID = 65534
 _START = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import runpy; "
 _START += "runpy.run_module('tests.services.verifier.sandbox.as_user', run_name='__main__')"
 
@@ -24,7 +24,7 @@ _START += "runpy.run_module('tests.services.verifier.sandbox.as_user', run_name=
 @cache
 def report() -> dict[str, Any]:
     """The output of as_user.py, run by a user other than root."""
-    user: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
+    user: dict[str, Any] = {"user": NOBODY_UID, "group": NOBODY_UID, "extra_groups": []} if os.geteuid() == 0 else {}
     said = ""
     for python in dict.fromkeys(filter(lambda path: Path(path).exists(), (sys.executable, *PYTHONS))):
         try:

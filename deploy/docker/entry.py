@@ -75,7 +75,9 @@ def as_json(line: bytes, fields: dict[str, str]) -> bytes | None:
     now = time.time()
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1e6):06d}Z"
     text = line[:MAX_LINE_BYTES].decode(errors="replace")
-    return json.dumps({"event": text, **fields, "level": "info", "logger": "output", "timestamp": stamp}).encode()
+    # A service's last words, why it ends, before it has a log or after.
+    level = "error" if text.startswith(f"turnout {fields.get('service')}: ") else "info"
+    return json.dumps({"event": text, **fields, "level": level, "logger": "output", "timestamp": stamp}).encode()
 
 
 def relay(stream: IO[bytes], fields: dict[str, str]) -> None:

@@ -32,6 +32,12 @@ def test_other_lines_become_json(line: bytes, event: str) -> None:
     assert json.loads(made).items() >= {"event": event, "service": "learner", "level": "info"}.items()
 
 
+def test_why_a_service_ends_is_an_error() -> None:
+    made = entry.as_json(b"turnout api: The database cannot be opened.", {"service": "api"})
+    assert made is not None
+    assert json.loads(made)["level"] == "error"
+
+
 def test_json_stays_as_it_is_and_nothing_says_nothing() -> None:
     line = b'{"event": "x", "level": "error"}'
     assert entry.as_json(line, {}) == line

@@ -125,12 +125,12 @@ def step(run: str) -> int:
     return int(api(f"/v1/runs/{run}")["step"])
 
 
-def moves(run: str, seconds: float = 90) -> None:
+def moves(run: str, seconds: float = 300) -> None:
     before = until("the run's step", lambda: step(run) + 1, 60) - 1
     until(f"step {before + 2} of {run}", lambda: step(run) >= before + 2, seconds)
 
 
-def succeeds(run: str, steps: int, seconds: float = 180) -> None:
+def succeeds(run: str, steps: int, seconds: float = 400) -> None:
     def ended() -> bool:
         found = api(f"/v1/runs/{run}")
         assert found["state"] not in ("failed", "stopped"), found["reason"]
@@ -466,14 +466,14 @@ def kill(container: str) -> None:
 
 def killed_containers_come_back() -> None:
     run = start_run(training__steps=400)
-    until("the run to move", lambda: step(run) >= 5, 120)
+    until("the run to move", lambda: step(run) >= 5, 300)
     for service in ("verifier", "rollout", "api", "valkey", "postgres", "learner"):
         began = time.monotonic()
         kill(containers(service)[0])
         moves(run)
         print(f"       {service}: the run moved on after {time.monotonic() - began:.1f} s")
     api(f"/v1/runs/{run}/stop", {})
-    until("the run to stop", lambda: api(f"/v1/runs/{run}")["state"] == "stopped", 90)
+    until("the run to stop", lambda: api(f"/v1/runs/{run}")["state"] == "stopped", 180)
 
 
 def a_hung_service_is_started_again() -> None:
@@ -579,7 +579,7 @@ def backup_and_restore() -> None:
         "COMPOSE_FILE": "deploy/compose.yaml:deploy/compose.cpu.yaml",
     }
     run = start_run(training__steps=60)
-    until("a checkpoint", lambda: step(run) >= 12, 120)
+    until("a checkpoint", lambda: step(run) >= 12, 300)
     backup = HERE / "backup"
     shutil.rmtree(backup, ignore_errors=True)
     sh("deploy/backup.sh", str(backup), env=environment)
@@ -590,7 +590,7 @@ def backup_and_restore() -> None:
 
 def down_and_up() -> None:
     run = start_run(training__steps=60)
-    until("the run to move", lambda: step(run) >= 5, 120)
+    until("the run to move", lambda: step(run) >= 5, 300)
     compose("down", limit=120)
     up()
     succeeds(run, 60)

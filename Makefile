@@ -76,7 +76,7 @@ check-deploy: install-dev  ## The Dockerfile; the Compose files, where Docker Co
 	@if docker compose version >/dev/null 2>&1; then deploy/check_compose.sh; else echo "Docker Compose is not installed, so its files are read by tests/deploy alone."; fi
 
 check-kubernetes: install-dev  ## The Kubernetes manifests render and fit Kubernetes' schemas
-	@set -o pipefail; for folder in overlays/cpu overlays/gpu example; do \
+	@set -o pipefail; for folder in overlays/cpu overlays/gpu overlays/machines example; do \
 	  $(BIN)/kubectl kustomize deploy/kubernetes/$$folder | $(BIN)/kubernetes-validate --strict --quiet --no-warn - || exit 1; \
 	done
 	@$(BIN)/kubernetes-validate --strict --quiet deploy/kubernetes/inputs.yaml

@@ -258,12 +258,42 @@ def test_secrets_differ_each_time_and_can_be_made_one_by_one() -> None:
 
 def test_settings_exist(folder: str) -> None:
     """A misspelt variable would be ignored."""
-    known = {f"TURNOUT_{name}".upper() for name in Settings.model_fields}
-    known |= {f"TURNOUT_VERIFIER_{name}".upper() for name in VerifierSettings.model_fields}
-    known |= {f"TURNOUT_LEARNER_{name}".upper() for name in LearnerSettings.model_fields}
     (shared,) = named(folder, "ConfigMap").values()
     given = set(shared["data"]).union(*(environment(workloads(folder)[name]) for name in SERVICES))
-    assert {name for name in given if name.startswith("TURNOUT_")} <= known
+    assert {name for name in given if name.startswith("TURNOUT_")} <= known_settings()
+
+
+def known_settings() -> set[str]:
+    known = {f"TURNOUT_{name}".upper() for name in Settings.model_fields}
+    known |= {f"TURNOUT_VERIFIER_{name}".upper() for name in VerifierSettings.model_fields}
+    return known | {f"TURNOUT_LEARNER_{name}".upper() for name in LearnerSettings.model_fields}
+
+
+@pytest.mark.parametrize("part", ["leaderTemplate", "workerTemplate"])
+def test_a_learner_on_several_nodes_has_the_pods_of_the_one_on_one_node(part: str) -> None:
+    """Its manifest repeats what patches add to the other pods, and has no StatefulSet with it."""
+    found = {(item["kind"], item["metadata"]["name"]): item for item in render("overlays/machines")}
+    assert ("StatefulSet", "learner") not in found
+    template = found["LeaderWorkerSet", "learner"]["spec"]["leaderWorkerTemplate"][part]
+    one = workloads("overlays/gpu")["learner"]
+    assert template["metadata"]["labels"].items() >= one["spec"]["template"]["metadata"]["labels"].items()
+    differing = {"containers", "volumes"}
+    assert {key: value for key, value in template["spec"].items() if key not in differing} == {
+        key: value for key, value in pod(one).items() if key not in differing
+    }
+    (main,) = template["spec"]["containers"]
+    for key, value in container(one).items():
+        if key not in ("env", "envFrom", "ports", "volumeMounts"):
+            assert main[key] == value, key
+    assert {mount["mountPath"] for mount in main["volumeMounts"]} == {
+        mount["mountPath"] for mount in container(one)["volumeMounts"]
+    }
+    (settings,) = named("overlays/gpu", "ConfigMap").values()
+    given = {item["name"] for item in main["env"]}
+    assert given >= set(settings["data"]) | environment(one).keys()
+    assert ("TURNOUT_LEARNER_MACHINES" in given) == (part == "leaderTemplate")
+    assert ("TURNOUT_LEARNER_MAIN" in given) == (part == "workerTemplate")
+    assert {name for name in given if name.startswith("TURNOUT_")} <= known_settings()
 
 
 @pytest.fixture

@@ -55,6 +55,8 @@ class Question(Message, frozen=True, kw_only=True):
     """What the reward compares with. Its form depends on `kind`."""
     tests: _Text = ""
     """Further material for the reward (JSON for most kinds)."""
+    solution: _Text | msgspec.UnsetType = msgspec.UNSET
+    """A worked solution for the self-teacher to read; the learner sets it only where a run asks for it."""
 
 
 class Sampling(Message, frozen=True, kw_only=True):

@@ -224,7 +224,7 @@ class RunConfig(Section):
         if rollout.group_size < 2 and not OBJECTIVES[objective.name].teaches_alone(objective):
             yield (
                 "rollout.group_size is 1, but advantages and demonstrations need siblings; use 2 or more "
-                "(1 works only with objective.name sdpo and feedback)"
+                "(1 works only with objective.name sdpo and feedback or demonstration reference)"
             )
         if rollout.temperature == 0:
             yield "rollout.temperature is 0: greedy siblings are all alike and teach nothing; use about 1"

@@ -32,8 +32,13 @@ def settings_without_use(objective: ObjectiveSettings) -> Iterator[str]:
             f"objective.weight_floor is {objective.weight_floor}, but all tokens have weight 1; remove it, or set "
             "objective.position_beta or question_weight"
         )
-    if objective.routing == "failed_groups" and objective.feedback == "none":
+    if objective.demonstration == "reference" and objective.feedback == "alone":
+        yield (
+            "objective.demonstration is reference, but objective.feedback alone shows no solution; set feedback to "
+            "with_solution"
+        )
+    if objective.routing == "failed_groups" and objective.feedback == "none" and objective.demonstration != "reference":
         yield (
             "objective.routing is failed_groups, but without a correct rollout there is nothing for the teacher to "
-            "read; set objective.feedback"
+            "read; set objective.feedback, or objective.demonstration to reference"
         )

@@ -75,8 +75,9 @@ class ObjectiveSettings(Section):
     """Training steps between copies, for `teacher_update: every`."""
     teacher_ema_rate: Annotated[float, Field(ge=1e-6, le=1)] = 0.05
     """Self-teacher: teacher <- (1 - rate) * teacher + rate * student after every optimizer update."""
-    demonstration: Literal["first", "random", "shortest"] = "first"
-    """Which correct sibling the teacher's prompt shows."""
+    demonstration: Literal["first", "random", "shortest", "closest", "reference"] = "first"
+    """Which correct sibling the teacher's prompt shows; `closest`: with the fewest edits. `reference`: the first, and
+    if none is correct the row's `solution`."""
     feedback: Literal["none", "alone", "with_solution", "fallback"] = "none"
     """Verifier feedback to the teacher: never, instead of the solution, with it, or if no sibling is correct."""
     routing: Literal["sample", "group", "failed_groups"] = "sample"

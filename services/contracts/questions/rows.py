@@ -20,10 +20,11 @@ from services.contracts.questions.forms import check_question, refuse, regex_pat
 from services.contracts.questions.slow_patterns import TooSlowError, explodes, limited
 from services.contracts.strict_json import BadJsonError, WrittenFloat, flaw_of, parse_json
 
-FIELDS: Final = ("id", "kind", "system", "prompt", "answer", "tests")
+FIELDS: Final = ("id", "kind", "system", "prompt", "answer", "tests", "solution")
 REQUIRED: Final = ("kind", "prompt")
 FORMAT: Final = (
-    "Each line must be a JSON object with the fields kind, prompt and answer, and optionally id, system and tests."
+    "Each line must be a JSON object with the fields kind, prompt and answer, and optionally id, system, tests and "
+    "solution."
 )
 MOST_FAULTS: Final = 10
 """Faults of a file that are told; the others are counted."""
@@ -36,6 +37,7 @@ _TYPES: Final[dict[str, tuple[type, ...]]] = {
     "prompt": (str,),
     "answer": (str, int, float, list, dict),
     "tests": (str, int, float, list, dict),
+    "solution": (str, int, float, list, dict),
 }
 
 

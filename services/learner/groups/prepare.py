@@ -49,6 +49,8 @@ def prepare_group(
         has_feedback=[bool(verdict.feedback.strip()) for verdict in verdicts],
         num_tokens=[len(rollout.token_ids) for rollout in rollouts],
         demonstrates=[bool(without_thinking(rollout.text)) for rollout in rollouts],
+        has_solution=bool(without_thinking(scored.group.task.question.solution or "")),
+        tokens=[rollout.token_ids.tolist() for rollout in rollouts if config.objective.demonstration == "closest"],
     )
     seed = f"{config.training.seed}/{scored.group.task.group_id}"
     advantages = group_advantages(rewards, usable, config.objective.advantage)
@@ -79,7 +81,7 @@ def prepare_group(
 def _teacher_prompts(scored: ScoredGroup, assignments: Sequence[Assignment], tokenizer: Any) -> list[list[int] | None]:
     """The enriched prompt of each rollout that needs a teacher, None for others. Siblings with the same demonstration
     and feedback share the rendering."""
-    rendered: dict[tuple[int | None, str | None], list[int]] = {}
+    rendered: dict[tuple[int | None, bool, str | None], list[int]] = {}
     prompts: list[list[int] | None] = []
     for assignment, verdict in zip(assignments, scored.verdicts, strict=True):
         if not assignment.needs_teacher:
@@ -87,9 +89,12 @@ def _teacher_prompts(scored: ScoredGroup, assignments: Sequence[Assignment], tok
             continue
         demonstration = assignment.demonstration
         feedback = verdict.feedback if assignment.feedback else None
-        key = (demonstration, feedback)
+        key = (demonstration, assignment.reference, feedback)
         if key not in rendered:
+            question = scored.group.task.question
             solution = None if demonstration is None else scored.group.rollouts[demonstration].text
-            rendered[key] = teacher_prompt_ids(tokenizer, scored.group.task.question, solution, feedback)
+            if assignment.reference:
+                solution = question.solution or None
+            rendered[key] = teacher_prompt_ids(tokenizer, question, solution, feedback)
         prompts.append(rendered[key])
     return prompts

@@ -12,17 +12,38 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from services.contracts.errors import ConfigurationError
 from services.contracts.hub import PREFIX, parse_hub_data
 from services.contracts.messages import Question
 from services.contracts.questions.rows import Rows, file_lines, no_questions, read_line
-from services.contracts.run_config import DataSection
+from services.contracts.run_config import RunConfig
 
 
-def load_datasets(data: DataSection) -> tuple[list[Question], list[Question]]:
-    """A run's training questions and evaluation questions. Raises `ConfigurationError`."""
+def load_datasets(config: RunConfig) -> tuple[list[Question], list[Question]]:
+    """A run's training questions and evaluation questions; the former with solutions if the self-teacher reads them.
+
+    Raises:
+        ConfigurationError: a row is wrong, or none has a solution though the run asks for them.
+    """
+    data = config.data
     train = load_questions(data.train, data.max_train_questions)
-    return train, load_questions(data.validation) if data.validation else []
+    validation = load_questions(data.validation) if data.validation else []
+    if config.objective.demonstration != "reference":
+        return _without_solutions(train), _without_solutions(validation)
+    if all(question.solution is msgspec.UNSET for question in train):
+        raise ConfigurationError(
+            f"objective.demonstration is reference, but no row of {data.train} has a solution.",
+            remedy="Add the field solution to rows, or choose another demonstration.",
+            field="objective.demonstration",
+        )
+    return train, _without_solutions(validation)
+
+
+def _without_solutions(questions: list[Question]) -> list[Question]:
+    """Other services need no solution."""
+    return [msgspec.structs.replace(question, solution=msgspec.UNSET) for question in questions]
 
 
 def load_questions(source: str, limit: int | None = None) -> list[Question]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from services.contracts.errors import TurnoutError
 from services.contracts.objectives.base import Route, Standing
 from services.contracts.objectives.registry import OBJECTIVES
 from services.contracts.run_config import ObjectiveSection
+from services.learner.objectives.edit_distance import edit_distance
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,11 @@ class GroupOutcome:
     """Response lengths, for demonstration `shortest`."""
     demonstrates: Sequence[bool] | None = None
     """Whether a response leaves anything to read once its thinking is taken out; None: all of them."""
+    _: KW_ONLY
+    has_solution: bool = False
+    """Whether the question's row has a solution to read, for demonstration `reference`."""
+    tokens: Sequence[Sequence[int]] = ()
+    """The responses' tokens, for demonstration `closest`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,8 @@ class Assignment:
     """Index of the correct sibling whose response the teacher reads; None for none. Never the rollout itself."""
     feedback: bool
     """Whether the teacher reads this rollout's own feedback."""
+    reference: bool = False
+    """Whether the teacher reads the row's own solution, no sibling being correct."""
     share_correct: float = 0.0
     """p: share of the group's usable rollouts that are correct."""
 
@@ -73,50 +81,59 @@ def _assign(
 ) -> Assignment:
     if not outcome.usable[index]:
         return Assignment("none", False, False, False, None, False)
-    demonstration, feedback = teacher_information(index, correct, outcome, objective, seed)
-    informed = demonstration is not None or feedback
+    siblings = teaching_siblings(index, correct, outcome)
+    solution, feedback = teacher_information(index, bool(siblings), outcome, objective)
+    informed, reference = solution or feedback, solution and not siblings
     rules, standing = OBJECTIVES[objective.name], Standing(correct[index], informed, sum(correct) / sum(outcome.usable))
     route, needs_teacher = rules.route(standing, objective), rules.asks_teacher(standing, objective)
-    return Assignment(route, correct[index], informed, needs_teacher, demonstration, feedback, standing.share_correct)
+    demonstration = None
+    if solution and siblings:
+        choice = objective.demonstration if needs_teacher or objective.demonstration != "closest" else "first"
+        demonstration = choose_demonstration(index, siblings, outcome, choice, seed)
+    return Assignment(
+        route, correct[index], informed, needs_teacher, demonstration, feedback, reference, standing.share_correct
+    )
 
 
 def without_teacher(assignment: Assignment, objective: ObjectiveSection) -> Assignment:
     """What becomes of a rollout whose teacher cannot be asked: as if it had no information."""
     standing = Standing(assignment.correct, False, assignment.share_correct)
     route = OBJECTIVES[objective.name].route(standing, objective)
-    return Assignment(route, assignment.correct, False, False, None, False, assignment.share_correct)
+    return Assignment(route, assignment.correct, False, False, None, False, share_correct=assignment.share_correct)
 
 
 def teacher_information(
-    index: int, correct: list[bool], outcome: GroupOutcome, objective: ObjectiveSection, seed: str
-) -> tuple[int | None, bool]:
-    """f_i: the correct sibling to show (None for none) and whether to show the rollout's own feedback.
+    index: int, has_sibling: bool, outcome: GroupOutcome, objective: ObjectiveSection
+) -> tuple[bool, bool]:
+    """f_i: whether to show a solution (a correct sibling's, or the row's own if `reference` and there is none), and
+    whether to show the rollout's own feedback.
 
-    feedback `none`: siblings only. `alone`: feedback only. `with_solution`: whatever exists of both. `fallback`:
-    feedback only if no sibling is correct.
+    feedback `none`: solutions only. `alone`: feedback only. `with_solution`: whatever exists of both. `fallback`:
+    feedback only if there is no solution.
     """
     has_feedback = outcome.has_feedback[index]
     if objective.feedback == "alone":
-        return None, has_feedback
-    demonstration = choose_demonstration(index, correct, outcome, objective.demonstration, seed)
+        return False, has_feedback
+    solution = has_sibling or (objective.demonstration == "reference" and outcome.has_solution)
     if objective.feedback == "with_solution":
-        return demonstration, has_feedback
+        return solution, has_feedback
     if objective.feedback == "fallback":
-        return demonstration, has_feedback and demonstration is None
-    return demonstration, False
+        return solution, has_feedback and not solution
+    return solution, False
 
 
-def choose_demonstration(index: int, correct: list[bool], outcome: GroupOutcome, choice: str, seed: str) -> int | None:
-    """Index of a correct sibling of rollout `index` that has something to show, or None if there is none.
-
-    Ties of `shortest`: the first.
-    """
+def teaching_siblings(index: int, correct: list[bool], outcome: GroupOutcome) -> list[int]:
+    """Correct siblings of rollout `index` that have something to show."""
     shows = outcome.demonstrates or [True] * len(correct)
-    siblings = [sibling for sibling, right in enumerate(correct) if right and shows[sibling] and sibling != index]
-    if not siblings:
-        return None
+    return [sibling for sibling, right in enumerate(correct) if right and shows[sibling] and sibling != index]
+
+
+def choose_demonstration(index: int, siblings: Sequence[int], outcome: GroupOutcome, choice: str, seed: str) -> int:
+    """Which of the correct `siblings` of rollout `index` to show. Ties of `shortest` and `closest`: the first."""
     if choice == "random":
         return random.Random(f"{seed}/{index}").choice(siblings)
     if choice == "shortest":
         return min(siblings, key=lambda sibling: outcome.num_tokens[sibling])
+    if choice == "closest" and len(siblings) > 1:
+        return min(siblings, key=lambda sibling: edit_distance(outcome.tokens[sibling], outcome.tokens[index]))
     return siblings[0]

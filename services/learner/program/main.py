@@ -83,7 +83,7 @@ def lead(settings: Settings, run_id: str) -> int:
         with lock_run(folder):
             config = link.read_config()
             check_places(config, settings)  # again after the API, since this came through Redis
-            questions = load_datasets(config.data)  # before the model, which may take minutes to load
+            questions = load_datasets(config)  # before the model, which may take minutes to load
             link.report(waiting_for="the model to load")
             link.send_progress()
             checkpoint = newest_checkpoint(folder, link)

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import UNSET
 
 from services.contracts.errors import ConfigurationError
-from services.learner.groups.questions import load_questions, question_index
+from services.contracts.run_config import RunConfig, parse_run_config
+from services.learner.groups.questions import load_datasets, load_questions, question_index
 
 
 def row(**fields: object) -> str:
@@ -27,6 +29,22 @@ def test_reads_rows_and_fills_in_what_is_optional(write_lines: Callable[..., Pat
     first, second = load_questions(str(write_lines(GOOD, "", full)))
     assert (first.id, first.kind, first.system, first.tests) == ("0", "mcq", "", "")
     assert (second.id, second.answer, json.loads(second.tests)) == ("q", "[1]", {"a": 1})
+
+
+def test_solutions_are_kept_only_for_a_teacher_that_reads_them(write_lines: Callable[..., Path]) -> None:
+    path = str(write_lines(GOOD, row(solution="First, A.")))
+
+    def config(demonstration: str, train: str = path) -> RunConfig:
+        data = {"train": train, "validation": path}
+        values = {"name": "r", "model": {"path": "m"}, "data": data, "training": {"steps": 1}}
+        return parse_run_config(values | {"objective": {"demonstration": demonstration}})
+
+    train, validation = load_datasets(config("reference"))
+    assert [question.solution for question in train] == [UNSET, "First, A."]
+    assert {question.solution for question in [*validation, *load_datasets(config("first"))[0]]} == {UNSET}
+    with pytest.raises(ConfigurationError, match=r"no row of .* has a solution") as caught:
+        load_datasets(config("reference", str(write_lines(GOOD))))
+    assert caught.value.field == "objective.demonstration"
 
 
 @pytest.mark.parametrize(

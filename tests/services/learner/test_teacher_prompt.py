@@ -48,6 +48,21 @@ def test_the_text_is_that_of_the_method() -> None:
     assert teacher_text("What is 2 + 2?", None, None) == "What is 2 + 2?"
 
 
+def test_a_group_without_a_correct_rollout_reads_the_rows_solution() -> None:
+    values = {"name": "r", "model": {"path": "m"}, "data": {"train": "t"}, "training": {"steps": 1}}
+    config = parse_run_config(values | {"objective": {"demonstration": "reference"}})
+    tokenizer = AutoTokenizer.from_pretrained(POLICY)
+    scored = make_group(0, rewards=(0.0, 0.0))
+    question = msgspec.structs.replace(scored.group.task.question, solution="<think>hm</think>It is 4.")
+    task = msgspec.structs.replace(scored.group.task, question=question)
+    scored = msgspec.structs.replace(scored, group=msgspec.structs.replace(scored.group, task=task))
+    expected = teacher_prompt_ids(tokenizer, question, "It is 4.", None)
+    for sequence in prepare_group(scored, config, tokenizer).sequences:
+        assert (sequence.route, sequence.teacher_prompt_ids) == ("sdpo", expected)
+    plain = parse_run_config(values)
+    assert {sequence.route for sequence in prepare_group(scored, plain, tokenizer).sequences} == {"grpo"}
+
+
 @pytest.mark.parametrize(
     ("text", "left"),
     [

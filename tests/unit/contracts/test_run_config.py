@@ -112,6 +112,10 @@ def test_fields_given_win_over_the_preset() -> None:
             {"objective": {"teacher_every_steps": 5}},
             ["objective.teacher_every_steps is 5", "teacher_update is ema", "remove it"],
         ),
+        (
+            {"objective": {"demonstration": "reference", "feedback": "alone"}},
+            ["objective.demonstration is reference", "feedback alone", "with_solution"],
+        ),
         ({"objective": {"engine_mask_low": 0.9}}, ["objective.engine_mask_low is 0.9", "engine_mask is none"]),
         ({"objective": {"routing": "failed_groups"}}, ["objective.routing is failed_groups", "objective.feedback"]),
         ({"objective": {"success_threshold": 0}}, ["objective.success_threshold is 0", "greater than 0"]),

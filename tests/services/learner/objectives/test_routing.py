@@ -1,5 +1,6 @@
 """Routing, demonstrations and advantages of one group."""
 
+import dataclasses
 import itertools
 import math
 
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from services.contracts.errors import TurnoutError
 from services.contracts.run_config import ObjectiveSection
+from services.learner.objectives.edit_distance import edit_distance
 from services.learner.objectives.filters import leave_out
 from services.learner.objectives.routing import Assignment, GroupOutcome, route_group
 from services.learner.objectives.terms.advantages import group_advantages
@@ -126,6 +128,43 @@ def test_without_feedback_a_group_is_distilled_as_far_as_there_is_something_to_r
     assert [item.route for item in route(outcome([1, 0, 0]), routing="group")] == ["grpo", "sdpo", "sdpo"]
     # Of four one is lost to a fault: of those left, half are correct.
     assert {item.route for item in route(outcome([1, 0, 0, 1], faulty=(1, 3)), routing="group")} == {"grpo", "none"}
+
+
+def test_the_closest_correct_sibling_is_shown() -> None:
+    tokens = [[1, 2, 3, 4], [9, 9], [1, 2, 3, 5, 6], [7, 2, 3, 4], [1, 2, 3, 5, 6]]
+    group = dataclasses.replace(outcome([0, 1, 1, 0, 1]), tokens=tokens)
+    chosen = route(group, demonstration="closest")
+    assert (chosen[0].demonstration, chosen[3].demonstration) == (2, 2)  # 2 and 3 edits; the first of two alike
+    assert route(group)[0].demonstration == 1
+
+
+TOKENS = st.lists(st.integers(0, 3), max_size=12)
+
+
+@given(TOKENS, TOKENS)
+def test_the_edit_distance_is_that_of_the_table(left: list[int], right: list[int]) -> None:
+    row = list(range(len(right) + 1))
+    for number, token in enumerate(left, start=1):
+        above, row = row, [number]
+        for place, other in enumerate(right):
+            row.append(min(above[place + 1] + 1, row[-1] + 1, above[place] + (token != other)))
+    assert edit_distance(left, right) == row[-1]
+
+
+@pytest.mark.parametrize("feedback", ["none", "with_solution", "fallback"])
+def test_the_rows_solution_is_read_if_no_sibling_is_correct(feedback: str) -> None:
+    options = {"demonstration": "reference", "feedback": feedback, "routing": "failed_groups"}
+    failed = dataclasses.replace(outcome([0, 0], feedback=(0, 1)), has_solution=True)
+    for item in route(failed, **options):
+        assert (item.route, item.reference, item.demonstration) == ("sdpo", True, None)
+        assert item.feedback == (feedback == "with_solution")
+    mixed = dataclasses.replace(outcome([0, 1, 0]), has_solution=True)
+    chosen = route(mixed, demonstration="reference")
+    assert [item.demonstration for item in chosen] == [1, None, 1]
+    assert [item.reference for item in chosen] == [False, True, False]  # the only correct one has no sibling
+    assert chosen[1].route == "grpo"
+    without = dataclasses.replace(failed, has_solution=False, has_feedback=[False, False])
+    assert not any(item.reference or item.needs_teacher for item in route(without, **options))
 
 
 @pytest.mark.parametrize(

@@ -70,9 +70,7 @@ def main() -> int:
         return follow(settings, run_id)
     except Exception as error:
         log.error("training failed", error=describe(error), exc_info=error)
-        pipe = ProgressPipe()  # only the first rank on a machine other than rank 0's has one
-        pipe.write(Progress(error=describe(error)))
-        return EXIT_REFUSED if ends_run(error) and pipe.is_connected else 1
+        return report_to_helper(error, ProgressPipe())
 
 
 def lead(settings: Settings, run_id: str) -> int:
@@ -168,6 +166,12 @@ def report_failure(link: RunLink, error: Exception) -> int:
     except Exception as second:  # noqa: BLE001 - Redis may be what failed
         log.error("failure not reported", error=str(second))
     return 1
+
+
+def report_to_helper(error: Exception, pipe: ProgressPipe) -> int:
+    """Say why a rank other than 0 ends: only the first one on another machine has a pipe. Returns the exit code."""
+    pipe.write(Progress(error=describe(error)))
+    return EXIT_REFUSED if ends_run(error) and pipe.is_connected else 1
 
 
 def ends_run(error: BaseException) -> bool:

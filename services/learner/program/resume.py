@@ -78,6 +78,8 @@ def catch_up(link: RunLink, session: TrainingSession, batcher: Batcher, feeder: 
     if published and not is_whole(published, publisher.folder):
         link.note(f"The published weights of version {link.published_version} are missing or damaged.", "warning")
         link.published_version = -1
+    elif published:
+        publisher.renew_offer(published)
     link.num_dropped = batcher.ledger.num_dropped
     batcher.lost = link.call(read_lost(link.redis, link.run_id))
     weights = session.weights()

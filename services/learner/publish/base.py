@@ -44,6 +44,10 @@ class Sender(ABC):
     def offer(self) -> Offer | None:
         """How servers get the version, apart from its folder. Constant for the sender's lifetime; call `load` first."""
 
+    def standing_offer(self) -> Offer | None:
+        """How servers get at versions that an earlier learner published; None if only what was loaded is offered."""
+        return None
+
     def close(self) -> None:  # noqa: B027 - most senders have nothing to close
         """Stop serving."""
 

@@ -31,5 +31,8 @@ class HttpSender(Sender):
     def offer(self) -> HttpOffer:
         return self._offer
 
+    def standing_offer(self) -> HttpOffer:
+        return self._offer
+
 
 SENDER = HttpSender

@@ -76,6 +76,12 @@ class Publisher:
         self._link.wake_feeder()
         return time.monotonic() - started
 
+    def renew_offer(self, published: Mapping[str, str]) -> None:
+        """Offer a version that a predecessor published again, if its files are all that takes: servers without a shared
+        folder that join before the next version could not get it otherwise. `published` is the `weights` hash."""
+        if (offer := self._sender.standing_offer()) is not None:
+            self._link.announce({**published, "transfer": msgspec.json.encode(offer).decode()})
+
     def _load(self, version: int, weights: Mapping[str, Tensor]) -> Layout | None:
         """Hand the version to the sender. A fault disables the sender, but does not end the run."""
         try:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -97,15 +98,17 @@ class Trial:
         self.say(f"b cut off for {time.monotonic() - began:.0f} s", gone)
         self._resumes("b reconnected", lambda: self.site.network.reconnect(self.site.b))
 
-    def lost_host(self) -> None:
-        """All processes of b are killed at once; then it boots."""
+    def lost_hosts(self) -> None:
+        """All processes of b and c are killed at once; then they boot. c has to fetch the version that is published."""
         before, began = self.ranks(), time.monotonic()
-        for pid in self.site.network.pids(self.site.b):
-            os.kill(pid, signal.SIGKILL)
-        self.site.processes["learner-1"].wait()
+        for host, instance in ((self.site.b, "learner-1"), (self.site.c, "rollout-0")):
+            for pid in self.site.network.pids(host):
+                os.kill(pid, signal.SIGKILL)
+            self.site.processes[instance].wait()
         gone = self._until_ranks_are_gone(before, began)
-        self.say("b lost its power", gone)
-        self._resumes("b started again", self.site.start_helper)
+        shutil.rmtree(self.site.c.files / "fetched")
+        self.say("b and c lost their power, c its disk", gone)
+        self._resumes("b and c started again", self.site.start_others)
 
     def _until_ranks_are_gone(self, before: dict[str, set[int]], began: float) -> str:
         """Wait until no rank of the attempt lives anywhere. Says when each ended."""
@@ -211,7 +214,7 @@ def trial(folder: Path, num_training_steps: int) -> list[str]:
             trial.reach(trial.run().step + 1)
             trial.cut_in_a_push()
             trial.reach(trial.run().step + 1)
-            trial.lost_host()
+            trial.lost_hosts()
             ended = finish(client, run_id)
             trial.say("ends", ended.state)
             recorder.close()

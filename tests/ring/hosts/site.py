@@ -61,12 +61,12 @@ class Site:
         self.service(self.a, "api-0", API_PORT, TURNOUT_API_KEY=self.key, TURNOUT_STALL_SECONDS="5")
         self.service(self.a, "verifier-0")
         self.service(self.a, "learner-0", LEARNER_PORT, TURNOUT_LEARNER_MACHINES="2")
-        self.start_helper()
-        self.service(self.c, "rollout-0")
+        self.start_others()
 
-    def start_helper(self) -> None:
-        """Start b's learner."""
+    def start_others(self) -> None:
+        """Start what b and c have."""
         self.service(self.b, "learner-1", TURNOUT_LEARNER_MAIN=f"http://{self.a.address}:{LEARNER_PORT}")
+        self.service(self.c, "rollout-0")
 
     def _queue_answers(self) -> bool:
         try:

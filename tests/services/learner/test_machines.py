@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,15 @@ from services.contracts.errors import ConfigurationError, UnavailableError
 from services.contracts.heartbeat import HELPS, ServiceRecord
 from services.learner import processes
 from services.learner.checkpoint import CheckpointStore, Snapshot, State
-from services.learner.connections.progress_pipe import EXIT_REFUSED
+from services.learner.connections.progress_pipe import EXIT_REFUSED, PIPE_VARIABLE, Progress, ProgressPipe
 from services.learner.machines import helper as helper_module
 from services.learner.machines.checkpoints import checkpoint_here
-from services.learner.machines.crew import Crew
+from services.learner.machines.crew import Crew, Fault
 from services.learner.machines.helper import Helper
 from services.learner.machines.protocol import Task, release
 from services.learner.processes import Share
+from services.learner.program.main import report_to_helper
+from services.learner.service import Learner
 from services.learner.settings import load_learner_settings
 from services.runtime.address import free_port
 from services.runtime.presence import Presence
@@ -40,11 +43,15 @@ from services.runtime.process import end
 from services.runtime.settings import Settings
 from services.runtime.weights.checkpoint_files import CorruptCheckpointError, checkpoint_folder
 from tests.conftest import ROOT
-from tests.services.api.fakes import eventually, served
+from tests.services.api import fakes
+from tests.services.api.fakes import served
 from tests.services.learner.files import files_served
 from tests.services.learner.ring import EventLog, FakeRing, bytecode_cached, put_run, run_values
 
 TOKEN = "token of the services"
+PATIENCE = 60.0
+"""Seconds until a test that would fail ends: programs start slowly on a busy machine."""
+eventually = partial(fakes.eventually, seconds=PATIENCE)
 MAIN, HELPER = "127.0.0.2", "127.0.0.3"
 
 
@@ -148,7 +155,7 @@ class Site:
         async def tell(text: str) -> None:
             self.told.append(text)
 
-        return await asyncio.wait_for(self.crew.gather("run", num_ranks, tell), 20)
+        return await asyncio.wait_for(self.crew.gather("run", num_ranks, tell), PATIENCE)
 
     def ranks(self) -> dict[str, dict[str, str]]:
         """What ranks were told, by rank, as they began."""
@@ -196,7 +203,7 @@ async def test_ranks_are_spread_evenly_and_end_together(site: Site) -> None:
             assert told[name] == share.variables[name]
     assert ranks["2"]["TURNOUT_INSTANCE"] == "learner-1"
     site.let_end("3", 9)
-    fault = await asyncio.wait_for(site.crew.fault(), 20)
+    fault = await asyncio.wait_for(site.crew.fault(), PATIENCE)
     assert (fault.code, fault.is_silent) == (9, False)
     assert fault.text == f"learner-1 on {socket.gethostname()}: exit code 9"
     await eventually(lambda: sorted(site.running()) == ["4", "5"])
@@ -212,9 +219,31 @@ async def test_the_first_rank_of_a_machine_says_why_it_ends(site: Site) -> None:
     await site.gather(2)
     await eventually(lambda: site.running() == ["1"])
     site.let_end("1", EXIT_REFUSED)
-    fault = await asyncio.wait_for(site.crew.fault(), 20)
+    fault = await asyncio.wait_for(site.crew.fault(), PATIENCE)
     assert fault.code == EXIT_REFUSED
     assert fault.text.endswith(": rank 1 ends with 6")
+
+
+def test_a_rank_on_another_machine_tells_its_service_why_the_run_cannot_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a pipe, rank 0 of the same machine is what counts."""
+    mistake, fault = ConfigurationError("model.path is m.", remedy="Correct it."), RuntimeError("Broken pipe")
+    assert report_to_helper(mistake, ProgressPipe()) == 1
+    read_end, write_end = os.pipe()
+    monkeypatch.setenv(PIPE_VARIABLE, str(write_end))
+    assert report_to_helper(mistake, ProgressPipe()) == EXIT_REFUSED
+    assert report_to_helper(fault, ProgressPipe()) == 1
+    os.close(write_end)
+    with open(read_end, "rb") as pipe:
+        said = [msgspec.json.decode(line, type=Progress).error for line in pipe]
+    assert said == ["model.path is m. Correct it.", "RuntimeError: Broken pipe"]
+
+
+async def test_a_fault_that_stays_ends_the_run_instead_of_starting_it_again(redis: Redis) -> None:
+    learner = Learner(Presence(redis, "learner", "learner-0", ""), redis=redis)
+    assert learner._blame(Fault(9, "learner-1 on b: exit code 9")) == 1
+    assert learner._error == "learner-1 on b: exit code 9"
+    with pytest.raises(ConfigurationError, match="no such folder"):
+        learner._blame(Fault(EXIT_REFUSED, "learner-1 on b: model.path is m, but there is no such folder."))
 
 
 async def test_ranks_that_hear_nothing_end_and_the_crew_counts_on_nobody_silent(
@@ -227,12 +256,12 @@ async def test_ranks_that_hear_nothing_end_and_the_crew_counts_on_nobody_silent(
     monkeypatch.setattr(helper_module, "SILENCE_SECONDS", 0.1)
     monkeypatch.setattr("services.learner.machines.crew.SILENCE_SECONDS", 0.1)
     helper.main = "http://127.0.0.1:9"
-    fault = await asyncio.wait_for(site.crew.fault(), 20)
+    fault = await asyncio.wait_for(site.crew.fault(), PATIENCE)
     assert fault.is_silent
     assert "learner-1 on" in fault.text
     assert "no sign of life" in fault.text
     await eventually(lambda: not site.running())
-    assert "no answer from the main learner" in helper._reason
+    await eventually(lambda: "no answer from the main learner" in helper._reason)
     helper.main = site.url
     site.crew.dismiss()
     await eventually(lambda: helper._attempt == "")
@@ -245,7 +274,7 @@ async def test_a_machine_that_was_restarted_has_lost_its_ranks(site: Site) -> No
     await site.gather(2)
     await eventually(lambda: site.running() == ["1"])
     helper._started_at += 1
-    fault = await asyncio.wait_for(site.crew.fault(), 20)
+    fault = await asyncio.wait_for(site.crew.fault(), PATIENCE)
     assert "was restarted" in fault.text
 
 
@@ -291,7 +320,7 @@ async def test_a_meeting_point_out_of_reach_is_reported(site: Site) -> None:
     report = site.crew._seen["learner-1"][0]
     site.crew._started["learner-1"] = report.started_at
     site.crew._tasks["learner-1"] = Task("attempt", "run", 1, 1, 2, "127.0.0.1", free_port())
-    fault = await asyncio.wait_for(site.crew.fault(), 20)
+    fault = await asyncio.wait_for(site.crew.fault(), PATIENCE)
     assert "cannot reach the ranks' meeting point 127.0.0.1:" in fault.text
     assert "TURNOUT_ADVERTISE_URL" in fault.text
     assert site.ranks() == {}

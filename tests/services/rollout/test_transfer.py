@@ -28,6 +28,7 @@ from services.contracts.transports.registry import TRANSPORTS, Transfer, parse_o
 from services.learner.publish.base import Sender
 from services.learner.publish.cuda_ipc import IpcSender
 from services.learner.publish.factory import make_sender
+from services.learner.publish.http import HttpSender
 from services.learner.publish.nccl import NcclSender
 from services.learner.publish.publisher import Publisher
 from services.learner.publish.store import StoreSender
@@ -292,6 +293,18 @@ class Link:
     def emit(self, event: object) -> None: ...
     def report(self, **changes: Any) -> None: ...
     def wake_feeder(self) -> None: ...
+
+
+def test_files_that_a_predecessor_published_are_offered_again(tmp_path: Path) -> None:
+    """Under this learner's address. What only its own memory held is not: it does not hold it yet."""
+    published = {"version": "4", "path": "/w/v4", "checksum": "blake3:4", "transfer": ""}
+    for sender, offers in ((HttpSender("http://10.0.0.1:8401"), 1), (StoreSender(), 0), (IpcSender(CPU), 0)):
+        link: Any = Link()
+        Publisher(link, WeightStore(tmp_path, "run"), lambda *_: None, sender).renew_offer(published)
+        assert len(link.announced) == offers
+        for announced in link.announced:
+            assert {**announced, "transfer": ""} == published
+            assert parse_offer(msgspec.json.decode(announced["transfer"])) == HttpOffer("http://10.0.0.1:8401")
 
 
 def test_a_failing_sender_is_disabled_but_does_not_end_the_run(tmp_path: Path) -> None:

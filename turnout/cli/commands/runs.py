@@ -70,6 +70,50 @@ def check(file: File, settings: Settings = None, preset: Preset = None, as_json:
     output.show_notices(notices(values))
 
 
+@app.command(
+    epilog=examples(
+        "turnout runs plan my.yaml",
+        "turnout runs plan my.yaml --gpus 4 --gpu-memory 80 --response-tokens 1000",
+        "turnout runs plan my.yaml --gpus 4 --gpu-memory 80 --train-rate 9000 --sample-rate 20000 --push-rate 5",
+    )
+)
+def plan(
+    file: File,
+    settings: Settings = None,
+    preset: Preset = None,
+    gpus: Annotated[int | None, typer.Option(min=1, max=1024, help="Number of GPUs.")] = None,
+    gpu_memory: Annotated[float | None, typer.Option(min=0.001, help="Memory of one GPU in GiB.")] = None,
+    response_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Mean length of responses; by default all have full length.")
+    ] = None,
+    train_rate: Annotated[
+        float | None, typer.Option(min=0.001, help="Measured: response tokens trained per second and learner process.")
+    ] = None,
+    sample_rate: Annotated[
+        float | None, typer.Option(min=0.001, help="Measured: response tokens sampled per second and server.")
+    ] = None,
+    push_rate: Annotated[float | None, typer.Option(min=0.001, help="Measured: GB of new weights per second.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say how much memory a run needs, and with --gpus and --gpu-memory which settings make it fit; without an API."""
+    from services.contracts import planner
+    from services.contracts.errors import ConfigurationError
+    from services.contracts.run_config import parse_run_config
+    from services.contracts.sizing import GIB
+    from turnout.cli.run_file import load_run
+    from turnout.cli.views.plan import show_plan
+
+    if (gpus is None) != (gpu_memory is None):
+        raise ConfigurationError(
+            "--gpus and --gpu-memory are needed together.", remedy="Give both, for example --gpus 4 --gpu-memory 80."
+        )
+    config = parse_run_config(load_run(file, _with_preset(settings, preset)))
+    machine = None if gpus is None or gpu_memory is None else planner.Gpus(gpus, gpu_memory * GIB)
+    found = planner.plan(config, machine, response_tokens)
+    rates = planner.Rates(train_rate, sample_rate, None if push_rate is None else push_rate * 1e9)
+    show_plan(found, planner.times(found, rates, response_tokens), machine, as_json)
+
+
 @app.command(epilog=examples("turnout runs probe my.yaml", "turnout runs probe my.yaml --questions 100 --json"))
 def probe(
     file: File,

@@ -1,0 +1,333 @@
+"""How much memory a run needs, by formulas: from its configuration and the model's config.json, without torch.
+
+Sizes are bytes on each GPU, at most, unless they say otherwise. docs/sizing.md explains the formulas. They hold for
+dense models of the Llama kind under AdamW and DeepSpeed ZeRO.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from services.contracts.errors import ConfigurationError
+from services.contracts.model import LoraSection
+from services.contracts.objectives.registry import OBJECTIVES
+from services.contracts.run_config import RunConfig
+from services.contracts.trainable import HEADING_TOKENS
+
+GIB: Final = 2**30
+BUCKET: Final = 500_000_000
+"""Elements that DeepSpeed reduces at once, at most (`services.learner.model.engine`)."""
+LIVE: Final = 1_000_000_000
+"""Parameters that DeepSpeed leaves gathered under ZeRO-3, at most: its default."""
+GATHERED: Final = 500_000_000
+"""Parameters that the learner gathers at once under ZeRO-3 to publish them (`services.learner.model.export`)."""
+CHUNK_LOGITS: Final = 2**25
+"""Logits in memory at once, at most (`services.learner.model.forward`)."""
+ENGINE_BYTES: Final = 3 * 10**9
+"""vLLM's activations and CUDA graphs: an assumption, not measured."""
+KV_BLOCK: Final = 16
+"""Tokens in a block of vLLM's KV cache on a GPU, its default."""
+TOKEN_BYTES: Final = 120
+"""Numbers per response token of a mini-batch (`services.learner.update.layout`)."""
+KINDS: Final = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
+"""`model_type` in config.json of models that the formulas cover."""
+LINEAR: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What config.json says of a model's size."""
+
+    kind: str
+    layers: int
+    hidden: int
+    middle: int
+    """Width of the MLP."""
+    queries: int
+    """Values of all query heads of a token."""
+    keys: int
+    """Values of all key heads of a token; values have as many."""
+    head: int
+    vocabulary: int
+    tied: bool
+    """The LM head is the embedding."""
+    biased: bool
+    """Attention's linear layers have a bias."""
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of parameters, tied ones counted once."""
+        projections = 2 * self.hidden * (self.queries + self.keys) + 3 * self.hidden * self.middle
+        norms = 2 * self.hidden + (2 * self.head if self.kind == "qwen3" else 0)
+        biases = 0
+        if self.kind == "qwen2" or self.biased:
+            biases = self.queries + 2 * self.keys + (0 if self.kind == "qwen2" else self.hidden)
+        embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
+        return embeddings + self.layers * (projections + norms + biases) + self.hidden
+
+    def num_adapter_parameters(self, lora: LoraSection) -> int:
+        """Number of parameters of an adapter."""
+        h, q, k, m = self.hidden, self.queries, self.keys, self.middle
+        ends = dict(zip(LINEAR, ((h, q), (h, k), (h, k), (q, h), (h, m), (h, m), (m, h)), strict=True))
+        named = LINEAR if lora.target_modules == "all-linear" else lora.target_modules
+        return self.layers * lora.rank * sum(sum(ends[name]) for name in named if name in ends)
+
+
+def read_shape(path: str) -> Shape:
+    """The shape of the model in folder `path`, of which only config.json is read.
+
+    Raises:
+        ConfigurationError: there is no such file, or the formulas do not cover the model.
+    """
+    try:
+        values = json.loads((Path(path) / "config.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"model.path is {path}, but {Path(path) / 'config.json'} cannot be read; planning needs it.",
+            remedy="Download the model and name its folder, for example with --set model.path=FOLDER.",
+            field="model.path",
+        ) from error
+    return shape_of(values, path)
+
+
+def shape_of(values: Any, path: str) -> Shape:
+    """The shape in a parsed config.json. Raises `ConfigurationError` as `read_shape`."""
+    kind = values.get("model_type") if isinstance(values, Mapping) else None
+    if kind not in KINDS:
+        raise ConfigurationError(
+            f"model.path is {path}, a model of type {kind}; planning covers {', '.join(sorted(KINDS))}.",
+            remedy="Use docs/sizing.md as a guide, or measure a short run.",
+            field="model.path",
+        )
+    try:
+        heads, hidden = int(values["num_attention_heads"]), int(values["hidden_size"])
+        head = int(values.get("head_dim") or hidden // heads)
+        return Shape(
+            kind=kind,
+            layers=int(values["num_hidden_layers"]),
+            hidden=hidden,
+            middle=int(values["intermediate_size"]),
+            queries=heads * head,
+            keys=int(values.get("num_key_value_heads") or heads) * head,
+            head=head,
+            vocabulary=int(values["vocab_size"]),
+            tied=bool(values.get("tie_word_embeddings", False)),
+            biased=bool(values.get("attention_bias", False)),
+        )
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise ConfigurationError(
+            f"model.path is {path}, whose config.json lacks {error} or has no number there.",
+            remedy="Restore the model's original file.",
+            field="model.path",
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Learner:
+    """Bytes on the GPU of the rank that holds most, and in CPU memory."""
+
+    weights: float
+    optimizer: float
+    """Float32 copy of the weights, and AdamW's two moments."""
+    gradients: float
+    buffers: float
+    """DeepSpeed's."""
+    teacher: float
+    """Weights and float32 averages."""
+    reference: float
+    activations: float
+    logits: float
+    """One chunk of them, and the gradient of the LM head."""
+    teacher_states: float
+    """The teacher's hidden states of a mini-batch, and numbers per token."""
+    publishing: float
+    cpu: float
+    """In CPU memory of rank 0's machine: copies of a checkpoint and of published weights, an offloaded teacher."""
+
+    @property
+    def total(self) -> float:
+        """On the GPU. Copies for publishing exist between steps, without activations and logits, except for the buffer
+        of `cuda_ipc`, which stays."""
+        state = self.weights + self.optimizer + self.gradients + self.buffers + self.teacher + self.reference
+        return state + self.publishing + self.activations + self.logits + self.teacher_states
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Bytes on the GPU of one rollout server."""
+
+    weights: float
+    incoming: float
+    """One more copy while new weights arrive."""
+    engine: float
+    kv_token: int
+    """KV cache of a token."""
+    sequence_tokens: int
+    """Tokens of one sequence of full length, in whole blocks."""
+
+    @property
+    def least(self) -> float:
+        """Without a cache for one sequence of full length, vLLM refuses to start."""
+        return self.weights + self.incoming + self.engine + self.kv_token * self.sequence_tokens
+
+    def slots(self, memory: float) -> int:
+        """Sequences of full length that fit a server with so many bytes."""
+        left = memory - self.weights - self.incoming - self.engine
+        return max(0, int(left // (self.kv_token * self.sequence_tokens)))
+
+
+def width(config: RunConfig) -> int:
+    """Bytes of a value in `model.dtype`."""
+    return 2 if config.model.dtype == "bfloat16" else 4
+
+
+def stage(config: RunConfig) -> int:
+    """The ZeRO stage that is used: 1 at least in bfloat16."""
+    return max(config.training.zero_stage, 1 if config.model.dtype == "bfloat16" else 0)
+
+
+def learner(config: RunConfig, shape: Shape, response_tokens: int | None = None) -> Learner:
+    """The learner's memory.
+
+    Args:
+        response_tokens: mean length of the responses; `rollout.max_response_tokens` if None.
+    """
+    size, lora = shape.num_parameters, config.model.lora
+    trained = size if lora is None else shape.num_adapter_parameters(lora)
+    total = size if lora is None else size + trained
+    w, used, ranks = width(config), stage(config), config.training.num_ranks
+    cut = ranks if used == 3 else 1
+    weights = w * total / cut
+    optimizer = (12 / ranks if used else 8) * trained
+    model, averages = _teacher(config, total, trained, cut)
+    referred = bool(config.objective.reference_kl_coefficient) and lora is None
+    kept, passing, buffers = _gradients(config, trained)
+    offloads, taught = config.training.offload_teacher, OBJECTIVES[config.objective.name].has_teacher
+    return Learner(
+        weights=weights,
+        optimizer=optimizer,
+        gradients=kept + passing,
+        buffers=buffers,
+        teacher=model + (0 if offloads else averages),
+        reference=w * size / cut if referred else 0,
+        activations=activations(config, shape, response_tokens),
+        logits=logits(config, shape),
+        teacher_states=_tokens_of_rank(config, response_tokens) * (TOKEN_BYTES + (w * shape.hidden if taught else 0)),
+        publishing=_publishing(config, trained),
+        cpu=(12 + (w if w == 2 else 0) + w + (4 if taught else 0)) * trained
+        + (ranks * (averages + model) if offloads else 0),
+    )
+
+
+def _teacher(config: RunConfig, total: int, trained: int, cut: int) -> tuple[float, float]:
+    """The teacher's weights and its averages in tensors of their own."""
+    if not OBJECTIVES[config.objective.name].has_teacher:
+        return 0.0, 0.0
+    if config.model.lora is not None:
+        return 0.0, 4 * trained / cut
+    separate = width(config) == 2 or config.training.offload_teacher
+    return width(config) * total / cut, 4 * trained / cut if separate else 0.0
+
+
+def _gradients(config: RunConfig, trained: int) -> tuple[float, float, float]:
+    """Gradients that are always there, those during a step, and DeepSpeed's buffers."""
+    w, used, ranks = width(config), stage(config), config.training.num_ranks
+    bucket = w * min(trained, BUCKET)
+    if used == 0:
+        return 0.0, 4.0 * trained, 0.0
+    if used == 1:
+        return (4.0 * trained, 2.0 * trained, 0.0) if w == 2 else (0.0, 4.0 * trained, bucket)
+    if used == 2:
+        return 0.0, 4 * trained / ranks, bucket
+    gathered = w * min(trained, LIVE) if ranks > 1 else 0.0
+    return 4 * trained / ranks, 0.0, bucket + gathered
+
+
+def pass_tokens(config: RunConfig) -> int:
+    """Tokens of the largest micro-batch with gradients: the budget, or one response with its prompt if it is longer."""
+    return max(config.training.tokens_per_microbatch, config.max_model_tokens - 1)
+
+
+def teacher_pass_tokens(config: RunConfig) -> int:
+    """Tokens of the largest teacher pass: question, solution and response, if that is more than the budget."""
+    rollout = config.rollout
+    longest = rollout.max_prompt_tokens + 2 * rollout.max_response_tokens + HEADING_TOKENS
+    return max(config.training.tokens_per_microbatch, longest)
+
+
+def attended_ratio(config: RunConfig, response_tokens: int | None = None) -> float:
+    """Tokens that attention reads per token computed, 1 to 2: a shared prompt is read once per response."""
+    size, prompt = config.rollout.group_size, config.rollout.max_prompt_tokens
+    response = response_tokens or config.rollout.max_response_tokens
+    return min(2.0, size * (prompt + response) / (prompt + size * response))
+
+
+def layer_bytes(config: RunConfig, shape: Shape, attended: float = 1.0) -> float:
+    """What one layer keeps per token for the backward pass."""
+    h, m, q, k = shape.hidden, shape.middle, shape.queries, shape.keys
+    if width(config) == 2:
+        return 16 * h + 8 * m + attended * (12 * q + 10 * k)
+    return 24 * h + 16 * m + attended * (20 * q + 16 * k)
+
+
+def activations(config: RunConfig, shape: Shape, response_tokens: int | None = None) -> float:
+    """Activations of the largest pass with gradients, or of the largest teacher pass if that is more."""
+    w, tokens = width(config), pass_tokens(config)
+    one = layer_bytes(config, shape, attended_ratio(config, response_tokens))
+    layers = one * shape.layers
+    if config.training.gradient_checkpointing:
+        layers = w * shape.hidden * shape.layers + one
+    backward = w * (3 * shape.middle + 2 * shape.hidden)
+    kept = tokens * (layers + backward + 6 * w * shape.hidden)
+    if not OBJECTIVES[config.objective.name].has_teacher:
+        return kept
+    return max(kept, teacher_pass_tokens(config) * one)
+
+
+def logits(config: RunConfig, shape: Shape) -> float:
+    """One chunk of logits with what is computed of them, and the gradient of a trained LM head."""
+    tokens = pass_tokens(config)
+    chunk = min(tokens * shape.vocabulary, max(CHUNK_LOGITS, shape.vocabulary))
+    taught = OBJECTIVES[config.objective.name].has_teacher
+    values = 8 + (4 if taught else 0) + (2 if width(config) == 2 else 0)
+    if taught and config.objective.top_k is None:
+        values = 40
+    head = 0.0
+    if config.model.lora is None:
+        many = tokens * shape.vocabulary > CHUNK_LOGITS
+        head = shape.vocabulary * shape.hidden * (width(config) + (4 if many else 0))
+    return chunk * values + head
+
+
+def _tokens_of_rank(config: RunConfig, response_tokens: int | None) -> float:
+    """Response tokens of a mini-batch on one rank."""
+    length = min(response_tokens or config.rollout.max_response_tokens, config.rollout.max_response_tokens)
+    return config.prompts_per_minibatch * config.rollout.group_size * length / config.training.num_ranks
+
+
+def _publishing(config: RunConfig, trained: int) -> float:
+    """Copies in GPU memory that stay while the learner trains: the buffer of `cuda_ipc`."""
+    return width(config) * trained if config.weights.transport == "cuda_ipc" else 0.0
+
+
+def published_bytes(config: RunConfig, shape: Shape) -> int:
+    """Bytes of one published version."""
+    lora = config.model.lora
+    return width(config) * (shape.num_parameters if lora is None else shape.num_adapter_parameters(lora))
+
+
+def server(config: RunConfig, shape: Shape) -> Server:
+    """A rollout server's memory, on a GPU of its own or with the learner."""
+    w = width(config)
+    weights = w * shape.num_parameters
+    return Server(
+        weights=weights,
+        incoming=weights if config.weights.transport == "cuda_ipc" else 0,
+        engine=ENGINE_BYTES,
+        kv_token=2 * shape.layers * shape.keys * w,
+        sequence_tokens=-(-config.max_model_tokens // KV_BLOCK) * KV_BLOCK,
+    )

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.keys import Keys
 
 from services.runtime.weights.checkpoint_files import checkpoint_folder
+from tests.page.calls import get, post
 from tests.page.conftest import Api
 from tests.page.player import ENTROPY, Player
 from tests.page.visitor import PHONE, Visitor
 from tests.services.api.test_forks import write_checkpoint
-
-
-def post(api: Api, path: str, body: Any = None) -> Any:
-    data = b"" if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(api.url + path, data, {"Content-Type": "application/json"}, method="POST")
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)
-
-
-def get(api: Api, path: str) -> Any:
-    with urllib.request.urlopen(api.url + path, timeout=30) as answer:
-        return json.load(answer)
 
 
 def start(api: Api, browser: Visitor, player: Player, text: str, *, steps: int = 6) -> str:
@@ -231,29 +217,6 @@ def test_a_run_is_forked_and_deleted(api: Api, browser: Visitor, player: Player,
     browser.lacks("No data yet")  # none will arrive
 
 
-CONTRAST = """
-const pixel = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
-const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-const light = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
-const shown = (layers) => {
-  for (const layer of layers) { pixel.fillStyle = layer; pixel.fillRect(0, 0, 1, 1); }
-  return light(pixel.getImageData(0, 0, 1, 1).data);
-};
-const weak = [];
-const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-while (texts.nextNode()) {
-  const element = texts.currentNode.parentElement;
-  if (!texts.currentNode.data.trim() || !element.checkVisibility() || element.closest('svg, .skip, option')) continue;
-  const layers = [];
-  for (let e = element; e; e = e.parentElement) layers.unshift(getComputedStyle(e).backgroundColor);
-  const back = shown(layers), ink = shown([getComputedStyle(element).color]);
-  const ratio = (Math.max(back, ink) + 0.05) / (Math.min(back, ink) + 0.05);
-  if (ratio < 4.5) weak.push(`${ratio.toFixed(2)} ${texts.currentNode.data.trim().slice(0, 40)}`);
-}
-return [...new Set(weak)];"""
-"""Texts with less contrast to their background than WCAG 2 AA requires."""
-
-
 def test_every_text_can_be_read_in_light_and_dark(api: Api, browser: Visitor, player: Player, run_text: str) -> None:
     run_id = start(api, browser, player, run_text)
     player.note("warning", "a warning")
@@ -270,7 +233,7 @@ def test_every_text_can_be_read_in_light_and_dark(api: Api, browser: Visitor, pl
             browser.dark(dark)
             browser.go(address)
             browser.find(sign)
-            assert browser.run(CONTRAST) == [], (address, "dark" if dark else "light")
+            assert browser.weak_texts() == [], (address, "dark" if dark else "light")
 
 
 def test_a_long_run_is_drawn_as_means_and_largest_values(browser: Visitor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException, TimeoutException
@@ -19,6 +20,28 @@ WAIT_SECONDS = 30.0
 """Only ends a test that would fail anyway."""
 WIDE = (1280, 900)
 PHONE = (360, 740)
+
+CONTRAST = """
+const pixel = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+const light = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
+const shown = (layers) => {
+  for (const layer of layers) { pixel.fillStyle = layer; pixel.fillRect(0, 0, 1, 1); }
+  return light(pixel.getImageData(0, 0, 1, 1).data);
+};
+const weak = [];
+const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (texts.nextNode()) {
+  const element = texts.currentNode.parentElement;
+  if (!texts.currentNode.data.trim() || !element.checkVisibility() || element.closest('svg, .skip, option')) continue;
+  const layers = [];
+  for (let e = element; e; e = e.parentElement) layers.unshift(getComputedStyle(e).backgroundColor);
+  const back = shown(layers), ink = shown([getComputedStyle(element).color]);
+  const ratio = (Math.max(back, ink) + 0.05) / (Math.min(back, ink) + 0.05);
+  if (ratio < 4.5) weak.push(`${ratio.toFixed(2)} ${texts.currentNode.data.trim().slice(0, 40)}`);
+}
+return [...new Set(weak)];"""
+"""Texts with less contrast to their background than WCAG 2 AA requires."""
 
 
 class Visitor:
@@ -58,6 +81,11 @@ class Visitor:
     def dark(self, on: bool) -> None:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if on else "light"}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+
+    def downloads_to(self, folder: Path) -> None:
+        self.driver.execute_cdp_cmd(
+            "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder), "eventsEnabled": False}
+        )
 
     def run(self, script: str, *arguments: Any) -> Any:
         return self.driver.execute_script(script, *arguments)
@@ -145,6 +173,10 @@ class Visitor:
     def overflow(self) -> int:
         """Pixels that the page is wider than its window."""
         return int(self.run("const d = document.documentElement; return d.scrollWidth - d.clientWidth;"))
+
+    def weak_texts(self) -> list[str]:
+        """Visible texts without enough contrast, each with its ratio."""
+        return list(self.run(CONTRAST))
 
     def picture(self, path: str, *, whole: bool = True) -> None:
         """Save a PNG."""

@@ -120,6 +120,11 @@ export function runPath(id) {
   return `/v1/runs/${encodeURIComponent(id)}`;
 }
 
+/** @param {string} id */
+export function experimentPath(id) {
+  return `/v1/experiments/${encodeURIComponent(id)}`;
+}
+
 /**
  * All steps of a run after one step.
  * @param {string} id

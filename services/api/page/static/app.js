@@ -4,6 +4,8 @@ import { changeKey, hasKey, keyPrompt } from './api.js';
 import { connection } from './connection.js';
 import { fill, h, heading, notice } from './dom.js';
 import { compareView } from './views/compare.js';
+import { experimentView } from './views/experiment.js';
+import { experimentsView } from './views/experiments.js';
 import { runView } from './views/run.js';
 import { runsView } from './views/runs.js';
 import { samplesView } from './views/samples.js';
@@ -20,6 +22,9 @@ let first = true;
 function route({ path }) {
   if (path.length === 0) return { view: runsView, title: 'Runs', live: false };
   if (path[0] === 'compare') return { view: compareView, title: 'Compare', live: false };
+  if (path[0] === 'experiments' && path.length === 1)
+    return { view: experimentsView, title: 'Experiments', live: false };
+  if (path[0] === 'experiments' && path.length === 2) return { view: experimentView, title: path[1], live: false };
   if (path[0] === 'start') return { view: startView, title: 'Start a run', live: false };
   if (path[0] === 'runs' && path.length === 2) return { view: runView, title: path[1], live: true };
   if (path[0] === 'runs' && path[2] === 'samples')
@@ -102,7 +107,12 @@ keyPrompt.ask = (wrong, optional = false) =>
           },
         },
         h('h2', { id: 'key-title' }, optional ? 'Use another key' : 'This API requires a key'),
-        h('p', { id: 'key-help' }, wrong ? 'The key was not accepted. ' : '', 'The key is kept until this tab is closed.'),
+        h(
+          'p',
+          { id: 'key-help' },
+          wrong ? 'The key was not accepted. ' : '',
+          'The key is kept until this tab is closed.',
+        ),
         h('label', { class: 'field' }, h('span', {}, 'API key'), input),
         h(
           'div',

@@ -44,6 +44,36 @@ export function fill(element, ...children) {
 }
 
 /**
+ * Replace an element's children only if what they show differs, so that selections and the focus stay. A link or button
+ * that had the focus gets it again, or else the first heading.
+ * @param {HTMLElement} element
+ * @param {any} says everything that `make` depends on
+ * @param {() => Child} make
+ */
+export function fillIfChanged(element, says, make) {
+  const text = JSON.stringify(says);
+  if (element.dataset.says === text) return;
+  element.dataset.says = text;
+  const focused = element.contains(document.activeElement) ? document.activeElement : null;
+  fill(element, make());
+  if (!focused) return;
+  const same = [...element.querySelectorAll(focused.tagName)].find((one) => one.textContent === focused.textContent);
+  /** @type {HTMLElement | null} */ (same ?? document.querySelector('h1'))?.focus({ preventScroll: true });
+}
+
+/**
+ * Save text as a file.
+ * @param {string} name
+ * @param {string} type
+ * @param {string} text
+ */
+export function save(name, type, text) {
+  const href = URL.createObjectURL(new Blob([text], { type }));
+  h('a', { href, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(href), 60_000); // the browser reads it after the click
+}
+
+/**
  * Set an element's text only if it differs, so that selections and screen readers are not disturbed.
  * @param {Element} element
  * @param {string} text

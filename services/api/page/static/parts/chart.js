@@ -2,13 +2,17 @@
 // @ts-check
 import { h, say } from '../dom.js';
 
-/** @typedef {{name: string, x: (number | null)[], y: (number | null)[], color?: number, dash?: string, symbol?: string, kind?: 'lines' | 'points' | 'area' | 'bars', hover?: string, width?: number, right?: boolean, unit?: string}} Series */
+/** @typedef {{name: string, x: (number | null)[], y: (number | null)[], color?: number, dash?: string, symbol?: string, kind?: 'lines' | 'points' | 'area' | 'bars', hover?: string, width?: number, right?: boolean, unit?: string, low?: (number | null)[], high?: (number | null)[]}} Series `low` and `high`: a band around `y` */
 /** @typedef {{unit?: string, rightUnit?: string, xTitle?: string, zero?: boolean, stacked?: boolean, empty?: string}} Axes */
 
 const FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif';
 const CONFIG = { displayModeBar: false, displaylogo: false, responsive: true, doubleClick: 'reset' };
 
 const RETRY_MILLISECONDS = 3000;
+
+/** For charts whose series must differ in more than their colour. */
+export const DASHES = ['solid', 'dash', 'dot', 'dashdot', 'longdash'];
+export const SYMBOLS = ['circle', 'diamond', 'square', 'triangle-up', 'cross', 'x'];
 
 /** @type {Promise<any> | null} */
 let loading = null;
@@ -67,6 +71,16 @@ function trace(series, index, axes) {
   if (kind === 'area')
     Object.assign(made, { stackgroup: 'one', fillcolor: `${ink}b0`, line: { color: ink, width: 1 } });
   return made;
+}
+
+/** The series' band, if it has one: a line that cannot be seen, and one that is filled down to it. @param {Series} series @param {number} index */
+function band({ name, x, low, high, color }, index) {
+  if (!low || !high) return [];
+  const edge = { name, x, type: 'scatter', mode: 'lines', line: { width: 0 }, hoverinfo: 'skip', showlegend: false };
+  return [
+    { ...edge, y: low },
+    { ...edge, y: high, fill: 'tonexty', fillcolor: `${seriesColor(color ?? index)}26` },
+  ];
 }
 
 /** @param {string | undefined} unit @param {string} ink */
@@ -176,7 +190,7 @@ export class Chart {
       if (!this.plot.isConnected) return;
       await plotly.react(
         this.plot,
-        this.series.map((one, i) => trace(one, i, this.axes)),
+        this.series.flatMap((one, i) => [...band(one, i), trace(one, i, this.axes)]),
         layout(this.axes),
         CONFIG,
       );

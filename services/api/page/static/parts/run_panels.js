@@ -285,6 +285,8 @@ function words({ type, data }) {
       ];
     case 'checkpoint':
       return ['info', `Checkpoint of step ${data.step}: ${size(data.bytes)} in ${duration(data.seconds)}`];
+    case 'probe':
+      return ['info', `Probe: ${data.num_questions} questions, avg@${data.num_samples} ${percent(data.accuracy)}`];
     case 'note':
       return [data.level, `${data.source}: ${data.text}`];
     default:

@@ -6,7 +6,7 @@ import { poll } from '../connection.js';
 import { choice, fill, h, heading, notice, table } from '../dom.js';
 import { duration, fixed } from '../format.js';
 import { badge, problemBox } from '../parts/actions.js';
-import { Chart } from '../parts/chart.js';
+import { Chart, DASHES, SYMBOLS } from '../parts/chart.js';
 import { METRICS } from '../parts/metrics.js';
 
 const MEASURES = /** @type {[string, string][]} */ ([
@@ -17,8 +17,6 @@ const MEASURES = /** @type {[string, string][]} */ ([
     unit && unit !== 'share' ? `${title}, ${unit}` : title,
   ]),
 ]);
-const DASHES = ['solid', 'dash', 'dot', 'dashdot', 'longdash'];
-const SYMBOLS = ['circle', 'diamond', 'square', 'triangle-up', 'cross', 'x'];
 const MOST = 8;
 
 /** @typedef {{run: any, steps: any[], evaluations: any[]}} Loaded */

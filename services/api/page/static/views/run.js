@@ -6,6 +6,7 @@ import { connection, poll } from '../connection.js';
 import { announce, fill, h, heading, notice, say } from '../dom.js';
 import { hasEnded, problemBox } from '../parts/actions.js';
 import { openFork } from '../parts/fork.js';
+import { showProbe } from '../parts/probe.js';
 import { makePanels, thinned } from '../parts/run_charts.js';
 import {
   EventList,
@@ -71,7 +72,7 @@ export async function runView(box, { path }, signal) {
   if (!run || signal.aborted) return;
   const view = layout(run);
   const focused = box.contains(document.activeElement);
-  fill(box, view.head, view.problem, view.tiles, view.width, view.charts, view.lower);
+  fill(box, view.head, view.problem, view.probe, view.tiles, view.width, view.charts, view.lower);
 
   const history = new History();
   const events = new EventList();
@@ -134,6 +135,8 @@ export async function runView(box, { path }, signal) {
     onrun(shown);
   }, DRAW_MILLISECONDS);
   checkpointsSoon();
+  const probeSoon = throttled(() => showProbe(view.probeReport, shown, signal), DRAW_MILLISECONDS);
+  if (run.config.probe) probeSoon();
   follow(
     id,
     signal,
@@ -142,6 +145,7 @@ export async function runView(box, { path }, signal) {
       events.add(news);
       drawSoon();
       if (news.some((event) => event.type === 'state')) refreshSoon();
+      if (run.config.probe && news.some((event) => ['probe', 'step', 'state'].includes(event.type))) probeSoon();
       if (news.some((event) => event.type === 'state' || event.type === 'checkpoint')) checkpointsSoon();
     },
     onproblem,
@@ -187,9 +191,12 @@ async function firstAnswer(id, box, signal) {
 function layout(run) {
   const part = (/** @type {string} */ title, /** @type {HTMLElement[]} */ ...content) =>
     h('section', { class: 'card', 'aria-label': title }, h('h2', {}, title), content);
+  const probeReport = h('div', { class: 'part' });
   const made = {
     head: h('div', { class: 'run-head' }),
     problem: h('div', {}),
+    probeReport,
+    probe: run.config.probe ? part('Probe', probeReport) : null,
     tiles: h('dl', { class: 'tiles' }),
     width: h('p', { class: 'muted' }),
     charts: h('div', { class: 'charts' }),

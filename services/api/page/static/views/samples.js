@@ -232,7 +232,9 @@ function card(sample, quantity, range, readout) {
         ['Length', `${sample.tokens.length} tokens`],
       ].map(([name, value]) => h('div', {}, h('dt', {}, name), h('dd', {}, value))),
     ),
-    has ? null : h('p', { class: 'muted' }, `${quantity.label}: not available, because the teacher did not read this response.`),
+    has
+      ? null
+      : h('p', { class: 'muted' }, `${quantity.label}: not available, because the teacher did not read this response.`),
     tokenText(sample, quantity, range, readout),
     sample.feedback
       ? h('details', {}, h('summary', {}, 'Feedback'), h('pre', { tabindex: '0' }, sample.feedback))

@@ -23,10 +23,7 @@ export async function startView(box, _address, signal) {
   const shipped = h('div', { class: 'filters' });
   let key = requestKey();
   const idle = () =>
-    fill(
-      result,
-      h('p', { class: 'muted' }, 'The API checks every field before anything starts. Errors appear here.'),
-    );
+    fill(result, h('p', { class: 'muted' }, 'The API checks every field before anything starts. Errors appear here.'));
   text.addEventListener('input', () => {
     key = requestKey();
   });
@@ -54,9 +51,10 @@ export async function startView(box, _address, signal) {
       busy(false);
     }
   };
-  const start = () =>
+  const start = (path = '/v1/runs') =>
     check(async (config) => {
-      const run = await call('/v1/runs', { method: 'POST', body: config, headers: { 'Idempotency-Key': key }, signal });
+      const headers = { 'Idempotency-Key': path + key }; // the same text may be probed and then started
+      const run = await call(path, { method: 'POST', body: config, headers, signal });
       announce(`${run.name} is ${run.state}`);
       location.hash = `#/runs/${encodeURIComponent(run.id)}`;
     });
@@ -87,6 +85,7 @@ export async function startView(box, _address, signal) {
         'div',
         { class: 'actions' },
         h('button', { class: 'primary', type: 'submit' }, 'Start run'),
+        h('button', { type: 'button', onclick: () => start('/v1/probes'), 'aria-describedby': 'probe-help' }, 'Probe'),
         h(
           'button',
           {
@@ -95,6 +94,11 @@ export async function startView(box, _address, signal) {
           },
           'Check only',
         ),
+      ),
+      h(
+        'p',
+        { class: 'muted', id: 'probe-help' },
+        'A probe samples 32 training questions and trains 3 steps: how hard the task is, what a teacher would add, and how long the run would take.',
       ),
       result,
     ),

@@ -82,13 +82,21 @@ async def run_of_key(session: AsyncSession, idempotency_key: str) -> Run | None:
 
 
 async def page_of_runs(
-    session: AsyncSession, *, state: Sequence[RunState], name: str | None, sort: Sort, cursor: str | None, limit: int
+    session: AsyncSession,
+    *,
+    state: Sequence[RunState],
+    name: str | None,
+    sort: Sort,
+    cursor: str | None,
+    limit: int,
+    conditions: Sequence[ColumnElement[bool]] = (),
 ) -> tuple[list[tuple[Run, dict[str, float]]], str | None]:
     """One page of runs with the metrics of their newest steps, and the cursor of the next, or None at the end.
 
     Args:
         state: only runs in one of these states; empty for all.
         name: only runs whose name contains this text, in any case.
+        conditions: what else must be true of the runs.
 
     Raises:
         ConfigurationError: the cursor was not made for this sort order.
@@ -96,7 +104,7 @@ async def page_of_runs(
     column = {"created_at": Run.created_at, "name": Run.name, "state": Run.state, "step": Run.step}[sort.lstrip("-")]
     descending = sort.startswith("-")
     newest = and_(STEPS.c.run_id == Run.id, STEPS.c.step == Run.step)
-    query = select(Run, STEPS.c.metrics).outerjoin(STEPS, newest)
+    query = select(Run, STEPS.c.metrics).outerjoin(STEPS, newest).where(*conditions)
     if state:
         query = query.where(Run.state.in_(state))
     if name:

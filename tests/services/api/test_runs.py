@@ -237,6 +237,32 @@ async def test_filters_and_wrong_cursors(client: httpx.AsyncClient, run_body: di
 
 
 @pytest.mark.both_databases
+async def test_runs_are_found_by_their_configuration(client: httpx.AsyncClient, run_body: dict[str, Any]) -> None:
+    slow = {"name": "5", "optimizer": {"learning_rate": 1e-6}, "data": run_body["data"] | {"shuffle": False}}
+    await client.post("/v1/runs", json=run_body | slow)
+    await client.post("/v1/runs", json=run_body | {"name": "fast", "optimizer": {"learning_rate": 2e-6}})
+
+    async def names(*config: str) -> list[str]:
+        reply = await client.get("/v1/runs", params={"config": config, "sort": "name"})
+        assert reply.status_code == 200, reply.text
+        return [run["name"] for run in reply.json()["items"]]
+
+    assert await names("optimizer.learning_rate=1e-6") == ["5"]
+    assert await names("optimizer.learning_rate=0.000002") == ["fast"]
+    assert await names("data.shuffle=true") == ["fast"]
+    assert await names("objective.name=srpo") == ["5", "fast"]
+    assert await names("objective.name=srpo", "data.shuffle=false") == ["5"]
+    assert await names("probe=null") == ["5", "fast"]
+    assert await names("name=5") == [], "a number is not a text"
+    assert await names('name="5"') == ["5"]
+    assert await names("no.such.field=1") == []
+    assert await names(f"training.steps={10**30}") == []
+    for wrong in ("learning_rate", "a'b=1", "=1", "training.steps=[1]", r'name="\u0000"', r'name="\ud800"'):
+        reply = await client.get("/v1/runs", params={"config": wrong})
+        assert (reply.status_code, reply.json()["field"]) == (422, "config")
+
+
+@pytest.mark.both_databases
 async def test_deleting_a_run_removes_files_and_keys(
     parts: Parts, client: httpx.AsyncClient, redis: Redis, run_body: dict[str, Any]
 ) -> None:

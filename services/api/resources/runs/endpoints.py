@@ -6,6 +6,7 @@ import hashlib
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from pydantic import Field
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.api.http.bodies import BoundedRoute
@@ -20,6 +21,7 @@ from services.api.storage import history
 from services.api.storage import runs as repository
 from services.api.storage.database import Database
 from services.api.storage.keyring import Caller
+from services.api.storage.run_search import has_value
 from services.contracts.notices import notices
 from services.contracts.records import Run
 from services.contracts.run_config import RunConfig
@@ -61,14 +63,19 @@ async def list_runs(
     database: Data,
     state: Annotated[list[RunState] | None, Query()] = None,
     name: Annotated[str | None, Query(max_length=100, description="Text that the name contains.")] = None,
+    config: Annotated[
+        list[Annotated[str, Field(max_length=500)]] | None,
+        Query(max_length=10, description="FIELD=VALUE that the configuration has: optimizer.learning_rate=1e-6."),
+    ] = None,
     sort: repository.Sort = "-created_at",
     cursor: Annotated[str | None, Query(max_length=1000, description="next_cursor of the previous page.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> Response:
     """Runs, newest first unless `sort` says otherwise."""
     async with database.read() as session:
+        conditions = [has_value(setting, session.get_bind().dialect.name) for setting in config or ()]
         found, next_cursor = await repository.page_of_runs(
-            session, state=state or [], name=name, sort=sort, cursor=cursor, limit=limit
+            session, state=state or [], name=name, sort=sort, cursor=cursor, limit=limit, conditions=conditions
         )
     return answer(RunSummary, [shown(run, metrics=metrics) for run, metrics in found], next_cursor=next_cursor)
 

@@ -1,9 +1,10 @@
 // Charts by plotly.js, in the page's colours, light or dark.
 // @ts-check
-import { h, say } from '../dom.js';
+import { h, save, say } from '../dom.js';
+import { csvOf } from './csv.js';
 
 /** @typedef {{name: string, x: (number | null)[], y: (number | null)[], color?: number, dash?: string, symbol?: string, kind?: 'lines' | 'points' | 'area' | 'bars', hover?: string, width?: number, right?: boolean, unit?: string, low?: (number | null)[], high?: (number | null)[]}} Series `low` and `high`: a band around `y` */
-/** @typedef {{unit?: string, rightUnit?: string, xTitle?: string, zero?: boolean, stacked?: boolean, empty?: string}} Axes */
+/** @typedef {{unit?: string, rightUnit?: string, xTitle?: string, zero?: boolean, stacked?: boolean, empty?: string, log?: boolean}} Axes */
 
 const FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif';
 const CONFIG = { displayModeBar: false, displaylogo: false, responsive: true, doubleClick: 'reset' };
@@ -110,7 +111,7 @@ function layout(axes) {
     margin: { l: 44, r: 8, t: 6, b: 34 },
     showlegend: true,
     hovermode: 'x unified',
-    uirevision: 'kept',
+    uirevision: axes.log ? 'logarithmic' : 'linear', // a zoom is kept until the axis changes
     barmode: 'stack',
     bargap: 0.15,
     legend: {
@@ -134,6 +135,7 @@ function layout(axes) {
     yaxis: {
       ...axis,
       ...scale(axes.unit, ink),
+      type: axes.log && !axes.stacked ? 'log' : 'linear',
       rangemode: axes.zero === false ? 'normal' : 'tozero',
       range: axes.stacked && axes.unit === 'share' ? [0, 1] : undefined,
     },
@@ -163,10 +165,21 @@ export class Chart {
     this.plot = h('div', { class: 'plot', role: 'img', 'aria-label': `${title}: no data yet` });
     this.empty = h('p', { class: 'chart-empty' }, axes.empty ?? 'No data yet');
     this.title = title;
+    this.download = h(
+      'button',
+      {
+        type: 'button',
+        class: 'small',
+        hidden: true,
+        'aria-label': `Download data of ${title} as CSV`,
+        onclick: () => save(`${title}.csv`, 'text/csv', csvOf(axes.xTitle ?? 'training step', this.series)),
+      },
+      'CSV',
+    );
     this.element = h(
       'figure',
       { class: 'card chart', dataset: { chart: title } },
-      h('figcaption', {}, h('h2', {}, title), h('p', {}, caption)),
+      h('figcaption', {}, h('h2', {}, title), this.download, h('p', {}, caption)),
       h('div', { class: 'plot-box' }, this.plot, this.empty),
     );
     drawn.add(this);
@@ -180,6 +193,7 @@ export class Chart {
     this.series = series.filter((one) => one.y.some((value) => value !== null));
     this.plot.setAttribute('aria-label', `${this.title}: ${this.series.length ? summary : 'no data yet'}`);
     this.empty.hidden = this.series.length > 0;
+    this.download.hidden = !this.series.length;
     return this.redraw();
   }
 

@@ -3,11 +3,13 @@
 
 import { call, runPath, stepsAfter } from '../api.js';
 import { poll } from '../connection.js';
-import { choice, fill, h, heading, notice, table } from '../dom.js';
+import { choice, fill, fillIfChanged, h, heading, notice, table } from '../dom.js';
 import { duration, fixed } from '../format.js';
 import { badge, problemBox } from '../parts/actions.js';
 import { Chart, DASHES, SYMBOLS } from '../parts/chart.js';
+import { differencesOf } from '../parts/configuration.js';
 import { METRICS } from '../parts/metrics.js';
+import { scaleControls, scaleOf, scaleQuery, smooth } from '../parts/scale.js';
 
 const MEASURES = /** @type {[string, string][]} */ ([
   ['evaluation:accuracy', 'Evaluation accuracy (avg@k)'],
@@ -27,12 +29,13 @@ export async function compareView(box, { query }, signal) {
   const setting = {
     measure: query.get('y') ?? 'step:reward_mean',
     x: query.get('x') ?? 'step',
-    window: Number(query.get('mean') ?? 1),
+    ...scaleOf(query),
   };
   /** @type {Map<string, Loaded>} */
   const loaded = new Map();
-  const [picker, problem, result, summary] = [
+  const [picker, problem, result, summary, differences] = [
     h('div', { class: 'picker' }, notice('loading', 'Loading runs …')),
+    h('div'),
     h('div'),
     h('div'),
     h('div'),
@@ -42,7 +45,7 @@ export async function compareView(box, { query }, signal) {
       runs: [...chosen].join(','),
       y: setting.measure,
       x: setting.x,
-      mean: String(setting.window),
+      ...scaleQuery(setting),
     });
     window.history.replaceState(null, '', `#/compare?${next}`); // so that the comparison can be shared as a link
   };
@@ -80,22 +83,11 @@ export async function compareView(box, { query }, signal) {
               changed();
             },
           ),
-          choice(
-            'Smoothing',
-            [
-              ['1', 'none'],
-              ['5', 'mean of 5 steps'],
-              ['20', 'mean of 20 steps'],
-            ],
-            String(setting.window),
-            (value) => {
-              setting.window = Number(value);
-              changed();
-            },
-          ),
+          scaleControls(setting, changed),
         ),
         result,
         summary,
+        differences,
       ),
     ),
   );
@@ -109,6 +101,7 @@ export async function compareView(box, { query }, signal) {
       chart?.close();
       chart = null;
       fill(summary);
+      fillIfChanged(differences, [], () => null);
       fill(
         result,
         notice('empty', chosen.size ? 'Loading …' : 'Choose one or more runs.', 'They are drawn on one chart.'),
@@ -123,9 +116,12 @@ export async function compareView(box, { query }, signal) {
       chart.element.classList.add('tall');
       fill(result, chart.element);
     }
+    chart.axes.log = setting.log;
     const series = runs.map((one) => courseOf(one, setting));
     chart.draw(series, series.map((one) => `${one.name} ${fixed(one.y.at(-1))}`).join(', '));
     fill(summary, summaryTable(runs, series));
+    const configured = runs.map(({ run }) => ({ id: run.id, name: run.name, config: run.config }));
+    fillIfChanged(differences, configured, () => differencesOf(configured));
   };
 
   show();
@@ -233,14 +229,6 @@ const styles = [];
 function styleOf(id) {
   if (!styles.includes(id)) styles.push(id);
   return styles.indexOf(id);
-}
-
-/** Mean of the last `window` values. @param {(number | null)[]} values @param {number} window */
-function smooth(values, window) {
-  return values.map((_, i) => {
-    const part = values.slice(Math.max(0, i - window + 1), i + 1).filter((value) => value !== null);
-    return part.length ? part.reduce((sum, value) => sum + value, 0) / part.length : null;
-  });
 }
 
 /** @param {Loaded[]} runs @param {import('../parts/chart.js').Series[]} series */

@@ -17,6 +17,7 @@ import {
   showServices,
   showTiles,
 } from '../parts/run_panels.js';
+import { scaleControls, scaleOf, scaleQuery, smooth } from '../parts/scale.js';
 import { follow } from '../stream.js';
 
 const POLL_SECONDS = 2;
@@ -65,15 +66,16 @@ class History {
 }
 
 /** @type {import('../app.js').View} */
-export async function runView(box, { path }, signal) {
+export async function runView(box, { path, query }, signal) {
   const id = path[1];
   fill(box, heading(id), notice('loading', 'Loading the run …'));
   const run = await firstAnswer(id, box, signal);
   if (!run || signal.aborted) return;
   const view = layout(run);
   const focused = box.contains(document.activeElement);
-  fill(box, view.head, view.problem, view.probe, view.tiles, view.width, view.charts, view.lower);
+  fill(box, view.head, view.problem, view.probe, view.tiles, view.scale, view.width, view.charts, view.lower);
 
+  const scale = scaleOf(query);
   const history = new History();
   const events = new EventList();
   fill(view.events, events.element, events.empty);
@@ -116,14 +118,25 @@ export async function runView(box, { path }, signal) {
     const last = steps.at(-1);
     onrun(shown);
     const nothing = hasEnded(shown.state) && !last && !evaluations.length;
-    view.tiles.hidden = view.charts.hidden = nothing;
+    view.tiles.hidden = view.scale.hidden = view.charts.hidden = nothing;
     showTiles(view.tiles, last, evaluations);
     showLedger(view.ledger, history.groups);
     const { points, width } = thinned(steps);
     say(view.width, width > 1 ? `Each point in the charts is the mean or maximum of ${width} steps.` : '');
-    for (const panel of panels)
-      panel.chart.draw(panel.series(points, evaluations), `step ${last?.step}: ${panel.summary(last?.metrics ?? {})}`);
+    for (const panel of panels) {
+      panel.chart.axes.log = scale.log;
+      const series = panel.series(points, evaluations).map((one) => smoothed(one, scale.window));
+      panel.chart.draw(series, `step ${last?.step}: ${panel.summary(last?.metrics ?? {})}`);
+    }
   };
+  fill(
+    view.scale,
+    scaleControls(scale, () => {
+      const said = new URLSearchParams(scaleQuery(scale)).toString();
+      window.history.replaceState(null, '', `#/runs/${encodeURIComponent(id)}${said ? `?${said}` : ''}`);
+      draw();
+    }),
+  );
   draw();
   const drawSoon = throttled(draw, DRAW_MILLISECONDS);
   let refreshSoon = () => {};
@@ -168,6 +181,11 @@ export async function runView(box, { path }, signal) {
   poll(POLL_SECONDS, signal, refresh, onproblem);
 }
 
+/** Only lines: bars and bands are parts of a whole. @param {import('../parts/chart.js').Series} series @param {number} window */
+function smoothed(series, window) {
+  return series.kind === 'lines' ? { ...series, y: smooth(series.y, window) } : series;
+}
+
 /** @param {string} id @param {HTMLElement} box @param {AbortSignal} signal */
 async function firstAnswer(id, box, signal) {
   for (let failures = 1; !signal.aborted; failures += 1) {
@@ -198,6 +216,7 @@ function layout(run) {
     probeReport,
     probe: run.config.probe ? part('Probe', probeReport) : null,
     tiles: h('dl', { class: 'tiles' }),
+    scale: h('div', { class: 'filters' }),
     width: h('p', { class: 'muted' }),
     charts: h('div', { class: 'charts' }),
     services: h('div', {}),

@@ -17,18 +17,31 @@ const SPARK_POINTS = 120;
 export async function runsView(box, address, signal) {
   const list = h('div', { class: 'runs' }, notice('loading', 'Loading runs …'));
   const more = h('div', { class: 'actions' });
-  const filter = { state: address.query.get('state') ?? '', name: '', limit: 30 };
+  const filter = {
+    state: address.query.get('state') ?? '',
+    name: address.query.get('name') ?? '',
+    config: address.query.get('config') ?? '',
+    limit: 30,
+  };
   let wake = () => {};
   const ask = () => {
+    const said = new URLSearchParams(
+      Object.entries({ state: filter.state, name: filter.name, config: filter.config }).filter(([, text]) => text),
+    );
+    window.history.replaceState(null, '', `#/${said.size ? `?${said}` : ''}`); // so that it can be shared as a link
     wake();
   };
-  const search = h('input', {
-    type: 'search',
-    oninput: (/** @type {any} */ event) => {
-      filter.name = event.target.value;
-      ask();
-    },
-  });
+  const input = (/** @type {'name' | 'config'} */ field, /** @type {string} */ placeholder) =>
+    h('input', {
+      type: 'search',
+      name: field,
+      placeholder,
+      value: filter[field],
+      oninput: (/** @type {any} */ event) => {
+        filter[field] = event.target.value;
+        ask();
+      },
+    });
   fill(
     box,
     h(
@@ -49,7 +62,13 @@ export async function runsView(box, address, signal) {
           ask();
         },
       ),
-      h('label', { class: 'field' }, h('span', {}, 'Name contains'), search),
+      h('label', { class: 'field' }, h('span', {}, 'Name contains'), input('name', '')),
+      h(
+        'label',
+        { class: 'field config' },
+        h('span', {}, 'Configuration has'),
+        input('config', 'optimizer.learning_rate=1e-6'),
+      ),
     ),
     list,
     more,
@@ -66,6 +85,7 @@ export async function runsView(box, address, signal) {
     const query = new URLSearchParams({ limit: String(filter.limit) });
     if (filter.state) query.set('state', filter.state);
     if (filter.name) query.set('name', filter.name);
+    for (const setting of settingsOf(filter.config)) query.append('config', setting);
     const page = await call(`/v1/runs?${query}`, { signal });
     if (signal.aborted || own !== asked) return; // a later request is in progress
     render(list, rows, page.items, filter, signal);
@@ -92,11 +112,16 @@ export async function runsView(box, address, signal) {
   poll(2, signal, load, (problem) => fill(list, problemBox(problem)));
 }
 
+/** The complete field=value terms of a search; a term that is still being typed changes nothing. @param {string} text */
+function settingsOf(text) {
+  return text.split(/\s+/).filter((term) => /^\w+(\.\w+)*=[^[{]/.test(term));
+}
+
 /**
  * @param {HTMLElement} list
  * @param {Map<string, Row>} rows
  * @param {any[]} runs
- * @param {{state: string, name: string}} filter
+ * @param {{state: string, name: string, config: string}} filter
  * @param {AbortSignal} signal
  */
 function render(list, rows, runs, filter, signal) {
@@ -109,7 +134,7 @@ function render(list, rows, runs, filter, signal) {
   if (!runs.length) {
     fill(
       list,
-      filter.state || filter.name
+      filter.state || filter.name || filter.config
         ? notice('empty', 'No runs match the filter.')
         : notice('empty', 'No runs yet.', 'Start one here, or with ', h('code', {}, 'turnout demo'), '.'),
     );
@@ -163,10 +188,25 @@ function makeRow(run, signal) {
     values.push(...items.map((item) => item.metrics.reward_mean).filter(Number.isFinite));
     spark.draw(thin(values));
   };
+  let newest = run;
+  let isNear = false;
+  // A sparkline needs the run's steps, so only rows near the window ask for them.
+  const watcher = new IntersectionObserver(
+    (entries) => {
+      isNear = entries.at(-1)?.isIntersecting ?? false;
+      if (isNear && newest.step !== last) learn(newest.step);
+    },
+    { rootMargin: '100px' },
+  );
+  watcher.observe(element);
   return {
     element,
-    close: () => spark.close(),
+    close: () => {
+      watcher.disconnect();
+      spark.close();
+    },
     update: (now) => {
+      newest = now;
       progress.value = now.step;
       fill(steps, `${now.step} of ${now.num_steps} steps`);
       fill(
@@ -186,7 +226,7 @@ function makeRow(run, signal) {
         fill(state, badge(now.state), now.reason && !failed ? h('p', { class: 'reason' }, now.reason) : null);
         fill(why, failed ? now.reason : '');
       }
-      if (now.step !== last) learn(now.step);
+      if (isNear && now.step !== last) learn(now.step);
     },
   };
 }

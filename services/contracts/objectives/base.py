@@ -93,6 +93,10 @@ class Terms(Protocol[V]):
     def teacher_gap(self) -> V:
         """log q(y_t) - log p(y_t) of the sampled token, without gradient; 0 without teacher information."""
 
+    def credit(self) -> V:
+        """clip(exp(sign(A_i) teacher gap), 1 - rlsd_clip, 1 + rlsd_clip), without gradient; 1 without teacher
+        information."""
+
     def divergence(self) -> V:
         """D_alpha(p, q) between student and self-teacher on the student's top K and a tail. Branch `sdpo` only."""
 

@@ -8,10 +8,11 @@ from typing import Any, Final
 from services.contracts.objectives.advantage_mix import AdvantageMix
 from services.contracts.objectives.base import Objective
 from services.contracts.objectives.grpo import Grpo
+from services.contracts.objectives.rlsd import Rlsd
 from services.contracts.objectives.sdpo import Sdpo
 from services.contracts.objectives.srpo import Srpo
 
-OBJECTIVES: Final[Mapping[str, Objective]] = {kind.name: kind() for kind in (Srpo, Grpo, Sdpo, AdvantageMix)}
+OBJECTIVES: Final[Mapping[str, Objective]] = {kind.name: kind() for kind in (Srpo, Grpo, Sdpo, AdvantageMix, Rlsd)}
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     name: values for objective in OBJECTIVES.values() for name, values in objective.presets.items()
 }

@@ -90,6 +90,10 @@ class ObjectiveSettings(Section):
     compares them."""
     mix_lambda: Fraction = 0.9
     """Share of the GRPO advantage in the mixed one."""
+    rlsd_lambda: Fraction = 0.5
+    """Share of a token's advantage that the self-teacher scales; 0 is GRPO."""
+    rlsd_clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Bound on the self-teacher's scale: within 1 - rlsd_clip and 1 + rlsd_clip."""
 
 
 ALWAYS: Final = frozenset(

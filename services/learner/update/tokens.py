@@ -13,6 +13,7 @@ from services.learner.model.forward import Project, real_logits
 from services.learner.objectives.terms.divergence import generalised_divergence
 from services.learner.objectives.terms.entropy import entropy_nats
 from services.learner.objectives.terms.ratios import (
+    MAX_LOG_RATIO,
     engine_correction,
     in_band,
     policy_ratio,
@@ -130,6 +131,11 @@ class Tokens:
             self._teacher_entropy = torch.zeros_like(self._old)
             self._teacher_entropy[taught] = cut.entropy.to(theirs.dtype)
         return torch.where(taught, theirs - self._cut.logprobs.detach(), 0.0)
+
+    def credit(self) -> Tensor:
+        bound = self._section.rlsd_clip
+        favour = (self.advantage.sign() * self.teacher_gap()).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+        return favour.exp().clamp(1.0 - bound, 1.0 + bound)
 
     def divergence(self) -> Tensor:
         assert self._student is not None, "only the SDPO branch compares distributions"

@@ -212,6 +212,8 @@ NOT_THE_DEFAULT: dict[str, Any] = {
     "keep_contrast": 0.5,
     "distil": "correct",
     "mix_lambda": 0.5,
+    "rlsd_lambda": 0.3,
+    "rlsd_clip": 0.4,
     "success_threshold": 0.7,
     "mask_truncated": True,
     "importance_weight_cap": 3.0,

@@ -64,6 +64,12 @@ def gspo_loss(logprobs, old, advantage, objective):
     return len(old) * clipped_loss(ratio, advantage, objective)
 
 
+def rlsd_advantage(advantage, gap, objective):
+    credit = math.exp(gap if advantage > 0 else -gap if advantage < 0 else 0.0)
+    credit = min(max(credit, 1 - objective.rlsd_clip), 1 + objective.rlsd_clip)
+    return advantage * (1 - objective.rlsd_lambda + objective.rlsd_lambda * credit)
+
+
 def by_sequence(mean, logprob):
     """GSPO-token: the sequence's ratio by value, the token's own gradient."""
     return None if mean is None else math.exp(mean) * torch.exp(logprob - float(logprob.detach()))
@@ -168,6 +174,9 @@ def minibatch_loss(student, teacher, sequences, old, config, initial=None):
                 if index in taught:
                     gap = float(log_softmax(taught[index][step])[token]) - float(logprob.detach())
                     advantage = advantage + (1 - objective.mix_lambda) * gap
+            if objective.name == "rlsd" and index in taught:
+                gap = float(log_softmax(taught[index][step])[token]) - float(logprob.detach())
+                advantage = rlsd_advantage(advantage, gap, objective)
             ratio = by_sequence(mean, logprob)
             total = total + kept * grpo_loss(logprob, before, behaviour, advantage, objective, ratio)
             if first is not None:

@@ -62,18 +62,21 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     },
     "grpo-cispo": {"name": "grpo", "surrogate": "cispo"},
     "srpo-cispo-contrast": {"name": "srpo", "top_k": 5, "surrogate": "cispo", "keep_contrast": 0.5},
+    "rlsd": {"name": "rlsd", "rlsd_clip": 0.6, "rlsd_lambda": 0.8},
+    "rlsd-sequence": {"name": "rlsd", "aggregation": "sequence", "advantage": "mean_std"},
     "srpo-constant": {"name": "srpo", "top_k": 5, "aggregation": "constant"},
     "grpo-dual-kl": {"name": "grpo", "dual_clip": 1.2, "reference_kl_coefficient": 0.3},
 }
 
 
 INVARIANT = ["srpo", "sdpo", "grpo", "advantage_mix", "srpo-gspo-kl", "srpo-sequence", "grpo-dual-kl"]
-INVARIANT += ["srpo-gspo-contrast", "srpo-all-weights", "srpo-masked-responses"]
+INVARIANT += ["srpo-gspo-contrast", "srpo-all-weights", "srpo-masked-responses", "rlsd"]
 
 
 def sequences_for(name: str, seed: int = 3, number: int = 14) -> list[TrainSequence]:
     routes = {"srpo": ("grpo", "sdpo", "none"), "grpo": ("grpo",), "sdpo": ("sdpo", "none"), "advantage_mix": ("grpo",)}
-    return random_sequences(seed, number, routes=routes[name], teach_grpo=name == "advantage_mix")
+    routes["rlsd"] = routes["advantage_mix"]
+    return random_sequences(seed, number, routes=routes[name], teach_grpo=name in ("advantage_mix", "rlsd"))
 
 
 def shifted(old: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -289,6 +292,15 @@ def test_cispo_keeps_the_gradient_of_tokens_that_the_clip_would_stop() -> None:
         norms[surrogate] = report.gradient_norm
     assert norms["ppo"] == 0.0
     assert norms["cispo"] > 0.1
+
+
+def test_rlsd_without_the_teachers_share_is_grpo() -> None:
+    sequences = sequences_for("rlsd")
+    rlsd, grpo = PlainEngine(torch.float64), PlainEngine(torch.float64)
+    run_minibatch(rlsd, sequences, None, run_config(name="rlsd", rlsd_lambda=0.0))
+    bare = [dataclasses.replace(item, teacher_prompt_ids=None) for item in sequences]
+    run_minibatch(grpo, bare, None, run_config(name="grpo"))
+    close(rlsd.gradients, grpo.gradients, 1e-6)
 
 
 def test_ratios_by_sequence_are_gspo_itself_where_the_engine_agrees() -> None:

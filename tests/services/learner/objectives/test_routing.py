@@ -47,7 +47,7 @@ def test_the_worked_case_of_eight_with_the_second_and_fifth_correct() -> None:
     assert [item.needs_teacher for item in chosen] == [item.route == "sdpo" for item in chosen]
 
 
-@pytest.mark.parametrize("name", ["srpo", "grpo", "sdpo", "advantage_mix"])
+@pytest.mark.parametrize("name", ["srpo", "grpo", "sdpo", "advantage_mix", "rlsd"])
 @pytest.mark.parametrize("rewards", [[0, 0, 0], [1, 1, 1], [0, 1, 0], [1], [0]])
 def test_edge_groups(name: str, rewards: list[float]) -> None:
     chosen = route(outcome(rewards), name=name)
@@ -60,9 +60,10 @@ def test_edge_groups(name: str, rewards: list[float]) -> None:
             "grpo": "grpo",
             "sdpo": "sdpo" if informed else "none",
             "advantage_mix": "grpo",
+            "rlsd": "grpo",
         }[name]
         assert item.route == expected
-        assert item.needs_teacher == (informed and (expected == "sdpo" or name == "advantage_mix"))
+        assert item.needs_teacher == (informed and (expected == "sdpo" or name in ("advantage_mix", "rlsd")))
 
 
 @given(GROUPS, st.sampled_from(FEEDBACK), st.sampled_from(["first", "random", "shortest"]))

@@ -215,3 +215,4 @@ FORMS: Final[dict[str, Callable[[Question], object]]] = {
     "code": read_tests,
     "http": http_url,
 }
+"""The verifier's built-in kinds. A new one is an entry here and a module in `services.verifier.rewards`."""

@@ -13,7 +13,10 @@ A reward that waits for something outside the process, such as the sandbox or th
     @asynccontextmanager
     async def open_http() -> AsyncIterator[Opened]: ...
 
-If opening raises `UnavailableError`, only the questions of that kind cannot be judged. `BUILT_IN` lists the modules.
+If opening raises `UnavailableError`, only the questions of that kind cannot be judged.
+
+The kinds are those of `services.contracts.questions.forms`, which says what a row of each kind must contain. A kind
+without a form, whose bad rows would fail only once they are judged, cannot be added.
 """
 
 from __future__ import annotations
@@ -31,10 +34,11 @@ import msgspec
 from services.contracts.errors import ConfigurationError, QuestionError
 from services.contracts.judgement import Judgement
 from services.contracts.messages import Question
+from services.contracts.questions.forms import FORMS
 
 ENTRY_POINTS: Final = "turnout.rewards"
-BUILT_IN: Final = ("mcq", "tooluse", "recall", "exact", "regex", "math", "code", "http")
-"""Modules of this package, each of which registers the kind of the same name."""
+BUILT_IN: Final = tuple(FORMS)
+"""Kinds whose rows can be checked. A module of the same name in this package registers the reward."""
 LONGEST_TEXT: Final = 4000
 
 

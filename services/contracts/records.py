@@ -154,7 +154,7 @@ class WeightPush(Event, frozen=True, kw_only=True, forbid_unknown_fields=False):
     error: str = ""
     """Empty if the server's checksum was confirmed; otherwise what failed."""
     transport: str = "store"
-    """The transport of the last attempt: `store`, `http`, `cuda_ipc` or `nccl`."""
+    """The transport of the last attempt: `store`, or the run's `weights.transport`."""
 
 
 class RunEvent(Record, frozen=True, kw_only=True):

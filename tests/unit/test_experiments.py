@@ -58,6 +58,11 @@ FILE: dict[str, Any] = {
 
 
 UNKNOWN_METRIC = {"claim": "x", "higher": {"method": "srpo", "metric": "acc"}, "lower": {"method": "grpo"}}
+STEPS_BEFORE = {
+    "claim": "Steps get faster",
+    "higher": {"method": "grpo"},
+    "lower": {"method": "srpo", "metric": "seconds", "at": "before"},
+}
 HUNDRED = list(range(100, 200))
 
 
@@ -103,6 +108,7 @@ def test_a_cell_lays_method_phase_and_grid_over_the_shared_part() -> None:
         ({"budgets": {"steps": [50]}}, "budgets.steps", "trains for 40 steps"),
         ({"final": {"changes": {"evaluation": {"after_training": False}}}}, "methods.srpo", "not evaluated"),
         ({"claims": [UNKNOWN_METRIC]}, None, "acc, which is not a metric"),
+        ({"claims": [STEPS_BEFORE]}, None, "claims.0.lower.at is before, but seconds is a metric of training steps"),
         ({"final": {"seeds": HUNDRED}, "methods": {f"m{i}": {} for i in range(12)}}, None, "more than 1000"),
         ({"seed": 3}, "seed", "seed is not a field"),
     ],
@@ -236,6 +242,19 @@ def test_a_claim_on_a_metric_of_steps_compares_parts_of_a_run() -> None:
     assert result.difference.mean == pytest.approx(0.32)
     (result,) = summarize(experiment, {}).claims
     assert result.verdict == "no data"
+
+
+def test_a_claim_can_compare_the_trained_with_the_untrained_model() -> None:
+    claim = {
+        "claim": "It learns",
+        "higher": {"method": "srpo", "at": "end"},
+        "lower": {"method": "srpo", "at": "before"},
+    }
+    experiment = parse_experiment(changed(claims=[claim]))
+    histories = {("srpo", seed): history_of(seed, {0: 0.1, 10: 0.9, 20: 0.4, 30: 0.5, 40: 0.6}) for seed in (1, 2, 3)}
+    (result,) = summarize(experiment, histories).claims
+    assert result.difference.mean == pytest.approx(0.45)
+    assert result.verdict == "shown"
 
 
 @pytest.mark.parametrize(

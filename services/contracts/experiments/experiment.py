@@ -66,10 +66,11 @@ class Quantity(Section):
     method: Name
     metric: str = "accuracy"
     """`accuracy` or `pass_at_k` of evaluations, or a metric of training steps (docs/metrics.md)."""
-    at: Literal["start", "end", "best"] | Positive | tuple[Positive, Positive] = "end"
-    """`end`: mean of the last evaluations, or of the last fifth of the steps. `start`: the first evaluation after some
-    training, or the first fifth of the steps. `best`: the best evaluation. A number: the evaluation after that step, or
-    the steps up to it. Two numbers: all evaluations or steps from one to the other, averaged."""
+    at: Literal["before", "start", "end", "best"] | Positive | tuple[Positive, Positive] = "end"
+    """`end`: mean of the last evaluations, or of the last fifth of the steps. `before`: the evaluation of the untrained
+    model. `start`: the first after some training, or the first fifth of the steps. `best`: the best evaluation.
+    A number: the evaluation after that step, or the steps up to it. Two numbers: all evaluations or steps from one to
+    the other, averaged."""
 
 
 class ClaimSection(Section):
@@ -119,6 +120,11 @@ class ExperimentConfig(Section):
                     yield (
                         f"claims.{index}.{side}.metric is {quantity.metric}, which is not a metric; "
                         "docs/metrics.md lists them"
+                    )
+                elif quantity.at == "before" and quantity.metric not in EVALUATED:
+                    yield (
+                        f"claims.{index}.{side}.at is before, but {quantity.metric} is a metric of training steps; "
+                        "use start, or one of accuracy and pass_at_k"
                     )
         if self.tuning is None:
             return

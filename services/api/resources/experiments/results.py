@@ -104,6 +104,8 @@ class History:
     def _evaluated(self, quantity: Quantity, last: int) -> float | None:
         trained = [item for item in self.evaluations if item.step > 0]
         match quantity.at:
+            case "before":
+                shown = [item for item in self.evaluations if item.step == 0]
             case "start":
                 shown = trained[:1]
             case "end":

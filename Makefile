@@ -13,11 +13,12 @@ UNIT := tests/unit tests/deploy/test_words.py tests/services/learner/objectives 
   tests/services/rollout/test_last_words.py tests/services/rollout/test_packing.py tests/services/rollout/test_transfer.py \
   tests/services/runtime/test_logs.py tests/services/runtime/test_model_folder.py tests/services/runtime/test_side_streams.py
 
-.PHONY: help install install-gpu install-dev demo up down doctor test test-deploy test-hosts unit coverage experiment chaos bench docs locks clean
+.PHONY: help install install-gpu install-dev demo up down doctor test test-deploy test-hosts unit coverage experiment smollm2 smollm2-strict
+.PHONY: chaos bench docs locks clean
 .PHONY: check check-python check-types check-borders check-page check-prose check-docs check-generated check-deploy check-kubernetes
 
 help:  ## Show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
 install:  ## Install for a machine without a GPU
 	@deploy/install.sh cpu
@@ -101,6 +102,17 @@ experiment: install  ## Compare the methods on the embedded benchmark, tuned, fi
 	@status=0; $(BIN)/turnout experiment examples/experiments/embedded.yaml --api-url http://127.0.0.1:8411 \
 	  --out .turnout/experiment/report || status=$$?; \
 	  $(BIN)/turnout down --home .turnout/experiment; exit $$status
+
+smollm2:  ## SRPO, GRPO and SDPO on a pretrained model that learns to answer questions: about ten hours
+smollm2-strict:  ## The same with a strict reward
+smollm2: FILE := examples/smollm2/experiment.yaml
+smollm2-strict: FILE := examples/smollm2/experiment-strict.yaml
+smollm2 smollm2-strict: install-dev
+	@$(BIN)/python examples/make_smollm2.py models/smollm2-135m
+	@$(BIN)/turnout up --detach --home .turnout/$@ --api-port 8412
+	@status=0; $(BIN)/turnout experiment $(FILE) --api-url http://127.0.0.1:8412 \
+	  --out .turnout/$@/report || status=$$?; \
+	  $(BIN)/turnout down --home .turnout/$@; exit $$status
 
 chaos: install-dev  ## A run under 30 SIGKILLs, servers joining and leaving, beside an undisturbed one: a report
 	$(BIN)/python -m tests.ring.chaos

@@ -50,7 +50,6 @@ TOPICS: Final[dict[str, Topic]] = {
     "currency": Topic("countries", "currency", "What is the currency of {country}?"),
     "symbol": Topic("elements", "symbol", "What is the chemical symbol of {element}?"),
     "class": Topic("animals", "class", "To which class of animals does the {animal} belong?"),
-    "spanish": Topic("words", "english", 'What is the English for the Spanish word "{spanish}"?'),
     "past": Topic("verbs", "past", 'What is the past tense of the verb "{verb}"?'),
     "opposite": Topic("opposites", "opposite", 'What is the opposite of "{word}"?'),
     "landmark": Topic("landmarks", "country", "In which country is {landmark}?"),

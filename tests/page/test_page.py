@@ -100,7 +100,7 @@ def test_a_run_from_start_to_stop(api: Api, browser: Visitor, player: Player, ru
     browser.go()
     browser.find('.run .badge[data-state="stopped"]')
     browser.sees("2 of 60 steps")
-    browser.find(".spark .scatterlayer")
+    browser.find(".spark path")
 
 
 def test_samples_show_each_tokens_value_and_texts_stay_text(
@@ -311,7 +311,7 @@ def test_a_phone_never_scrolls_sideways(api: Api, browser: Visitor, player: Play
     run_id = start(api, browser, player, run_text)
     browser.resize(*PHONE)
     for address, sign in (
-        ("", ".spark .scatterlayer"),
+        ("", ".spark path"),
         (f"#/runs/{run_id}", '[data-chart="Gradient and clipping"] .scatterlayer'),
         (f"#/runs/{run_id}/samples?numbers=1", ".token"),
         (f"#/compare?runs={run_id}", ".chart .scatterlayer"),

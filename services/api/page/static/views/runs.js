@@ -6,7 +6,7 @@ import { poll } from '../connection.js';
 import { choice, fill, h, heading, notice } from '../dom.js';
 import { ago, fixed, percent } from '../format.js';
 import { badge, problemBox } from '../parts/actions.js';
-import { Sparkline } from '../parts/chart.js';
+import { Sparkline } from '../parts/sparkline.js';
 
 const STATES = ['queued', 'starting', 'running', 'paused', 'stopping', 'stopped', 'succeeded', 'failed'];
 const SPARK_POINTS = 120;
@@ -201,10 +201,7 @@ function makeRow(run, signal) {
   watcher.observe(element);
   return {
     element,
-    close: () => {
-      watcher.disconnect();
-      spark.close();
-    },
+    close: () => watcher.disconnect(),
     update: (now) => {
       newest = now;
       progress.value = now.step;

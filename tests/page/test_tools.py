@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.page.calls import get
 from tests.page.conftest import Api
 from tests.page.player import Player, step_metrics
 from tests.page.test_page import start
@@ -51,12 +50,12 @@ def test_the_list_and_a_comparison_can_be_shared(api: Api, browser: Visitor, pla
     player.state("succeeded")
     player.run_id = None
     player.beat()
-    other = run_text.replace("first run", "second run").replace("clip_low: 0.2", "clip_low: 0.1")
+    other = run_text.replace("first run", "second run").replace("clip_low: 0.2", "name: grpo")
     second = start(api, browser, player, other)
     browser.go()
     browser.choose("State", "succeeded")
     browser.write('input[name="name"]', "run")
-    browser.write('input[name="config"]', "objective.clip_low=0.2 data.")
+    browser.write('input[name="config"]', "objective.name=srpo data.")
     browser.until(lambda: len(browser.all(".run")) == 1, "one run matches")
     browser.go(browser.driver.current_url.split("/", 3)[3])
     browser.sees("first run")
@@ -65,5 +64,8 @@ def test_the_list_and_a_comparison_can_be_shared(api: Api, browser: Visitor, pla
     browser.go(f"#/compare?runs={first},{second}")
     table = browser.find('[aria-label="Configuration differences"]')
     rows = [row.text.split() for row in table.find_elements("css selector", "tbody tr")]
-    assert rows == [["objective.clip_low", "0.2", "0.1"]]
-    assert get(api, f"/v1/runs/{second}")["config"]["objective"]["clip_low"] == 0.1
+    assert rows == [["objective.name", '"srpo"', '"grpo"']]
+
+    # The second run has the first one's settings, which its page notes.
+    browser.go(f"#/runs/{second}")
+    browser.sees("Set `preset: paper-grpo`")

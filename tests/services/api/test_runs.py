@@ -126,7 +126,7 @@ async def test_rows_that_take_too_long_are_left_to_the_learner_and_the_run_says_
         ("data.train", "/no/such/file.jsonl", "data.train", "outside the folders"),
         ("data.train", "hub:", "data.train", "hub:"),
         ("data.validation", "nothing.jsonl", "data.validation", "no such file"),
-        ("model.trust_remote_code", True, "model.trust_remote_code", "does not run code"),
+        ("model.trust_remote_code", True, "model.trust_remote_code", "does not run models' own code"),
     ],
 )
 async def test_a_wrong_run_is_refused_with_field_and_remedy(

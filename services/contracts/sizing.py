@@ -31,6 +31,12 @@ ENGINE_BYTES: Final = 3 * 10**9
 """vLLM's activations and CUDA graphs: an assumption, not measured."""
 KV_BLOCK: Final = 16
 """Tokens in a block of vLLM's KV cache on a GPU, its default."""
+LOGIT_BYTES: Final = 12
+"""Float32 copies of a chunk of logits that exist at once: logits, probabilities and their product."""
+TAUGHT_LOGIT_BYTES: Final = 16
+"""The same of the teacher, and the student's probabilities."""
+WHOLE_LOGIT_BYTES: Final = 40
+"""The same if all probabilities are compared (`objective.top_k: null`)."""
 TOKEN_BYTES: Final = 120
 """Numbers per response token of a mini-batch (`services.learner.update.layout`)."""
 KINDS: Final = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
@@ -140,8 +146,9 @@ class Learner:
     """Weights and float32 averages."""
     reference: float
     activations: float
-    logits: float
-    """One chunk of them, and the gradient of the LM head."""
+    """What layers and LM head keep for the backward pass."""
+    temporary: float
+    """At the most demanding moment of a pass: a chunk of logits, or the backward pass of one layer."""
     teacher_states: float
     """The teacher's hidden states of a mini-batch, and numbers per token."""
     publishing: float
@@ -150,10 +157,9 @@ class Learner:
 
     @property
     def total(self) -> float:
-        """On the GPU. Copies for publishing exist between steps, without activations and logits, except for the buffer
-        of `cuda_ipc`, which stays."""
+        """On the GPU."""
         state = self.weights + self.optimizer + self.gradients + self.buffers + self.teacher + self.reference
-        return state + self.publishing + self.activations + self.logits + self.teacher_states
+        return state + self.publishing + self.activations + self.temporary + self.teacher_states
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +221,7 @@ def learner(config: RunConfig, shape: Shape, response_tokens: int | None = None)
         teacher=model + (0 if offloads else averages),
         reference=w * size / cut if referred else 0,
         activations=activations(config, shape, response_tokens),
-        logits=logits(config, shape),
+        temporary=temporary(config, shape, passing, response_tokens),
         teacher_states=_tokens_of_rank(config, response_tokens) * (TOKEN_BYTES + (w * shape.hidden if taught else 0)),
         publishing=_publishing(config, trained),
         cpu=(12 + (w if w == 2 else 0) + w + (4 if taught else 0)) * trained
@@ -269,38 +275,50 @@ def attended_ratio(config: RunConfig, response_tokens: int | None = None) -> flo
 def layer_bytes(config: RunConfig, shape: Shape, attended: float = 1.0) -> float:
     """What one layer keeps per token for the backward pass."""
     h, m, q, k = shape.hidden, shape.middle, shape.queries, shape.keys
+    # Norms whose weights are frozen do not keep what their weights' gradient would need.
+    frozen = 0 if config.model.lora is None else width(config) * (2 * h + q + k)
     if width(config) == 2:
-        return 16 * h + 8 * m + attended * (12 * q + 10 * k)
-    return 24 * h + 16 * m + attended * (20 * q + 16 * k)
+        return 16 * h + 8 * m + attended * (12 * q + 10 * k) - frozen
+    return 24 * h + 16 * m + attended * (20 * q + 16 * k) - frozen
 
 
 def activations(config: RunConfig, shape: Shape, response_tokens: int | None = None) -> float:
-    """Activations of the largest pass with gradients, or of the largest teacher pass if that is more."""
-    w, tokens = width(config), pass_tokens(config)
+    """What the largest pass with gradients keeps, for every layer and for the LM head's input."""
     one = layer_bytes(config, shape, attended_ratio(config, response_tokens))
-    layers = one * shape.layers
     if config.training.gradient_checkpointing:
-        layers = w * shape.hidden * shape.layers + one
-    backward = w * (3 * shape.middle + 2 * shape.hidden)
-    kept = tokens * (layers + backward + 6 * w * shape.hidden)
-    if not OBJECTIVES[config.objective.name].has_teacher:
-        return kept
-    return max(kept, teacher_pass_tokens(config) * one)
+        one = width(config) * shape.hidden
+    return pass_tokens(config) * (shape.layers * one + 6 * width(config) * shape.hidden)
 
 
-def logits(config: RunConfig, shape: Shape) -> float:
-    """One chunk of logits with what is computed of them, and the gradient of a trained LM head."""
-    tokens = pass_tokens(config)
-    chunk = min(tokens * shape.vocabulary, max(CHUNK_LOGITS, shape.vocabulary))
-    taught = OBJECTIVES[config.objective.name].has_teacher
-    values = 8 + (4 if taught else 0) + (2 if width(config) == 2 else 0)
-    if taught and config.objective.top_k is None:
-        values = 40
+def temporary(config: RunConfig, shape: Shape, passing: float, response_tokens: int | None = None) -> float:
+    """What exists on top of the activations, at most: of logits, of a layer's backward pass, or of a teacher pass.
+
+    Args:
+        passing: bytes of gradients during a step; in bfloat16 they are not there yet while logits are.
+    """
+    w, tokens = width(config), pass_tokens(config)
+    again = layer_bytes(config, shape, attended_ratio(config, response_tokens))
+    backward: float = w * (3 * shape.middle + 2 * shape.hidden)
+    if config.training.gradient_checkpointing:  # what a recomputed layer keeps is freed as its gradients are made
+        backward = again + 2 * w * shape.hidden
     head = 0.0
     if config.model.lora is None:
         many = tokens * shape.vocabulary > CHUNK_LOGITS
-        head = shape.vocabulary * shape.hidden * (width(config) + (4 if many else 0))
-    return chunk * values + head
+        head = shape.vocabulary * shape.hidden * (w + (4 if many else 0))
+    late = passing if w == 2 and stage(config) == 1 else 0.0
+    most = max(head + logits(config, shape) - late, head + tokens * backward)
+    if not OBJECTIVES[config.objective.name].has_teacher:
+        return most
+    teacher = teacher_pass_tokens(config) * layer_bytes(config, shape) - activations(config, shape, response_tokens)
+    return max(most, teacher)
+
+
+def logits(config: RunConfig, shape: Shape) -> float:
+    """One chunk of logits, and what is computed of them."""
+    chunk = min(pass_tokens(config) * shape.vocabulary, max(CHUNK_LOGITS, shape.vocabulary))
+    taught = OBJECTIVES[config.objective.name].has_teacher
+    whole = taught and config.objective.top_k is None
+    return chunk * (WHOLE_LOGIT_BYTES if whole else TAUGHT_LOGIT_BYTES if taught else LOGIT_BYTES)
 
 
 def _tokens_of_rank(config: RunConfig, response_tokens: int | None) -> float:

@@ -90,7 +90,7 @@ class AdapterTeacher(EmaTeacher):
 def initial_model(deepspeed_engine: Any) -> SwappedStudent:
     """The base without its adapter: an adapter of zeros adds exact zeros."""
     parameters = _trained(deepspeed_engine)
-    zeros = [torch.zeros(())] * len(parameters)
+    zeros = [torch.zeros((), device=part_of(parameter).device) for parameter in parameters]
     return SwappedStudent(deepspeed_engine, parameters, lambda: zeros)
 
 

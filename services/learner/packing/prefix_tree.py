@@ -111,10 +111,12 @@ def pack_tree(
         nodes[place[index], len(prompt) - 1 : len(row)]
         for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True))
     ]
+    places = token_places(responses, offsets)
     return PackedBatch(
         input_ids=torch.from_numpy(tree.ids[is_own][None]).to(device),
         positions=torch.from_numpy(np.concatenate(positions)).to(device),
-        tokens=token_places(responses, offsets, device),
+        tokens=torch.from_numpy(places).to(device),
+        places=places,
         position_ids=torch.from_numpy(np.nonzero(is_own)[1][None]).to(device),
         paths=_paths(tree, nodes, device),
     )

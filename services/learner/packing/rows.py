@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 PASS_OVERHEAD_TOKENS = 64
@@ -78,6 +79,8 @@ class PackedBatch:
     """[n], int64: index, into the flattened [rows * longest] positions, from which each response token is predicted."""
     tokens: Tensor
     """[n], int64: index of each token in the layout of all response tokens (`offsets`)."""
+    places: NDArray[np.int64]
+    """`tokens` in CPU memory."""
     position_ids: Tensor | None = None
     """[1, N], int64: position of each token in its rows, for a prefix tree."""
     paths: Paths | None = None
@@ -109,20 +112,23 @@ def pad_rows(
         row * longest + len(prompt) - 1 + np.arange(len(response))
         for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
     ]
+    places = token_places(responses, offsets)
     return PackedBatch(
         input_ids=torch.from_numpy(ids).to(device),
         positions=torch.from_numpy(np.concatenate(positions)).to(device),
-        tokens=token_places(responses, offsets, device),
+        tokens=torch.from_numpy(places).to(device),
+        places=places,
     )
 
 
-def token_places(responses: Sequence[Sequence[int]], offsets: Sequence[int], device: torch.device) -> Tensor:
-    """`PackedBatch.tokens` of whole responses."""
+def token_places(responses: Sequence[Sequence[int]], offsets: Sequence[int]) -> NDArray[np.int64]:
+    """`PackedBatch.places` of whole responses."""
     places = [offset + np.arange(len(response)) for response, offset in zip(responses, offsets, strict=True)]
-    return torch.from_numpy(np.concatenate(places)).to(device)
+    return np.concatenate(places)
 
 
 def dummy_batch(device: torch.device) -> PackedBatch:
     """A batch of one token without a response, for ranks that must join a pass but have no sequence left."""
     empty = torch.zeros(0, dtype=torch.int64, device=device)
-    return PackedBatch(torch.zeros((1, 1), dtype=torch.int64, device=device), empty, empty)
+    ids = torch.zeros((1, 1), dtype=torch.int64, device=device)
+    return PackedBatch(ids, empty, empty, np.zeros(0, dtype=np.int64))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from services.contracts.errors import TurnoutError
@@ -56,6 +57,8 @@ class Layout:
     slots: Tensor
     """Place of each token among those with a teacher pass, or -1; [T], int64."""
     num_teacher_tokens: int
+    taught: NDArray[np.bool_]
+    """Whether a token has a teacher pass, [T], in CPU memory."""
     difficulty: Tensor
     """`TrainSequence.difficulty`, [T]."""
     weights: Tensor
@@ -118,7 +121,7 @@ def lay_out(
             [token for row in rows for token in sequences[row].response_ids], dtype=torch.int64, device=device
         ),
         behaviour=torch.tensor(behaviour, dtype=torch.float64).to(device, dtype),
-        old=None if old is None else torch.cat([torch.zeros(0), *(old[row] for row in rows)]).to(device, dtype),
+        old=None if old is None else torch.cat([whole[:0], *(old[row].to(device, dtype) for row in rows)]),
         advantage=per_token([sequences[row].advantage for row in rows]),
         is_sdpo=per_token([float(sequences[row].route == "sdpo") for row in rows]) > 0,
         shares=per_token([1.0 / length for length in lengths]) if aggregation == "sequence" else None,
@@ -129,6 +132,7 @@ def lay_out(
         reference=whole.clone() if objective and objective.reference_kl_coefficient else None,
         slots=torch.from_numpy(slots).to(device),
         num_teacher_tokens=int(taught.sum()),
+        taught=taught,
         difficulty=per_token([sequences[row].difficulty for row in rows]),
         weights=torch.ones_like(whole),
         stats=TokenStatistics.zeros(num_tokens, dtype, device),

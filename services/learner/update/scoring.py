@@ -85,7 +85,7 @@ def write_sequence_mask(
     if old is None:
         old = torch.zeros_like(layout.behaviour)
         write_logprobs(project, states, tokens, layout, old, temperature, width)
-    mean = sequence_mean(old[tokens] - layout.behaviour[tokens], layout.owner[tokens])
+    mean = sequence_mean(old[tokens] - layout.behaviour[tokens], layout.owner[tokens], len(layout.rows))
     layout.kept[tokens] = in_band(mean, section.engine_mask_low, section.engine_mask_high)
 
 
@@ -99,4 +99,4 @@ def write_sequence_ratios(
         return
     now = torch.zeros_like(layout.old)
     write_logprobs(project, states, tokens, layout, now, temperature, width)
-    layout.sequence[tokens] = sequence_mean(now[tokens] - layout.old[tokens], layout.owner[tokens])
+    layout.sequence[tokens] = sequence_mean(now[tokens] - layout.old[tokens], layout.owner[tokens], len(layout.rows))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from services.contracts.objectives.base import Branch
@@ -55,8 +57,11 @@ class Tokens:
         layout: Layout,
         section: ObjectiveSection,
         teacher: TeacherStates | None,
+        places: NDArray[np.int64],
     ) -> None:
-        """`logits` [n, vocabulary] of `tokens` [n] are not kept: the teacher's need their memory."""
+        """`logits` [n, vocabulary] of `tokens` [n] are not kept: the teacher's need their memory. `places` is `tokens`
+        in CPU memory."""
+        self._places = places
         self._tokens, self._layout, self._section, self._teacher = tokens, layout, section, teacher
         self._targets = layout.targets[tokens]
         top_k = section.top_k if section.top_k is not None and section.top_k < logits.shape[-1] else None
@@ -123,14 +128,16 @@ class Tokens:
 
     def teacher_gap(self) -> Tensor:
         slots = self._layout.slots[self._tokens]
-        taught = slots >= 0
         theirs = torch.zeros_like(self._old)
-        if self._teacher is not None and bool(taught.any()):
+        # Found on the CPU: to count them on a GPU would make it wait.
+        which = np.flatnonzero(self._layout.taught[self._places])
+        if self._teacher is not None and len(which):
+            taught = torch.from_numpy(which).to(slots.device)
             cut = cut_fixed(self._teacher.logits(slots[taught]), self._targets[taught])
             theirs[taught] = cut.logprobs.to(theirs.dtype)
             self._teacher_entropy = torch.zeros_like(self._old)
             self._teacher_entropy[taught] = cut.entropy.to(theirs.dtype)
-        return torch.where(taught, theirs - self._cut.logprobs.detach(), 0.0)
+        return torch.where(slots >= 0, theirs - self._cut.logprobs.detach(), 0.0)
 
     def credit(self) -> Tensor:
         bound = self._section.rlsd_clip

@@ -224,7 +224,13 @@ class _Update:
                     where = batch.tokens[chunk]
                     # Logits are not named, so that they are gone when the teacher's come.
                     terms = Tokens(
-                        real_logits(project, states, self.temperature), where, branch, self.layout, section, teacher
+                        real_logits(project, states, self.temperature),
+                        where,
+                        branch,
+                        self.layout,
+                        section,
+                        teacher,
+                        batch.places[chunk],
                     )
                     losses = self.objective.token_loss(branch, terms, section)
                     self.layout.stats.write(where, terms.statistics(losses))
@@ -248,7 +254,8 @@ class _Update:
     def _gather(self) -> tuple[dict[str, float], list[int]]:
         """Sums over all ranks and the weights' histogram; refuses what is not finite."""
         layout = self.layout
-        sdpo = float(layout.is_sdpo.sum())
+        routed = [row for row in layout.rows if self.sequences[row].route == "sdpo"]
+        sdpo = float(sum(len(self.sequences[row].response_ids) for row in routed))
         needed = sum(plan.num_needed_tokens for plan in self.plans.values())
         counts = {
             "num_tokens": float(layout.num_tokens),
@@ -264,7 +271,7 @@ class _Update:
         measured = measure(layout, self.config.objective)
         names = [*counts, *measured]
         local = torch.cat([numbers(self.engine, list(counts.values())), torch.stack(list(measured.values()))])
-        total = self.engine.all_reduce_sum(torch.cat([local, count_weights(layout)]))
+        total = self.engine.all_reduce_sum(torch.cat([local, count_weights(layout)])).cpu()  # waits once, not by number
         values = dict(zip(names, total[: len(names)], strict=True))
         # In the order of cause and effect, so that the first one named is the culprit.
         for name in ("behaviour", "logprobs", "old", "teacher_entropy_sum", "divergence_sum", "reference_kl_sum"):

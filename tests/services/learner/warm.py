@@ -25,9 +25,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402, F401
 
 import services.learner.program.main as program  # noqa: E402
 from tests.faults import NAMESPACES_OF, enter_namespaces  # noqa: E402
-from tests.services.learner import engine_program, update_program  # noqa: E402
+from tests.services.learner import device_program, engine_program, memory_program, update_program  # noqa: E402
 
-PROGRAMS = {"engine": engine_program.run_from, "updates": update_program.run_from}
+PROGRAMS = {
+    "device": device_program.run_from,
+    "engine": engine_program.run_from,
+    "memory": memory_program.run_from,
+    "updates": update_program.run_from,
+}
 
 
 def child(request: dict[str, object]) -> None:

@@ -19,7 +19,7 @@ LEARNER = {
     "teacher": "teacher",
     "reference": "initial model",
     "activations": "activations",
-    "logits": "logits and head gradient",
+    "temporary": "logits, or one layer's backward pass",
     "teacher_states": "teacher states and token numbers",
     "publishing": "copy for cuda_ipc",
 }

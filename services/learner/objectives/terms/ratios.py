@@ -19,18 +19,19 @@ def policy_ratio(logprobs: Tensor, old: Tensor) -> Tensor:
     return (logprobs - old).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
-def sequence_mean(log_ratio: Tensor, owner: Tensor) -> Tensor:
+def sequence_mean(log_ratio: Tensor, owner: Tensor, num_sequences: int) -> Tensor:
     """Mean over each sequence's tokens, given back to each of them: the log of GSPO's s_i (arXiv 2507.18071, eq. 7).
 
     Args:
         log_ratio: log pi_theta - log pi_old of whole sequences, [n]; no gradient.
-        owner: number of the sequence that each token belongs to, [n], int64.
+        owner: number of the sequence that each token belongs to, [n], int64, below `num_sequences`.
 
     Returns:
         [n].
     """
-    totals = log_ratio.new_zeros(int(owner.max()) + 1 if len(owner) else 0).index_add_(0, owner, log_ratio.detach())
-    return totals[owner] / torch.bincount(owner, minlength=len(totals))[owner]
+    totals = log_ratio.new_zeros(num_sequences).index_add_(0, owner, log_ratio.detach())
+    lengths = torch.zeros_like(totals).index_add_(0, owner, torch.ones_like(log_ratio))  # a GPU's bincount waits
+    return totals[owner] / lengths[owner]
 
 
 def sequence_ratio(logprobs: Tensor, mean: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import math
 from itertools import product
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -271,9 +272,8 @@ def terms(
     taught = None if teacher is None else [1]
     sequence = TrainSequence([1], list(range(num_tokens)), behaviour.tolist(), advantage, branch, taught)
     layout = lay_out([sequence], [old], torch.device("cpu"), torch.float64, section)
-    return Tokens(
-        logits, torch.arange(num_tokens), branch, layout, section, None if teacher is None else Teacher(teacher)
-    )
+    asked = None if teacher is None else Teacher(teacher)
+    return Tokens(logits, torch.arange(num_tokens), branch, layout, section, asked, np.arange(num_tokens))
 
 
 @settings(max_examples=40, deadline=None)
@@ -352,9 +352,9 @@ def test_ratios_by_hand() -> None:
 
 def test_sequence_ratios_by_hand() -> None:
     log_ratio, owner = torch.tensor([0.2, -1.0, 0.4, 3.0]), torch.tensor([2, 5, 2, 5])
-    mean = sequence_mean(log_ratio, owner)
+    mean = sequence_mean(log_ratio, owner, 6)
     assert mean.tolist() == pytest.approx([0.3, 1.0, 0.3, 1.0])
-    assert sequence_mean(log_ratio[:0], owner[:0]).tolist() == []
+    assert sequence_mean(log_ratio[:0], owner[:0], 0).tolist() == []
     logprobs = torch.tensor([-4.0, -2.0, -3.0, -1.0], requires_grad=True)
     ratio = sequence_ratio(logprobs, mean)
     assert ratio.tolist() == pytest.approx(mean.exp().tolist())

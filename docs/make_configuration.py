@@ -7,6 +7,7 @@ python docs/make_configuration.py --check  # exit 1 if the page is stale
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -46,6 +47,8 @@ def type_text(schema: dict[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if "const" in schema:
         return f"`{schema['const']}`"
+    if schema.get("type") == "array" and "$ref" in schema.get("items", {}):
+        return "list of sections"
     if schema.get("type") == "array":
         return "list of names" if schema.get("items", {}).get("type") == "string" else "list of numbers"
     return NAMES.get(schema.get("type", ""), schema.get("type", "text"))
@@ -79,8 +82,15 @@ def default_text(field: FieldInfo) -> str:
 
 def nested(field: FieldInfo, *, optional: bool) -> type[BaseModel] | None:
     """The section that a field holds, or with `optional` may hold; None for plain values."""
-    parts = (field.annotation, *(get_args(field.annotation) if optional else ()))
+    parts = types_in(field.annotation) if optional else (field.annotation,)
     return next((part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)), None)
+
+
+def types_in(annotation: Any) -> Iterator[Any]:
+    """A type, and the types in it."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from types_in(part)
 
 
 def section_lines(name: str, field: FieldInfo) -> list[str]:

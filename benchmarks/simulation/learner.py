@@ -22,6 +22,7 @@ from services.learner.connections.redis_link import CONSUMER
 from services.learner.groups.batcher import Batcher
 from services.learner.groups.feeder import Feeder
 from services.learner.groups.ledger import Ledger
+from services.learner.groups.questions import Mixture
 from services.runtime.process import end
 from services.runtime.queue.queue import Delivery, Queue
 
@@ -100,7 +101,7 @@ class Learner:
         """From the newest checkpoint to the end, or to a crash (False)."""
         step, ledger = self._durable
         questions = [Question(id=str(n), kind="mcq", prompt=PROMPT, answer="B") for n in range(1000)]
-        feeder = Feeder(self._queue, self._run_id, self._config, questions)
+        feeder = Feeder(self._queue, self._run_id, self._config, Mixture.of(questions, self._config.training.seed))
         await feeder.read_cursor()
         batcher = Batcher.for_run(self._config, ledger.copy())
         self._arrivals = asyncio.Queue()

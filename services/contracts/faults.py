@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from functools import cache
 from typing import Any, get_args
@@ -14,7 +14,7 @@ from services.contracts.errors import ConfigurationError
 
 MAX_SENTENCES = 10
 MAX_PLACE = 120
-_NAMED_FIELD = re.compile(r"(preset|[a-z]+\.[a-z_]+) ")
+_NAMED_FIELD = re.compile(r"(preset|[a-z]+(\.[a-z0-9_]+)+) ")
 
 
 class Conflicts(ValueError):
@@ -72,12 +72,19 @@ def sentence_of(item: Any, place: str, fields: Sequence[str]) -> str:
 
 def _meant(place: str, fields: Sequence[str]) -> str:
     """The field with this name in another section, or the one of the same section with nearly this name."""
-    section, _, name = place.rpartition(".")
+    section, _, name = re.sub(r"\.\d+\b", "", place).rpartition(".")
     elsewhere = [field for field in fields if field.rpartition(".")[2] == name]
     siblings = [field for field in fields if field.rpartition(".")[0] == section]
     near = get_close_matches(name, [field.rpartition(".")[2] for field in siblings], n=1)
     meant = elsewhere or [f"{section}.{found}".lstrip(".") for found in near]
     return f" (perhaps {meant[0]} is meant)" if meant else ""
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """A type, and the types in it."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from _kinds(part)
 
 
 @cache
@@ -86,7 +93,7 @@ def field_names(section: type[BaseModel], head: str = "") -> tuple[str, ...]:
     names: list[str] = []
     for name, field in section.model_fields.items():
         names.append(head + name)
-        for kind in (field.annotation, *get_args(field.annotation)):
+        for kind in _kinds(field.annotation):
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 names += field_names(kind, f"{head}{name}.")
     return tuple(names)

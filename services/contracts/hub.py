@@ -20,8 +20,8 @@ def is_hub_name(text: str) -> bool:
     return bool(_NAME.fullmatch(text)) and "--" not in text and ".." not in text and not text.endswith(".git")
 
 
-def parse_hub_data(source: str, field: str = "data.train") -> tuple[str, str]:
-    """Name and split of `hub:<owner>/<name>[:<split>]`.
+def hub_place(source: str, field: str = "data.train") -> tuple[str, str]:
+    """Name and split of `hub:<owner>/<name>[:<split>]`; the split is empty if there is none.
 
     Raises:
         ConfigurationError: the name is not one of the hub, or the split is not one.
@@ -30,7 +30,13 @@ def parse_hub_data(source: str, field: str = "data.train") -> tuple[str, str]:
     if not is_hub_name(name) or (colon and not _SPLIT.fullmatch(split)):
         raise ConfigurationError(
             f"{field} is {source[:200]}, which is not hub:<owner>/<name>[:<split>].",
-            remedy="Write for example hub:owner/name:train; revisions cannot be named.",
+            remedy="Write for example hub:owner/name:train. A revision is a field of its own in a list of sources.",
             field=field,
         )
+    return name, split
+
+
+def parse_hub_data(source: str, field: str = "data.train") -> tuple[str, str]:
+    """As `hub_place`, with the split `train` if there is none."""
+    name, split = hub_place(source, field)
     return name, split or "train"

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import msgspec
 from pydantic import Field, ValidationError, model_validator
 
+from services.contracts.data import DataSection
 from services.contracts.errors import ConfigurationError
 from services.contracts.faults import Conflicts, dots, field_names, refused, sentence_of
-from services.contracts.hub import PREFIX
 from services.contracts.messages import MAX_SAMPLES, MAX_TOKENS
 from services.contracts.model import Integer, ModelSection, NotNegative, Positive, Section
 from services.contracts.objectives.conflicts import settings_without_use
@@ -29,22 +29,6 @@ NumSamples = Annotated[int, Field(ge=1, le=MAX_SAMPLES)]
 NumTokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$"
 DecayRate = Annotated[float, Field(ge=0, le=0.999999)]
-
-
-class DataSection(Section):
-    train: str
-    """JSON-lines file, or `hub:<owner>/<name>[:<split>]`."""
-    validation: str | None = None
-    """Questions for evaluations; None for no evaluation."""
-    max_train_questions: Positive | None = None
-    """Use only the first N training questions."""
-    shuffle: bool = True
-    """Go through the questions in a new random order each epoch (from `training.seed`)."""
-
-    def files(self) -> list[tuple[str, str, int | None]]:
-        """Field, path and number of rows that are read (None: all) of each dataset that is a file."""
-        named = (("data.train", self.train, self.max_train_questions), ("data.validation", self.validation, None))
-        return [(field, name, limit) for field, name, limit in named if name and not name.startswith(PREFIX)]
 
 
 if TYPE_CHECKING:
@@ -138,7 +122,7 @@ class EvaluationSection(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
     """Share of probability kept in evaluations."""
     max_questions: Positive | None = None
-    """Use only the first N validation questions."""
+    """Use only the first N questions of each validation set."""
 
 
 class CheckpointSection(Section):
@@ -250,6 +234,7 @@ class RunConfig(Section):
                 f"rollout.num_servers is {rollout.num_servers}, more than training.prompts_per_step "
                 f"({training.prompts_per_step}); the rest would never work: lower it"
             )
+        yield from self.data.conflicts()
         every = self.evaluation.every_steps
         if self.data.validation is None and every is not None and "every_steps" in self.evaluation.model_fields_set:
             yield f"evaluation.every_steps is {every}, but there are no questions; add data.validation or remove it"

@@ -166,12 +166,18 @@ def _clauses(item: Any) -> Iterator[tuple[Location, str]]:
     """Field and sentence of each fault in one of pydantic's errors."""
     error = item.get("ctx", {}).get("error")
     for clause in error.sentences if isinstance(error, Conflicts) else [sentence(item)]:
-        yield tuple(item["loc"]) or tuple((field_of((), clause) or "").split(".")), clause
+        yield tuple(item["loc"]) or _location(field_of((), clause) or ""), clause
+
+
+def _location(field: str) -> Location:
+    """A dotted field as a location; numbers are places in a list."""
+    return tuple(int(part) if part.isdecimal() else part for part in field.split("."))
 
 
 def _has(values: Any, location: Location) -> bool:
     for key in location:
-        if not isinstance(values, dict) or key not in values:
+        items = dict(enumerate(values)) if isinstance(values, list) else values
+        if not isinstance(items, dict) or key not in items:
             return False
-        values = values[key]
+        values = items[key]
     return True

@@ -52,6 +52,12 @@ def parse_json(text: str, *, as_written: bool = False) -> Any:
     return _parsed(lambda: (_WRITTEN if as_written else _PLAIN).decode(text))
 
 
+def parse_json_at(text: str, start: int) -> tuple[Any, int]:
+    """As `read_json_at`, with `WrittenFloat` and without checking `flaw_of`."""
+    value, end = _parsed(lambda: _WRITTEN.raw_decode(text, start))
+    return value, end
+
+
 def flaw_of(value: Any) -> str:
     """Why a value is unusable: too deeply nested, a non-finite number, an unpaired surrogate. Empty if it is fine."""
     level = [value]

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from services.contracts.errors import ConfigurationError
-from services.contracts.hub import PREFIX, is_hub_name, parse_hub_data
+from services.contracts.hub import hub_place, is_hub_name
 from services.contracts.model import ModelSection
+from services.contracts.questions.source import Source
 from services.contracts.run_config import RunConfig
 from services.runtime.model_folder import check_model_folder
 from services.runtime.settings import Settings
@@ -33,8 +34,8 @@ def check_inputs(config: RunConfig, settings: Settings, prefix: str = "") -> Non
 def _check_inputs(config: RunConfig, settings: Settings) -> None:
     check_places(config, settings)
     _check_model(config, settings.root_folders)
-    for field, name in _data(config):
-        if not name.startswith(PREFIX) and not Path(name).is_file():
+    for field, source in _data(config):
+        if source.is_file and not Path(name := source.path).is_file():
             raise ConfigurationError(
                 f"{field} is {name}, but there is no such file.",
                 remedy=f"Correct it (relative paths start at {Path.cwd()}), or write hub:<owner>/<name>.",
@@ -46,11 +47,11 @@ def check_places(config: RunConfig, settings: Settings) -> None:
     """Raise `ConfigurationError` if the model or a data file is outside the folders that runs may read, or the model
     wants to run code. Does not reveal whether they exist."""
     check_model_place(config.model, settings)
-    for field, name in _data(config):
-        if name.startswith(PREFIX):
-            parse_hub_data(name, field)
+    for field, source in _data(config):
+        if source.is_file:
+            _check_place(field, source.path, settings.root_folders)
         else:
-            _check_place(field, name, settings.root_folders)
+            hub_place(source.path, field)
 
 
 def check_model(config: RunConfig, settings: Settings) -> None:
@@ -82,9 +83,10 @@ def _is_of_hub(path: str) -> bool:
     return is_hub_name(path) and not Path(path.split("/")[0]).exists()
 
 
-def _data(config: RunConfig) -> list[tuple[str, str]]:
-    named = {"data.train": config.data.train, "data.validation": config.data.validation}
-    return [(field, name) for field, name in named.items() if name is not None]
+def _data(config: RunConfig) -> list[tuple[str, Source]]:
+    """The field that has a source's path, and the source."""
+    data = config.data
+    return [(f"{field}.path" if field[-1].isdecimal() else field, source) for field, source in data.sources()]
 
 
 def _check_model(config: RunConfig, roots: Sequence[Path]) -> None:

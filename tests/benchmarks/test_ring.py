@@ -16,6 +16,7 @@ from benchmarks.simulation.servers import RolloutServer, TimedJudge
 from services.contracts import streams
 from services.contracts.messages import Question, Rollout, Verdict
 from services.learner.groups.feeder import Feeder
+from services.learner.groups.questions import Mixture
 from services.runtime.process import end
 from services.runtime.queue.queue import Queue
 
@@ -120,7 +121,8 @@ def test_prompts_that_come_during_a_weight_update_are_sampled_when_it_ends(valke
         server = RolloutServer(scenario, redis, RUN, 0, {"crashes": 0, "decoded": [0.0]})
         serving = asyncio.create_task(server.run())
         queue = Queue(redis, streams.GROUP_LEARNER, "test")
-        feeder = Feeder(queue, RUN, run_config(scenario), [Question(id="0", kind="mcq", prompt="?", answer="B")])
+        questions = Mixture.of([Question(id="0", kind="mcq", prompt="?", answer="B")])
+        feeder = Feeder(queue, RUN, run_config(scenario), questions)
         try:
             await queue.publish(streams.prompts(RUN), feeder.task(0, 0))
             await asyncio.sleep(2)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from services.contracts.data import main_split
 from services.contracts.records import Checkpoint, Evaluation, Run, Step
 from turnout.client.client import Client
 
@@ -28,18 +29,26 @@ class RunData(msgspec.Struct, frozen=True, kw_only=True):
         return [step for step, _ in pairs], [value for _, value in pairs]
 
     @property
+    def main_evaluations(self) -> list[Evaluation]:
+        """Those of the run's first validation set."""
+        split = main_split(self.run.config)
+        return [item for item in self.evaluations if item.split == split]
+
+    @property
     def first_evaluation(self) -> Evaluation | None:
         """The evaluation before training; None if there was none."""
-        return next((item for item in self.evaluations if item.step == 0), None)
+        return next((item for item in self.main_evaluations if item.step == 0), None)
 
     @property
     def last_evaluation(self) -> Evaluation | None:
         """The newest evaluation after some training."""
-        return max((item for item in self.evaluations if item.step > 0), key=lambda item: item.step, default=None)
+        return max((item for item in self.main_evaluations if item.step > 0), key=lambda item: item.step, default=None)
 
     @property
     def best_evaluation(self) -> Evaluation | None:
-        return max((item for item in self.evaluations if item.step > 0), key=lambda item: item.accuracy, default=None)
+        return max(
+            (item for item in self.main_evaluations if item.step > 0), key=lambda item: item.accuracy, default=None
+        )
 
 
 def collect(client: Client, run_id: str) -> RunData:

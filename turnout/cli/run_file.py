@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from services.contracts.errors import ConfigurationError
-from services.contracts.questions.rows import check_file
+from services.contracts.questions.reading import Checked, check_source, skipped_sentence
 from services.contracts.run_config import RunConfig
 from services.contracts.run_file import ParsedRunFile, check, read_run_text, read_value
 
@@ -62,19 +62,27 @@ def check_rows(config: RunConfig) -> list[str]:
         ConfigurationError: rows cannot be used; one line a fault, with its place.
     """
     found = []
-    for field, path, limit in config.data.files():
+    for field, source in config.data.files():
+        path = source.path
         if not Path(path).exists():
             found.append(f"{field}: {path} is not here; its rows are checked where the services run.")
             continue
-        checked = check_file(Path(path), limit, ROW_SECONDS)
+        checked = check_source(source, ROW_SECONDS)
         if error := checked.error(field):
             raise error
-        rows = f"{checked.num_rows:,} row{'s' * (checked.num_rows != 1)} of {path}"
-        if checked.whole:
-            found.append(f"{field}: {rows} checked.")
-        else:
-            found.append(f"{field}: only the first {rows} checked in {ROW_SECONDS} s; the learner checks all of them.")
+        found.append(_checked_sentence(field, path, checked))
+        if checked.num_skipped:
+            found.append(skipped_sentence(field, source, checked))
     return found
+
+
+def _checked_sentence(field: str, path: str, checked: Checked) -> str:
+    rows = f"{checked.num_rows:,} row{'s' * (checked.num_rows != 1)} of {path}"
+    if checked.unread:
+        return f"{field}: {path} is not checked: {checked.unread}; the learner checks it."
+    if checked.whole:
+        return f"{field}: {rows} checked."
+    return f"{field}: only the first {rows} checked in {ROW_SECONDS} s; the learner checks all of them."
 
 
 def changes_of(settings: Sequence[str]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import JSON, Float, Index, String, Text, delete, select
@@ -88,13 +88,14 @@ async def runs_by_cell(session: AsyncSession, experiment_id: str) -> dict[str, R
     return dict(iter(await session.execute(query)))
 
 
-async def accuracies(session: AsyncSession, run_ids: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
-    """Steps and accuracies of the runs' evaluations, by run, in order."""
+async def accuracies(session: AsyncSession, splits: Mapping[str, str]) -> dict[str, list[tuple[int, float]]]:
+    """Steps and accuracies of the evaluations of one split per run, by run, in order."""
     table = EVALUATIONS.c
-    query = select(table.run_id, table.step, table.accuracy).where(table.run_id.in_(run_ids))
+    query = select(table.run_id, table.step, table.split, table.accuracy).where(table.run_id.in_(splits))
     found: dict[str, list[tuple[int, float]]] = {}
-    for run_id, step, accuracy in await session.execute(query.order_by(table.run_id, table.step)):
-        found.setdefault(run_id, []).append((step, accuracy))
+    for run_id, step, split, accuracy in await session.execute(query.order_by(table.run_id, table.step)):
+        if split == splits[run_id]:
+            found.setdefault(run_id, []).append((step, accuracy))
     return found
 
 

@@ -128,12 +128,12 @@ async def weight_pushes(session: AsyncSession, run_id: str, limit: int | None = 
     return await records(session, WeightPush, run_id, WEIGHT_PUSHES.c.id.desc(), limit=limit)
 
 
-async def first_and_last_accuracy(session: AsyncSession, run_id: str) -> tuple[float | None, float | None]:
-    """avg@k of the first and the newest evaluation."""
+async def first_and_last_accuracy(session: AsyncSession, run_id: str, split: str) -> tuple[float | None, float | None]:
+    """avg@k of the first and the newest evaluation of a split."""
     table = EVALUATIONS.c
-    query = select(table.accuracy).where(table.run_id == run_id).limit(1)
-    first = await session.scalar(query.order_by(table.step, table.split))
-    return first, await session.scalar(query.order_by(table.step.desc(), table.split.desc()))
+    query = select(table.accuracy).where(table.run_id == run_id, table.split == split).limit(1)
+    first = await session.scalar(query.order_by(table.step))
+    return first, await session.scalar(query.order_by(table.step.desc()))
 
 
 class StepNumbers(NamedTuple):

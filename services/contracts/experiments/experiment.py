@@ -272,12 +272,20 @@ def _check_method(experiment: ExperimentConfig, method: str) -> None:
             continue
         tuning = run_config(experiment, Cell.of("tuning", method, point, experiment.tuning.seeds[0]))
         _check_is_evaluated(method, tuning)
-        if tuning.data.validation == final.data.validation:
+        if shared := _questions(tuning) & _questions(final):
             raise ConfigurationError(
-                f"methods.{method} is tuned on the questions that are reported ({tuning.data.validation}).",
+                f"methods.{method} is tuned on the questions that are reported ({min(shared)[0]}).",
                 remedy="Set data.validation in tuning.changes to other questions than in final.changes.",
                 field="tuning.changes",
             )
+
+
+def _questions(config: RunConfig) -> set[tuple[str, str, str, str]]:
+    """What tells the validation sets of a run from those of another, the path first."""
+    return {
+        (item.path, str(item.configuration), str(item.split), str(sorted(item.where.items())))
+        for item in config.data.validation_sets()
+    }
 
 
 def _check_is_evaluated(method: str, config: RunConfig) -> None:

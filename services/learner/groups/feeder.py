@@ -12,13 +12,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.contracts import streams
-from services.contracts.messages import PromptTask, Question, Sampling
+from services.contracts.messages import PromptTask, Sampling
 from services.contracts.run_config import RunConfig
-from services.learner.groups.questions import question_index
+from services.learner.groups.questions import Mixture
 from services.runtime.queue.queue import Queue
 
 CURSOR = "train"
@@ -61,7 +60,7 @@ def train_sampling(config: RunConfig) -> Sampling:
 class Feeder:
     """Feeds train tasks to `prompts`. The cursor is in Redis and moves atomically with the tasks."""
 
-    def __init__(self, queue: Queue, run_id: str, config: RunConfig, questions: Sequence[Question]) -> None:
+    def __init__(self, queue: Queue, run_id: str, config: RunConfig, questions: Mixture) -> None:
         training = config.training
         self.credit = Credit(training.prompts_per_step, training.max_staleness, training.steps)
         self.fed = 0
@@ -90,15 +89,13 @@ class Feeder:
         return self.fed - before
 
     def task(self, sequence: int, num_dropped: int) -> PromptTask:
-        training, data = self._config.training, self._config.data
-        index = question_index(sequence, len(self._questions), training.seed, data.shuffle)
         step = self.credit.step_of(sequence, num_dropped)
         return PromptTask(
             run_id=self._run_id,
             group_id=f"train-{sequence}",
             sequence=sequence,
             purpose="train",
-            question=self._questions[index],
+            question=self._questions.at(sequence),
             sampling=self._sampling,
             min_weight_version=self.credit.min_weight_version(step),
             step=step,

@@ -1,104 +1,111 @@
-"""Questions: rows of a JSON-lines file or of a hub dataset, and the order in which a run uses them.
+"""A run's questions, and the order in which it uses them.
 
-The order is a pure function of (seed, epoch), so the position in the run's feeding sequence is the only cursor.
+The order is a pure function of the configuration and the sequence number, so the position in the run's feeding sequence
+is the only cursor.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from functools import lru_cache
-from itertools import islice
-from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import msgspec
 
 from services.contracts.errors import ConfigurationError
-from services.contracts.hub import PREFIX, parse_hub_data
 from services.contracts.messages import Question
-from services.contracts.questions.rows import Rows, file_lines, no_questions, read_line
+from services.contracts.questions.reading import read_source
+from services.contracts.questions.schedule import Schedule
+from services.contracts.questions.source import Source, ValidationSet
 from services.contracts.run_config import RunConfig
 
 
-def load_datasets(config: RunConfig) -> tuple[list[Question], list[Question]]:
-    """A run's training questions and evaluation questions; the former with solutions if the self-teacher reads them.
+class Pool(NamedTuple):
+    """The questions of one source of a mixture."""
+
+    name: str
+    weight: float
+    questions: Sequence[Question]
+
+
+class Mixture:
+    """Training questions by their place in the feeding order."""
+
+    def __init__(self, pools: Sequence[Pool], seed: int, shuffle: bool) -> None:
+        self._pools, self._shuffle = pools, shuffle
+        self._seeds = [str(seed) if len(pools) == 1 else f"{seed}/{pool.name}" for pool in pools]
+        self._schedule = Schedule([pool.weight for pool in pools])
+
+    @classmethod
+    def of(cls, questions: Sequence[Question], seed: int = 0, shuffle: bool = True) -> Mixture:
+        """A mixture of one source."""
+        return cls([Pool("train", 1.0, questions)], seed, shuffle)
+
+    def __len__(self) -> int:
+        return sum(len(pool.questions) for pool in self._pools)
+
+    def at(self, sequence: int) -> Question:
+        """The question of prompt `sequence`, from 0."""
+        number, position = self._schedule.at(sequence)
+        questions = self._pools[number].questions
+        return questions[question_index(position, len(questions), self._seeds[number], self._shuffle)]
+
+
+class Datasets(NamedTuple):
+    """All questions of a run."""
+
+    train: Mixture
+    validation: list[tuple[ValidationSet, list[Question]]]
+
+
+def load_datasets(config: RunConfig) -> Datasets:
+    """A run's training questions, with solutions if the self-teacher reads them, and its validation sets.
 
     Raises:
         ConfigurationError: a row is wrong, or none has a solution though the run asks for them.
     """
-    data = config.data
-    train = load_questions(data.train, data.max_train_questions)
-    validation = load_questions(data.validation) if data.validation else []
-    if config.objective.demonstration != "reference":
-        return _without_solutions(train), _without_solutions(validation)
-    if all(question.solution is msgspec.UNSET for question in train):
+    data, wanted = config.data, config.objective.demonstration == "reference"
+    several = not isinstance(data.train, str)
+    pools = [Pool(source.label, source.weight, load_questions(source, several)) for source in data.train_sources()]
+    if wanted and all(question.solution is msgspec.UNSET for pool in pools for question in pool.questions):
         raise ConfigurationError(
-            f"objective.demonstration is reference, but no row of {data.train} has a solution.",
+            "objective.demonstration is reference, but no row of "
+            f"{', '.join(source.path for source in data.train_sources())} has a solution.",
             remedy="Add the field solution to rows, or choose another demonstration.",
             field="objective.demonstration",
         )
-    return train, _without_solutions(validation)
+    if not wanted:
+        pools = [pool._replace(questions=_without_solutions(pool.questions)) for pool in pools]
+    sets = [(item, _without_solutions(load_questions(item))) for item in data.validation_sets()]
+    return Datasets(Mixture(pools, config.training.seed, data.shuffle), sets)
 
 
-def _without_solutions(questions: list[Question]) -> list[Question]:
+def _without_solutions(questions: Sequence[Question]) -> list[Question]:
     """Other services need no solution."""
     return [msgspec.structs.replace(question, solution=msgspec.UNSET) for question in questions]
 
 
-def load_questions(source: str, limit: int | None = None) -> list[Question]:
-    """The questions of `data.train` or `data.validation`.
-
-    Args:
-        source: path of a JSON-lines file, or `hub:<owner>/<name>[:<split>]` (split `train` by default).
-        limit: read only the first `limit` questions.
+def load_questions(source: Source, named: bool = False) -> list[Question]:
+    """The questions of a source; with `named`, their ids begin with its name.
 
     Raises:
         ConfigurationError: names file, line and remedy.
     """
-    rows = _hub_rows(source) if source.startswith(PREFIX) else _file_rows(Path(source))
-    reader = Rows()
-    questions = [reader.question(place, row) for place, row in islice(rows, limit)]
-    if not questions:
-        raise no_questions(source)
+    questions = [question for _, question in read_source(source)]
+    if named:
+        return [msgspec.structs.replace(question, id=f"{source.label}/{question.id}") for question in questions]
     return questions
 
 
-def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    return ((place, read_line(place, line)) for place, line in file_lines(path))
-
-
-def _hub_rows(source: str) -> Iterable[tuple[str, Any]]:
-    name, split = parse_hub_data(source)
-    from datasets import load_dataset  # heavy, and most runs read files
-
-    try:
-        rows = load_dataset(f"hf://datasets/{name}", split=split)  # with hf://, so that no local folder is read instead
-    except Exception as error:
-        raise ConfigurationError(
-            f"The dataset {source} cannot be loaded: {error}.",
-            remedy="Check the name, the split and the network, or use a JSON-lines file.",
-        ) from error
-    return (
-        (f"{source}, row {number}", row | {"tests": _unpadded(row.get("tests"))}) for number, row in enumerate(rows)
-    )
-
-
-def _unpadded(value: Any) -> Any:
-    """A structured value without the nulls with which a table fills in the fields of other rows."""
-    if isinstance(value, dict):
-        return {name: _unpadded(item) for name, item in value.items() if item is not None}
-    return [_unpadded(item) for item in value] if isinstance(value, list) else value
-
-
-def question_index(sequence: int, num_questions: int, seed: int, shuffle: bool) -> int:
-    """Index of the question at position `sequence` (from 0) of the feeding order."""
+def question_index(sequence: int, num_questions: int, seed: int | str, shuffle: bool) -> int:
+    """Index of the question at position `sequence` (from 0) of the order of a source."""
     epoch, position = divmod(sequence, num_questions)
-    return epoch_order(num_questions, seed, epoch)[position] if shuffle else position
+    return epoch_order(num_questions, str(seed), epoch)[position] if shuffle else position
 
 
-@lru_cache(maxsize=4)
-def epoch_order(num_questions: int, seed: int, epoch: int) -> tuple[int, ...]:
+@lru_cache(maxsize=32)  # an epoch ends and the next begins in one step, for every source
+def epoch_order(num_questions: int, seed: str, epoch: int) -> tuple[int, ...]:
     """Indices of an epoch's questions: each exactly once, in an order that depends only on seed and epoch."""
     order = list(range(num_questions))
     random.Random(f"questions/{seed}/{epoch}").shuffle(order)

@@ -19,31 +19,45 @@ import msgspec
 from redis.asyncio import Redis
 
 from services.contracts import streams
+from services.contracts.data import VALIDATION
 from services.contracts.events import EvaluationFinished
 from services.contracts.messages import PromptTask, Question, Sampling, ScoredGroup
+from services.contracts.questions.source import ValidationSet
 from services.contracts.run_config import RunConfig
 from services.learner.groups.batcher import usable_samples
 from services.learner.program.resume import feed_lost
 from services.runtime.queue.queue import Delivery, Queue
 
-SPLIT = "validation"
 SILENCE_SECONDS = 10.0
 """Time without a result after which to look for lost groups."""
 _RESULT = "evaluation_result:"
+"""Of the main set, whose accuracies decide which checkpoints are kept."""
+_OTHER_RESULT = "evaluation_of:"
 
 
 class Evaluator:
-    """Feeds evaluation tasks and waits for all of them."""
+    """Feeds the evaluation tasks of one validation set and waits for all of them."""
 
     def __init__(
-        self, queue: Queue, run_id: str, config: RunConfig, questions: Sequence[Question], first_step: int = 0
+        self,
+        queue: Queue,
+        run_id: str,
+        config: RunConfig,
+        questions: Sequence[Question],
+        first_step: int = 0,
+        validation: ValidationSet | None = None,
+        mark: str = "",
     ) -> None:
-        """`first_step` is the weight version that the run starts from; above 0 for a fork."""
+        """`first_step` is the weight version that the run starts from; above 0 for a fork. `validation` is the set's
+        section, None for one without settings. `mark` tells the names of its tasks and results from those of the
+        run's main set, which has none."""
         self._first_step = first_step
         self._queue = queue
         self._run_id = run_id
         self._config = config
         self._questions = questions[: config.evaluation.max_questions]
+        self._set, self._mark = validation, mark
+        self._num_samples = self._own("num_samples")
         self.num_done = 0
         self.num_tasks = len(self._questions)
 
@@ -51,32 +65,48 @@ class Evaluator:
     def enabled(self) -> bool:
         return bool(self._questions)
 
+    @property
+    def split(self) -> str:
+        return VALIDATION if self._set is None else self._set.label
+
+    def _own(self, field: str) -> Any:
+        """The set's own value of a field of `evaluation`, or the run's."""
+        own = None if self._set is None else getattr(self._set, field)
+        return getattr(self._config.evaluation, field) if own is None else own
+
     def due(self, step: int) -> bool:
         """Whether to evaluate after `step` (the first step: before training)."""
-        section, last = self._config.evaluation, self._config.training.steps
+        section, last, every = self._config.evaluation, self._config.training.steps, self._own("every_steps")
         if not self.enabled:
             return False
         if step == self._first_step:
             return section.before_training
         if step == last:
             return section.after_training
-        return section.every_steps is not None and step % section.every_steps == 0
+        return every is not None and step % every == 0
+
+    def progress(self, step: int) -> str:
+        """How far the evaluation of `step` is, in words."""
+        of = f" on {self.split}" if self._mark else ""
+        return f"evaluation of step {step}{of}: {self.num_done} of {self.num_tasks}"
 
     async def run(self, step: int) -> EvaluationFinished:
         """Evaluate the weights of version `step`. A repeated call reuses what was fed, judged or finished before."""
         started = time.monotonic()
         self.num_done = 0
-        stored = await self._queue.redis.hget(streams.feeder(self._run_id), f"{_RESULT}{step}")
+        field = f"{_RESULT}{step}" if not self._mark else f"{_OTHER_RESULT}{self._mark}{step}"
+        stored = await self._queue.redis.hget(streams.feeder(self._run_id), field)
         if stored is not None:
             return msgspec.json.decode(stored, type=EvaluationFinished)
         tasks = [self._task(index, step) for index in range(self.num_tasks)]
         await self._queue.feed(
-            streams.prompts(self._run_id), streams.feeder(self._run_id), f"evaluation:{step}", 0, tasks
+            streams.prompts(self._run_id), streams.feeder(self._run_id), f"evaluation:{self._mark}{step}", 0, tasks
         )
         deliveries = await collect_judged(self._queue, self._run_id, tasks, self._progress)
-        result = summarise([delivery.message for delivery in deliveries], self._run_id, step, self._config)
+        judged = [delivery.message for delivery in deliveries]
+        result = summarise(judged, self._run_id, step, self._num_samples, self.split)
         result = msgspec.structs.replace(result, at=time.time(), seconds=time.monotonic() - started)
-        await self._queue.redis.hset(streams.feeder(self._run_id), f"{_RESULT}{step}", msgspec.json.encode(result))
+        await self._queue.redis.hset(streams.feeder(self._run_id), field, msgspec.json.encode(result))
         await self._queue.acknowledge(deliveries)
         return result
 
@@ -87,13 +117,13 @@ class Evaluator:
         evaluation, rollout = self._config.evaluation, self._config.rollout
         return PromptTask(
             run_id=self._run_id,
-            group_id=f"evaluation-{step}-{index}",
+            group_id=f"evaluation-{self._mark}{step}-{index}",
             sequence=index,
             purpose="evaluation",
             question=self._questions[index],
             sampling=Sampling(
-                num_samples=evaluation.num_samples,
-                temperature=evaluation.temperature,
+                num_samples=self._num_samples,
+                temperature=self._own("temperature"),
                 top_p=evaluation.top_p,
                 top_k=0,
                 max_response_tokens=rollout.max_response_tokens,
@@ -103,6 +133,20 @@ class Evaluator:
             max_prompt_tokens=rollout.max_prompt_tokens,
             fed_at=time.time(),
         )
+
+
+def evaluators(
+    queue: Queue,
+    run_id: str,
+    config: RunConfig,
+    sets: Sequence[tuple[ValidationSet, list[Question]]],
+    first_step: int,
+) -> list[Evaluator]:
+    """One for each validation set, the main one first."""
+    return [
+        Evaluator(queue, run_id, config, questions, first_step, item, f"{item.label}:" if number else "")
+        for number, (item, questions) in enumerate(sets)
+    ]
 
 
 async def collect_judged(
@@ -144,7 +188,9 @@ async def collect_judged(
         await asyncio.sleep(0)
 
 
-def summarise(groups: Sequence[ScoredGroup], run_id: str, step: int, config: RunConfig) -> EvaluationFinished:
+def summarise(
+    groups: Sequence[ScoredGroup], run_id: str, step: int, num_samples: int, split: str = VALIDATION
+) -> EvaluationFinished:
     """avg@k and pass@k. Leaves out samples with an infrastructure fault, and questions that have no other samples."""
     by_kind: dict[str, list[float]] = defaultdict(list)
     counts: list[tuple[int, int]] = []
@@ -167,11 +213,11 @@ def summarise(groups: Sequence[ScoredGroup], run_id: str, step: int, config: Run
         run_id=run_id,
         at=0.0,
         step=step,
-        split=SPLIT,
+        split=split,
         num_questions=len(every),
-        num_samples=config.evaluation.num_samples,
+        num_samples=num_samples,
         accuracy=_mean(every),
-        pass_at_k=pass_at_k(counts, config.evaluation.num_samples),
+        pass_at_k=pass_at_k(counts, num_samples),
         accuracy_by_kind={kind: fmean(values) for kind, values in by_kind.items()},
         response_tokens_mean=_mean(lengths),
         truncated_ratio=_mean(truncated),
@@ -200,7 +246,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 async def stored_accuracies(redis: Redis, run_id: str) -> dict[int, float]:
-    """Validation accuracy by step, for the evaluations that this run has finished."""
+    """Accuracy on the main validation set by step, for the evaluations that this run has finished."""
     values: Any = await redis.hgetall(streams.feeder(run_id))
     results = (value for name, value in values.items() if name.decode().startswith(_RESULT))
     decoded = (msgspec.json.decode(value, type=EvaluationFinished) for value in results)

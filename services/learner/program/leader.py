@@ -13,7 +13,6 @@ from torch import Tensor
 
 from services.contracts.errors import TurnoutError
 from services.contracts.events import Event, StepFinished
-from services.contracts.messages import Question
 from services.contracts.states import DesiredState
 from services.learner.checkpoint import CheckpointStore, Loaded, Snapshot
 from services.learner.connections.farewell import writing
@@ -21,11 +20,12 @@ from services.learner.connections.redis_link import RunLink, check_scored
 from services.learner.groups.batcher import Batch, Batcher, Scored
 from services.learner.groups.feeder import Feeder
 from services.learner.groups.prepare import PreparedGroup, prepare_group
+from services.learner.groups.questions import Datasets
 from services.learner.model.check import check_run, num_positions, table_of_positions
 from services.learner.model.engine import warmup_warning
 from services.learner.objectives.teacher_prompt import position_warning
 from services.learner.program.commands import BEAT_SECONDS, Finish, Save, Step, Wait, send
-from services.learner.program.evaluate import Evaluator, stored_accuracies
+from services.learner.program.evaluate import evaluators, stored_accuracies
 from services.learner.program.probe import Probe
 from services.learner.program.resume import (
     catch_up,
@@ -73,9 +73,8 @@ class Leader:
         folder: Path,
         checkpoint: Loaded | None,
         settings: Settings,
-        questions: tuple[list[Question], list[Question]],
+        questions: Datasets,
     ) -> None:
-        """`questions` are the training questions and the evaluation questions."""
         self.link, self.session, self.config = link, session, session.config
         self.tokenizer = load_tokenizer(
             self.config.model.path,
@@ -83,12 +82,12 @@ class Leader:
         )
         check_run(session.engine.module, self.tokenizer, self.config)
         self._num_table = table_of_positions(session.engine.module)
-        train, validation = questions
+        train = questions.train
         self.batcher = Batcher.for_run(self.config, starting_ledger(checkpoint, self.config))
         self.feeder = Feeder(link.queue, link.run_id, self.config, train)
         link.queue.border = partial(check_scored, vocabulary_size=session.vocabulary_size)
         began = first_step(checkpoint, link.run_id)
-        self.evaluator = Evaluator(link.queue, link.run_id, self.config, validation, began)
+        self.evaluators = evaluators(link.queue, link.run_id, self.config, questions.validation, began)
         self.probe = Probe(link.queue, link.run_id, self.config, train) if self.config.probe else None
         self.publisher = Publisher(
             link,
@@ -334,15 +333,13 @@ class Leader:
             self.link.emit(self._await(probe.run(), lambda: f"the probe: {probe.num_done} of {probe.num_tasks}"))
 
     def _evaluate(self, step: int) -> None:
-        """Consumes `evaluated`; produces the step's evaluation if one is due; waits for all its samples."""
-        evaluator = self.evaluator
-        if not evaluator.due(step):
-            return
-        result = self._await(
-            evaluator.run(step), lambda: f"evaluation of step {step}: {evaluator.num_done} of {evaluator.num_tasks}"
-        )
-        self.writer.drain()  # report the step before its evaluation
-        self.link.emit(result)
+        """Consumes `evaluated`; produces the evaluations due after `step`, one set after another; waits for all their
+        samples."""
+        for evaluator in self.evaluators:
+            if evaluator.due(step):
+                result = self._await(evaluator.run(step), partial(evaluator.progress, step))
+                self.writer.drain()  # report the step before its evaluation
+                self.link.emit(result)
 
     def _await(self, work: Coroutine[Any, Any, E], progress: Callable[[], str]) -> E:
         """The result of `work` on the link's thread. Raises `Stopped` if the run must stop before it is there."""

@@ -20,7 +20,7 @@ from services.contracts.messages import PromptTask, Question, ScoredGroup
 from services.contracts.run_config import RunConfig
 from services.learner.groups.batcher import usable_samples
 from services.learner.groups.feeder import train_sampling
-from services.learner.groups.questions import question_index
+from services.learner.groups.questions import Mixture
 from services.learner.objectives.teacher_prompt import teacher_text
 from services.learner.program.evaluate import collect_judged
 from services.runtime.queue.queue import Delivery, Queue
@@ -48,12 +48,11 @@ class Sampled:
 class Probe:
     """Feeds the probe's tasks and waits for all of them."""
 
-    def __init__(self, queue: Queue, run_id: str, config: RunConfig, questions: Sequence[Question]) -> None:
+    def __init__(self, queue: Queue, run_id: str, config: RunConfig, questions: Mixture) -> None:
         assert config.probe is not None
         self._queue, self._run_id, self._config = queue, run_id, config
         count = min(config.probe.num_questions, len(questions))
-        order = (question_index(n, len(questions), config.training.seed, config.data.shuffle) for n in range(count))
-        self._questions = [questions[index] for index in order]
+        self._questions = [questions.at(number) for number in range(count)]
         self.num_done = 0
         self.num_tasks = count
 

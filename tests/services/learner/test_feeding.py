@@ -15,6 +15,7 @@ from services.contracts.run_config import parse_run_config
 from services.learner.groups.batcher import Batcher
 from services.learner.groups.feeder import Credit, Feeder
 from services.learner.groups.ledger import Ledger
+from services.learner.groups.questions import Mixture
 from services.runtime.queue.queue import Delivery, Queue
 from tests.services.learner.conftest import delivered, make_group
 
@@ -125,7 +126,7 @@ async def test_feeding_is_atomic_and_repeatable(redis: Redis, calls: int) -> Non
             "training": {"steps": 9, "prompts_per_step": 3, "max_staleness": 1, "seed": 3},
         }
     )
-    questions = [Question(id=str(n), kind="k", prompt=f"q{n}") for n in range(4)]
+    questions = Mixture.of([Question(id=str(n), kind="k", prompt=f"q{n}") for n in range(4)], seed=3)
     feeders = [Feeder(Queue(redis, "learner", "learner"), "r", config, questions) for _ in range(calls)]
     for feeder in feeders:
         await feeder.feed(published_version=0, num_dropped=0)

@@ -21,11 +21,16 @@ from services.contracts.messages import Rollout, ScoredGroup
 from services.contracts.step_metrics import STEP_METRICS
 from services.learner.checkpoint import load
 from services.learner.connections.progress_pipe import EXIT_REPORTED, EXIT_TERMINATED
+from services.learner.program.evaluate import stored_accuracies
 from services.runtime.weights.checkpoint_files import give_checkpoint
 from services.runtime.weights.store import verify
 from tests.services.learner.programs import Programs
 from tests.services.learner.ring import DATA, POLICY, Change, EventLog, FakeRing, put_run, run_values
 
+MIXTURE = [
+    {"path": str(DATA / "train.jsonl"), "weight": 0.7},
+    {"path": str(DATA / "validation.jsonl"), "weight": 0.3, "limit": 5},
+]
 StartRing = Callable[..., Awaitable[FakeRing]]
 
 
@@ -100,6 +105,7 @@ async def test_a_run_killed_at_any_instant_ends_bit_for_bit_equal(
         optimizer={"warmup_steps": 5},
         training={"steps": 6, "max_staleness": staleness, "prompts_per_minibatch": 2},
         checkpoint={"every_steps": 3},
+        **({"data": {"train": MIXTURE}} if objective == "advantage_mix" else {}),
     )
     ring = await start_ring("calm", values)
     with programs.training(valkey_url, tmp_path, "calm") as process:
@@ -140,7 +146,12 @@ async def test_a_run_reports_steps_samples_and_evaluations(
     valkey_url: str, redis: Redis, tmp_path: Path, programs: Programs, start_ring: StartRing
 ) -> None:
     values = run_values(
-        data={"validation": str(DATA / "validation.jsonl")},
+        data={
+            "validation": [
+                {"path": str(DATA / "validation.jsonl"), "name": "main"},
+                {"path": str(DATA / "train.jsonl"), "name": "also", "limit": 2, "num_samples": 2, "every_steps": 2},
+            ]
+        },
         evaluation={"before_training": True, "after_training": True, "max_questions": 5, "num_samples": 3},
         training={"steps": 3, "max_staleness": 0},
     )
@@ -154,9 +165,11 @@ async def test_a_run_reports_steps_samples_and_evaluations(
     assert set(steps[0].histograms) == {"distillation_weight", "staleness_versions"}
     assert steps[0].metrics["routing_ratio_grpo"] + steps[0].metrics["routing_ratio_sdpo"] == pytest.approx(1.0)
     evaluations = await log.of(events.EvaluationFinished)
-    assert [event.step for event in evaluations] == [0, 3]
-    assert evaluations[0].num_questions == 5
-    assert evaluations[0].num_samples == 3
+    found = [(event.step, event.split, event.num_questions, event.num_samples) for event in evaluations]
+    main, also = ("main", 5, 3), ("also", 2, 2)
+    assert found == [(0, *main), (0, *also), (2, *also), (3, *main), (3, *also)]
+    accuracies = {event.step: event.accuracy for event in evaluations if event.split == "main"}
+    assert await stored_accuracies(redis, "run") == accuracies, "the first set decides which checkpoints are kept"
     assert 0 < evaluations[0].accuracy < evaluations[0].pass_at_k <= 1
     published = await log.of(events.WeightsPublished)
     assert [event.version for event in published] == [1, 2, 3]

@@ -150,6 +150,6 @@ def test_an_evaluation_is_a_mean_over_questions_of_what_was_judged() -> None:
         make_group(1, rewards=(0.0, 0.0)),
         make_group(2, rewards=(1.0, 1.0), faulty=(0, 1)),
     ]
-    found = summarise(groups, "run", 5, run_config())
+    found = summarise(groups, "run", 5, run_config().evaluation.num_samples)
     assert (found.accuracy, found.pass_at_k) == pytest.approx(((1 / 3 + 0) / 2, 1 / 2))
     assert (found.num_questions, found.num_faults, found.response_tokens_mean) == (2, 3, 2)

@@ -9,12 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from services.contracts.questions import rows
+from services.contracts.questions import reading
 from services.contracts.questions.check_rows import __name__ as PROGRAM
-from services.contracts.questions.rows import MOST_FAULTS, check_file
+from services.contracts.questions.reading import MOST_FAULTS, Checked, check_source
+from services.contracts.questions.source import Source
 
 GOOD = {"kind": "mcq", "prompt": "Which?", "answer": "A"}
 NO_LIMIT = 60.0
+
+
+def check_file(path: Path, limit: int | None, seconds: float) -> Checked:
+    return check_source(Source(path=str(path), limit=limit), seconds)
 
 
 def written(folder: Path, *lines: object) -> Path:
@@ -66,7 +71,7 @@ def test_only_the_rows_that_a_run_reads_are_checked(tmp_path: Path) -> None:
 def test_a_check_that_ends_early_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, longest: int, checked: int
 ) -> None:
-    monkeypatch.setattr(rows, "LONGEST_LINE", longest)
+    monkeypatch.setattr(reading, "LONGEST_LINE", longest)
     found = check_file(written(tmp_path, GOOD, GOOD | {"prompt": "w" * 200}, "[]"), None, seconds)
     assert (found.num_rows, found.whole, found.error("data.train")) == (checked, False, None)
 
@@ -81,7 +86,7 @@ def test_a_file_without_questions_is_a_fault(tmp_path: Path, lines: tuple[str, .
 
 def test_the_program_says_the_same(tmp_path: Path) -> None:
     path = written(tmp_path, GOOD, GOOD, "[]")
-    done = subprocess.run([sys.executable, "-m", PROGRAM, path, "0", "60"], capture_output=True, check=True)
-    assert json.loads(done.stdout)["num_faults"] == 1
-    done = subprocess.run([sys.executable, "-m", PROGRAM, path, "2", "60"], capture_output=True, check=True)
-    assert json.loads(done.stdout)["faults"] == []
+    for limit, num_faults in ((None, 1), (2, 0)):
+        source = Source(path=str(path), limit=limit).model_dump_json()
+        done = subprocess.run([sys.executable, "-m", PROGRAM, source, "60"], capture_output=True, check=True)
+        assert json.loads(done.stdout)["num_faults"] == num_faults

@@ -47,9 +47,9 @@ def comparison_plot(runs: Sequence[RunData]) -> bytes | None:
             color = COLORS[index % len(COLORS)]
             label = f"{data.run.name} ({data.run.id[:8]})"
             drawn |= _line(axes, data, "reward_mean", label, color)
-            if data.evaluations:
-                steps = [item.step for item in data.evaluations]
-                axes.plot(steps, [item.accuracy for item in data.evaluations], "o--", color=color, linewidth=0.8)
+            if data.main_evaluations:
+                steps = [item.step for item in data.main_evaluations]
+                axes.plot(steps, [item.accuracy for item in data.main_evaluations], "o--", color=color, linewidth=0.8)
                 drawn = True
         axes.set_ylabel("mean reward (lines), avg@k (dots)")
         axes.set_ylim(0, 1)
@@ -95,7 +95,7 @@ def _draw(axes: Any, data: RunData, chart: Chart) -> bool:
             if line.right and right is None:
                 right = axes.twinx()
             drawn |= _line(right if line.right else axes, data, metric.name, line.label, COLORS[line.color], line)
-    if chart.with_evaluations and data.evaluations:
+    if chart.with_evaluations and data.main_evaluations:
         _evaluations(axes, data)
         drawn = True
     if chart.unit == "share":
@@ -137,7 +137,11 @@ def _line(axes: Any, data: RunData, name: str, label: str, color: str, line: Lin
 
 
 def _evaluations(axes: Any, data: RunData) -> None:
-    steps = [item.step for item in data.evaluations]
-    k = data.evaluations[-1].num_samples
-    axes.plot(steps, [item.accuracy for item in data.evaluations], "o-", color=COLORS[2], label=f"avg@{k} (held out)")
-    axes.plot(steps, [item.pass_at_k for item in data.evaluations], "o:", color=COLORS[3], label=f"pass@{k} (held out)")
+    steps = [item.step for item in data.main_evaluations]
+    k = data.main_evaluations[-1].num_samples
+    axes.plot(
+        steps, [item.accuracy for item in data.main_evaluations], "o-", color=COLORS[2], label=f"avg@{k} (held out)"
+    )
+    axes.plot(
+        steps, [item.pass_at_k for item in data.main_evaluations], "o:", color=COLORS[3], label=f"pass@{k} (held out)"
+    )

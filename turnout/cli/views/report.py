@@ -76,7 +76,7 @@ def headline(data: RunData) -> str:
 def accuracy_rows(data: RunData) -> list[list[str]]:
     """Header, then one row per measure: before, after, best."""
     before, after, best = data.first_evaluation, data.last_evaluation, data.best_evaluation
-    k = data.evaluations[-1].num_samples if data.evaluations else 16
+    k = data.main_evaluations[-1].num_samples if data.main_evaluations else 16
     shown = (before, after, best)
     header = [
         "",
@@ -139,7 +139,7 @@ def version_rows() -> Rows:
 def as_markdown(data: RunData, plots: Sequence[Plot]) -> str:
     """The report as Markdown that refers to the pictures in its folder."""
     parts = [f"# {data.run.name}", headline(data)]
-    if data.evaluations:
+    if data.main_evaluations:
         parts += ["## Before and after", markdown_table(accuracy_rows(data))]
     parts += ["## The run", markdown_table([["", ""], *([name, value] for name, value in summary_rows(data))])]
     for plot in plots:
@@ -156,7 +156,7 @@ def as_html(data: RunData, plots: Sequence[Plot]) -> str:
     """The report as one HTML file with embedded pictures, without scripts or external resources."""
     escape = html.escape
     parts = [f"<h1>{escape(data.run.name)}</h1>", f"<p><strong>{escape(headline(data))}</strong></p>"]
-    if data.evaluations:
+    if data.main_evaluations:
         parts += ["<h2>Before and after</h2>", html_table(accuracy_rows(data), header=True)]
     parts += ["<h2>The run</h2>", html_table([list(row) for row in summary_rows(data)])]
     for plot in plots:

@@ -23,6 +23,7 @@ from services.api.storage import history
 from services.api.storage.database import Database
 from services.api.storage.experiments import ExperimentRow
 from services.api.storage.runs import Run
+from services.contracts.data import main_split
 from services.contracts.experiments.experiment import Cell, ExperimentConfig, Phase, num_runs, run_config
 from services.contracts.experiments.plan import cells_of
 from services.contracts.records import Experiment, ExperimentRun, ExperimentSummary
@@ -100,11 +101,12 @@ async def delete_experiment(experiment_id: str, experiments: Experiments) -> Non
 
 
 async def _history(session: AsyncSession, run: Run, seed: int) -> History:
+    split = main_split(run.config)
     return History(
         run_id=run.id,
         seed=seed,
         steps=await history.step_metrics(session, run.id),
-        evaluations=await history.evaluations(session, run.id),
+        evaluations=[item for item in await history.evaluations(session, run.id) if item.split == split],
         num_ahead=int(run.config["training"]["max_staleness"]) + 1,
     )
 
@@ -113,7 +115,7 @@ async def _detail(database: Database, row: ExperimentRow) -> Experiment:
     experiment = ExperimentConfig.model_validate(row.file)
     async with database.read() as session:
         runs = await repository.runs_by_cell(session, row.id)
-        evaluated = await repository.accuracies(session, [run.id for run in runs.values()])
+        evaluated = await repository.accuracies(session, {run.id: main_split(run.config) for run in runs.values()})
     cells = cells_of(experiment, row.chosen)
     kinds = {(cell.phase, cell.method): cell for cell in cells}
     num_steps = {kind: run_config(experiment, cell).training.steps for kind, cell in kinds.items()}

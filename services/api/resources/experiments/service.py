@@ -19,6 +19,7 @@ from services.api.storage import experiments as repository
 from services.api.storage.database import Database
 from services.api.storage.experiments import ExperimentRow, ExperimentRun
 from services.api.storage.runs import Run
+from services.contracts.data import main_split
 from services.contracts.errors import ConfigurationError, ConflictError, TurnoutError
 from services.contracts.experiments.experiment import Cell, ExperimentConfig, check_runs, run_config
 from services.contracts.experiments.plan import (
@@ -30,7 +31,6 @@ from services.contracts.experiments.plan import (
     next_cells,
     tuning_scores,
 )
-from services.contracts.hub import PREFIX
 from services.contracts.records import ExperimentState
 from services.contracts.run_config import RunConfig
 from services.contracts.states import TERMINAL_STATES
@@ -110,8 +110,8 @@ class ExperimentService:
         """Check the inputs of one run of each kind, and return the digests of all data files."""
         for config in configs:
             check_inputs(config, self.settings)
-        names = {name for config in configs for name in (config.data.train, config.data.validation) if name}
-        return {name: self._digest(name) for name in sorted(names) if not name.startswith(PREFIX)}
+        names = {source.path for config in configs for _, source in config.data.files()}
+        return {name: self._digest(name) for name in sorted(names)}
 
     def _digest(self, name: str) -> str:
         """SHA-256 of a data file; read again only if its time or size changed."""
@@ -214,7 +214,7 @@ class ExperimentService:
     async def _facts(self, experiment: ExperimentConfig, experiment_id: str) -> dict[str, RunFact]:
         async with self.database.read() as session:
             runs = await repository.runs_by_cell(session, experiment_id)
-            ended = [run.id for run in runs.values() if run.state == "succeeded"]
+            ended = {run.id: main_split(run.config) for run in runs.values() if run.state == "succeeded"}
             found = await repository.accuracies(session, ended)
         last = experiment.last_evaluations
         scores = {

@@ -22,6 +22,7 @@ from services.api.storage import runs as repository
 from services.api.storage.database import Database
 from services.api.storage.keyring import Caller
 from services.api.storage.run_search import has_value
+from services.contracts.data import main_split
 from services.contracts.notices import notices
 from services.contracts.records import Run
 from services.contracts.run_config import RunConfig
@@ -155,7 +156,7 @@ async def run_answer(database: Database, row: repository.Run, *, is_new: bool = 
 
 async def _described(session: AsyncSession, run: repository.Run) -> Run:
     newest = await history.step_numbers(session, run.id, run.step)
-    first, last = await history.first_and_last_accuracy(session, run.id)
+    first, last = await history.first_and_last_accuracy(session, run.id, main_split(run.config))
     return shown(
         run,
         notices=notices(run.config),

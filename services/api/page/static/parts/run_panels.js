@@ -118,8 +118,9 @@ function tile(label, value, note = '') {
  */
 export function showTiles(box, last, evaluations) {
   const m = last?.metrics ?? {};
-  const newest = evaluations.at(-1);
-  const before = evaluations.find((e) => e.split === newest?.split && e.num_samples === newest?.num_samples);
+  const main = evaluations[0]?.split; // the first set of a run is evaluated first
+  const newest = evaluations.filter((e) => e.split === main).at(-1);
+  const before = evaluations.find((e) => e.split === main && e.num_samples === newest?.num_samples);
   const gain =
     newest && before && before !== newest
       ? `${percent(before.accuracy)} at step ${before.step}`

@@ -204,10 +204,12 @@ function showPicker(picker, runs, chosen, onchange) {
 function courseOf({ run, steps, evaluations }, setting) {
   const [source, metric] = setting.measure.split(':');
   const index = styleOf(run.id);
+  const sets = run.config?.data.validation;
+  const main = Array.isArray(sets) ? sets[0].name : 'validation';
   const rows =
     source === 'step'
       ? steps.map((s) => ({ step: s.step, at: s.at, value: s.metrics[metric] ?? null }))
-      : evaluations.map((e) => ({ step: e.step, at: e.at, value: e[metric] }));
+      : evaluations.filter((e) => e.split === main).map((e) => ({ step: e.step, at: e.at, value: e[metric] }));
   const start = run.started_at ?? run.created_at;
   const values = rows.map((row) => row.value);
   return {

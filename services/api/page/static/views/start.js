@@ -161,6 +161,11 @@ function placeOf(text, names) {
   return found;
 }
 
+/** @param {string | {name: string, path: string}[]} given */
+function sourcesText(given) {
+  return Array.isArray(given) ? given.map((source) => `${source.name} (${source.path})`).join(', ') : given;
+}
+
 /** @param {any} config */
 function summary(config) {
   const { objective, training, rollout } = config;
@@ -168,8 +173,8 @@ function summary(config) {
     ['Name', config.name],
     ['Objective', objective.name],
     ['Model', config.model.path],
-    ['Training data', config.data.train],
-    ['Validation', config.data.validation ?? 'none'],
+    ['Training data', sourcesText(config.data.train)],
+    ['Validation', sourcesText(config.data.validation ?? 'none')],
     ['Steps', `${training.steps} of ${training.prompts_per_step} prompts × ${rollout.group_size} rollouts`],
     ['Rollout servers', rollout.num_servers],
     ['Learner ranks', `${training.num_ranks}, ZeRO stage ${training.zero_stage}`],

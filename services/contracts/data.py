@@ -1,0 +1,102 @@
+"""The run configuration's section `data`: one source of questions, or several with weights and names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, Final, TypeVar
+
+from pydantic import TypeAdapter, WrapValidator
+
+from services.contracts.model import Positive, Section
+from services.contracts.questions.schedule import LONGEST_PERIOD, period_of
+from services.contracts.questions.source import Source, TrainSource, ValidationSet
+
+MOST_SOURCES: Final = 16
+VALIDATION: Final = "validation"
+"""The split of `data.validation` if it is one source without a name."""
+S = TypeVar("S", bound=Source)
+
+
+def _one_or_list(kind: type[Source]) -> Callable[[Any, Any], Any]:
+    """Validates a path or a list of sections; errors name the field of the section, not the alternatives."""
+    adapter: TypeAdapter[Any] = TypeAdapter(tuple[kind, ...])  # type: ignore[valid-type]
+
+    def validate(value: Any, _: Any) -> Any:
+        if value is None or isinstance(value, str):
+            return value
+        if isinstance(value, (list, tuple)) and not 1 <= len(value) <= MOST_SOURCES:
+            raise ValueError(f"must have 1 to {MOST_SOURCES} sections, each with `path`")
+        if isinstance(value, (list, tuple)):
+            return adapter.validate_python(value)
+        raise ValueError("must be a file, a hub name, or a list of sources with `path`")
+
+    return validate
+
+
+class DataSection(Section):
+    train: Annotated[str | tuple[TrainSource, ...], WrapValidator(_one_or_list(TrainSource))]
+    """A file, `hub:<owner>/<name>[:<split>]`, or a list of sources."""
+    validation: Annotated[str | tuple[ValidationSet, ...] | None, WrapValidator(_one_or_list(ValidationSet))] = None
+    """Questions for evaluations: as `train`, or a list of named sets, of which the first decides which checkpoint is
+    the best. null: no evaluation."""
+    max_train_questions: Positive | None = None
+    """Use only the first N training questions; in a list, each source has its own `limit`."""
+    shuffle: bool = True
+    """Go through the questions of a source in a new random order each epoch (from `training.seed`)."""
+
+    def train_sources(self) -> tuple[TrainSource, ...]:
+        if not isinstance(self.train, str):
+            return self.train
+        return (TrainSource.model_construct(path=self.train, name="train", limit=self.max_train_questions),)
+
+    def validation_sets(self) -> tuple[ValidationSet, ...]:
+        """None, one or several; the first is the main one."""
+        if self.validation is None or not isinstance(self.validation, str):
+            return self.validation or ()
+        return (ValidationSet.model_construct(path=self.validation, name=VALIDATION),)
+
+    def sources(self) -> Iterator[tuple[str, Source]]:
+        """Field and source of all questions."""
+        for field, given, sources in (
+            ("data.train", self.train, self.train_sources()),
+            ("data.validation", self.validation, self.validation_sets()),
+        ):
+            for number, source in enumerate(sources):
+                yield field if isinstance(given, str) else f"{field}.{number}", source
+
+    def files(self) -> list[tuple[str, Source]]:
+        """Field and source of each that is a file."""
+        return [(field, source) for field, source in self.sources() if source.path and source.is_file]
+
+    def conflicts(self) -> Iterator[str]:
+        """One sentence a combination that cannot work; it begins with the field and ends with the remedy."""
+        if self.max_train_questions is not None and not isinstance(self.train, str):
+            yield (
+                f"data.max_train_questions is {self.max_train_questions}, but data.train is a list; set the limit of "
+                "each source"
+            )
+        for field, source in self.sources():
+            if (conflict := source.conflict()) is not None:
+                yield f"{field}.{conflict}"
+        for field, sources in (("data.train", self.train_sources()), ("data.validation", self.validation_sets())):
+            yield from _repeated_names(field, sources)
+        weights = [source.weight for source in self.train_sources()]
+        if period_of(weights) > LONGEST_PERIOD:
+            shown = ", ".join(f"{weight:g}" for weight in weights)
+            yield (
+                f"data.train has the weights {shown}, which repeat only after more than {LONGEST_PERIOD:,} prompts; "
+                "use fewer digits, for example 2 and 1"
+            )
+
+
+def _repeated_names(field: str, sources: tuple[Source, ...]) -> Iterator[str]:
+    labels = [source.label for source in sources]
+    for number, label in enumerate(labels):
+        if label in labels[:number]:
+            yield f"{field}.{number}.name is {label!r}, as another one's; set names that differ"
+
+
+def main_split(config: Mapping[str, Any]) -> str:
+    """The split whose accuracy stands for a run, from its configuration as stored: the first of `data.validation`."""
+    sets = config.get("data", {}).get("validation")
+    return str(sets[0]["name"]) if isinstance(sets, (list, tuple)) and sets else VALIDATION

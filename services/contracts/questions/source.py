@@ -92,6 +92,10 @@ class Source(Section):
     def is_file(self) -> bool:
         return not self.path.startswith(PREFIX)
 
+    def as_json(self) -> str:
+        """What decides how the rows are read, without weights and what evaluations need."""
+        return self.model_dump_json(include=set(Source.model_fields))
+
     def place(self) -> tuple[str, str]:
         """Name and split on the hub. Raises `ConfigurationError`."""
         name, split = hub_place(self.path, "path")

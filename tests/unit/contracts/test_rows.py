@@ -12,7 +12,7 @@ import pytest
 from services.contracts.questions import reading
 from services.contracts.questions.check_rows import __name__ as PROGRAM
 from services.contracts.questions.reading import MOST_FAULTS, Checked, check_source
-from services.contracts.questions.source import Source
+from services.contracts.questions.source import Source, TrainSource
 
 GOOD = {"kind": "mcq", "prompt": "Which?", "answer": "A"}
 NO_LIMIT = 60.0
@@ -87,6 +87,6 @@ def test_a_file_without_questions_is_a_fault(tmp_path: Path, lines: tuple[str, .
 def test_the_program_says_the_same(tmp_path: Path) -> None:
     path = written(tmp_path, GOOD, GOOD, "[]")
     for limit, num_faults in ((None, 1), (2, 0)):
-        source = Source(path=str(path), limit=limit).model_dump_json()
+        source = TrainSource(path=str(path), limit=limit).as_json()
         done = subprocess.run([sys.executable, "-m", PROGRAM, source, "60"], capture_output=True, check=True)
         assert json.loads(done.stdout)["num_faults"] == num_faults

@@ -92,7 +92,7 @@ class RowChecks:
 
 
 def _key(source: Source) -> _Key:
-    text = source.model_dump_json()
+    text = source.as_json()
     try:
         found = Path(source.path).stat()
     except OSError:  # gone since its place was checked; the check says so
@@ -104,7 +104,7 @@ async def _in_process(source: Source, seconds: float) -> Checked:
     """What the program says of a file; nothing checked, if it took too long or ended otherwise."""
     environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", PROGRAM, source.model_dump_json(), str(seconds)),
+        *(sys.executable, "-m", PROGRAM, source.as_json(), str(seconds)),
         env=environment,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,

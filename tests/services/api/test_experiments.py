@@ -67,7 +67,7 @@ async def play(parts: Parts, client: httpx.AsyncClient, run_id: str, state: str 
     ]
     report += [
         EvaluationFinished(
-            step=step, split="x", num_questions=1, num_samples=1, accuracy=value, pass_at_k=value, **said
+            step=step, split="validation", num_questions=1, num_samples=1, accuracy=value, pass_at_k=value, **said
         )
         for step, value in ((0, 0.1), (2, accuracy_of(run)))
     ]

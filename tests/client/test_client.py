@@ -100,6 +100,8 @@ def test_pages_are_followed_to_the_end(client: Client) -> None:
     assert [step.step for step in client.steps("r1", after=3)] == [4, 5]
     assert len(list(client.runs(state="running"))) == 2
     assert all("state=running" in path for _, path, _, _ in Api.seen if path.startswith("/v1/runs?"))
+    list(client.runs(config=["objective.name=grpo", "training.steps=3"]))
+    assert "config=objective.name%3Dgrpo&config=training.steps%3D3" in Api.seen[-1][1]
 
 
 def test_requests_carry_key_body_and_idempotency_key(client: Client) -> None:

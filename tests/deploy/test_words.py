@@ -1,4 +1,4 @@
-"""The prose check finds what it should, and accepts old text wherever it moves."""
+"""The prose check finds what it should, and nothing else."""
 
 from __future__ import annotations
 

@@ -107,6 +107,11 @@ def test_a_cell_lays_method_phase_and_grid_over_the_shared_part() -> None:
         ({"tuning": {"grid": {"optimizer.learning_rat": [1.0]}}}, "methods.srpo", "optimizer.learning_rate is meant"),
         ({"budgets": {"steps": [50]}}, "budgets.steps", "trains for 40 steps"),
         ({"final": {"changes": {"evaluation": {"after_training": False}}}}, "methods.srpo", "not evaluated"),
+        (
+            {"claims": [{"claim": "x", "higher": {"method": "srpo", "at": "late"}, "lower": {"method": "grpo"}}]},
+            "claims.0.higher.at",
+            "claims.0.higher.at is 'late': write before, start, end, best, a step, or two steps",
+        ),
         ({"claims": [UNKNOWN_METRIC]}, None, "acc, which is not a metric"),
         ({"claims": [STEPS_BEFORE]}, None, "claims.0.lower.at is before, but seconds is a metric of training steps"),
         ({"final": {"seeds": HUNDRED}, "methods": {f"m{i}": {} for i in range(12)}}, None, "more than 1000"),

@@ -6,7 +6,7 @@ Responses that are not 2xx raise the `TurnoutError` of their status, with the AP
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -112,10 +112,19 @@ class AsyncClient:
             Call("POST", "/v1/runs", one(Run), body=plain(config), headers=idempotent(idempotency_key))
         )
 
-    def runs(self, *, state: str | None = None, name: str | None = None, sort: str | None = None) -> AsyncIterator[Run]:
-        """All runs, newest first. `name` is text that the name contains, `sort` a field, with - for descending
-        order."""
-        return self._pages(Call("GET", "/v1/runs", pages_of(Run), given(state=state, name=name, sort=sort)))
+    def runs(
+        self,
+        *,
+        state: str | None = None,
+        name: str | None = None,
+        config: Sequence[str] = (),
+        sort: str | None = None,
+    ) -> AsyncIterator[Run]:
+        """All runs, newest first. `name` is text that the name contains, `config` has values of the configuration such
+        as `objective.name=grpo`, `sort` is a field, with - for descending order.
+        """
+        query = given(state=state, name=name, config=list(config) or None, sort=sort)
+        return self._pages(Call("GET", "/v1/runs", pages_of(Run), query))
 
     async def run(self, run_id: str) -> Run:
         return await self._send(Call("GET", run_path(run_id), one(Run)))

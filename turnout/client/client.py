@@ -6,7 +6,7 @@ Responses that are not 2xx raise the `TurnoutError` of their status, with the AP
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -109,10 +109,19 @@ class Client:
         """Queue a run; a repeated `idempotency_key` returns the run created the first time."""
         return self._send(Call("POST", "/v1/runs", one(Run), body=plain(config), headers=idempotent(idempotency_key)))
 
-    def runs(self, *, state: str | None = None, name: str | None = None, sort: str | None = None) -> Iterator[Run]:
-        """All runs, newest first. `name` is text that the name contains, `sort` a field, with - for descending
-        order."""
-        return self._pages(Call("GET", "/v1/runs", pages_of(Run), given(state=state, name=name, sort=sort)))
+    def runs(
+        self,
+        *,
+        state: str | None = None,
+        name: str | None = None,
+        config: Sequence[str] = (),
+        sort: str | None = None,
+    ) -> Iterator[Run]:
+        """All runs, newest first. `name` is text that the name contains, `config` has values of the configuration such
+        as `objective.name=grpo`, `sort` is a field, with - for descending order.
+        """
+        query = given(state=state, name=name, config=list(config) or None, sort=sort)
+        return self._pages(Call("GET", "/v1/runs", pages_of(Run), query))
 
     def run(self, run_id: str) -> Run:
         return self._send(Call("GET", run_path(run_id), one(Run)))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from services.contracts.errors import ConfigurationError
 from services.contracts.faults import Conflicts, field_names, refused, sentence_of
@@ -71,6 +71,15 @@ class Quantity(Section):
     model. `start`: the first after some training, or the first fifth of the steps. `best`: the best evaluation.
     A number: the evaluation after that step, or the steps up to it. Two numbers: all evaluations or steps from one to
     the other, averaged."""
+
+    @field_validator("at", mode="wrap")
+    @classmethod
+    def part_of_a_run(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        """One sentence in place of one for every form that the value could have."""
+        try:
+            return check(value)
+        except ValidationError as error:
+            raise ValueError("write before, start, end, best, a step, or two steps such as [50, 100]") from error
 
 
 class ClaimSection(Section):

@@ -173,6 +173,10 @@ def files(
 def list_runs(
     state: Annotated[str | None, typer.Option(help="Only runs in this state.")] = None,
     name: Annotated[str | None, typer.Option(help="Only runs whose name contains this.")] = None,
+    config: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD=VALUE", help="Only runs with this value; can be given several times."),
+    ] = None,
     sort: Annotated[
         str | None, typer.Option(help="created_at, name, state or step; with - in front for descending.")
     ] = None,
@@ -185,7 +189,7 @@ def list_runs(
     from turnout.client.client import Client
 
     with Client(api_url) as client:
-        runs = client.runs(state=state, name=name, sort=sort)
+        runs = client.runs(state=state, name=name, config=config or (), sort=sort)
         output.show_runs(list(runs if limit is None else islice(runs, limit)), as_json)
 
 

@@ -13,7 +13,7 @@ UNIT := tests/unit tests/deploy/test_words.py tests/services/learner/objectives 
   tests/services/rollout/test_last_words.py tests/services/rollout/test_packing.py tests/services/rollout/test_transfer.py \
   tests/services/runtime/test_logs.py tests/services/runtime/test_model_folder.py tests/services/runtime/test_side_streams.py
 
-.PHONY: help install install-gpu install-dev demo up down doctor test test-deploy test-hosts unit coverage experiment smollm2 smollm2-strict
+.PHONY: help install install-gpu install-dev demo up down doctor gpu-proof test test-deploy test-hosts unit coverage experiment smollm2 smollm2-strict
 .PHONY: chaos bench docs locks clean
 .PHONY: check check-python check-types check-borders check-page check-prose check-docs check-generated check-deploy check-kubernetes
 
@@ -40,6 +40,10 @@ down:  ## Stop what `make up` started
 
 doctor: install  ## Say what this machine lacks
 	@$(BIN)/turnout doctor
+
+gpu-proof:  ## Check the learner on this machine's GPU with a random model; prints a report
+	@[ -x $(BIN)/python ] || { echo "gpu-proof needs an installation. Run make install-gpu first." >&2; exit 1; }
+	@$(BIN)/python -m benchmarks._gpu_proof
 
 check: check-python check-types check-borders check-page check-prose check-docs check-generated check-deploy check-kubernetes  ## All checks below
 

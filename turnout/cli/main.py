@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from services.contracts.errors import TurnoutError
+from turnout.cli.commands.data import app as data
 from turnout.cli.commands.experiments import app as experiments
 from turnout.cli.commands.experiments import experiment
 from turnout.cli.commands.fleet import app as fleet
@@ -26,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(runs, name="runs")
+app.add_typer(data, name="data")
 app.command(epilog=examples("turnout experiment examples/experiments/embedded.yaml"))(experiment)
 app.add_typer(experiments, name="experiments")
 app.add_typer(fleet)

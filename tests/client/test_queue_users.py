@@ -177,7 +177,7 @@ async def test_and_nothing_else(home: Path, port: int, user: str, command: str) 
 async def test_a_service_that_takes_anothers_user_or_name_says_so_at_its_start(home: Path, port: int) -> None:
     for user, name in (("verifier", "rollout-7"), ("rollout", "box-7")):
         async with client(home, port, user) as redis:
-            with pytest.raises(ConfigurationError, match=f"heartbeat of {name}: .* the user rollout, "):
+            with pytest.raises(ConfigurationError, match=f"heartbeat of {name}: .* the user rollout in "):
                 await announce(Presence(redis, "rollout", name, ""))
 
 

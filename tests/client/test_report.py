@@ -35,7 +35,9 @@ def recorded(steps: int = 20) -> RunData:
         for n in range(1, steps + 1)
     ]
     evaluations = [
-        Evaluation(step=step, at=0.0, split="test", num_questions=64, num_samples=16, accuracy=accuracy, pass_at_k=0.9)
+        Evaluation(
+            step=step, at=0.0, split="validation", num_questions=64, num_samples=16, accuracy=accuracy, pass_at_k=0.9
+        )
         for step, accuracy in ((0, 0.25), (10, 0.55), (20, 0.5))
     ]
     return RunData(run=run, steps=history, evaluations=evaluations)

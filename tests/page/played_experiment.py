@@ -73,7 +73,7 @@ def _history(run: dict[str, Any], said: dict[str, Any]) -> list[Event]:
         if step % max(1, run["num_steps"] // 6) == 0:
             accuracy = 0.2 + (level - 0.2) * (1 - math.exp(-4 * step / run["num_steps"]))
             shown: dict[str, Any] = {
-                "split": "test",
+                "split": "validation",
                 "num_questions": 64,
                 "num_samples": 16,
                 "pass_at_k": min(1.0, accuracy + 0.1),

@@ -117,7 +117,7 @@ class Player:
                 run_id=self.run_id,
                 at=at or time.time(),
                 step=step,
-                split="test",
+                split="validation",
                 num_questions=64,
                 num_samples=16,
                 accuracy=accuracy,

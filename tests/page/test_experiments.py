@@ -91,6 +91,15 @@ def test_an_experiment_is_watched_until_its_results(api: Api, browser: Visitor, 
     browser.find(".run-head h1")
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a JSON download is complete: Chromium creates the file before it has the content."""
+    try:
+        json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
 def test_results_and_file_are_downloaded(api: Api, browser: Visitor, player: Player, tmp_path: Path) -> None:
     file = experiment_file(tmp_path, ("srpo", "grpo"), tuning=1, final=2, steps=2)
     made = post(api, "/v1/experiments", file)
@@ -99,7 +108,7 @@ def test_results_and_file_are_downloaded(api: Api, browser: Visitor, player: Pla
     browser.go(f"#/experiments/{made['id']}")
     browser.press("button", "Download results")
     path = folder / f"{made['id']}-results.json"
-    browser.until(path.exists, "the results are saved")
+    browser.until(lambda: is_whole(path), "the results are saved")
     saved = json.loads(path.read_text())
     assert saved["experiment"]["id"] == made["id"]
     assert saved["results"] == get(api, f"/v1/experiments/{made['id']}/results")
@@ -107,7 +116,7 @@ def test_results_and_file_are_downloaded(api: Api, browser: Visitor, player: Pla
     browser.sees(made["digest"])
     browser.press("button", "Download file")
     path = folder / f"{made['id']}.json"
-    browser.until(path.exists, "the file is saved")
+    browser.until(lambda: is_whole(path), "the file is saved")
     assert json.loads(path.read_text()) == file
     assert post(api, "/v1/experiments", json.loads(path.read_text()))["digest"] == made["digest"]
 

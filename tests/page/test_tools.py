@@ -39,7 +39,7 @@ def test_charts_are_smoothed_scaled_and_downloaded(
     # What is downloaded is what is drawn.
     browser.find(f"{chart} button").click()
     path = tmp_path / "Divergence.csv"
-    browser.until(path.exists, "the data is saved")
+    browser.until(lambda: path.exists() and path.stat().st_size > 0, "the data is saved")
     header, *rows = csv.reader(path.open(newline=""))
     assert header == ["training step", "mean"]
     assert [(int(step), float(value)) for step, value in rows] == list(enumerate(browser.run(drawn), start=1))

@@ -263,7 +263,7 @@ def test_weights_go_from_learner_to_servers_past_the_store(client: Client, home:
     assert {4, 5, 6} <= set(sent(client, ended.id))
     said = [text for text in notes(client, ended.id) if "because the fast transport failed" in text]
     assert len(said) == 1
-    assert "takes version 1 from the store" in said[0]
+    assert "loads version 1 from the store" in said[0]
 
 
 def sent(client: Client, run_id: str, transport: str = "nccl") -> list[int]:

@@ -17,12 +17,13 @@ VALIDATION: Final = "validation"
 S = TypeVar("S", bound=Source)
 
 
-def _one_or_list(kind: type[Source]) -> Callable[[Any, Any], Any]:
-    """Validates a path or a list of sections; errors name the field of the section, not the alternatives."""
+def _one_or_list(kind: type[Source], *, optional: bool = False) -> Callable[[Any, Any], Any]:
+    """Validates a path, a list of sections or, if `optional`, None; errors name the field of the section, not the
+    alternatives."""
     adapter: TypeAdapter[Any] = TypeAdapter(tuple[kind, ...])  # type: ignore[valid-type]
 
     def validate(value: Any, _: Any) -> Any:
-        if value is None or isinstance(value, str):
+        if isinstance(value, str) or (optional and value is None):
             return value
         if isinstance(value, (list, tuple)) and not 1 <= len(value) <= MOST_SOURCES:
             raise ValueError(f"must have 1 to {MOST_SOURCES} sections, each with `path`")
@@ -36,7 +37,9 @@ def _one_or_list(kind: type[Source]) -> Callable[[Any, Any], Any]:
 class DataSection(Section):
     train: Annotated[str | tuple[TrainSource, ...], WrapValidator(_one_or_list(TrainSource))]
     """A file, `hub:<owner>/<name>[:<split>]`, or a list of sources."""
-    validation: Annotated[str | tuple[ValidationSet, ...] | None, WrapValidator(_one_or_list(ValidationSet))] = None
+    validation: Annotated[
+        str | tuple[ValidationSet, ...] | None, WrapValidator(_one_or_list(ValidationSet, optional=True))
+    ] = None
     """Questions for evaluations: as `train`, or a list of named sets, of which the first decides which checkpoint is
     the best. null: no evaluation."""
     max_train_questions: Positive | None = None

@@ -31,6 +31,8 @@ def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwar
     if case.meta is None or not case.meta.generation.mode.is_positive:
         return
     query.pop("cursor", None)
+    if "config" in query:
+        query["config"] = ["training.steps=3"]  # the document cannot say what a field or value looks like
     if case.headers and "idempotency-key" in case.headers:
         case.headers["idempotency-key"] = secrets.token_hex(8)  # a key that was seen before belongs to another request
     if case.operation.path in ("/v1/runs", "/v1/probes") and isinstance(case.body, dict):

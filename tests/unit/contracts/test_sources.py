@@ -246,6 +246,9 @@ def test_errors_of_a_run_file_have_the_line_of_the_source() -> None:
 @pytest.mark.parametrize(
     ("data", "says"),
     [
+        ({"train": None}, "data.train is None: must be a file, a hub name, or a list"),
+        ({"train": 3}, "data.train is 3: must be a file, a hub name, or a list"),
+        ({"train": "t.jsonl", "validation": []}, "must have 1 to 16 sections"),
         ({"train": []}, "data.train is []"),
         ({"train": 3}, "must be a file, a hub name, or a list"),
         ({"train": [{"path": "a", "split": "test"}]}, "data.train.0.split is test, but a is a file"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,18 @@ async def test_stop_ends_its_runs_and_resume_continues_them(
     assert (await client.delete(path)).status_code == 204
     assert (await client.get(path)).status_code == 404
     assert len((await client.get("/v1/runs?limit=200")).json()["items"]) == 12, "the runs stay"
+
+
+async def test_a_stop_while_runs_are_being_started_leaves_none_behind(
+    parts: Parts, client: httpx.AsyncClient, file: dict[str, Any]
+) -> None:
+    made = await created(client, file)
+    starting = asyncio.create_task(parts.experiments.step())
+    await asyncio.sleep(0)  # the loop has begun its round
+    stopped = await client.post(f"/v1/experiments/{made['id']}/stop")
+    await starting
+    assert stopped.json()["state"] == "stopped"
+    assert {run["state"] for run in (await client.get("/v1/runs")).json()["items"]} <= {"stopped"}
 
 
 async def test_data_that_changes_under_an_experiment_ends_it(

@@ -50,6 +50,8 @@ class ExperimentService:
         self.redis = redis
         self.database = database
         self.runs = runs
+        self._changing = asyncio.Lock()
+        """Held by the loop while it starts runs, and by a stop or resume: a stopped experiment starts no run."""
         self._digests: dict[str, tuple[tuple[int, int], str]] = {}
 
     async def create(self, experiment: ExperimentConfig, idempotency_key: str | None = None) -> ExperimentRow:
@@ -129,10 +131,11 @@ class ExperimentService:
         Raises:
             ConflictError: the experiment has ended.
         """
-        row, runs = await self._change(experiment_id, "stopped", allowed=("running", "stopped"))
-        for run in runs:
-            if run.state not in TERMINAL_STATES:
-                await self.runs.stop(run.id)
+        async with self._changing:
+            row, runs = await self._change(experiment_id, "stopped", allowed=("running", "stopped"))
+            for run in runs:
+                if run.state not in TERMINAL_STATES:
+                    await self.runs.stop(run.id)
         return row
 
     async def resume(self, experiment_id: str) -> ExperimentRow:
@@ -141,10 +144,11 @@ class ExperimentService:
         Raises:
             ConflictError: the experiment has succeeded, or some of its runs are still stopping.
         """
-        row, runs = await self._change(experiment_id, "running", allowed=("running", "stopped", "failed"))
-        for run in runs:
-            if run.state in ("stopped", "failed"):
-                await self.runs.resume(run.id)
+        async with self._changing:
+            row, runs = await self._change(experiment_id, "running", allowed=("running", "stopped", "failed"))
+            for run in runs:
+                if run.state in ("stopped", "failed"):
+                    await self.runs.resume(run.id)
         return row
 
     async def _change(
@@ -179,13 +183,14 @@ class ExperimentService:
 
     async def step(self) -> None:
         """One round of the loop: advance every running experiment."""
-        async with self.database.read() as session:
-            rows = await repository.running_experiments(session)
-        for row in rows:
-            try:
-                await self._advance(row)
-            except TurnoutError as error:
-                await self._end(row.id, "failed", str(error))
+        async with self._changing:
+            async with self.database.read() as session:
+                rows = await repository.running_experiments(session)
+            for row in rows:
+                try:
+                    await self._advance(row)
+                except TurnoutError as error:
+                    await self._end(row.id, "failed", str(error))
 
     async def _advance(self, row: ExperimentRow) -> None:
         experiment = ExperimentConfig.model_validate(row.file)

@@ -33,7 +33,9 @@ def examples(*lines: str) -> str:
 Id = Annotated[str, typer.Argument(metavar="ID", help="The run's id, or its beginning.", autocompletion=complete_run)]
 Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Runs to compare.", autocompletion=complete_run)]
 ExperimentId = Annotated[str, typer.Argument(metavar="ID", help="The experiment's id, or its beginning.")]
-ExperimentFile = Annotated[Path, typer.Argument(metavar="FILE", help="Experiment file (YAML).")]
+ExperimentFiles = Annotated[
+    list[Path], typer.Argument(metavar="FILE...", help="Experiment file (YAML); each further file is laid over it.")
+]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="Run file (YAML).")]
 Settings = Annotated[
     list[str] | None,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
-from turnout.cli.options import ExperimentFile, ExperimentId, Json, Url, examples
+from turnout.cli.options import ExperimentFiles, ExperimentId, Json, Settings, Url, examples
 
 if TYPE_CHECKING:
     from services.contracts.records import Experiment
@@ -25,7 +27,8 @@ Out = Annotated[Path | None, typer.Option(help="Folder for the report; by defaul
 
 
 def experiment(
-    file: ExperimentFile,
+    files: ExperimentFiles,
+    settings: Settings = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return once the experiment has started.")] = False,
     again: Annotated[
         bool, typer.Option("--again", help="Start another experiment even if this file has been run before.")
@@ -37,11 +40,12 @@ def experiment(
     """Run an experiment, or continue watching it: tune each method, run the final seeds, write a report.
 
     The same file names the same experiment: calling the command again, after Ctrl-C or any restart, continues it.
+    Further files and --set are part of it: what they result in is stored, with its digest, before the first run.
     """
     from turnout.cli import output
     from turnout.client.client import Client
 
-    values = read_values(file)
+    values = read_values(files, settings or ())
     digest = hashlib.sha256(msgspec.json.encode(values, order="deterministic")).hexdigest()
     with Client(api_url) as client:
         made = client.create_experiment(values, idempotency_key=None if again else f"experiment-{digest}")
@@ -51,35 +55,53 @@ def experiment(
         raise typer.Exit(_watch(client, made.id, out, as_json))
 
 
-def read_values(file: Path) -> dict[str, Any]:
-    """The checked values of an experiment file. Raises `ConfigurationError` with file and field."""
+def read_values(files: Sequence[Path], settings: Sequence[str] = ()) -> dict[str, Any]:
+    """The checked values of experiment files, each laid over those before it, with `settings` ("a.b=value") applied.
+
+    Raises:
+        ConfigurationError: with file and field.
+    """
     from services.contracts.errors import ConfigurationError
     from services.contracts.experiments.experiment import parse_experiment
-    from turnout.cli.run_file import read_run_file
+    from services.contracts.run_config import merge
+    from services.contracts.run_file import ParsedRunFile, place_in
+    from turnout.cli.run_file import apply_setting, changes_of, read_run_file
 
-    read = read_run_file(file)
+    read = [read_run_file(file) for file in files]
+    result = ParsedRunFile("--set", reduce(merge, (file.values for file in read)))
+    for setting in settings:
+        apply_setting(result, setting)
     try:
-        parse_experiment(read.values)
+        parse_experiment(result.values)
     except ConfigurationError as error:
-        place = read.place(tuple(error.field.split("."))) if error.field else str(file)
+        layers = [*read, ParsedRunFile("--set", changes_of(settings))]
+        place = place_in(layers, tuple(error.field.split("."))) if error.field else " and ".join(map(str, files))
         raise ConfigurationError(f"{place}: {error.message}", remedy=error.remedy, field=error.field) from error
-    return read.values
+    return result.values
 
 
-@app.command(epilog=examples("turnout experiments check examples/experiments/embedded.yaml"))
-def check(file: ExperimentFile, as_json: Json = False) -> None:
-    """Check an experiment file and each of its runs without an API, and count its runs and steps."""
+@app.command(
+    epilog=examples(
+        "turnout experiments check examples/experiments/embedded.yaml",
+        "turnout experiments check examples/experiments/embedded.yaml --set final.seeds=[1,2,3]",
+    )
+)
+def check(files: ExperimentFiles, settings: Settings = None, as_json: Json = False) -> None:
+    """Check an experiment file, each of its runs and the rows of its data without an API; count its runs and steps."""
     from services.contracts.experiments.experiment import Cell, num_runs, parse_experiment, run_config, tuning_cells
     from turnout.cli import output
+    from turnout.cli.run_file import check_rows
 
-    found = parse_experiment(read_values(file))
+    found = parse_experiment(read_values(files, settings or ()))
     tuning = tuning_cells(found)
     finals = [Cell.of("final", method, 0, seed) for method in found.methods for seed in found.final.seeds]
     steps = sum(run_config(found, cell).training.steps for cell in (*tuning, *finals))
     text = (
-        f"{file} is valid: {len(found.methods)} methods, {len(tuning)} tuning runs and {len(finals)} final runs, "
-        f"{steps} steps in total."
+        f"{' with '.join(map(str, files))}: valid. {len(found.methods)} methods, {len(tuning)} tuning runs and "
+        f"{len(finals)} final runs, {steps} steps in total."
     )
+    rows = dict.fromkeys(line for cell in (*tuning[:1], *finals[:1]) for line in check_rows(run_config(found, cell)))
+    text = "\n".join([text, *rows])
     output.show({"methods": list(found.methods), "num_runs": num_runs(found), "num_steps": steps}, as_json, text)
 
 

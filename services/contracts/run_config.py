@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import msgspec
 from pydantic import Field, ValidationError, model_validator
 
+from services.contracts.chat_template import Scalar
 from services.contracts.data import DataSection
 from services.contracts.errors import ConfigurationError
 from services.contracts.faults import Conflicts, dots, field_names, refused, sentence_of
@@ -243,6 +244,12 @@ class RunConfig(Section):
     def prompts_per_minibatch(self) -> int:
         """Groups per optimizer update, with the default filled in."""
         return self.training.prompts_per_minibatch or self.training.prompts_per_step
+
+    @property
+    def teacher_chat_template_kwargs(self) -> Mapping[str, Scalar]:
+        """The chat template's arguments for the self-teacher's prompt."""
+        own = self.objective.teacher_chat_template_kwargs
+        return self.model.chat_template_kwargs if own is None else own
 
     @property
     def max_model_tokens(self) -> int:

@@ -147,11 +147,12 @@ class RolloutServer:
 
     def _make_worker(self) -> RolloutWorker:
         assert self._spec is not None
+        assert self._run is not None
         assert self._run_id is not None
         spec = self._spec
         tokenizer = load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
         config = engines.hf_config(spec)
-        renderer = PromptRenderer(tokenizer, config.vocab_size)
+        renderer = PromptRenderer(tokenizer, config.vocab_size, self._run.model.chat_template_kwargs)
         sampler = GroupSampler(self.server, renderer, stop_tokens(spec.model, config))
         return RolloutWorker(self._run_id, self._queue, self.server, sampler, self._presence, spec.max_num_seqs)
 

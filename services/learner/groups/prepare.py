@@ -57,7 +57,7 @@ def prepare_group(
     truncated = [rollout.finish_reason == "length" for rollout in rollouts]
     kept = leave_out(route_group(outcome, config.objective, seed), truncated, advantages, config.objective)
     assignments = kept.assignments
-    prompts = _teacher_prompts(scored, assignments, tokenizer)
+    prompts = _teacher_prompts(scored, assignments, tokenizer, config)
     for index, (prompt, rollout) in enumerate(zip(prompts, rollouts, strict=True)):
         if prompt and num_positions is not None and len(prompt) + len(rollout.token_ids) > num_positions:
             assignments[index] = without_teacher(assignments[index], config.objective)
@@ -78,7 +78,9 @@ def prepare_group(
     return PreparedGroup(scored, usable, assignments, sequences, kept.num_masked, kept.uninformative)
 
 
-def _teacher_prompts(scored: ScoredGroup, assignments: Sequence[Assignment], tokenizer: Any) -> list[list[int] | None]:
+def _teacher_prompts(
+    scored: ScoredGroup, assignments: Sequence[Assignment], tokenizer: Any, config: RunConfig
+) -> list[list[int] | None]:
     """The enriched prompt of each rollout that needs a teacher, None for others. Siblings with the same demonstration
     and feedback share the rendering."""
     rendered: dict[tuple[int | None, bool, str | None], list[int]] = {}
@@ -95,6 +97,7 @@ def _teacher_prompts(scored: ScoredGroup, assignments: Sequence[Assignment], tok
             solution = None if demonstration is None else scored.group.rollouts[demonstration].text
             if assignment.reference:
                 solution = question.solution or None
-            rendered[key] = teacher_prompt_ids(tokenizer, question, solution, feedback)
+            arguments = config.teacher_chat_template_kwargs
+            rendered[key] = teacher_prompt_ids(tokenizer, question, solution, feedback, arguments)
         prompts.append(rendered[key])
     return prompts

@@ -23,7 +23,7 @@ from services.learner.groups.prepare import PreparedGroup, prepare_group
 from services.learner.groups.questions import Datasets
 from services.learner.model.check import check_run, num_positions, table_of_positions
 from services.learner.model.engine import warmup_warning
-from services.learner.objectives.teacher_prompt import position_warning
+from services.learner.objectives.teacher_prompt import position_warning, template_warning
 from services.learner.program.commands import BEAT_SECONDS, Finish, Save, Step, Wait, send
 from services.learner.program.evaluate import evaluators, stored_accuracies
 from services.learner.program.probe import Probe
@@ -118,10 +118,14 @@ class Leader:
         self.link.emit_state("paused" if self.link.wanted() == "paused" else "running")
         self.link.report(state="ready", weight_version=self.link.published_version)
         limit = num_positions(self.session.engine.module)
-        if self._resumed_from is None and (warning := position_warning(self.config, limit)):
-            self.link.note(warning, "warning")
-        if self._resumed_from is None and (warning := warmup_warning(self.config)):
-            self.link.note(warning, "warning")
+        warnings = [
+            position_warning(self.config, limit),
+            warmup_warning(self.config),
+            template_warning(self.config, str(self.tokenizer.chat_template)),
+        ]
+        for warning in warnings if self._resumed_from is None else []:
+            if warning is not None:
+                self.link.note(warning, "warning")
         try:
             self._steps()
             ended, reason = "succeeded", ""

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from services.contracts.events import Histogram, Sample, SamplesTaken, StepFinished
-from services.contracts.messages import Rollout
+from services.contracts.messages import Question, Rollout
 from services.contracts.run_config import ObjectiveSection
 from services.learner.groups.prepare import PreparedGroup
 from services.learner.update.statistics import MinibatchReport, TokenDetail, step_metrics, weight_histogram
@@ -159,7 +159,13 @@ def samples_taken(
         step=step,
         group_id=task.group_id,
         question_id=task.question.id,
-        prompt=task.question.prompt,
+        prompt=_conversation(task.question),
         answer=task.question.answer,
         samples=samples,
     )
+
+
+def _conversation(question: Question) -> str:
+    """The prompt as text, with the messages before it if there are any."""
+    parts = [f"{turn.role}: {turn.content}" for turn in question.turns]
+    return "\n\n".join([*parts, f"user: {question.prompt}"]) if parts else question.prompt

@@ -206,6 +206,7 @@ NOT_THE_DEFAULT: dict[str, Any] = {
     "teacher_update": "every",
     "teacher_every_steps": 5,
     "teacher_ema_rate": 0.1,
+    "teacher_chat_template_kwargs": {"enable_thinking": True},
     "demonstration": "random",
     "feedback": "fallback",
     "routing": "group",

@@ -64,7 +64,7 @@ class Run(Record, frozen=True, kw_only=True):
     """Settings that are valid but may be unintended, such as those of another objective; each says what to do. Not in
     lists."""
     groups: dict[str, int] = {}
-    """Ledger of prompt groups: fed, trained, in_flight, dropped_<reason>. Not in lists."""
+    """Ledger of prompt groups: fed, trained, in_flight, replaced, dropped_<reason>. Not in lists."""
     accuracy_first: float | None = None
     """avg@k of the first evaluation. Not in lists."""
     accuracy_last: float | None = None

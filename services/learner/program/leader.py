@@ -41,7 +41,7 @@ from services.learner.program.step_report import (
     step_numbers,
     with_rates,
 )
-from services.learner.program.tracing import record_dropped, record_trained
+from services.learner.program.tracing import record_trained, record_untrained
 from services.learner.program.writer import Writer
 from services.learner.publish.factory import make_sender
 from services.learner.publish.publisher import Publisher
@@ -181,8 +181,8 @@ class Leader:
 
     def _collect(self, step: int) -> Batch:
         """Consumes arrivals; produces the batch of `step`; waits for the verifier to publish the next group in feeding
-        order. Drops give the feeder credit immediately. A pause takes effect here as well, since the missing groups may
-        not have been fed yet."""
+        order. Drops and replacements give the feeder credit immediately. A pause takes effect here as well, since the
+        missing groups may not have been fed yet."""
         self.link.check()
         silent_since = time.monotonic()
         while True:
@@ -222,12 +222,12 @@ class Leader:
             self._idle(0.0)
 
     def _account(self) -> None:
-        """Tell the feeder about drops, and fail a run whose groups are all dropped. Groups that a predecessor had
-        received do not count, since they may be the reason that it died."""
-        record_dropped(self.batcher)
-        dropped = self.batcher.ledger.num_dropped
-        if dropped != self.link.num_dropped:
-            self.link.num_dropped = dropped
+        """Tell the feeder about drops and replacements, and fail a run whose groups are all dropped. Groups that a
+        predecessor had received do not count, since they may be the reason that it died."""
+        record_untrained(self.batcher)
+        untrained = self.batcher.ledger.num_untrained
+        if untrained != self.link.num_untrained:
+            self.link.num_untrained = untrained
             self.link.wake_feeder()
         limit = max(32, 4 * self.config.training.prompts_per_step) + self.link.num_replayed
         if self.batcher.num_dropped_in_a_row >= limit and self.batcher.last_drop is not None:
@@ -258,6 +258,7 @@ class Leader:
             version,
             self.config.objective,
             trained.reports,
+            num_replaced=batch.num_replaced,
             learning_rate=self.session.engine.last_learning_rate,
             seconds_wait=waited,
         )

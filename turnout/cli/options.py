@@ -44,6 +44,13 @@ Settings = Annotated[
 Preset = Annotated[
     str | None, typer.Option(help="Start from these settings; fields of the file and --set override them.")
 ]
+GpuKind = Annotated[
+    str | None, typer.Option("--gpu", help="Kind of GPU, to estimate times by formula: a100, h100, h200 or h20.")
+]
+Gpus = Annotated[int | None, typer.Option(min=1, max=1024, help="Number of GPUs.")]
+ResponseTokens = Annotated[
+    int | None, typer.Option(min=1, help="Mean length of responses; by default all have full length.")
+]
 Watch = Annotated[bool, typer.Option("--watch", help="Show progress until the run ends.")]
 Key = Annotated[
     str | None,

@@ -11,9 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from turnout.cli.options import ExperimentFiles, ExperimentId, Json, Settings, Url, examples
+from turnout.cli.options import (
+    ExperimentFiles,
+    ExperimentId,
+    GpuKind,
+    Gpus,
+    Json,
+    ResponseTokens,
+    Settings,
+    Url,
+    examples,
+)
 
 if TYPE_CHECKING:
+    from services.contracts.experiments.experiment import ExperimentConfig, Phase
     from services.contracts.records import Experiment
     from turnout.client.client import Client
 
@@ -84,25 +95,58 @@ def read_values(files: Sequence[Path], settings: Sequence[str] = ()) -> dict[str
     epilog=examples(
         "turnout experiments check examples/experiments/embedded.yaml",
         "turnout experiments check examples/experiments/embedded.yaml --set final.seeds=[1,2,3]",
+        "turnout experiments check my.yaml --gpus 8 --gpu h100 --response-tokens 700",
     )
 )
-def check(files: ExperimentFiles, settings: Settings = None, as_json: Json = False) -> None:
-    """Check an experiment file, each of its runs and the rows of its data without an API; count its runs and steps."""
-    from services.contracts.experiments.experiment import Cell, num_runs, parse_experiment, run_config, tuning_cells
+def check(
+    files: ExperimentFiles,
+    settings: Settings = None,
+    gpus: Gpus = None,
+    gpu: GpuKind = None,
+    response_tokens: ResponseTokens = None,
+    as_json: Json = False,
+) -> None:
+    """Check an experiment file, each of its runs and the rows of its data without an API; count its runs and steps.
+
+    With --gpus and --gpu, say what memory, hours and disk it needs, by formula; this reads the model's config.json.
+    """
+    from services.contracts import pace
+    from services.contracts.errors import ConfigurationError
+    from services.contracts.experiments.experiment import parse_experiment
+    from services.contracts.experiments.forecast import forecast
     from turnout.cli import output
-    from turnout.cli.run_file import check_rows
+    from turnout.cli.views import forecast as view
 
     found = parse_experiment(read_values(files, settings or ()))
+    if (gpus is None) != (gpu is None):
+        raise ConfigurationError(
+            "--gpus and --gpu are needed together.", remedy="Give both, for example --gpus 8 --gpu h100."
+        )
+    sizes, text, num_questions = _checked(found)
+    needed = []
+    if gpus is not None and gpu is not None:
+        needed = forecast(found, pace.kind_of(gpu), gpus, response_tokens, num_questions)
+    text = f"{' with '.join(map(str, files))}: valid. {text}"
+    output.show(sizes | ({"forecast": view.values(needed)} if needed else {}), as_json, text)
+    if needed and not as_json:
+        view.show_forecast(needed, f"{gpus} x {gpu}")
+
+
+def _checked(found: ExperimentConfig) -> tuple[dict[str, Any], str, dict[Phase, int | None]]:
+    """Sizes, the same and the rows checked in words, and validation questions by phase. Raises `ConfigurationError`."""
+    from services.contracts.experiments.experiment import Cell, num_runs, run_config, tuning_cells
+    from turnout.cli.run_file import check_rows, count_questions
+
     tuning = tuning_cells(found)
     finals = [Cell.of("final", method, 0, seed) for method in found.methods for seed in found.final.seeds]
     steps = sum(run_config(found, cell).training.steps for cell in (*tuning, *finals))
-    text = (
-        f"{' with '.join(map(str, files))}: valid. {len(found.methods)} methods, {len(tuning)} tuning runs and "
-        f"{len(finals)} final runs, {steps} steps in total."
+    first = {cell.phase: run_config(found, cell) for cell in (*tuning[:1], *finals[:1])}
+    rows = dict.fromkeys(line for config in first.values() for line in check_rows(config))
+    counts = (
+        f"{len(found.methods)} methods, {len(tuning)} tuning runs and {len(finals)} final runs, {steps} steps in total."
     )
-    rows = dict.fromkeys(line for cell in (*tuning[:1], *finals[:1]) for line in check_rows(run_config(found, cell)))
-    text = "\n".join([text, *rows])
-    output.show({"methods": list(found.methods), "num_runs": num_runs(found), "num_steps": steps}, as_json, text)
+    sizes = {"methods": list(found.methods), "num_runs": num_runs(found), "num_steps": steps}
+    return sizes, "\n".join([counts, *rows]), {phase: count_questions(config) for phase, config in first.items()}
 
 
 @app.command("list", epilog=examples("turnout experiments list"))

@@ -4,5 +4,5 @@ set -euo pipefail
 cd "$(dirname "$0")"
 export TURNOUT_REWARD_URL=http://judge.example
 for files in compose.yaml compose.yaml:compose.cpu.yaml compose.yaml:compose.reward.yaml; do
-  COMPOSE_FILE=$files docker compose --profile tls --profile alerts config -q
+  COMPOSE_FILE=$files docker compose --profile tls --profile alerts --profile tracker config -q
 done

@@ -108,7 +108,7 @@ def test_secrets_sh_makes_every_secret_that_compose_names(folder: Path) -> None:
         path.name for path in secrets.iterdir()
     }
     assert {f"queue_{user}" for user in USERS} <= {path.name for path in secrets.iterdir()}
-    texts = [path.read_text() for path in secrets.iterdir() if path.name not in ("reward_token", "hf_token")]
+    texts = [path.read_text() for path in secrets.iterdir() if path.name not in ("reward_token", "hf_token", "tracker")]
     assert len(set(texts)) == len(texts)
     assert all(len(text) >= 32 for text in texts)
 

@@ -16,6 +16,7 @@ from turnout.cli.commands.experiments import experiment
 from turnout.cli.commands.fleet import app as fleet
 from turnout.cli.commands.keys import app as keys
 from turnout.cli.commands.runs import app as runs
+from turnout.cli.commands.track import app as track
 from turnout.cli.exits import exit_code
 from turnout.cli.options import Json, examples
 from turnout.cli.terminal import say, say_error, spell_out_what_cannot_be_shown
@@ -31,6 +32,7 @@ app.add_typer(data, name="data")
 app.command(epilog=examples("turnout experiment examples/experiments/embedded.yaml"))(experiment)
 app.add_typer(experiments, name="experiments")
 app.add_typer(fleet)
+app.add_typer(track)
 app.add_typer(keys, name="keys")
 
 

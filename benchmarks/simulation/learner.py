@@ -77,7 +77,7 @@ class Learner:
         self._run_id = run_id
         self._push = push
         self._published = 0
-        self._num_dropped = 0
+        self._num_untrained = 0
         self._credit = asyncio.Event()
         self._arrivals: asyncio.Queue[Delivery[ScoredGroup]] = asyncio.Queue()
         self._writer = asyncio.Lock()
@@ -125,7 +125,7 @@ class Learner:
     async def _feed(self, feeder: Feeder) -> None:
         while True:
             self._credit.clear()
-            await feeder.feed(self._published, self._num_dropped)
+            await feeder.feed(self._published, self._num_untrained)
             await self._credit.wait()
 
     async def _receive(self) -> None:
@@ -139,8 +139,8 @@ class Learner:
         loop = asyncio.get_running_loop()
         started = loop.time()
         while (batch := batcher.take(step)) is None:
-            if batcher.ledger.num_dropped != self._num_dropped:
-                self._num_dropped = batcher.ledger.num_dropped
+            if batcher.ledger.num_untrained != self._num_untrained:
+                self._num_untrained = batcher.ledger.num_untrained
                 self._credit.set()
             delivery = await self._arrivals.get()
             while True:

@@ -23,6 +23,7 @@ from services.api.resources.keys.endpoints import router as keys_router
 from services.api.resources.probes.endpoints import router as probes_router
 from services.api.resources.run_files.endpoints import router as run_files_router
 from services.api.resources.runs.endpoints import router as runs_router
+from services.api.resources.serving.endpoints import router as serving_router
 from services.runtime.http.problem import Problem
 
 ROUTERS = (
@@ -32,6 +33,7 @@ ROUTERS = (
     probes_router,
     fleet_router,
     run_files_router,
+    serving_router,
     keys_router,
     reference_router,
 )

@@ -21,6 +21,7 @@ from services.api.metrics.federation import Federation
 from services.api.metrics.refresh import MetricsRefresh
 from services.api.resources.experiments.service import ExperimentService
 from services.api.resources.runs.service import RunService
+from services.api.resources.serving.forwarder import Forwarder
 from services.api.storage.database import Database
 from services.api.storage.keyring import Keyring
 from services.contracts.events import Event, RunStateChanged
@@ -46,6 +47,7 @@ class Parts:
     keys: Keyring
     runs: RunService
     experiments: ExperimentService
+    forwarder: Forwarder
     scheduler: Scheduler
     ingest: Ingest
     pusher: Pusher
@@ -54,6 +56,7 @@ class Parts:
 
     async def close(self) -> None:
         await self.pusher.close()
+        await self.forwarder.close()
         await self.http.aclose()
         await self.redis.aclose()
         await self.database.close()
@@ -93,6 +96,7 @@ def make_parts(settings: Settings, redis: Redis, database: Database) -> Parts:
         keys=Keyring(database, settings.api_key, settings.read_key),
         runs=runs,
         experiments=ExperimentService(settings, impatient, database, runs),
+        forwarder=Forwarder(impatient, database, settings.service_token),
         scheduler=Scheduler(redis, database, journal),
         ingest=Ingest(redis, journal, signals, instance),
         pusher=pusher,

@@ -49,6 +49,13 @@ class UnavailableError(TurnoutError):
     title = "Unavailable"
 
 
+class OverloadedError(TurnoutError):
+    """Too many requests are in progress already. The same request may succeed later."""
+
+    status = 429
+    title = "Too many requests"
+
+
 class MalformedMessageError(TurnoutError):
     """Bytes on a stream that are not a valid message. They go to the dead-letter stream with this reason."""
 

@@ -48,7 +48,7 @@ class StepFinished(Event, frozen=True, kw_only=True):
     histograms: dict[str, Histogram] = {}
     """`distillation_weight` and `staleness_versions`."""
     groups: dict[str, int] = {}
-    """Ledger so far: fed, trained, in_flight, and one `dropped_<reason>` for each reason."""
+    """Ledger so far: fed, trained, in_flight, replaced, and one `dropped_<reason>` for each reason."""
 
 
 class EvaluationFinished(Event, frozen=True, kw_only=True):

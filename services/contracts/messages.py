@@ -29,6 +29,8 @@ MAX_TEMPERATURE = 100.0
 MAX_TOP_K = (1 << 31) - 1
 MAX_TEXT = 1 << 26
 """Most characters in one text."""
+MAX_TURNS = 10_000
+"""Most messages of a conversation."""
 _Count = Annotated[int, Meta(ge=0, lt=1 << 53)]
 _Tokens = Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
 _Name = Annotated[str, Meta(min_length=1, max_length=500)]
@@ -40,6 +42,13 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Base of all messages."""
 
 
+class Turn(Message, frozen=True, kw_only=True):
+    """One message of the conversation before the prompt."""
+
+    role: Literal["user", "assistant"]
+    content: _Text
+
+
 class Question(Message, frozen=True, kw_only=True):
     """One row of a dataset, as the verifier and the prompt template need it."""
 
@@ -48,7 +57,7 @@ class Question(Message, frozen=True, kw_only=True):
     kind: _Text
     """Name of the registered reward that judges replies (`mcq`, `tooluse`, ...)."""
     prompt: _Text
-    """The user's message, as text."""
+    """The user's message, as text; of a conversation, the last one."""
     system: _Text = ""
     """The system message; empty for none."""
     answer: _Text = ""
@@ -57,6 +66,13 @@ class Question(Message, frozen=True, kw_only=True):
     """Further material for the reward (JSON for most kinds)."""
     solution: _Text | msgspec.UnsetType = msgspec.UNSET
     """A worked solution for the self-teacher to read; the learner sets it only where a run asks for it."""
+    history: Annotated[tuple[Turn, ...], Meta(max_length=MAX_TURNS)] | msgspec.UnsetType = msgspec.UNSET
+    """The conversation between system message and prompt, if there is one."""
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """`history`, empty if there is none."""
+        return () if self.history is msgspec.UNSET else self.history
 
 
 class Sampling(Message, frozen=True, kw_only=True):

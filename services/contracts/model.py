@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from services.contracts.chat_template import DEFAULT_ARGUMENTS, FullArguments
+
 MAX_INTEGER = 2**53 - 1
 """Many readers of JSON, browsers among them, keep no larger one exactly."""
 Integer = Annotated[int, Field(ge=-MAX_INTEGER, le=MAX_INTEGER)]
@@ -59,5 +61,8 @@ class ModelSection(Section):
     """Type of the weights in forward passes and in the rollout engine; the optimizer keeps fp32 master weights."""
     trust_remote_code: bool = False
     """Run Python code from the model's folder. Refused unless the operator allows it."""
+    chat_template_kwargs: FullArguments = dict(DEFAULT_ARGUMENTS)
+    """Arguments of the chat template, such as `enable_thinking: true` or `reasoning_effort: low`, for all prompts.
+    `enable_thinking` is false unless it is given. The run's notes name arguments that the template does not use."""
     lora: LoraSection | None = None
     """Train a LoRA adapter on the frozen model (section `model.lora`; `{}` for its defaults); null: all weights."""

@@ -15,7 +15,7 @@ from services.contracts.events import CheckpointWritten, EvaluationFinished, Eve
 from services.contracts.heartbeat import ServiceRecord
 from services.contracts.states import TERMINAL_STATES, DesiredState, RunState
 
-Role = Literal["read", "operate"]
+Role = Literal["read", "use", "operate"]
 ExperimentState = Literal["running", "stopped", "succeeded", "failed"]
 Verdict = Literal["shown", "not shown", "opposite", "no data"]
 
@@ -31,6 +31,32 @@ class ForkedFrom(Record, frozen=True, kw_only=True):
     """The parent; it may have been deleted since."""
     step: int
     """Step of the parent's checkpoint that the run started from."""
+
+
+class Model(Record, frozen=True, kw_only=True):
+    """A policy that can be asked now, in OpenAI's format. `id@version` asks for one weight version only."""
+
+    id: str
+    """The run's id; asks for the newest weights."""
+    object: str = "model"
+    created: int
+    """When the run was created, in Unix seconds."""
+    owned_by: str = "turnout"
+    name: str
+    """The run's name."""
+    root: str
+    """The run's base model."""
+    max_model_len: int
+    """Longest prompt and response together, in tokens."""
+    weight_version: int
+    """The newest version that a server of the run has loaded."""
+
+
+class ModelList(Record, frozen=True, kw_only=True):
+    """The policies that can be asked now."""
+
+    object: str = "list"
+    data: list[Model]
 
 
 class Run(Record, frozen=True, kw_only=True):
@@ -64,7 +90,7 @@ class Run(Record, frozen=True, kw_only=True):
     """Settings that are valid but may be unintended, such as those of another objective; each says what to do. Not in
     lists."""
     groups: dict[str, int] = {}
-    """Ledger of prompt groups: fed, trained, in_flight, dropped_<reason>. Not in lists."""
+    """Ledger of prompt groups: fed, trained, in_flight, replaced, dropped_<reason>. Not in lists."""
     accuracy_first: float | None = None
     """avg@k of the first evaluation. Not in lists."""
     accuracy_last: float | None = None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import msgspec
 from pydantic import Field, ValidationError, model_validator
 
+from services.contracts.chat_template import Scalar
 from services.contracts.data import DataSection
 from services.contracts.errors import ConfigurationError
 from services.contracts.faults import Conflicts, dots, field_names, refused, sentence_of
@@ -28,6 +29,8 @@ from services.contracts.values import check_values
 NumSamples = Annotated[int, Field(ge=1, le=MAX_SAMPLES)]
 NumTokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$"
+MOST_REFILLS = 20
+"""Bound of `training.refill`, in steps' worth of groups. If one group in 20 teaches, the questions are the problem."""
 DecayRate = Annotated[float, Field(ge=0, le=0.999999)]
 
 
@@ -96,6 +99,10 @@ class TrainingSection(Section):
     single sequence still goes alone)."""
     max_staleness: NotNegative = 1
     """Age in weight versions that a trained token may have. 0 is on-policy; n >= 1 overlaps sampling and training."""
+    refill: NotNegative = 0
+    """Groups that teach nothing (all rollouts right; or all wrong, and nothing for the teacher to read) and that a step
+    may replace by new ones, at most (DAPO's dynamic sampling, arXiv 2503.14476). Then it trains on what comes. 0: none
+    are replaced."""
     seed: Integer = 0
     """Seed of the question order and of the learner's random choices."""
     num_ranks: Positive = 1
@@ -234,6 +241,12 @@ class RunConfig(Section):
                 f"rollout.num_servers is {rollout.num_servers}, more than training.prompts_per_step "
                 f"({training.prompts_per_step}); the rest would never work: lower it"
             )
+        if training.refill > MOST_REFILLS * training.prompts_per_step:
+            yield (
+                f"training.refill is {training.refill}, so a step could sample more than {MOST_REFILLS} times its "
+                f"training.prompts_per_step ({training.prompts_per_step}); lower it, and use questions that "
+                "the model solves sometimes"
+            )
         yield from self.data.conflicts()
         every = self.evaluation.every_steps
         if self.data.validation is None and every is not None and "every_steps" in self.evaluation.model_fields_set:
@@ -243,6 +256,12 @@ class RunConfig(Section):
     def prompts_per_minibatch(self) -> int:
         """Groups per optimizer update, with the default filled in."""
         return self.training.prompts_per_minibatch or self.training.prompts_per_step
+
+    @property
+    def teacher_chat_template_kwargs(self) -> Mapping[str, Scalar]:
+        """The chat template's arguments for the self-teacher's prompt."""
+        own = self.objective.teacher_chat_template_kwargs
+        return self.model.chat_template_kwargs if own is None else own
 
     @property
     def max_model_tokens(self) -> int:

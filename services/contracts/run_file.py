@@ -5,7 +5,7 @@ This is the only reader of run files; the command and the API share it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +52,17 @@ class ParsedRunFile:
         target[keys[-1]] = value
         for location in [place for place in self.lines if place[: len(keys)] == keys]:
             del self.lines[location]
+
+
+def place_in(layers: Sequence[ParsedRunFile], location: Location) -> str:
+    """Source and line of a field in files laid over one another, the last on top, or of the nearest section."""
+    for end in range(len(location), 0, -1):
+        for layer in reversed(layers):
+            if location[:end] in layer.lines:
+                return at_line(layer.source, layer.lines[location[:end]])
+            if not layer.lines and _has(layer.values, location[:end]):
+                return layer.source
+    return " and ".join(layer.source for layer in layers if layer.values)
 
 
 def at_line(source: str, line: int) -> str:

@@ -224,9 +224,17 @@ def learner(config: RunConfig, shape: Shape, response_tokens: int | None = None)
         temporary=temporary(config, shape, passing, response_tokens),
         teacher_states=_tokens_of_rank(config, response_tokens) * (TOKEN_BYTES + (w * shape.hidden if taught else 0)),
         publishing=_publishing(config, trained),
-        cpu=(12 + (w if w == 2 else 0) + w + (4 if taught else 0)) * trained
+        cpu=checkpoint_bytes(config, shape)
+        + published_bytes(config, shape)
         + (ranks * (averages + model) if offloads else 0),
     )
+
+
+def checkpoint_bytes(config: RunConfig, shape: Shape) -> float:
+    """Bytes of one checkpoint: weights in bfloat16, their float32 copy, AdamW's moments, the teacher's averages."""
+    lora, taught = config.model.lora, OBJECTIVES[config.objective.name].has_teacher
+    trained = shape.num_parameters if lora is None else shape.num_adapter_parameters(lora)
+    return (12 + (2 if width(config) == 2 else 0) + (4 if taught else 0)) * trained
 
 
 def _teacher(config: RunConfig, total: int, trained: int, cut: int) -> tuple[float, float]:

@@ -138,6 +138,13 @@ CHARTS: Final = (
         "share",
     ),
     Chart(
+        "teaching",
+        "Groups that teach",
+        "Groups all right, or all wrong with nothing for the teacher to read, teach nothing. With training.refill, a "
+        "step replaces them.",
+        "share",
+    ),
+    Chart(
         "entropy",
         "Entropy",
         "A policy that falls to 0 early has stopped exploring. The teacher should be more certain than the policy.",
@@ -186,6 +193,18 @@ ACCURACY: Final = Family(
     legend="{{run_id}} {{split}} avg@{{samples}}",
 )
 """Shows evaluations too."""
+_TEACHING: Final = Family(
+    "teaching_ratio",
+    "Groups that teach",
+    "Share of groups that can move the policy: of all sampled for the newest step, and of those trained.",
+    "share",
+    ("groups",),
+    Panel(
+        "routing",
+        "Share of groups that can move the policy; with training.refill, trained is above sampled. Trained below 1: "
+        "the refill's bound was reached, or it is off. Sampled near 0: use questions of a different difficulty.",
+    ),
+)
 _LOSS: Final = Family(
     "loss",
     "Loss",
@@ -268,6 +287,34 @@ CATALOGUE: Final[tuple[StepMetric | StepHistogram, ...]] = (
             "Share of groups with no correct rollout. Only feedback or a reference solution can teach there.",
         ),
         line=Line("routing", "failed groups", 3, "dot"),
+    ),
+    StepMetric(
+        name="sampled_teaching_ratio",
+        title="Sampled groups that teach",
+        help="Share of the groups sampled for the step that can move the policy: those trained and those replaced.",
+        unit="share",
+        form=".2f",
+        part_of=_TEACHING,
+        labels=("sampled",),
+        line=Line("teaching", "of the groups sampled", 1, "dash"),
+        reported=True,
+    ),
+    StepMetric(
+        name="trained_teaching_ratio",
+        title="Trained groups that teach",
+        help="Share of the step's groups that can move the policy: an advantage or a teacher pass.",
+        unit="share",
+        form=".2f",
+        part_of=_TEACHING,
+        labels=("trained",),
+        line=Line("teaching", "of the groups trained", 0),
+        reported=True,
+    ),
+    StepMetric(
+        name="num_replaced_groups",
+        title="Replaced groups",
+        help="Groups that would have taught nothing, replaced by others (training.refill).",
+        line=Line("teaching", "replaced", 4, "dot", right=True),
     ),
     StepMetric(
         name="loss", title="Loss", help="The objective's value over the whole step.", part_of=_LOSS, labels=("all",)

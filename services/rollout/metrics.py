@@ -14,3 +14,9 @@ GENERATION_SECONDS = Histogram(
 )
 ENGINE_STARTS = Counter("turnout_engine_starts_total", "Engines built, the first one included.")
 ENGINE_START_SECONDS = Gauge("turnout_engine_start_seconds", "Time that the last engine took to start.")
+SERVED_REQUESTS = Counter(
+    "turnout_served_requests_total", "Requests to the policy that were answered.", ["endpoint", "status"]
+)
+SERVED_TOKENS = Counter("turnout_served_tokens_total", "Tokens of served prompts and responses.", ["kind"])
+SERVED_RUNNING = Gauge("turnout_served_running", "Served prompts that the engine is sampling for.")
+SERVED_WAITING = Gauge("turnout_served_waiting", "Served prompts that wait for a sequence of their share.")

@@ -23,6 +23,7 @@ from services.rollout.http import add_routes, include_vllm
 from services.rollout.sampling.prompts import PromptRenderer, stop_tokens
 from services.rollout.sampling.sampling import GroupSampler
 from services.rollout.sampling.worker import RolloutWorker
+from services.rollout.serving import endpoints
 from services.rollout.vllm import engine as engines
 from services.rollout.vllm import pulse, starting
 from services.rollout.vllm.server import EngineServer
@@ -127,6 +128,7 @@ class RolloutServer:
             )
         run = read_run_config(raw)
         await asyncio.to_thread(check_model_place, run.model, self._service.settings)
+        self.server.chat_template_kwargs = dict(run.model.chat_template_kwargs)
         self.server.recomputes_kv_cache = run.rollout.kv_cache_on_update == "recompute"
         spec = engines.spec_for(run, self._service.settings, self._presence.instance)
         server = self.server
@@ -147,11 +149,12 @@ class RolloutServer:
 
     def _make_worker(self) -> RolloutWorker:
         assert self._spec is not None
+        assert self._run is not None
         assert self._run_id is not None
         spec = self._spec
         tokenizer = load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
         config = engines.hf_config(spec)
-        renderer = PromptRenderer(tokenizer, config.vocab_size)
+        renderer = PromptRenderer(tokenizer, config.vocab_size, self._run.model.chat_template_kwargs)
         sampler = GroupSampler(self.server, renderer, stop_tokens(spec.model, config))
         return RolloutWorker(self._run_id, self._queue, self.server, sampler, self._presence, spec.max_num_seqs)
 
@@ -315,6 +318,7 @@ async def loops(service: Service) -> None:
     """Add the routes, import vLLM in a thread, then serve until cancelled."""
     rollout = RolloutServer(service)
     inner = add_routes(service.app, rollout.server, service.settings, rollout.is_loading)
+    endpoints.add_routes(service.app, rollout.server, service.settings)
     service.presence.waits_for("import of vLLM")
     await asyncio.to_thread(environment.import_vllm)
     include_vllm(inner)

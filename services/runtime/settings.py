@@ -66,6 +66,12 @@ class Settings(BaseSettings):
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     """Share of a GPU's memory that a rollout server takes for weights and KV cache. Lower it if the learner works on
     the same GPU."""
+    serve_share: float = Field(default=0.125, ge=0, le=1)
+    """Share of a rollout server's sequences (rollout.max_num_seqs) that requests to the policy may use, at least one;
+    0 serves none."""
+    tool_parser: str = ""
+    """vLLM's parser of the tool calls in served responses, by the models' family (hermes for Qwen); empty: tool calls
+    are not parsed."""
     allow_remote_code: bool = False
     """Let runs set model.trust_remote_code."""
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from services.contracts.chat_template import DEFAULT_ARGUMENTS, Scalar
 from services.contracts.errors import ConfigurationError
 from services.contracts.messages import Question
 
@@ -40,14 +42,17 @@ def unloadable(what: str, path: str, error: Exception) -> ConfigurationError:
     )
 
 
-def prompt_ids(tokenizer: Any, question: Question, prompt: str) -> list[int]:
-    """Token ids of the question's system message, `prompt` as the user's, and the generation prompt.
+def prompt_ids(
+    tokenizer: Any, question: Question, prompt: str, arguments: Mapping[str, Scalar] = DEFAULT_ARGUMENTS
+) -> list[int]:
+    """Token ids of the question's system message and history, `prompt` as the user's, and the generation prompt.
 
-    Thinking is turned off if the template supports that. Raises whatever the template raises.
+    `arguments` are the chat template's. Raises whatever the template raises.
     """
     messages = [{"role": "system", "content": question.system}] if question.system else []
+    messages += [{"role": turn.role, "content": turn.content} for turn in question.turns]
     messages.append({"role": "user", "content": prompt})
     ids = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=False, enable_thinking=False
+        messages, add_generation_prompt=True, tokenize=True, return_dict=False, **arguments
     )
     return [int(token) for token in ids]

@@ -37,3 +37,37 @@ def test_questions_are_shown_as_read_and_compared(tmp_path: Path) -> None:
     text = CliRunner().invoke(app, ["data", "show", str(run)]).stdout
     assert "the teacher reads:" in text
     assert "1 duplicates, 1 too long" in text
+
+
+def test_a_conversation_is_shown_whole_and_compared_whole(tmp_path: Path) -> None:
+    def row(last: str, first: str = "coal 3 tonnes") -> str:
+        turns = [("user", first), ("assistant", "iron"), ("user", last)]
+        messages = [{"role": role, "content": content} for role, content in turns]
+        return json.dumps({"kind": "exact", "answer": "3", "messages": messages})
+
+    train, validation = tmp_path / "train.jsonl", tmp_path / "validation.jsonl"
+    train.write_text("\n".join([row("wool"), row("wool", "iron"), row("wool")]))
+    validation.write_text("\n".join([row("wool"), row("wool", "salt")]))
+    run = tmp_path / "run.yaml"
+    run.write_text(
+        f"name: x\nmodel: {{path: {ROOT / 'examples/embedded/policy'}}}\ntraining: {{steps: 1}}\n"
+        f"data: {{train: {train}, validation: {validation}}}\n"
+    )
+    found = json.loads(CliRunner().invoke(app, ["data", "show", str(run), "--json"]).stdout)
+    first = found["rows"]["data.train"][0]
+    for reader in ("model", "teacher"):
+        places = [first[reader].find(word) for word in ("coal", "iron", "wool")]
+        assert -1 < places[0] < places[1] < places[2]
+    assert first["teacher"].startswith(first["model"][: first["model"].find("wool")])
+    assert found["sources"]["data.train"]["first_duplicates"] == [[f"{train}, line 1", f"{train}, line 3"]]
+    assert found["in_training"] == [f"{validation}, line 1 is {train}, line 3"]
+
+    (template := tmp_path / "model").mkdir()
+    for file in (ROOT / "examples/embedded/policy").iterdir():
+        (template / file.name).write_bytes(file.read_bytes())
+    (template / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
+    done = CliRunner().invoke(app, ["data", "show", str(run), "--set", f"model.path={template}"])
+    assert done.exit_code != 0
+    assert f"{train}, line 1: the model's chat template rejects the messages: roles must alternate" in str(
+        done.exception
+    )

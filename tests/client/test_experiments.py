@@ -29,7 +29,7 @@ SHIPPED = sorted(Path("examples/experiments").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_every_shipped_experiment_is_valid(path: Path) -> None:
-    experiment = parse_experiment(read_values(path))
+    experiment = parse_experiment(read_values([path]))
     assert num_runs(experiment) > 1
     for method in experiment.methods:
         assert experiment.points(method)
@@ -39,7 +39,27 @@ def test_a_fault_is_shown_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text("name: x\nrun: {}\nmethods: {a: {}}\nfinal: {seeds: []}\n")
     with pytest.raises(ConfigurationError, match=r"wrong\.yaml, line 4: .*final\.seeds"):
-        read_values(path)
+        read_values([path])
+
+
+def test_files_and_settings_are_laid_over_one_another(tmp_path: Path) -> None:
+    below, above = tmp_path / "below.yaml", tmp_path / "above.yaml"
+    below.write_text(
+        "name: below\nrun:\n  model: {path: m}\n  training: {steps: 4}\nmethods: {a: {}, b: {}}\nfinal: {seeds: [1]}\n"
+    )
+    above.write_text("name: above\nrun:\n  data: {train: t, validation: v}\n")
+    values = read_values([below, above], ["final.seeds=[1, 2]", "run.training.steps=8"])
+    assert (values["name"], values["final"]["seeds"]) == ("above", [1, 2])
+    assert values["run"]["training"] == {"steps": 8}
+    assert values["run"]["model"] == {"path": "m"}
+    assert values["run"]["data"] == {"train": "t", "validation": "v"}
+    with pytest.raises(ConfigurationError, match=r"^--set: .*final\.seeds"):
+        read_values([below, above], ["final.seeds=[]"])
+    with pytest.raises(ConfigurationError, match=r"below\.yaml, line 5: .*methods\.a"):
+        read_values([below])
+    above.write_text(above.read_text() + "budgets: {steps: [9]}\n")
+    with pytest.raises(ConfigurationError, match=r"above\.yaml, line 4: .*budgets\.steps"):
+        read_values([below, above])
 
 
 def run(method: str, phase: str, seed: int, **fields: Any) -> ExperimentRun:

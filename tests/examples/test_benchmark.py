@@ -4,6 +4,7 @@ import json
 import random
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from examples.embedded import benchmark, lessons, vocabulary
@@ -80,7 +81,7 @@ def test_the_platforms_reward_follows_the_same_rule() -> None:
     for asked in benchmark.questions("validation"):
         weights = {good: lessons.recall(good, rng) for good in asked.goods}
         text = lessons.reply(list(asked.goods), weights)
-        verdict = judge_recall(messages.Question(**asked.row()), text, False)
+        verdict = judge_recall(msgspec.convert(asked.row(), messages.Question), text, False)
         assert verdict.reward == float(benchmark.is_right(asked, text))
         assert verdict.format_ok
         assert verdict.feedback == (benchmark.first_mistake(asked, text) or "")

@@ -100,7 +100,7 @@ class Player:
         at = time.time() if at is None else at
         self.version = step
         metrics = step_metrics(step, offset)
-        groups = {"fed": 8 * step + 8, "trained": 8 * step, "in_flight": 8, "dropped_stale": step // 20}
+        groups = {"fed": 8 * step + 8, "trained": 8 * step, "in_flight": 8, "replaced": 0, "dropped_stale": step // 20}
         self.emit(
             StepFinished(run_id=self.run_id, at=at, step=step, metrics=metrics, groups=groups),
             WeightsPublished(run_id=self.run_id, at=at, version=step, path="v", checksum="blake3:0", bytes=1 << 22),
@@ -147,6 +147,9 @@ def step_metrics(step: int, offset: float = 0.0) -> dict[str, float]:
         "accuracy": max(0.0, reward - 0.04),
         "mixed_group_ratio": 0.5 + wave,
         "failed_group_ratio": max(0.0, 0.2 - wave),
+        "sampled_teaching_ratio": 0.6 + wave,
+        "trained_teaching_ratio": 0.9 + wave,
+        "num_replaced_groups": 4.0,
         "routing_ratio_grpo": 1 - sdpo,
         "routing_ratio_sdpo": sdpo,
         "teacher_information_ratio": sdpo + 0.1,

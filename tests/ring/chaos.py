@@ -43,7 +43,7 @@ def ledger_faults(client: Client, run_id: str, *, num_training_steps: int, promp
     if numbers != list(range(1, num_training_steps + 1)):
         faults.append(f"steps are {numbers}")
     groups = client.run(run_id).groups
-    dropped = sum(count for name, count in groups.items() if name.startswith("dropped_"))
+    dropped = sum(count for name, count in groups.items() if name == "replaced" or name.startswith("dropped_"))
     if groups.get("trained") != num_training_steps * prompts_per_step:
         faults.append(f"{groups.get('trained')} groups trained, not {num_training_steps * prompts_per_step}")
     if groups.get("fed") != groups.get("trained", 0) + dropped + groups.get("in_flight", 0):

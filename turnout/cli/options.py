@@ -33,7 +33,9 @@ def examples(*lines: str) -> str:
 Id = Annotated[str, typer.Argument(metavar="ID", help="The run's id, or its beginning.", autocompletion=complete_run)]
 Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Runs to compare.", autocompletion=complete_run)]
 ExperimentId = Annotated[str, typer.Argument(metavar="ID", help="The experiment's id, or its beginning.")]
-ExperimentFile = Annotated[Path, typer.Argument(metavar="FILE", help="Experiment file (YAML).")]
+ExperimentFiles = Annotated[
+    list[Path], typer.Argument(metavar="FILE...", help="Experiment file (YAML); each further file is laid over it.")
+]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="Run file (YAML).")]
 Settings = Annotated[
     list[str] | None,
@@ -41,6 +43,13 @@ Settings = Annotated[
 ]
 Preset = Annotated[
     str | None, typer.Option(help="Start from these settings; fields of the file and --set override them.")
+]
+GpuKind = Annotated[
+    str | None, typer.Option("--gpu", help="Kind of GPU, to estimate times by formula: a100, h100, h200 or h20.")
+]
+Gpus = Annotated[int | None, typer.Option(min=1, max=1024, help="Number of GPUs.")]
+ResponseTokens = Annotated[
+    int | None, typer.Option(min=1, help="Mean length of responses; by default all have full length.")
 ]
 Watch = Annotated[bool, typer.Option("--watch", help="Show progress until the run ends.")]
 Key = Annotated[

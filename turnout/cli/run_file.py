@@ -76,6 +76,18 @@ def check_rows(config: RunConfig) -> list[str]:
     return found
 
 
+def count_questions(config: RunConfig) -> int | None:
+    """Questions of one evaluation of all validation sets; None if a file is not on this machine or cannot be read."""
+    total = 0
+    for source in config.data.validation_sets():
+        checked = check_source(source, ROW_SECONDS) if source.is_file and Path(source.path).exists() else None
+        if checked is None or checked.unread or not checked.whole:
+            return None
+        limits = (checked.num_rows, source.limit, config.evaluation.max_questions)
+        total += min(limit for limit in limits if limit is not None)
+    return total
+
+
 def _checked_sentence(field: str, path: str, checked: Checked) -> str:
     rows = f"{checked.num_rows:,} row{'s' * (checked.num_rows != 1)} of {path}"
     if checked.unread:

@@ -19,6 +19,8 @@ from services.contracts.records import (
     Experiment,
     ExperimentSummary,
     Key,
+    Model,
+    ModelList,
     NewKey,
     Probe,
     QueueState,
@@ -33,6 +35,7 @@ from services.contracts.records import (
 from turnout.client import calls
 from turnout.client.calls import (
     Call,
+    ChunkParser,
     EventParser,
     Page,
     connection,
@@ -226,6 +229,33 @@ class AsyncClient:
         """Delete an experiment that is not running. Its runs stay."""
         await self._send(Call("DELETE", experiment_path(experiment_id), nothing))
 
+    async def models(self) -> list[Model]:
+        """The runs whose policies can be asked now."""
+        return (await self._send(Call("GET", "/v1/models", one(ModelList)))).data
+
+    async def chat(
+        self, run_id: str, messages: str | Sequence[dict[str, Any]], *, version: int | None = None, **options: Any
+    ) -> AsyncIterator[dict[str, Any]]:
+        """A policy's answer to a conversation, or to one question, as OpenAI's chunks as they arrive.
+
+        `version` asks for one weight version only; `options` are fields of OpenAI's and vLLM's request, such as
+        `max_tokens`. The last chunk's `system_fingerprint` says which weights answered. Raises `NotFoundError` if the
+        run or version is not served now, and `UnavailableError` if there are too many requests, or the answer breaks.
+        """
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        parser = ChunkParser()
+        try:
+            async with self._http.stream(**calls.chat_request(run_id, version, messages, options)) as answer:
+                if not answer.is_success:
+                    await answer.aread()
+                    raise_for_status(answer)
+                async for text in answer.aiter_text():
+                    for chunk in parser.feed(text):
+                        yield chunk
+        except httpx.TransportError as error:
+            raise connection_fault(self.url, error) from error
+
     async def queues(self, run_id: str | None = None) -> list[QueueState]:
         return await self._all(Call("GET", "/v1/queues", pages_of(QueueState), given(run_id=run_id)))
 
@@ -240,7 +270,7 @@ class AsyncClient:
         return await self._all(Call("GET", "/v1/keys", pages_of(Key)))
 
     async def create_key(self, name: str, role: str = "read") -> NewKey:
-        """Create a key with the role `read` or `operate`. Only the returned value has its text."""
+        """Create a key with the role `read`, `use` or `operate`. Only the returned value has its text."""
         return await self._send(Call("POST", "/v1/keys", one(NewKey), body={"name": name, "role": role}))
 
     async def revoke_key(self, key_id: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import quote
@@ -32,6 +32,8 @@ DEFAULT_URL = "http://127.0.0.1:8400"
 T = TypeVar("T")
 STREAM_TIMEOUT = httpx.Timeout(10.0, read=40.0)
 """The API sends a comment every 15 s; a stream that is silent for longer than this is dead."""
+ANSWER_TIMEOUT = httpx.Timeout(10.0, read=600.0)
+"""A policy's answer waits for a sequence of the engine, which training keeps busy."""
 LONGEST_WAIT_SECONDS = 10.0
 
 
@@ -118,6 +120,13 @@ def event_request(run_id: str, after: str | None, follow: bool) -> dict[str, Any
     }
 
 
+def chat_request(run_id: str, version: int | None, messages: Sequence[dict[str, Any]], options: Any) -> dict[str, Any]:
+    """Arguments of the streaming request to a run's policy."""
+    model = run_id if version is None else f"{run_id}@{version}"
+    body = {"model": model, "messages": list(messages), "stream": True, **options}
+    return {"method": "POST", "url": "/v1/chat/completions", "json": body, "timeout": ANSWER_TIMEOUT}
+
+
 def says_end(event: RunEvent | None) -> bool:
     """Whether the event says that the run has ended (it may have been resumed since)."""
     return event is not None and event.type == "state" and event.data.get("state") in TERMINAL_STATES
@@ -176,17 +185,19 @@ def raise_for_status(answer: httpx.Response) -> None:
         problem = {}
     if not isinstance(problem, dict):
         problem = {}
+    if isinstance(problem.get("error"), dict):  # OpenAI's format, with the remedy in the message
+        problem = {"detail": problem["error"].get("message"), "field": problem["error"].get("param")}
+    elif "problem+json" not in answer.headers.get("content-type", "") and answer.status_code == 404:
+        raise UnavailableError(
+            f"{answer.request.url} was not found: the API is still starting, or another program answers.",
+            remedy="Wait a moment and try again, or check the URL.",
+        )
     message = str(
         problem.get("detail") or problem.get("title") or f"{answer.request.url} answered {answer.reason_phrase}."
     )
     remedy = str(problem.get("remedy") or "")
     if answer.status_code == 401 or (answer.status_code == 403 and not remedy):
         remedy = "Set TURNOUT_API_KEY to a key of this deployment."
-    if "problem+json" not in answer.headers.get("content-type", "") and answer.status_code == 404:
-        raise UnavailableError(
-            f"{answer.request.url} was not found: the API is still starting, or another program answers.",
-            remedy="Wait a moment and try again, or check the URL.",
-        )
     raise _kind(answer.status_code)(message, remedy=remedy, field=problem.get("field"))
 
 
@@ -203,6 +214,24 @@ def connection_fault(url: str, error: httpx.TransportError) -> UnavailableError:
         f"No API answers at {url}: {str(error) or type(error).__name__}.",
         remedy="Start one with `turnout up`, or set its URL with --api-url or TURNOUT_API_URL.",
     )
+
+
+class ChunkParser:
+    """Parses the text of a streamed answer of a policy, which may be cut anywhere."""
+
+    def __init__(self) -> None:
+        self._rest = ""
+
+    def feed(self, text: str) -> Iterator[dict[str, Any]]:
+        """OpenAI's chunks in the next piece of text. Raises `UnavailableError` if the answer ended with an error."""
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            if not line.startswith("data: {"):
+                continue
+            chunk = json.loads(line.removeprefix("data: "))
+            if "error" in chunk:
+                raise UnavailableError(str(chunk["error"].get("message")))
+            yield chunk
 
 
 class EventParser:

@@ -19,6 +19,8 @@ from services.contracts.records import (
     Experiment,
     ExperimentSummary,
     Key,
+    Model,
+    ModelList,
     NewKey,
     Probe,
     QueueState,
@@ -33,6 +35,7 @@ from services.contracts.records import (
 from turnout.client import calls
 from turnout.client.calls import (
     Call,
+    ChunkParser,
     EventParser,
     Page,
     connection,
@@ -223,6 +226,32 @@ class Client:
         """Delete an experiment that is not running. Its runs stay."""
         self._send(Call("DELETE", experiment_path(experiment_id), nothing))
 
+    def models(self) -> list[Model]:
+        """The runs whose policies can be asked now."""
+        return (self._send(Call("GET", "/v1/models", one(ModelList)))).data
+
+    def chat(
+        self, run_id: str, messages: str | Sequence[dict[str, Any]], *, version: int | None = None, **options: Any
+    ) -> Iterator[dict[str, Any]]:
+        """A policy's answer to a conversation, or to one question, as OpenAI's chunks as they arrive.
+
+        `version` asks for one weight version only; `options` are fields of OpenAI's and vLLM's request, such as
+        `max_tokens`. The last chunk's `system_fingerprint` says which weights answered. Raises `NotFoundError` if the
+        run or version is not served now, and `UnavailableError` if there are too many requests, or the answer breaks.
+        """
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        parser = ChunkParser()
+        try:
+            with self._http.stream(**calls.chat_request(run_id, version, messages, options)) as answer:
+                if not answer.is_success:
+                    answer.read()
+                    raise_for_status(answer)
+                for text in answer.iter_text():
+                    yield from parser.feed(text)
+        except httpx.TransportError as error:
+            raise connection_fault(self.url, error) from error
+
     def queues(self, run_id: str | None = None) -> list[QueueState]:
         return self._all(Call("GET", "/v1/queues", pages_of(QueueState), given(run_id=run_id)))
 
@@ -237,7 +266,7 @@ class Client:
         return self._all(Call("GET", "/v1/keys", pages_of(Key)))
 
     def create_key(self, name: str, role: str = "read") -> NewKey:
-        """Create a key with the role `read` or `operate`. Only the returned value has its text."""
+        """Create a key with the role `read`, `use` or `operate`. Only the returned value has its text."""
         return self._send(Call("POST", "/v1/keys", one(NewKey), body={"name": name, "role": role}))
 
     def revoke_key(self, key_id: str) -> None:

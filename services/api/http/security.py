@@ -25,6 +25,8 @@ HEALTH_PATHS = frozenset({"/healthz", "/readyz"})
 REFERENCE_PATHS = ("/docs", "/openapi.json")
 """Need no key either: what a release can do is no secret, and a browser could not send one for these paths."""
 KEYS_PATH = "/v1/keys"
+SERVING_PATH = re.compile(r"/v1/(chat/completions|completions|models(/[^/]+)?)")
+"""What the role `use` may call: OpenAI's API to the policies."""
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 MAX_BODY_BYTES = 1 << 20
 BYTES_PER_REQUEST = 16 << 10
@@ -162,15 +164,19 @@ class Guard:
 
 
 def _refuse_role(caller: Caller, method: str, path: str) -> JSONResponse | None:
-    of_keys = path == KEYS_PATH or path.startswith(KEYS_PATH + "/")
-    if caller.role == "operate" or (method in READING and not of_keys):
+    if caller.role == "operate":
         return None
-    return problem(
-        403,
-        "Forbidden",
-        "This key has the role read, which may view runs but not change anything.",
-        remedy="Use a key with the role operate.",
-    )
+    is_serving = SERVING_PATH.fullmatch(path) is not None
+    if caller.role == "use":
+        is_allowed = is_serving
+        text = "This key has the role use, which may ask the policies of runs but nothing else."
+    else:
+        is_allowed = method in READING and path != KEYS_PATH and not path.startswith(KEYS_PATH + "/")
+        text = "This key has the role read, which may view runs but not change anything."
+    if is_allowed:
+        return None
+    remedy = "Use a key with the role operate" + (", or use." if is_serving else ".")
+    return problem(403, "Forbidden", text, remedy=remedy)
 
 
 def _refuse_other_sites(method: str, headers: Headers) -> JSONResponse | None:

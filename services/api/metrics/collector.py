@@ -55,7 +55,7 @@ class BoardCollector:
             yield gauge
         step = GaugeMetricFamily("turnout_step", "Newest finished training step.", labels=["run_id"])
         groups = CounterMetricFamily(
-            "turnout_groups", "Prompt groups: fed, trained, dropped_<reason>.", labels=["run_id", "outcome"]
+            "turnout_groups", "Prompt groups: fed, trained, replaced, dropped_<reason>.", labels=["run_id", "outcome"]
         )
         for run_id, numbers in self._shown():
             step.add_metric([run_id], numbers.step)
@@ -64,7 +64,7 @@ class BoardCollector:
                     groups.add_metric([run_id, outcome], count)
         in_flight = GaugeMetricFamily(
             "turnout_groups_in_flight",
-            "Groups fed and not yet trained or dropped, at the newest step.",
+            "Groups fed and not yet trained, replaced or dropped, at the newest step.",
             labels=["run_id"],
         )
         for run_id, numbers in self._shown():

@@ -23,6 +23,10 @@ class AdvantageMix(Objective):
     def asks_teacher(self, standing: Standing, section: ObjectiveSettings) -> bool:
         return standing.informed
 
+    def teaches(self, advantage: float, taught: bool, section: ObjectiveSettings) -> bool:
+        share = section.mix_lambda
+        return (taught and share < 1.0) or (advantage != 0.0 and share > 0.0)
+
     def token_loss(self, branch: Branch, terms: Terms[V], section: ObjectiveSettings) -> V:
         share = section.mix_lambda
         return grpo.policy_loss(terms, share * terms.advantage + (1.0 - share) * terms.teacher_gap())

@@ -129,6 +129,10 @@ class Objective(ABC):
         """Whether a rollout needs a teacher pass: by default those of the SDPO branch."""
         return self.route(standing, section) == "sdpo"
 
+    def teaches(self, advantage: float, taught: bool, section: ObjectiveSettings) -> bool:
+        """Whether a routed rollout can move the policy, given its advantage and whether it has a teacher pass."""
+        return taught or advantage != 0.0
+
     def weighting(self, section: ObjectiveSettings) -> Weighting | None:
         """How the tokens of the SDPO branch are weighted; None: all alike."""
         return None

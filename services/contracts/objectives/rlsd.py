@@ -23,6 +23,9 @@ class Rlsd(Objective):
     def asks_teacher(self, standing: Standing, section: ObjectiveSettings) -> bool:
         return standing.informed
 
+    def teaches(self, advantage: float, taught: bool, section: ObjectiveSettings) -> bool:
+        return advantage != 0.0  # which the teacher only scales
+
     def token_loss(self, branch: Branch, terms: Terms[V], section: ObjectiveSettings) -> V:
         share, advantage = section.rlsd_lambda, terms.advantage
         return grpo.policy_loss(terms, (1.0 - share) * advantage + share * (advantage * terms.credit()))

@@ -9,6 +9,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
+from services.contracts.chat_template import FullArguments
 from services.contracts.model import Fraction, Positive, Section
 from services.contracts.ranges import DivergenceAlpha
 
@@ -75,6 +76,8 @@ class ObjectiveSettings(Section):
     """Training steps between copies, for `teacher_update: every`."""
     teacher_ema_rate: Annotated[float, Field(ge=1e-6, le=1)] = 0.05
     """Self-teacher: teacher <- (1 - rate) * teacher + rate * student after every optimizer update."""
+    teacher_chat_template_kwargs: FullArguments | None = None
+    """Arguments of the chat template for the self-teacher's prompt; null: `model.chat_template_kwargs`."""
     demonstration: Literal["first", "random", "shortest", "closest", "reference"] = "first"
     """Which correct sibling the teacher's prompt shows; `closest`: with the fewest edits. `reference`: the first, and
     if none is correct the row's `solution`."""
@@ -122,7 +125,16 @@ POLICY: Final = frozenset(
     }
 )
 """Fields of a policy-gradient branch."""
-TEACHER: Final = frozenset({"teacher_update", "teacher_every_steps", "teacher_ema_rate", "demonstration", "feedback"})
+TEACHER: Final = frozenset(
+    {
+        "teacher_update",
+        "teacher_every_steps",
+        "teacher_ema_rate",
+        "teacher_chat_template_kwargs",
+        "demonstration",
+        "feedback",
+    }
+)
 """Fields of a self-teacher and what it reads."""
 WEIGHTS: Final = frozenset({"position_beta", "question_weight", "weight_floor"})
 """Fields of weights of distilled tokens, but for `beta`."""

@@ -139,6 +139,8 @@ def _mapped(source: Source, place: str, row: Mapping[str, Any]) -> Mapping[str, 
         except ColumnError as error:
             shown = expression if isinstance(expression, str) else " + ".join(expression)
             raise ConfigurationError(f"{place}: columns.{field} ({shown}): {error}.", remedy=_COLUMNS) from error
+    if "messages" in source.columns and "prompt" not in source.columns:
+        values.pop("prompt", None)  # what the run names wins over a column that happens to have this name
     for field, default in (("kind", source.kind), ("system", source.system)):
         if default is not None and values.get(field) is None:
             values[field] = default

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from services.contracts.errors import ConfigurationError, QuestionError
 from services.contracts.messages import Question
+from services.contracts.questions.chats import from_messages
 from services.contracts.questions.forms import check_question, refuse, regex_pattern
 from services.contracts.questions.slow_patterns import TooSlowError, explodes, limited
 from services.contracts.strict_json import WrittenFloat, flaw_of
@@ -19,8 +20,8 @@ from services.contracts.strict_json import WrittenFloat, flaw_of
 FIELDS: Final = ("id", "kind", "system", "prompt", "answer", "tests", "solution")
 REQUIRED: Final = ("kind", "prompt")
 FORMAT: Final = (
-    "Each line must be a JSON object with the fields kind, prompt and answer, and optionally id, system, tests and "
-    "solution; `columns` of a source takes them from other columns, `kind` and `system` are its defaults."
+    "Each line must be a JSON object with the fields kind, prompt (or messages) and answer, and optionally id, system, "
+    "tests and solution; `columns` of a source takes them from other columns, `kind` and `system` are its defaults."
 )
 _TYPES: Final[dict[str, tuple[type, ...]]] = {
     "id": (str, int),
@@ -58,7 +59,9 @@ def no_questions(source: str) -> ConfigurationError:
 def _question(place: str, row: Any, index: int) -> Question:
     if not isinstance(row, Mapping):
         raise ConfigurationError(f"{place}: not a JSON object.", remedy=FORMAT)
-    values = {name: _text(place, name, row[name]) for name in FIELDS if row.get(name) is not None}
+    values: dict[str, Any] = {name: _text(place, name, row[name]) for name in FIELDS if row.get(name) is not None}
+    if "prompt" not in values and row.get("messages") is not None:
+        values |= from_messages(place, row["messages"])
     for name in (*REQUIRED, *(["id"] if "id" in values else [])):
         if not values.get(name, "").strip():
             raise ConfigurationError(f"{place}: the field {name} is missing or empty.", remedy=FORMAT)
@@ -105,7 +108,9 @@ def _text(place: str, name: str, value: Any) -> str:
     if isinstance(value, list) and name in ("prompt", "system"):
         raise ConfigurationError(
             f"{place}: the field {name} is a list, but must be a text.",
-            remedy="If it is a list of messages, put the user message into prompt and the system message into system.",
+            remedy="If it is a list of messages, name the field messages, or set `columns: {messages: prompt}`."
+            if name == "prompt"
+            else FORMAT,
         )
     if not isinstance(value, _TYPES[name]) or (name == "id" and isinstance(value, bool)):
         raise ConfigurationError(f"{place}: the field {name} is {_json_type(value)}.", remedy=FORMAT)

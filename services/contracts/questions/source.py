@@ -15,7 +15,7 @@ from services.contracts.questions.columns import parse_expression
 from services.contracts.ranges import Temperature
 
 SourceName = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-TargetField = Literal["id", "kind", "system", "prompt", "answer", "tests", "solution"]
+TargetField = Literal["id", "kind", "system", "prompt", "messages", "answer", "tests", "solution"]
 _HUB_PART = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$")]
 _ENDING = re.compile(r"(\.(jsonl|json|csv|parquet))?(\.gz)?$", re.IGNORECASE)
 

@@ -51,8 +51,8 @@ class RunLink:
         self.desired: DesiredState = "running"
         self.published_version = 0
         """Newest version in the weight store that has been announced to the servers."""
-        self.num_dropped = 0
-        """Set by the training thread: gives the feeder credit to replace dropped groups."""
+        self.num_untrained = 0
+        """Set by the training thread: gives the feeder credit for the groups dropped or replaced."""
         self.arrivals: queue.SimpleQueue[Delivery[ScoredGroup]] = queue.SimpleQueue()
         self.num_replayed = 0
         """Number of arrivals that a predecessor had received but not acknowledged."""
@@ -181,11 +181,11 @@ class RunLink:
         self._pipe.write(self.progress)
 
     async def _feed(self, feeder: Feeder) -> None:
-        """Consumes credit (published weights, drops); produces tasks on `prompts`; waits for more credit, which comes
-        from publishing, dropping and resuming. Checks every second in case a wake-up was lost."""
+        """Consumes credit (published weights, drops, replacements); produces tasks on `prompts`; waits for more credit,
+        which comes from publishing, dropping, replacing and resuming. Checks every second if a wake-up was lost."""
         while True:
             if self.desired == "running":
-                await feeder.feed(self.published_version, self.num_dropped)
+                await feeder.feed(self.published_version, self.num_untrained)
             try:
                 await asyncio.wait_for(self._wake.wait(), timeout=1.0)
             except TimeoutError:

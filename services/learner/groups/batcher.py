@@ -1,18 +1,23 @@
-"""Makes batches from scored groups: which group is trained in which step, which is dropped, and why. Pure decisions.
+"""Makes batches from scored groups: which group is trained in which step, replaced or dropped, and why. Pure decisions.
 
 Groups are decided strictly in feeding order, whatever order they arrive in; early ones wait in a buffer. The batches
 therefore depend on the groups alone: a learner that replays them after a crash makes the same batches, and long
 responses are not deferred in favour of short ones. The feeder's credit bounds how far sampling runs ahead.
+
+With `training.refill`, a step passes over groups that teach nothing (DAPO's dynamic sampling, arXiv 2503.14476, section
+3.2) until it has passed over that many; from then on it takes what comes, so that every step has `prompts_per_step`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from services.contracts.messages import ScoredGroup
 from services.contracts.run_config import RunConfig
 from services.learner.groups.ledger import DropReason, Ledger
+from services.learner.groups.routed import teaches, usable_samples
 from services.runtime.queue.queue import Delivery
 
 Scored = Delivery[ScoredGroup]
@@ -20,14 +25,6 @@ WHY_LOST: Mapping[DropReason, str] = {
     "lost": "the message was unreadable",
     "fatal": "the message crashed the services that processed it; see their logs",
 }
-
-
-def usable_samples(group: ScoredGroup) -> list[bool]:
-    """For each rollout, whether it was sampled and judged without an infrastructure fault."""
-    return [
-        rollout.status == "ok" and verdict.status == "ok"
-        for rollout, verdict in zip(group.group.rollouts, group.verdicts, strict=True)
-    ]
 
 
 def oldest_version(group: ScoredGroup) -> int | None:
@@ -57,6 +54,8 @@ class Batch:
     step: int
     """From 1; also the version of the weights that the step makes."""
     groups: list[ScoredGroup]
+    num_replaced: int = 0
+    """Groups that the step passed over because they would have taught nothing."""
 
 
 @dataclass(slots=True)
@@ -68,23 +67,36 @@ class Batcher:
     ledger: Ledger
     lost: Mapping[int, DropReason] = field(default_factory=dict)
     """Sequence numbers that will never arrive, and why."""
+    refill: int = 0
+    """Groups that a step may pass over because they teach nothing."""
+    teaches: Callable[[ScoredGroup], bool] = lambda _: True
+    """Must depend on the group alone, so that a replay decides alike. Asked only while a step may pass over more."""
     boundary: Ledger = field(init=False)
     """The ledger at the end of the last complete batch, as a checkpoint of that step contains it."""
     last_drop: tuple[DropReason, str] | None = None
     """Reason and first fault text of the most recent drop, for messages."""
     num_dropped_in_a_row: int = 0
-    dropped: list[tuple[ScoredGroup, DropReason]] = field(default_factory=list)
-    """Groups dropped since `record_dropped` last emptied this, without those that never arrived."""
+    untrained: list[tuple[ScoredGroup, str]] = field(default_factory=list)
+    """Groups dropped or replaced since `record_untrained` last emptied this, and their outcome (`replaced`,
+    `dropped_stale`, ...), without those that never arrived."""
     _waiting: dict[int, Scored] = field(default_factory=dict)
     _chosen: list[ScoredGroup] = field(default_factory=list)
     _consumed: list[Scored] = field(default_factory=list)
     _again: list[Scored] = field(default_factory=list)
     _settled: list[Scored] = field(default_factory=list)
     _next: int = -1
+    _num_replaced: int = 0
 
     @classmethod
     def for_run(cls, config: RunConfig, ledger: Ledger) -> Batcher:
-        return cls(config.training.prompts_per_step, config.training.max_staleness, ledger)
+        training = config.training
+        return cls(
+            training.prompts_per_step,
+            training.max_staleness,
+            ledger,
+            refill=training.refill,
+            teaches=partial(teaches, config=config),
+        )
 
     def __post_init__(self) -> None:
         self._next = self.ledger.decided
@@ -117,7 +129,8 @@ class Batcher:
             self._waiting[sequence] = delivery
 
     def take(self, step: int) -> Batch | None:
-        """The batch of `step` (from 1), or None while groups are missing. Also decides and counts drops."""
+        """The batch of `step` (from 1), or None while groups are missing. Also decides and counts drops and
+        replacements."""
         while len(self._chosen) < self.prompts_per_step:
             if self._next in self.lost and self._next not in self._waiting:
                 reason = self.lost[self._next]
@@ -127,15 +140,9 @@ class Batcher:
             if delivery is None:
                 return None
             self._consumed.append(delivery)
-            unfit = drop_reason(delivery.message, step - 1, self.max_staleness)
-            if unfit is not None:
-                self._drop(unfit, _first_fault(delivery.message))
-                self.dropped.append((delivery.message, unfit))
-                continue
-            self._chosen.append(delivery.message)
-            self._next += 1
-            self.num_dropped_in_a_row = 0
+            self._decide(delivery.message, step)
         groups, self._chosen = self._chosen, []
+        num_replaced, self._num_replaced = self._num_replaced, 0
         self.ledger.trained += len(groups)
         self.boundary = self.ledger.copy()
         self._settled += self._consumed
@@ -144,13 +151,29 @@ class Batcher:
         for delivery in again:
             decided = delivery.message.group.task.sequence < self._next
             (self._settled if decided else self._again).append(delivery)
-        return Batch(step, groups)
+        return Batch(step, groups, num_replaced)
 
     def take_settled(self) -> list[Scored]:
         """Deliveries decided in complete batches since the last call. Acknowledge them once a checkpoint of the last
         batch's step is durable."""
         settled, self._settled = self._settled, []
         return settled
+
+    def _decide(self, group: ScoredGroup, step: int) -> None:
+        """Choose, replace or drop the group whose turn it is."""
+        unfit = drop_reason(group, step - 1, self.max_staleness)
+        if unfit is not None:
+            self._drop(unfit, _first_fault(group))
+            self.untrained.append((group, f"dropped_{unfit}"))
+            return
+        if self._num_replaced < self.refill and not self.teaches(group):
+            self.ledger.replaced += 1
+            self._num_replaced += 1
+            self.untrained.append((group, "replaced"))
+        else:
+            self._chosen.append(group)
+        self._next += 1
+        self.num_dropped_in_a_row = 0
 
     def _drop(self, reason: DropReason, fault: str) -> None:
         self.ledger.dropped[reason] += 1

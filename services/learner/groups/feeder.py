@@ -3,10 +3,11 @@
 `Credit` makes the decision, without input or output. Its rule bounds staleness by construction:
 
 - With weights of version v published, tasks may be fed for training steps up to v + max_staleness (from 0), that is
-  (v + 1 + max_staleness) * prompts_per_step tasks, plus one for every dropped group.
-- Groups are decided in feeding order, so task number q is trained in step (q - drops before q) // prompts_per_step, or
-  dropped. The feeder may not know all drops before q yet, so the step that it assigns is never too early, and a server
-  samples the task with weights at most max_staleness versions older than that step.
+  (v + 1 + max_staleness) * prompts_per_step tasks, plus one for every dropped or replaced group.
+- Groups are decided in feeding order, so task number q is trained, if at all, in step (q - u) // prompts_per_step, u
+  being the groups before q that were dropped or replaced. The feeder may not know all of them yet, so the step that it
+  assigns is never too early, and a server samples the task with weights at most max_staleness versions older than that
+  step.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ class Credit:
     max_staleness: int
     steps: int
 
-    def limit(self, published_version: int, num_dropped: int) -> int:
+    def limit(self, published_version: int, num_untrained: int) -> int:
         """Total number of groups that may be fed while `published_version` is the newest published version."""
         groups_wanted = min(published_version + 1 + self.max_staleness, self.steps) * self.prompts_per_step
-        return groups_wanted + num_dropped
+        return groups_wanted + num_untrained
 
-    def step_of(self, sequence: int, num_dropped: int) -> int:
-        """The training step (from 0) that task `sequence` is fed for, given the drops known so far."""
-        return max(0, sequence - num_dropped) // self.prompts_per_step
+    def step_of(self, sequence: int, num_untrained: int) -> int:
+        """The training step (from 0) that task `sequence` is fed for, given the drops and replacements known so far."""
+        return max(0, sequence - num_untrained) // self.prompts_per_step
 
     def min_weight_version(self, step: int) -> int:
         return max(0, step - self.max_staleness)
@@ -76,20 +77,20 @@ class Feeder:
         self.fed = int(value or 0)
         return self.fed
 
-    async def feed(self, published_version: int, num_dropped: int) -> int:
+    async def feed(self, published_version: int, num_untrained: int) -> int:
         """Feed as many tasks as the credit allows. Returns their number."""
         before = self.fed
-        limit = self.credit.limit(published_version, num_dropped)
+        limit = self.credit.limit(published_version, num_untrained)
         while self.fed < limit:
             count = min(limit - self.fed, MAX_TASKS_A_CALL)
-            tasks = [self.task(sequence, num_dropped) for sequence in range(self.fed, self.fed + count)]
+            tasks = [self.task(sequence, num_untrained) for sequence in range(self.fed, self.fed + count)]
             self.fed = await self._queue.feed(
                 streams.prompts(self._run_id), streams.feeder(self._run_id), CURSOR, self.fed, tasks
             )
         return self.fed - before
 
-    def task(self, sequence: int, num_dropped: int) -> PromptTask:
-        step = self.credit.step_of(sequence, num_dropped)
+    def task(self, sequence: int, num_untrained: int) -> PromptTask:
+        step = self.credit.step_of(sequence, num_untrained)
         return PromptTask(
             run_id=self._run_id,
             group_id=f"train-{sequence}",

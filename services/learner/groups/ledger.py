@@ -1,4 +1,4 @@
-"""Accounts for every group that was fed: fed = trained + dropped (by reason) + in flight, at all times."""
+"""Accounts for every group that was fed: fed = trained + replaced + dropped (by reason) + in flight, at all times."""
 
 from __future__ import annotations
 
@@ -19,27 +19,36 @@ class Ledger:
 
     trained: int = 0
     dropped: dict[DropReason, int] = field(default_factory=lambda: dict.fromkeys(DROP_REASONS, 0))
+    replaced: int = 0
+    """Groups without a fault that would have taught nothing (`training.refill`)."""
 
     @property
     def num_dropped(self) -> int:
         return sum(self.dropped.values())
 
     @property
+    def num_untrained(self) -> int:
+        """Groups dropped or replaced: each gives the feeder credit for another."""
+        return self.replaced + self.num_dropped
+
+    @property
     def decided(self) -> int:
-        """Number of groups trained or dropped, which is also the sequence number of the next group to decide."""
-        return self.trained + self.num_dropped
+        """Number of groups trained, replaced or dropped, which is also the sequence number of the next to decide."""
+        return self.trained + self.num_untrained
 
     def copy(self) -> Ledger:
-        return Ledger(self.trained, dict(self.dropped))
+        return Ledger(self.trained, dict(self.dropped), self.replaced)
 
     def groups(self, fed: int) -> dict[str, int]:
         """The counts in the form of `StepFinished.groups`."""
-        counts = {"fed": fed, "trained": self.trained, "in_flight": fed - self.decided}
+        counts = {"fed": fed, "trained": self.trained, "in_flight": fed - self.decided, "replaced": self.replaced}
         return {**counts, **{f"dropped_{reason}": count for reason, count in self.dropped.items()}}
 
     def to_json(self) -> dict[str, int]:
-        return {"trained": self.trained} | {str(reason): count for reason, count in self.dropped.items()}
+        counts = {"trained": self.trained, "replaced": self.replaced}
+        return counts | {str(reason): count for reason, count in self.dropped.items()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, int]) -> Ledger:
-        return cls(values["trained"], {reason: values.get(reason, 0) for reason in DROP_REASONS})
+        dropped = {reason: values.get(reason, 0) for reason in DROP_REASONS}
+        return cls(values["trained"], dropped, values.get("replaced", 0))

@@ -9,11 +9,9 @@ from typing import Any
 
 from services.contracts.messages import ScoredGroup
 from services.contracts.run_config import RunConfig
-from services.learner.groups.batcher import usable_samples
-from services.learner.objectives.filters import leave_out
-from services.learner.objectives.routing import Assignment, GroupOutcome, route_group, without_teacher
-from services.learner.objectives.teacher_prompt import teacher_prompt_ids, without_thinking
-from services.learner.objectives.terms.advantages import group_advantages
+from services.learner.groups.routed import routed
+from services.learner.objectives.routing import Assignment, without_teacher
+from services.learner.objectives.teacher_prompt import teacher_prompt_ids
 from services.learner.packing.sequence import TrainSequence
 
 
@@ -25,6 +23,8 @@ class PreparedGroup:
     usable: list[bool]
     assignments: list[Assignment]
     sequences: list[TrainSequence]
+    teaches: bool
+    """Something in it could move the policy."""
     num_masked: int = 0
     """Rollouts left out by `objective.mask_truncated`."""
     uninformative: bool = False
@@ -40,24 +40,10 @@ def prepare_group(
         num_positions: length of the model's table of positions; None for a model that computes them. A rollout gets no
             teacher if the enriched prompt and the response, together, exceed it.
     """
-    rollouts, verdicts = scored.group.rollouts, scored.verdicts
-    usable = usable_samples(scored)
-    rewards = [verdict.reward for verdict in verdicts]
-    outcome = GroupOutcome(
-        rewards=rewards,
-        usable=usable,
-        has_feedback=[bool(verdict.feedback.strip()) for verdict in verdicts],
-        num_tokens=[len(rollout.token_ids) for rollout in rollouts],
-        demonstrates=[bool(without_thinking(rollout.text)) for rollout in rollouts],
-        has_solution=bool(without_thinking(scored.group.task.question.solution or "")),
-        tokens=[rollout.token_ids.tolist() for rollout in rollouts if config.objective.demonstration == "closest"],
-    )
-    seed = f"{config.training.seed}/{scored.group.task.group_id}"
-    advantages = group_advantages(rewards, usable, config.objective.advantage)
-    truncated = [rollout.finish_reason == "length" for rollout in rollouts]
-    kept = leave_out(route_group(outcome, config.objective, seed), truncated, advantages, config.objective)
+    routing = routed(scored, config)
+    kept, rollouts = routing.kept, scored.group.rollouts
     assignments = kept.assignments
-    prompts = _teacher_prompts(scored, assignments, tokenizer)
+    prompts = _teacher_prompts(scored, assignments, tokenizer, config)
     for index, (prompt, rollout) in enumerate(zip(prompts, rollouts, strict=True)):
         if prompt and num_positions is not None and len(prompt) + len(rollout.token_ids) > num_positions:
             assignments[index] = without_teacher(assignments[index], config.objective)
@@ -73,12 +59,18 @@ def prepare_group(
             teacher_prompt_ids=prompt,
             difficulty=math.sqrt(assignment.share_correct * (1.0 - assignment.share_correct)),
         )
-        for rollout, advantage, assignment, prompt in zip(rollouts, advantages, assignments, prompts, strict=True)
+        for rollout, advantage, assignment, prompt in zip(
+            rollouts, routing.advantages, assignments, prompts, strict=True
+        )
     ]
-    return PreparedGroup(scored, usable, assignments, sequences, kept.num_masked, kept.uninformative)
+    return PreparedGroup(
+        scored, routing.usable, assignments, sequences, kept.teaches, kept.num_masked, kept.uninformative
+    )
 
 
-def _teacher_prompts(scored: ScoredGroup, assignments: Sequence[Assignment], tokenizer: Any) -> list[list[int] | None]:
+def _teacher_prompts(
+    scored: ScoredGroup, assignments: Sequence[Assignment], tokenizer: Any, config: RunConfig
+) -> list[list[int] | None]:
     """The enriched prompt of each rollout that needs a teacher, None for others. Siblings with the same demonstration
     and feedback share the rendering."""
     rendered: dict[tuple[int | None, bool, str | None], list[int]] = {}
@@ -95,6 +87,7 @@ def _teacher_prompts(scored: ScoredGroup, assignments: Sequence[Assignment], tok
             solution = None if demonstration is None else scored.group.rollouts[demonstration].text
             if assignment.reference:
                 solution = question.solution or None
-            rendered[key] = teacher_prompt_ids(tokenizer, question, solution, feedback)
+            arguments = config.teacher_chat_template_kwargs
+            rendered[key] = teacher_prompt_ids(tokenizer, question, solution, feedback, arguments)
         prompts.append(rendered[key])
     return prompts

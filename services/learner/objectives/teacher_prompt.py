@@ -1,12 +1,14 @@
 """What the self-teacher reads: question, a correct sibling's solution, feedback (docs/algorithm.md, "SDPO branch").
 
-Same system message and chat template as the student's prompt, thinking off.
+Same system message and chat template as the student's prompt, with thinking as the run's template arguments say.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from services.contracts.chat_template import DEFAULT_ARGUMENTS, Scalar, unused_arguments
 from services.contracts.messages import Question
 from services.contracts.run_config import RunConfig
 from services.contracts.trainable import teacher_tokens
@@ -46,9 +48,26 @@ def teacher_text(prompt: str, solution: str | None, feedback: str | None) -> str
     return "\n\n".join([*parts, CLOSING])
 
 
-def teacher_prompt_ids(tokenizer: Any, question: Question, solution: str | None, feedback: str | None) -> list[int]:
-    """Token ids of the teacher's prompt, generation prompt included."""
-    return prompt_ids(tokenizer, question, teacher_text(question.prompt, solution, feedback))
+def teacher_prompt_ids(
+    tokenizer: Any,
+    question: Question,
+    solution: str | None,
+    feedback: str | None,
+    arguments: Mapping[str, Scalar] = DEFAULT_ARGUMENTS,
+) -> list[int]:
+    """Token ids of the teacher's prompt, generation prompt included. `arguments` are the chat template's."""
+    return prompt_ids(tokenizer, question, teacher_text(question.prompt, solution, feedback), arguments)
+
+
+def template_warning(config: RunConfig, template: str) -> str | None:
+    """What to tell a run's people if the text of the chat template does not use arguments that they set, else None."""
+    fields = {"model.chat_template_kwargs": config.model.chat_template_kwargs}
+    if config.objective.teacher_chat_template_kwargs is not None:
+        fields["objective.teacher_chat_template_kwargs"] = config.objective.teacher_chat_template_kwargs
+    unused = [f"{field}.{name}" for field, given in fields.items() for name in unused_arguments(template, given)]
+    if not unused:
+        return None
+    return f"The model's chat template does not use {', '.join(unused)}: check the spelling, or remove it."
 
 
 def position_warning(config: RunConfig, num_positions: int | None) -> str | None:

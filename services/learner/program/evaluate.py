@@ -24,7 +24,7 @@ from services.contracts.events import EvaluationFinished
 from services.contracts.messages import PromptTask, Question, Sampling, ScoredGroup
 from services.contracts.questions.source import ValidationSet
 from services.contracts.run_config import RunConfig
-from services.learner.groups.batcher import usable_samples
+from services.learner.groups.routed import usable_samples
 from services.learner.program.resume import feed_lost
 from services.runtime.queue.queue import Delivery, Queue
 

@@ -23,7 +23,7 @@ from services.learner.groups.prepare import PreparedGroup, prepare_group
 from services.learner.groups.questions import Datasets
 from services.learner.model.check import check_run, num_positions, table_of_positions
 from services.learner.model.engine import warmup_warning
-from services.learner.objectives.teacher_prompt import position_warning
+from services.learner.objectives.teacher_prompt import position_warning, template_warning
 from services.learner.program.commands import BEAT_SECONDS, Finish, Save, Step, Wait, send
 from services.learner.program.evaluate import evaluators, stored_accuracies
 from services.learner.program.probe import Probe
@@ -41,7 +41,7 @@ from services.learner.program.step_report import (
     step_numbers,
     with_rates,
 )
-from services.learner.program.tracing import record_dropped, record_trained
+from services.learner.program.tracing import record_trained, record_untrained
 from services.learner.program.writer import Writer
 from services.learner.publish.factory import make_sender
 from services.learner.publish.publisher import Publisher
@@ -118,10 +118,14 @@ class Leader:
         self.link.emit_state("paused" if self.link.wanted() == "paused" else "running")
         self.link.report(state="ready", weight_version=self.link.published_version)
         limit = num_positions(self.session.engine.module)
-        if self._resumed_from is None and (warning := position_warning(self.config, limit)):
-            self.link.note(warning, "warning")
-        if self._resumed_from is None and (warning := warmup_warning(self.config)):
-            self.link.note(warning, "warning")
+        warnings = [
+            position_warning(self.config, limit),
+            warmup_warning(self.config),
+            template_warning(self.config, str(self.tokenizer.chat_template)),
+        ]
+        for warning in warnings if self._resumed_from is None else []:
+            if warning is not None:
+                self.link.note(warning, "warning")
         try:
             self._steps()
             ended, reason = "succeeded", ""
@@ -177,8 +181,8 @@ class Leader:
 
     def _collect(self, step: int) -> Batch:
         """Consumes arrivals; produces the batch of `step`; waits for the verifier to publish the next group in feeding
-        order. Drops give the feeder credit immediately. A pause takes effect here as well, since the missing groups may
-        not have been fed yet."""
+        order. Drops and replacements give the feeder credit immediately. A pause takes effect here as well, since the
+        missing groups may not have been fed yet."""
         self.link.check()
         silent_since = time.monotonic()
         while True:
@@ -218,12 +222,12 @@ class Leader:
             self._idle(0.0)
 
     def _account(self) -> None:
-        """Tell the feeder about drops, and fail a run whose groups are all dropped. Groups that a predecessor had
-        received do not count, since they may be the reason that it died."""
-        record_dropped(self.batcher)
-        dropped = self.batcher.ledger.num_dropped
-        if dropped != self.link.num_dropped:
-            self.link.num_dropped = dropped
+        """Tell the feeder about drops and replacements, and fail a run whose groups are all dropped. Groups that a
+        predecessor had received do not count, since they may be the reason that it died."""
+        record_untrained(self.batcher)
+        untrained = self.batcher.ledger.num_untrained
+        if untrained != self.link.num_untrained:
+            self.link.num_untrained = untrained
             self.link.wake_feeder()
         limit = max(32, 4 * self.config.training.prompts_per_step) + self.link.num_replayed
         if self.batcher.num_dropped_in_a_row >= limit and self.batcher.last_drop is not None:
@@ -254,6 +258,7 @@ class Leader:
             version,
             self.config.objective,
             trained.reports,
+            num_replaced=batch.num_replaced,
             learning_rate=self.session.engine.last_learning_rate,
             seconds_wait=waited,
         )

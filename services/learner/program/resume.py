@@ -80,7 +80,7 @@ def catch_up(link: RunLink, session: TrainingSession, batcher: Batcher, feeder: 
         link.published_version = -1
     elif published:
         publisher.renew_offer(published)
-    link.num_dropped = batcher.ledger.num_dropped
+    link.num_untrained = batcher.ledger.num_untrained
     batcher.lost = link.call(read_lost(link.redis, link.run_id))
     weights = session.weights()
     if session.step > link.published_version:
@@ -117,7 +117,7 @@ def find_lost_groups(link: RunLink, batcher: Batcher, feeder: Feeder) -> None:
     wanted = [number for number in range(batcher.next_sequence, feeder.fed) if not batcher.has(number)]
     if not wanted:
         return
-    tasks = [feeder.task(number, batcher.ledger.num_dropped) for number in wanted if number not in batcher.lost]
+    tasks = [feeder.task(number, batcher.ledger.num_untrained) for number in wanted if number not in batcher.lost]
     again, given_up = link.call(feed_lost(link.queue, link.run_id, streams.scored(link.run_id), tasks))
     if again:
         link.note(f"Fed {len(again)} lost groups again, the first of them {again[0]}.", "warning")

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from services.contracts.events import Histogram, Sample, SamplesTaken, StepFinished
-from services.contracts.messages import Rollout
+from services.contracts.messages import Question, Rollout
 from services.contracts.run_config import ObjectiveSection
 from services.learner.groups.prepare import PreparedGroup
 from services.learner.update.statistics import MinibatchReport, TokenDetail, step_metrics, weight_histogram
@@ -25,12 +25,14 @@ def step_numbers(
     objective: ObjectiveSection,
     reports: Sequence[MinibatchReport],
     *,
+    num_replaced: int,
     learning_rate: float,
     seconds_wait: float,
 ) -> dict[str, float]:
-    """All `STEP_METRICS` of a step except those that `with_rates` adds. `version` is as for `group_metrics`."""
+    """All `STEP_METRICS` of a step except those that `with_rates` adds. `version` and `num_replaced` are as for
+    `group_metrics`."""
     rest = {"learning_rate": learning_rate, "seconds_wait": seconds_wait}
-    return group_metrics(groups, version, objective) | step_metrics(reports) | rest
+    return group_metrics(groups, version, objective, num_replaced) | step_metrics(reports) | rest
 
 
 def step_histograms(
@@ -43,11 +45,14 @@ def step_histograms(
     }
 
 
-def group_metrics(groups: Sequence[PreparedGroup], version: int, objective: ObjectiveSection) -> dict[str, float]:
+def group_metrics(
+    groups: Sequence[PreparedGroup], version: int, objective: ObjectiveSection, num_replaced: int
+) -> dict[str, float]:
     """The metrics that follow from a step's groups alone: rewards, routing, lengths, ages.
 
     Args:
         version: weight version that the step starts from.
+        num_replaced: groups that taught nothing and were replaced by some of `groups`.
     """
     used = [item for group in groups for item in _used(group)]
     rewards = [reward for _, reward, _ in used]
@@ -56,6 +61,7 @@ def group_metrics(groups: Sequence[PreparedGroup], version: int, objective: Obje
     routes = [assignment.route for _, _, assignment in used]
     num_tokens = sum(ages.values())
     outcomes = [_outcomes(group) for group in groups]
+    num_teaching = sum(group.teaches for group in groups)
     return {
         "reward_mean": fmean(rewards),
         "accuracy": fmean(reward >= objective.success_threshold for reward in rewards),
@@ -72,6 +78,9 @@ def group_metrics(groups: Sequence[PreparedGroup], version: int, objective: Obje
         "num_excluded_rollouts": float(sum(group.usable.count(False) for group in groups)),
         "num_masked_rollouts": float(sum(group.num_masked for group in groups)),
         "num_uninformative_groups": float(sum(group.uninformative for group in groups)),
+        "num_replaced_groups": float(num_replaced),
+        "sampled_teaching_ratio": num_teaching / (len(groups) + num_replaced),
+        "trained_teaching_ratio": num_teaching / len(groups),
         "mixed_group_ratio": fmean(any(correct) and not all(correct) for correct in outcomes),
         "failed_group_ratio": fmean(not any(correct) for correct in outcomes),
     }
@@ -159,7 +168,13 @@ def samples_taken(
         step=step,
         group_id=task.group_id,
         question_id=task.question.id,
-        prompt=task.question.prompt,
+        prompt=_conversation(task.question),
         answer=task.question.answer,
         samples=samples,
     )
+
+
+def _conversation(question: Question) -> str:
+    """The prompt as text, with the messages before it if there are any."""
+    parts = [f"{turn.role}: {turn.content}" for turn in question.turns]
+    return "\n\n".join([*parts, f"user: {question.prompt}"]) if parts else question.prompt

@@ -1,4 +1,4 @@
-"""The learner's part of the traces: groups that were trained or dropped."""
+"""The learner's part of the traces: groups that were trained, replaced or dropped."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def record_trained(batch: Batch, began: float) -> None:
         record("group", task, task.fed_at, ended, whole=True, outcome="trained", question_id=task.question.id)
 
 
-def record_dropped(batcher: Batcher) -> None:
-    """Record the span of each group dropped since the last call."""
-    dropped, batcher.dropped = batcher.dropped, []
-    for scored, reason in dropped:
-        task, outcome = scored.group.task, f"dropped_{reason}"
+def record_untrained(batcher: Batcher) -> None:
+    """Record the span of each group dropped or replaced since the last call."""
+    untrained, batcher.untrained = batcher.untrained, []
+    for scored, outcome in untrained:
+        task = scored.group.task
         record("group", task, task.fed_at, time.time(), whole=True, outcome=outcome, question_id=task.question.id)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import TemplateError
 
+from services.contracts.chat_template import DEFAULT_ARGUMENTS, Scalar
 from services.contracts.errors import InfrastructureError
-from services.contracts.messages import Question
+from services.contracts.messages import Question, Turn
 from services.runtime.tokenizer import prompt_ids
 
 CACHE_SIZE = 4096
@@ -17,22 +19,25 @@ CACHE_SIZE = 4096
 class PromptRenderer:
     """Renders and caches prompts, since every epoch has the same questions."""
 
-    def __init__(self, tokenizer: Any, vocabulary_size: int) -> None:
-        """`tokenizer` must be a transformers tokenizer with a chat template. `vocabulary_size` is the model's."""
+    def __init__(
+        self, tokenizer: Any, vocabulary_size: int, arguments: Mapping[str, Scalar] = DEFAULT_ARGUMENTS
+    ) -> None:
+        """`tokenizer` must be a transformers tokenizer with a chat template. `vocabulary_size` is the model's,
+        `arguments` are the template's."""
         self.tokenizer = tokenizer
+        self._arguments = arguments
         self._vocabulary_size = vocabulary_size
-        self._cache: OrderedDict[tuple[str, str], list[int]] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, tuple[Turn, ...], str], list[int]] = OrderedDict()
 
     def render(self, question: Question, max_prompt_tokens: int) -> list[int]:
-        """Token ids of system and user message with the generation prompt, with thinking off if the template supports
-        that.
+        """Token ids of the question's messages with the generation prompt.
 
         Raises:
             InfrastructureError: the template rejects the messages, the tokenizer returns a token that the model lacks
                 (which would crash the engine), or the prompt is longer than `max_prompt_tokens`. Prompts are never
                 truncated, because a question without its end has a different answer.
         """
-        key = (question.system, question.prompt)
+        key = (question.system, question.turns, question.prompt)
         token_ids = self._cache.get(key)
         if token_ids is None:
             token_ids = self._render(question)
@@ -50,7 +55,7 @@ class PromptRenderer:
 
     def _render(self, question: Question) -> list[int]:
         try:
-            token_ids = prompt_ids(self.tokenizer, question, question.prompt)
+            token_ids = prompt_ids(self.tokenizer, question, question.prompt, self._arguments)
         except (TemplateError, ValueError, TypeError, KeyError) as error:
             raise InfrastructureError(f"The chat template rejects question {question.id}: {error}.") from error
         largest = max(token_ids, default=0)

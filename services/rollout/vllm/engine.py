@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 CPU_BLOCK_TOKENS = 128
 """Number of tokens in a block of the KV cache, vLLM's default on CPU."""
+MAX_LOGPROBS = 20
+"""Most alternatives of a token that served requests may ask for, as OpenAI's API allows. Training asks for none."""
 GIB = 1 << 30
 EXIT_SECONDS = 10.0
 """Longest wait for a killed process to exit."""
@@ -111,7 +113,7 @@ def engine_arguments(spec: EngineSpec, model_config: Any) -> dict[str, Any]:
         "seed": spec.seed,
         # The distribution that tokens are sampled from, after temperature, top-p and top-k.
         "logprobs_mode": "processed_logprobs",
-        "max_logprobs": 1,
+        "max_logprobs": MAX_LOGPROBS,
         # The model's own generation_config must not change temperature, top-p, top-k or penalties.
         "generation_config": "vllm",
         # Safe across weight updates, because every request carries the weights' epoch as its cache salt.

@@ -23,7 +23,7 @@ import asyncio
 import functools
 import itertools
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
@@ -37,7 +37,7 @@ from services.rollout.weights.shapes import ModelForm
 from services.runtime.logs import get_logger
 
 if TYPE_CHECKING:
-    from vllm.outputs import CompletionOutput
+    from vllm.outputs import CompletionOutput, RequestOutput
     from vllm.sampling_params import SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -90,13 +90,15 @@ class EngineServer:
         self._gone: asyncio.Future[Literal["died", "ended"]] = asyncio.get_running_loop().create_future()
         self._epoch = 0
         self.num_sampling = 0
-        """Number of calls of `generate` that the engine has not finished yet."""
+        """Number of calls of `generate` and `stream` that wait for the engine."""
         self._form = ModelForm("", "")
         self._requests = itertools.count()
         self._folders = folders
         self._fetched = fetched
         self.recomputes_kv_cache = False
         """Whether the run wants the KV cache of unfinished responses recomputed at each update."""
+        self.chat_template_kwargs: dict[str, Any] = {}
+        """The run's arguments of its chat template, for served requests."""
         self.is_loading = False
         """Whether `load` is running."""
         self._offered: ExaminedWeights | None = None
@@ -185,6 +187,47 @@ class EngineServer:
         if engine is self.engine and self.is_dead:
             self.fail("the engine died", half_written=True)
         raise InfrastructureError(f"The engine failed: {type(error).__name__}: {error}") from error
+
+    async def stream(self, prompt: Any, params: SamplingParams) -> AsyncIterator[RequestOutput]:
+        """The outputs of one request as they arrive, of the kind that `params` asks for. `prompt` has the form of
+        vLLM's `tokens_input`.
+
+        The caller must submit the request again if an output has finish reason `abort`.
+
+        Raises:
+            UnavailableError: the engine was ended. Other errors are vLLM's.
+        """
+        await self._serving.wait()
+        engine, gone = self.require(), self._gone
+        prompt = {**prompt, "cache_salt": str(self._epoch)}
+        outputs = engine.generate(prompt, params, f"s{next(self._requests)}")
+        try:
+            while (output := await self._next_output(outputs, gone)) is not None:
+                yield output
+        finally:
+            await outputs.aclose()
+
+    async def _next_output(
+        self, outputs: AsyncGenerator[RequestOutput, None], gone: asyncio.Future[Any]
+    ) -> RequestOutput | None:
+        """The next output; None after the last."""
+
+        async def advance() -> RequestOutput | None:
+            return await anext(outputs, None)
+
+        task = asyncio.create_task(advance())
+        waited: set[asyncio.Future[Any]] = {task, gone}
+        self.num_sampling += 1
+        try:
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self.num_sampling -= 1
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+        if task.cancelled():
+            raise UnavailableError("The engine was stopped during the request.", remedy="Send it again.")
+        return task.result()
 
     async def while_attached(self, call: Coroutine[Any, Any, T]) -> T:
         """The result of a call to the engine.

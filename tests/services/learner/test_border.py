@@ -56,6 +56,7 @@ async def test_a_token_beyond_the_vocabulary_fails_no_run(
         "fed": 17,
         "trained": 16,
         "in_flight": 0,
+        "replaced": 0,
         "dropped_stale": 0,
         "dropped_faulty": 0,
         "dropped_too_few": 0,

@@ -99,18 +99,21 @@ async def test_a_run_killed_at_any_instant_ends_bit_for_bit_equal(
 ) -> None:
     """The same run twice over the same scored groups: once undisturbed, once killed in the middle and resumed."""
     staleness = {"srpo": 1, "grpo": 0, "advantage_mix": 2}[objective]
+    refill = 3 if lora or objective == "grpo" else 0
     values = run_values(
         **({"model": LORA} if lora else {}),
         objective={"name": objective, "reference_kl_coefficient": 0.01 if lora else 0.0},
         optimizer={"warmup_steps": 5},
-        training={"steps": 6, "max_staleness": staleness, "prompts_per_minibatch": 2},
+        training={"steps": 6, "max_staleness": staleness, "prompts_per_minibatch": 2, "refill": refill},
         checkpoint={"every_steps": 3},
         **({"data": {"train": MIXTURE}} if objective == "advantage_mix" else {}),
     )
     ring = await start_ring("calm", values)
     with programs.training(valkey_url, tmp_path, "calm") as process:
         assert await asyncio.to_thread(process.wait) == 0
-    assert len(ring.served) == 24
+    replaced = load(checkpoint(tmp_path, "calm", 6)).state.ledger["replaced"]
+    assert (replaced > 0) == (refill > 0)
+    assert len(ring.served) == 24 + replaced
 
     await redis.delete(streams.EVENTS)
     log = EventLog(redis)
@@ -138,7 +141,9 @@ async def test_a_run_killed_at_any_instant_ends_bit_for_bit_equal(
     rates = [finished[step].metrics["learning_rate"] for step in range(1, 7)]
     assert rates == pytest.approx([2e-4, 4e-4, 6e-4, 8e-4, 1e-3, 1e-3]), "by the step, of two updates each"
     assert sorted(finished) == [1, 2, 3, 4, 5, 6]
-    assert finished[6].groups["fed"] == finished[6].groups["trained"] == 24
+    assert finished[6].groups["trained"] == 24
+    assert (finished[6].groups["fed"], finished[6].groups["replaced"]) == (24 + replaced, replaced)
+    assert sum(event.metrics["num_replaced_groups"] for event in finished.values()) == replaced
     assert finished[6].metrics["staleness_max"] <= staleness
 
 
@@ -297,7 +302,7 @@ async def test_a_user_error_ends_the_run_with_one_sentence(
 async def test_two_ranks_under_zero_3_train_the_same_run(
     valkey_url: str, redis: Redis, tmp_path: Path, programs: Programs, start_ring: StartRing
 ) -> None:
-    shared = {"steps": 3, "prompts_per_minibatch": 2}
+    shared = {"steps": 3, "prompts_per_minibatch": 2, "refill": 2}
     await start_ring("one", run_values(training=shared | {"zero_stage": 0}))
     with programs.training(valkey_url, tmp_path, "one") as process:
         assert await asyncio.to_thread(process.wait) == 0

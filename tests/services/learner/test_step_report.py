@@ -55,11 +55,11 @@ def prepared() -> list[PreparedGroup]:
 
 def test_groups_without_a_correct_rollout_are_counted() -> None:
     failed = prepare_group(make_group(2, rewards=(0.0, 0.25), version=1), run_config(), Letters())
-    assert group_metrics([*prepared(), failed], 3, ObjectiveSection())["failed_group_ratio"] == pytest.approx(1 / 3)
+    assert group_metrics([*prepared(), failed], 3, ObjectiveSection(), 0)["failed_group_ratio"] == pytest.approx(1 / 3)
 
 
 def test_a_steps_numbers_are_those_of_its_groups() -> None:
-    found = group_metrics(prepared(), 3, ObjectiveSection())
+    found = group_metrics(prepared(), 3, ObjectiveSection(), num_replaced=3)
     assert found == pytest.approx(
         {
             "reward_mean": (0 + 1 + 0.25 + 1 + 1) / 5,
@@ -77,6 +77,9 @@ def test_a_steps_numbers_are_those_of_its_groups() -> None:
             "num_excluded_rollouts": 1,
             "num_masked_rollouts": 1,
             "num_uninformative_groups": 1,
+            "num_replaced_groups": 3,
+            "sampled_teaching_ratio": 1 / 5,
+            "trained_teaching_ratio": 1 / 2,
             "mixed_group_ratio": 1 / 2,
             "failed_group_ratio": 0.0,
         }
@@ -85,7 +88,9 @@ def test_a_steps_numbers_are_those_of_its_groups() -> None:
 
 def test_every_metric_that_is_computed_is_declared_and_every_one_declared_is_computed() -> None:
     reports = [run_minibatch(PlainEngine(), random_sequences(3, 4), None, builders.run_config())]
-    numbers = step_numbers(prepared(), 3, ObjectiveSection(), reports, learning_rate=1e-6, seconds_wait=1.0)
+    numbers = step_numbers(
+        prepared(), 3, ObjectiveSection(), reports, num_replaced=0, learning_rate=1e-6, seconds_wait=1.0
+    )
     event = StepFinished(
         run_id="r", at=1.0, step=1, metrics=numbers, histograms=step_histograms(prepared(), 3, reports)
     )

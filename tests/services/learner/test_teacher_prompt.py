@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,6 +16,7 @@ from services.learner.objectives.teacher_prompt import (
     position_warning,
     teacher_prompt_ids,
     teacher_text,
+    template_warning,
     without_thinking,
 )
 from services.learner.packing.sequence import TrainSequence
@@ -91,6 +93,40 @@ def test_the_prompt_is_rendered_with_the_chat_template() -> None:
     longer = teacher_prompt_ids(tokenizer, question, "The total is 24.", None)
     assert len(longer) > len(ids)
     assert longer[: len(ids) // 2] == ids[: len(ids) // 2]
+
+
+class Recorded(Letters):
+    """Notes what the template is given besides the messages."""
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **arguments: Any) -> list[int]:
+        self.arguments = arguments
+        return super().apply_chat_template(messages)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "expected"),
+    [
+        ({}, {}, {"enable_thinking": False}),
+        ({"enable_thinking": True}, {}, {"enable_thinking": True}),
+        (
+            {"enable_thinking": True},
+            {"teacher_chat_template_kwargs": {"reasoning_effort": "low"}},
+            {"enable_thinking": False, "reasoning_effort": "low"},
+        ),
+    ],
+)
+def test_the_teachers_template_gets_its_own_arguments(
+    student: dict[str, Any], teacher: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    model = {"path": "m", "chat_template_kwargs": student}
+    values = {"name": "r", "model": model, "data": {"train": "t"}, "training": {"steps": 1}, "objective": teacher}
+    config, tokenizer = parse_run_config(values), Recorded()
+    prepare_group(make_group(0, rewards=(0.0, 1.0)), config, tokenizer)
+    plain = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
+    assert tokenizer.arguments == plain | expected
+    unknown = template_warning(config, "{{ enable_thinking }}")
+    assert (unknown is None) == ("reasoning_effort" not in expected)
+    assert unknown is None or "objective.teacher_chat_template_kwargs.reasoning_effort" in unknown
 
 
 def test_a_group_is_prepared_as_the_routing_says() -> None:

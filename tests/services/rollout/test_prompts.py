@@ -60,3 +60,25 @@ def test_a_token_that_the_model_lacks_is_a_fault_of_its_prompt_only() -> None:
     for _ in range(2):  # cached prompts are checked too
         with pytest.raises(InfrastructureError, match="q2 contains token 99, but the model's vocabulary has only 99"):
             renderer.render(Question(id="q2", kind="mcq", prompt="abc"), 8)
+
+
+THINKING = """
+{%- for message in messages %}{{ message['content'] }}{% endfor -%}
+{% if enable_thinking %} weight{% elif enable_thinking is false %} each weight{% endif %}"""
+
+
+def test_the_template_gets_the_runs_arguments(tmp_path: Path) -> None:
+    shutil.copytree(POLICY, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "chat_template.jinja").write_text(THINKING)
+    tokenizer = load_tokenizer(str(tmp_path), trust_remote_code=False)
+
+    def rendered(*arguments: dict[str, Any]) -> list[int]:
+        return PromptRenderer(tokenizer, 10**6, *arguments).render(Question(id="q", kind="mcq", prompt="Recall"), 99)
+
+    thinking, off, neither = (
+        tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in ("Recall weight", "Recall each weight", "Recall")
+    )
+    assert rendered() == rendered({"enable_thinking": False}) == off
+    assert rendered({"enable_thinking": True}) == thinking
+    assert rendered({"enable_thinking": None}) == neither

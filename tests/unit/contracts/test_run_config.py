@@ -73,6 +73,10 @@ def test_fields_given_win_over_the_preset() -> None:
             {"training": {"steps": 1, "prompts_per_step": 8, "prompts_per_minibatch": 3}},
             ["prompts_per_minibatch is 3", "does not divide", "choose a divisor"],
         ),
+        (
+            {"training": {"steps": 1, "prompts_per_step": 8, "refill": 161}},
+            ["training.refill is 161", "prompts_per_step (8)", "lower it"],
+        ),
         ({"objective": {"name": "grpo", "feedback": "fallback"}}, ["objective.feedback is fallback", "remove it"]),
         (
             {"data": {"train": "t.jsonl"}, "evaluation": {"every_steps": 5}},
@@ -206,6 +210,7 @@ NOT_THE_DEFAULT: dict[str, Any] = {
     "teacher_update": "every",
     "teacher_every_steps": 5,
     "teacher_ema_rate": 0.1,
+    "teacher_chat_template_kwargs": {"enable_thinking": True},
     "demonstration": "random",
     "feedback": "fallback",
     "routing": "group",

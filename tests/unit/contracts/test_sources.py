@@ -311,3 +311,70 @@ def test_a_json_list_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: p
     (tmp_path / "a.json").write_text(json.dumps(ROWS))
     with pytest.raises(ConfigurationError, match="Write it as JSON lines"):
         list(read_source(Source(path=str(tmp_path / "a.json"))))
+
+
+USER, REPLY = {"role": "user", "content": "Coal?"}, {"role": "assistant", "content": "3."}
+CHAT = [{"role": "system", "content": "Be brief."}, USER, REPLY, {"role": "user", "content": "Iron?", "name": None}]
+
+
+def questions_of(tmp_path: Path, row: dict[str, Any], **source: Any) -> list[Any]:
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"kind": "exact", "answer": "2"} | row))
+    return [question for _, question in read_source(Source(path=str(tmp_path / "chats.jsonl"), **source))]
+
+
+@pytest.mark.parametrize(
+    ("row", "source"),
+    [
+        ({"messages": CHAT}, {}),
+        ({"messages": json.dumps(CHAT)}, {}),
+        ({"messages": CHAT, "prompt": None}, {"system": "not this one"}),
+        ({"chat": {"turns": CHAT}}, {"columns": {"messages": "chat.turns"}}),
+        ({"prompt": CHAT}, {"columns": {"messages": "prompt"}}),
+        ({"messages": CHAT[1:], "system": "Be brief."}, {}),
+    ],
+)
+def test_the_last_message_is_the_prompt_and_the_rest_its_history(
+    tmp_path: Path, row: dict[str, Any], source: dict[str, Any]
+) -> None:
+    (question,) = questions_of(tmp_path, row, **source)
+    assert (question.system, question.prompt) == ("Be brief.", "Iron?")
+    assert [(turn.role, turn.content) for turn in question.turns] == [("user", "Coal?"), ("assistant", "3.")]
+
+
+def test_a_prompt_is_used_before_messages_that_happen_to_be_there(tmp_path: Path) -> None:
+    (question,) = questions_of(tmp_path, {"prompt": "Iron?", "messages": [USER, REPLY]})
+    assert (question.prompt, question.turns) == ("Iron?", ())
+
+
+def test_parquet_has_the_same_conversations(tmp_path: Path) -> None:
+    path = tmp_path / "chats.parquet"
+    rows = [{"kind": "exact", "answer": "2", "messages": [{"role": t["role"], "content": t["content"]} for t in CHAT]}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    ((_, question),) = read_source(Source(path=str(path)))
+    assert (question.system, len(question.turns), question.prompt) == ("Be brief.", 2, "Iron?")
+
+
+@pytest.mark.parametrize(
+    ("messages", "says"),
+    [
+        ([], "the field messages has 0 items, but must be a list of 1 to 10,000 messages"),
+        ("[oops", "the field messages is not JSON"),
+        ({"role": "user"}, "the field messages is \"{'role': 'user'}\""),
+        (["Coal?"], "message 1 is 'Coal?', not an object"),
+        ([{"role": "human", "content": "x"}], "message 1: role is 'human', but must be system, user or assistant"),
+        ([USER, REPLY], "the last message is from 'assistant', but must be from 'user'"),
+        ([CHAT[0]], "the last message is missing"),
+        ([USER, CHAT[0], USER], "message 2 is a system message, which must be the first"),
+        ([USER, {"role": "user", "content": "  "}], "the last message is empty"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "message 1: content is"),
+        ([USER | {"tool_calls": [{"id": 1}]}], "message 1 has 'tool_calls', which no chat template would be given"),
+    ],
+)
+def test_wrong_messages_are_named_with_line_and_remedy(tmp_path: Path, messages: Any, says: str) -> None:
+    path = tmp_path / "chats.jsonl"
+    path.write_text("\n" + json.dumps({"kind": "exact", "answer": "2", "messages": messages}))
+    error = check_source(Source(path=str(path)), 60.0).error("data.train")
+    assert error is not None
+    assert error.message.startswith(f"{path}, line 2: ")
+    assert says in error.message
+    assert error.remedy.startswith('Write messages as [{"role": "user"')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -44,7 +45,7 @@ def show(
     tokenizer = load_tokenizer(config.model.path, trust_remote_code=False)
     found = {field: list(read_source(source)) for field, source in config.data.sources()}
     shown = {
-        field: [_rendered(tokenizer, place, question) for place, question in questions[:rows]]
+        field: [_rendered(tokenizer, config, place, question) for place, question in questions[:rows]]
         for field, questions in found.items()
     }
     report = {field: _facts(tokenizer, config, questions) for field, questions in found.items()}
@@ -53,12 +54,12 @@ def show(
     output.show({"rows": shown, "sources": report, "in_training": shared}, as_json, text)
 
 
-def _rendered(tokenizer: Any, place: str, question: Question) -> dict[str, Any]:
+def _rendered(tokenizer: Any, config: RunConfig, place: str, question: Question) -> dict[str, Any]:
     from services.learner.objectives.teacher_prompt import teacher_text
-    from services.runtime.tokenizer import prompt_ids
 
-    model = prompt_ids(tokenizer, question, question.prompt)
-    teacher = prompt_ids(tokenizer, question, teacher_text(question.prompt, SOLUTION, None))
+    model = _ids(tokenizer, place, question, question.prompt, config.model.chat_template_kwargs)
+    shown = teacher_text(question.prompt, SOLUTION, None)
+    teacher = _ids(tokenizer, place, question, shown, config.teacher_chat_template_kwargs)
     return {
         "place": place,
         "kind": question.kind,
@@ -69,15 +70,29 @@ def _rendered(tokenizer: Any, place: str, question: Question) -> dict[str, Any]:
     }
 
 
-def _facts(tokenizer: Any, config: RunConfig, questions: Placed) -> dict[str, Any]:
-    """Numbers of questions, duplicates and prompts that are too long, with the first places of each."""
+def _ids(tokenizer: Any, place: str, question: Question, prompt: str, arguments: Mapping[str, Any]) -> list[int]:
+    """As `prompt_ids`; a template that rejects the messages is an error of their row."""
+    from jinja2 import TemplateError
+
+    from services.contracts.errors import ConfigurationError
     from services.runtime.tokenizer import prompt_ids
 
-    limit = config.rollout.max_prompt_tokens
-    lengths = [len(prompt_ids(tokenizer, question, question.prompt)) for _, question in questions]
+    try:
+        return prompt_ids(tokenizer, question, prompt, arguments)
+    except (TemplateError, ValueError, TypeError, KeyError) as error:
+        raise ConfigurationError(
+            f"{place}: the model's chat template rejects the messages: {error}.",
+            remedy="Correct the row, or set model.chat_template_kwargs.",
+        ) from error
+
+
+def _facts(tokenizer: Any, config: RunConfig, questions: Placed) -> dict[str, Any]:
+    """Numbers of questions, duplicates and prompts that are too long, with the first places of each."""
+    limit, arguments = config.rollout.max_prompt_tokens, config.model.chat_template_kwargs
+    lengths = [len(_ids(tokenizer, place, question, question.prompt, arguments)) for place, question in questions]
     places = defaultdict(list)
     for place, question in questions:
-        places[question.system, question.prompt].append(place)
+        places[question.system, question.turns, question.prompt].append(place)
     repeated = [found for found in places.values() if len(found) > 1]
     too_long = [place for (place, _), length in zip(questions, lengths, strict=True) if length > limit]
     return {
@@ -91,14 +106,19 @@ def _facts(tokenizer: Any, config: RunConfig, questions: Placed) -> dict[str, An
 
 
 def _shared(found: dict[str, Placed]) -> list[str]:
-    """Validation questions whose prompt is in a training source."""
-    train = {question.prompt: place for field, items in found.items() if "train" in field for place, question in items}
+    """Validation questions whose prompt, with what precedes it in a conversation, is in a training source."""
+    train = {
+        (question.turns, question.prompt): place
+        for field, items in found.items()
+        if "train" in field
+        for place, question in items
+    }
     return [
-        f"{place} is {train[question.prompt]}"
+        f"{place} is {train[question.turns, question.prompt]}"
         for field, items in found.items()
         if "validation" in field
         for place, question in items
-        if question.prompt in train
+        if (question.turns, question.prompt) in train
     ]
 
 

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
-from turnout.cli.options import ExperimentFile, ExperimentId, Json, Url, examples
+from turnout.cli.options import (
+    ExperimentFiles,
+    ExperimentId,
+    GpuKind,
+    Gpus,
+    Json,
+    ResponseTokens,
+    Settings,
+    Url,
+    examples,
+)
 
 if TYPE_CHECKING:
+    from services.contracts.experiments.experiment import ExperimentConfig, Phase
     from services.contracts.records import Experiment
     from turnout.client.client import Client
 
@@ -25,7 +38,8 @@ Out = Annotated[Path | None, typer.Option(help="Folder for the report; by defaul
 
 
 def experiment(
-    file: ExperimentFile,
+    files: ExperimentFiles,
+    settings: Settings = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return once the experiment has started.")] = False,
     again: Annotated[
         bool, typer.Option("--again", help="Start another experiment even if this file has been run before.")
@@ -37,11 +51,12 @@ def experiment(
     """Run an experiment, or continue watching it: tune each method, run the final seeds, write a report.
 
     The same file names the same experiment: calling the command again, after Ctrl-C or any restart, continues it.
+    Further files and --set are part of it: what they result in is stored, with its digest, before the first run.
     """
     from turnout.cli import output
     from turnout.client.client import Client
 
-    values = read_values(file)
+    values = read_values(files, settings or ())
     digest = hashlib.sha256(msgspec.json.encode(values, order="deterministic")).hexdigest()
     with Client(api_url) as client:
         made = client.create_experiment(values, idempotency_key=None if again else f"experiment-{digest}")
@@ -51,36 +66,87 @@ def experiment(
         raise typer.Exit(_watch(client, made.id, out, as_json))
 
 
-def read_values(file: Path) -> dict[str, Any]:
-    """The checked values of an experiment file. Raises `ConfigurationError` with file and field."""
+def read_values(files: Sequence[Path], settings: Sequence[str] = ()) -> dict[str, Any]:
+    """The checked values of experiment files, each laid over those before it, with `settings` ("a.b=value") applied.
+
+    Raises:
+        ConfigurationError: with file and field.
+    """
     from services.contracts.errors import ConfigurationError
     from services.contracts.experiments.experiment import parse_experiment
-    from turnout.cli.run_file import read_run_file
+    from services.contracts.run_config import merge
+    from services.contracts.run_file import ParsedRunFile, place_in
+    from turnout.cli.run_file import apply_setting, changes_of, read_run_file
 
-    read = read_run_file(file)
+    read = [read_run_file(file) for file in files]
+    result = ParsedRunFile("--set", reduce(merge, (file.values for file in read)))
+    for setting in settings:
+        apply_setting(result, setting)
     try:
-        parse_experiment(read.values)
+        parse_experiment(result.values)
     except ConfigurationError as error:
-        place = read.place(tuple(error.field.split("."))) if error.field else str(file)
+        layers = [*read, ParsedRunFile("--set", changes_of(settings))]
+        place = place_in(layers, tuple(error.field.split("."))) if error.field else " and ".join(map(str, files))
         raise ConfigurationError(f"{place}: {error.message}", remedy=error.remedy, field=error.field) from error
-    return read.values
+    return result.values
 
 
-@app.command(epilog=examples("turnout experiments check examples/experiments/embedded.yaml"))
-def check(file: ExperimentFile, as_json: Json = False) -> None:
-    """Check an experiment file and each of its runs without an API, and count its runs and steps."""
-    from services.contracts.experiments.experiment import Cell, num_runs, parse_experiment, run_config, tuning_cells
+@app.command(
+    epilog=examples(
+        "turnout experiments check examples/experiments/embedded.yaml",
+        "turnout experiments check examples/experiments/embedded.yaml --set final.seeds=[1,2,3]",
+        "turnout experiments check my.yaml --gpus 8 --gpu h100 --response-tokens 700",
+    )
+)
+def check(
+    files: ExperimentFiles,
+    settings: Settings = None,
+    gpus: Gpus = None,
+    gpu: GpuKind = None,
+    response_tokens: ResponseTokens = None,
+    as_json: Json = False,
+) -> None:
+    """Check an experiment file, each of its runs and the rows of its data without an API; count its runs and steps.
+
+    With --gpus and --gpu, say what memory, hours and disk it needs, by formula; this reads the model's config.json.
+    """
+    from services.contracts import pace
+    from services.contracts.errors import ConfigurationError
+    from services.contracts.experiments.experiment import parse_experiment
+    from services.contracts.experiments.forecast import forecast
     from turnout.cli import output
+    from turnout.cli.views import forecast as view
 
-    found = parse_experiment(read_values(file))
+    found = parse_experiment(read_values(files, settings or ()))
+    if (gpus is None) != (gpu is None):
+        raise ConfigurationError(
+            "--gpus and --gpu are needed together.", remedy="Give both, for example --gpus 8 --gpu h100."
+        )
+    sizes, text, num_questions = _checked(found)
+    needed = []
+    if gpus is not None and gpu is not None:
+        needed = forecast(found, pace.kind_of(gpu), gpus, response_tokens, num_questions)
+    text = f"{' with '.join(map(str, files))}: valid. {text}"
+    output.show(sizes | ({"forecast": view.values(needed)} if needed else {}), as_json, text)
+    if needed and not as_json:
+        view.show_forecast(needed, f"{gpus} x {gpu}")
+
+
+def _checked(found: ExperimentConfig) -> tuple[dict[str, Any], str, dict[Phase, int | None]]:
+    """Sizes, the same and the rows checked in words, and validation questions by phase. Raises `ConfigurationError`."""
+    from services.contracts.experiments.experiment import Cell, num_runs, run_config, tuning_cells
+    from turnout.cli.run_file import check_rows, count_questions
+
     tuning = tuning_cells(found)
     finals = [Cell.of("final", method, 0, seed) for method in found.methods for seed in found.final.seeds]
     steps = sum(run_config(found, cell).training.steps for cell in (*tuning, *finals))
-    text = (
-        f"{file} is valid: {len(found.methods)} methods, {len(tuning)} tuning runs and {len(finals)} final runs, "
-        f"{steps} steps in total."
+    first = {cell.phase: run_config(found, cell) for cell in (*tuning[:1], *finals[:1])}
+    rows = dict.fromkeys(line for config in first.values() for line in check_rows(config))
+    counts = (
+        f"{len(found.methods)} methods, {len(tuning)} tuning runs and {len(finals)} final runs, {steps} steps in total."
     )
-    output.show({"methods": list(found.methods), "num_runs": num_runs(found), "num_steps": steps}, as_json, text)
+    sizes = {"methods": list(found.methods), "num_runs": num_runs(found), "num_steps": steps}
+    return sizes, "\n".join([counts, *rows]), {phase: count_questions(config) for phase, config in first.items()}
 
 
 @app.command("list", epilog=examples("turnout experiments list"))

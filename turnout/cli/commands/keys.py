@@ -21,6 +21,7 @@ class Role(StrEnum):
     """What a key allows."""
 
     read = "read"
+    use = "use"
     operate = "operate"
 
 
@@ -45,7 +46,10 @@ def list_keys(as_json: Json = False, api_url: Url = None) -> None:
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Who uses the key, or what it is for.")],
     role: Annotated[
-        Role, typer.Option(help="read: view everything except keys. operate: also start and change runs.")
+        Role,
+        typer.Option(
+            help="read: view everything except keys. use: ask the policies only. operate: also start and change runs."
+        ),
     ] = Role.read,
     as_json: Json = False,
     api_url: Url = None,

@@ -10,7 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from turnout.cli.commands.history import app as history
-from turnout.cli.options import File, Id, Ids, Json, Key, Preset, Settings, Url, Watch, examples
+from turnout.cli.options import (
+    File,
+    GpuKind,
+    Gpus,
+    Id,
+    Ids,
+    Json,
+    Key,
+    Preset,
+    ResponseTokens,
+    Settings,
+    Url,
+    Watch,
+    examples,
+)
 
 if TYPE_CHECKING:
     from turnout.client.client import Client
@@ -74,6 +88,7 @@ def check(file: File, settings: Settings = None, preset: Preset = None, as_json:
     epilog=examples(
         "turnout runs plan my.yaml",
         "turnout runs plan my.yaml --gpus 4 --gpu-memory 80 --response-tokens 1000",
+        "turnout runs plan my.yaml --gpus 8 --gpu h100 --response-tokens 1000",
         "turnout runs plan my.yaml --gpus 4 --gpu-memory 80 --train-rate 9000 --sample-rate 20000 --push-rate 5",
     )
 )
@@ -81,11 +96,12 @@ def plan(
     file: File,
     settings: Settings = None,
     preset: Preset = None,
-    gpus: Annotated[int | None, typer.Option(min=1, max=1024, help="Number of GPUs.")] = None,
-    gpu_memory: Annotated[float | None, typer.Option(min=0.001, help="Memory of one GPU in GiB.")] = None,
-    response_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Mean length of responses; by default all have full length.")
+    gpus: Gpus = None,
+    gpu: GpuKind = None,
+    gpu_memory: Annotated[
+        float | None, typer.Option(min=0.001, help="Memory of one GPU in GiB; by default that of --gpu.")
     ] = None,
+    response_tokens: ResponseTokens = None,
     train_rate: Annotated[
         float | None, typer.Option(min=0.001, help="Measured: response tokens trained per second and learner process.")
     ] = None,
@@ -96,22 +112,29 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Say how much memory a run needs, and with --gpus and --gpu-memory which settings make it fit; without an API."""
-    from services.contracts import planner
+    from services.contracts import pace, planner
     from services.contracts.errors import ConfigurationError
     from services.contracts.run_config import parse_run_config
     from services.contracts.sizing import GIB
     from turnout.cli.run_file import load_run
     from turnout.cli.views.plan import show_plan
 
+    kind = None if gpu is None else pace.kind_of(gpu)
+    if kind is not None:
+        gpu_memory = gpu_memory or kind.gib
     if (gpus is None) != (gpu_memory is None):
         raise ConfigurationError(
-            "--gpus and --gpu-memory are needed together.", remedy="Give both, for example --gpus 4 --gpu-memory 80."
+            "--gpus needs --gpu-memory or --gpu, and these need --gpus.",
+            remedy="Give both, for example --gpus 4 --gpu-memory 80 or --gpus 4 --gpu h100.",
         )
     config = parse_run_config(load_run(file, _with_preset(settings, preset)))
     machine = None if gpus is None or gpu_memory is None else planner.Gpus(gpus, gpu_memory * GIB)
     found = planner.plan(config, machine, response_tokens)
     rates = planner.Rates(train_rate, sample_rate, None if push_rate is None else push_rate * 1e9)
-    show_plan(found, planner.times(found, rates, response_tokens), machine, as_json)
+    times = [planner.times(found, rates, response_tokens)]
+    if kind is not None:
+        times += pace.times(found, kind, response_tokens)
+    show_plan(found, times, machine, as_json)
 
 
 @app.command(epilog=examples("turnout runs probe my.yaml", "turnout runs probe my.yaml --questions 100 --json"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -26,8 +27,12 @@ LEARNER = {
 SERVER = {"weights": "weights", "incoming": "incoming weights", "engine": "engine (assumed)"}
 
 
-def show_plan(plan: Plan, times: Times, gpus: Gpus | None, as_json: bool) -> None:
-    """Print a plan."""
+def show_plan(plan: Plan, times: Sequence[Times], gpus: Gpus | None, as_json: bool) -> None:
+    """Print a plan.
+
+    Args:
+        times: by the rates given; and, if a kind of GPU was given, by formula: fast and slow.
+    """
     if as_json:
         output.show(values(plan, times, gpus), True, "")
         return
@@ -36,8 +41,9 @@ def show_plan(plan: Plan, times: Times, gpus: Gpus | None, as_json: bool) -> Non
         say(sentence)
 
 
-def values(plan: Plan, times: Times, gpus: Gpus | None) -> dict[str, Any]:
+def values(plan: Plan, times: Sequence[Times], gpus: Gpus | None) -> dict[str, Any]:
     """The plan in bytes and seconds."""
+    given, *estimated = [asdict(item) | {"step": item.step(plan.config.training.max_staleness)} for item in times]
     return {
         "num_parameters": plan.shape.num_parameters,
         "learner": asdict(plan.learner) | {"total": plan.learner.total},
@@ -46,7 +52,8 @@ def values(plan: Plan, times: Times, gpus: Gpus | None) -> dict[str, Any]:
         "fits": plan.fits,
         "usable_bytes": None if gpus is None else usable(gpus),
         "changes": dict(plan.changes),
-        "seconds": asdict(times) | {"step": times.step(plan.config.training.max_staleness)},
+        "seconds": given,
+        "estimated_seconds": estimated,
     }
 
 
@@ -67,7 +74,7 @@ def rows(plan: Plan) -> list[list[str]]:
     return [[text, f"{size / GIB:.2f}"] for text, size in parts if size]
 
 
-def sentences(plan: Plan, times: Times, gpus: Gpus | None) -> list[str]:
+def sentences(plan: Plan, times: Sequence[Times], gpus: Gpus | None) -> list[str]:
     """What follows from the sizes."""
     training = plan.config.training
     said = [f"{plan.config.model.path}: {billions(plan.shape.num_parameters)} parameters."]
@@ -86,10 +93,25 @@ def sentences(plan: Plan, times: Times, gpus: Gpus | None) -> list[str]:
             f"A rollout server holds {plan.slots:,} sequences of full length (rollout.max_num_seqs is {most}); beyond "
             "that, vLLM preempts and recomputes."
         )
-    named = {"sampling": times.sample, "training": times.train, "push": times.push}
-    if known := {name: seconds for name, seconds in named.items() if seconds is not None}:
-        parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in known.items())
-        step = times.step(training.max_staleness)
-        said.append(f"By the rates given, roughly: {parts}" + (f"; a step {step:.1f} s." if step is not None else "."))
+    if (given := _seconds(times[:1], training.max_staleness)) is not None:
+        said.append(f"By the rates given, roughly: {given}.")
+    if len(times) > 1:
+        said.append(f"By formula, with assumed efficiencies: {_seconds(times[1:], training.max_staleness)}.")
     said.append("Sizes for GPUs are calculated, not measured.")
     return said
+
+
+def _seconds(times: Sequence[Times], max_staleness: int) -> str | None:
+    """Parts of a step, each as one number or as a range; None if no rate is known."""
+    named = {"sampling": "sample", "training": "train", "push": "push"}
+    parts = {name: [getattr(item, field) for item in times] for name, field in named.items()}
+    known = {name: [value for value in found if value is not None] for name, found in parts.items()}
+    if not any(known.values()):
+        return None
+    text = ", ".join(f"{name} {_span(found)}" for name, found in known.items() if found)
+    steps = [step for item in times if (step := item.step(max_staleness)) is not None]
+    return f"{text}; a step {_span(steps)}" if steps else text
+
+
+def _span(seconds: Sequence[float]) -> str:
+    return " to ".join(f"{value:.1f}" for value in seconds) + " s"

@@ -28,7 +28,8 @@ class KeyRequest(BaseModel):
     name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
     """Who uses the key, or what it is for."""
     role: Role = "read"
-    """read: view everything except keys. operate: also start, change and delete runs, and manage keys."""
+    """read: view everything except keys. use: ask the policies, and nothing else. operate: everything, also start,
+    change and delete runs, and manage keys."""
 
 
 KeyItem = schema("KeyItem", Key)

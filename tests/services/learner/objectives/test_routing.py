@@ -223,6 +223,7 @@ def left_out(rewards: list[float], truncated: tuple[int, ...] = (), **options: o
     advantages = group_advantages(rewards, group.usable, "mean")
     cut = [index in truncated for index in range(len(rewards))]
     kept = leave_out(route_group(group, objective, "s"), cut, advantages, objective)
+    assert kept.uninformative == (objective.skip_uninformative_groups and not kept.teaches)
     assert all(item.route != "none" or not item.needs_teacher for item in kept.assignments)
     return [item.route for item in kept.assignments], kept.num_masked, kept.uninformative
 
@@ -247,6 +248,8 @@ def test_truncated_responses_are_masked_and_counted() -> None:
         ("grpo", [1, 1], True),
         ("advantage_mix", [1, 1], False),
         ("advantage_mix", [0, 0], True),
+        ("rlsd", [1, 1], True),
+        ("rlsd", [1, 0], False),
     ],
 )
 def test_groups_without_signal_are_skipped(name: str, rewards: list[float], uninformative: bool) -> None:

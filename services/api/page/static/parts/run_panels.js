@@ -92,7 +92,8 @@ export function showLedger(place, groups) {
   if (!Object.keys(groups).length) return fill(place);
   const dropped = Object.entries(groups).filter(([name, count]) => name.startsWith('dropped_') && count);
   const reasons = dropped.map(([name, count]) => `${count} ${name.replace('dropped_', '').replaceAll('_', ' ')}`);
-  const parts = ['fed', 'trained', 'in_flight'].map((name) => `${groups[name] ?? 0} ${name.replace('_', ' ')}`);
+  const names = ['fed', 'trained', 'in_flight', ...(groups.replaced ? ['replaced'] : [])];
+  const parts = names.map((name) => `${groups[name] ?? 0} ${name.replace('_', ' ')}`);
   fill(
     place,
     `Groups so far: ${parts.join(', ')}; ${reasons.length ? `dropped: ${reasons.join(', ')}` : 'none dropped'}. `,

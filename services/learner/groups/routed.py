@@ -1,0 +1,62 @@
+"""What the objective makes of a scored group: routes, advantages, and whether the group teaches anything.
+
+Pure and without a tokenizer, so the batcher can ask it of a group that may not be trained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.contracts.messages import ScoredGroup
+from services.contracts.run_config import RunConfig
+from services.learner.objectives.filters import Kept, leave_out
+from services.learner.objectives.routing import GroupOutcome, route_group
+from services.learner.objectives.teacher_prompt import without_thinking
+from services.learner.objectives.terms.advantages import group_advantages
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """A group's routing. Lists have one entry per rollout, including excluded ones."""
+
+    usable: list[bool]
+    advantages: list[float]
+    kept: Kept
+
+
+def usable_samples(group: ScoredGroup) -> list[bool]:
+    """For each rollout, whether it was sampled and judged without an infrastructure fault."""
+    return [
+        rollout.status == "ok" and verdict.status == "ok"
+        for rollout, verdict in zip(group.group.rollouts, group.verdicts, strict=True)
+    ]
+
+
+def routed(scored: ScoredGroup, config: RunConfig) -> Routed:
+    """Route one group. Depends only on the group and the run's configuration."""
+    rollouts, verdicts, objective = scored.group.rollouts, scored.verdicts, config.objective
+    usable = usable_samples(scored)
+    rewards = [verdict.reward for verdict in verdicts]
+    outcome = GroupOutcome(
+        rewards=rewards,
+        usable=usable,
+        has_feedback=[bool(verdict.feedback.strip()) for verdict in verdicts],
+        num_tokens=[len(rollout.token_ids) for rollout in rollouts],
+        demonstrates=[bool(without_thinking(rollout.text)) for rollout in rollouts],
+        has_solution=bool(without_thinking(scored.group.task.question.solution or "")),
+        tokens=[rollout.token_ids.tolist() for rollout in rollouts if objective.demonstration == "closest"],
+    )
+    advantages = group_advantages(rewards, usable, objective.advantage)
+    truncated = [rollout.finish_reason == "length" for rollout in rollouts]
+    assignments = route_group(outcome, objective, f"{config.training.seed}/{scored.group.task.group_id}")
+    return Routed(usable, advantages, leave_out(assignments, truncated, advantages, objective))
+
+
+def teaches(scored: ScoredGroup, config: RunConfig) -> bool:
+    """Whether training on the group could move the policy under the run's objective (`filters.leave_out`).
+
+    A teacher prompt that turns out to be too long for a model's table of positions counts as one that can be read.
+    """
+    if config.objective.demonstration == "closest":  # which one is shown does not matter, and finding it takes time
+        config = config.model_copy(update={"objective": config.objective.model_copy(update={"demonstration": "first"})})
+    return routed(scored, config).kept.teaches

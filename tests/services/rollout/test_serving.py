@@ -1,0 +1,200 @@
+"""The policy of a run that trains, asked with the real `openai` client: through the API, from a real engine."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import pytest_asyncio
+from redis.asyncio import Redis
+
+from services.api.application import make_application
+from services.api.container import Parts, make_parts
+from services.api.storage.database import open_database
+from services.api.storage.runs import Run
+from services.contracts import streams
+from services.contracts.run_config import read_run_config
+from services.rollout.serving.share import WAITING_PER_SLOT
+from services.runtime.settings import Settings
+from tests.services.api.fakes import eventually, served
+from tests.services.rollout.conftest import TOKEN, Deployment
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+KEY = "correct horse battery"
+QUESTION = [{"role": "user", "content": "w3 w4 w5"}]
+SLOTS = 2
+"""An eighth of the run's 16 sequences."""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def api(deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Parts, str]]:
+    """An API, with keys, that knows the deployment's run; and its URL."""
+    settings = Settings(
+        home=tmp_path_factory.mktemp("api"),
+        redis_url=deployment.redis_url,
+        service_token=TOKEN,
+        api_key=KEY,
+        rate_limit="",
+    )
+    redis = Redis.from_url(deployment.redis_url)
+    parts = make_parts(settings, redis, await open_database(settings))
+    config = read_run_config(deployment.redis.get(streams.config(deployment.run_id)))  # type: ignore[arg-type]
+    async with parts.database.write() as session:
+        values = {"name": "first", "state": "running", "desired": "running", "created_at": time.time()}
+        for run_id, changes in ((deployment.run_id, {}), ("run-ended", {"state": "succeeded"})):
+            session.add(Run(id=run_id, config=config.model_dump(mode="json"), queued_at=0.0, **values | changes))
+    async with served(make_application(parts)) as url:
+        yield parts, url
+    await parts.close()
+    await redis.aclose()
+
+
+def client_of(url: str, key: str = KEY) -> Any:
+    return openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def client(api: tuple[Parts, str]) -> AsyncIterator[Any]:
+    async with client_of(api[1]) as made:
+        yield made
+
+
+async def test_models_chat_and_completions(deployment: Deployment, client: Any) -> None:
+    run_id = deployment.run_id
+    [model] = (await client.models.list()).data
+    assert (model.id, model.weight_version, model.max_model_len) == (run_id, 0, 1000)
+    assert (await client.models.retrieve(f"{run_id}@0")).id == run_id
+
+    answer = await client.chat.completions.create(
+        model=run_id, messages=QUESTION, max_tokens=6, temperature=0, logprobs=True, top_logprobs=3
+    )
+    assert (answer.system_fingerprint, answer.usage.completion_tokens) == (f"{run_id}@0", 6)
+    assert len(answer.choices[0].logprobs.content) == 6
+    assert all(len(token.top_logprobs) == 3 for token in answer.choices[0].logprobs.content)
+
+    prompt = "<user> w3 w4 w5 <assistant>"
+    echoed = await client.completions.create(
+        model=f"{run_id}@0", prompt=prompt, max_tokens=6, temperature=0, echo=True, logprobs=1
+    )
+    [choice] = echoed.choices
+    assert choice.text.split() == f"{prompt} {answer.choices[0].message.content}".split()
+    assert len(choice.logprobs.tokens) == 11
+    assert choice.logprobs.token_logprobs[0] is None
+    assert all(value < 0 for value in choice.logprobs.token_logprobs[1:5])
+
+    stream = await client.chat.completions.create(
+        model=run_id,
+        messages=QUESTION,
+        max_tokens=6,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = [chunk async for chunk in stream]
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == answer.choices[0].message.content
+    assert len(chunks) >= 6
+    assert (chunks[-1].system_fingerprint, chunks[-1].usage.completion_tokens) == (f"{run_id}@0", 6)
+
+
+async def test_what_cannot_be_asked_is_refused_with_the_remedy(deployment: Deployment, client: Any) -> None:
+    run_id = deployment.run_id
+    for model, text in (
+        ("run-none", "does not exist. GET /v1/models"),
+        ("run-ended", "has ended (succeeded)"),
+        (f"{run_id}@7", f"Version 7 of run {run_id} is not loaded; version 0 is. Ask model {run_id}"),
+        (f"{run_id}@newest", "is not a weight version"),
+    ):
+        with pytest.raises(openai.NotFoundError) as missing:
+            await client.chat.completions.create(model=model, messages=QUESTION)
+        assert text in missing.value.message
+        assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
+    for field, value in (("n", SLOTS + 1), ("messages", "hello"), ("top_logprobs", 21), ("use_beam_search", True)):
+        body = {"model": run_id, "messages": QUESTION, "logprobs": True, "max_tokens": 1, field: value}
+        with pytest.raises(openai.BadRequestError, match=field.removeprefix("top_")):
+            await client.post("/chat/completions", body=body, cast_to=object)
+    with pytest.raises(openai.BadRequestError, match="vocabulary"):
+        await client.completions.create(model=run_id, prompt=[3, 200], max_tokens=1)
+    with pytest.raises(openai.BadRequestError, match="1000"):
+        await client.completions.create(model=run_id, prompt=[3] * 1001, max_tokens=1)
+
+
+async def test_roles(api: tuple[Parts, str], deployment: Deployment) -> None:
+    parts, url = api
+    keys = {role: (await parts.keys.create(role, role)).key for role in ("read", "use", "operate")}  # type: ignore[arg-type]
+    body = {"model": deployment.run_id, "prompt": "w3", "max_tokens": 1}
+    async with httpx.AsyncClient(base_url=url) as user:
+        for key, status in (("wrong", 401), (keys["read"], 403), (keys["use"], 200), (keys["operate"], 200)):
+            reply = await user.post("/v1/completions", json=body, headers={"Authorization": f"Bearer {key}"})
+            assert reply.status_code == status
+    bearer = {"Authorization": f"Bearer {keys['use']}"}
+    async with httpx.AsyncClient(base_url=url, headers=bearer) as user:
+        assert (await user.get("/v1/models")).status_code == 200
+        for path in ("/v1/runs", f"/v1/runs/{deployment.run_id}", "/v1/keys", "/metrics"):
+            assert (await user.get(path)).status_code == 403, path
+
+
+def long(client: Any, model: str) -> Any:
+    """A streamed answer of 600 tokens, which takes seconds."""
+    return client.chat.completions.create(
+        model=model, messages=QUESTION, max_tokens=600, stream=True, extra_body={"ignore_eos": True}
+    )
+
+
+async def shown(deployment: Deployment) -> dict[str, float]:
+    """The rollout server's gauges of served prompts."""
+    record = deployment.record()
+    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {TOKEN}"}) as service:
+        text = (await service.get(f"{record.url}/metrics")).text
+    return {name: float(value) for name, value in re.findall(r"^turnout_served_(running|waiting) (\S+)", text, re.M)}
+
+
+async def test_training_keeps_its_sequences_with_more_requests_than_its_share_takes(
+    deployment: Deployment, client: Any
+) -> None:
+    streams = [await long(client, deployment.run_id) for _ in range(SLOTS * (1 + WAITING_PER_SLOT))]
+    with pytest.raises(openai.RateLimitError, match="TURNOUT_SERVE_SHARE"):
+        await long(client, deployment.run_id)
+    served = await shown(deployment)
+    assert served["running"] == SLOTS
+    assert served["waiting"] >= 1
+    deployment.feed("alongside", "w7 w8")
+    group = await asyncio.to_thread(deployment.wait_group, "alongside")
+    assert [rollout.status for rollout in group.rollouts] == ["ok"] * 4
+    for stream in streams:
+        await stream.close()
+
+    async def is_free() -> bool:
+        """The streams' places are free once the servers have seen that their client left."""
+        try:
+            await client.completions.create(model=deployment.run_id, prompt="w3", max_tokens=1)
+        except openai.RateLimitError:
+            return False
+        return True
+
+    await eventually(is_free)
+    assert await shown(deployment) == {"running": 0.0, "waiting": 0.0}
+
+
+async def test_new_weights_while_a_request_is_answered(deployment: Deployment, client: Any) -> None:
+    """The answer continues with them and says so, unless it was pinned to the version before."""
+    run_id = deployment.run_id
+    stored = deployment.store_version(1, seed=1)
+    newest, pinned = await long(client, run_id), await long(client, f"{run_id}@0")
+    first = [await anext(newest), await anext(pinned)]
+    assert all(chunk.choices for chunk in first)
+    reply = await asyncio.to_thread(deployment.load, 1, stored[0], stored[1].checksum)
+    assert reply.status_code == 200
+    with pytest.raises(openai.APIError, match="Version 1 was loaded before version 0 had answered"):
+        [_ async for _ in pinned]
+    chunks = [chunk async for chunk in newest]
+    assert chunks[-1].choices[0].finish_reason == "length"
+    assert chunks[-1].system_fingerprint == f"{run_id}@0..1"
+    after = await client.completions.create(model=f"{run_id}@1", prompt="w3", max_tokens=1)
+    assert after.system_fingerprint == f"{run_id}@1"

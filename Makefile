@@ -107,7 +107,7 @@ experiment: install  ## Compare the methods on the embedded benchmark, tuned, fi
 	  --out .turnout/experiment/report || status=$$?; \
 	  $(BIN)/turnout down --home .turnout/experiment; exit $$status
 
-smollm2:  ## SRPO, GRPO and SDPO on a pretrained model that learns to answer questions: an estimated ten hours
+smollm2:  ## SRPO and GRPO on a pretrained model that learns to answer questions: an estimated two hours
 smollm2-strict:  ## The same with a strict reward
 smollm2: FILE := examples/smollm2/experiment.yaml
 smollm2-strict: FILE := examples/smollm2/experiment-strict.yaml

@@ -97,7 +97,7 @@ def make_parts(settings: Settings, redis: Redis, database: Database) -> Parts:
         runs=runs,
         experiments=ExperimentService(settings, impatient, database, runs),
         forwarder=Forwarder(impatient, database, settings.service_token),
-        scheduler=Scheduler(redis, database, journal),
+        scheduler=Scheduler(redis, database, journal, settings.max_runs_per_key),
         ingest=Ingest(redis, journal, signals, instance),
         pusher=pusher,
         watchdog=watchdog,

@@ -59,6 +59,17 @@ class ModelList(Record, frozen=True, kw_only=True):
     data: list[Model]
 
 
+class QueuePlace(Record, frozen=True, kw_only=True):
+    """Why a queued run waits, and until when."""
+
+    position: int
+    """1: it starts next."""
+    reason: str
+    """What the run waits for, as a sentence."""
+    starts_in_seconds: float | None = None
+    """Estimate: the runs before it keep the pace of those that run now. Null if nothing is known."""
+
+
 class Run(Record, frozen=True, kw_only=True):
     """One run."""
 
@@ -71,6 +82,15 @@ class Run(Record, frozen=True, kw_only=True):
     """The state that was requested last."""
     created_at: float = 0.0
     queued_at: float = 0.0
+    priority: int = 0
+    """Of queued runs, the one with the highest priority starts first; of equal ones, the oldest."""
+    queue: QueuePlace | None = None
+    """Why the run waits; null unless it is queued."""
+    created_by: str = ""
+    """Id of the key that created the run; empty if the API requires none."""
+    tags: list[str] = []
+    """In alphabetical order."""
+    note: str = ""
     started_at: float | None = None
     finished_at: float | None = None
     step: int = 0

@@ -51,6 +51,8 @@ class Settings(BaseSettings):
     """A second key, with the role read: for Prometheus. Needs TURNOUT_API_KEY."""
     rate_limit: str = "100/second;3000/minute"
     """Requests that the API takes from one client (a key, or an address without one); empty for no limit."""
+    max_runs_per_key: int = Field(default=0, ge=0)
+    """Runs that one key may have in progress at once; its further runs wait in the queue. 0: no limit."""
     roots: str = ""
     """Folders that models and data files of runs may be in, separated by colons, links followed; empty: the API's
     working folder and `home`."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from turnout.cli.local.plan import Child, Plan, make_plan
+from turnout.cli.local.plan import ONE_EACH, Child, Counts, Plan, make_plan
 
 
 def stand_in(child: Child) -> Child:
@@ -18,9 +18,9 @@ def stand_in(child: Child) -> Child:
     return dataclasses.replace(child, command=[sys.executable, "-m", f"tests.client.stand_ins.{name}"])
 
 
-def light_plan(home: Path, **settings: Any) -> Plan:
+def light_plan(home: Path, counts: Counts = ONE_EACH, *, api_port: int = 0) -> Plan:
     """A whole ring with the real API and verifier; learner and rollout server are stand-ins."""
-    plan = make_plan(home, **({"num_rollout_servers": 1, "num_verifiers": 1, "api_port": 0} | settings))
+    plan = make_plan(home, counts, api_port=api_port)
     children = [
         stand_in(child) if child.instance.startswith(("learner", "rollout")) else child for child in plan.children
     ]

@@ -16,7 +16,7 @@ from turnout import Client
 from turnout.cli.commands import demo as demo_module
 from turnout.cli.commands.demo import Demo
 from turnout.cli.exits import EXIT_INTERRUPTED, EXIT_OK
-from turnout.cli.local.plan import Plan
+from turnout.cli.local.plan import ONE_EACH, Counts, Plan
 from turnout.cli.local.processes import launched, read_state
 from turnout.cli.local.supervisor import StartFailedError
 
@@ -28,8 +28,8 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
     """Every plan that this test's demos make, with stand-ins for the heavy services."""
     made: list[Plan] = []
 
-    def make(home: Path, **settings: int) -> Plan:
-        made.append(light_plan(home, **settings))
+    def make(home: Path, counts: Counts = ONE_EACH, *, api_port: int = 0) -> Plan:
+        made.append(light_plan(home, counts, api_port=api_port))
         return made[-1]
 
     monkeypatch.setattr(demo_module, "make_plan", make)

@@ -166,7 +166,7 @@ def test_a_home_without_passwords_goes_on_with_what_it_holds(tmp_path: Path) -> 
     old.stop()
     tokens = []
     for _ in range(2):
-        plan = make_plan(tmp_path, num_rollout_servers=1, num_verifiers=1, api_port=0)
+        plan = make_plan(tmp_path, api_port=0)
         tokens.append([child.environment["TURNOUT_SERVICE_TOKEN"] for child in plan.children])
         supervisor = Supervisor(only(plan, "nothing"))
         try:
@@ -186,7 +186,7 @@ def test_a_server_and_a_token_of_ones_own_are_used(tmp_path: Path, monkeypatch: 
     url, token = "redis://me:word@queue.example:6379/3", "a token of one's own"
     monkeypatch.setenv("TURNOUT_REDIS_URL", url)
     monkeypatch.setenv("TURNOUT_SERVICE_TOKEN", token)
-    plan = make_plan(tmp_path, num_rollout_servers=1, num_verifiers=1, api_port=0)
+    plan = make_plan(tmp_path, api_port=0)
     assert (plan.redis_port, plan.redis_url) == (None, url)
     assert {child.environment["TURNOUT_REDIS_URL"] for child in plan.children} == {url}
     assert {child.environment["TURNOUT_SERVICE_TOKEN"] for child in plan.children} == {token}
@@ -210,7 +210,7 @@ def test_weights_beside_the_home_are_private_too(tmp_path: Path, monkeypatch: py
     """In /dev/shm another user could create the folder first."""
     folder, shared = tmp_path / "weights", tmp_path / "shared"
     monkeypatch.setenv("TURNOUT_WEIGHTS_FOLDER", str(folder))
-    plan = make_plan(tmp_path / "home", num_rollout_servers=1, num_verifiers=1, api_port=0)
+    plan = make_plan(tmp_path / "home", api_port=0)
     check_plan(plan)
     folder.mkdir(mode=0o755)
     check_plan(plan)
@@ -231,8 +231,8 @@ def test_secrets_that_another_user_has_put_there_are_refused(tmp_path: Path) -> 
     secret_files.read_or_make(tmp_path, "service-token")
     os.chown(tmp_path / "secrets" / "service-token", STRANGER, STRANGER)
     with pytest.raises(ConfigurationError, match="belongs to another user"):
-        make_plan(tmp_path, num_rollout_servers=1, num_verifiers=1, api_port=0)
+        make_plan(tmp_path, api_port=0)
     (tmp_path / "secrets" / "service-token").unlink()
     (tmp_path / "secrets" / "service-token").symlink_to("/etc/hostname")
     with pytest.raises(ConfigurationError, match="cannot be written"):
-        make_plan(tmp_path, num_rollout_servers=1, num_verifiers=1, api_port=0)
+        make_plan(tmp_path, api_port=0)

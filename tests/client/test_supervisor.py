@@ -21,7 +21,7 @@ from tests.client.rings import until
 from tests.faults import soon_full
 from turnout.cli.commands.doctor import check_queue_server
 from turnout.cli.local.launcher import Deployment, status_rows
-from turnout.cli.local.plan import Child, Plan, check_plan, make_plan
+from turnout.cli.local.plan import Child, Counts, Plan, check_plan, make_plan
 from turnout.cli.local.processes import (
     LAUNCH_VARIABLE,
     HomeState,
@@ -48,7 +48,7 @@ STUBBORN = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SLEE
 
 def plan_of(home: Path, **programs: str) -> Plan:
     """A plan whose services are small Python programs, with a real queue server."""
-    plan = make_plan(home, num_rollout_servers=1, num_verifiers=1, api_port=0)
+    plan = make_plan(home, api_port=0)
     environment = {LAUNCH_VARIABLE: plan.launch}
     children = [Child(name, [sys.executable, "-c", code], environment) for name, code in programs.items()]
     return dataclasses.replace(plan, children=children)
@@ -240,12 +240,12 @@ def test_a_group_without_its_leader_is_ours_only_within_one_boot() -> None:
 def test_small_machines_compute_with_one_thread_a_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-    plan = make_plan(tmp_path, num_rollout_servers=2, num_verifiers=1, api_port=0)
+    plan = make_plan(tmp_path, Counts(rollout_servers=2), api_port=0)
     assert [child.instance for child in plan.children] == ["api-0", "verifier-0", "rollout-0", "rollout-1", "learner-0"]
     assert all(child.environment["OMP_NUM_THREADS"] == "1" for child in plan.children)
     assert all(child.environment["TURNOUT_HOME"] == str(tmp_path) for child in plan.children)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
-    plan = make_plan(tmp_path, num_rollout_servers=1, num_verifiers=1, api_port=0)
+    plan = make_plan(tmp_path, api_port=0)
     assert all("OMP_NUM_THREADS" not in child.environment for child in plan.children)
 
 
@@ -254,14 +254,14 @@ def test_the_services_may_listen_on_ipv6(tmp_path: Path, monkeypatch: pytest.Mon
         pytest.skip("this machine has no ::1")
     for host in ("::1", "[::1]", "::"):
         monkeypatch.setenv("TURNOUT_HOST", host)
-        plan = make_plan(tmp_path, num_rollout_servers=1, num_verifiers=1, api_port=0)
+        plan = make_plan(tmp_path, api_port=0)
         assert plan.api_url.startswith("http://[::1]:")
         check_plan(plan)
 
 
 def test_an_address_of_another_machine_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TURNOUT_HOST", "203.0.113.7")
-    plan = make_plan(tmp_path, num_rollout_servers=1, num_verifiers=1, api_port=0)
+    plan = make_plan(tmp_path, api_port=0)
     with pytest.raises(
         UnavailableError, match=r"TURNOUT_HOST is 203\.0\.113\.7, which is not an address of this machine"
     ):

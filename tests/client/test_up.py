@@ -13,7 +13,7 @@ import pytest
 from tests.client.rings import light_plan, only
 from turnout.cli.exits import EXIT_OK
 from turnout.cli.local import launcher
-from turnout.cli.local.plan import Plan
+from turnout.cli.local.plan import ONE_EACH, Counts, Plan
 from turnout.cli.local.processes import launched, read_state
 
 pytestmark = pytest.mark.timeout(180)
@@ -22,8 +22,8 @@ pytestmark = pytest.mark.timeout(180)
 def test_up_until_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     made: list[Plan] = []
 
-    def make(home: Path, **settings: int) -> Plan:
-        made.append(only(light_plan(home, **settings), "api", "verifier"))
+    def make(home: Path, counts: Counts = ONE_EACH, *, api_port: int = 0) -> Plan:
+        made.append(only(light_plan(home, counts, api_port=api_port), "api", "verifier"))
         return made[-1]
 
     def press_when_ready() -> None:
@@ -33,7 +33,7 @@ def test_up_until_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 
     monkeypatch.setattr(launcher, "make_plan", make)
     threading.Thread(target=press_when_ready, daemon=True).start()
-    code = launcher.up(tmp_path, num_rollout_servers=1, num_verifiers=1, api_port=0, as_json=False)
+    code = launcher.up(tmp_path, ONE_EACH, api_port=0, as_json=False)
     assert code == EXIT_OK
     out = capsys.readouterr().out
     assert f"Ready. API and page: {made[0].api_url}" in out

@@ -175,6 +175,28 @@ def test_runs_are_compared_on_one_plot(api: Api, browser: Visitor, player: Playe
     browser.until(lambda: len(browser.run(traces, plot.format("Evaluation accuracy (avg@k)"))) == 2, "the same again")
 
 
+def test_a_waiting_run_says_why_and_is_found_by_its_tags(
+    api: Api, browser: Visitor, player: Player, run_text: str
+) -> None:
+    first = start(api, browser, player, run_text)
+    config = get(api, f"/v1/runs/{first}")["config"]
+    waiting = post(api, "/v1/runs", config)["id"]
+    browser.go(f"#/runs/{waiting}")
+    browser.sees(f"1. in the queue. The only learner works for {first}.")
+    browser.press("button", "Edit …")
+    browser.write('dialog input[name="name"]', "renamed")
+    browser.write('dialog input[name="tags"]', "base/line")
+    browser.press("dialog button", "Save")
+    browser.sees("base/line")
+    browser.write('dialog input[name="tags"]', "baseline week-48")
+    browser.write("dialog textarea", "Before the new rewards.")
+    browser.press("dialog button", "Save")
+    browser.sees("Before the new rewards.")
+    browser.press(".tag", "baseline")
+    browser.sees("renamed")
+    browser.until(lambda: not browser.driver.find_elements("css selector", f'[data-run="{first}"]'), "it has no tag")
+
+
 def test_a_run_is_forked_and_deleted(api: Api, browser: Visitor, player: Player, run_text: str) -> None:
     parent = start(api, browser, player, run_text)
     browser.go(f"#/runs/{parent}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -61,6 +61,9 @@ def up(
     home: Home = Path(".turnout"),
     rollout_servers: Annotated[int, typer.Option(min=1, help="Rollout servers (vLLM engines).")] = 1,
     verifiers: Annotated[int, typer.Option(min=1, help="Verifiers.")] = 1,
+    learners: Annotated[
+        int, typer.Option(min=1, help="Learners: so many runs train at once, each with a rollout server of its own.")
+    ] = 1,
     api_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the API; 0 picks a free one.")] = 8400,
     detach: Annotated[
         bool, typer.Option("--detach", help="Return once everything is running in the background.")
@@ -70,14 +73,13 @@ def up(
 ) -> None:
     """Start all services on this machine, with their own queue server unless TURNOUT_REDIS_URL names one."""
     from turnout.cli.local import launcher
+    from turnout.cli.local.plan import Counts
 
-    settings: dict[str, Any] = {
-        "num_rollout_servers": rollout_servers,
-        "num_verifiers": verifiers,
-        "api_port": api_port,
-        "as_json": as_json,
-    }
-    code = launcher.up_detached(home, wait_seconds=wait, **settings) if detach else launcher.up(home, **settings)
+    counts = Counts(rollout_servers, verifiers, learners)
+    if detach:
+        code = launcher.up_detached(home, counts, api_port=api_port, as_json=as_json, wait_seconds=wait)
+    else:
+        code = launcher.up(home, counts, api_port=api_port, as_json=as_json)
     raise typer.Exit(code)
 
 

@@ -51,6 +51,9 @@ Gpus = Annotated[int | None, typer.Option(min=1, max=1024, help="Number of GPUs.
 ResponseTokens = Annotated[
     int | None, typer.Option(min=1, help="Mean length of responses; by default all have full length.")
 ]
+Priority = Annotated[
+    int, typer.Option(min=-100, max=100, help="Of queued runs, the one with the highest priority starts first.")
+]
 Watch = Annotated[bool, typer.Option("--watch", help="Show progress until the run ends.")]
 Key = Annotated[
     str | None,

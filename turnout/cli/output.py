@@ -35,8 +35,18 @@ def show_runs(runs: Sequence[Run], as_json: bool) -> None:
     elif not runs:
         say("No runs.")
     else:
-        rows = [[run.id, run.name, run.state, f"{run.step}/{run.num_steps}", run.reason] for run in runs]
+        rows = [[run.id, run.name, run.state, f"{run.step}/{run.num_steps}", why(run)] for run in runs]
         print_table(["id", "name", "state", "step", "reason"], rows)
+
+
+def why(run: Run) -> str:
+    """Why the run is in its state; for a queued one its place in the queue, and what it waits for."""
+    place = run.queue
+    if place is None:
+        return run.reason
+    start = place.starts_in_seconds
+    when = "" if start is None or start < 1 else f" Starts in about {duration(start)}."
+    return f"{place.position}. in the queue. {place.reason}{when}"
 
 
 def show_run(data: RunData, as_json: bool) -> None:
@@ -51,7 +61,12 @@ def show_run(data: RunData, as_json: bool) -> None:
         )
         return
     run = data.run
-    say(f"{run.id}  {run.name}: {run.state}{', ' + run.reason if run.reason else ''}; step {run.step}/{run.num_steps}")
+    reason = why(run)
+    say(f"{run.id}  {run.name}: {run.state}; step {run.step}/{run.num_steps}{'; ' + reason if reason else ''}")
+    if run.tags:
+        say(f"tags: {', '.join(run.tags)}")
+    if run.note:
+        say_lines(run.note)
     if data.steps:
         values = data.steps[-1].metrics
         print_table(["metric", "value"], [[name, f"{value:.4g}"] for name, value in sorted(values.items())])

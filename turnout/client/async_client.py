@@ -109,11 +109,14 @@ class AsyncClient:
     async def _all(self, call: Call[Page[T]]) -> list[T]:
         return [item async for item in self._pages(call)]
 
-    async def create_run(self, config: RunConfig | dict[str, Any], *, idempotency_key: str | None = None) -> Run:
-        """Queue a run; a repeated `idempotency_key` returns the run created the first time."""
-        return await self._send(
-            Call("POST", "/v1/runs", one(Run), body=plain(config), headers=idempotent(idempotency_key))
-        )
+    async def create_run(
+        self, config: RunConfig | dict[str, Any], *, priority: int = 0, idempotency_key: str | None = None
+    ) -> Run:
+        """Queue a run; a repeated `idempotency_key` returns the run created the first time. Of queued runs, the one
+        with the highest `priority` (-100 to 100) starts first.
+        """
+        query, headers = given(priority=priority or None), idempotent(idempotency_key)
+        return await self._send(Call("POST", "/v1/runs", one(Run), query, body=plain(config), headers=headers))
 
     def runs(
         self,
@@ -121,16 +124,31 @@ class AsyncClient:
         state: str | Sequence[str] | None = None,
         name: str | None = None,
         config: Sequence[str] = (),
+        tag: Sequence[str] = (),
         sort: str | None = None,
     ) -> AsyncIterator[Run]:
         """All runs, newest first. `state` is one state or several, `name` is text that the name contains, `config` has
-        values of the configuration such as `objective.name=grpo`, `sort` is a field, with - for descending order.
+        values of the configuration such as `objective.name=grpo`, `tag` tags that a run must have, `sort` is a field,
+        with - for descending order.
         """
-        query = given(state=state, name=name, config=list(config) or None, sort=sort)
+        query = given(state=state, name=name, config=list(config) or None, tag=list(tag) or None, sort=sort)
         return self._pages(Call("GET", "/v1/runs", pages_of(Run), query))
 
     async def run(self, run_id: str) -> Run:
         return await self._send(Call("GET", run_path(run_id), one(Run)))
+
+    async def change_run(
+        self,
+        run_id: str,
+        *,
+        name: str | None = None,
+        priority: int | None = None,
+        tags: Sequence[str] | None = None,
+        note: str | None = None,
+    ) -> Run:
+        """Change a run's name, place in the queue, tags or note, in any state. `tags` replaces all of them."""
+        body = given(name=name, priority=priority, tags=None if tags is None else list(tags), note=note)
+        return await self._send(Call("PATCH", run_path(run_id), one(Run), body=body))
 
     async def stop(self, run_id: str, *, now: bool = False) -> Run:
         """End a run with a checkpoint or, with `now`, immediately and without one."""

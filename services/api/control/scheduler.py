@@ -1,28 +1,29 @@
 """Assigns idle learners and rollout servers to queued runs.
 
-`plan` decides from the facts alone; `Scheduler` carries out its decisions. The loop is level-triggered: each round
-compares the database with Redis and writes only the difference, so restarting the API changes nothing.
-
-A run starts with one learner and one rollout server; more servers join, up to `rollout.num_servers`, once no queued run
-can use them. A run keeps its learner even while the learner is away, because unacknowledged groups carry its name; a
-missing rollout server is replaced if another one is idle.
+`services.api.control.assignment` decides from the facts alone; `Scheduler` carries out its decisions. The loop is
+level-triggered: each round compares the database with Redis and writes only the difference, so restarting the API
+changes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import cast
 
 import msgspec
 from redis.asyncio import Redis
 
+from services.api.control.assignment import Assigned, plan
+from services.api.control.outlook import outlook
 from services.api.control.roll_call import RollCall
 from services.api.live.journal import Journal
 from services.api.storage.database import Database
+from services.api.storage.history import newest_metrics
 from services.api.storage.runs import Run, active_runs, unfinished_runs
 from services.contracts import streams
 from services.contracts.heartbeat import START_FAILURES, ServiceRecord
+from services.contracts.records import QueuePlace
 from services.contracts.states import ACTIVE_STATES, RunState
 from services.runtime.connection import as_text
 from services.runtime.logs import get_logger
@@ -32,60 +33,6 @@ MAX_START_FAILURES = 5
 SPOKEN: frozenset[str] = frozenset({"ready", "updating"})
 """A learner reports its run's state on the stream before its record shows one of these. Comparing times would not do,
 since its clock may have been set between two processes."""
-
-
-@dataclass(slots=True)
-class Assigned:
-    """One run with the services that it has or is to get."""
-
-    run_id: str
-    state: str
-    num_servers: int
-    learner: str | None
-    servers: list[str] = field(default_factory=list)
-
-
-def plan(runs: Sequence[Assigned], services: Sequence[ServiceRecord]) -> list[Assigned]:
-    """The runs as they should be: queued runs that can start are `starting`, with their learner and servers.
-
-    `runs` are in the order of the queue. The input is not modified.
-    """
-    runs = [Assigned(run.run_id, run.state, run.num_servers, run.learner, list(run.servers)) for run in runs]
-    active = [run for run in runs if run.state in ACTIVE_STATES]
-    taken = {name for run in active for name in (run.learner, *run.servers) if name is not None}
-    alive = {record.instance: record for record in services}
-    idle = [record for record in services if record.instance not in taken and record.state != "failed"]
-    learners = [record for record in idle if record.leads_runs and record.state in ("idle", "ready")]
-    servers = [record.instance for record in idle if record.kind == "rollout"]
-    for run in runs:
-        if run.state != "queued":
-            continue
-        learner = _choose_learner(run, learners)
-        if learner is None or not servers:
-            continue
-        learners.remove(learner)
-        run.state, run.learner, run.servers = "starting", learner.instance, [servers.pop(0)]
-    for run in runs:
-        if run.state in ("starting", "running", "paused"):
-            _fill_servers(run, servers, alive)
-    return runs
-
-
-def _choose_learner(run: Assigned, learners: Sequence[ServiceRecord]) -> ServiceRecord | None:
-    """An idle learner; the run's earlier one if it is idle, since pending groups carry its name."""
-    fit = [record for record in learners if record.run_id in (None, run.run_id)]
-    return next((record for record in fit if record.instance == run.learner), fit[0] if fit else None)
-
-
-def _fill_servers(run: Assigned, idle: list[str], alive: dict[str, ServiceRecord]) -> None:
-    """Give the run idle servers until `num_servers` of its servers are alive, dropping missing ones to make room."""
-    num_alive = sum(name in alive for name in run.servers)
-    while num_alive < run.num_servers and idle:
-        gone = next((name for name in run.servers if name not in alive), None)
-        if gone is not None and len(run.servers) >= run.num_servers:
-            run.servers.remove(gone)
-        run.servers.append(idle.pop(0))
-        num_alive += 1
 
 
 def hopeless(run: Assigned, records: dict[str, ServiceRecord]) -> str:
@@ -106,11 +53,18 @@ def hopeless(run: Assigned, records: dict[str, ServiceRecord]) -> str:
 class Scheduler:
     """Consumes: unfinished runs, service records. Produces: states, assignments, the runs' keys in Redis."""
 
-    def __init__(self, redis: Redis, database: Database, journal: Journal) -> None:
+    def __init__(self, redis: Redis, database: Database, journal: Journal, max_runs_per_key: int = 0) -> None:
         self.redis = redis
+        self.max_runs_per_key = max_runs_per_key
         self.database = database
         self.journal = journal
         self.roll = RollCall(redis)
+        self.places: Mapping[str, QueuePlace] = {}
+        """Why queued runs wait, as of the newest round."""
+
+    def place(self, run: Run) -> QueuePlace | None:
+        """Why the run waits, if it is queued and the newest round has seen it."""
+        return self.places.get(run.id) if run.state == "queued" else None
 
     async def step(self) -> None:
         """One round: decide, write the database, then bring Redis in line with it."""
@@ -122,12 +76,23 @@ class Scheduler:
     async def _decide(self, services: Sequence[ServiceRecord]) -> None:
         async with self.database.read() as session:
             runs = await unfinished_runs(session)
-        planned = {item.run_id: item for item in plan([_assigned(run) for run in runs], services)}
+        decided = plan([_assigned(run) for run in runs], services, self.max_runs_per_key)
+        planned = {item.run_id: item for item in decided}
+        self.places = await self._places(runs, decided, services)
         records = {record.instance: record for record in services}
         for run in runs:
             await self._carry_out(run, planned[run.id], records)
             if reason := hopeless(planned[run.id], records):
                 await self._give_up(run.id, reason)
+
+    async def _places(
+        self, runs: Sequence[Run], decided: Sequence[Assigned], services: Sequence[ServiceRecord]
+    ) -> Mapping[str, QueuePlace]:
+        if all(item.state != "queued" for item in decided):
+            return {}
+        async with self.database.read() as session:
+            paces = await newest_metrics(session, [run.id for run in runs if run.state in ACTIVE_STATES], "seconds")
+        return outlook(decided, services, _seconds_left(runs, paces), self.max_runs_per_key)
 
     async def _give_up(self, run_id: str, reason: str) -> None:
         async with self.database.write() as session:
@@ -201,9 +166,19 @@ class Scheduler:
             await self.redis.set(key, value)
 
 
+def _seconds_left(runs: Sequence[Run], paces: Mapping[str, float]) -> dict[str, float]:
+    """How long each run still takes. `paces`: seconds of the newest step of runs in progress; a run that has none is
+    expected to have their mean."""
+    if not paces:
+        return {}
+    usual = fmean(paces.values())
+    steps = {run.id: max(0, int(run.config["training"]["steps"]) - run.step) for run in runs}
+    return {run_id: count * paces.get(run_id, usual) for run_id, count in steps.items()}
+
+
 def _assigned(run: Run) -> Assigned:
     num_servers = int(run.config["rollout"]["num_servers"])
-    return Assigned(run.id, run.state, num_servers, run.learner, list(run.rollout_servers))
+    return Assigned(run.id, run.state, num_servers, run.learner, list(run.rollout_servers), run.created_by)
 
 
 def _learner_lost(run: Run, learner: ServiceRecord | None) -> bool:

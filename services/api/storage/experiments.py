@@ -37,6 +37,8 @@ class ExperimentRow(Base):
     """Scores by method, point and seed on which the choice is based; written with it."""
     created_at: Mapped[float] = mapped_column(Float)
     finished_at: Mapped[float | None] = mapped_column(Float)
+    created_by: Mapped[str] = mapped_column(String(64), default="")
+    """Id of the key that created the experiment, which its runs count for; empty without keys."""
     idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)
 
 

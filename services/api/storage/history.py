@@ -152,6 +152,16 @@ async def step_numbers(session: AsyncSession, run_id: str, step: int | None = No
     return None if row is None else StepNumbers(*row)
 
 
+async def newest_metrics(session: AsyncSession, run_ids: Sequence[str], name: str) -> dict[str, float]:
+    """One metric of each run's newest step, by run; runs without a step are missing."""
+    newest = select(STEPS.c.run_id, func.max(STEPS.c.step).label("step")).where(STEPS.c.run_id.in_(run_ids))
+    last = newest.group_by(STEPS.c.run_id).subquery()
+    query = select(STEPS.c.run_id, STEPS.c.metrics).join(
+        last, (STEPS.c.run_id == last.c.run_id) & (STEPS.c.step == last.c.step)
+    )
+    return {run_id: metrics[name] for run_id, metrics in await session.execute(query) if name in metrics}
+
+
 async def step_metrics(session: AsyncSession, run_id: str) -> list[dict[str, float]]:
     """Metrics of every step, in order."""
     query = select(STEPS.c.metrics).where(STEPS.c.run_id == run_id).order_by(STEPS.c.step)

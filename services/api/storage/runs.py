@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
-from sqlalchemy import JSON, ColumnElement, Float, Index, Integer, String, Text, and_, delete, or_, select
+from sqlalchemy import JSON, ColumnElement, Float, Index, Integer, String, Text, and_, cast, delete, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -49,6 +49,11 @@ class Run(Base):
     learner_said: Mapped[str] = mapped_column(String(16), default="")
     """State in the newest state change that the learner reported."""
     rollout_servers: Mapped[list[str]] = mapped_column(JSON, default=list)
+    priority: Mapped[int] = mapped_column(Integer, default=0)
+    created_by: Mapped[str] = mapped_column(String(64), default="")
+    """Id of the key that created the run; empty without keys."""
+    tags: Mapped[list[str]] = mapped_column(JSON, default=list)
+    note: Mapped[str] = mapped_column(Text, default="")
     idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)
     request_digest: Mapped[str] = mapped_column(String(64), default="")
     """SHA-256 of the creating request's configuration, to tell a repeated request from a different one."""
@@ -66,8 +71,9 @@ async def get_run(session: AsyncSession, run_id: str) -> Run:
 
 
 async def unfinished_runs(session: AsyncSession) -> Sequence[Run]:
-    """Every run that is not in a terminal state, oldest in the queue first."""
-    query = select(Run).where(Run.state.not_in(TERMINAL_STATES)).order_by(Run.queued_at, Run.id)
+    """Every run that is not in a terminal state, in the order of the queue: by priority, then the oldest first."""
+    order = (Run.priority.desc(), Run.queued_at, Run.id)
+    query = select(Run).where(Run.state.not_in(TERMINAL_STATES)).order_by(*order)
     return (await session.scalars(query)).all()
 
 
@@ -120,6 +126,11 @@ async def page_of_runs(
         return runs, None
     last = runs[limit - 1][0]
     return runs[:limit], _write_cursor(getattr(last, sort.lstrip("-")), last.id, sort)
+
+
+def has_tag(tag: str) -> ColumnElement[bool]:
+    """Whether a run has this tag. Tags have no quotes, so one in quotes is a whole one."""
+    return cast(Run.tags, Text).contains(f'"{tag}"', autoescape=True)
 
 
 async def delete_run_rows(session: AsyncSession, run_id: str) -> None:

@@ -237,6 +237,49 @@ async def test_filters_and_wrong_cursors(client: httpx.AsyncClient, run_body: di
 
 
 @pytest.mark.both_databases
+@pytest.mark.both_databases
+async def test_names_tags_and_notes_change_in_any_state_and_tags_find_runs(
+    client: httpx.AsyncClient, run_body: dict[str, Any]
+) -> None:
+    ids = [(await client.post("/v1/runs?priority=3", json=run_body)).json()["id"] for _ in range(2)]
+    await client.post(f"/v1/runs/{ids[0]}/stop")
+    reply = await client.patch(f"/v1/runs/{ids[0]}", json={"name": "base", "tags": ["b_1", "a", "a"], "note": "Why."})
+    assert {name: reply.json()[name] for name in ("name", "tags", "note", "priority", "state")} == {
+        "name": "base",
+        "tags": ["a", "b_1"],
+        "note": "Why.",
+        "priority": 3,
+        "state": "stopped",
+    }
+    await client.patch(f"/v1/runs/{ids[1]}", json={"tags": ["bx1", "a"]})
+    found = {
+        query: {run["id"] for run in (await client.get(f"/v1/runs?{query}")).json()["items"]}
+        for query in ("tag=a", "tag=b_1", "tag=a&tag=bx1", "tag=b")
+    }
+    assert found == {"tag=a": set(ids), "tag=b_1": {ids[0]}, "tag=a&tag=bx1": {ids[1]}, "tag=b": set()}
+    await client.patch(f"/v1/runs/{ids[0]}", json={"tags": []})
+    assert (await client.get(f"/v1/runs/{ids[0]}")).json()["tags"] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"priority": 101}, "priority"),
+        ({"tags": ['a"b']}, "tags"),
+        ({"tags": ["x"] * 21}, "tags"),
+        ({"state": "x"}, "state"),
+    ],
+)
+async def test_a_wrong_change_is_refused_with_its_field(
+    client: httpx.AsyncClient, run_body: dict[str, Any], changes: dict[str, Any], field: str
+) -> None:
+    run = (await client.post("/v1/runs", json=run_body)).json()
+    reply = await client.patch(f"/v1/runs/{run['id']}", json=changes)
+    assert reply.status_code == 422
+    assert reply.json()["field"].startswith(field)
+    assert (await client.get(f"/v1/runs/{run['id']}")).json() == run
+
+
 async def test_runs_are_found_by_their_configuration(client: httpx.AsyncClient, run_body: dict[str, Any]) -> None:
     slow = {"name": "5", "optimizer": {"learning_rate": 1e-6}, "data": run_body["data"] | {"shuffle": False}}
     await client.post("/v1/runs", json=run_body | slow)
@@ -378,7 +421,7 @@ async def test_errors_are_problem_documents(client: httpx.AsyncClient, method: s
 
 async def test_405_names_every_method_of_the_path(client: httpx.AsyncClient) -> None:
     assert (await client.put("/v1/runs")).headers["allow"] == "GET, POST"
-    assert (await client.put("/v1/runs/x")).headers["allow"] == "DELETE, GET"
+    assert (await client.put("/v1/runs/x")).headers["allow"] == "DELETE, GET, PATCH"
 
 
 async def test_redis_away_is_a_503(parts: Parts, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:

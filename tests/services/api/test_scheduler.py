@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from services.api.container import Parts, make_parts
-from services.api.control.scheduler import Assigned, plan
+from services.api.control.assignment import Assigned, plan
 from services.api.storage.database import open_database
 from services.contracts import streams
 from services.contracts.events import RunStateChanged
@@ -70,6 +70,14 @@ def test_a_busy_or_failed_learner_is_not_taken() -> None:
 def test_a_resumed_run_goes_to_its_earlier_learner() -> None:
     run = Assigned("a", "queued", 1, "learner-1", ["rollout-9"])
     assert plan([run], fleet(2, 1))[0] == Assigned("a", "starting", 1, "learner-1", ["rollout-0"])
+
+
+def test_a_key_gets_no_more_runs_than_its_share_and_blocks_nobody_else() -> None:
+    runs = [Assigned(name, "queued", 1, None, created_by=key) for name, key in (("a", "k"), ("b", "k"), ("c", "l"))]
+    assert [run.state for run in plan(runs, fleet(3, 3), 1)] == ["starting", "queued", "starting"]
+    assert [run.state for run in plan(runs, fleet(3, 3), 2)] == ["starting"] * 3
+    without_keys = [Assigned(name, "queued", 1, None) for name in "ab"]
+    assert [run.state for run in plan(without_keys, fleet(2, 2), 1)] == ["starting"] * 2
 
 
 names = st.sampled_from([f"i{index}" for index in range(6)])
@@ -144,9 +152,20 @@ async def test_runs_wait_their_turn_and_capacity_goes_on(
 ) -> None:
     server = FakeInstance(redis, "rollout", "rollout-0")
     await server.publish()
-    first, second = await create(client, run_body), await create(client, run_body)
+    first, third = await create(client, run_body), await create(client, run_body)
+    second = await create(client, run_body)
+    changed = await client.patch(f"/v1/runs/{second}", json={"priority": 1})
+    assert changed.json()["priority"] == 1
     await reaches(client, first, "starting")
-    assert (await shown(client, second))["state"] == "queued"
+
+    async def places() -> bool:
+        return [((await shown(client, run))["queue"] or {}).get("position") for run in (second, third)] == [1, 2]
+
+    await eventually(places)
+    waiting = await shown(client, second)
+    assert waiting["state"] == "queued"
+    assert waiting["queue"]["reason"] == f"The only learner works for {first}."
+    assert (await shown(client, first))["queue"] is None
     await says(redis, first, "running")
     await says(redis, first, "failed")
     await reaches(client, second, "starting")

@@ -57,7 +57,7 @@ class Demo:
         if resume and not (self.home / "runs").is_dir():
             raise self._nothing_to_resume()
         self._clear_leftovers()
-        deployment = Deployment(make_plan(self.home, num_rollout_servers=1, num_verifiers=1, api_port=0))
+        deployment = Deployment(make_plan(self.home, api_port=0))
         with Interrupts() as interrupts:
             try:
                 self.say("Starting the queue server, API, verifier, rollout server and learner ...")

@@ -19,6 +19,7 @@ from turnout.cli.options import (
     Json,
     Key,
     Preset,
+    Priority,
     ResponseTokens,
     Settings,
     Url,
@@ -47,6 +48,7 @@ def start(
     file: File,
     settings: Settings = None,
     preset: Preset = None,
+    priority: Priority = 0,
     watch_it: Watch = False,
     idempotency_key: Key = None,
     as_json: Json = False,
@@ -59,7 +61,7 @@ def start(
 
     body = load_run(file, _with_preset(settings, preset))
     with Client(api_url) as client:
-        run = client.create_run(body, idempotency_key=idempotency_key)
+        run = client.create_run(body, priority=priority, idempotency_key=idempotency_key)
         output.show_notices(run.notices)
         if not watch_it:
             output.show(run, as_json, f"{run.id}  {run.name}: {run.state}")
@@ -200,6 +202,7 @@ def list_runs(
         list[str] | None,
         typer.Option(metavar="FIELD=VALUE", help="Only runs with this value; can be given several times."),
     ] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="Only runs with this tag; can be given several times.")] = None,
     sort: Annotated[
         str | None, typer.Option(help="created_at, name, state or step; with - in front for descending.")
     ] = None,
@@ -212,7 +215,7 @@ def list_runs(
     from turnout.client.client import Client
 
     with Client(api_url) as client:
-        runs = client.runs(state=state, name=name, config=config or (), sort=sort)
+        runs = client.runs(state=state, name=name, config=config or (), tag=tag or (), sort=sort)
         output.show_runs(list(runs if limit is None else islice(runs, limit)), as_json)
 
 
@@ -236,6 +239,39 @@ def watch(run_id: Id, as_json: Json = False, api_url: Url = None) -> None:
 
     with client_of(api_url, run_id) as (client, found):
         raise typer.Exit(_watch(client, found, as_json))
+
+
+@app.command(
+    epilog=examples(
+        "turnout runs change demo-3f --priority 10",
+        "turnout runs change demo-3f --tag baseline --tag week-48 --note 'Before the new rewards.'",
+    )
+)
+def change(
+    run_id: Id,
+    name: Annotated[str | None, typer.Option(help="New name.")] = None,
+    priority: Annotated[
+        int | None, typer.Option(min=-100, max=100, help="Of queued runs, the highest priority starts first.")
+    ] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option(help="Replaces all tags; can be given several times, '' for none.")
+    ] = None,
+    note: Annotated[str | None, typer.Option(help="Replaces the note.")] = None,
+    as_json: Json = False,
+    api_url: Url = None,
+) -> None:
+    """Change a run's name, place in the queue, tags or note, in any state."""
+    from services.contracts.errors import ConfigurationError
+    from turnout.cli import output
+    from turnout.client.run_ids import client_of
+
+    if name is None and priority is None and tag is None and note is None:
+        raise ConfigurationError("Nothing to change.", remedy="Give --name, --priority, --tag or --note.")
+    tags = None if tag is None else [one for one in tag if one]
+    with client_of(api_url, run_id) as (client, found):
+        run = client.change_run(found, name=name, priority=priority, tags=tags, note=note)
+    about = f"priority {run.priority}" + (f", tags {', '.join(run.tags)}" if run.tags else "")
+    output.show(run, as_json, f"{run.id}  {run.name}: {run.state}, {about}")
 
 
 @app.command(epilog=examples("turnout runs stop demo-3f", "turnout runs stop demo-3f --now"))

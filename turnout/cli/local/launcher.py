@@ -17,7 +17,7 @@ from turnout.cli.exits import EXIT_OK
 from turnout.cli.interrupts import Interrupts
 from turnout.cli.local.heartbeats import Heartbeats
 from turnout.cli.local.home import private
-from turnout.cli.local.plan import Plan, check_plan, make_plan
+from turnout.cli.local.plan import Counts, Plan, check_plan, make_plan
 from turnout.cli.local.processes import HomeState, alive, end_home, read_state
 from turnout.cli.local.queue_server import INSTANCE as VALKEY
 from turnout.cli.local.supervisor import Supervisor
@@ -66,9 +66,9 @@ class Deployment:
         self.supervisor.stop(grace_seconds)
 
 
-def up(home: Path, *, num_rollout_servers: int, num_verifiers: int, api_port: int, as_json: bool) -> int:
+def up(home: Path, counts: Counts, *, api_port: int, as_json: bool) -> int:
     """Run a deployment in the foreground until a signal; returns the exit code."""
-    plan = make_plan(home, num_rollout_servers=num_rollout_servers, num_verifiers=num_verifiers, api_port=api_port)
+    plan = make_plan(home, counts, api_port=api_port)
     deployment = Deployment(plan)
     with Interrupts() as interrupts:
         try:
@@ -118,16 +118,13 @@ def say_ready(api_url: str, home: Path, as_json: bool, *, detached: bool) -> Non
     say(f"Stop it with `turnout down --home {home}`." if detached else "Stop it with Ctrl-C.")
 
 
-def up_detached(
-    home: Path, *, num_rollout_servers: int, num_verifiers: int, api_port: int, as_json: bool, wait_seconds: float
-) -> int:
+def up_detached(home: Path, counts: Counts, *, api_port: int, as_json: bool, wait_seconds: float) -> int:
     """Start the supervisor in the background and wait until every service has reported."""
-    plan = make_plan(home, num_rollout_servers=num_rollout_servers, num_verifiers=num_verifiers, api_port=api_port)
+    plan = make_plan(home, counts, api_port=api_port)
     check_plan(plan)
     log = plan.logs / "supervisor.log"
     command = [sys.executable, "-m", "turnout.cli.main", "up", "--home", str(plan.home), "--api-port"]
-    command += [plan.api_url.rsplit(":", 1)[1], "--rollout-servers", str(num_rollout_servers)]
-    command += ["--verifiers", str(num_verifiers)]
+    command += [plan.api_url.rsplit(":", 1)[1], *counts.options()]
     with open(log, "wb", opener=private) as file:
         process = subprocess.Popen(
             command,

@@ -41,6 +41,23 @@ class Child:
 
 
 @dataclass(frozen=True, slots=True)
+class Counts:
+    """How many instances of each service."""
+
+    rollout_servers: int = 1
+    verifiers: int = 1
+    learners: int = 1
+
+    def options(self) -> list[str]:
+        """Arguments of `turnout up` that ask for them."""
+        values = {"rollout-servers": self.rollout_servers, "verifiers": self.verifiers, "learners": self.learners}
+        return [text for name, value in values.items() for text in (f"--{name}", str(value))]
+
+
+ONE_EACH = Counts()
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Everything that a launch needs."""
 
@@ -71,7 +88,7 @@ def api_host() -> str:
     return host_of(os.environ.get("TURNOUT_HOST", ""))
 
 
-def make_plan(home: Path, *, num_rollout_servers: int, num_verifiers: int, api_port: int) -> Plan:
+def make_plan(home: Path, counts: Counts = ONE_EACH, *, api_port: int) -> Plan:
     """The plan of one launch. `api_port` 0 picks a free one."""
     home = home.resolve()
     launch = secrets.token_hex(16)
@@ -85,12 +102,11 @@ def make_plan(home: Path, *, num_rollout_servers: int, num_verifiers: int, api_p
     def queue_url(user: str) -> str:
         return given or url_for(home, redis_port or 0, user)
 
-    instances = [("api", "api-0"), ("verifier", "verifier-{}"), ("rollout", "rollout-{}"), ("learner", "learner-0")]
-    counts = {"verifier": num_verifiers, "rollout": num_rollout_servers}
+    instances = {"api": 1, "verifier": counts.verifiers, "rollout": counts.rollout_servers, "learner": counts.learners}
     children = []
-    for service, name in instances:
-        for index in range(counts.get(service, 1)):
-            instance = name.format(index)
+    for service, count in instances.items():
+        for index in range(count):
+            instance = f"{service}-{index}"
             own = {"TURNOUT_INSTANCE": instance, "TURNOUT_PORT": str(port if service == "api" else 0)}
             own |= {"TURNOUT_REDIS_URL": queue_url(service), "TURNOUT_SERVICE_TOKEN": token}
             command = [sys.executable, "-m", f"services.{service}"]

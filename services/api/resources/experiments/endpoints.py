@@ -17,7 +17,7 @@ from services.api.http.records import answer, answer_one
 from services.api.resources.experiments.results import History, summarize
 from services.api.resources.experiments.schemas import Detail, ExperimentList, Results, Summary
 from services.api.resources.experiments.service import ExperimentService
-from services.api.resources.runs.endpoints import IdempotencyKey
+from services.api.resources.runs.endpoints import CallerId, IdempotencyKey
 from services.api.storage import experiments as repository
 from services.api.storage import history
 from services.api.storage.database import Database
@@ -40,13 +40,14 @@ async def create_experiment(
     experiments: Experiments,
     database: Data,
     idempotency_key: IdempotencyKey,
+    created_by: CallerId,
 ) -> Response:
     """Store an experiment and start its runs, one per learner at a time. The body is the experiment file.
 
     The file and the digests of its data are stored before the first run starts and do not change afterwards. A repeated
     Idempotency-Key returns the experiment created the first time.
     """
-    row = await experiments.create(file, idempotency_key)
+    row = await experiments.create(file, idempotency_key, created_by=created_by)
     return answer_one(Detail, await _detail(database, row), created_at=f"/v1/experiments/{row.id}")
 
 

@@ -54,8 +54,11 @@ class ExperimentService:
         """Held by the loop while it starts runs, and by a stop or resume: a stopped experiment starts no run."""
         self._digests: dict[str, tuple[tuple[int, int], str]] = {}
 
-    async def create(self, experiment: ExperimentConfig, idempotency_key: str | None = None) -> ExperimentRow:
+    async def create(
+        self, experiment: ExperimentConfig, idempotency_key: str | None = None, *, created_by: str = ""
+    ) -> ExperimentRow:
         """Store a new experiment, which starts its runs; a repeated key returns the experiment created the first time.
+        `created_by`: id of the caller's key.
 
         Raises:
             ConfigurationError: the file is wrong, an input is missing, or the key was used with another file.
@@ -83,6 +86,7 @@ class ExperimentService:
             digest=digest,
             inputs=inputs,
             created_at=time.time(),
+            created_by=created_by,
             idempotency_key=idempotency_key,
         )
         try:
@@ -237,7 +241,7 @@ class ExperimentService:
                     f"{name} has changed since the experiment was created.",
                     remedy="Restore the file and resume the experiment, or start a new one.",
                 )
-        run = await self.runs.create(config, f"experiment:{row.id}:{cell.key}")
+        run = await self.runs.create(config, f"experiment:{row.id}:{cell.key}", created_by=row.created_by)
         async with self.database.write() as session:
             await session.merge(ExperimentRun(experiment_id=row.id, cell=cell.key, run_id=run.id))
         log.info("experiment run queued", experiment=row.id, cell=cell.key, run_id=run.id)

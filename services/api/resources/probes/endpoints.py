@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Response
 from services.api.http.bodies import BoundedRoute
 from services.api.http.problems import responses
 from services.api.http.records import answer_one, schema
-from services.api.resources.runs.endpoints import Data, IdempotencyKey, Runs, run_answer
+from services.api.resources.runs.endpoints import CallerId, Data, IdempotencyKey, Runs, run_answer
 from services.api.resources.runs.schemas import RunDetail
 from services.api.storage import event_log, history
 from services.api.storage.runs import get_run
@@ -30,11 +30,12 @@ async def create_probe(
     runs: Runs,
     database: Data,
     idempotency_key: IdempotencyKey,
+    created_by: CallerId,
     num_questions: Annotated[int, Query(ge=1, le=10_000, description="Training questions to sample.")] = 32,
     steps: Annotated[int, Query(ge=1, le=100, description="Training steps to time.")] = 3,
 ) -> Response:
     """Queue a probe of a run configuration: a short run that measures the task and trains a few steps to time them."""
-    run = await runs.create(probe_config(config, num_questions, steps), idempotency_key)
+    run = await runs.create(probe_config(config, num_questions, steps), idempotency_key, created_by=created_by)
     return await run_answer(database, run, is_new=True)
 
 

@@ -9,13 +9,14 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import Field
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from services.api.control.scheduler import Scheduler
 from services.api.http.bodies import BoundedRoute
 from services.api.http.problems import responses
 from services.api.http.provide import Provided
 from services.api.http.records import answer, answer_one
 from services.api.live.board import Board
 from services.api.live.broadcaster import Broadcaster
-from services.api.resources.runs.schemas import ForkRequest, RunDetail, RunPage, RunSummary, shown
+from services.api.resources.runs.schemas import ForkRequest, Priority, RunChanges, RunDetail, RunPage, RunSummary, shown
 from services.api.resources.runs.service import RunService
 from services.api.storage import history
 from services.api.storage import runs as repository
@@ -24,13 +25,14 @@ from services.api.storage.keyring import Caller
 from services.api.storage.run_search import has_value
 from services.contracts.data import main_split
 from services.contracts.notices import notices
-from services.contracts.records import Run
+from services.contracts.records import QueuePlace, Run
 from services.contracts.run_config import RunConfig
 from services.contracts.states import RunState
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"], route_class=BoundedRoute)
 Runs = Annotated[RunService, Provided(RunService)]
 Data = Annotated[Database, Provided(Database)]
+Queue = Annotated[Scheduler, Provided(Scheduler)]
 
 
 def own_idempotency_key(
@@ -43,7 +45,14 @@ def own_idempotency_key(
     return "sha256:" + hashlib.sha256(f"{caller.id}\0{idempotency_key}".encode()).hexdigest()
 
 
+def caller_id(request: Request) -> str:
+    """Id of the request's key; empty if the API requires none."""
+    caller: Caller | None = getattr(request.state, "caller", None)
+    return caller.id if caller is not None else ""
+
+
 IdempotencyKey = Annotated[str | None, Depends(own_idempotency_key)]
+CallerId = Annotated[str, Depends(caller_id)]
 
 
 @router.post("", status_code=201, response_model=RunDetail, responses=responses(400, 401, 413, 422, 503))
@@ -52,21 +61,27 @@ async def create_run(
     runs: Runs,
     database: Data,
     idempotency_key: IdempotencyKey,
+    created_by: CallerId,
+    priority: Annotated[Priority, Query(description="Of queued runs, the highest priority starts first.")] = 0,
 ) -> Response:
     """Queue a run. The body is the run configuration; a repeated Idempotency-Key returns the run created the first
     time."""
-    run = await runs.create(config, idempotency_key)
+    run = await runs.create(config, idempotency_key, priority=priority, created_by=created_by)
     return await run_answer(database, run, is_new=True)
 
 
 @router.get("", response_model=RunPage, responses=responses(401, 422, 503))
 async def list_runs(
     database: Data,
+    scheduler: Queue,
     state: Annotated[list[RunState] | None, Query()] = None,
     name: Annotated[str | None, Query(max_length=100, description="Text that the name contains.")] = None,
     config: Annotated[
         list[Annotated[str, Field(max_length=500)]] | None,
         Query(max_length=10, description="FIELD=VALUE that the configuration has: optimizer.learning_rate=1e-6."),
+    ] = None,
+    tag: Annotated[
+        list[Annotated[str, Field(max_length=40)]] | None, Query(max_length=10, description="A tag that it has.")
     ] = None,
     sort: repository.Sort = "-created_at",
     cursor: Annotated[str | None, Query(max_length=1000, description="next_cursor of the previous page.")] = None,
@@ -75,18 +90,31 @@ async def list_runs(
     """Runs, newest first unless `sort` says otherwise."""
     async with database.read() as session:
         conditions = [has_value(setting, session.get_bind().dialect.name) for setting in config or ()]
+        conditions += [repository.has_tag(one) for one in tag or ()]
         found, next_cursor = await repository.page_of_runs(
             session, state=state or [], name=name, sort=sort, cursor=cursor, limit=limit, conditions=conditions
         )
-    return answer(RunSummary, [shown(run, metrics=metrics) for run, metrics in found], next_cursor=next_cursor)
+    return answer(
+        RunSummary,
+        [shown(run, metrics=metrics, queue=scheduler.place(run)) for run, metrics in found],
+        next_cursor=next_cursor,
+    )
 
 
 @router.get("/{run_id}", response_model=RunDetail, responses=responses(401, 404, 422, 503))
-async def show_run(run_id: str, database: Data) -> Response:
+async def show_run(run_id: str, database: Data, scheduler: Queue) -> Response:
     """One run with its configuration and newest numbers."""
     async with database.read() as session:
-        run = await _described(session, await repository.get_run(session, run_id))
+        row = await repository.get_run(session, run_id)
+        run = await _described(session, row, scheduler.place(row))
     return answer_one(RunDetail, run)
+
+
+@router.patch("/{run_id}", response_model=RunDetail, responses=responses(400, 401, 404, 413, 422, 503))
+async def change_run(run_id: str, changes: RunChanges, runs: Runs, database: Data, scheduler: Queue) -> Response:
+    """Change a run's name, priority, tags or note, in any state."""
+    row = await runs.change(run_id, changes)
+    return await run_answer(database, row, queue=scheduler.place(row))
 
 
 @router.post(
@@ -101,13 +129,14 @@ async def fork_run(
     runs: Runs,
     database: Data,
     idempotency_key: IdempotencyKey,
+    created_by: CallerId,
 ) -> Response:
     """Queue a new run that continues from a checkpoint of this one, with changed settings.
 
     Weights, optimizer state, self-teacher, step number and position in the data continue from the checkpoint. The new
     run has its own copy of it, so this run may continue or be deleted.
     """
-    run = await runs.fork(run_id, request, idempotency_key)
+    run = await runs.fork(run_id, request, idempotency_key, created_by=created_by)
     return await run_answer(database, run, is_new=True)
 
 
@@ -147,18 +176,21 @@ async def delete_run(
     broadcaster.end(run_id)
 
 
-async def run_answer(database: Database, row: repository.Run, *, is_new: bool = False) -> Response:
+async def run_answer(
+    database: Database, row: repository.Run, *, is_new: bool = False, queue: QueuePlace | None = None
+) -> Response:
     """The JSON of one run with its newest numbers."""
     async with database.read() as session:
-        run = await _described(session, row)
+        run = await _described(session, row, queue)
     return answer_one(RunDetail, run, created_at=f"/v1/runs/{run.id}" if is_new else None)
 
 
-async def _described(session: AsyncSession, run: repository.Run) -> Run:
+async def _described(session: AsyncSession, run: repository.Run, queue: QueuePlace | None) -> Run:
     newest = await history.step_numbers(session, run.id, run.step)
     first, last = await history.first_and_last_accuracy(session, run.id, main_split(run.config))
     return shown(
         run,
+        queue=queue,
         notices=notices(run.config),
         metrics=newest.metrics if newest else {},
         groups=newest.groups if newest else {},

@@ -13,6 +13,8 @@ from services.contracts.records import ForkedFrom, Run
 from services.contracts.run_config import NAME_PATTERN
 
 MAX_DEPTH = 10
+TAG_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,39}$"
+Priority = Annotated[int, Field(ge=-100, le=100)]
 
 
 class ForkRequest(Section):
@@ -40,7 +42,18 @@ class ForkRequest(Section):
         return changes
 
 
-DETAILS = ("config", "notices", "groups", "accuracy_first", "accuracy_last")
+class RunChanges(Section):
+    """What may change about a run at any time. Fields that are not sent stay as they are."""
+
+    name: Annotated[str, Field(min_length=1, max_length=100, pattern=NAME_PATTERN)] | None = None
+    priority: Priority | None = None
+    """Of queued runs, the one with the highest priority starts first. It interrupts no run in progress."""
+    tags: Annotated[list[Annotated[str, Field(pattern=TAG_PATTERN)]], Field(max_length=20)] | None = None
+    """Replace all tags."""
+    note: Annotated[str, Field(max_length=10_000)] | None = None
+
+
+DETAILS = ("config", "notices", "note", "groups", "accuracy_first", "accuracy_last")
 _NEXT = "Pass as `cursor` to get the next page; null at the end."
 RunSummary = schema("RunSummary", Run, hidden=DETAILS)
 RunDetail = schema("RunDetail", Run, hidden=())
@@ -58,6 +71,10 @@ def shown(row: repository.Run, **details: Any) -> Run:
         desired=row.desired,
         created_at=row.created_at,
         queued_at=row.queued_at,
+        priority=row.priority,
+        created_by=row.created_by,
+        tags=row.tags,
+        note=row.note,
         started_at=row.started_at,
         finished_at=row.finished_at,
         step=row.step,

@@ -20,7 +20,7 @@ from services.api.live.journal import Journal
 from services.api.live.signals import Signals
 from services.api.resources.runs.fork import choose_checkpoint, forked_config, hand_over, settle, unsettle, unsettled
 from services.api.resources.runs.rows import RowChecks
-from services.api.resources.runs.schemas import ForkRequest
+from services.api.resources.runs.schemas import ForkRequest, RunChanges
 from services.api.storage import history, runs
 from services.api.storage.database import Database
 from services.api.storage.runs import Run
@@ -51,8 +51,10 @@ class RunService:
         self.signals = signals
         self.rows = RowChecks()
 
-    async def create(self, config: RunConfig, idempotency_key: str | None = None) -> Run:
-        """Queue a new run; a repeated key returns the run created the first time.
+    async def create(
+        self, config: RunConfig, idempotency_key: str | None = None, *, priority: int = 0, created_by: str = ""
+    ) -> Run:
+        """Queue a new run; a repeated key returns the run created the first time. `created_by`: id of the caller's key.
 
         Raises:
             ConfigurationError: an input is missing, rows of a data file cannot be used, or the key was used with
@@ -63,7 +65,7 @@ class RunService:
         if earlier is not None:
             return earlier
         unchecked = await self.check_inputs(config)
-        run = _queued(config, idempotency_key, digest)
+        run = _queued(config, idempotency_key, digest, priority, created_by)
         added = await self._add(run)
         if added is run:
             for sentence in unchecked:
@@ -75,7 +77,9 @@ class RunService:
         await asyncio.to_thread(check_inputs, config, self.settings, prefix)
         return await self.rows.check(config, prefix)
 
-    async def fork(self, run_id: str, request: ForkRequest, idempotency_key: str | None = None) -> Run:
+    async def fork(
+        self, run_id: str, request: ForkRequest, idempotency_key: str | None = None, *, created_by: str = ""
+    ) -> Run:
         """Queue a run that continues from a checkpoint of `run_id`; a repeated key returns the run created the first
         time.
 
@@ -93,7 +97,7 @@ class RunService:
         step = await asyncio.to_thread(choose_checkpoint, parent_folder, request.checkpoint)
         config = forked_config(parent.config, request, step)
         unchecked = await self.check_inputs(config, "changes.")
-        child = _queued(config, idempotency_key, digest)
+        child = _queued(config, idempotency_key, digest, parent.priority, created_by)
         child.step, child.forked_from_run, child.forked_from_step = step, parent.id, step
         folder = self.settings.run_folder(child.id)
         try:
@@ -204,6 +208,18 @@ class RunService:
         self.signals.schedule.set()
         return run
 
+    async def change(self, run_id: str, changes: RunChanges) -> Run:
+        """Change what a user may change at any time. Raises `NotFoundError`."""
+        values = changes.model_dump(exclude_none=True)
+        if "tags" in values:
+            values["tags"] = sorted(set(values["tags"]))
+        async with self.database.write() as session:
+            run = await runs.get_run(session, run_id)
+            for name, value in values.items():
+                setattr(run, name, value)
+        self.signals.schedule.set()
+        return run
+
     async def delete(self, run_id: str) -> None:
         """Delete a run that has ended: history, queues, files. The files go last, outside the transaction: they can
         take long, and if anything before them fails, the run is unchanged.
@@ -230,7 +246,7 @@ def _require_ended(run: Run) -> None:
         raise ConflictError(f"The run is {run.state}; only ended runs can be deleted.", remedy="Stop it first.")
 
 
-def _queued(config: RunConfig, idempotency_key: str | None, digest: str) -> Run:
+def _queued(config: RunConfig, idempotency_key: str | None, digest: str, priority: int, created_by: str) -> Run:
     now = time.time()
     return Run(
         id=new_run_id(config.name),
@@ -244,6 +260,10 @@ def _queued(config: RunConfig, idempotency_key: str | None, digest: str) -> Run:
         step=0,
         learner_said="",
         rollout_servers=[],
+        priority=priority,
+        created_by=created_by,
+        tags=[],
+        note="",
         idempotency_key=idempotency_key,
         request_digest=digest,
     )

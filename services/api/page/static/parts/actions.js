@@ -2,6 +2,7 @@
 // @ts-check
 import { call, runPath } from '../api.js';
 import { announce, h } from '../dom.js';
+import { duration } from '../format.js';
 
 const ENDED = ['stopped', 'succeeded', 'failed'];
 const MARKS = /** @type {Record<string, string>} */ ({
@@ -28,6 +29,21 @@ export function badge(state) {
     h('span', { 'aria-hidden': 'true' }, MARKS[state] ?? '·'),
     ' ',
     state,
+  );
+}
+
+/** Why the run is in its state; for a queued one its place in the queue, and what it waits for. @param {any} run */
+export function whyOf(run) {
+  if (!run.queue) return run.reason;
+  const { position, reason, starts_in_seconds: left } = run.queue;
+  const when = left === null || left < 1 ? '' : ` Starts in about ${duration(left)}.`;
+  return `${position}. in the queue. ${reason}${when}`;
+}
+
+/** The run's tags; each leads to the runs that have it. @param {any} run */
+export function tagsOf(run) {
+  return run.tags.map((/** @type {string} */ tag) =>
+    h('a', { class: 'tag', href: `#/?tag=${encodeURIComponent(tag)}` }, tag),
   );
 }
 

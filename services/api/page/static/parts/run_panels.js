@@ -3,7 +3,8 @@
 
 import { fill, h, heading, table } from '../dom.js';
 import { ago, clock, duration, percent, short, size } from '../format.js';
-import { badge, buttons, deleteButton, hasEnded, noticesOf } from './actions.js';
+import { badge, buttons, deleteButton, hasEnded, noticesOf, tagsOf, whyOf } from './actions.js';
+import { openDetails } from './details.js';
 import { metricText } from './metrics.js';
 
 const MAX_EVENTS = 200;
@@ -18,7 +19,8 @@ const MAX_EVENTS = 200;
  * @param {{canFork: boolean, onfork: () => void, onchanged: (run: any) => void, onproblem: (problem: any) => void}} act
  */
 export function showHead(head, run, pace, { canFork, onfork, onchanged, onproblem }) {
-  const says = JSON.stringify([run.state, run.reason, run.desired, canFork]);
+  const why = whyOf(run);
+  const says = JSON.stringify([run.state, why, run.desired, canFork, run.name, run.tags, run.note, run.priority]);
   if (head.dataset.says !== says) {
     const focused = head.contains(document.activeElement) ? document.activeElement?.tagName : null;
     head.dataset.says = says;
@@ -38,6 +40,7 @@ export function showHead(head, run, pace, { canFork, onfork, onchanged, onproble
           'div',
           { class: 'actions' },
           buttons(run, onchanged, onproblem),
+          h('button', { type: 'button', onclick: () => openDetails(run, onchanged) }, 'Edit …'),
           canFork ? h('button', { type: 'button', onclick: onfork }, 'Fork …') : null,
           h('a', { class: 'button', href: `#/runs/${id}/samples` }, 'Samples'),
           h(
@@ -57,13 +60,11 @@ export function showHead(head, run, pace, { canFork, onfork, onchanged, onproble
             ` at step ${run.forked_from.step}`,
           )
         : null,
-      asked || run.reason
-        ? h(
-            'p',
-            { class: run.state === 'failed' ? 'reason bad' : 'reason' },
-            [asked, run.reason].filter(Boolean).join(' · '),
-          )
+      asked || why
+        ? h('p', { class: run.state === 'failed' ? 'reason bad' : 'reason' }, [asked, why].filter(Boolean).join(' · '))
         : null,
+      run.tags.length ? h('p', { class: 'tags' }, tagsOf(run)) : null,
+      run.note ? h('p', { class: 'run-note' }, run.note) : null,
       noticesOf(run.notices),
       h(
         'div',

@@ -5,7 +5,7 @@ import { call, stepsAfter } from '../api.js';
 import { poll } from '../connection.js';
 import { choice, fill, h, heading, notice } from '../dom.js';
 import { ago, fixed, percent } from '../format.js';
-import { badge, problemBox } from '../parts/actions.js';
+import { badge, problemBox, tagsOf, whyOf } from '../parts/actions.js';
 import { Sparkline } from '../parts/sparkline.js';
 
 const STATES = ['queued', 'starting', 'running', 'paused', 'stopping', 'stopped', 'succeeded', 'failed'];
@@ -21,17 +21,20 @@ export async function runsView(box, address, signal) {
     state: address.query.get('state') ?? '',
     name: address.query.get('name') ?? '',
     config: address.query.get('config') ?? '',
+    tag: address.query.get('tag') ?? '',
     limit: 30,
   };
   let wake = () => {};
   const ask = () => {
     const said = new URLSearchParams(
-      Object.entries({ state: filter.state, name: filter.name, config: filter.config }).filter(([, text]) => text),
+      Object.entries({ state: filter.state, name: filter.name, config: filter.config, tag: filter.tag }).filter(
+        ([, text]) => text,
+      ),
     );
     window.history.replaceState(null, '', `#/${said.size ? `?${said}` : ''}`); // so that it can be shared as a link
     wake();
   };
-  const input = (/** @type {'name' | 'config'} */ field, /** @type {string} */ placeholder) =>
+  const input = (/** @type {'name' | 'config' | 'tag'} */ field, /** @type {string} */ placeholder) =>
     h('input', {
       type: 'search',
       name: field,
@@ -69,6 +72,7 @@ export async function runsView(box, address, signal) {
         h('span', {}, 'Configuration has'),
         input('config', 'optimizer.learning_rate=1e-6'),
       ),
+      h('label', { class: 'field' }, h('span', {}, 'Tagged'), input('tag', '')),
     ),
     list,
     more,
@@ -86,6 +90,7 @@ export async function runsView(box, address, signal) {
     if (filter.state) query.set('state', filter.state);
     if (filter.name) query.set('name', filter.name);
     for (const setting of settingsOf(filter.config)) query.append('config', setting);
+    for (const tag of filter.tag.split(/[\s,]+/).filter(Boolean)) query.append('tag', tag);
     const page = await call(`/v1/runs?${query}`, { signal });
     if (signal.aborted || own !== asked) return; // a later request is in progress
     render(list, rows, page.items, filter, signal);
@@ -121,7 +126,7 @@ function settingsOf(text) {
  * @param {HTMLElement} list
  * @param {Map<string, Row>} rows
  * @param {any[]} runs
- * @param {{state: string, name: string, config: string}} filter
+ * @param {{state: string, name: string, config: string, tag: string}} filter
  * @param {AbortSignal} signal
  */
 function render(list, rows, runs, filter, signal) {
@@ -134,7 +139,7 @@ function render(list, rows, runs, filter, signal) {
   if (!runs.length) {
     fill(
       list,
-      filter.state || filter.name || filter.config
+      filter.state || filter.name || filter.config || filter.tag
         ? notice('empty', 'No runs match the filter.')
         : notice('empty', 'No runs yet.', 'Start one here, or with ', h('code', {}, 'turnout demo'), '.'),
     );
@@ -159,15 +164,11 @@ function makeRow(run, signal) {
   const steps = h('span', { class: 'run-steps' });
   const reward = h('span', { class: 'run-reward' });
   const about = h('p', { class: 'run-about' });
+  const link = h('a', { href: `#/runs/${encodeURIComponent(run.id)}` }, run.name);
   const element = h(
     'article',
     { class: 'card run', dataset: { run: run.id } },
-    h(
-      'div',
-      { class: 'run-name' },
-      h('h2', {}, h('a', { href: `#/runs/${encodeURIComponent(run.id)}` }, run.name)),
-      about,
-    ),
+    h('div', { class: 'run-name' }, h('h2', {}, link), about),
     state,
     h('div', { class: 'run-progress' }, progress, steps),
     h('div', { class: 'run-spark' }, spark.element, reward),
@@ -204,11 +205,13 @@ function makeRow(run, signal) {
     close: () => watcher.disconnect(),
     update: (now) => {
       newest = now;
+      if (link.textContent !== now.name) fill(link, now.name);
       progress.value = now.step;
       fill(steps, `${now.step} of ${now.num_steps} steps`);
       fill(
         about,
         [now.id, now.objective, `created ${ago(now.created_at)}`].map((text) => h('span', {}, text)),
+        tagsOf(now),
       );
       const accuracy = now.metrics.accuracy;
       fill(
@@ -217,11 +220,12 @@ function makeRow(run, signal) {
           ? [h('strong', {}, fixed(now.metrics.reward_mean)), ` reward · ${percent(accuracy)} correct`]
           : 'no steps yet',
       );
-      if (shown !== now.state + now.reason) {
-        shown = now.state + now.reason;
+      const because = whyOf(now);
+      if (shown !== now.state + because) {
+        shown = now.state + because;
         const failed = now.state === 'failed';
-        fill(state, badge(now.state), now.reason && !failed ? h('p', { class: 'reason' }, now.reason) : null);
-        fill(why, failed ? now.reason : '');
+        fill(state, badge(now.state), because && !failed ? h('p', { class: 'reason' }, because) : null);
+        fill(why, failed ? because : '');
       }
       if (isNear && now.step !== last) learn(now.step);
     },

@@ -62,6 +62,9 @@ class RolloutSection(Section):
     """Responses are cut here, and counted as truncated."""
     num_servers: Positive = 1
     """Rollout servers that the run asks for; it starts with at least one."""
+    tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = 1
+    """GPUs of one machine that share each layer of a server's model, for models that do not fit one GPU. The model's
+    attention heads must be a multiple of it, and each server needs as many GPUs."""
     max_num_seqs: Positive = 256
     """Sequences that one server decodes at once."""
     kv_cache_on_update: Literal["keep", "recompute"] = "keep"

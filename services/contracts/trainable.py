@@ -56,6 +56,35 @@ def teacher_tokens(config: RunConfig) -> int | None:
     return rollout.max_prompt_tokens + 2 * rollout.max_response_tokens if has_teacher else None
 
 
+def check_split(size: int, path: str, setting: Callable[[str], Any]) -> None:
+    """Check that the GPUs of a rollout server can share the model's layers as vLLM divides them.
+
+    Args:
+        size: `rollout.tensor_parallel_size`.
+        path: `model.path`.
+        setting: returns a setting of the model's configuration by name, None if it is absent.
+
+    Raises:
+        ConfigurationError: names the setting of the model that cannot be divided, and the sizes that can be used.
+    """
+    found = [(name, setting(name)) for name in ("num_attention_heads", "intermediate_size", "num_key_value_heads")]
+    whole = {name: value for name, value in found if isinstance(value, int) and value > 0}
+    undivided = [name for name in whole if not _divides(size, name, whole[name])]
+    if undivided:
+        can = [n for n in range(1, 65) if all(_divides(n, name, value) for name, value in whole.items())]
+        raise ConfigurationError(
+            f"rollout.tensor_parallel_size is {size}, but the model {path} (model.path) has "
+            f"{undivided[0]} = {whole[undivided[0]]}, which {size} GPUs cannot share.",
+            remedy=f"Set rollout.tensor_parallel_size to one of {', '.join(map(str, can))}.",
+            field="rollout.tensor_parallel_size",
+        )
+
+
+def _divides(size: int, name: str, value: int) -> bool:
+    """Whether vLLM can divide so many by `size`. It copies key-value heads to several GPUs if they are too few."""
+    return value % size == 0 or (name == "num_key_value_heads" and size % value == 0)
+
+
 def check_tokens(path: str, num_rows: int, highest: tuple[int, str]) -> None:
     """Check that the embedding has a row for every token of the tokenizer.
 

@@ -14,6 +14,7 @@ import signal
 import socket
 import threading
 from importlib import metadata
+from multiprocessing.util import register_after_fork
 
 from services.contracts.errors import ConfigurationError
 from services.runtime.settings import Settings
@@ -23,11 +24,13 @@ BACKEND = "turnout"
 """Name of our weight transfer engine in vLLM."""
 REFUSED = "weights refused"
 """Prefix of the message of an update error that left the model unchanged. Errors leave vLLM's worker only as text."""
+REFUSED_ELSEWHERE = f"{REFUSED}: another worker of this engine rejected them."
 _COMMON = {
     "GLOO_SOCKET_IFNAME": "lo",  # an engine's workers share a machine; gloo would use the host name's address
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "VLLM_CONFIGURE_LOGGING": "0",  # our handlers print vLLM's records
+    "VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS": "1",  # workers that wait for a dead one never exit in order
     "VLLM_PLUGINS": "turnout",
     "TOKENIZERS_PARALLELISM": "false",
 }
@@ -69,6 +72,7 @@ def prepare() -> None:
         os.environ.setdefault(name, value)
     logging.getLogger("vllm").setLevel(logging.WARNING)
     os.register_at_fork(after_in_child=release_inherited)
+    register_after_fork(die_with_parent, lambda _: die_with_parent())  # later, once the child knows its parent
 
 
 def import_vllm() -> None:
@@ -101,7 +105,8 @@ def release_inherited() -> None:
         (inherited.close if listens else inherited.detach)()
 
 
-_watching = False
+_watching = 0
+"""The process that watches its parent."""
 
 
 def die_with_parent() -> None:
@@ -111,9 +116,9 @@ def die_with_parent() -> None:
     """
     global _watching
     parent = multiprocessing.parent_process()
-    if parent is None or _watching:
+    if parent is None or _watching == os.getpid():  # a fork inherits the number, but not the thread
         return
-    _watching = True
+    _watching = os.getpid()
 
     def watch() -> None:
         parent.join()

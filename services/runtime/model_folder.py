@@ -13,7 +13,7 @@ import msgspec
 
 from services.contracts.errors import ConfigurationError
 from services.contracts.run_config import RunConfig
-from services.contracts.trainable import MODELS_WITH_TABLE, check_logits, check_table, check_tokens
+from services.contracts.trainable import MODELS_WITH_TABLE, check_logits, check_split, check_table, check_tokens
 
 MAX_BYTES = 256 * 2**20
 T = TypeVar("T")
@@ -47,11 +47,13 @@ def check_model_folder(folder: Path, config: RunConfig, roots: Sequence[Path]) -
     """Reject a model that the run could not train. `folder` must have a config.json. Reads no files outside `roots`.
 
     Raises:
-        ConfigurationError: config.json is unreadable, the model changes its logits, the tokenizer has no chat template
-            or has ids that the embedding lacks, or the run's sequences may exceed the model's table of positions.
+        ConfigurationError: config.json is unreadable, the model changes its logits, its layers cannot be shared by
+            `rollout.tensor_parallel_size` GPUs, the tokenizer has no chat template or has ids that the embedding lacks,
+            or the run's sequences may exceed the model's table of positions.
     """
     values = _config(folder, roots)
     check_logits(values.get)
+    check_split(config.rollout.tensor_parallel_size, config.model.path, values.get)
     tokenizer = _read(folder / "tokenizer.json", _Tokenizer, roots)
     settings = _read(folder / "tokenizer_config.json", _TokenizerConfig, roots)
     num_rows, highest = _number(values, "vocab_size"), max(_tokens(tokenizer, settings), default=None)

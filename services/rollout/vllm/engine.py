@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
-from services.contracts.errors import TurnoutError
+import psutil
+
+from services.contracts.errors import ConfigurationError, TurnoutError
 from services.contracts.run_config import RunConfig
+from services.contracts.trainable import check_split
 from services.rollout import last_words
 from services.rollout.environment import BACKEND, on_cpu
 from services.runtime.inputs import trusts_remote_code
@@ -30,6 +36,13 @@ MAX_LOGPROBS = 20
 GIB = 1 << 30
 EXIT_SECONDS = 10.0
 """Longest wait for a killed process to exit."""
+_QUEUE = re.compile(r"/dev/shm/(?:psm|vllm_dist)_[^/\n ]+$", re.MULTILINE)
+"""A file of vLLM's message queues in a process's memory map."""
+EXTENSION = "services.rollout.weights.vllm_plugin.WeightUpdates"
+"""What our plugin adds to vLLM's worker class."""
+
+_queues: WeakKeyDictionary[AsyncLLM, set[Path]] = WeakKeyDictionary()
+"""Files to delete with each engine. Killed workers leave them behind, hundreds of megabytes of memory once used."""
 
 
 class EngineStartError(TurnoutError):
@@ -49,6 +62,8 @@ class EngineSpec:
     trust_remote_code: bool
     gpu_memory_utilization: float = 0.9
     """Share of the GPU's memory for weights and KV cache; ignored on a CPU."""
+    tensor_parallel_size: int = 1
+    """Workers that share each layer, one on each GPU; processes on a CPU."""
 
 
 def spec_for(config: RunConfig, settings: Settings, instance: str) -> EngineSpec:
@@ -65,6 +80,7 @@ def spec_for(config: RunConfig, settings: Settings, instance: str) -> EngineSpec
         seed=zlib.crc32(f"{config.training.seed}/{instance}".encode()) >> 1,
         trust_remote_code=trusts_remote_code(config.model, settings.allow_remote_code),
         gpu_memory_utilization=settings.gpu_memory_utilization,
+        tensor_parallel_size=config.rollout.tensor_parallel_size,
     )
 
 
@@ -73,23 +89,47 @@ def build(spec: EngineSpec) -> AsyncLLM:
 
     Raises:
         EngineStartError: with vLLM's reason.
+        ConfigurationError: the run's `rollout.tensor_parallel_size` does not fit the model or the GPUs.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    check_devices(spec)
     stay_offline(Path(spec.model).is_dir())
     with last_words.expected() as reason:
         try:
-            arguments = AsyncEngineArgs(**engine_arguments(spec, hf_config(spec)))
+            model = hf_config(spec)
+            check_split(spec.tensor_parallel_size, spec.model, lambda name: getattr(model, name, None))
+            arguments = AsyncEngineArgs(**engine_arguments(spec, model))
             vllm_config = arguments.create_engine_config()
-            if vllm_config.parallel_config.world_size == 1 and on_cpu():
+            if on_cpu():
                 os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # vLLM has just set it to `spawn`
-            return AsyncLLM.from_vllm_config(vllm_config, disable_log_stats=True)
+            engine = AsyncLLM.from_vllm_config(vllm_config, disable_log_stats=True)
         except (RuntimeError, ValueError, OSError, ImportError, KeyError, AttributeError, TypeError) as error:
             raise EngineStartError(
                 f"vLLM did not start with model {spec.model}: {(reason() or str(error)).rstrip('.')}.",
                 remedy="Check model.path, model.dtype and free memory, and see this service's log.",
             ) from error
+    _queues[engine] = _queues_of(engine)
+    return engine
+
+
+def check_devices(spec: EngineSpec) -> None:
+    """Raise `ConfigurationError` if a group of GPUs is wanted that is larger than what this server has."""
+    import torch
+
+    wanted = spec.tensor_parallel_size
+    if wanted == 1 or on_cpu():
+        return
+    if (have := torch.cuda.device_count()) < wanted:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
+        raise ConfigurationError(
+            f"rollout.tensor_parallel_size is {wanted}, but this rollout server sees {have} GPU{'s' * (have != 1)} "
+            f"(CUDA_VISIBLE_DEVICES is {visible}).",
+            remedy="Give each rollout server that many GPUs (ROLLOUT_GPUS_PER_SERVER with Compose and SLURM, "
+            "nvidia.com/gpu on Kubernetes), or lower it.",
+            field="rollout.tensor_parallel_size",
+        )
 
 
 def hf_config(spec: EngineSpec) -> Any:
@@ -111,6 +151,7 @@ def engine_arguments(spec: EngineSpec, model_config: Any) -> dict[str, Any]:
         "max_model_len": num_tokens,
         "max_num_seqs": spec.max_num_seqs,
         "seed": spec.seed,
+        "tensor_parallel_size": spec.tensor_parallel_size,
         # The distribution that tokens are sampled from, after temperature, top-p and top-k.
         "logprobs_mode": "processed_logprobs",
         "max_logprobs": MAX_LOGPROBS,
@@ -119,6 +160,7 @@ def engine_arguments(spec: EngineSpec, model_config: Any) -> dict[str, Any]:
         # Safe across weight updates, because every request carries the weights' epoch as its cache salt.
         "enable_prefix_caching": True,
         "weight_transfer_config": {"backend": BACKEND},
+        "worker_extension_cls": EXTENSION,
         "disable_log_stats": True,
         "enable_log_requests": False,
     }
@@ -134,18 +176,19 @@ def engine_arguments(spec: EngineSpec, model_config: Any) -> dict[str, Any]:
 
 
 def kv_cache_bytes(model_config: Any, spec: EngineSpec, num_tokens: int) -> int:
-    """Size in bytes of a KV cache for every sequence at full length plus one block, but at most half of free memory.
+    """Bytes of each worker's KV cache: every sequence at full length plus one block, but at most half of free memory.
 
     A small, explicit size makes the start fast: vLLM neither probes memory nor zeroes gigabytes.
     """
     blocks = -(-num_tokens // CPU_BLOCK_TOKENS) + 1
-    heads = getattr(model_config, "num_key_value_heads", None) or model_config.num_attention_heads
+    all_heads = getattr(model_config, "num_key_value_heads", None) or model_config.num_attention_heads
+    heads = -(-all_heads // spec.tensor_parallel_size)
     width = getattr(model_config, "head_dim", None) or model_config.hidden_size // model_config.num_attention_heads
     bytes_per_value = 4 if spec.dtype == "float32" else 2
     bytes_per_token = 2 * model_config.num_hidden_layers * heads * width * bytes_per_value
     wanted = spec.max_num_seqs * blocks * CPU_BLOCK_TOKENS * bytes_per_token
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return int(min(max(wanted, 16 << 20), max(free // 2, GIB // 4)))
+    return int(min(max(wanted, 16 << 20), max(free // 2 // spec.tensor_parallel_size, GIB // 4)))
 
 
 def stay_offline(offline: bool) -> None:
@@ -181,6 +224,7 @@ async def pause(engine: AsyncLLM, mode: Any, *, clear_cache: bool) -> None:
 def end(engine: AsyncLLM) -> None:
     """Stop an engine and its processes, and free their memory. Blocks for up to some seconds, so run it in a thread."""
     processes = list(_processes(engine))
+    workers = _children(engine)
     if on_cpu():
         # They have nothing to clean up, and vLLM's own shutdown would wait five seconds for them.
         for process in processes:
@@ -188,6 +232,30 @@ def end(engine: AsyncLLM) -> None:
     engine.shutdown(timeout=0)
     for process in processes:
         process.join(EXIT_SECONDS)
+    for worker in workers:
+        with suppress(psutil.Error):
+            worker.kill()
+    psutil.wait_procs(workers, EXIT_SECONDS)
+    for queue in _queues.pop(engine, ()):
+        queue.unlink(missing_ok=True)
+
+
+def _children(engine: AsyncLLM) -> list[psutil.Process]:
+    """The workers of an engine that has several, and their helpers."""
+    found: list[psutil.Process] = []
+    for pid in process_ids(engine):
+        with suppress(psutil.Error):
+            found += psutil.Process(pid).children(recursive=True)
+    return found
+
+
+def _queues_of(engine: AsyncLLM) -> set[Path]:
+    """Files of the shared memory through which an engine's workers communicate."""
+    found: set[Path] = set()
+    for pid in (*process_ids(engine), *(child.pid for child in _children(engine))):
+        with suppress(OSError):
+            found.update(map(Path, _QUEUE.findall(Path(f"/proc/{pid}/maps").read_text())))
+    return found
 
 
 def process_ids(engine: AsyncLLM) -> list[int]:

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from services.contracts.errors import ConflictError, InfrastructureError, UnavailableError
-from services.rollout.environment import REFUSED
+from services.rollout.environment import REFUSED, REFUSED_ELSEWHERE
 from services.rollout.vllm.engine import final_outputs, pause
 from services.rollout.weights.examine import ExaminedWeights, WeightsRefusedError, WeightUpdateError, examined
 from services.rollout.weights.fetch import FetchedWeights
@@ -51,6 +51,16 @@ Phase = Literal["absent", "serving", "paused", "open", "loaded", "failed"]
 async def _hold(engine: AsyncLLM) -> None:
     await pause(engine, "keep", clear_cache=False)
     await engine.update_weight_version("0")
+
+
+def check_answers(answers: Sequence[str]) -> None:
+    """Raise `WeightUpdateError` unless all workers have loaded the weights, each with the answer "". The error is a
+    refusal only if all of them refuse, since otherwise one has changed its model."""
+    if not any(answers):
+        return
+    if others := [answer for answer in answers if REFUSED not in answer]:
+        raise WeightUpdateError(max(others) or "only some workers of the engine have loaded the weights.")
+    raise WeightUpdateError(min(answers, key=lambda answer: answer == REFUSED_ELSEWHERE))
 
 
 def update_step(
@@ -317,8 +327,6 @@ class EngineServer:
         engine = self.require()
         if self.phase != "open":
             raise ConflictError("No weight update is open. Start one before loading weights.")
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
         with self._failing("update"):
             offered = self._prepared
             try:
@@ -327,7 +335,8 @@ class EngineServer:
                 info = update_info | {"path": offered.path, "marks": offered.marks}
             except WeightUpdateError as error:
                 info = {"path": "", "checksum": "", "refusal": str(error)}  # vLLM must see a failure to end its session
-            await engine.update_weights(WeightTransferUpdateRequest(update_info=info))
+            answers = await engine.collective_rpc("try_update_weights", args=(info,))
+            check_answers(answers)
         self._offered = offered
         self._move("loaded")
 

@@ -24,10 +24,12 @@ from vllm.utils.nccl import unpinned_nccl_env
 
 from services.contracts.transports.registry import parse_transfer
 from services.rollout import last_words
-from services.rollout.environment import BACKEND, REFUSED, die_with_parent
+from services.rollout.environment import BACKEND, REFUSED, REFUSED_ELSEWHERE, die_with_parent
 from services.rollout.weights.receive.base import Update, Worker, any_refuses
 from services.rollout.weights.receive.factory import Receivers
 from services.runtime.weights.store import Marks
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -96,7 +98,7 @@ class StoreWeightEngine(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
         folder = Path(update_info.path)
         tensors, failure = self._offered_tensors(folder, update_info)
         if self._any_refuses(failure is not None):
-            raise RuntimeError(f"{REFUSED}: {failure or 'another worker of this engine rejected them.'}") from failure
+            raise RuntimeError(f"{REFUSED}: {failure}" if failure else REFUSED_ELSEWHERE) from failure
         parameters = {name for name, _ in self.model.named_parameters()}
         initialize_layerwise_reload(self.model)
         self._touched = True
@@ -137,6 +139,23 @@ class StoreWeightEngine(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
     def shutdown(self) -> None:
         """Release the learner's memory."""
         self._receivers.close()
+
+
+class WeightUpdates:
+    """Added to vLLM's worker class.
+
+    vLLM collects the workers' answers to a call in turn and stops at the first error, which leaves the other answers to
+    be taken for those to the next call. Workers that reject an update therefore answer with the reason.
+    """
+
+    def try_update_weights(self, update_info: dict[str, Any]) -> str:
+        """`update_weights`, whose error is returned: empty if there was none."""
+        try:
+            self.update_weights(update_info)  # type: ignore[attr-defined]
+        except Exception as error:
+            log.warning("weights not loaded", exc_info=True)
+            return str(error) or type(error).__name__
+        return ""
 
 
 def process_tied_layers(model: torch.nn.Module) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -405,12 +406,99 @@ def test_the_kv_cache_is_recomputed_at_updates_if_the_run_asks_for_it(deployment
     assert mismatch_after_update(kept, 1, 11) > 0.1
 
 
-def test_a_killed_service_leaves_no_engine(deployment: Deployment) -> None:
-    process = deployment.processes[INSTANCE]
-    children = [int(pid) for pid in _children(process.pid)]
+@pytest.fixture(scope="module")
+def group(deployment: Deployment) -> Deployment:
+    """The same server with an engine of two workers that share each layer, at version 0."""
+    deployment.redis.delete(streams.weights(deployment.run_id), streams.assignment(INSTANCE))
+    deployment.wait_record(lambda record: record.state == "idle")
+    deployment.create_run(kv_cache_on_update="recompute", tensor_parallel_size=2)
+    deployment.redis.set(streams.assignment(INSTANCE), deployment.run_id)
+    deployment.wait_record(lambda record: record.state == "ready" and record.weight_version == 0)
+    assert len(_workers(deployment)) == 2
+    return deployment
+
+
+def test_a_group_of_workers_samples_and_updates_like_one(group: Deployment) -> None:
+    """Log-probabilities are the model's before, during and after an update that responses in flight survive."""
+    group.feed("shared", "w70 w71")
+    assert mismatch(group.wait_group("shared"), 0) < 1e-3
+    path, manifest = group.store_version(9, seed=19)
+    group.feed("shared-flight", "w31 w32", sampling=LONG | {"max_response_tokens": 200})
+    group.wait_sampling(8 * 4)
+    taken = group.load(9, path, manifest.checksum)
+    assert taken.status_code == 200, taken.text
+    assert mismatch_after_update(group.wait_group("shared-flight"), 9, 19) < 1e-3
+    path, manifest = group.store_adapter(10, seed=29)
+    assert group.load(10, path, manifest.checksum).status_code == 200
+    group.feed("shared-adapter", "w72")
+    assert mismatch(group.wait_group("shared-adapter"), 29, make_adapted) < 1e-3
+
+
+def test_a_group_rejects_and_takes_updates_as_a_whole(group: Deployment) -> None:
+    """Each worker verifies what it receives. After a refusal by all of them, the same engine takes the next update, and
+    answers to one are not taken for answers to another."""
+    workers = _workers(group)
+    sender = NcclSender("127.0.0.1", torch.device("cpu"))
+    sent = {name: value for name, value in make_model(30).state_dict().items() if name != "lm_head.weight"}
+    layout = msgspec.json.encode(sender.load(11, sent))
+
+    def write(folder: Path) -> None:
+        save_file(sent, folder / "model.safetensors")
+        (folder / LAYOUT_FILE).write_bytes(layout)
+
+    def transfer() -> dict[str, object]:
+        return {"attempt": uuid.uuid4().hex, "offer": msgspec.json.decode(msgspec.json.encode(sender.offer()))}
+
+    path, manifest = group.store(11, write)
+    try:
+        sent["model.norm.weight"] += 1.0  # after its digest was taken
+        refused = group.load(11, path, manifest.checksum, transfer=transfer())
+        assert refused.status_code == 500
+        assert "does not match its digest" in refused.json()["detail"]
+        assert group.get_weights()["version"] == 10
+        sent["model.norm.weight"] -= 1.0
+        assert group.load(11, path, manifest.checksum, transfer=transfer()).status_code == 200
+    finally:
+        sender.close()
+    group.feed("shared-sent", "w73")
+    assert mismatch(group.wait_group("shared-sent"), 30) < 1e-3
+    assert _workers(group) == workers
+    group.announce(11, path, manifest.checksum)
+
+
+def test_a_group_that_loses_a_worker_is_replaced(group: Deployment) -> None:
+    """What it was sampling is sampled again with the published weights, and no shared memory is left behind."""
+    group.feed("shared-killed", "w31 w32", sampling=LONG | {"max_response_tokens": 120})
+    group.wait_sampling(8 * 4)
+    old, queues = _workers(group), _queues(group)
+    assert queues
+    os.kill(old[1], signal.SIGKILL)
+    sampled = group.wait_group("shared-killed")
+    assert {span.version for rollout in sampled.rollouts for span in rollout.weight_versions} == {11}
+    assert mismatch(sampled, 30) < 1e-3
+    assert not set(_workers(group)) & set(old)
+    assert not any(queue.exists() for queue in queues)
+
+
+def test_a_killed_service_leaves_no_engine(group: Deployment) -> None:
+    process = group.processes[INSTANCE]
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 3
     process.kill()
     process.wait()
-    deployment.wait(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in children))
+    group.wait(lambda: not any(child.is_running() for child in children))
+
+
+def _queues(deployment: Deployment) -> list[Path]:
+    """Files of the shared memory of the engine's workers."""
+    lines = [line for pid in _workers(deployment) for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
+    return [Path(line.split()[-1]) for line in lines if "/dev/shm/psm_" in line]
+
+
+def _workers(deployment: Deployment) -> list[int]:
+    """The processes of the engine's workers."""
+    service = psutil.Process(deployment.processes[INSTANCE].pid)
+    return [child.pid for child in service.children(recursive=True) if "Worker" in child.name()]
 
 
 def _children(pid: int) -> list[str]:

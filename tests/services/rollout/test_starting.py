@@ -9,15 +9,19 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import wait
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from services.rollout.vllm import pulse, starting
+from services.contracts.errors import ConfigurationError
+from services.rollout.environment import REFUSED, REFUSED_ELSEWHERE
+from services.rollout.vllm import engine, pulse, starting
 from services.rollout.vllm.engine import EngineSpec, EngineStartError
-from services.rollout.vllm.server import EngineServer
+from services.rollout.vllm.server import EngineServer, check_answers
+from services.rollout.weights.examine import WeightUpdateError
 from services.runtime.process import end
 from tests.services.rollout.test_ended_engine import Engine
 
@@ -120,3 +124,32 @@ async def test_an_engine_that_hangs_before_it_serves_counts_as_waited_for_and_ca
             await attaching
     assert SimpleNamespace(phase=server.phase, engine=server.engine) == SimpleNamespace(phase="absent", engine=None)
     await end([attaching], seconds=5)
+
+
+def test_a_group_larger_than_the_servers_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "on_cpu", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,4")
+    engine.check_devices(replace(SPEC, tensor_parallel_size=3))
+    with pytest.raises(ConfigurationError, match=r"size is 4, but .* sees 3 GPUs \(CUDA_VISIBLE_DEVICES is 0,1,4\)"):
+        engine.check_devices(replace(SPEC, tensor_parallel_size=4))
+
+
+@pytest.mark.parametrize(
+    ("answers", "error"),
+    [
+        (["", ""], None),
+        ([REFUSED_ELSEWHERE, f"{REFUSED}: damaged."], f"{REFUSED}: damaged."),
+        (["", f"{REFUSED}: damaged."], "only some workers of the engine have loaded the weights."),
+        ([f"{REFUSED}: damaged.", "out of memory"], "out of memory"),
+        (["out of memory", ""], "out of memory"),
+    ],
+)
+def test_an_update_is_refused_only_if_all_workers_refuse_it(answers: list[str], error: str | None) -> None:
+    """Otherwise the model is half-written, whatever the first worker says."""
+    if error is None:
+        check_answers(answers)
+        return
+    with pytest.raises(WeightUpdateError) as raised:
+        check_answers(answers)
+    assert str(raised.value) == error

@@ -95,6 +95,30 @@ def test_a_model_that_changes_its_logits_after_the_head(folder: Path) -> None:
     check(folder, {"final_logit_softcapping": None, "logit_scale": 1.0})
 
 
+HEADS = {"num_attention_heads": 12, "num_key_value_heads": 2, "intermediate_size": 96}
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 6, 12])
+def test_layers_that_gpus_can_share(folder: Path, size: int) -> None:
+    """More GPUs than key-value heads each get a copy of one."""
+    check(folder, HEADS, rollout={"tensor_parallel_size": size})
+    check(folder, {"text_config": HEADS}, rollout={"tensor_parallel_size": size})
+
+
+@pytest.mark.parametrize(
+    ("size", "config", "words"),
+    [
+        (8, HEADS, "num_attention_heads = 12"),
+        (3, HEADS, "num_key_value_heads = 2"),
+        (4, HEADS | {"intermediate_size": 90}, "intermediate_size = 90"),
+    ],
+)
+def test_layers_that_gpus_cannot_share(folder: Path, size: int, config: dict[str, int], words: str) -> None:
+    field = "rollout.tensor_parallel_size"
+    refused(folder, words, f"{field} is {size}", field=field, config=config, rollout={"tensor_parallel_size": size})
+    refused(folder, "one of 1, 2", field=field, config=config, rollout={"tensor_parallel_size": size})
+
+
 def test_a_tokenizer_without_chat_template(folder: Path) -> None:
     (folder / "chat_template.jinja").unlink()
     refused(folder, "no chat template", "chat_template.jinja")

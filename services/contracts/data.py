@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Final, TypeVar
 
-from pydantic import TypeAdapter, WrapValidator
+from pydantic import Field, TypeAdapter, WrapValidator
 
 from services.contracts.model import Positive, Section
 from services.contracts.questions.schedule import LONGEST_PERIOD, period_of
@@ -14,6 +14,7 @@ from services.contracts.questions.source import Source, TrainSource, ValidationS
 MOST_SOURCES: Final = 16
 VALIDATION: Final = "validation"
 """The split of `data.validation` if it is one source without a name."""
+PoolWeight = Annotated[float, Field(ge=0, le=1000)]
 S = TypeVar("S", bound=Source)
 
 
@@ -34,6 +35,22 @@ def _one_or_list(kind: type[Source], *, optional: bool = False) -> Callable[[Any
     return validate
 
 
+class CurriculumSection(Section):
+    """A question belongs to a pool by its last result, and each pool has a weight. A source's prompts come from its
+    pools in these proportions, as long as they have questions; among the sources, the weights of `data.train` hold."""
+
+    unseen: Annotated[float, Field(ge=1e-3, le=1000)] = 1.0
+    """Weight of questions without a result."""
+    mixed: PoolWeight = 1.0
+    """Weight of questions that some rollouts of the last group solved."""
+    failed: PoolWeight = 0.5
+    """Weight of questions that none solved."""
+    solved: PoolWeight = 0.0
+    """Weight of questions that all solved; 0 retires them. A pool of weight 0 serves only if the others are empty."""
+    return_after_steps: Positive | None = None
+    """Steps after which a retired question counts as unseen again; null: it stays retired."""
+
+
 class DataSection(Section):
     train: Annotated[str | tuple[TrainSource, ...], WrapValidator(_one_or_list(TrainSource))]
     """A file, `hub:<owner>/<name>[:<split>]`, or a list of sources."""
@@ -46,6 +63,8 @@ class DataSection(Section):
     """Use only the first N training questions; in a list, each source has its own `limit`."""
     shuffle: bool = True
     """Go through the questions of a source in a new random order each epoch (from `training.seed`)."""
+    curriculum: CurriculumSection | None = None
+    """Choose questions by their earlier results (`{}` for the defaults); null: each as often as the others."""
 
     def train_sources(self) -> tuple[TrainSource, ...]:
         if not isinstance(self.train, str):
@@ -77,6 +96,12 @@ class DataSection(Section):
             yield (
                 f"data.max_train_questions is {self.max_train_questions}, but data.train is a list; set the limit of "
                 "each source"
+            )
+        curriculum = self.curriculum
+        if curriculum is not None and curriculum.solved and curriculum.return_after_steps is not None:
+            yield (
+                f"data.curriculum.return_after_steps is {curriculum.return_after_steps}, but data.curriculum.solved is "
+                f"{curriculum.solved:g}, so no question is retired; remove one of the two"
             )
         for field, source in self.sources():
             if (conflict := source.conflict()) is not None:

@@ -251,6 +251,13 @@ class RunConfig(Section):
                 "the model solves sometimes"
             )
         yield from self.data.conflicts()
+        rest = self.data.curriculum.return_after_steps if self.data.curriculum is not None else None
+        steps = training.steps if self.probe is None else self.probe.planned_steps
+        if rest is not None and rest >= steps:
+            yield (
+                f"data.curriculum.return_after_steps is {rest}, but training.steps is {steps}, so no question returns; "
+                "lower it or remove it"
+            )
         every = self.evaluation.every_steps
         if self.data.validation is None and every is not None and "every_steps" in self.evaluation.model_fields_set:
             yield f"evaluation.every_steps is {every}, but there are no questions; add data.validation or remove it"

@@ -145,6 +145,12 @@ CHARTS: Final = (
         "share",
     ),
     Chart(
+        "curriculum",
+        "Curriculum",
+        "Questions by their last result, without those in flight. A question may move either way.",
+        empty="The run has no curriculum (data.curriculum)",
+    ),
+    Chart(
         "entropy",
         "Entropy",
         "A policy that falls to 0 early has stopped exploring. The teacher should be more certain than the policy.",
@@ -315,6 +321,30 @@ CATALOGUE: Final[tuple[StepMetric | StepHistogram, ...]] = (
         title="Replaced groups",
         help="Groups that would have taught nothing, replaced by others (training.refill).",
         line=Line("teaching", "replaced", 4, "dot", right=True),
+    ),
+    StepMetric(
+        name="num_unseen_questions",
+        title="Unseen questions",
+        help="Questions without a result, or returned after a rest, waiting for their turn (data.curriculum).",
+        line=Line("curriculum", "unseen", 0, kind="area", only_if="num_unseen_questions"),
+    ),
+    StepMetric(
+        name="num_mixed_questions",
+        title="Mixed questions",
+        help="Questions that some rollouts of the last group solved, waiting for their turn (data.curriculum).",
+        line=Line("curriculum", "mixed", 1, kind="area", only_if="num_mixed_questions"),
+    ),
+    StepMetric(
+        name="num_failed_questions",
+        title="Failed questions",
+        help="Questions that no rollout of the last group solved, waiting for their turn (data.curriculum).",
+        line=Line("curriculum", "failed", 2, kind="area", only_if="num_failed_questions"),
+    ),
+    StepMetric(
+        name="num_solved_questions",
+        title="Solved questions",
+        help="Questions that all rollouts of the last group solved, waiting for their turn (data.curriculum).",
+        line=Line("curriculum", "solved", 3, kind="area", only_if="num_solved_questions"),
     ),
     StepMetric(
         name="loss", title="Loss", help="The objective's value over the whole step.", part_of=_LOSS, labels=("all",)

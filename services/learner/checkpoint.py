@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 from torch import Tensor
 
+from services.learner.groups.curriculum import CurriculumState
 from services.learner.model.export import read_safetensors, write_safetensors
 from services.runtime.files import sync, write_atomically
 from services.runtime.weights.checkpoint_files import (
@@ -40,7 +41,7 @@ _RANDOM = "random_state"
 SaveModel = Callable[[Path, Mapping[str, Tensor]], None]
 
 
-class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The state of a run apart from its tensors."""
 
     format: int
@@ -51,6 +52,8 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Number of optimizer updates done."""
     ledger: dict[str, int]
     """`Ledger.to_json`; trained + dropped is the position in the feeding order from which groups are replayed."""
+    curriculum: CurriculumState | None = None
+    """Pools and choices, if the run has a curriculum."""
 
 
 @dataclass(frozen=True, slots=True)

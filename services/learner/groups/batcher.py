@@ -16,8 +16,9 @@ from functools import partial
 
 from services.contracts.messages import ScoredGroup
 from services.contracts.run_config import RunConfig
+from services.learner.groups.curriculum import Curriculum, CurriculumState
 from services.learner.groups.ledger import DropReason, Ledger
-from services.learner.groups.routed import teaches, usable_samples
+from services.learner.groups.routed import share_correct, teaches, usable_samples
 from services.runtime.queue.queue import Delivery
 
 Scored = Delivery[ScoredGroup]
@@ -56,6 +57,8 @@ class Batch:
     groups: list[ScoredGroup]
     num_replaced: int = 0
     """Groups that the step passed over because they would have taught nothing."""
+    pools: Mapping[str, int] = field(default_factory=dict)
+    """Waiting questions by pool, with a curriculum."""
 
 
 @dataclass(slots=True)
@@ -71,8 +74,14 @@ class Batcher:
     """Groups that a step may pass over because they teach nothing."""
     teaches: Callable[[ScoredGroup], bool] = lambda _: True
     """Must depend on the group alone, so that a replay decides alike. Asked only while a step may pass over more."""
+    curriculum: Curriculum | None = None
+    """Learns of every decision, in order."""
+    success_threshold: float = 0.5
+    """Reward that counts as correct for the curriculum."""
     boundary: Ledger = field(init=False)
     """The ledger at the end of the last complete batch, as a checkpoint of that step contains it."""
+    curriculum_boundary: CurriculumState | None = None
+    """Likewise the curriculum's state."""
     last_drop: tuple[DropReason, str] | None = None
     """Reason and first fault text of the most recent drop, for messages."""
     num_dropped_in_a_row: int = 0
@@ -96,6 +105,7 @@ class Batcher:
             ledger,
             refill=training.refill,
             teaches=partial(teaches, config=config),
+            success_threshold=config.objective.success_threshold,
         )
 
     def __post_init__(self) -> None:
@@ -132,6 +142,8 @@ class Batcher:
         """The batch of `step` (from 1), or None while groups are missing. Also decides and counts drops and
         replacements."""
         while len(self._chosen) < self.prompts_per_step:
+            if self.curriculum is not None:
+                self.curriculum.extend(step - 1, self.ledger.num_untrained)
             if self._next in self.lost and self._next not in self._waiting:
                 reason = self.lost[self._next]
                 self._drop(reason, WHY_LOST[reason])
@@ -145,13 +157,17 @@ class Batcher:
         num_replaced, self._num_replaced = self._num_replaced, 0
         self.ledger.trained += len(groups)
         self.boundary = self.ledger.copy()
+        if self.curriculum is not None:
+            self.curriculum.finish(step)
+            self.curriculum.extend(step, self.ledger.num_untrained)
+            self.curriculum_boundary = self.curriculum.state()
         self._settled += self._consumed
         self._consumed = []
         again, self._again = self._again, []
         for delivery in again:
             decided = delivery.message.group.task.sequence < self._next
             (self._settled if decided else self._again).append(delivery)
-        return Batch(step, groups, num_replaced)
+        return Batch(step, groups, num_replaced, self.curriculum.sizes() if self.curriculum is not None else {})
 
     def take_settled(self) -> list[Scored]:
         """Deliveries decided in complete batches since the last call. Acknowledge them once a checkpoint of the last
@@ -166,6 +182,8 @@ class Batcher:
             self._drop(unfit, _first_fault(group))
             self.untrained.append((group, f"dropped_{unfit}"))
             return
+        if self.curriculum is not None:
+            self.curriculum.decide(self._next, share_correct(group, self.success_threshold))
         if self._num_replaced < self.refill and not self.teaches(group):
             self.ledger.replaced += 1
             self._num_replaced += 1
@@ -176,6 +194,8 @@ class Batcher:
         self.num_dropped_in_a_row = 0
 
     def _drop(self, reason: DropReason, fault: str) -> None:
+        if self.curriculum is not None:
+            self.curriculum.decide(self._next, None)
         self.ledger.dropped[reason] += 1
         self._next += 1
         self.num_dropped_in_a_row += 1

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Protocol
 
 from services.contracts import streams
-from services.contracts.messages import PromptTask, Sampling
+from services.contracts.messages import PromptTask, Question, Sampling
 from services.contracts.run_config import RunConfig
-from services.learner.groups.questions import Mixture
 from services.runtime.queue.queue import Queue
 
 CURSOR = "train"
@@ -58,10 +58,21 @@ def train_sampling(config: RunConfig) -> Sampling:
     )
 
 
+class Order(Protocol):
+    """Which question a prompt asks."""
+
+    @property
+    def end(self) -> int:
+        """Number of prompts whose question is known."""
+
+    def at(self, sequence: int) -> Question:
+        """The question of prompt `sequence`, from 0 and below `end`."""
+
+
 class Feeder:
     """Feeds train tasks to `prompts`. The cursor is in Redis and moves atomically with the tasks."""
 
-    def __init__(self, queue: Queue, run_id: str, config: RunConfig, questions: Mixture) -> None:
+    def __init__(self, queue: Queue, run_id: str, config: RunConfig, questions: Order) -> None:
         training = config.training
         self.credit = Credit(training.prompts_per_step, training.max_staleness, training.steps)
         self.fed = 0
@@ -77,10 +88,15 @@ class Feeder:
         self.fed = int(value or 0)
         return self.fed
 
+    @property
+    def end(self) -> int:
+        """Number of tasks that can be made: fed ones, or with a curriculum, fewer in a replay."""
+        return min(self.fed, self._questions.end)
+
     async def feed(self, published_version: int, num_untrained: int) -> int:
         """Feed as many tasks as the credit allows. Returns their number."""
         before = self.fed
-        limit = self.credit.limit(published_version, num_untrained)
+        limit = min(self.credit.limit(published_version, num_untrained), self._questions.end)
         while self.fed < limit:
             count = min(limit - self.fed, MAX_TASKS_A_CALL)
             tasks = [self.task(sequence, num_untrained) for sequence in range(self.fed, self.fed + count)]

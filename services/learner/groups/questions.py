@@ -7,6 +7,7 @@ is the only cursor.
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -45,11 +46,38 @@ class Mixture:
     def __len__(self) -> int:
         return sum(len(pool.questions) for pool in self._pools)
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the sources."""
+        return [pool.name for pool in self._pools]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of questions of each source."""
+        return [len(pool.questions) for pool in self._pools]
+
+    @property
+    def end(self) -> int:
+        """Number of prompts whose question is known: all."""
+        return sys.maxsize
+
+    def source_of(self, sequence: int) -> tuple[int, int]:
+        """The source of prompt `sequence` (from 0), and how many prompts that source had before."""
+        return self._schedule.at(sequence)
+
     def at(self, sequence: int) -> Question:
         """The question of prompt `sequence`, from 0."""
         number, position = self._schedule.at(sequence)
-        questions = self._pools[number].questions
-        return questions[question_index(position, len(questions), self._seeds[number], self._shuffle)]
+        index = question_index(position, len(self._pools[number].questions), self._seeds[number], self._shuffle)
+        return self.question(number, index)
+
+    def order(self, source: int) -> list[int]:
+        """The questions of a source, as places in it, in the order of its first epoch."""
+        size = len(self._pools[source].questions)
+        return [question_index(position, size, self._seeds[source], self._shuffle) for position in range(size)]
+
+    def question(self, source: int, index: int) -> Question:
+        return self._pools[source].questions[index]
 
 
 class Datasets(NamedTuple):

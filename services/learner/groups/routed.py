@@ -32,6 +32,12 @@ def usable_samples(group: ScoredGroup) -> list[bool]:
     ]
 
 
+def share_correct(group: ScoredGroup, threshold: float) -> float:
+    """Share of the usable rollouts, of which there must be one, that reach the success threshold."""
+    usable = [verdict.reward for verdict, ok in zip(group.verdicts, usable_samples(group), strict=True) if ok]
+    return sum(reward >= threshold for reward in usable) / len(usable)
+
+
 def routed(scored: ScoredGroup, config: RunConfig) -> Routed:
     """Route one group. Depends only on the group and the run's configuration."""
     rollouts, verdicts, objective = scored.group.rollouts, scored.verdicts, config.objective

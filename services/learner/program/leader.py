@@ -18,6 +18,7 @@ from services.learner.checkpoint import CheckpointStore, Loaded, Snapshot
 from services.learner.connections.farewell import writing
 from services.learner.connections.redis_link import RunLink, check_scored
 from services.learner.groups.batcher import Batch, Batcher, Scored
+from services.learner.groups.curriculum import Curriculum
 from services.learner.groups.feeder import Feeder
 from services.learner.groups.prepare import PreparedGroup, prepare_group
 from services.learner.groups.questions import Datasets
@@ -83,8 +84,11 @@ class Leader:
         check_run(session.engine.module, self.tokenizer, self.config)
         self._num_table = table_of_positions(session.engine.module)
         train = questions.train
-        self.batcher = Batcher.for_run(self.config, starting_ledger(checkpoint, self.config))
-        self.feeder = Feeder(link.queue, link.run_id, self.config, train)
+        ledger = starting_ledger(checkpoint, self.config)
+        self.batcher = Batcher.for_run(self.config, ledger)
+        known = None if checkpoint is None else checkpoint.state.curriculum
+        self.batcher.curriculum = Curriculum.for_run(self.config, train, ledger, session.step, known)
+        self.feeder = Feeder(link.queue, link.run_id, self.config, self.batcher.curriculum or train)
         link.queue.border = partial(check_scored, vocabulary_size=session.vocabulary_size)
         began = first_step(checkpoint, link.run_id)
         self.evaluators = evaluators(link.queue, link.run_id, self.config, questions.validation, began)
@@ -259,6 +263,7 @@ class Leader:
             self.config.objective,
             trained.reports,
             num_replaced=batch.num_replaced,
+            pools=batch.pools,
             learning_rate=self.session.engine.last_learning_rate,
             seconds_wait=waited,
         )
@@ -312,7 +317,8 @@ class Leader:
         return due
 
     def _snapshot(self, weights: dict[str, Tensor]) -> Snapshot:
-        return self.session.snapshot(self.link.run_id, self.batcher.boundary.to_json(), weights)
+        ledger, curriculum = self.batcher.boundary.to_json(), self.batcher.curriculum_boundary
+        return self.session.snapshot(self.link.run_id, ledger, weights, curriculum)
 
     def _submit_checkpoint(self) -> None:
         """Write a checkpoint outside the schedule."""

@@ -114,7 +114,7 @@ def find_lost_groups(link: RunLink, batcher: Batcher, feeder: Feeder) -> None:
     """Feed training groups again that are neither on a stream nor here, and give up those that were fed too often.
     Also restores the announcement of the published weights, in case a failover of Redis lost it."""
     link.announce_again()
-    wanted = [number for number in range(batcher.next_sequence, feeder.fed) if not batcher.has(number)]
+    wanted = [number for number in range(batcher.next_sequence, feeder.end) if not batcher.has(number)]
     if not wanted:
         return
     tasks = [feeder.task(number, batcher.ledger.num_untrained) for number in wanted if number not in batcher.lost]

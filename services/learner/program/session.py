@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from services.contracts.run_config import RunConfig
 from services.learner.checkpoint import FORMAT, Loaded, Snapshot, State
+from services.learner.groups.curriculum import CurriculumState
 from services.learner.model import lora
 from services.learner.model.check import write_files
 from services.learner.model.engine import DeepSpeedEngine
@@ -114,9 +115,11 @@ class TrainingSession:
             return whole_weights(self.engine.module, self.engine.rank)
         return lora.file_names(whole_weights(self.engine.module, self.engine.rank, trained_only=True))
 
-    def snapshot(self, run_id: str, ledger: dict[str, int], weights: dict[str, Tensor]) -> Snapshot:
+    def snapshot(
+        self, run_id: str, ledger: dict[str, int], weights: dict[str, Tensor], curriculum: CurriculumState | None = None
+    ) -> Snapshot:
         """Copies of everything that a checkpoint contains; tensors on rank 0 only. Collective."""
-        state = State(FORMAT, run_id, self.step, self.engine.updates, ledger)
+        state = State(FORMAT, run_id, self.step, self.engine.updates, ledger, curriculum)
         optimizer, teacher = export_state(self.engine), export_teacher(self.engine)
         return Snapshot(state, weights, optimizer, teacher, torch.get_rng_state())
 

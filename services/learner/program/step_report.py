@@ -12,6 +12,7 @@ import msgspec
 from services.contracts.events import Histogram, Sample, SamplesTaken, StepFinished
 from services.contracts.messages import Question, Rollout
 from services.contracts.run_config import ObjectiveSection
+from services.learner.groups.curriculum import POOLS
 from services.learner.groups.prepare import PreparedGroup
 from services.learner.update.statistics import MinibatchReport, TokenDetail, step_metrics, weight_histogram
 
@@ -26,12 +27,14 @@ def step_numbers(
     reports: Sequence[MinibatchReport],
     *,
     num_replaced: int,
+    pools: Mapping[str, int],
     learning_rate: float,
     seconds_wait: float,
 ) -> dict[str, float]:
     """All `STEP_METRICS` of a step except those that `with_rates` adds. `version` and `num_replaced` are as for
-    `group_metrics`."""
+    `group_metrics`, `pools` as in `Batch`."""
     rest = {"learning_rate": learning_rate, "seconds_wait": seconds_wait}
+    rest |= {f"num_{pool}_questions": float(pools.get(pool, 0)) for pool in POOLS}
     return group_metrics(groups, version, objective, num_replaced) | step_metrics(reports) | rest
 
 

@@ -89,7 +89,7 @@ def test_a_steps_numbers_are_those_of_its_groups() -> None:
 def test_every_metric_that_is_computed_is_declared_and_every_one_declared_is_computed() -> None:
     reports = [run_minibatch(PlainEngine(), random_sequences(3, 4), None, builders.run_config())]
     numbers = step_numbers(
-        prepared(), 3, ObjectiveSection(), reports, num_replaced=0, learning_rate=1e-6, seconds_wait=1.0
+        prepared(), 3, ObjectiveSection(), reports, num_replaced=0, pools={}, learning_rate=1e-6, seconds_wait=1.0
     )
     event = StepFinished(
         run_id="r", at=1.0, step=1, metrics=numbers, histograms=step_histograms(prepared(), 3, reports)

@@ -74,6 +74,15 @@ def test_fields_given_win_over_the_preset() -> None:
             ["prompts_per_minibatch is 3", "does not divide", "choose a divisor"],
         ),
         (
+            {"data": {"train": "t", "curriculum": {"solved": 2, "return_after_steps": 1}}, "training": {"steps": 9}},
+            ["data.curriculum.return_after_steps is 1", "data.curriculum.solved is 2", "remove one"],
+        ),
+        (
+            {"data": {"train": "t", "curriculum": {"return_after_steps": 9}}, "training": {"steps": 9}},
+            ["data.curriculum.return_after_steps is 9", "training.steps is 9", "lower it"],
+        ),
+        ({"data": {"train": "t", "curriculum": {"unseen": 0}}}, ["data.curriculum.unseen is 0", "0.001"]),
+        (
             {"training": {"steps": 1, "prompts_per_step": 8, "refill": 161}},
             ["training.refill is 161", "prompts_per_step (8)", "lower it"],
         ),

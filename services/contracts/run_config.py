@@ -244,13 +244,21 @@ class RunConfig(Section):
                 f"rollout.num_servers is {rollout.num_servers}, more than training.prompts_per_step "
                 f"({training.prompts_per_step}); the rest would never work: lower it"
             )
+        yield from self._choice_conflicts()
+        yield from self.data.conflicts()
+        every = self.evaluation.every_steps
+        if self.data.validation is None and every is not None and "every_steps" in self.evaluation.model_fields_set:
+            yield f"evaluation.every_steps is {every}, but there are no questions; add data.validation or remove it"
+
+    def _choice_conflicts(self) -> Iterator[str]:
+        """Those of the settings that choose what is trained by its results."""
+        training = self.training
         if training.refill > MOST_REFILLS * training.prompts_per_step:
             yield (
                 f"training.refill is {training.refill}, so a step could sample more than {MOST_REFILLS} times its "
                 f"training.prompts_per_step ({training.prompts_per_step}); lower it, and use questions that "
                 "the model solves sometimes"
             )
-        yield from self.data.conflicts()
         rest = self.data.curriculum.return_after_steps if self.data.curriculum is not None else None
         steps = training.steps if self.probe is None else self.probe.planned_steps
         if rest is not None and rest >= steps:
@@ -258,9 +266,6 @@ class RunConfig(Section):
                 f"data.curriculum.return_after_steps is {rest}, but training.steps is {steps}, so no question returns; "
                 "lower it or remove it"
             )
-        every = self.evaluation.every_steps
-        if self.data.validation is None and every is not None and "every_steps" in self.evaluation.model_fields_set:
-            yield f"evaluation.every_steps is {every}, but there are no questions; add data.validation or remove it"
 
     @property
     def prompts_per_minibatch(self) -> int:

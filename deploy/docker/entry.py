@@ -1,7 +1,7 @@
 """Starts a service in its container: `entry.py rollout`.
 
-Gives a rollout server its GPU, and makes a JSON object of every line that the service, its libraries or their processes
-print. Needs nothing but the standard library.
+Gives a rollout server its GPUs, and makes a JSON object of every line that the service, its libraries or their
+processes print. Needs nothing but the standard library.
 """
 
 from __future__ import annotations
@@ -28,21 +28,30 @@ _COLOURS = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 class NoGpuLeftError(Exception):
-    """Every GPU of the list belongs to another rollout server."""
+    """No GPUs of the list are left for this rollout server."""
 
 
-def claim_gpu(gpus: list[str], folder: Path) -> tuple[str, int]:
-    """The first GPU that no other rollout server of this machine has, and the open file that holds the claim: it ends
-    with the process. Raises `NoGpuLeftError`."""
+def claim_gpus(gpus: list[str], size: int, folder: Path) -> tuple[list[str], list[int]]:
+    """The first group of `size` GPUs that no other rollout server of this machine has, and the open files that hold the
+    claim: it ends with the process. GPUs that follow each other in the list form a group. Raises `NoGpuLeftError`."""
+    if size < 1 or len(gpus) % size:
+        raise NoGpuLeftError(
+            f"ROLLOUT_GPUS is {','.join(gpus)}, which ROLLOUT_GPUS_PER_SERVER={size} does not divide into groups. Name"
+            " a multiple of it."
+        )
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for gpu in gpus:
-        claim = os.open(folder / f"{gpu}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    for start in range(0, len(gpus), size):
+        group, claims = gpus[start : start + size], []
+        for gpu in group:
+            claims.append(os.open(folder / f"{gpu}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            try:
+                fcntl.flock(claims[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                break
+        else:
+            return group, claims
+        for claim in claims:
             os.close(claim)
-            continue
-        return gpu, claim
     raise NoGpuLeftError(
         f"ROLLOUT_GPUS is {','.join(gpus)}, and other rollout servers have all of these. Start fewer of them"
         " (ROLLOUT_SERVERS), or name more GPUs."
@@ -89,16 +98,20 @@ def relay(stream: IO[bytes], fields: dict[str, str]) -> None:
 
 
 def gpu_environment(service: str) -> dict[str, str]:
-    """What `ROLLOUT_GPUS` and `LEARNER_GPUS` mean for CUDA in this container; nothing without them. The learner's first
-    GPU comes last for a rollout server, which takes new weights from there with `weights.transport: cuda_ipc`."""
+    """What `ROLLOUT_GPUS`, `ROLLOUT_GPUS_PER_SERVER` and `LEARNER_GPUS` mean for CUDA in this container; nothing
+    without them. The learner's first GPU comes last for a rollout server, which takes new weights from there with
+    `weights.transport: cuda_ipc`."""
     learner = [gpu for gpu in os.environ.get("LEARNER_GPUS", "").split(",") if gpu]
     rollout = [gpu for gpu in os.environ.get("ROLLOUT_GPUS", "").split(",") if gpu]
     if service == "learner" and learner:
         return {"CUDA_VISIBLE_DEVICES": ",".join(learner)}
     if service != "rollout" or not rollout:
         return {}
-    gpu, _ = claim_gpu(rollout, Path(os.environ["TURNOUT_HOME"]) / "gpus")
-    return {"CUDA_VISIBLE_DEVICES": ",".join([gpu, *(other for other in learner[:1] if other != gpu)])}
+    size = os.environ.get("ROLLOUT_GPUS_PER_SERVER") or "1"
+    if not size.isdecimal():
+        raise NoGpuLeftError(f"ROLLOUT_GPUS_PER_SERVER is {size!r}, which is no number of GPUs.")
+    group, _ = claim_gpus(rollout, int(size), Path(os.environ["TURNOUT_HOME"]) / "gpus")
+    return {"CUDA_VISIBLE_DEVICES": ",".join([*group, *(other for other in learner[:1] if other not in group)])}
 
 
 def main() -> int:

@@ -67,8 +67,14 @@ case $1 in
     ;;
   rollout)
     IFS=, read -ra gpus <<<"${CUDA_VISIBLE_DEVICES:-0}"
-    for gpu in "${gpus[@]}"; do
-      service rollout "rollout-$node-$gpu" 0 CUDA_VISIBLE_DEVICES="$gpu"
+    size=${ROLLOUT_GPUS_PER_SERVER:-1}
+    if [ $((${#gpus[@]} % size)) -ne 0 ]; then
+      echo "$node has ${#gpus[@]} GPUs, which ROLLOUT_GPUS_PER_SERVER=$size does not divide into groups." >&2
+      exit 2
+    fi
+    for ((first = 0; first < ${#gpus[@]}; first += size)); do
+      group=$(IFS=,; echo "${gpus[*]:first:size}")
+      service rollout "rollout-$node-${gpus[first]}" 0 CUDA_VISIBLE_DEVICES="$group"
     done
     ;;
   *)

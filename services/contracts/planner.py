@@ -1,7 +1,8 @@
 """`turnout runs plan`: whether a run fits a number of GPUs of one size, and the settings that make it fit.
 
 Every combination of the five settings and the number of learner processes is sized by `sizing`, and the one that costs
-least time takes the rest. One server and one learner process at least get a GPU each; with one GPU they share it.
+least time takes the rest. One server and one learner process at least get GPUs of their own; with one GPU they share
+it. A server gets the fewest GPUs that hold the model and one sequence.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from services.contracts.errors import ConfigurationError
 from services.contracts.objectives.registry import OBJECTIVES
 from services.contracts.run_config import RunConfig, parse_run_config
 from services.contracts.sizing import Learner, Server, Shape
+from services.contracts.trainable import check_split
 
 RESERVE: Final = 0.1
 """Share of a GPU's memory left for CUDA's context, NCCL's buffers and fragmentation."""
@@ -29,6 +31,9 @@ HALVING_COST: Final = 0.03
 """For each halving of `training.tokens_per_microbatch`."""
 RANK_COST: Final = 0.15
 """For each GPU that the learner takes from the rollout servers."""
+
+POWERS: Final = (2, 4, 8, 16, 32, 64)
+"""Sizes of groups that are proposed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +88,18 @@ def plan(config: RunConfig, gpus: Gpus | None = None, response_tokens: int | Non
         ConfigurationError: the formulas do not cover the model, or nothing fits the GPUs; names field, value, remedy.
     """
     shape = sizing.read_shape(config.model.path)
+    check_split(config.rollout.tensor_parallel_size, config.model.path, shape.shared.get)
     if gpus is None:
         return _plan(config, shape, None, {}, None, response_tokens)
-    _check_server(config, shape, gpus)
     if fits(config, shape, gpus, response_tokens):
         return _plan(config, shape, gpus, {}, True, response_tokens)
+    size = _server_size(config, shape, gpus)
+    own = {} if size == config.rollout.tensor_parallel_size else {"rollout.tensor_parallel_size": size}
+    config = with_changes(config, own)
     for changes in sorted(candidates(config, gpus), key=lambda changes: cost(config, changes)):
         changed = with_changes(config, changes)
         if fits(changed, shape, gpus, response_tokens):
-            return _plan(changed, shape, gpus, changes, False, response_tokens)
+            return _plan(changed, shape, gpus, own | changes, False, response_tokens)
     raise _refusal(config, shape, gpus, response_tokens)
 
 
@@ -118,10 +126,10 @@ def usable(gpus: Gpus) -> float:
 def fits(config: RunConfig, shape: Shape, gpus: Gpus, response_tokens: int | None = None) -> bool:
     """Whether learner and servers have the GPUs and the memory that they need."""
     learner, server = sizing.learner(config, shape, response_tokens).total, sizing.server(config, shape).least
-    ranks, servers = config.training.num_ranks, config.rollout.num_servers
+    ranks, served = config.training.num_ranks, config.rollout.num_servers * config.rollout.tensor_parallel_size
     if gpus.count == 1:
-        return ranks == servers == 1 and learner + server <= usable(gpus)
-    return ranks + servers <= gpus.count and max(learner, server) <= usable(gpus)
+        return ranks == served == 1 and learner + server <= usable(gpus)
+    return ranks + served <= gpus.count and max(learner, server) <= usable(gpus)
 
 
 def candidates(config: RunConfig, gpus: Gpus) -> Iterator[dict[str, Any]]:
@@ -135,11 +143,11 @@ def candidates(config: RunConfig, gpus: Gpus) -> Iterator[dict[str, Any]]:
     offloads = {training.offload_teacher}
     if OBJECTIVES[config.objective.name].has_teacher and config.model.lora is None:
         offloads = {False, True}
-    most = max(1, gpus.count - 1)
+    most = max(1, gpus.count - rollout.tensor_parallel_size)
     for ranks, stage, offload, again, budget in product(
         range(1, most + 1), range(sizing.stage(config), 4), sorted(offloads), (False, True), tokens
     ):
-        servers = max(1, gpus.count - ranks)
+        servers = max(1, (gpus.count - ranks) // rollout.tensor_parallel_size)
         if training.max_staleness == 0:
             servers = min(servers, training.prompts_per_step)
         wanted = {
@@ -177,29 +185,49 @@ def with_changes(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     return parse_run_config(values)
 
 
-def _check_server(config: RunConfig, shape: Shape, gpus: Gpus) -> None:
-    """Refuse a model or a sequence that one GPU cannot hold for sampling: no setting above changes that."""
+def _server_size(config: RunConfig, shape: Shape, gpus: Gpus) -> int:
+    """`rollout.tensor_parallel_size`, or the next power of two with which a server has room for the model and one
+    sequence. Refuses what no size makes fit."""
+    own, most = config.rollout.tensor_parallel_size, max(1, gpus.count - 1)
+    if own > most:
+        raise ConfigurationError(
+            f"rollout.tensor_parallel_size is {own}, but there are {gpus.count} GPUs (--gpus), of which the learner "
+            "needs one.",
+            remedy=f"Lower it to {most} or less, or plan for more GPUs.",
+            field="rollout.tensor_parallel_size",
+        )
+    wider = [size for size in POWERS if own < size <= most and shape.splits(size)]
+    sizes = {size: with_changes(config, {"rollout.tensor_parallel_size": size}) for size in (own, *wider)}
+    for size, changed in sizes.items():
+        if sizing.server(changed, shape).least <= usable(gpus):
+            return size
+    raise _server_refusal(sizes[max(sizes)], shape, gpus)
+
+
+def _server_refusal(config: RunConfig, shape: Shape, gpus: Gpus) -> ConfigurationError:
+    """For a model or a sequence that a server's GPUs cannot hold for sampling: no other setting changes that."""
     server, limit = sizing.server(config, shape), usable(gpus)
+    size = config.rollout.tensor_parallel_size
+    where = "one GPU" if size == 1 else f"each of {size} GPUs (rollout.tensor_parallel_size)"
     held = server.weights + server.incoming + server.engine
     if held > limit:
-        remedies = ["larger GPUs", "a smaller model"]
+        remedies = ["more or larger GPUs", "a smaller model"]
         remedies += ["weights.transport store"] if server.incoming else []
         remedies += ["model.dtype bfloat16"] if sizing.width(config) == 4 else []
-        raise ConfigurationError(
+        return ConfigurationError(
             f"model.path is {config.model.path} with {billions(shape.num_parameters)} parameters, and a rollout server "
-            f"needs {gib(held)} for it on one GPU, but of {gib(gpus.bytes)} (--gpu-memory) {gib(limit)} are usable.",
+            f"needs {gib(held)} for it on {where}, but of {gib(gpus.bytes)} (--gpu-memory) {gib(limit)} are usable.",
             remedy=f"Use {', or '.join(remedies)}.",
             field="model.path",
         )
-    if server.least > limit:
-        room = int((limit - held) // server.kv_token)
-        raise ConfigurationError(
-            f"rollout.max_response_tokens is {config.rollout.max_response_tokens} and rollout.max_prompt_tokens is "
-            f"{config.rollout.max_prompt_tokens}, but the KV cache of a rollout server on a GPU of {gib(gpus.bytes)} "
-            f"(--gpu-memory) has room for {room:,} tokens, less than one such sequence.",
-            remedy=f"Lower the two to {room:,} tokens together, or use larger GPUs.",
-            field="rollout.max_response_tokens",
-        )
+    room = int((limit - held) // server.kv_token)
+    return ConfigurationError(
+        f"rollout.max_response_tokens is {config.rollout.max_response_tokens} and rollout.max_prompt_tokens is "
+        f"{config.rollout.max_prompt_tokens}, but the KV cache of a rollout server on a GPU of {gib(gpus.bytes)} "
+        f"(--gpu-memory) has room for {room:,} tokens, less than one such sequence.",
+        remedy=f"Lower the two to {room:,} tokens together, or use larger GPUs.",
+        field="rollout.max_response_tokens",
+    )
 
 
 def _refusal(config: RunConfig, shape: Shape, gpus: Gpus, response_tokens: int | None) -> ConfigurationError:

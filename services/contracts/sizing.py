@@ -16,7 +16,7 @@ from services.contracts.errors import ConfigurationError
 from services.contracts.model import LoraSection
 from services.contracts.objectives.registry import OBJECTIVES
 from services.contracts.run_config import RunConfig
-from services.contracts.trainable import HEADING_TOKENS
+from services.contracts.trainable import HEADING_TOKENS, divides
 
 GIB: Final = 2**30
 BUCKET: Final = 500_000_000
@@ -74,6 +74,30 @@ class Shape:
             biases = self.queries + 2 * self.keys + (0 if self.kind == "qwen2" else self.hidden)
         embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
         return embeddings + self.layers * (projections + norms + biases) + self.hidden
+
+    def num_shard_parameters(self, size: int) -> int:
+        """Number of parameters on each of `size` GPUs among which vLLM shares the layers. Norms are on each, and of
+        fewer key-value heads than GPUs, each is on several."""
+        keys = self.shard_keys(size)
+        projections = self.hidden * (2 * self.queries // size + 2 * keys) + 3 * self.hidden * self.middle // size
+        whole = self.num_parameters - self.vocabulary * self.hidden * (1 if self.tied else 2)
+        whole -= self.layers * (2 * self.hidden * (self.queries + self.keys) + 3 * self.hidden * self.middle)
+        embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2) // size
+        return embeddings + self.layers * projections + whole
+
+    @property
+    def shared(self) -> dict[str, int]:
+        """What the GPUs of a rollout server share, by the names in config.json."""
+        heads = {"num_attention_heads": self.queries // self.head, "num_key_value_heads": self.keys // self.head}
+        return heads | {"intermediate_size": self.middle}
+
+    def splits(self, size: int) -> bool:
+        """Whether vLLM can share the layers among `size` GPUs."""
+        return all(divides(size, name, count) for name, count in self.shared.items())
+
+    def shard_keys(self, size: int) -> int:
+        """Values of a token's key heads on each of `size` GPUs; values have as many."""
+        return max(self.keys // size, self.head)
 
     def num_adapter_parameters(self, lora: LoraSection) -> int:
         """Number of parameters of an adapter."""
@@ -164,7 +188,7 @@ class Learner:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Bytes on the GPU of one rollout server."""
+    """Bytes on each GPU of one rollout server."""
 
     weights: float
     incoming: float
@@ -347,13 +371,12 @@ def published_bytes(config: RunConfig, shape: Shape) -> int:
 
 
 def server(config: RunConfig, shape: Shape) -> Server:
-    """A rollout server's memory, on a GPU of its own or with the learner."""
-    w = width(config)
-    weights = w * shape.num_parameters
+    """A rollout server's memory on each of its GPUs, its own or shared with the learner."""
+    w, size = width(config), config.rollout.tensor_parallel_size
     return Server(
-        weights=weights,
-        incoming=weights if config.weights.transport == "cuda_ipc" else 0,
+        weights=w * shape.num_shard_parameters(size),
+        incoming=w * shape.num_parameters if config.weights.transport == "cuda_ipc" else 0,
         engine=ENGINE_BYTES,
-        kv_token=2 * shape.layers * shape.keys * w,
+        kv_token=2 * shape.layers * shape.shard_keys(size) * w,
         sequence_tokens=-(-config.max_model_tokens // KV_BLOCK) * KV_BLOCK,
     )

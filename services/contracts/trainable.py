@@ -69,9 +69,9 @@ def check_split(size: int, path: str, setting: Callable[[str], Any]) -> None:
     """
     found = [(name, setting(name)) for name in ("num_attention_heads", "intermediate_size", "num_key_value_heads")]
     whole = {name: value for name, value in found if isinstance(value, int) and value > 0}
-    undivided = [name for name in whole if not _divides(size, name, whole[name])]
+    undivided = [name for name in whole if not divides(size, name, whole[name])]
     if undivided:
-        can = [n for n in range(1, 65) if all(_divides(n, name, value) for name, value in whole.items())]
+        can = [n for n in range(1, 65) if all(divides(n, name, value) for name, value in whole.items())]
         raise ConfigurationError(
             f"rollout.tensor_parallel_size is {size}, but the model {path} (model.path) has "
             f"{undivided[0]} = {whole[undivided[0]]}, which {size} GPUs cannot share.",
@@ -80,7 +80,7 @@ def check_split(size: int, path: str, setting: Callable[[str], Any]) -> None:
         )
 
 
-def _divides(size: int, name: str, value: int) -> bool:
+def divides(size: int, name: str, value: int) -> bool:
     """Whether vLLM can divide so many by `size`. It copies key-value heads to several GPUs if they are too few."""
     return value % size == 0 or (name == "num_key_value_heads" and size % value == 0)
 

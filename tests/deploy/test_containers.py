@@ -58,30 +58,54 @@ def test_progress_bars_and_long_lines_are_cut() -> None:
 
 
 def test_each_rollout_server_gets_a_gpu_and_a_dead_ones_is_free_again(tmp_path: Path) -> None:
-    first, claim = entry.claim_gpu(["0", "2"], tmp_path)
-    second, other = entry.claim_gpu(["0", "2"], tmp_path)
-    assert (first, second) == ("0", "2")
+    first, claims = entry.claim_gpus(["0", "2"], 1, tmp_path)
+    second, others = entry.claim_gpus(["0", "2"], 1, tmp_path)
+    assert (first, second) == (["0"], ["2"])
     with pytest.raises(entry.NoGpuLeftError, match="ROLLOUT_GPUS is 0,2"):
-        entry.claim_gpu(["0", "2"], tmp_path)
-    os.close(claim)
-    assert entry.claim_gpu(["0", "2"], tmp_path)[0] == "0"
-    os.close(other)
+        entry.claim_gpus(["0", "2"], 1, tmp_path)
+    os.close(claims[0])
+    assert entry.claim_gpus(["0", "2"], 1, tmp_path)[0] == ["0"]
+    os.close(others[0])
+
+
+def test_groups_of_gpus_are_claimed_as_a_whole(tmp_path: Path) -> None:
+    gpus = ["0", "1", "2", "3"]
+    _, single = entry.claim_gpus(["1"], 1, tmp_path)  # a server from before the setting was changed
+    group, claims = entry.claim_gpus(gpus, 2, tmp_path)
+    assert group == ["2", "3"]
+    with pytest.raises(entry.NoGpuLeftError, match="have all of these"):
+        entry.claim_gpus(gpus, 2, tmp_path)
+    os.close(single[0])
+    assert entry.claim_gpus(gpus, 2, tmp_path)[0] == ["0", "1"], "GPU 0 was given back with the group"
+    with pytest.raises(entry.NoGpuLeftError, match="ROLLOUT_GPUS_PER_SERVER=3 does not divide"):
+        entry.claim_gpus(gpus, 3, tmp_path)
+    for claim in claims:
+        os.close(claim)
 
 
 @pytest.mark.parametrize(
-    ("service", "rollout", "learner", "visible"),
+    ("service", "rollout", "size", "learner", "visible"),
     [
-        ("rollout", "3", "1,2", "3,1"),
-        ("rollout", "0", "0", "0"),
-        ("learner", "3", "1,2", "1,2"),
-        ("verifier", "3", "1,2", None),
-        ("rollout", "", "", None),
+        ("rollout", "3", "1", "1,2", "3,1"),
+        ("rollout", "0", "", "0", "0"),
+        ("rollout", "3,4", "2", "1,2", "3,4,1"),
+        ("rollout", "0,1", "2", "1", "0,1"),
+        ("learner", "3", "1", "1,2", "1,2"),
+        ("verifier", "3", "1", "1,2", None),
+        ("rollout", "", "1", "", None),
     ],
 )
 def test_gpus_of_the_environment(
-    service: str, rollout: str, learner: str, visible: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    service: str,
+    rollout: str,
+    size: str,
+    learner: str,
+    visible: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name, value in (("ROLLOUT_GPUS", rollout), ("LEARNER_GPUS", learner), ("TURNOUT_HOME", str(tmp_path))):
+    values = {"ROLLOUT_GPUS": rollout, "ROLLOUT_GPUS_PER_SERVER": size, "LEARNER_GPUS": learner}
+    for name, value in (values | {"TURNOUT_HOME": str(tmp_path)}).items():
         monkeypatch.setenv(name, value)
     assert entry.gpu_environment(service).get("CUDA_VISIBLE_DEVICES") == visible
 

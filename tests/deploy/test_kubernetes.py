@@ -102,7 +102,7 @@ def test_gpus_are_asked_for_by_the_gpu_overlay_alone() -> None:
 
     assert gpus("overlays/cpu") == {}
     assert gpus("overlays/gpu") == {"learner": 1, "rollout": 1}
-    assert gpus("example")["learner"] == 4
+    assert gpus("example") == {"learner": 4, "rollout": 2}
 
 
 def test_liveness_and_readiness_ask_different_questions(folder: str) -> None:

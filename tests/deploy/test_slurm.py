@@ -59,6 +59,15 @@ def test_an_unknown_role_is_refused(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (2, "node.sh takes address, main, learner or rollout, not verifier.\n")
 
 
+def test_gpus_of_a_node_that_servers_cannot_share_evenly(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    variables = {"TURNOUT_HOME": str(tmp_path), "MAIN_ADDRESS": "127.0.0.1", "NODE_ADDRESS": "127.0.0.1"}
+    gpus = {"CUDA_VISIBLE_DEVICES": "0,1,2", "ROLLOUT_GPUS_PER_SERVER": "2", "SLURMD_NODENAME": "n1"}
+    done = run("node.sh", "rollout", **variables, **gpus)
+    assert done.returncode == 2
+    assert done.stderr == "n1 has 3 GPUs, which ROLLOUT_GPUS_PER_SERVER=2 does not divide into groups.\n"
+
+
 def test_secrets_are_made_once(tmp_path: Path) -> None:
     prepare(tmp_path)
     made = {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}

@@ -130,11 +130,12 @@ def test_one_gpu_is_shared(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("gpus", "sections", "field", "words"),
     [
-        (Gpus(8, 16 * GIB), {}, "model.path", "8.19 billion parameters"),
+        (Gpus(2, 16 * GIB), {}, "model.path", "8.19 billion parameters"),
+        (Gpus(8, 4 * GIB), {}, "model.path", "each of 4 GPUs (rollout.tensor_parallel_size)"),
         (Gpus(2, 24 * GIB), {"rollout": {"max_response_tokens": 60_000}}, "rollout.max_response_tokens", "60000"),
         (Gpus(2, 24 * GIB), {"rollout": {"max_response_tokens": 256}}, "model.path", "Set model.lora"),
     ],
-    ids=["server's weights", "one sequence", "learner's states"],
+    ids=["server's weights", "server's parts", "one sequence", "learner's states"],
 )
 def test_what_cannot_fit_is_refused_with_field_value_and_remedy(
     tmp_path: Path, gpus: Gpus, sections: dict[str, Any], field: str, words: str
@@ -144,6 +145,34 @@ def test_what_cannot_fit_is_refused_with_field_value_and_remedy(
     assert refused.value.field == field
     assert words in str(refused.value)
     assert "(--gpu-memory)" in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("size", "per_gpu", "keys"), [(2, 4_096_000_000, 512), (16, 8_190_735_360 / 16 + 36 * 2 * 4096 * 64, 128)]
+)
+def test_a_server_of_several_gpus_holds_a_part_on_each(tmp_path: Path, size: int, per_gpu: float, keys: int) -> None:
+    """With 16 GPUs, each of the 8 key-value heads is on two."""
+    config = run(folder_of(tmp_path), rollout={"tensor_parallel_size": size})
+    shape = sizing.read_shape(str(tmp_path))
+    assert shape.num_shard_parameters(1) == shape.num_parameters
+    assert shape.num_shard_parameters(size) == pytest.approx(per_gpu, rel=0.001)
+    assert sizing.server(config, shape).kv_token == 2 * 36 * keys * 2
+
+
+def test_a_model_too_large_for_one_gpu_gets_servers_of_several(tmp_path: Path) -> None:
+    config = run(folder_of(tmp_path), rollout={"max_response_tokens": 512}, model={"lora": {"rank": 16}})
+    found = planner.plan(config, Gpus(8, 16 * GIB), response_tokens=200)
+    rollout, training = found.config.rollout, found.config.training
+    assert found.changes["rollout.tensor_parallel_size"] == rollout.tensor_parallel_size == 2
+    assert 7 <= rollout.num_servers * 2 + training.num_ranks <= 8
+    assert found.server.least <= planner.usable(Gpus(8, 16 * GIB))
+
+
+@pytest.mark.parametrize(("size", "words"), [(8, "of which the learner needs one"), (3, "one of 1, 2, 4, 8, 16, 32")])
+def test_a_size_that_cannot_work(tmp_path: Path, size: int, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words) as refused:
+        planner.plan(run(folder_of(tmp_path), rollout={"tensor_parallel_size": size}), Gpus(8, 80 * GIB))
+    assert refused.value.field == "rollout.tensor_parallel_size"
 
 
 def test_lora_fits_where_the_whole_model_does_not(tmp_path: Path) -> None:

@@ -82,7 +82,8 @@ def sentences(plan: Plan, times: Sequence[Times], gpus: Gpus | None) -> list[str
         room = f"{gpus.count} x {gpus.bytes / GIB:.0f} GiB, of which {usable(gpus) / GIB:.1f} GiB each are usable"
         if plan.fits:
             said.append(f"The run fits on {room}.")
-            if (idle := gpus.count - training.num_ranks - plan.config.rollout.num_servers) > 0:
+            served = plan.config.rollout.num_servers * plan.config.rollout.tensor_parallel_size
+            if (idle := gpus.count - training.num_ranks - served) > 0:
                 said.append(f"{idle} of them remain, for example for rollout.num_servers.")
         else:
             said.append(f"The run does not fit on {room}. It fits with these settings, which the table is for:")

@@ -164,8 +164,10 @@ class Curriculum:
                 self._sources[choice.source].put(choice.question, choice.pool, self._step)
 
     def at(self, sequence: int) -> Question:
-        """The question of a prompt that is chosen and not decided."""
-        choice = self._choices[sequence]
+        """The question of a prompt below `end`."""
+        choice = self._choices.get(sequence)
+        if choice is None:  # decided: a queue server that lost its cursor feeds it again, and the batcher has the group
+            return self._mixture.at(sequence)
         return self._mixture.question(choice.source, choice.question)
 
     def decide(self, sequence: int, share_correct: float | None) -> None:

@@ -149,6 +149,15 @@ def test_pools_are_asked_in_proportion_to_their_weights() -> None:
     assert late["mixed"] / late["failed"] == pytest.approx(3.0, rel=0.1)
 
 
+def test_a_prompt_that_is_fed_again_after_its_decision_has_a_question() -> None:
+    """A failover may take the feeder's cursor back; the learner knows the groups as duplicates."""
+    run = Run(mixture(20, weights=(1.0,)), CurriculumSection())
+    run.train(3, {})
+    before = run.curriculum.state()
+    assert run.curriculum.at(0).kind == "k"
+    assert run.curriculum.state() == before
+
+
 def test_a_fork_with_other_data_starts_unseen_and_with_another_batch_keeps_the_pools() -> None:
     run = Run(mixture(20, weights=(1.0,)), CurriculumSection())
     run.train(5, {f"0/{n}": "solved" for n in range(20)})

@@ -161,7 +161,7 @@ def test_health_is_readiness_and_a_hung_service_is_killed(tmp_path: Path, monkey
     monkeypatch.setattr(health, "TIMEOUT_SECONDS", 0.2)
     (tmp_path / "pid").write_text(str(victim.pid))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Service) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         monkeypatch.setenv("TURNOUT_PORT", str(server.server_port))
         Service.answers = {"/healthz": 200, "/readyz": 503}
         assert health.main() == 1, "not ready"

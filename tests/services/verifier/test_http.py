@@ -58,7 +58,7 @@ def endpoint() -> Iterator[Endpoint]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     found = Endpoint(f"http://127.0.0.1:{server.server_port}/judge")
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield found
     found.enough.set()
     server.shutdown()

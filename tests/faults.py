@@ -21,6 +21,7 @@ from redis.backoff import NoBackoff
 from services.contracts.queue_users import OPERATOR
 from services.runtime.address import free_port
 from services.runtime.secret_files import FOLDER, queue_password
+from tests.conftest import PROMPT_TIMERS
 from turnout.cli.local.queue_server import answers, write_configuration
 
 ENTER_AS_USER = ["--mount", "--user", "--preserve-credentials"]
@@ -70,6 +71,7 @@ class KillableValkey:
         (home / FOLDER).mkdir()
         (home / FOLDER / queue_password(OPERATOR)).write_text(PASSWORD)
         command = [*write_configuration(home, self.port), "--masteruser", OPERATOR, "--masterauth", PASSWORD]
+        command += [part for name, value in PROMPT_TIMERS.items() for part in (f"--{name}", value)]
         self._command = soon_full(command, self.room)
 
     def start(self) -> None:

@@ -64,7 +64,11 @@ def interrupt_at_step(home: Path, step: int) -> threading.Thread:
 
 
 def test_interrupted_and_taken_up_again(
-    tmp_path: Path, run_file: Path, plans: list[Plan], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    run_file: Path,
+    plans: list[Plan],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     home = tmp_path / "demo"
     pressing = interrupt_at_step(home, 3)
@@ -77,6 +81,7 @@ def test_interrupted_and_taken_up_again(
     assert f"use `turnout demo --resume --home {home}`" in out
     assert list(home.glob("runs/*/checkpoints/step-*"))
 
+    monkeypatch.setenv("STEP_SECONDS", "0.005")
     assert demo(home, run_file, 60).run(resume=True) == EXIT_OK
     assert nothing_left(plans)
     out = capsys.readouterr().out

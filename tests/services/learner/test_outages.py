@@ -23,6 +23,7 @@ from services.runtime.address import free_port
 from services.runtime.connection import connect
 from services.runtime.process import end
 from services.runtime.queue.queue import BODY, Delivery, Queue
+from tests.conftest import PROMPT_TIMERS
 from tests.faults import Address, small_disk
 from tests.services.learner.conftest import make_group
 from tests.services.learner.programs import Programs
@@ -32,7 +33,8 @@ from tests.services.learner.ring import DATA, EventLog, FakeRing, put_run, run_v
 async def test_a_promoted_replica_may_lack_the_last_steps(tmp_path: Path, programs: Programs) -> None:
     """Replication is asynchronous, so a promoted replica lacks what the primary did last: here two whole steps, with
     their feeding, weights and acknowledgements. The groups are done again; none is trained twice or missing."""
-    servers = [ValkeyServer(port=free_port(), data_dir=tmp_path / name) for name in ("primary", "replica")]
+    names = ("primary", "replica")
+    servers = [ValkeyServer(port=free_port(), data_dir=tmp_path / name, config=PROMPT_TIMERS) for name in names]
     for server in servers:
         server.start()
     address = Address(servers[0].port)

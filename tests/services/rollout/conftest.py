@@ -26,7 +26,7 @@ from services.contracts.messages import CompletedGroup, PromptTask, Question, Sa
 from services.contracts.run_config import parse_run_config
 from services.runtime.address import free_port
 from services.runtime.weights.store import Manifest, WeightStore
-from tests.conftest import ROOT
+from tests.conftest import PROMPT_TIMERS, ROOT
 from tests.services.rollout.models import make_adapted, make_model, make_tokenizer
 
 TOKEN = "token of the services"
@@ -259,7 +259,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
     make_model(0).save_pretrained(model)
     make_tokenizer().save_pretrained(model)
     port = free_port()
-    server = ValkeyServer(port=port, data_dir=folder, config={"appendonly": "no"})
+    server = ValkeyServer(port=port, data_dir=folder, config={"appendonly": "no", **PROMPT_TIMERS})
     server.start()
     url = f"redis://127.0.0.1:{port}/0"
     deployment = Deployment(redis_sync.Redis.from_url(url), url, folder, model, "run-t", seeds={0: 0})

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from redis.asyncio import Redis
 
 from services.contracts import codec, streams
@@ -122,7 +123,7 @@ async def test_a_full_disk_loses_nothing_that_was_acknowledged_and_names_itself(
         server.kill()
 
 
-async def test_no_acknowledged_event_is_lost_at_a_failover(tmp_path: Path) -> None:
+async def test_no_acknowledged_event_is_lost_at_a_failover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a replica to wait for: killed at full speed, the primary has acknowledged nothing that the replica lacks."""
     primary, other = KillableValkey(tmp_path / "primary"), KillableValkey(tmp_path / "replica")
     for server in (primary, other):
@@ -146,6 +147,7 @@ async def test_no_acknowledged_event_is_lost_at_a_failover(tmp_path: Path) -> No
         await end(publishers, seconds=10)
         await replica.replicaof("NO", "ONE")
         assert set(published) <= {message_id.decode() for message_id, _ in await replica.xrange(EVENTS)}
+        monkeypatch.setattr("services.runtime.queue.queue.REPLICAS_SECONDS", 0.01)
         alone = Queue(replica, "g", "learner", num_replicas=1)
         assert await alone.publish(EVENTS, task(0)), "an absent replica does not block publishing indefinitely"
     finally:

@@ -179,7 +179,7 @@ _FEIGNED_FAULTS = {
         deeper()
     """,
     "real_time_timer": call("timer_create", "0", "ctypes.create_string_buffer(64)", "ctypes.create_string_buffer(8)"),
-    # As the first process of its namespace it does not die of the signal. That what sleeps is killed is shown elsewhere.
+    # As the first process of its namespace it survives the signal.
     "unhandled_signal": "import signal, time; signal.setitimer(signal.ITIMER_REAL, 0.01); time.sleep(0.3)",
 }
 

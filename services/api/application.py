@@ -95,5 +95,7 @@ async def run_loops(parts: Parts) -> None:
         )
         group.create_task(repeat("pusher", parts.pusher.step, status, seconds=PUSH_SECONDS, wake=signals.push))
         group.create_task(repeat("watchdog", parts.watchdog.step, status, seconds=WATCH_SECONDS))
-        group.create_task(repeat("experiments", parts.experiments.step, status, seconds=EXPERIMENT_SECONDS))
+        group.create_task(
+            repeat("experiments", parts.experiments.step, status, seconds=EXPERIMENT_SECONDS, wake=signals.experiments)
+        )
         group.create_task(repeat("metrics", parts.refresh.step, status, seconds=REFRESH_SECONDS))

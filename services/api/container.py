@@ -78,6 +78,7 @@ def make_parts(settings: Settings, redis: Redis, database: Database) -> Parts:
     def wake(event: Event) -> None:
         if isinstance(event, RunStateChanged):
             signals.schedule.set()
+            signals.experiments.set()
 
     runs = RunService(settings, impatient, database, journal, signals)
     journal.listen(board.on_event)

@@ -30,12 +30,15 @@ from services.runtime.logs import get_logger
 log = get_logger(__name__)
 
 
+LOOK_SECONDS = 0.1
+"""How soon a change that others act on is published."""
 NAMESAKE = "namesake"
 """Detail of a record: another living process uses its name."""
 
 
 class Presence:
-    """This instance's own record. Change the fields; `beat` publishes them every second."""
+    """This instance's own record. Change the fields; `beat` publishes them every second, and `state`, `run_id` and
+    `weight_version`, on which others act, when they change."""
 
     def __init__(self, redis: Redis, kind: ServiceKind, instance: str, url: str) -> None:
         self.redis = redis
@@ -105,15 +108,22 @@ class Presence:
             f"{other.url} (pid {other.pid}) has the same name. Give each instance a different TURNOUT_INSTANCE."
         )
 
+    def _acted_on(self) -> tuple[ServiceState, str | None, int | None]:
+        return self.state, self.run_id, self.weight_version
+
     async def beat(self) -> None:
-        """Publish the record every second until cancelled, then delete it."""
+        """Publish the record every second, and after a change, until cancelled; then delete it."""
         try:
             while True:
+                shown = self._acted_on()
                 try:
                     await self.publish()
                 except RedisError as error:
                     log.warning("heartbeat failed", error=str(error))
-                await asyncio.sleep(HEARTBEAT_SECONDS)
+                due = time.monotonic() + HEARTBEAT_SECONDS
+                await asyncio.sleep(min(LOOK_SECONDS, HEARTBEAT_SECONDS))
+                while shown == self._acted_on() and (left := due - time.monotonic()) > 0:
+                    await asyncio.sleep(min(LOOK_SECONDS, left))
         finally:
             try:
                 await asyncio.wait_for(self.redis.delete(streams.service(self.instance)), timeout=1)

@@ -12,3 +12,5 @@ class Signals:
     """A run's state or desired state changed."""
     push: asyncio.Event = field(default_factory=asyncio.Event)
     """New weights are published, or a push has ended."""
+    experiments: asyncio.Event = field(default_factory=asyncio.Event)
+    """A run's state changed, or an experiment was created or resumed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
+from services.api import application
 from services.api.container import Parts, make_parts
 from services.api.storage.database import open_database
 from services.contracts.events import EvaluationFinished, RunStateChanged, StepFinished
 from services.runtime.settings import Settings
 from tests.conftest import ROW
-from tests.services.api.fakes import client_of
+from tests.services.api.fakes import client_of, eventually, looping
 
 RATES = (1e-4, 2e-4)
 
@@ -86,6 +88,30 @@ async def rounds(parts: Parts, client: httpx.AsyncClient, experiment_id: str, *,
         assert len(waiting) <= 2, "one for the learner, and one in the queue"
         await play(parts, client, waiting[0])
     return found
+
+
+async def test_the_next_run_starts_when_one_ends(
+    parts: Parts, client: httpx.AsyncClient, file: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without waiting for the loop's next round."""
+    monkeypatch.setattr(application, "EXPERIMENT_SECONDS", 1e6)
+    async with looping(parts):
+        await eventually(lambda: "experiments" in parts.status.rounds)
+        made = await created(client, file)
+
+        async def queued() -> list[str]:
+            runs = (await client.get(f"/v1/experiments/{made['id']}")).json()["runs"]
+            return [run["run_id"] for run in runs if run["state"] == "queued"]
+
+        first, _ = await eventually(lambda: two(queued()))
+        await play(parts, client, first)
+        assert first not in await eventually(lambda: two(queued()))
+
+
+async def two(found: Awaitable[list[str]]) -> list[str]:
+    """The runs once there are two of them."""
+    runs = await found
+    return runs if len(runs) == 2 else []
 
 
 @pytest.mark.both_databases

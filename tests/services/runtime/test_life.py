@@ -16,6 +16,7 @@ import pytest
 from redis.asyncio import Redis
 
 from services.contracts import streams
+from services.runtime import presence as registry
 from services.runtime.address import port_is_free
 from services.runtime.presence import Presence, list_services
 
@@ -152,6 +153,31 @@ async def test_an_assignment_that_is_no_run_id_is_none(redis: Redis, text: str) 
     assert await presence.assignment() is None
     await redis.set(streams.assignment("learner-0"), "demo-3f9c2a1b")
     assert await presence.assignment() == "demo-3f9c2a1b"
+
+
+async def test_a_change_that_others_act_on_is_shown_before_the_next_beat(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "HEARTBEAT_SECONDS", 1e6)
+    presence = Presence(redis, "learner", "learner-0", "")
+    beating = asyncio.create_task(presence.beat())
+
+    async def shown(state: str, version: int | None) -> None:
+        async with asyncio.timeout(30):
+            while [(record.state, record.weight_version) for record in await list_services(redis)] != [
+                (state, version)
+            ]:
+                await asyncio.sleep(0.01)
+
+    await shown("starting", None)
+    presence.state = "idle"
+    await shown("idle", None)
+    presence.weight_version = 3
+    await shown("idle", 3)
+    beating.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await beating
+    assert await list_services(redis) == []
 
 
 async def test_nobody_speaks_for_another_instance(redis: Redis) -> None:

@@ -46,9 +46,13 @@ class Deployment:
         self._heartbeats = Heartbeats(self.plan.redis_url)
 
     def tick(self) -> None:
-        """Supervise the processes and, once a second, read the heartbeats. Raises `StartFailedError`."""
+        """Supervise the processes and read the heartbeats: each time until all have reported, then once a second.
+
+        Raises:
+            StartFailedError: see `Supervisor.tick`.
+        """
         now = time.monotonic()
-        if self._heartbeats is not None and now - self._read_at >= HEARTBEAT_READ_SECONDS:
+        if self._heartbeats is not None and not (self.ready and now - self._read_at < HEARTBEAT_READ_SECONDS):
             self._read_at = now
             own = self.supervisor.children[0 if self.plan.redis_port is None else 1 :]  # all but the queue server
             self.records = self._heartbeats.read(

@@ -97,6 +97,7 @@ class ExperimentService:
             if earlier is None:
                 raise
             return earlier
+        self.runs.signals.experiments.set()
         return row
 
     async def _created_before(self, key: str | None, digest: str) -> ExperimentRow | None:
@@ -153,6 +154,7 @@ class ExperimentService:
             for run in runs:
                 if run.state in ("stopped", "failed"):
                     await self.runs.resume(run.id)
+        self.runs.signals.experiments.set()
         return row
 
     async def _change(

@@ -321,6 +321,7 @@ async def loops(service: Service) -> None:
     endpoints.add_routes(service.app, rollout.server, service.settings)
     service.presence.waits_for("import of vLLM")
     await asyncio.to_thread(environment.import_vllm)
+    endpoints.check_tool_parser(service.settings)
     include_vllm(inner)
     service.presence.waits_for("")
     await rollout.run()

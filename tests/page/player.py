@@ -37,6 +37,8 @@ class Player:
         self.started_at = time.time()
         self.run_id: str | None = None
         self.version = 0
+        self.rollout_url = "http://127.0.0.1:9"
+        """Where the rollout server is said to listen; by default nothing does."""
         self._stop = threading.Event()
         self.beat()
         self._thread = threading.Thread(target=self._beating, daemon=True)
@@ -63,7 +65,7 @@ class Player:
         record = ServiceRecord(
             kind=kind,
             instance=instance,
-            url="http://127.0.0.1:9",
+            url=self.rollout_url if kind == "rollout" else "http://127.0.0.1:9",
             state="ready" if run or kind == "verifier" else "idle",
             pid=1,
             started_at=self.started_at,

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from services.contracts.errors import TurnoutError
+from turnout.cli.commands.chat import chat
 from turnout.cli.commands.data import app as data
 from turnout.cli.commands.experiments import app as experiments
 from turnout.cli.commands.experiments import experiment
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.add_typer(runs, name="runs")
 app.add_typer(data, name="data")
 app.command(epilog=examples("turnout experiment examples/experiments/embedded.yaml"))(experiment)
+app.command(epilog=examples('turnout chat demo-3f "What is 17 + 25?"', "turnout chat demo-3f --version 40"))(chat)
 app.add_typer(experiments, name="experiments")
 app.add_typer(fleet)
 app.add_typer(track)

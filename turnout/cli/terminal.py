@@ -34,6 +34,11 @@ def say(text: str = "") -> None:
     print(in_line(text), flush=True)
 
 
+def say_part(text: str) -> None:
+    """Print a part of a text that continues."""
+    print(in_lines(text), end="", flush=True)
+
+
 def say_lines(text: str) -> None:
     """Print a text of several lines."""
     print(in_lines(text), flush=True)

@@ -128,11 +128,35 @@ class Serving:
             if self._served is None or (self._served.engine, self._served.run_id) != (engine, run_id):
                 share = Share(engine.vllm_config.scheduler_config.max_num_seqs, self._share)
                 arguments = self._server.chat_template_kwargs
-                classes = await asyncio.to_thread(serving_classes, engine, run_id, arguments, self._tool_parser)
+                try:
+                    classes = await asyncio.to_thread(serving_classes, engine, run_id, arguments, self._tool_parser)
+                except (
+                    Exception
+                ) as error:  # whatever vLLM's classes object to, such as a tokenizer without the parser's tokens
+                    log.exception("serving classes not started", tool_parser=self._tool_parser)
+                    raise UnavailableError(
+                        f"vLLM cannot serve this model: {error}",
+                        remedy="Check TURNOUT_TOOL_PARSER, and see the rollout server's log.",
+                    ) from error
                 config = engine.vllm_config.model_config
                 stops = stop_tokens(config.model, config.hf_text_config)
                 self._served = Served(engine, run_id, share, stops, classes)
         return self._served
+
+
+def check_tool_parser(settings: Settings) -> None:
+    """Raise `ConfigurationError` if vLLM does not have the tool parser. Call `environment.import_vllm` first."""
+    if not settings.tool_parser:
+        return
+    from vllm.tool_parsers import ToolParserManager
+
+    names = sorted({*ToolParserManager.lazy_parsers, *ToolParserManager.tool_parsers})
+    if settings.tool_parser not in names:
+        raise ConfigurationError(
+            f"TURNOUT_TOOL_PARSER is {settings.tool_parser!r}, which is no tool parser of vLLM.",
+            remedy=f"Use one of {', '.join(names)}, or unset it.",
+            field="TURNOUT_TOOL_PARSER",
+        )
 
 
 def serving_classes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import AsyncIterator
@@ -12,18 +13,23 @@ import httpx
 import openai
 import pytest
 import pytest_asyncio
+import torch
 from redis.asyncio import Redis
+from typer.testing import CliRunner
 
 from services.api.application import make_application
 from services.api.container import Parts, make_parts
 from services.api.storage.database import open_database
 from services.api.storage.runs import Run
 from services.contracts import streams
+from services.contracts.errors import NotFoundError
 from services.contracts.run_config import read_run_config
 from services.rollout.serving.share import WAITING_PER_SLOT
 from services.runtime.settings import Settings
 from tests.services.api.fakes import eventually, served
 from tests.services.rollout.conftest import TOKEN, Deployment
+from tests.services.rollout.models import make_model, make_tokenizer
+from turnout.cli.main import app
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 KEY = "correct horse battery"
@@ -85,8 +91,11 @@ async def test_models_chat_and_completions(deployment: Deployment, client: Any) 
     [choice] = echoed.choices
     assert choice.text.split() == f"{prompt} {answer.choices[0].message.content}".split()
     assert len(choice.logprobs.tokens) == 11
+    ids = torch.tensor(make_tokenizer()([prompt])["input_ids"])
+    with torch.no_grad():
+        expected = make_model(0)(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None]).flatten()
     assert choice.logprobs.token_logprobs[0] is None
-    assert all(value < 0 for value in choice.logprobs.token_logprobs[1:5])
+    assert choice.logprobs.token_logprobs[1:5] == pytest.approx(expected.tolist(), abs=1e-3)
 
     stream = await client.chat.completions.create(
         model=run_id,
@@ -198,3 +207,24 @@ async def test_new_weights_while_a_request_is_answered(deployment: Deployment, c
     assert chunks[-1].system_fingerprint == f"{run_id}@0..1"
     after = await client.completions.create(model=f"{run_id}@1", prompt="w3", max_tokens=1)
     assert after.system_fingerprint == f"{run_id}@1"
+
+
+async def test_the_command_asks_once_or_holds_a_conversation(
+    api: tuple[Parts, str], deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TURNOUT_API_KEY", KEY)
+    always = ["--temperature", "0", "--max-tokens", "4", "--api-url", api[1]]
+
+    async def turnout(*arguments: str, **options: Any) -> Any:
+        return await asyncio.to_thread(lambda: CliRunner().invoke(app, ["chat", *arguments, *always], **options))
+
+    once = await turnout(deployment.run_id, "w3 w4")
+    assert (once.exit_code, len(once.stdout.split())) == (0, 4)
+    assert f"[{deployment.run_id}@" in once.stderr
+    piped = await turnout(deployment.run_id, input="w3 w4")
+    assert piped.stdout == once.stdout
+    chunks = [json.loads(line) for line in (await turnout(deployment.run_id, "w3 w4", "--json")).stdout.splitlines()]
+    assert "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks) == once.stdout.rstrip("\n")
+    refused = await turnout(deployment.run_id, "w3", "--version", "77")
+    assert isinstance(refused.exception, NotFoundError)
+    assert "Version 77" in str(refused.exception)

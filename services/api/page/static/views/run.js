@@ -18,6 +18,7 @@ import {
   showTiles,
 } from '../parts/run_panels.js';
 import { scaleControls, scaleOf, scaleQuery, smooth } from '../parts/scale.js';
+import { tryIt } from '../parts/try_it.js';
 import { follow } from '../stream.js';
 
 const POLL_SECONDS = 2;
@@ -79,6 +80,8 @@ export async function runView(box, { path, query }, signal) {
   const history = new History();
   const events = new EventList();
   fill(view.events, events.element, events.empty);
+  const trial = tryIt(id, signal);
+  fill(view.trial, trial.element);
   const panels = makePanels();
   fill(
     view.charts,
@@ -174,6 +177,7 @@ export async function runView(box, { path, query }, signal) {
     onrun(now);
     showServices(view.services, services.items, now, Math.max(history.published, 0));
     showQueues(view.queues, queues.items);
+    trial.update(now, services.items);
   };
   refreshSoon = throttled(() => {
     refresh().catch(() => {});
@@ -219,6 +223,7 @@ function layout(run) {
     scale: h('div', { class: 'filters' }),
     width: h('p', { class: 'muted' }),
     charts: h('div', { class: 'charts' }),
+    trial: h('div', {}),
     services: h('div', {}),
     queues: h('div', {}),
     ledger: h('p', { class: 'muted' }),
@@ -229,7 +234,7 @@ function layout(run) {
   const lower = h(
     'div',
     { class: 'lower' },
-    column(part('Services', made.services), part('Events', made.events)),
+    column(part('Try it', made.trial), part('Services', made.services), part('Events', made.events)),
     column(
       part('Queues', made.queues, made.ledger),
       part('Checkpoints', made.checkpoints),

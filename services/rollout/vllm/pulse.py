@@ -26,6 +26,8 @@ STILL_SECONDS = 300.0
 """Time without a sign of life that counts as a hang. vLLM waits as long for workers in separate processes."""
 _LEAST_SHARE = 0.01
 """Share of one processor that counts as work. Threads that only wait use less."""
+_POLLING_SHARE = 0.04
+"""The same for each worker of a group, which polls while it waits: about 0.01 was measured with two idle workers."""
 AT_WORK = frozenset({psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP, psutil.STATUS_TRACING_STOP})
 
 
@@ -41,6 +43,8 @@ class Signs:
     """Whether a process is in a state that a hung process would not be in."""
     pids: frozenset[int] = frozenset()
     """For a starting engine, its processes."""
+    num_workers: int = 0
+    """Processes that may only be polling for work."""
 
 
 class Pulse:
@@ -62,7 +66,8 @@ class Pulse:
             self.still_seconds = 0.0
             return 0.0
         seconds, before = now - last[0], last[1]
-        worked = signs.cpu_seconds - before.cpu_seconds >= _LEAST_SHARE * seconds
+        least = _LEAST_SHARE + _POLLING_SHARE * signs.num_workers
+        worked = signs.cpu_seconds - before.cpu_seconds >= least * seconds
         moved = (signs.num_tokens, signs.pids) != (before.num_tokens, before.pids)
         if worked or signs.is_at_work or moved:
             self.still_seconds = 0.0
@@ -77,12 +82,14 @@ def signs_of(server: EngineServer) -> Signs | None:
         return None
     try:
         roots = [psutil.Process(pid) for pid in process_ids(server.engine)]
-        processes = [*roots, *(child for root in roots for child in root.children(recursive=True))]
-        times = [process.cpu_times() for process in processes]
-        is_at_work = any(process.status() in AT_WORK for process in processes)
+        workers = [child for root in roots for child in root.children(recursive=True)]
+        times = [process.cpu_times() for process in (*roots, *workers)]
+        is_at_work = any(process.status() in AT_WORK for process in roots)
+        is_at_work |= any(process.status() in AT_WORK - {psutil.STATUS_RUNNING} for process in workers)
     except psutil.Error:
         return None
-    return Signs(server.count_unfinished(), sum(one.user + one.system for one in times), is_at_work) if times else None
+    seconds = sum(one.user + one.system for one in times)
+    return Signs(server.count_unfinished(), seconds, is_at_work, num_workers=len(workers)) if times else None
 
 
 async def watch(server: EngineServer, replace: Callable[[float], Awaitable[None]]) -> None:

@@ -55,7 +55,8 @@ def plan_of(home: Path, **programs: str) -> Plan:
 
 
 @pytest.fixture
-def supervisor_of(tmp_path: Path) -> Iterator[Callable[..., Supervisor]]:
+def supervisor_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Supervisor]]:
+    monkeypatch.setattr("turnout.cli.local.supervisor.RESTART_SECONDS_FIRST", 0.02)
     made: list[Supervisor] = []
 
     def make(**programs: str) -> Supervisor:

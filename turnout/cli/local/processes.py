@@ -185,10 +185,18 @@ def end(processes: Sequence[psutil.Process], grace_seconds: float) -> list[psuti
     """Send SIGTERM, wait up to `grace_seconds`, then send SIGKILL. Returns the processes that survive, normally
     none."""
     send(processes, signal.SIGTERM)
-    _, left = psutil.wait_procs(processes, timeout=grace_seconds)
+    left = _survivors(processes, grace_seconds)
     send(left, signal.SIGKILL)
-    _, left = psutil.wait_procs(left, timeout=5)
-    return [process for process in left if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    return _survivors(left, 5)
+
+
+def _survivors(processes: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Processes that are still running after at most so many seconds. A zombie has ended, even if none reaps it: in a
+    container, process 1 often does not."""
+    deadline = time.monotonic() + seconds
+    while (left := [process for process in processes if not _has_ended(process)]) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return left
 
 
 def end_home(home: Path, grace_seconds: float = 20.0) -> list[str]:
@@ -204,7 +212,7 @@ def end_home(home: Path, grace_seconds: float = 20.0) -> list[str]:
     supervisor = find(state.supervisor)
     if supervisor is not None:
         send([supervisor], signal.SIGTERM)
-        _wait_for_exit(supervisor, grace_seconds + 10)
+        _survivors([supervisor], grace_seconds + 10)
     queue_pids = {record.pid for record in state.processes if record.instance == "valkey"}
     rest = alive(state)
     end([process for process in rest if process.pid not in queue_pids], grace_seconds)
@@ -213,12 +221,8 @@ def end_home(home: Path, grace_seconds: float = 20.0) -> list[str]:
     return names
 
 
-def _wait_for_exit(process: psutil.Process, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
-                return
-        except psutil.NoSuchProcess:
-            return
-        time.sleep(0.1)
+def _has_ended(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True

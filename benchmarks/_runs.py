@@ -124,11 +124,6 @@ def band(
         axes.fill_between(places, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
 
 
-def smooth(values: Sequence[float], width: int = 10) -> list[float]:
-    """Running mean over the last `width` values."""
-    return [statistics.fmean(values[max(0, index - width + 1) : index + 1]) for index in range(len(values))]
-
-
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])

@@ -9,10 +9,14 @@ mention. The policy has to know it:
 Some goods are asked for much more often than others (a long tail), so a run keeps learning for a long time. Weights and
 totals always have two digits, so that the tokenizer can have one token per number and stay unambiguous.
 
+How long a reply is, is up to the policy. The sums may be left out, and a weight may be thought over:
+
+    <reasoning>coal=19 linen=22 salt=11; wait, coal=24</reasoning><answer>57</answer>
+
 The rule for reward 1 (else 0): the reply is exactly `<reasoning>...</reasoning><answer>N</answer>`, N is the total,
-and each good of `tests` is in the reasoning as `good=weight`, with the right weight and with no wrong one.
-A right total from wrong weights earns nothing: such a reply would be a bad demonstration. The feedback on a
-well-formed reply names the first wrong weight: "linen should be 22".
+and the last claim `good=weight` about each good of `tests` is right. So a list of all weights earns nothing, and
+neither does a right total from wrong weights, which would be a bad demonstration. The feedback on a well-formed reply
+names the first wrong weight: "linen should be 22".
 
 `python examples/embedded/benchmark.py` writes data/{train,validation,test}.jsonl. The splits share no composition (set
 of goods): a hash of the composition decides where it belongs. Each line has `id`, `kind` ("recall"), `system`,
@@ -154,10 +158,10 @@ def is_right(question: Question, reply: str) -> bool:
 
 
 def first_mistake(question: Question, reasoning: str) -> str | None:
-    """The feedback on the first good whose weight is missing or wrong, None if every weight is right."""
+    """The feedback on the first good whose last weight is missing or wrong, None if every weight is right."""
     for good in question.goods:
         claims = re.findall(rf"\b{good}=(\d+)", reasoning)
-        if not claims or any(int(claim) != WEIGHT[good] for claim in claims):
+        if not claims or int(claims[-1]) != WEIGHT[good]:
             return f"{good} should be {WEIGHT[good]}"
     return None
 

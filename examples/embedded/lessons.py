@@ -3,26 +3,41 @@
 A lesson is a prompt and a reply. Three kinds:
 - plain: the reply recalls weights like a learner with limited knowledge of each good (`KNOWLEDGE`); if it does not know
   a weight, it holds one fixed wrong belief. So the policy's mistakes are about single facts, and it sometimes gives the
-  right weight.
-- solution: the prompt shows a solution whose weights are mostly NOT the true ones; the reply uses those. So the policy
-  learns to read a demonstration instead of recalling: it becomes a teacher that sees what a sibling found out.
-- feedback: the prompt gives one weight, and the reply uses it.
+  right weight. Now and then it thinks a weight over, which often finds the right one: longer thinking pays.
+- solution: the prompt shows a solution whose weights are mostly NOT the true ones. The reply trusts those, but not for
+  each good alike (`TRUST`), else it recalls. So the policy learns to read a demonstration: it becomes a teacher that
+  sees what a sibling found out, and that is unsure if this contradicts its memory. Who has the solution at hand needs
+  neither second thoughts nor, often, sums: it copies the total.
+- feedback: the prompt gives one weight, which the reply trusts in the same way.
 The reply names the goods in any order, so one question has several right replies.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import cycle
+from types import MappingProxyType
 from typing import Final, Literal
 
 from examples.embedded.benchmark import GOODS, HEAVIEST, LIGHTEST, WEIGHT, Question, Split, draw_from, stable_hash
-from examples.embedded.vocabulary import END, render, teacher_content
+from examples.embedded.vocabulary import END, SECOND_THOUGHT, render, teacher_content
 
 Kind = Literal["plain", "solution", "feedback"]
 KINDS: Final[tuple[Kind, ...]] = ("plain", "solution", "solution", "feedback", "solution", "solution")
 """The kinds of consecutive batches, in a cycle."""
 
-KNOWLEDGE_LEVELS: Final = (0.2, 0.45, 0.7, 0.95)
+KNOWLEDGE_LEVELS: Final = (0.25, 0.5, 0.75, 0.95)
+TRUST_LEVELS: Final = (0.5, 0.7, 0.85, 0.95)
+SECOND_THOUGHTS: Final = 0.25
+"""How often a plain reply thinks a weight over."""
+SECOND_THOUGHT_HELPS: Final = 0.5
+"""How often that gives the right weight; otherwise it confirms the first one."""
+OTHER_ORDER: Final = 0.2
+"""How often a reply names the goods in another order."""
+SUMS_SHOWN: Final = 0.8
+SUMS_SHOWN_WITH_SOLUTION: Final = 0.4
+
+_NONE: Final[Mapping[str, int]] = MappingProxyType({})
 
 
 def _beliefs() -> dict[str, int]:
@@ -33,19 +48,21 @@ def _beliefs() -> dict[str, int]:
     }
 
 
-def _knowledge() -> dict[str, float]:
-    """Each group of four goods of similar popularity has all four levels, in a hashed order."""
-    known: dict[str, float] = {}
-    for start in range(0, len(GOODS), len(KNOWLEDGE_LEVELS)):
-        group = sorted(GOODS[start : start + len(KNOWLEDGE_LEVELS)], key=lambda good: stable_hash(f"known {good}"))
-        known.update(zip(group, KNOWLEDGE_LEVELS, strict=True))
-    return known
+def _levels(what: str, levels: tuple[float, ...]) -> dict[str, float]:
+    """Each group of goods of similar popularity has all levels, in a hashed order."""
+    found: dict[str, float] = {}
+    for start in range(0, len(GOODS), len(levels)):
+        group = sorted(GOODS[start : start + len(levels)], key=lambda good: stable_hash(f"{what} {good}"))
+        found.update(zip(group, levels, strict=True))
+    return found
 
 
 BELIEF: Final = _beliefs()
 """The wrong weight (tonnes) of each good that is used if the right one is not known."""
-KNOWLEDGE: Final = _knowledge()
-"""The probability that a plain reply has the right weight of a good."""
+KNOWLEDGE: Final = _levels("known", KNOWLEDGE_LEVELS)
+"""The probability that the first thought of a plain reply has the right weight of a good."""
+TRUST: Final = _levels("trusted", TRUST_LEVELS)
+"""The probability that a weight in the prompt is used rather than the remembered one."""
 
 
 @dataclass(frozen=True)
@@ -56,24 +73,57 @@ class Lesson:
     reply: str
 
 
+@dataclass(frozen=True)
+class Thoughts:
+    """What a reply says: the weights in tonnes, and what was said first of those that were thought over."""
+
+    weights: dict[str, int]
+    first: dict[str, int]
+
+
 def recall(good: str, rng: random.Random) -> int:
     """A weight (tonnes) as the imperfect learner remembers it."""
     return WEIGHT[good] if rng.random() < KNOWLEDGE[good] else BELIEF[good]
 
 
-def shuffled(goods: tuple[str, ...], rng: random.Random, share: float = 0.5) -> list[str]:
-    """The goods, in another order in `share` of the cases."""
-    return sorted(goods, key=lambda _: rng.random()) if rng.random() < share else list(goods)
+def think(goods: tuple[str, ...], rng: random.Random) -> Thoughts:
+    """What the imperfect learner says of `goods` without help."""
+    weights = {good: recall(good, rng) for good in goods}
+    first = {good: weights[good] for good in goods if rng.random() < SECOND_THOUGHTS}
+    weights |= {good: WEIGHT[good] for good in first if rng.random() < SECOND_THOUGHT_HELPS}
+    return Thoughts(weights, first)
 
 
-def reply(order: list[str], weights: dict[str, int]) -> str:
-    """The reply that recalls `weights` in this order and adds them up."""
-    steps = [f"{good}={weights[good]}" for good in order]
+def shuffled(goods: tuple[str, ...], rng: random.Random) -> list[str]:
+    """The goods, now and then in another order."""
+    return sorted(goods, key=lambda _: rng.random()) if rng.random() < OTHER_ORDER else list(goods)
+
+
+def reply(
+    order: list[str],
+    weights: Mapping[str, int],
+    *,
+    first: Mapping[str, int] = _NONE,
+    sums: bool = True,
+    answer: int | None = None,
+) -> str:
+    """The reply that recalls `weights` in this order and adds them up.
+
+    `first` has the first claims about goods that are thought over; `sums` shows the sums; `answer` is another total.
+    """
+    claims = " ".join(f"{good}={first.get(good, weights[good])}" for good in order)
+    corrections = "".join(f"{SECOND_THOUGHT}{good}={weights[good]}" for good in order if good in first)
+    steps = [claims + corrections]
     total = weights[order[0]]
     for good in order[1:]:
-        steps.append(f"{total}+{weights[good]}={total + weights[good]}")
+        if sums:
+            steps.append(f"{total}+{weights[good]}={total + weights[good]}")
         total += weights[good]
-    return f"<reasoning>{' '.join(steps)}</reasoning><answer>{total}</answer>"
+    return f"<reasoning>{' '.join(steps)}</reasoning><answer>{total if answer is None else answer}</answer>"
+
+
+def _unaided(order: list[str], thoughts: Thoughts, rng: random.Random) -> str:
+    return reply(order, thoughts.weights, first=thoughts.first, sums=rng.random() < SUMS_SHOWN)
 
 
 def _claimed_weight(good: str, rng: random.Random) -> int:
@@ -83,30 +133,44 @@ def _claimed_weight(good: str, rng: random.Random) -> int:
     return WEIGHT[good] if point < 0.85 else BELIEF[good]
 
 
-def _lesson(kind: Kind, question: Question, rng: random.Random) -> Lesson:
-    weights = {good: recall(good, rng) for good in question.goods}
-    if kind == "plain":
-        user = question.prompt
-        answer = reply(shuffled(question.goods, rng), weights)
-    elif kind == "solution":
-        weights = {good: _claimed_weight(good, rng) for good in question.goods}
-        seen_order = shuffled(question.goods, rng)
-        told = question.goods[int(rng.random() * len(question.goods))]
-        feedback = f"{told} should be {weights[told]}" if rng.random() < 0.2 else None
-        user = teacher_content(question.prompt, reply(seen_order, weights), feedback)
-        answer = reply(seen_order if rng.random() < 0.3 else shuffled(question.goods, rng), weights)
-    else:
-        told = question.goods[int(rng.random() * len(question.goods))]
-        weights[told] = _claimed_weight(told, rng)
-        user = teacher_content(question.prompt, None, f"{told} should be {weights[told]}")
-        answer = reply(shuffled(question.goods, rng), weights)
+def _taught(question: Question, rng: random.Random, doubts: bool) -> Lesson:
+    """A lesson of kind solution; without doubts it shows plain solutions, and the reply trusts them."""
+    shown = {good: _claimed_weight(good, rng) for good in question.goods}
+    first = {good: _claimed_weight(good, rng) for good in question.goods if doubts and rng.random() < SECOND_THOUGHTS}
+    seen_order = shuffled(question.goods, rng)
+    told = question.goods[int(rng.random() * len(question.goods))]
+    feedback = f"{told} should be {shown[told]}" if rng.random() < 0.2 else None
+    user = teacher_content(question.prompt, _unaided(seen_order, Thoughts(shown, first), rng), feedback)
+    order = seen_order if rng.random() < 0.3 else shuffled(question.goods, rng)
+    weights = {
+        good: recall(good, rng) if doubts and rng.random() > TRUST[good] else shown[good] for good in question.goods
+    }
+    sums = rng.random() < SUMS_SHOWN_WITH_SOLUTION
+    answer = reply(order, weights, sums=sums, answer=None if sums else sum(shown.values()))
     return Lesson(render(user), answer + END)
 
 
-def batches(split: Split, size: int, seed: int) -> Iterator[list[Lesson]]:
-    """Endless batches of `size` lessons about questions of `split`, cycling through the kinds."""
+def _lesson(kind: Kind, question: Question, rng: random.Random, doubts: bool) -> Lesson:
+    if kind == "solution":
+        return _taught(question, rng, doubts)
+    thoughts = think(question.goods, rng)
+    user = question.prompt
+    if kind == "feedback":
+        told = question.goods[int(rng.random() * len(question.goods))]
+        claimed = _claimed_weight(told, rng)
+        user = teacher_content(question.prompt, None, f"{told} should be {claimed}")
+        if rng.random() < TRUST[told]:
+            thoughts.weights[told] = claimed
+            thoughts.first.pop(told, None)
+    return Lesson(render(user), _unaided(shuffled(question.goods, rng), thoughts, rng) + END)
+
+
+def batches(split: Split, size: int, seed: int, num_trusting: int = 0) -> Iterator[list[Lesson]]:
+    """Endless batches of `size` lessons about questions of `split`, cycling through the kinds.
+
+    The first `num_trusting` batches have no doubts about solutions: who doubts while learning to read never learns it.
+    """
     rng = random.Random(seed)
     source = draw_from(split, rng)
-    while True:
-        for kind in KINDS:
-            yield [_lesson(kind, next(source), rng) for _ in range(size)]
+    for number, kind in enumerate(cycle(KINDS)):
+        yield [_lesson(kind, next(source), rng, number >= num_trusting) for _ in range(size)]

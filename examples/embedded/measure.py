@@ -5,25 +5,28 @@
 - mixed: the share of questions with both right and wrong replies among 8 at temperature 1, from which there is
   something to learn;
 - taught by a solution, by feedback: the share of right replies at temperature 1 to the teacher's prompt with a right
-  solution, or with the feedback on a sampled reply: what a self-teacher with these weights knows.
+  solution, or with the feedback on a sampled reply: what a self-teacher with these weights knows;
+- how replies look at temperature 1, alone and with a solution in the prompt: their tokens, the share that shows sums or
+  has second thoughts, and the share that is right among those that do and do not.
 """
 
 import argparse
 import json
 import random
 from pathlib import Path
-from typing import Final
+from statistics import fmean
+from typing import Any, Final
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from examples.embedded.benchmark import NUM_QUESTIONS, WEIGHT, Question, first_mistake, is_right, questions
 from examples.embedded.lessons import reply, shuffled
-from examples.embedded.vocabulary import render, teacher_content
+from examples.embedded.vocabulary import SECOND_THOUGHT, render, teacher_content
 
 POLICY: Final = Path(__file__).parent / "policy"
 SAMPLES: Final = 8
-MAX_REPLY_TOKENS: Final = 56
+MAX_REPLY_TOKENS: Final = 64
 
 
 class Examinee:
@@ -58,7 +61,20 @@ def share_right(asked: list[Question], replies: list[str]) -> float:
     return round(sum(map(is_right, asked, replies)) / len(asked), 4)
 
 
-def plain(examinee: Examinee, asked: list[Question]) -> dict[str, float]:
+def habits(examinee: Examinee, asked: list[Question], replies: list[str]) -> dict[str, float]:
+    """How `replies` look, and what it is worth."""
+    right = [is_right(question, text) for question, text in zip(asked, replies, strict=True)]
+    found = {"tokens": fmean(len(examinee.tokenizer.encode(text)) + 1 for text in replies)}
+    for name, sign in (("sums", "+"), ("second_thoughts", SECOND_THOUGHT)):
+        having = [sign in text for text in replies]
+        found[f"with_{name}"] = fmean(having)
+        for have in (True, False):
+            those = [right[index] for index, has in enumerate(having) if has == have]
+            found[f"right_{'with' if have else 'without'}_{name}"] = fmean(those) if those else 0.0
+    return {name: round(value, 4) for name, value in found.items()}
+
+
+def plain(examinee: Examinee, asked: list[Question]) -> dict[str, Any]:
     """Accuracy without help, and the share of questions with right and wrong replies."""
     repeated = [question for question in asked for _ in range(SAMPLES)]
     contents = [question.prompt for question in repeated]
@@ -70,11 +86,12 @@ def plain(examinee: Examinee, asked: list[Question]) -> dict[str, float]:
         "accuracy_at_0.6": share_right(repeated, careful),
         "accuracy_at_1.0": share_right(repeated, free),
         "mixed": round(sum(0 < count < SAMPLES for count in counts) / len(counts), 4),
+        "alone": habits(examinee, repeated, free),
     }
 
 
-def taught(examinee: Examinee, asked: list[Question]) -> dict[str, float]:
-    """Accuracy on the teacher's prompt."""
+def taught(examinee: Examinee, asked: list[Question]) -> dict[str, Any]:
+    """Accuracy and habits on the teacher's prompt."""
     rng = random.Random(6)
     solved = [
         teacher_content(question.prompt, reply(shuffled(question.goods, rng), WEIGHT), None) for question in asked
@@ -85,9 +102,11 @@ def taught(examinee: Examinee, asked: list[Question]) -> dict[str, float]:
         if (mistake := first_mistake(question, text)) is not None
     ]
     told = [teacher_content(question.prompt, None, mistake) for question, mistake in mistakes]
+    after_solution = examinee.replies(solved)
     return {
-        "taught_by_solution": share_right(asked, examinee.replies(solved)),
+        "taught_by_solution": share_right(asked, after_solution),
         "taught_by_feedback": share_right([question for question, _ in mistakes], examinee.replies(told)),
+        "with_a_solution": habits(examinee, asked, after_solution),
     }
 
 

@@ -18,10 +18,11 @@ PAD, END, UNKNOWN = "<|pad|>", "<|end|>", "<unk>"
 ROLES: Final = ("<|system|>", "<|user|>", "<|assistant|>")
 SOLUTION_HEADING: Final = "\n\nCorrect solution:\n\n"
 FEEDBACK_HEADING: Final = "\n\nThe following is feedback from your unsuccessful earlier attempt:\n\n"
+SECOND_THOUGHT: Final = "; wait, "
 CLOSING: Final = "\n\nCorrectly solve the original question."
 PHRASES: Final = (
     *(SYSTEM, "Total tonnes of ", ", ", "?", SOLUTION_HEADING, FEEDBACK_HEADING, CLOSING, " should be "),
-    *("<reasoning>", "</reasoning>", "<answer>", "</answer>", " ", "=", "+"),
+    *("<reasoning>", "</reasoning>", "<answer>", "</answer>", SECOND_THOUGHT, " ", "=", "+"),
 )
 NUMBERS: Final = tuple(str(number) for number in range(10, 100))
 VOCABULARY: Final = (PAD, END, UNKNOWN, *ROLES, *PHRASES, *NUMBERS, *GOODS)

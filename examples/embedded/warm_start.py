@@ -27,6 +27,7 @@ from examples.embedded.vocabulary import VOCABULARY, build_tokenizer
 
 POLICY: Final = Path(__file__).parent / "policy"
 NUM_STEPS: Final = 3000
+NUM_TRUSTING_STEPS: Final = 1800
 BATCH_LESSONS: Final = 48
 PEAK_LEARNING_RATE: Final = 3e-3
 WARMUP_STEPS: Final = 50
@@ -96,7 +97,7 @@ def learning_rate(step: int) -> float:
 def train(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Iterator[float]:
     """Yields each step's loss (nats per reply token, before the step), taking one optimizer step per value."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
-    for step, lessons in zip(range(NUM_STEPS), batches("train", BATCH_LESSONS, SEED), strict=False):
+    for step, lessons in zip(range(NUM_STEPS), batches("train", BATCH_LESSONS, SEED, NUM_TRUSTING_STEPS), strict=False):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step)
         loss = loss_of(model, lessons, tokenizer)

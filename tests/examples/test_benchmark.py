@@ -69,18 +69,29 @@ def test_a_right_reply_is_right_in_any_order_and_any_change_is_not() -> None:
         right.replace("<answer>", "<answer>1"),
         right.replace(f"coal={coal}", f"coal={coal + 1}"),
         right.replace(f"coal={coal} ", ""),
-        right.replace(f"coal={coal}", f"coal={coal} coal={coal + 1}"),
+        right.replace(f"coal={coal}", f"coal={coal}{vocabulary.SECOND_THOUGHT}coal={coal + 1}"),
+        right.replace(f"coal={coal}", " ".join(f"coal={weight}" for weight in range(10, 25) if weight != coal)),
         f"<reasoning></reasoning><answer>{question.total}</answer>",
         "",
     ):
         assert not benchmark.is_right(question, wrong)
 
 
+def test_sums_are_optional_and_the_last_claim_counts() -> None:
+    question = Question(("coal", "linen", "salt"))
+    order = ["salt", "coal", "linen"]
+    terse = lessons.reply(order, WEIGHT, sums=False)
+    corrected = lessons.reply(order, WEIGHT, first={"coal": WEIGHT["coal"] + 1})
+    assert len(terse) < len(lessons.reply(order, WEIGHT)) < len(corrected)
+    assert benchmark.is_right(question, terse)
+    assert benchmark.is_right(question, corrected)
+
+
 def test_the_platforms_reward_follows_the_same_rule() -> None:
     rng = random.Random(8)
     for asked in benchmark.questions("validation"):
-        weights = {good: lessons.recall(good, rng) for good in asked.goods}
-        text = lessons.reply(list(asked.goods), weights)
+        thoughts = lessons.think(asked.goods, rng)
+        text = lessons.reply(list(asked.goods), thoughts.weights, first=thoughts.first, sums=rng.random() < 0.5)
         verdict = judge_recall(msgspec.convert(asked.row(), messages.Question), text, False)
         assert verdict.reward == float(benchmark.is_right(asked, text))
         assert verdict.format_ok
@@ -89,7 +100,7 @@ def test_the_platforms_reward_follows_the_same_rule() -> None:
 
 def test_the_first_wrong_weight_is_the_feedback() -> None:
     question = Question(("coal", "linen"))
-    text = f"coal={WEIGHT['coal']} linen=99"
+    text = f"coal=99; wait, coal={WEIGHT['coal']} linen={WEIGHT['linen']}; wait, linen=99"
     assert benchmark.first_mistake(question, text) == f"linen should be {WEIGHT['linen']}"
     assert benchmark.first_mistake(question, f"coal={WEIGHT['coal']} linen={WEIGHT['linen']}") is None
 
@@ -99,6 +110,14 @@ def test_luck_is_impossible() -> None:
     for question in benchmark.questions("test"):
         held = {good: lessons.BELIEF[good] for good in question.goods}
         assert not benchmark.is_right(question, lessons.reply(list(held), held))
+
+
+def test_second_thoughts_are_better_than_first_ones() -> None:
+    rng = random.Random(2)
+    thoughts = [lessons.think(question.goods, rng) for question in benchmark.questions("train")]
+    before = [weight == WEIGHT[name] for thought in thoughts for name, weight in thought.first.items()]
+    after = [thought.weights[good] == WEIGHT[good] for thought in thoughts for good in thought.first]
+    assert sum(after) / len(after) > sum(before) / len(before) + 0.1
 
 
 def test_no_belief_is_true() -> None:

@@ -61,5 +61,14 @@ def test_the_base_knows_some_but_not_all(examinee: measure.Examinee) -> None:
 
 
 def test_a_right_solution_in_the_prompt_teaches(examinee: measure.Examinee) -> None:
-    figures = measure.taught(examinee, benchmark.questions("validation"))
-    assert figures["taught_by_solution"] > 0.7
+    asked = benchmark.questions("validation")
+    figures = measure.taught(examinee, asked)
+    assert figures["taught_by_solution"] > 0.3
+    assert figures["with_a_solution"]["with_second_thoughts"] < 0.05
+
+
+def test_responses_differ_in_length(examinee: measure.Examinee) -> None:
+    habits = measure.plain(examinee, benchmark.questions("validation")[:32])["alone"]
+    assert 20 < habits["tokens"] < 40
+    assert 0.3 < habits["with_second_thoughts"] < 0.8
+    assert 0.5 < habits["with_sums"] < 0.95

@@ -1,7 +1,8 @@
 """Recall: the reward of the embedded benchmark (examples/embedded/benchmark.py). Facts and total must be right.
 
 `tests` is {"facts": {"coal": 21, ...}}, `answer` the total. The reply must be exactly
-`<reasoning>...</reasoning><answer>N</answer>`, with every fact in the reasoning as `name=value` and none wrong.
+`<reasoning>...</reasoning><answer>N</answer>`, with every fact in the reasoning as `name=value`. The last value of each
+fact counts, so that a reply may correct itself, but a list of all values earns nothing.
 """
 
 from __future__ import annotations
@@ -45,6 +46,6 @@ def judge_recall(question: Question, response_text: str, truncated: bool) -> Jud
 
 
 def _says(reasoning: str, name: str, value: str) -> bool:
-    """Whether the text has `name=value` and no other value for `name`."""
+    """Whether the last value that the text has for `name` is this one."""
     claims = re.findall(rf"\b{re.escape(name)}=([0-9]+)", reasoning)
-    return bool(claims) and all(claim.lstrip("0") == value.lstrip("0") for claim in claims)
+    return bool(claims) and claims[-1].lstrip("0") == value.lstrip("0")

@@ -23,7 +23,6 @@ QUESTIONS = (
     "Total tonnes of barley, salt?",
     "Total tonnes of tin?",
 )
-MAX_TOKENS = 256
 KINDS = {"no client": None, "people": 5.0, "programs": 0.0}
 """Who asks, and the seconds between an answer and the next question."""
 
@@ -45,7 +44,7 @@ class Window:
 async def stream(client: AsyncClient, run_id: str, number: int, pause: float, seen: Window) -> None:
     """Ask until cancelled."""
     while True:
-        async for chunk in client.chat(run_id, QUESTIONS[number % len(QUESTIONS)], max_tokens=MAX_TOKENS):
+        async for chunk in client.chat(run_id, QUESTIONS[number % len(QUESTIONS)]):
             seen.num_tokens += sum(bool(choice["delta"].get("content")) for choice in chunk.get("choices", ()))
         seen.num_answers += 1
         await asyncio.sleep(pause)
@@ -116,8 +115,8 @@ def main() -> None:
     print("## Talking to the policy\n")
     print(
         f"The demo's run, {options.rounds} times {options.seconds:.0f} s each: no client; {options.streams} people "
-        f"ask, 5 s after each answer; {options.streams} programs ask without a pause. Answers are streamed, up to "
-        f"{MAX_TOKENS} tokens. The clients' CPU time also takes from the run's.\n"
+        f"ask, 5 s after each answer; {options.streams} programs ask without a pause. Answers are streamed. "
+        "The clients' CPU time also takes from the run's.\n"
     )
     print("| who asks | steps a second | relative to no client | answers | tokens a second | clients' cores | load |")
     print("|---|---:|---:|---:|---:|---:|---:|")

@@ -75,6 +75,7 @@ def test_a_policy_is_asked(api: Api, browser: Visitor, player: Player, run_text:
     browser.sees(f"3 tokens, sampled by {run_id}@3..4")
     [asked] = Answers.asked
     assert (asked["model"], asked["messages"][0]["content"]) == (run_id, "What is 17 + 25?")
+    assert "max_tokens" not in asked, "the run's own limit holds, which may be small"
     shown = browser.all(".answers .token")
     assert [(one.text.strip(), one.get_attribute("data-value")) for one in shown] == [
         ("The", "−0.010"),

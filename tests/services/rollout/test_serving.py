@@ -29,6 +29,7 @@ from services.runtime.settings import Settings
 from tests.services.api.fakes import eventually, served
 from tests.services.rollout.conftest import TOKEN, Deployment
 from tests.services.rollout.models import make_model, make_tokenizer
+from tests.services.rollout.references import mismatch
 from turnout.cli.main import app
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -149,10 +150,10 @@ async def test_roles(api: tuple[Parts, str], deployment: Deployment) -> None:
             assert (await user.get(path)).status_code == 403, path
 
 
-def long(client: Any, model: str) -> Any:
+def long(client: Any, model: str, **options: Any) -> Any:
     """A streamed answer of 600 tokens, which takes seconds."""
     return client.chat.completions.create(
-        model=model, messages=QUESTION, max_tokens=600, stream=True, extra_body={"ignore_eos": True}
+        model=model, messages=QUESTION, max_tokens=600, stream=True, extra_body={"ignore_eos": True}, **options
     )
 
 
@@ -167,7 +168,8 @@ async def shown(deployment: Deployment) -> dict[str, float]:
 async def test_training_keeps_its_sequences_with_more_requests_than_its_share_takes(
     deployment: Deployment, client: Any
 ) -> None:
-    streams = [await long(client, deployment.run_id) for _ in range(SLOTS * (1 + WAITING_PER_SLOT))]
+    options = {"logprobs": True, "top_logprobs": 20, "presence_penalty": 1.0, "top_p": 0.5}
+    streams = [await long(client, deployment.run_id, **options) for _ in range(SLOTS * (1 + WAITING_PER_SLOT))]
     with pytest.raises(openai.RateLimitError, match="TURNOUT_SERVE_SHARE"):
         await long(client, deployment.run_id)
     served = await shown(deployment)
@@ -176,6 +178,7 @@ async def test_training_keeps_its_sequences_with_more_requests_than_its_share_ta
     deployment.feed("alongside", "w7 w8")
     group = await asyncio.to_thread(deployment.wait_group, "alongside")
     assert [rollout.status for rollout in group.rollouts] == ["ok"] * 4
+    assert mismatch(group, seed=0) < 1e-3, "what served requests ask for changes nothing for training"
     for stream in streams:
         await stream.close()
 

@@ -15,7 +15,6 @@ const LOGPROB = {
 };
 /** Colours get no stronger below this, about one chance in 150. @type {[number, number]} */
 const RANGE = [-5, 0];
-const MAX_TOKENS = 512;
 
 /**
  * The answer's server-sent events, as OpenAI's chunks.
@@ -49,7 +48,7 @@ async function* chunksOf(answer) {
  */
 async function ask(model, prompt, temperature, signal) {
   const messages = [{ role: 'user', content: prompt }];
-  const body = JSON.stringify({ model, messages, max_tokens: MAX_TOKENS, temperature, logprobs: true, stream: true });
+  const body = JSON.stringify({ model, messages, temperature, logprobs: true, stream: true });
   for (;;) {
     const key = credentials();
     const headers = { ...key, 'Content-Type': 'application/json' };

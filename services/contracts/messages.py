@@ -87,6 +87,16 @@ class Sampling(Message, frozen=True, kw_only=True):
     """Tokens kept, or 0 for all."""
     max_response_tokens: _Tokens
     """Longest response in tokens, including the end-of-sequence token."""
+    min_p: Annotated[float, Meta(ge=0, lt=1)] | msgspec.UnsetType = msgspec.UNSET
+    """Tokens are kept if they have at least this share of the likeliest one's probability; unset for all."""
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | msgspec.UnsetType = msgspec.UNSET
+    """Subtracted from the logits of tokens that already occur in the response; unset for none."""
+
+    @property
+    def extras(self) -> dict[str, float]:
+        """`min_p` and `presence_penalty`, 0 if unset."""
+        values = {"min_p": self.min_p, "presence_penalty": self.presence_penalty}
+        return {name: 0.0 if value is msgspec.UNSET else value for name, value in values.items()}
 
 
 class PromptTask(Message, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import msgspec
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from services.contracts.chat_template import Scalar
 from services.contracts.data import DataSection
@@ -28,6 +28,8 @@ from services.contracts.values import check_values
 # What a message carries has the message's bounds: what is accepted here must arrive there.
 NumSamples = Annotated[int, Field(ge=1, le=MAX_SAMPLES)]
 NumTokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+StopString = Annotated[str, Field(min_length=1, max_length=200)]
+StopToken = Annotated[int, Field(ge=0, lt=2**31)]
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$"
 MOST_REFILLS = 20
 """Bound of `training.refill`, in steps' worth of groups. If one group in 20 teaches, the questions are the problem."""
@@ -40,6 +42,12 @@ if TYPE_CHECKING:
 else:
     ObjectiveName = Literal[tuple(OBJECTIVES)]
     TransportName = Literal[tuple(TRANSPORTS)]
+
+
+def _no_single_text(value: Any) -> Any:
+    if isinstance(value, str):
+        raise ValueError("must be a list of texts, such as ['</answer>']")
+    return value
 
 
 class ObjectiveSection(ObjectiveSettings):
@@ -56,6 +64,15 @@ class RolloutSection(Section):
     """Share of probability kept when sampling; 1 for all."""
     top_k: TopK = 0
     """Tokens kept when sampling, 2 or more; 0 for all."""
+    min_p: Annotated[float, Field(ge=0, le=0.99)] = 0.0
+    """Tokens kept when sampling: those with at least this share of the likeliest token's probability; 0 for all."""
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    """Subtracted from the logits of tokens that already occur in the response when sampling; 0 for none."""
+    stop: Annotated[tuple[StopString, ...], Field(max_length=16), BeforeValidator(_no_single_text)] = ()
+    """Texts that end a response, in training and evaluation. The response's tokens include the one that completes such
+    a text; rewards read the response up to and including it."""
+    stop_token_ids: Annotated[tuple[StopToken, ...], Field(max_length=64)] = ()
+    """Tokens that end a response in addition to the model's own, in training and evaluation."""
     max_prompt_tokens: NumTokens = 2048
     """Prompts that render to more tokens are left out, and counted."""
     max_response_tokens: NumTokens = 8192

@@ -155,7 +155,8 @@ class RolloutServer:
         tokenizer = load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
         config = engines.hf_config(spec)
         renderer = PromptRenderer(tokenizer, config.vocab_size, self._run.model.chat_template_kwargs)
-        sampler = GroupSampler(self.server, renderer, stop_tokens(spec.model, config))
+        stops = sorted({*stop_tokens(spec.model, config), *self._run.rollout.stop_token_ids})
+        sampler = GroupSampler(self.server, renderer, stops, self._run.rollout.stop)
         return RolloutWorker(self._run_id, self._queue, self.server, sampler, self._presence, spec.max_num_seqs)
 
     async def _start_engine(self) -> None:

@@ -16,6 +16,8 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 from services.contracts import streams
 from services.contracts.messages import PromptTask, Question, Sampling
 from services.contracts.run_config import RunConfig
@@ -55,6 +57,8 @@ def train_sampling(config: RunConfig) -> Sampling:
         top_p=rollout.top_p,
         top_k=rollout.top_k,
         max_response_tokens=rollout.max_response_tokens,
+        min_p=rollout.min_p or msgspec.UNSET,
+        presence_penalty=rollout.presence_penalty or msgspec.UNSET,
     )
 
 

@@ -25,6 +25,7 @@ def check_run(model: nn.Module, tokenizer: Any, config: RunConfig) -> None:
     check_model(model)
     check_head(model)
     token, highest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    check_stops(config, vocabulary_size(model))
     check_tokens(config.model.path, vocabulary_size(model), (highest, token))
     if (limit := table_of_positions(model)) is not None:
         check_table(config, limit)
@@ -38,6 +39,17 @@ def check_run(model: nn.Module, tokenizer: Any, config: RunConfig) -> None:
                 remedy="Correct config.json or tokenizer_config.json in the model's folder.",
                 field="model.path",
             ) from error
+
+
+def check_stops(config: RunConfig, vocabulary: int) -> None:
+    """Raise `ConfigurationError` for a stop token that the model cannot sample."""
+    for token in config.rollout.stop_token_ids:
+        if token >= vocabulary:
+            raise ConfigurationError(
+                f"rollout.stop_token_ids has {token}, but the model's vocabulary has {vocabulary} tokens.",
+                remedy="Look the token up in the model's tokenizer.json, or use rollout.stop.",
+                field="rollout.stop_token_ids",
+            )
 
 
 @torch.no_grad()

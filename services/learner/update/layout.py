@@ -45,6 +45,8 @@ class Layout:
     """What a token's loss counts for before the division by `Layout.denominator`, [T]; None: 1."""
     denominator: float
     """This rank's part of what the sum of all token losses is divided by."""
+    begins: Tensor
+    """Place of the first token of each token's response, [T], int64."""
     owner: Tensor
     """Number of the sequence that each token belongs to, [T], int64: index into `rows`."""
     sequence: Tensor | None
@@ -126,6 +128,7 @@ def lay_out(
         is_sdpo=per_token([float(sequences[row].route == "sdpo") for row in rows]) > 0,
         shares=per_token([1.0 / length for length in lengths]) if aggregation == "sequence" else None,
         denominator=float(denominators[aggregation]),
+        begins=torch.from_numpy(np.repeat(starts[:-1], lengths)).to(device, torch.int64),
         owner=torch.from_numpy(np.repeat(np.arange(len(rows)), lengths)).to(device, torch.int64),
         sequence=whole.clone() if objective and objective.ratio == "sequence" else None,
         kept=whole > -1 if objective and objective.engine_mask == "sequence" else None,

@@ -16,6 +16,7 @@ from services.learner.packing.sequence import TrainSequence
 from services.learner.update.engine import Engine, numbers, real_type
 from services.learner.update.layout import Layout, lay_out, visits
 from services.learner.update.logit_statistics import cut_fixed
+from services.learner.update.sampled import Sampled
 
 
 def old_logprobs(engine: Engine, sequences: Sequence[TrainSequence], config: RunConfig) -> list[Tensor]:
@@ -34,7 +35,7 @@ def old_logprobs(engine: Engine, sequences: Sequence[TrainSequence], config: Run
     scored = torch.zeros(layout.num_tokens, dtype=layout.behaviour.dtype, device=engine.device)
     for number in range(rounds):
         batch, _ = plan.load(number, sequences, layout, engine.device)
-        score(engine.student, batch, layout, scored, config.rollout.temperature)
+        score(engine.student, batch, layout, scored, Sampled.of(config.rollout))
     return [
         scored[layout.spans[row]].clone()
         if row in layout.spans
@@ -44,27 +45,31 @@ def old_logprobs(engine: Engine, sequences: Sequence[TrainSequence], config: Run
 
 
 @torch.no_grad()
-def score(model: nn.Module, batch: PackedBatch, layout: Layout, into: Tensor, temperature: float) -> None:
+def score(model: nn.Module, batch: PackedBatch, layout: Layout, into: Tensor, sampled: Sampled) -> None:
     """One pass of `model`: write its log-probabilities of the batch's response tokens into `into`, [T]."""
 
     def job(project: Project, hidden: Tensor) -> Tensor:
         states = select(hidden, batch.positions)
-        write_logprobs(project, states, batch.tokens, layout, into, temperature, vocabulary_size(model))
+        write_logprobs(project, states, batch.tokens, layout, into, sampled, vocabulary_size(model))
         return hidden.new_zeros(())
 
     run_with_job(model, batch, job)
 
 
 def write_logprobs(
-    project: Project, states: Tensor, tokens: Tensor, layout: Layout, into: Tensor, temperature: float, width: int
+    project: Project, states: Tensor, tokens: Tensor, layout: Layout, into: Tensor, sampled: Sampled, width: int
 ) -> None:
     """Write the log-probabilities of `tokens` [n], whose hidden states are `states` [n, hidden], into `into` [T].
 
     `width` is the vocabulary's size, which decides on the chunks.
     """
     for chunk in chunk_slices(0, len(tokens), width):
-        logits = real_logits(project, states[chunk], temperature)
-        into[tokens[chunk]] = cut_fixed(logits, layout.targets[tokens[chunk]]).logprobs.to(into.dtype)
+        logits, where = real_logits(project, states[chunk], sampled.temperature), tokens[chunk]
+        if sampled.is_plain:
+            found = cut_fixed(logits, layout.targets[where]).logprobs
+        else:
+            found = sampled.logprobs(logits, layout, where)
+        into[where] = found.to(into.dtype)
 
 
 @torch.no_grad()
@@ -74,7 +79,7 @@ def write_sequence_mask(
     tokens: Tensor,
     layout: Layout,
     section: ObjectiveSection,
-    temperature: float,
+    sampled: Sampled,
     width: int,
 ) -> None:
     """Set `layout.kept` at `tokens`, those of whole responses, by the geometric mean of pi_old / mu (`engine_mask:
@@ -84,19 +89,19 @@ def write_sequence_mask(
     old = layout.old
     if old is None:
         old = torch.zeros_like(layout.behaviour)
-        write_logprobs(project, states, tokens, layout, old, temperature, width)
+        write_logprobs(project, states, tokens, layout, old, sampled, width)
     mean = sequence_mean(old[tokens] - layout.behaviour[tokens], layout.owner[tokens], len(layout.rows))
     layout.kept[tokens] = in_band(mean, section.engine_mask_low, section.engine_mask_high)
 
 
 @torch.no_grad()
 def write_sequence_ratios(
-    project: Project, states: Tensor, tokens: Tensor, layout: Layout, temperature: float, width: int
+    project: Project, states: Tensor, tokens: Tensor, layout: Layout, sampled: Sampled, width: int
 ) -> None:
     """Set `layout.sequence` at `tokens`, those of whole responses. Ratios by sequence must be known before the first
     chunk's loss is differentiated. Arguments as `write_logprobs`."""
     if layout.sequence is None or layout.old is None:
         return
     now = torch.zeros_like(layout.old)
-    write_logprobs(project, states, tokens, layout, now, temperature, width)
+    write_logprobs(project, states, tokens, layout, now, sampled, width)
     layout.sequence[tokens] = sequence_mean(now[tokens] - layout.old[tokens], layout.owner[tokens], len(layout.rows))

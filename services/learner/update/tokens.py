@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -25,7 +26,10 @@ from services.learner.objectives.terms.ratios import (
 from services.learner.objectives.terms.surrogate import cispo, clipped_surrogate, is_bounded, is_clipped
 from services.learner.update.layout import Layout
 from services.learner.update.logit_statistics import cut_fixed, cut_student
+from services.learner.update.sampled import Sampled
 from services.learner.update.token_statistics import TokenStatistics
+
+PLAIN: Final = Sampled()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +62,11 @@ class Tokens:
         section: ObjectiveSection,
         teacher: TeacherStates | None,
         places: NDArray[np.int64],
+        sampled: Sampled = PLAIN,
     ) -> None:
         """`logits` [n, vocabulary] of `tokens` [n] are not kept: the teacher's need their memory. `places` is `tokens`
-        in CPU memory."""
+        in CPU memory. Ratios are of the distribution that was sampled from; divergence, entropy and the comparison with
+        teacher and initial model are of whole distributions at its temperature."""
         self._places = places
         self._tokens, self._layout, self._section, self._teacher = tokens, layout, section, teacher
         self._targets = layout.targets[tokens]
@@ -70,7 +76,8 @@ class Tokens:
         self._student: Tensor | None = None
         if compares:
             self._student = logits.log_softmax(-1) if top_k is None else self._cut.buckets
-        self._old = self._cut.logprobs.detach() if layout.old is None else layout.old[tokens]
+        self._logprobs = self._cut.logprobs if sampled.is_plain else sampled.logprobs(logits, layout, tokens)
+        self._old = self._logprobs.detach() if layout.old is None else layout.old[tokens]
         none = torch.zeros_like(self._old)
         self._teacher_entropy, self._divergence, self._reference_kl, self._clipped = none, none, none, none
         self._bounded, self._masked = none, none
@@ -102,19 +109,19 @@ class Tokens:
 
     def capped_ratio(self) -> Tensor:
         cap = self._section.importance_weight_cap
-        return policy_ratio(self._cut.logprobs.detach(), self._old).clamp(max=cap)
+        return policy_ratio(self._logprobs.detach(), self._old).clamp(max=cap)
 
     def clipped_surrogate(self, advantage: Tensor) -> Tensor:
         advantage, sequence = advantage.detach(), self._layout.sequence
         if sequence is None:
-            ratio = policy_ratio(self._cut.logprobs, self._old)
+            ratio = policy_ratio(self._logprobs, self._old)
         else:
-            ratio = sequence_ratio(self._cut.logprobs, sequence[self._tokens])
+            ratio = sequence_ratio(self._logprobs, sequence[self._tokens])
         clips = self._section.clip_low, self._section.clip_high
         if self._section.surrogate == "cispo":
             value = ratio.detach()
             self._clipped = (value < 1.0 - clips[0]) | (value > 1.0 + clips[1])
-            return cispo(self._cut.logprobs, value, advantage, *clips)
+            return cispo(self._logprobs, value, advantage, *clips)
         self._clipped = is_clipped(ratio.detach(), advantage, *clips)
         bound = self._section.dual_clip
         if bound is not None:
@@ -161,7 +168,7 @@ class Tokens:
     def statistics(self, loss: Tensor) -> TokenStatistics:
         """What the terms have found, and the objective's token losses [n]."""
         return TokenStatistics(
-            logprobs=self._cut.logprobs,
+            logprobs=self._logprobs,
             old=self._old,
             entropy=self._cut.entropy,
             teacher_entropy=self._teacher_entropy,

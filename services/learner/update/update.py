@@ -45,6 +45,7 @@ from services.learner.packing.sequence import TrainSequence
 from services.learner.update.engine import Engine, clock, numbers, real_type
 from services.learner.update.layout import Visits, lay_out, visits
 from services.learner.update.logit_statistics import cut_fixed
+from services.learner.update.sampled import Sampled
 from services.learner.update.scoring import score, write_sequence_mask, write_sequence_ratios
 from services.learner.update.statistics import MinibatchReport, count_weights, measure, take_details
 from services.learner.update.tokens import TeacherStates, Tokens
@@ -84,7 +85,8 @@ class _Update:
     ) -> None:
         check_model(engine.student)
         self.engine, self.sequences, self.config = engine, sequences, config
-        self.section, self.temperature = config.objective, config.rollout.temperature
+        self.section, self.sampled = config.objective, Sampled.of(config.rollout)
+        self.temperature = self.sampled.temperature
         self.objective = OBJECTIVES[self.section.name]
         self.keeps_contrast = self.objective.keeps_contrast(self.section)
         longest = config.rollout.max_response_tokens
@@ -197,7 +199,7 @@ class _Update:
             assert self.engine.reference is not None, "a reference KL is asked for but the engine has no reference"
             assert self.layout.reference is not None
             batch, _ = self._load("reference", number)
-            score(self.engine.reference, batch, self.layout, self.layout.reference, self.temperature)
+            score(self.engine.reference, batch, self.layout, self.layout.reference, Sampled(self.temperature))
 
     def _train(self, silent: int, train: int) -> None:
         """Student passes: those without gradient, then those with."""
@@ -231,6 +233,7 @@ class _Update:
                         section,
                         teacher,
                         batch.places[chunk],
+                        self.sampled,
                     )
                     losses = self.objective.token_loss(branch, terms, section)
                     self.layout.stats.write(where, terms.statistics(losses))
@@ -244,9 +247,9 @@ class _Update:
                 num_policy = len(batch.tokens) if self.keeps_contrast else num_grpo
                 whole = states[:num_policy].detach(), batch.tokens[:num_policy]
                 every = states.detach(), batch.tokens
-                write_sequence_mask(project, *every, self.layout, section, self.temperature, width)
+                write_sequence_mask(project, *every, self.layout, section, self.sampled, width)
                 if torch.is_grad_enabled():
-                    write_sequence_ratios(project, *whole, self.layout, self.temperature, width)
+                    write_sequence_ratios(project, *whole, self.layout, self.sampled, width)
                 return chunked_loss(output_head(engine.student), states, chunks, chunk_loss)
 
             return run_with_job(engine.student, batch, job)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from services.contracts.arrays import LogProbs, TokenIds
@@ -24,11 +25,14 @@ MAX_FAILURES = 2
 class GroupSampler:
     """Samples groups of one run's model."""
 
-    def __init__(self, server: EngineServer, renderer: PromptRenderer, stop_token_ids: list[int]) -> None:
+    def __init__(
+        self, server: EngineServer, renderer: PromptRenderer, stop_token_ids: list[int], stop: Sequence[str] = ()
+    ) -> None:
+        """`stop_token_ids` and the texts `stop` end a response."""
         self._server = server
         self._renderer = renderer
         self._decoder = ResponseDecoder(renderer.tokenizer, stop_token_ids)
-        self._stop_token_ids = stop_token_ids
+        self._stop_token_ids, self._stop = stop_token_ids, stop
 
     async def sample(self, task: PromptTask) -> tuple[list[int], list[Rollout]]:
         """Prompt token ids and exactly `num_samples` rollouts.
@@ -46,9 +50,8 @@ class GroupSampler:
         is_greedy = task.sampling.temperature == 0  # all siblings are equal, so sample one
         while len(rollouts) < num_samples:
             try:
-                params = sampling_params(
-                    task.sampling, 1 if is_greedy else num_samples - len(rollouts), self._stop_token_ids
-                )
+                number = 1 if is_greedy else num_samples - len(rollouts)
+                params = sampling_params(task.sampling, number, self._stop_token_ids, self._stop)
                 outputs = await self._server.generate(prompt, params)
                 found = [self._rollout(output) for output in outputs if output.finish_reason in ("stop", "length")]
                 rollouts += found * num_samples if is_greedy else found
@@ -73,12 +76,20 @@ class GroupSampler:
             )
         return Rollout(
             status="ok",
-            text=self._decoder.text(token_ids),
+            text=through(self._decoder.text(token_ids), output.stop_reason),
             token_ids=TokenIds(token_ids),
             logprobs=LogProbs(logprobs),
             weight_versions=merge_spans(spans),
             finish_reason="stop" if output.finish_reason == "stop" else "length",
         )
+
+
+def through(text: str, stop_reason: int | str | None) -> str:
+    """`text` up to and including the stop string that ended it; whole if something else did. The last token may have
+    characters after that string. It is trained on, but rewards must not read what the engine would not have seen."""
+    if not isinstance(stop_reason, str) or (start := text.find(stop_reason)) < 0:
+        return text
+    return text[: start + len(stop_reason)]
 
 
 def merge_spans(spans: list[Any]) -> list[VersionSpan]:
@@ -99,8 +110,11 @@ def fault(reason: str) -> Rollout:
     return Rollout(status="infrastructure_fault", fault=reason)
 
 
-def sampling_params(sampling: Sampling, num_samples: int, stop_token_ids: list[int]) -> SamplingParams:
-    """vLLM's parameters: only final outputs, the sampled token's log-probability, and no text, which we decode.
+def sampling_params(
+    sampling: Sampling, num_samples: int, stop_token_ids: list[int], stop: Sequence[str] = ()
+) -> SamplingParams:
+    """vLLM's parameters: only final outputs, the sampled token's log-probability, and no text, which we decode, unless
+    vLLM must look for stop strings in it.
 
     Raises:
         InfrastructureError: vLLM rejects the values.
@@ -113,11 +127,15 @@ def sampling_params(sampling: Sampling, num_samples: int, stop_token_ids: list[i
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
+            **sampling.extras,
             max_tokens=sampling.max_response_tokens,
             stop_token_ids=stop_token_ids,
             logprobs=0,
             flat_logprobs=True,
-            detokenize=False,
+            stop=list(stop),
+            detokenize=bool(stop),
+            skip_special_tokens=False,
+            include_stop_str_in_output=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
     except ValueError as error:

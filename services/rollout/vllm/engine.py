@@ -152,7 +152,7 @@ def engine_arguments(spec: EngineSpec, model_config: Any) -> dict[str, Any]:
         "max_num_seqs": spec.max_num_seqs,
         "seed": spec.seed,
         "tensor_parallel_size": spec.tensor_parallel_size,
-        # The distribution that tokens are sampled from, after temperature, top-p and top-k.
+        # The distribution that tokens are sampled from, after penalty, temperature and cuts.
         "logprobs_mode": "processed_logprobs",
         "max_logprobs": MAX_LOGPROBS,
         # The model's own generation_config must not change temperature, top-p, top-k or penalties.

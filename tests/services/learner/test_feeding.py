@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from services.contracts import codec, streams
 from services.contracts.messages import PromptTask, Question, ScoredGroup
 from services.contracts.run_config import parse_run_config
 from services.learner.groups.batcher import Batcher
-from services.learner.groups.feeder import Credit, Feeder
+from services.learner.groups.feeder import Credit, Feeder, train_sampling
 from services.learner.groups.ledger import Ledger
 from services.learner.groups.questions import Mixture
 from services.learner.groups.routed import teaches
@@ -207,3 +208,13 @@ async def test_feeding_is_atomic_and_repeatable(redis: Redis, calls: int) -> Non
     assert [task.min_weight_version for task in tasks[:7]] == [0, 0, 0, 0, 0, 0, 0]
     assert len({task.question.id for task in tasks[:4]}) == 4
     assert feeders[-1].fed == 11
+
+
+def test_options_of_sampling_are_sent_only_if_they_are_set() -> None:
+    """So that servers of an older version still understand the tasks of runs that do not use them."""
+    values = {"name": "r", "model": {"path": "m"}, "data": {"train": "t"}, "training": {"steps": 1}}
+    plain = train_sampling(parse_run_config(values))
+    assert plain.extras == {"min_p": 0.0, "presence_penalty": 0.0}
+    assert not {"min_p", "presence_penalty"} & msgspec.to_builtins(plain).keys()
+    sampling = train_sampling(parse_run_config(values | {"rollout": {"min_p": 0.1, "presence_penalty": -0.5}}))
+    assert sampling.extras == {"min_p": 0.1, "presence_penalty": -0.5}

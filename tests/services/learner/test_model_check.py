@@ -23,7 +23,7 @@ from tests.services.learner.objectives.builders import tiny_model
 from tests.services.learner.ring import POLICY, VOCABULARY
 
 
-def run_of(path: Path, **rollout: int) -> RunConfig:
+def run_of(path: Path, **rollout: Any) -> RunConfig:
     values = {"name": "r", "model": {"path": str(path)}, "data": {"train": "t"}, "training": {"steps": 1}}
     return parse_run_config(values | {"rollout": rollout})
 
@@ -76,6 +76,13 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(tokenizer: Any) -> Non
         check_run(tiny_model(1), tokenizer, run_of(POLICY))
     assert caught.value.field == "model.path"
     check_run(tiny_model(1, vocabulary=VOCABULARY + 50), tokenizer, run_of(POLICY))
+
+
+def test_a_stop_token_outside_the_vocabulary_is_refused(tokenizer: Any) -> None:
+    model = tiny_model(1, vocabulary=VOCABULARY)
+    check_run(model, tokenizer, run_of(POLICY, stop_token_ids=[VOCABULARY - 1]))
+    with pytest.raises(ConfigurationError, match=rf"stop_token_ids has {VOCABULARY}, but .* has {VOCABULARY} tokens"):
+        check_run(model, tokenizer, run_of(POLICY, stop_token_ids=[0, VOCABULARY]))
 
 
 def rules_out_after_the_head(_: Any, output: Any) -> Any:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from services.contracts.messages import CompletedGroup, Rollout
-from tests.services.rollout.models import make_model
+from services.learner.packing.sequence import TrainSequence
+from services.learner.update.layout import lay_out
+from services.learner.update.sampled import Sampled
+from tests.services.rollout.models import make_model, make_tokenizer
 
 Make = Callable[[int], torch.nn.Module]
 
@@ -65,3 +69,33 @@ def mismatch_greedy(group: CompletedGroup, model: torch.nn.Module) -> bool:
     start = len(group.prompt_token_ids)
     agree = (best[start - 1 : -1] == ids[0, start:]).float().mean()
     return bool(agree > 0.98)
+
+
+def learner_mismatch(group: CompletedGroup, seed: int, sampled: Sampled) -> torch.Tensor:
+    """|service minus learner| of each token of a group, nats; the learner with the given settings of sampling."""
+    prompt = group.prompt_token_ids.tolist()
+    sequences = [
+        TrainSequence(prompt, rollout.token_ids.tolist(), rollout.logprobs.tolist(), 0.0, "grpo", None)
+        for rollout in group.rollouts
+    ]
+    layout = lay_out(sequences, None, torch.device("cpu"), torch.float32)
+    with torch.no_grad():
+        rows = [make_model(seed)(torch.tensor([prompt + item.response_ids])).logits[0] for item in sequences]
+    logits = torch.cat([row[len(prompt) - 1 : -1].float() for row in rows]) / sampled.temperature
+    return (sampled.logprobs(logits, layout, torch.arange(layout.num_tokens)) - layout.behaviour).abs()
+
+
+def greedy_until_stopped(seed: int, prompt: list[int], stops: dict[str, Any], limit: int = 30) -> tuple[Any, ...]:
+    """Tokens, text, and what ended a greedy response: "token", "string", "end" or nothing."""
+    model, tokenizer = make_model(seed), make_tokenizer()
+    tokens: list[int] = []
+    while len(tokens) < limit:
+        with torch.no_grad():
+            tokens.append(int(model(torch.tensor([prompt + tokens])).logits[0, -1].argmax()))
+        text = str(tokenizer.decode(tokens))
+        found = [text[: text.find(stop) + len(stop)] for stop in stops["stop"] if stop in text]
+        if found:
+            return tokens, min(found, key=len), "string"
+        if tokens[-1] in (1, *stops["stop_token_ids"]):
+            return tokens, str(tokenizer.decode(tokens[:-1])), "end" if tokens[-1] == 1 else "token"
+    return tokens, str(tokenizer.decode(tokens)), ""

@@ -56,7 +56,7 @@ class Server:
         span = SimpleNamespace(version="0", start=0, end=len(token_ids))
         logprobs = SimpleNamespace(logprobs=[-1.0] * len(token_ids))
         self.output = SimpleNamespace(
-            token_ids=token_ids, logprobs=logprobs, weight_versions=[span], finish_reason="stop"
+            token_ids=token_ids, logprobs=logprobs, weight_versions=[span], finish_reason="stop", stop_reason=None
         )
 
     async def generate(self, prompt: list[int], params: object) -> list[SimpleNamespace]:
@@ -96,3 +96,17 @@ def test_a_model_without_such_tags_is_decoded_as_usual() -> None:
     found = ResponseDecoder(tokenizer, [tokenizer.eos_token_id]).text(ids)
     assert found == tokenizer.decode(ids[:-1], skip_special_tokens=True)
     assert found.endswith("<answer>21</answer>")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "read"),
+    [
+        ("a</answer>\n", "</answer>", "a</answer>"),
+        ("a. b. c", ". ", "a. "),
+        ("a</answer>", 7, "a</answer>"),
+        ("a", None, "a"),
+        ("a", "<|control|>", "a"),
+    ],
+)
+def test_rewards_read_up_to_and_including_the_stop_string(text: str, reason: str | int | None, read: str) -> None:
+    assert sampling.through(text, reason) == read

@@ -24,14 +24,24 @@ from services.contracts.transports.layout import LAYOUT_FILE, Layout
 from services.learner.model.export import whole_weights
 from services.learner.publish.chunks import plan
 from services.learner.publish.nccl import NcclSender
+from services.learner.update.sampled import Sampled
 from services.runtime.address import free_port
 from services.runtime.queue.queue import HANDED_BACK_SECONDS
 from services.runtime.weights.store import verify_and_mark
 from tests.services.learner.files import files_served
 from tests.services.rollout.conftest import INSTANCE, MAX_PROMPT, MAX_RESPONSE, TOKEN, Deployment
 from tests.services.rollout.models import make_adapted, make_model
-from tests.services.rollout.references import mismatch, mismatch_after_update, mismatch_greedy, reference_greedy
+from tests.services.rollout.references import (
+    greedy_until_stopped,
+    learner_mismatch,
+    mismatch,
+    mismatch_after_update,
+    mismatch_greedy,
+    reference_greedy,
+)
 
+STOPS: dict[str, Any] = {"stop": ["w28 w2", "w1 w2 w3"], "stop_token_ids": [25]}
+"""Rare in sampled responses, but in the greedy ones of two prompts; the first ends within a token."""
 LONG = {"num_samples": 8, "max_response_tokens": MAX_RESPONSE}
 pytestmark = pytest.mark.timeout(400)
 
@@ -68,6 +78,29 @@ def test_logprobs_are_of_the_distribution_that_was_sampled(deployment: Deploymen
     assert all(abs(value) < 1e-5 for rollout in cut.rollouts for value in rollout.logprobs)
     version = hot.rollouts[0].weight_versions[0].version
     assert mismatch(hot, deployment.seeds[version]) < 1e-3
+
+
+SHAPES: dict[str, dict[str, float]] = {
+    "min-p": {"min_p": 0.1},
+    "presence": {"presence_penalty": 1.5, "temperature": 0.5},
+    "rewarded": {"presence_penalty": -2.0},
+    "top-p": {"top_p": 0.6},
+    "top-k": {"top_k": 5, "temperature": 1.3},
+    "together": {"min_p": 0.05, "presence_penalty": 0.8, "top_p": 0.8, "top_k": 12, "temperature": 0.8},
+}
+
+
+def test_the_learner_computes_the_distribution_that_was_sampled(deployment: Deployment) -> None:
+    """Its log-probability of each token, with every option of sampling, is the engine's; and the options matter."""
+    for name, options in SHAPES.items():
+        deployment.feed(f"shape-{name}", "w20 w21", sampling={"max_response_tokens": 60, **options})
+    for name, options in SHAPES.items():
+        group = deployment.wait_group(f"shape-{name}")
+        version = group.rollouts[0].weight_versions[0].version
+        differences = learner_mismatch(group, deployment.seeds[version], Sampled(**options))  # type: ignore[arg-type]
+        assert differences.mean() < 1e-3, name
+        plain = Sampled(options.get("temperature", 1.0))
+        assert learner_mismatch(group, deployment.seeds[version], plain).mean() > 0.02, name
 
 
 def test_an_overlong_prompt_is_a_fault_and_not_truncated(deployment: Deployment) -> None:
@@ -384,7 +417,7 @@ def test_a_leaving_server_hands_back_what_it_holds(deployment: Deployment) -> No
     assert deployment.record("rollout-late") is None
     [pending] = deployment.redis.xpending_range(streams.prompts("run-t"), streams.GROUP_ROLLOUT, "-", "+", 10)
     assert pending["time_since_delivered"] >= HANDED_BACK_SECONDS * 1000, "no server waits for the group to become idle"
-    deployment.create_run(kv_cache_on_update="recompute")
+    deployment.create_run(kv_cache_on_update="recompute", **STOPS)
     deployment.redis.set(streams.assignment(INSTANCE), "run-t")
     deployment.wait_record(lambda record: record.state == "ready")
     deployment.wait(lambda: deployment.holders() == [INSTANCE])
@@ -404,6 +437,22 @@ def test_the_kv_cache_is_recomputed_at_updates_if_the_run_asks_for_it(deployment
     kept = deployment.completed("kept")
     assert kept is not None
     assert mismatch_after_update(kept, 1, 11) > 0.1
+
+
+def test_a_response_ends_at_the_runs_stops(deployment: Deployment) -> None:
+    """The token that completes a stop string, or is a stop token, is the response's last, and rewards read up to the
+    string. The policy is greedy, so that the end is known."""
+    ends = set()
+    for word in (52, 16, 31):
+        group_id = f"stops-{word}"
+        deployment.feed(group_id, f"w{word}", sampling={"temperature": 0.0, "max_response_tokens": 30})
+        group = deployment.wait_group(group_id)
+        rollout = group.rollouts[0]
+        tokens, text, end = greedy_until_stopped(18, group.prompt_token_ids.tolist(), STOPS)
+        assert (rollout.token_ids.tolist(), rollout.text) == (tokens, text)
+        assert (rollout.finish_reason, len(rollout.logprobs)) == ("stop" if end else "length", len(tokens))
+        ends.add(end)
+    assert ends >= {"string", "token"}
 
 
 @pytest.fixture(scope="module")

@@ -66,13 +66,16 @@ class PlainEngine:
         return float(torch.nn.utils.get_total_norm(list(self.gradients.values())))
 
 
-def run_config(tokens_per_microbatch: int = 4096, **objective: object) -> RunConfig:
+def run_config(
+    tokens_per_microbatch: int = 4096, rollout: dict[str, float] | None = None, **objective: object
+) -> RunConfig:
     return parse_run_config(
         {
             "name": "test",
             "model": {"path": "unused", "dtype": "float32"},
             "data": {"train": "unused"},
             "objective": objective,
+            "rollout": rollout or {},
             "training": {"steps": 1, "tokens_per_microbatch": tokens_per_microbatch},
         }
     )

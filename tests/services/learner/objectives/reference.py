@@ -122,6 +122,24 @@ def sdpo_loss(value, logprob, old, behaviour, objective):
     return value * min(math.exp(float(logprob.detach()) - old), cap) * correction(old, behaviour, objective)
 
 
+def sampled_logprob(logits, earlier, token, rollout):
+    """Of the distribution that the engine samples from: presence penalty (logits are at temperature 1 here), min-p,
+    top-k and top-p, one after another; the sampled token stays whatever they say."""
+    penalty = rollout.presence_penalty
+    logits = [logit - penalty * (index in earlier) for index, logit in enumerate(logits)]
+    left = {index: math.exp(float(value.detach())) for index, value in enumerate(log_softmax(logits))}
+    most = max(left.values())
+    left = {index: value for index, value in left.items() if value >= rollout.min_p * most}
+    order = sorted(left, key=lambda index: -left[index])[: rollout.top_k or None]
+    mass, total = 0.0, sum(left[index] for index in order)
+    kept = {token}
+    for index in order:
+        if mass < rollout.top_p * total:
+            kept.add(index)
+        mass += left[index]
+    return logits[token] - logsumexp([logits[index] for index in kept])
+
+
 def response_logits(model, prompt, response):
     """Logits of one unpadded sequence: a list of [vocabulary] rows, one per response token."""
     logits = model(input_ids=torch.tensor([prompt + response])).logits[0]
@@ -143,7 +161,10 @@ def minibatch_loss(student, teacher, sequences, old, config, initial=None):
     for index in routed:
         item, total = sequences[index], torch.zeros((), dtype=torch.float64)
         logits = response_logits(student, item.prompt_ids, item.response_ids)
-        whole = [log_softmax(row)[token] for row, token in zip(logits, item.response_ids, strict=True)]
+        whole = [
+            sampled_logprob(row, item.response_ids[:step], item.response_ids[step], config.rollout)
+            for step, row in enumerate(logits)
+        ]
         before_all = [float(value.detach()) for value in whole] if old is None else old[index].tolist()
         kept = float(is_kept(before_all, item.behaviour_logprobs, objective))
         mean = None
@@ -155,7 +176,7 @@ def minibatch_loss(student, teacher, sequences, old, config, initial=None):
             with torch.no_grad():
                 first = response_logits(initial, item.prompt_ids, item.response_ids)
         for step, token in enumerate(item.response_ids):
-            logprob = log_softmax(logits[step])[token]
+            logprob, plain = whole[step], log_softmax(logits[step])[token]
             before = float(logprob.detach()) if old is None else float(old[index][step])
             behaviour = item.behaviour_logprobs[step]
             if item.route == "sdpo":
@@ -172,15 +193,15 @@ def minibatch_loss(student, teacher, sequences, old, config, initial=None):
             if objective.name == "advantage_mix":
                 advantage = objective.mix_lambda * advantage
                 if index in taught:
-                    gap = float(log_softmax(taught[index][step])[token]) - float(logprob.detach())
+                    gap = float(log_softmax(taught[index][step])[token]) - float(plain.detach())
                     advantage = advantage + (1 - objective.mix_lambda) * gap
             if objective.name == "rlsd" and index in taught:
-                gap = float(log_softmax(taught[index][step])[token]) - float(logprob.detach())
+                gap = float(log_softmax(taught[index][step])[token]) - float(plain.detach())
                 advantage = rlsd_advantage(advantage, gap, objective)
             ratio = by_sequence(mean, logprob)
             total = total + kept * grpo_loss(logprob, before, behaviour, advantage, objective, ratio)
             if first is not None:
-                total = total + objective.reference_kl_coefficient * k3(logprob, float(log_softmax(first[step])[token]))
+                total = total + objective.reference_kl_coefficient * k3(plain, float(log_softmax(first[step])[token]))
         losses.append((total, len(item.response_ids)))
     return aggregate(losses, config), weights
 

@@ -19,6 +19,7 @@ from services.learner.update.update import run_minibatch
 from tests.services.learner.objectives import reference
 from tests.services.learner.objectives.builders import VOCABULARY, PlainEngine, random_sequences, run_config
 
+ALL_CUTS = {"min_p": 0.02, "presence_penalty": -0.8, "top_p": 0.8, "top_k": 12}
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "srpo": {"name": "srpo", "top_k": 5},
     "srpo-beta-0": {"name": "srpo", "top_k": 5, "beta": 0.0},
@@ -66,10 +67,16 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "rlsd-sequence": {"name": "rlsd", "aggregation": "sequence", "advantage": "mean_std"},
     "srpo-constant": {"name": "srpo", "top_k": 5, "aggregation": "constant"},
     "grpo-dual-kl": {"name": "grpo", "dual_clip": 1.2, "reference_kl_coefficient": 0.3},
+    "grpo-min-p": {"name": "grpo", "reference_kl_coefficient": 0.3, "rollout": {"min_p": 0.1}},
+    "grpo-presence": {"name": "grpo", "ratio": "sequence", "rollout": {"presence_penalty": 1.5}},
+    "mix-top-p": {"name": "advantage_mix", "rollout": {"top_p": 0.7}},
+    "srpo-top-k": {"name": "srpo", "top_k": 5, "engine_mask": "sequence", "rollout": {"top_k": 4}},
+    "srpo-all-cuts": {"name": "srpo", "top_k": None, "keep_contrast": 0.5, "rollout": ALL_CUTS},
 }
 
 
 INVARIANT = ["srpo", "sdpo", "grpo", "advantage_mix", "srpo-gspo-kl", "srpo-sequence", "grpo-dual-kl"]
+INVARIANT += ["srpo-all-cuts"]
 INVARIANT += ["srpo-gspo-contrast", "srpo-all-weights", "srpo-masked-responses", "rlsd"]
 
 

@@ -128,6 +128,17 @@ class VersionSpan(Message, frozen=True, array_like=True):
     end: _Tokens
 
 
+class Thinking(Message, frozen=True, kw_only=True):
+    """The reasoning that a response begins with. Its answer is what follows."""
+
+    num_tokens: Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
+    """Tokens up to and including the closing marker; all of the response if `closed` is false, 0 without thinking."""
+    num_characters: Annotated[int, Meta(ge=0, le=MAX_TEXT)]
+    """As `num_tokens`, in characters of the text."""
+    closed: bool
+    """False if the thinking never ends, so that there is no answer."""
+
+
 class Rollout(Message, frozen=True, kw_only=True):
     """One sampled response with its behaviour log-probabilities.
 
@@ -146,6 +157,16 @@ class Rollout(Message, frozen=True, kw_only=True):
     """`length` marks a response that was truncated at the limit."""
     fault: _Text = ""
     """What went wrong, if the status is not `ok`."""
+    thinking: Thinking | msgspec.UnsetType = msgspec.UNSET
+    """Set if the run separates thinking from answers (`model.thinking`)."""
+
+    @property
+    def answer(self) -> str | None:
+        """What rewards and teachers read: the text after the thinking, or the whole text if the run does not separate
+        them; None if the thinking never ends."""
+        if self.thinking is msgspec.UNSET:
+            return self.text
+        return self.text[self.thinking.num_characters :].lstrip() if self.thinking.closed else None
 
     def check(self) -> None:
         """Raise `MalformedMessageError` if lengths or spans are inconsistent."""

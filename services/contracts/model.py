@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from services.contracts.chat_template import DEFAULT_ARGUMENTS, FullArguments
+from services.contracts.thinking import CLOSE, OPEN
 
 MAX_INTEGER = 2**53 - 1
 """Many readers of JSON, browsers among them, keep no larger one exactly."""
@@ -54,6 +55,15 @@ class LoraSection(Section):
         return names
 
 
+class ThinkingSection(Section):
+    """Responses begin with reasoning, which is not part of the answer."""
+
+    open: Name = OPEN
+    """What the model writes before its reasoning, or its chat template at the end of the prompt."""
+    close: Name = CLOSE
+    """What it writes after its reasoning."""
+
+
 class ModelSection(Section):
     path: str
     """Folder with a Hugging Face model, or a hub name. Relative folders are taken from the services' working folder."""
@@ -64,5 +74,8 @@ class ModelSection(Section):
     chat_template_kwargs: FullArguments = dict(DEFAULT_ARGUMENTS)
     """Arguments of the chat template, such as `enable_thinking: true` or `reasoning_effort: low`, for all prompts.
     `enable_thinking` is false unless it is given. The run's notes name arguments that the template does not use."""
+    thinking: ThinkingSection | None = None
+    """Rewards read what follows the model's reasoning, and reasoning that never ends has no answer (section
+    `model.thinking`; `{}` for `<think>` and `</think>`); null: they read the whole response."""
     lora: LoraSection | None = None
     """Train a LoRA adapter on the frozen model (section `model.lora`; `{}` for its defaults); null: all weights."""

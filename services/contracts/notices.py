@@ -12,23 +12,34 @@ DEFAULT_NAME: Final = "srpo"
 
 
 def notices(config: Mapping[str, Any]) -> list[str]:
-    """Sentences on a whole configuration, as `RunConfig.model_dump` gives it; each ends with what to do.
+    """Sentences on a whole configuration, as `RunConfig.model_dump` gives it; each ends with what to do."""
+    return [*_lent_settings(config), *_thoughts_are_judged(config)]
 
-    One so far: an objective that runs with the learning rate and the like of another one, because the defaults are
-    SRPO's and only a preset changes them.
-    """
+
+def _lent_settings(config: Mapping[str, Any]) -> Iterator[str]:
+    """An objective that runs with the learning rate and the like of another one, because the defaults are SRPO's and
+    only a preset changes them."""
     name, preset = config["objective"]["name"], config.get("preset") or ""
     own = next(iter(OBJECTIVES[name].presets), None) if name in OBJECTIVES else None
     lender = PRESETS[preset]["objective"]["name"] if preset in PRESETS else DEFAULT_NAME
     if own is None or lender == name:
-        return []
+        return
     fields = [f"{field} {_text(value)} ({own}: {_text(wanted)})" for field, value, wanted in _borrowed(config, own)]
-    if not fields:
-        return []
-    return [
-        f"objective.name is {name}, but these settings are the ones for {lender}: {', '.join(fields)}. "
-        f"Set `preset: {own}`; fields that the file gives win over it."
-    ]
+    if fields:
+        yield (
+            f"objective.name is {name}, but these settings are the ones for {lender}: {', '.join(fields)}. "
+            f"Set `preset: {own}`; fields that the file gives win over it."
+        )
+
+
+def _thoughts_are_judged(config: Mapping[str, Any]) -> Iterator[str]:
+    """Thinking that is on, but not told from answers."""
+    model = config["model"]
+    if model.get("chat_template_kwargs", {}).get("enable_thinking") and model.get("thinking") is None:
+        yield (
+            "model.chat_template_kwargs.enable_thinking is true, but model.thinking is null, so rewards read the "
+            "reasoning as well. Set `model.thinking: {}` (docs/thinking.md)."
+        )
 
 
 def _borrowed(config: Mapping[str, Any], own: str) -> Iterator[tuple[str, Any, Any]]:

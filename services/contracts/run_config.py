@@ -17,7 +17,7 @@ from services.contracts.data import DataSection
 from services.contracts.errors import ConfigurationError
 from services.contracts.faults import Conflicts, dots, field_names, refused, sentence_of
 from services.contracts.messages import MAX_SAMPLES, MAX_TOKENS
-from services.contracts.model import Integer, ModelSection, NotNegative, Positive, Section
+from services.contracts.model import Integer, ModelSection, NotNegative, Positive, Section, ThinkingSection
 from services.contracts.objectives.conflicts import settings_without_use
 from services.contracts.objectives.registry import OBJECTIVES, PRESETS
 from services.contracts.objectives.settings import ObjectiveSettings
@@ -237,6 +237,8 @@ class RunConfig(Section):
                 "rollout.group_size is 1, but advantages and demonstrations need siblings; use 2 or more "
                 "(1 works only with objective.name sdpo and feedback or demonstration reference)"
             )
+        if self.model.thinking is not None and self.model.thinking.open == self.model.thinking.close:
+            yield f"model.thinking.close is {self.model.thinking.close!r}, as open; set markers that differ"
         if rollout.temperature == 0:
             yield "rollout.temperature is 0: greedy siblings are all alike and teach nothing; use about 1"
         for field in untaken(objective):
@@ -294,6 +296,12 @@ class RunConfig(Section):
         """The chat template's arguments for the self-teacher's prompt."""
         own = self.objective.teacher_chat_template_kwargs
         return self.model.chat_template_kwargs if own is None else own
+
+    @property
+    def thinking_markers(self) -> tuple[str, str]:
+        """What the model writes before and after its reasoning."""
+        section = self.model.thinking or ThinkingSection()
+        return section.open, section.close
 
     @property
     def max_model_tokens(self) -> int:

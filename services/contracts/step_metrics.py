@@ -584,6 +584,27 @@ CATALOGUE: Final[tuple[StepMetric | StepHistogram, ...]] = (
         line=Line("length", "longest", 1, "dash"),
     ),
     StepMetric(
+        name="thinking_tokens_mean",
+        title="Mean thinking",
+        help="Mean length of the thinking at the beginning of a response; 0 without model.thinking.",
+        unit="tokens",
+        form=".0f",
+        gauge=True,
+        panel=Panel(
+            "training",
+            "Tokens of a response before its answer (model.thinking). Near max_response_tokens: responses are cut "
+            "before they answer.",
+        ),
+        line=Line("length", "mean thinking", 2, only_if="thinking_tokens_mean"),
+    ),
+    StepMetric(
+        name="unfinished_thinking_ratio",
+        title="Unfinished thinking",
+        help="Share of responses whose thinking never ends, which have no answer (model.thinking).",
+        unit="share",
+        line=Line("length", "thinking never ends", 3, "dash", right=True, only_if="thinking_tokens_mean"),
+    ),
+    StepMetric(
         name="truncated_ratio",
         title="Cut responses",
         help="Share of responses cut at the limit.",

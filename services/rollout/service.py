@@ -156,7 +156,7 @@ class RolloutServer:
         config = engines.hf_config(spec)
         renderer = PromptRenderer(tokenizer, config.vocab_size, self._run.model.chat_template_kwargs)
         stops = sorted({*stop_tokens(spec.model, config), *self._run.rollout.stop_token_ids})
-        sampler = GroupSampler(self.server, renderer, stops, self._run.rollout.stop)
+        sampler = GroupSampler(self.server, renderer, stops, self._run.rollout.stop, self._run.model.thinking)
         return RolloutWorker(self._run_id, self._queue, self.server, sampler, self._presence, spec.max_num_seqs)
 
     async def _start_engine(self) -> None:

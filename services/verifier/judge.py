@@ -19,6 +19,7 @@ from services.runtime.logs import get_logger
 from services.verifier import metrics
 from services.verifier.rewards import registry
 from services.verifier.rewards.registry import AsynchronousReward, Opened
+from services.verifier.rewards.replies import no_answer_after_thinking
 
 log = get_logger(__name__)
 
@@ -53,7 +54,7 @@ class Judge:
         started = time.perf_counter()
         kind = question.kind if question.kind in self.kinds else "unknown"
         try:
-            judgement = registry.checked(await self._judge(question, rollout.text, rollout.finish_reason == "length"))
+            judgement = registry.checked(await self._judge(question, rollout.answer, rollout.finish_reason == "length"))
         except Exception as error:  # any fault must become a recorded status
             if not isinstance(error, TurnoutError):
                 log.error("reward failed", kind=question.kind, question=question.id, exc_info=error)
@@ -73,17 +74,19 @@ class Judge:
         metrics.VERDICTS.labels(kind, _outcome(verdict)).inc()
         return verdict
 
-    async def _judge(self, question: Question, text: str, truncated: bool) -> Any:
-        function = self._in_place.get(question.kind)
-        if function is not None:
-            return function(question, text, truncated)
-        reward = self._waited_for.get(question.kind)
-        if reward is None:
+    async def _judge(self, question: Question, text: str | None, truncated: bool) -> Any:
+        function, reward = self._in_place.get(question.kind), self._waited_for.get(question.kind)
+        if function is None and reward is None:
             raise QuestionError(
                 f"Question {question.id} has kind {question.kind!r}, which this verifier cannot judge.",
                 remedy=f"Use one of {', '.join(self.kinds)}, or install a package that provides it "
                 f"(entry point group {registry.ENTRY_POINTS}, see docs/rewards.md).",
             )
+        if text is None:  # no reward may find an answer in thoughts
+            return Judgement(reward=0.0, correct=False, feedback=no_answer_after_thinking(truncated))
+        if function is not None:
+            return function(question, text, truncated)
+        assert reward is not None
         return await reward.judge(question, text, truncated)
 
 

@@ -81,6 +81,8 @@ class ObjectiveSettings(Section):
     demonstration: Literal["first", "random", "shortest", "closest", "reference"] = "first"
     """Which correct sibling the teacher's prompt shows; `closest`: with the fewest edits. `reference`: the first, and
     if none is correct the row's `solution`."""
+    demonstration_thinking: Literal["cut", "keep"] = "cut"
+    """Whether the teacher reads the reasoning of a demonstration, too. The paper cuts it."""
     feedback: Literal["none", "alone", "with_solution", "fallback"] = "none"
     """Verifier feedback to the teacher: never, instead of the solution, with it, or if no sibling is correct."""
     routing: Literal["sample", "group", "failed_groups"] = "sample"
@@ -132,6 +134,7 @@ TEACHER: Final = frozenset(
         "teacher_ema_rate",
         "teacher_chat_template_kwargs",
         "demonstration",
+        "demonstration_thinking",
         "feedback",
     }
 )

@@ -11,7 +11,7 @@ from services.contracts.messages import ScoredGroup
 from services.contracts.run_config import RunConfig
 from services.learner.groups.routed import routed
 from services.learner.objectives.routing import Assignment, without_teacher
-from services.learner.objectives.teacher_prompt import teacher_prompt_ids
+from services.learner.objectives.teacher_prompt import shown_response, shown_solution, teacher_prompt_ids
 from services.learner.packing.sequence import TrainSequence
 
 
@@ -84,9 +84,11 @@ def _teacher_prompts(
         key = (demonstration, assignment.reference, feedback)
         if key not in rendered:
             question = scored.group.task.question
-            solution = None if demonstration is None else scored.group.rollouts[demonstration].text
-            if assignment.reference:
-                solution = question.solution or None
+            solution = None
+            if demonstration is not None:
+                solution = shown_response(scored.group.rollouts[demonstration], config)
+            elif assignment.reference:
+                solution = shown_solution(question, config)
             arguments = config.teacher_chat_template_kwargs
             rendered[key] = teacher_prompt_ids(tokenizer, question, solution, feedback, arguments)
         prompts.append(rendered[key])

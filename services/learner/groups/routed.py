@@ -11,7 +11,7 @@ from services.contracts.messages import ScoredGroup
 from services.contracts.run_config import RunConfig
 from services.learner.objectives.filters import Kept, leave_out
 from services.learner.objectives.routing import GroupOutcome, route_group
-from services.learner.objectives.teacher_prompt import without_thinking
+from services.learner.objectives.teacher_prompt import shown_response, shown_solution
 from services.learner.objectives.terms.advantages import group_advantages
 
 
@@ -48,8 +48,8 @@ def routed(scored: ScoredGroup, config: RunConfig) -> Routed:
         usable=usable,
         has_feedback=[bool(verdict.feedback.strip()) for verdict in verdicts],
         num_tokens=[len(rollout.token_ids) for rollout in rollouts],
-        demonstrates=[bool(without_thinking(rollout.text)) for rollout in rollouts],
-        has_solution=bool(without_thinking(scored.group.task.question.solution or "")),
+        demonstrates=[bool(shown_response(rollout, config)) for rollout in rollouts],
+        has_solution=bool(shown_solution(scored.group.task.question, config)),
         tokens=[rollout.token_ids.tolist() for rollout in rollouts if objective.demonstration == "closest"],
     )
     advantages = group_advantages(rewards, usable, objective.advantage)

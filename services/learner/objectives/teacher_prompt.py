@@ -9,40 +9,45 @@ from collections.abc import Mapping
 from typing import Any
 
 from services.contracts.chat_template import DEFAULT_ARGUMENTS, Scalar, unused_arguments
-from services.contracts.messages import Question
+from services.contracts.messages import Question, Rollout
 from services.contracts.run_config import RunConfig
+from services.contracts.thinking import without_thinking
 from services.contracts.trainable import teacher_tokens
 from services.runtime.tokenizer import prompt_ids
 
 SOLUTION_HEADING = "Correct solution:"
 FEEDBACK_HEADING = "The following is feedback from your unsuccessful earlier attempt:"
 CLOSING = "Correctly solve the original question."
-OPEN, CLOSE = "<think>", "</think>"
 
 
-def without_thinking(text: str) -> str:
-    """`text` less its <think> parts; also less an opened part that never closes, or a closed one that never opened."""
-    kept: list[str] = []
-    position = 0
-    while (opened := text.find(OPEN, position)) >= 0:
-        kept.append(text[position:opened])
-        closed = text.find(CLOSE, opened)
-        if closed < 0:
-            position = len(text)
-            break
-        position = closed + len(CLOSE)
-        while text[position : position + 1].isspace():
-            position += 1
-    return "".join([*kept, text[position:]]).rpartition(CLOSE)[2].strip()
+def shown_response(rollout: Rollout, config: RunConfig) -> str:
+    """A rollout's text as the teacher reads it; empty if it demonstrates nothing, because there is no answer in it."""
+    opening, closing = config.thinking_markers
+    answer = without_thinking(rollout.answer or "", opening, closing)
+    if not answer or config.objective.demonstration_thinking == "cut":
+        return answer
+    text = rollout.text.strip()
+    begun_by_template = closing in text and opening not in text
+    return f"{opening}\n{text}" if begun_by_template else text
+
+
+def shown_solution(question: Question, config: RunConfig) -> str:
+    """A row's solution as the teacher reads it; empty for none."""
+    solution = question.solution or ""
+    answer = without_thinking(solution, *config.thinking_markers)
+    return solution.strip() if answer and config.objective.demonstration_thinking == "keep" else answer
 
 
 def teacher_text(prompt: str, solution: str | None, feedback: str | None) -> str:
-    """The user message of the teacher's prompt. Without solution and feedback it is the question itself."""
+    """The user message of the teacher's prompt. Without solution and feedback it is the question itself.
+
+    `solution` is as `shown_response` or `shown_solution` returns it.
+    """
     if solution is None and feedback is None:
         return prompt
     parts = [prompt]
     if solution is not None:
-        parts += [SOLUTION_HEADING, without_thinking(solution)]
+        parts += [SOLUTION_HEADING, solution]
     if feedback is not None:
         parts += [FEEDBACK_HEADING, feedback.strip()]
     return "\n\n".join([*parts, CLOSING])

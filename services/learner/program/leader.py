@@ -38,6 +38,7 @@ from services.learner.program.resume import (
 from services.learner.program.session import Trained, TrainingSession
 from services.learner.program.step_report import (
     samples_taken,
+    source_numbers,
     step_histograms,
     step_numbers,
     with_rates,
@@ -267,6 +268,7 @@ class Leader:
             learning_rate=self.session.engine.last_learning_rate,
             seconds_wait=waited,
         )
+        metrics |= source_numbers(groups, self.config)
         self._tokens += int(metrics["num_tokens"])
         self.link.report(step=batch.step, tokens_total=self._tokens)
         event = StepFinished(

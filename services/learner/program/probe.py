@@ -21,7 +21,7 @@ from services.contracts.run_config import RunConfig
 from services.learner.groups.feeder import train_sampling
 from services.learner.groups.questions import Mixture
 from services.learner.groups.routed import usable_samples
-from services.learner.objectives.teacher_prompt import teacher_text
+from services.learner.objectives.teacher_prompt import shown_response, teacher_text
 from services.learner.program.evaluate import collect_judged
 from services.runtime.queue.queue import Delivery, Queue
 
@@ -63,9 +63,9 @@ class Probe:
             return msgspec.json.decode(stored, type=ProbeFinished)
         started = time.monotonic()
         plain = await self._sample("plain", dict(enumerate(self._questions)))
-        base = {delivery.message.group.task.sequence: usable(delivery.message) for delivery in plain}
+        base = {delivery.message.group.task.sequence: usable(delivery.message, self._config) for delivery in plain}
         taught = await self._sample("taught", self._taught_questions(base))
-        shown = {delivery.message.group.task.sequence: usable(delivery.message) for delivery in taught}
+        shown = {delivery.message.group.task.sequence: usable(delivery.message, self._config) for delivery in taught}
         faults = sum(usable_samples(item.message).count(False) for item in (*plain, *taught))
         result = msgspec.structs.replace(
             summarize(base, shown, self._run_id, self._config),
@@ -112,7 +112,7 @@ class Probe:
         )
 
 
-def usable(group: ScoredGroup) -> Sampled:
+def usable(group: ScoredGroup, config: RunConfig) -> Sampled:
     """The group's rollouts without those that an infrastructure fault spoiled."""
     rows = [
         (rollout, verdict)
@@ -121,7 +121,7 @@ def usable(group: ScoredGroup) -> Sampled:
     ]
     return Sampled(
         correct=[verdict.correct for _, verdict in rows],
-        texts=[rollout.text for rollout, _ in rows],
+        texts=[shown_response(rollout, config) for rollout, _ in rows],
         lengths=[len(rollout.token_ids) for rollout, _ in rows],
         num_truncated=sum(rollout.finish_reason == "length" for rollout, _ in rows),
         num_well_formed=sum(verdict.format_ok for _, verdict in rows),

@@ -11,7 +11,7 @@ import msgspec
 
 from services.contracts.events import Histogram, Sample, SamplesTaken, StepFinished
 from services.contracts.messages import Question, Rollout
-from services.contracts.run_config import ObjectiveSection
+from services.contracts.run_config import ObjectiveSection, RunConfig
 from services.learner.groups.curriculum import POOLS
 from services.learner.groups.prepare import PreparedGroup
 from services.learner.update.statistics import MinibatchReport, TokenDetail, step_metrics, weight_histogram
@@ -60,6 +60,7 @@ def group_metrics(
     used = [item for group in groups for item in _used(group)]
     rewards = [reward for _, reward, _ in used]
     lengths = [len(rollout.token_ids) for rollout, _, _ in used]
+    thoughts = [rollout.thinking or None for rollout, _, _ in used]
     ages = token_ages(groups, version)
     routes = [assignment.route for _, _, assignment in used]
     num_tokens = sum(ages.values())
@@ -73,6 +74,8 @@ def group_metrics(
         "teacher_information_ratio": fmean(assignment.teacher_information for _, _, assignment in used),
         "response_tokens_mean": fmean(lengths),
         "response_tokens_max": float(max(lengths)),
+        "thinking_tokens_mean": fmean(0 if thinking is None else thinking.num_tokens for thinking in thoughts),
+        "unfinished_thinking_ratio": fmean(thinking is not None and not thinking.closed for thinking in thoughts),
         "truncated_ratio": fmean(rollout.finish_reason == "length" for rollout, _, _ in used),
         "staleness_mean": sum(age * count for age, count in ages.items()) / max(1, num_tokens),
         "staleness_max": float(max(ages, default=0)),
@@ -87,6 +90,26 @@ def group_metrics(
         "mixed_group_ratio": fmean(any(correct) and not all(correct) for correct in outcomes),
         "failed_group_ratio": fmean(not any(correct) for correct in outcomes),
     }
+
+
+def source_numbers(groups: Sequence[PreparedGroup], config: RunConfig) -> dict[str, float]:
+    """For each source of a mixture that has groups in the step, `reward_mean/<source>`, `accuracy/<source>` and
+    `num_groups/<source>`; nothing for a single source.
+
+    They are in the step's record only: Prometheus and the page would need a label per source of every run.
+    """
+    if isinstance(config.data.train, str) or len(config.data.train) < 2:
+        return {}
+    found: dict[str, float] = {}
+    for source in config.data.train_sources():
+        own = [item for item in groups if item.scored.group.task.question.id.startswith(f"{source.label}/")]
+        rewards = [reward for group in own for _, reward, _ in _used(group)]
+        if rewards:
+            threshold = config.objective.success_threshold
+            found[f"reward_mean/{source.label}"] = fmean(rewards)
+            found[f"accuracy/{source.label}"] = fmean(reward >= threshold for reward in rewards)
+            found[f"num_groups/{source.label}"] = float(len(own))
+    return found
 
 
 def _used(group: PreparedGroup) -> Iterator[tuple[Rollout, float, Any]]:

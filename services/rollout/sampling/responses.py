@@ -7,8 +7,12 @@ are special tokens. No response of such a model could ever be correct.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
+
+from services.contracts.messages import Thinking
+from services.contracts.thinking import thinking_end
 
 _NAMED: Final = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
 _TAG: Final = re.compile(r"<(/?)([^<>/|\s]+)>")
@@ -17,11 +21,12 @@ _TAG: Final = re.compile(r"<(/?)([^<>/|\s]+)>")
 class ResponseDecoder:
     """Decodes the responses of one model."""
 
-    def __init__(self, tokenizer: Any, stop_token_ids: Sequence[int]) -> None:
-        """`tokenizer` is a transformers tokenizer; `stop_token_ids` are the tokens that end a response."""
+    def __init__(self, tokenizer: Any, stop_token_ids: Sequence[int], markers: Sequence[str] = ()) -> None:
+        """`tokenizer` is a transformers tokenizer; `stop_token_ids` are the tokens that end a response; `markers` are
+        part of its text, even if they are special tokens."""
         self._tokenizer = tokenizer
         added = {int(token): str(value) for token, value in tokenizer.added_tokens_decoder.items()}
-        self._tags = tags(added)
+        self._tags = tags(added) | {token for token, text in added.items() if text in markers}
         self._stops = set(stop_token_ids) - self._tags
         self._control = control_tokens(tokenizer, stop_token_ids) - self._tags
 
@@ -32,6 +37,30 @@ class ResponseDecoder:
         kept = [token for token in token_ids if token not in self._control]
         text: str = self._tokenizer.decode(kept, skip_special_tokens=False)
         return text
+
+
+class ThinkingReader:
+    """Finds where the thinking of a model's responses ends."""
+
+    def __init__(self, decoder: ResponseDecoder, opening: str, closing: str) -> None:
+        self._decoder, self._opening, self._closing = decoder, opening, closing
+
+    def read(self, token_ids: Sequence[int], text: str, prompt: str) -> Thinking:
+        """The thinking of a response with these tokens and this text, after a rendered `prompt`. If a chat template
+        ends the prompt with the opening marker, the response begins in the middle of its thinking."""
+        end = thinking_end(text, self._opening, self._closing, opened=prompt.rstrip().endswith(self._opening))
+        if end is None:
+            return Thinking(num_tokens=len(token_ids), num_characters=len(text), closed=False)
+        return Thinking(num_tokens=self._num_tokens(token_ids, text[:end]), num_characters=end, closed=True)
+
+    def _num_tokens(self, token_ids: Sequence[int], thinking: str) -> int:
+        """The fewest first tokens whose text has as many closing markers as `thinking`."""
+        count = thinking.count(self._closing)
+        return bisect_left(
+            range(len(token_ids)),
+            count,
+            key=lambda number: self._decoder.text(token_ids[:number]).count(self._closing),
+        )
 
 
 def control_tokens(tokenizer: Any, stop_token_ids: Sequence[int]) -> set[int]:

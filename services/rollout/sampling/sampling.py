@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from services.contracts.arrays import LogProbs, TokenIds
 from services.contracts.errors import InfrastructureError
-from services.contracts.messages import PromptTask, Rollout, Sampling, VersionSpan
+from services.contracts.messages import PromptTask, Rollout, Sampling, Thinking, VersionSpan
+from services.contracts.model import ThinkingSection
 from services.rollout.sampling.prompts import PromptRenderer
-from services.rollout.sampling.responses import ResponseDecoder
+from services.rollout.sampling.responses import ResponseDecoder, ThinkingReader
 from services.rollout.vllm.server import EngineServer
 from services.runtime.logs import get_logger
 
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
 
 log = get_logger(__name__)
+PROMPT_END_TOKENS = 32
+"""Tokens in which a marker at the end of the prompt is looked for."""
 MAX_FAILURES = 2
 """Number of failures after which a rollout becomes an infrastructure fault."""
 
@@ -26,12 +31,19 @@ class GroupSampler:
     """Samples groups of one run's model."""
 
     def __init__(
-        self, server: EngineServer, renderer: PromptRenderer, stop_token_ids: list[int], stop: Sequence[str] = ()
+        self,
+        server: EngineServer,
+        renderer: PromptRenderer,
+        stop_token_ids: list[int],
+        stop: Sequence[str] = (),
+        thinking: ThinkingSection | None = None,
     ) -> None:
-        """`stop_token_ids` and the texts `stop` end a response."""
+        """`stop_token_ids` and the texts `stop` end a response; `thinking` is the run's section `model.thinking`."""
         self._server = server
         self._renderer = renderer
-        self._decoder = ResponseDecoder(renderer.tokenizer, stop_token_ids)
+        markers = () if thinking is None else (thinking.open, thinking.close)
+        self._decoder = ResponseDecoder(renderer.tokenizer, stop_token_ids, markers)
+        self._thinking = None if thinking is None else ThinkingReader(self._decoder, thinking.open, thinking.close)
         self._stop_token_ids, self._stop = stop_token_ids, stop
 
     async def sample(self, task: PromptTask) -> tuple[list[int], list[Rollout]]:
@@ -53,7 +65,9 @@ class GroupSampler:
                 number = 1 if is_greedy else num_samples - len(rollouts)
                 params = sampling_params(task.sampling, number, self._stop_token_ids, self._stop)
                 outputs = await self._server.generate(prompt, params)
-                found = [self._rollout(output) for output in outputs if output.finish_reason in ("stop", "length")]
+                found = [
+                    self._rollout(output, prompt) for output in outputs if output.finish_reason in ("stop", "length")
+                ]
                 rollouts += found * num_samples if is_greedy else found
                 failed = next((output for output in outputs if output.finish_reason == "error"), None)
                 if failed is not None:
@@ -65,7 +79,7 @@ class GroupSampler:
                     rollouts += [fault(str(error))] * (num_samples - len(rollouts))
         return prompt, rollouts
 
-    def _rollout(self, output: CompletionOutput) -> Rollout:
+    def _rollout(self, output: CompletionOutput, prompt: list[int]) -> Rollout:
         token_ids = list(output.token_ids)
         logprobs = [min(0.0, float(value)) for value in output.logprobs.logprobs]
         spans = output.weight_versions
@@ -74,14 +88,21 @@ class GroupSampler:
                 f"vLLM returned {len(token_ids)} tokens, {len(logprobs)} log-probabilities and "
                 f"{'no' if spans is None else len(spans)} version spans."
             )
+        text = through(self._decoder.text(token_ids), output.stop_reason)
         return Rollout(
             status="ok",
-            text=through(self._decoder.text(token_ids), output.stop_reason),
+            text=text,
             token_ids=TokenIds(token_ids),
             logprobs=LogProbs(logprobs),
             weight_versions=merge_spans(spans),
             finish_reason="stop" if output.finish_reason == "stop" else "length",
+            thinking=msgspec.UNSET if self._thinking is None else self._read_thinking(token_ids, text, prompt),
         )
+
+    def _read_thinking(self, token_ids: list[int], text: str, prompt: list[int]) -> Thinking:
+        assert self._thinking is not None
+        end = self._renderer.tokenizer.decode(prompt[-PROMPT_END_TOKENS:], skip_special_tokens=False)
+        return self._thinking.read(token_ids, text, end)
 
 
 def through(text: str, stop_reason: int | str | None) -> str:

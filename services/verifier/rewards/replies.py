@@ -10,6 +10,9 @@ OPEN, CLOSE = "<answer>", "</answer>"
 NO_ANSWER: Final = "No answer was found: end the reply with <answer>...</answer>."
 CUT_OFF: Final = "The reply was cut off at the length limit before its answer: be briefer."
 
+NEVER_ANSWERED: Final = "The thinking never ended: close it, then write the answer."
+THOUGHT_TOO_LONG: Final = "The reply was cut off at the length limit while it was still thinking: think more briefly."
+
 
 def tagged_answer(text: str) -> str | None:
     """Text between the LAST <answer> and the next </answer>, stripped; None if either is missing."""
@@ -23,6 +26,11 @@ def tagged_answer(text: str) -> str | None:
 def no_answer(truncated: bool) -> str:
     """Feedback for a reply without an answer."""
     return CUT_OFF if truncated else NO_ANSWER
+
+
+def no_answer_after_thinking(truncated: bool) -> str:
+    """Feedback for a reply whose thinking never ends."""
+    return THOUGHT_TOO_LONG if truncated else NEVER_ANSWERED
 
 
 def shorten(text: str, limit: int = 120) -> str:

@@ -94,6 +94,42 @@ async def test_rows_that_cannot_be_used_are_refused_until_they_are_corrected(
     assert (await client.post("/v1/runs", json=run_body)).status_code == 201
 
 
+async def test_a_list_of_sources_is_checked_source_by_source(
+    client: httpx.AsyncClient, run_body: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "math.csv").write_text("question,solution\n1 + 1?,It is #### 2\n2 + 2?,It is 4\n")
+    turns = [{"role": "user", "content": "Coal?"}, {"role": "assistant", "content": "3"}]
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text(json.dumps({"kind": "exact", "messages": turns, "answer": "3"}))
+    mapped = {"prompt": "question", "answer": "solution|after:####"}
+    sources = [
+        {"path": run_body["data"]["train"], "name": "mcq", "weight": 2},
+        {"path": str(tmp_path / "math.csv"), "kind": "exact", "columns": mapped},
+        {"path": str(chats)},
+    ]
+    body = changed(run_body, "data.train", sources)
+
+    async def refused(field: str) -> str:
+        reply = await client.post("/v1/runs", json=body)
+        assert (reply.status_code, reply.json()["field"]) == (422, field), reply.text
+        return str(reply.json()["detail"])
+
+    detail = await refused("data.train.1")
+    assert f"{tmp_path}/math.csv, line 3: columns.answer (solution|after:####): after: '####' does not occur" in detail
+    sources[1]["invalid_rows"] = "skip"
+    assert f"{chats}, line 1: messages: the last message is from 'assistant'" in await refused("data.train.2")
+    chats.write_text(json.dumps({"kind": "exact", "messages": turns[:1], "answer": "3"}))
+    sources[0]["weight"] = 0
+    assert "data.train.0.weight is 0" in await refused("data.train.0.weight")
+    sources[0]["weight"] = 2
+    reply = await client.post("/v1/runs", json=body)
+    assert reply.status_code == 201, reply.text
+    stored = reply.json()["config"]["data"]["train"]
+    assert [(source["name"], source["weight"]) for source in stored] == [("mcq", 2), ("math", 1), ("chats", 1)]
+    events = (await client.get(f"/v1/runs/{reply.json()['id']}/events?follow=false")).text
+    assert "data.train.1: 1 of 2 rows" in events
+
+
 @pytest.mark.parametrize(("seconds", "grace"), [(-1.0, 60.0), (0.0, 0.0)])
 async def test_rows_that_take_too_long_are_left_to_the_learner_and_the_run_says_so(
     client: httpx.AsyncClient,

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from services.contracts.events import StepFinished
-from services.contracts.messages import VersionSpan
+from services.contracts.messages import Thinking, VersionSpan
 from services.contracts.run_config import ObjectiveSection, RunConfig, parse_run_config
 from services.contracts.step_metrics import STEP_HISTOGRAMS, STEP_METRICS
 from services.learner.groups.prepare import PreparedGroup, prepare_group
@@ -17,6 +17,7 @@ from services.learner.program.evaluate import pass_at_k, summarise
 from services.learner.program.session import TrainingSession
 from services.learner.program.step_report import (
     group_metrics,
+    source_numbers,
     staleness_histogram,
     step_histograms,
     step_numbers,
@@ -69,6 +70,8 @@ def test_a_steps_numbers_are_those_of_its_groups() -> None:
             "teacher_information_ratio": 4 / 5,
             "response_tokens_mean": 2,
             "response_tokens_max": 2,
+            "thinking_tokens_mean": 0,
+            "unfinished_thinking_ratio": 0,
             "truncated_ratio": 1 / 5,
             "staleness_mean": (4 * 0 + 1 * 3 + 1 * 1 + 4 * 2) / 10,
             "staleness_max": 3,
@@ -84,6 +87,44 @@ def test_a_steps_numbers_are_those_of_its_groups() -> None:
             "failed_group_ratio": 0.0,
         }
     )
+
+
+def test_thinking_is_counted_over_all_used_rollouts() -> None:
+    groups = prepared()
+    group = groups[0].scored.group
+    used = [index for index, usable in enumerate(groups[0].usable) if usable]
+    for index, thinking in zip(
+        used,
+        (Thinking(num_tokens=9, num_characters=1, closed=True), Thinking(num_tokens=6, num_characters=1, closed=False)),
+        strict=False,
+    ):
+        group.rollouts[index] = msgspec.structs.replace(group.rollouts[index], thinking=thinking)
+    found = group_metrics(groups, 3, ObjectiveSection(), num_replaced=0)
+    assert (found["thinking_tokens_mean"], found["unfinished_thinking_ratio"]) == (15 / 5, 1 / 5)
+
+
+def test_each_source_of_a_mixture_has_its_own_numbers() -> None:
+    values = {"name": "r", "model": {"path": "m"}, "training": {"steps": 1}}
+    sources = [{"path": "a.jsonl"}, {"path": "ab.jsonl"}, {"path": "c.jsonl"}]
+    mixed = parse_run_config(values | {"data": {"train": sources}})
+    groups = prepared()
+    for group, name in zip(groups, ("ab/0", "a/0"), strict=True):
+        question = msgspec.structs.replace(group.scored.group.task.question, id=name)
+        task = msgspec.structs.replace(group.scored.group.task, question=question)
+        completed = msgspec.structs.replace(group.scored.group, task=task)
+        object.__setattr__(group, "scored", msgspec.structs.replace(group.scored, group=completed))
+    found = source_numbers(groups, mixed)
+    both = group_metrics(groups, 3, ObjectiveSection(), num_replaced=0)
+    assert sorted(found) == sorted(
+        f"{name}/{s}" for name in ("reward_mean", "accuracy", "num_groups") for s in ("a", "ab")
+    )
+    assert found["num_groups/a"] == found["num_groups/ab"] == 1
+    for index, name in enumerate(("ab", "a")):
+        alone = group_metrics(groups[index : index + 1], 3, ObjectiveSection(), num_replaced=0)
+        assert (found[f"reward_mean/{name}"], found[f"accuracy/{name}"]) == (alone["reward_mean"], alone["accuracy"])
+    assert both["reward_mean"] not in (found["reward_mean/a"], found["reward_mean/ab"])
+    for single in ("a.jsonl", sources[:1]):
+        assert source_numbers(groups, parse_run_config(values | {"data": {"train": single}})) == {}
 
 
 def test_every_metric_that_is_computed_is_declared_and_every_one_declared_is_computed() -> None:

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from transformers import AutoTokenizer
 
-from services.contracts.messages import Question, Rollout, ScoredGroup
+from services.contracts.messages import Question, Rollout, ScoredGroup, Thinking
 from services.contracts.run_config import parse_run_config
 from services.learner.groups.prepare import prepare_group
 from services.learner.objectives.teacher_prompt import (
@@ -17,7 +17,6 @@ from services.learner.objectives.teacher_prompt import (
     teacher_prompt_ids,
     teacher_text,
     template_warning,
-    without_thinking,
 )
 from services.learner.packing.sequence import TrainSequence
 from services.learner.packing.shares import share_of_rank
@@ -45,7 +44,7 @@ Correctly solve the original question."""
 
 
 def test_the_text_is_that_of_the_method() -> None:
-    assert teacher_text("What is 2 + 2?", "<think>hm</think>\nIt is 4.\n", None) == GOLDEN
+    assert teacher_text("What is 2 + 2?", "It is 4.", None) == GOLDEN
     assert teacher_text("What is 2 + 2?", "It is 4.", "You said 5.\n") == GOLDEN_WITH_FEEDBACK
     assert teacher_text("What is 2 + 2?", None, None) == "What is 2 + 2?"
 
@@ -63,24 +62,6 @@ def test_a_group_without_a_correct_rollout_reads_the_rows_solution() -> None:
         assert (sequence.route, sequence.teacher_prompt_ids) == ("sdpo", expected)
     plain = parse_run_config(values)
     assert {sequence.route for sequence in prepare_group(scored, plain, tokenizer).sequences} == {"grpo"}
-
-
-@pytest.mark.parametrize(
-    ("text", "left"),
-    [
-        ("<think>a</think>b<think>c</think> d", "bd"),
-        ("thoughts without start</think>answer", "answer"),
-        ("answer <think>never closed", "answer"),
-        ("<think>\nlong\n</think>\n\nanswer", "answer"),
-        ("answer", "answer"),
-        ("<think>the answer is 4", ""),
-        ("<think>the answer is 4</think>\n", ""),
-        ("the answer is 4</think>", ""),
-        ("<think>a<think>b</think>c</think>d", "d"),
-    ],
-)
-def test_thinking_is_left_out(text: str, left: str) -> None:
-    assert without_thinking(text) == left
 
 
 def test_the_prompt_is_rendered_with_the_chat_template() -> None:
@@ -158,6 +139,39 @@ def test_a_response_that_is_all_thinking_demonstrates_nothing(choice: str) -> No
     assert [sequence.route for sequence in prepared.sequences] == ["grpo"] * 4
     assert not any(assignment.teacher_information for assignment in prepared.assignments)
     assert all(sequence.teacher_prompt_ids is None for sequence in prepared.sequences)
+
+
+@pytest.mark.parametrize(
+    ("model", "objective", "shown"),
+    [
+        ({}, {}, "It is 4."),
+        ({"thinking": {}}, {}, "It is 4."),
+        ({"thinking": {}}, {"demonstration_thinking": "keep"}, "<think>\nSum.</think>\nIt is 4."),
+    ],
+)
+def test_a_demonstrations_reasoning_is_cut_unless_the_run_keeps_it(
+    model: dict[str, Any], objective: dict[str, Any], shown: str
+) -> None:
+    """The template has opened the thinking, so the response itself does not."""
+    values = {"name": "r", "model": {"path": "m"} | model, "data": {"train": "t"}, "training": {"steps": 1}}
+    config = parse_run_config(values | {"objective": objective})
+    scored = make_group(0, rewards=(0.0, 1.0, 1.0))
+    unfinished, whole = (
+        Thinking(num_tokens=2, num_characters=13, closed=False),
+        Thinking(num_tokens=2, num_characters=12, closed=True),
+    )
+    if not model:
+        unfinished = whole = msgspec.UNSET  # type: ignore[assignment]
+    rollouts = [
+        scored.group.rollouts[0],
+        msgspec.structs.replace(scored.group.rollouts[1], text="<think>Sum. 4", thinking=unfinished),
+        msgspec.structs.replace(scored.group.rollouts[2], text="Sum.</think>\nIt is 4.", thinking=whole),
+    ]
+    prepared = prepare_group(with_rollouts(scored, rollouts), config, Letters())
+    assert [assignment.demonstration for assignment in prepared.assignments] == [2, 2, None]
+    assert "".join(map(chr, prepared.sequences[0].teacher_prompt_ids or [])) == teacher_text(
+        "What is 2 + 2?", shown, None
+    )
 
 
 def with_rollouts(scored: ScoredGroup, rollouts: list[Rollout]) -> ScoredGroup:

@@ -11,6 +11,7 @@ from services.contracts.messages import CompletedGroup, Rollout
 from services.learner.packing.sequence import TrainSequence
 from services.learner.update.layout import lay_out
 from services.learner.update.sampled import Sampled
+from services.rollout.sampling.responses import ResponseDecoder
 from tests.services.rollout.models import make_model, make_tokenizer
 
 Make = Callable[[int], torch.nn.Module]
@@ -88,14 +89,15 @@ def learner_mismatch(group: CompletedGroup, seed: int, sampled: Sampled) -> torc
 def greedy_until_stopped(seed: int, prompt: list[int], stops: dict[str, Any], limit: int = 30) -> tuple[Any, ...]:
     """Tokens, text, and what ended a greedy response: "token", "string", "end" or nothing."""
     model, tokenizer = make_model(seed), make_tokenizer()
-    tokens: list[int] = []
+    ends = [1, *stops["stop_token_ids"]]
+    tokens, decoder = list[int](), ResponseDecoder(tokenizer, ends)
     while len(tokens) < limit:
         with torch.no_grad():
             tokens.append(int(model(torch.tensor([prompt + tokens])).logits[0, -1].argmax()))
-        text = str(tokenizer.decode(tokens))
-        found = [text[: text.find(stop) + len(stop)] for stop in stops["stop"] if stop in text]
+        whole, text = str(tokenizer.decode(tokens)), decoder.text(tokens)
+        found = [stop for stop in stops["stop"] if stop in whole]
         if found:
-            return tokens, min(found, key=len), "string"
-        if tokens[-1] in (1, *stops["stop_token_ids"]):
-            return tokens, str(tokenizer.decode(tokens[:-1])), "end" if tokens[-1] == 1 else "token"
-    return tokens, str(tokenizer.decode(tokens)), ""
+            return tokens, text[: text.find(found[0]) + len(found[0])], "string"
+        if tokens[-1] in ends:
+            return tokens, text, "end" if tokens[-1] == 1 else "token"
+    return tokens, decoder.text(tokens), ""

@@ -5,9 +5,16 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
+import torch
 from transformers import PreTrainedTokenizerFast
 
+from services.contracts.arrays import TokenIds
+from services.contracts.model import ThinkingSection
+from services.contracts.run_config import parse_run_config
+from services.learner.groups.prepare import prepare_group
+from services.learner.update.layout import lay_out
 from services.rollout.sampling import sampling
 from services.rollout.sampling.prompts import PromptRenderer
 from services.rollout.sampling.responses import ResponseDecoder
@@ -110,3 +117,50 @@ def test_a_model_without_such_tags_is_decoded_as_usual() -> None:
 )
 def test_rewards_read_up_to_and_including_the_stop_string(text: str, reason: str | int | None, read: str) -> None:
     assert sampling.through(text, reason) == read
+
+
+@pytest.mark.parametrize(
+    ("template", "words", "expected"),
+    [
+        (TEMPLATE, ["<think>", "w1", "w2", "</think>", "w3"], (4, True, "w3")),
+        (TEMPLATE, ["w1", "w2"], (0, True, "w1 w2")),
+        (TEMPLATE, ["<think>", "w1", "w2"], (3, False, None)),
+        (TEMPLATE + "<think>", ["w1", "w2", "</think>", "w3"], (3, True, "w3")),
+        (TEMPLATE + "<think>", ["w1", "w2", "w3"], (3, False, None)),
+        (TEMPLATE + "<think> </think>", ["w1", "w2", "w3"], (0, True, "w1 w2 w3")),
+        (TEMPLATE + "<think>", ["w1", "</think>", "w2", "</think>", "w3"], (4, True, "w3")),
+    ],
+)
+async def test_thinking_is_told_from_the_answer_and_counted(
+    template: str, words: list[str], expected: tuple[int, bool, str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the template has opened is part of the prompt: never a response's token, and so never trained on."""
+    monkeypatch.setattr(sampling, "sampling_params", lambda *_: None)
+    tokenizer = with_special(*TAGS, template=template)
+    ids = tokenizer.convert_tokens_to_ids([*words, "<end>"])
+    server: Any = Server(ids)
+    sampler = sampling.GroupSampler(
+        server, PromptRenderer(tokenizer, 10**6), [tokenizer.eos_token_id], (), ThinkingSection()
+    )
+    scored = make_group(0, rewards=(0.0, 1.0, 0.0, 0.0))
+    prompt, rollouts = await sampler.sample(scored.group.task)
+    assert ("<think>" in tokenizer.convert_ids_to_tokens(prompt)) == ("<think>" in template)
+    group = msgspec.structs.replace(scored.group, prompt_token_ids=TokenIds(prompt), rollouts=rollouts)
+    values = {"name": "r", "model": {"path": "m"}, "data": {"train": "t"}, "training": {"steps": 1}}
+    prepared = prepare_group(msgspec.structs.replace(scored, group=group), parse_run_config(values), tokenizer)
+    layout = lay_out(prepared.sequences, None, torch.device("cpu"), torch.float32)
+    assert layout.targets.tolist() == ids * len(layout.rows)
+    assert [sequence.prompt_ids for sequence in prepared.sequences] == [prompt] * 4
+    for rollout in rollouts:
+        thinking = rollout.thinking
+        assert thinking is not msgspec.UNSET
+        number = thinking.num_tokens if thinking.closed else thinking.num_tokens - 1  # the end token is a thought, too
+        assert (number, thinking.closed, rollout.answer) == expected
+
+
+def test_markers_of_the_run_stay_in_the_text_though_they_are_special_tokens() -> None:
+    tokenizer = with_special("[THINK]", "[/THINK]", template="[THINK][/THINK]")
+    ids = tokenizer.convert_tokens_to_ids(["[THINK]", "w1", "[/THINK]", "w2"])
+    assert ResponseDecoder(tokenizer, []).text(ids).split() == ["w1", "w2"]
+    kept = ResponseDecoder(tokenizer, [], ("[THINK]", "[/THINK]")).text(ids)
+    assert kept.split() == ["[THINK]", "w1", "[/THINK]", "w2"]

@@ -7,6 +7,7 @@ import random
 from contextlib import aclosing
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,8 +15,8 @@ from hypothesis import strategies as st
 from examples.embedded import benchmark
 from services.contracts.errors import ConfigurationError, QuestionError, UnavailableError
 from services.contracts.judgement import Judgement
-from services.contracts.messages import Question
-from services.verifier.judge import open_judge
+from services.contracts.messages import Question, Thinking
+from services.verifier.judge import Judge, open_judge
 from services.verifier.rewards import registry
 from services.verifier.rewards.replies import shorten
 from services.verifier.sandbox.sandbox import Sandbox
@@ -383,6 +384,33 @@ async def test_a_reward_that_cannot_be_opened_fails_only_its_own_questions(monke
     assert (code.status, code.fault) == ("infrastructure_fault", "This machine has no seccomp. Take another kernel.")
     assert (mcq.status, mcq.reward) == ("ok", 1.0)
     assert "no seccomp" in judge.details["code"]
+
+
+@pytest.mark.parametrize(
+    ("text", "thinking", "truncated", "expected"),
+    [
+        ("so <answer>A</answer></think>\n<answer>B</answer>", (27, True), False, (1.0, "")),
+        ("so <answer>B</answer></think>\nI do not know.", (29, True), False, (0.0, "No answer was found")),
+        ("so <answer>B</answer>", (21, False), False, (0.0, "The thinking never ended")),
+        ("so <answer>B</answer>", (21, False), True, (0.0, "cut off at the length limit while it was still thinking")),
+        ("so <answer>B</answer>", None, False, (1.0, "")),
+    ],
+)
+async def test_rewards_read_what_follows_the_thinking(
+    text: str, thinking: tuple[int, bool] | None, truncated: bool, expected: tuple[float, str]
+) -> None:
+    pool = WorkerPool(num_workers=1, cpu_seconds=1, wall_seconds=60, memory_bytes=1 << 30)
+    thought = rollout(text, truncated=truncated)
+    if thinking is not None:
+        end, closed = thinking
+        found = Thinking(num_tokens=1, num_characters=text.find("</think>") + 8 if closed else end, closed=closed)
+        thought = msgspec.structs.replace(thought, thinking=found)
+    async with aclosing(pool):
+        verdict = await Judge(pool, {}).verdict(question("mcq", "B"), thought)
+        unknown = await Judge(pool, {}).verdict(question("nothing", "B"), thought)
+    assert (verdict.status, verdict.reward) == ("ok", expected[0])
+    assert expected[1] in verdict.feedback
+    assert unknown.status == "infrastructure_fault"
 
 
 def test_every_reward_module_registers_one_kind() -> None:

@@ -1,4 +1,4 @@
-"""What is said of a valid run configuration: an objective with another one's settings."""
+"""What is said of a valid run configuration: another objective's settings, thinking that is judged as an answer."""
 
 from __future__ import annotations
 
@@ -54,3 +54,11 @@ def test_another_objectives_preset_is_told_too() -> None:
 )
 def test_nothing_is_said_where_all_is_as_meant(changes: dict[str, Any]) -> None:
     assert told(**changes) == []
+
+
+def test_thinking_that_rewards_would_read_is_told() -> None:
+    model = {"path": "m", "chat_template_kwargs": {"enable_thinking": True}}
+    [text] = told(model=model)
+    assert "rewards read the reasoning" in text
+    assert "`model.thinking: {}`" in text
+    assert told(model=model | {"thinking": {}}) == []

@@ -227,6 +227,7 @@ NOT_THE_DEFAULT: dict[str, Any] = {
     "teacher_ema_rate": 0.1,
     "teacher_chat_template_kwargs": {"enable_thinking": True},
     "demonstration": "random",
+    "demonstration_thinking": "keep",
     "feedback": "fallback",
     "routing": "group",
     "keep_contrast": 0.5,

@@ -20,11 +20,12 @@ from services.contracts.events import Note
 from services.contracts.heartbeat import ServiceKind
 from services.contracts.messages import CompletedGroup, PromptTask, ScoredGroup
 from services.contracts.queue_users import USERS
-from services.learner.program.resume import add_lost, groups_on_streams, refeed
+from services.learner.program.resume import add_lost
 from services.runtime.address import free_port
 from services.runtime.connection import connect
 from services.runtime.presence import Presence, list_services
 from services.runtime.process import announce
+from services.runtime.queue.lost import groups_on_streams, refeed
 from services.runtime.queue.queue import Queue
 from tests.client.rings import until
 from tests.unit.contracts.examples import COMPLETED, TASK, VERDICTS

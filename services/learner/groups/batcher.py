@@ -14,11 +14,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
+from services.contracts.evaluations.tasks import usable_samples
 from services.contracts.messages import ScoredGroup
 from services.contracts.run_config import RunConfig
 from services.learner.groups.curriculum import Curriculum, CurriculumState
 from services.learner.groups.ledger import DropReason, Ledger
-from services.learner.groups.routed import share_correct, teaches, usable_samples
+from services.learner.groups.routed import share_correct, teaches
 from services.runtime.queue.queue import Delivery
 
 Scored = Delivery[ScoredGroup]

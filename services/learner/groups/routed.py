@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from services.contracts.evaluations.tasks import usable_samples
 from services.contracts.messages import ScoredGroup
 from services.contracts.run_config import RunConfig
 from services.learner.objectives.filters import Kept, leave_out
@@ -22,14 +23,6 @@ class Routed:
     usable: list[bool]
     advantages: list[float]
     kept: Kept
-
-
-def usable_samples(group: ScoredGroup) -> list[bool]:
-    """For each rollout, whether it was sampled and judged without an infrastructure fault."""
-    return [
-        rollout.status == "ok" and verdict.status == "ok"
-        for rollout, verdict in zip(group.group.rollouts, group.verdicts, strict=True)
-    ]
 
 
 def share_correct(group: ScoredGroup, threshold: float) -> float:

@@ -11,7 +11,6 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from math import comb
 from statistics import fmean
 from typing import Any
 
@@ -20,12 +19,13 @@ from redis.asyncio import Redis
 
 from services.contracts import streams
 from services.contracts.data import VALIDATION
+from services.contracts.evaluations.statistics import pass_at_k
+from services.contracts.evaluations.tasks import evaluation_task, setting_of, usable_samples
 from services.contracts.events import EvaluationFinished
-from services.contracts.messages import PromptTask, Question, Sampling, ScoredGroup
+from services.contracts.messages import PromptTask, Question, ScoredGroup
 from services.contracts.questions.source import ValidationSet
 from services.contracts.run_config import RunConfig
-from services.learner.groups.routed import usable_samples
-from services.learner.program.resume import feed_lost
+from services.runtime.queue.lost import feed_lost
 from services.runtime.queue.queue import Delivery, Queue
 
 SILENCE_SECONDS = 10.0
@@ -70,9 +70,7 @@ class Evaluator:
         return VALIDATION if self._set is None else self._set.label
 
     def _own(self, field: str) -> Any:
-        """The set's own value of a field of `evaluation`, or the run's."""
-        own = None if self._set is None else getattr(self._set, field)
-        return getattr(self._config.evaluation, field) if own is None else own
+        return setting_of(self._config, self._set, field)
 
     def due(self, step: int) -> bool:
         """Whether to evaluate after `step` (the first step: before training)."""
@@ -114,24 +112,14 @@ class Evaluator:
         self.num_done = num_done
 
     def _task(self, index: int, step: int) -> PromptTask:
-        evaluation, rollout = self._config.evaluation, self._config.rollout
-        return PromptTask(
-            run_id=self._run_id,
+        return evaluation_task(
+            self._config,
+            self._run_id,
+            self._set,
+            self._questions[index],
             group_id=f"evaluation-{self._mark}{step}-{index}",
             sequence=index,
-            purpose="evaluation",
-            question=self._questions[index],
-            sampling=Sampling(
-                num_samples=self._num_samples,
-                temperature=self._own("temperature"),
-                top_p=evaluation.top_p,
-                top_k=0,
-                max_response_tokens=rollout.max_response_tokens,
-            ),
-            min_weight_version=step,
-            step=step,
-            max_prompt_tokens=rollout.max_prompt_tokens,
-            fed_at=time.time(),
+            version=step,
         )
 
 
@@ -223,22 +211,6 @@ def summarise(
         truncated_ratio=_mean(truncated),
         num_faults=num_faults,
     )
-
-
-def pass_at_k(counts: Sequence[tuple[int, int]], k: int) -> float:
-    """The share of questions that at least one of k samples solves.
-
-    The unbiased estimator 1 - C(n - c, k) / C(n, k) (arXiv 2107.03374, section 2.1) needs n >= k samples per question.
-    Questions that lost samples to faults are left out, because the lost samples might have solved them. If every
-    question lost samples, each counts with those that it has, which underestimates the share.
-
-    Args:
-        counts: for each question, the number of usable samples n >= 1 and of correct ones c.
-    """
-    whole = [(n, c) for n, c in counts if n >= k]
-    if not whole:
-        return _mean([float(c > 0) for _, c in counts])
-    return fmean(1.0 - comb(n - c, k) / comb(n, k) for n, c in whole)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -15,12 +15,12 @@ from statistics import fmean
 import msgspec
 
 from services.contracts import streams
+from services.contracts.evaluations.tasks import usable_samples
 from services.contracts.events import ProbeFinished
 from services.contracts.messages import PromptTask, Question, ScoredGroup
 from services.contracts.run_config import RunConfig
 from services.learner.groups.feeder import train_sampling
 from services.learner.groups.questions import Mixture
-from services.learner.groups.routed import usable_samples
 from services.learner.objectives.teacher_prompt import shown_response, teacher_text
 from services.learner.program.evaluate import collect_judged
 from services.runtime.queue.queue import Delivery, Queue

@@ -10,8 +10,9 @@ from redis.exceptions import RedisError
 
 from services.contracts import codec, streams
 from services.contracts.messages import PromptTask
-from services.learner.program.resume import MAX_REFEEDS, add_lost, groups_on_streams, read_lost, refeed
+from services.learner.program.resume import add_lost, read_lost
 from services.runtime.dead_letters import DeadLetters
+from services.runtime.queue.lost import MAX_REFEEDS, groups_on_streams, refeed
 from services.runtime.queue.queue import Queue
 from tests.services.learner.conftest import make_group
 

@@ -18,10 +18,10 @@ from services.contracts import codec, events, streams
 from services.contracts.messages import ScoredGroup, Verdict
 from services.learner.connections.progress_pipe import EXIT_REPORTED
 from services.learner.connections.redis_link import CONSUMER
-from services.learner.program.resume import groups_on_streams
 from services.runtime.address import free_port
 from services.runtime.connection import connect
 from services.runtime.process import end
+from services.runtime.queue.lost import groups_on_streams
 from services.runtime.queue.queue import BODY, Delivery, Queue
 from tests.conftest import PROMPT_TIMERS
 from tests.faults import Address, small_disk

@@ -7,13 +7,14 @@ import random
 import msgspec
 import pytest
 
+from services.contracts.evaluations.statistics import pass_at_k
 from services.contracts.events import StepFinished
 from services.contracts.messages import Thinking, VersionSpan
 from services.contracts.run_config import ObjectiveSection, RunConfig, parse_run_config
 from services.contracts.step_metrics import STEP_HISTOGRAMS, STEP_METRICS
 from services.learner.groups.prepare import PreparedGroup, prepare_group
 from services.learner.program.commands import Step
-from services.learner.program.evaluate import pass_at_k, summarise
+from services.learner.program.evaluate import summarise
 from services.learner.program.session import TrainingSession
 from services.learner.program.step_report import (
     group_metrics,

@@ -16,6 +16,7 @@ from services.api.http.response_cache import Answers
 from services.api.http.security import HEADERS, HEALTH_PATHS, Guard, StrictHeaders
 from services.api.live.repeat import repeat
 from services.api.page.serve import Page
+from services.api.resources.evaluations.endpoints import router as evaluations_router
 from services.api.resources.experiments.endpoints import router as experiments_router
 from services.api.resources.fleet.endpoints import router as fleet_router
 from services.api.resources.history.endpoints import router as history_router
@@ -30,6 +31,7 @@ ROUTERS = (
     runs_router,
     history_router,
     experiments_router,
+    evaluations_router,
     probes_router,
     fleet_router,
     run_files_router,
@@ -42,6 +44,7 @@ SCHEDULE_SECONDS = 0.5
 PUSH_SECONDS = 0.5
 WATCH_SECONDS = 1.0
 EXPERIMENT_SECONDS = 1.0
+EXAMINE_SECONDS = 0.5
 REFRESH_SECONDS = 1.0
 
 
@@ -98,4 +101,5 @@ async def run_loops(parts: Parts) -> None:
         group.create_task(
             repeat("experiments", parts.experiments.step, status, seconds=EXPERIMENT_SECONDS, wake=signals.experiments)
         )
+        group.create_task(repeat("examiner", parts.examiner.step, status, seconds=EXAMINE_SECONDS))
         group.create_task(repeat("metrics", parts.refresh.step, status, seconds=REFRESH_SECONDS))

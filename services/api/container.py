@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import httpx
 from redis.asyncio import Redis
 
+from services.api.control.examiner import Examiner
 from services.api.control.ingest import Ingest
 from services.api.control.pusher import Pusher
 from services.api.control.scheduler import Scheduler
@@ -19,6 +20,7 @@ from services.api.live.repeat import LoopStatus
 from services.api.live.signals import Signals
 from services.api.metrics.federation import Federation
 from services.api.metrics.refresh import MetricsRefresh
+from services.api.resources.evaluations.service import EvaluationService
 from services.api.resources.experiments.service import ExperimentService
 from services.api.resources.runs.service import RunService
 from services.api.resources.serving.forwarder import Forwarder
@@ -48,7 +50,9 @@ class Parts:
     runs: RunService
     experiments: ExperimentService
     forwarder: Forwarder
+    evaluations: EvaluationService
     scheduler: Scheduler
+    examiner: Examiner
     ingest: Ingest
     pusher: Pusher
     watchdog: Watchdog
@@ -81,6 +85,7 @@ def make_parts(settings: Settings, redis: Redis, database: Database) -> Parts:
             signals.experiments.set()
 
     runs = RunService(settings, impatient, database, journal, signals)
+    evaluations = EvaluationService(settings, impatient, database, signals, runs)
     journal.listen(board.on_event)
     journal.listen(wake)
     return Parts(
@@ -98,7 +103,9 @@ def make_parts(settings: Settings, redis: Redis, database: Database) -> Parts:
         runs=runs,
         experiments=ExperimentService(settings, impatient, database, runs),
         forwarder=Forwarder(impatient, database, settings.service_token),
-        scheduler=Scheduler(redis, database, journal, settings.max_runs_per_key),
+        evaluations=evaluations,
+        scheduler=Scheduler(redis, database, journal, evaluations.discard_files, settings.max_runs_per_key),
+        examiner=Examiner(redis, database, evaluations.discard_files),
         ingest=Ingest(redis, journal, signals, instance),
         pusher=pusher,
         watchdog=watchdog,

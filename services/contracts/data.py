@@ -18,7 +18,7 @@ PoolWeight = Annotated[float, Field(ge=0, le=1000)]
 S = TypeVar("S", bound=Source)
 
 
-def _one_or_list(kind: type[Source], *, optional: bool = False) -> Callable[[Any, Any], Any]:
+def one_or_list(kind: type[Source], *, optional: bool = False) -> Callable[[Any, Any], Any]:
     """Validates a path, a list of sections or, if `optional`, None; errors name the field of the section, not the
     alternatives."""
     adapter: TypeAdapter[Any] = TypeAdapter(tuple[kind, ...])  # type: ignore[valid-type]
@@ -52,10 +52,10 @@ class CurriculumSection(Section):
 
 
 class DataSection(Section):
-    train: Annotated[str | tuple[TrainSource, ...], WrapValidator(_one_or_list(TrainSource))]
+    train: Annotated[str | tuple[TrainSource, ...], WrapValidator(one_or_list(TrainSource))]
     """A file, `hub:<owner>/<name>[:<split>]`, or a list of sources."""
     validation: Annotated[
-        str | tuple[ValidationSet, ...] | None, WrapValidator(_one_or_list(ValidationSet, optional=True))
+        str | tuple[ValidationSet, ...] | None, WrapValidator(one_or_list(ValidationSet, optional=True))
     ] = None
     """Questions for evaluations: as `train`, or a list of named sets, of which the first decides which checkpoint is
     the best. null: no evaluation."""

@@ -14,7 +14,7 @@ from services.contracts.errors import ConfigurationError
 
 MAX_SENTENCES = 10
 MAX_PLACE = 120
-_NAMED_FIELD = re.compile(r"(preset|[a-z]+(\.[a-z0-9_]+)+) ")
+_NAMED_FIELD = re.compile(r"(preset|run|step|[a-z]+(\.[a-z0-9_]+)+) ")
 
 
 class Conflicts(ValueError):

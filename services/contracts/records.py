@@ -17,6 +17,7 @@ from services.contracts.states import TERMINAL_STATES, DesiredState, RunState
 
 Role = Literal["read", "use", "operate"]
 ExperimentState = Literal["running", "stopped", "succeeded", "failed"]
+EvaluationState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Verdict = Literal["shown", "not shown", "opposite", "no data"]
 
 
@@ -342,3 +343,134 @@ class Probe(Record, frozen=True, kw_only=True):
     planned_steps: int
     advice: list[str]
     """Sentences, most important first."""
+
+
+class IntervalEstimate(Record, frozen=True):
+    """A mean over questions with its bootstrap interval (docs/evaluations.md)."""
+
+    value: float
+    low: float | None
+    """Lower end of the 95% interval; null with fewer than two questions."""
+    high: float | None
+
+
+class PassAtK(Record, frozen=True, kw_only=True):
+    """Share of questions that at least one of k samples solves."""
+
+    k: int
+    share: IntervalEstimate
+
+
+class SetResult(Record, frozen=True, kw_only=True):
+    """One validation set's numbers, of the questions that have been judged so far."""
+
+    set: str
+    num_questions: int
+    """Questions with at least one sample that could be judged."""
+    num_samples: int
+    """Samples per question."""
+    temperature: float
+    accuracy: IntervalEstimate
+    """avg@k: mean over questions of the share of correct samples."""
+    pass_at_k: list[PassAtK]
+    """For k = 1, 2, 4, ... and the number of samples; unbiased (arXiv 2107.03374)."""
+    accuracy_by_kind: dict[str, float]
+    num_solved: int
+    """Questions of which at least half of the samples are correct."""
+    response_tokens_mean: float
+    truncated_ratio: float
+    num_faults: int
+    """Samples left out because of an infrastructure fault."""
+
+
+class QuestionResult(Record, frozen=True, kw_only=True):
+    """What one question came to in an evaluation."""
+
+    set: str
+    number: int
+    """Place in its set, from 0."""
+    question_id: str
+    kind: str
+    num_samples: int
+    """Samples that could be judged."""
+    num_correct: int
+    num_truncated: int
+    num_faults: int
+    response_tokens: int
+    """Sum over its samples."""
+    fault: str
+    """The first fault; empty without one."""
+
+
+class ModelEvaluationSummary(Record, frozen=True, kw_only=True):
+    """An evaluation without its questions."""
+
+    id: str
+    name: str
+    state: EvaluationState
+    reason: str
+    """Why it is in its state or what it waits for; empty if that needs no explanation."""
+    model: str
+    """Folder or hub name of the model."""
+    run: str | None
+    """The run whose weights are evaluated; it may have been deleted since."""
+    step: int | None
+    """Step of the run at which they are."""
+    rollout_servers: list[str]
+    num_questions: int | None
+    """In all sets; null until they have been read."""
+    num_done: int
+    """Questions that have been judged or given up."""
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    results: list[SetResult]
+    """One per set, from the questions judged so far."""
+
+
+class ModelEvaluation(ModelEvaluationSummary, frozen=True, kw_only=True):
+    """An evaluation of one weight version."""
+
+    request: dict[str, Any]
+    """As it was sent."""
+    config: dict[str, Any]
+    """What the services work with: a run configuration with every default filled in."""
+
+
+class ChangedQuestion(Record, frozen=True, kw_only=True):
+    """One question in two evaluations."""
+
+    question_id: str
+    kind: str
+    before: float
+    """Share of correct samples in the first evaluation."""
+    after: float
+
+
+class SetDifference(Record, frozen=True, kw_only=True):
+    """What changed in one set, on the questions that both evaluations have."""
+
+    set: str
+    num_questions: int
+    before: float
+    """avg@k of these questions in the first evaluation."""
+    after: float
+    difference: IntervalEstimate
+    """avg@k of the second minus that of the first, with the interval over the questions' differences."""
+    num_better: int
+    """Questions with a higher share of correct samples."""
+    num_worse: int
+    learned: list[ChangedQuestion]
+    """Questions that are solved (at least half of the samples are correct) only in the second; largest change first."""
+    forgotten: list[ChangedQuestion]
+    """Questions that are solved only in the first."""
+
+
+class EvaluationDifference(Record, frozen=True, kw_only=True):
+    """The second evaluation compared with the first."""
+
+    first: str
+    second: str
+    sets: list[SetDifference]
+    num_unpaired: int
+    """Questions that only one of them has; they are left out."""

@@ -12,6 +12,8 @@ import typer
 from services.contracts.errors import TurnoutError
 from turnout.cli.commands.chat import chat
 from turnout.cli.commands.data import app as data
+from turnout.cli.commands.evaluations import app as evaluations
+from turnout.cli.commands.evaluations import evaluate
 from turnout.cli.commands.experiments import app as experiments
 from turnout.cli.commands.experiments import experiment
 from turnout.cli.commands.fleet import app as fleet
@@ -33,6 +35,14 @@ app.add_typer(data, name="data")
 app.command(epilog=examples("turnout experiment examples/experiments/embedded.yaml"))(experiment)
 app.command(epilog=examples('turnout chat demo-3f "What is 17 + 25?"', "turnout chat demo-3f --version 40"))(chat)
 app.add_typer(experiments, name="experiments")
+app.command(
+    epilog=examples(
+        "turnout evaluate my.yaml",
+        "turnout evaluate --model models/qwen3-0.6b --data datasets/gsm8k.jsonl --k 8 --limit 200",
+        "turnout evaluate --run demo-3f --step 50",
+    )
+)(evaluate)
+app.add_typer(evaluations, name="evaluations")
 app.add_typer(fleet)
 app.add_typer(track)
 app.add_typer(keys, name="keys")

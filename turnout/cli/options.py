@@ -36,6 +36,7 @@ ExperimentId = Annotated[str, typer.Argument(metavar="ID", help="The experiment'
 ExperimentFiles = Annotated[
     list[Path], typer.Argument(metavar="FILE...", help="Experiment file (YAML); each further file is laid over it.")
 ]
+EvaluationId = Annotated[str, typer.Argument(metavar="ID", help="The evaluation's id, or its beginning or end.")]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="Run file (YAML).")]
 Settings = Annotated[
     list[str] | None,

@@ -16,13 +16,17 @@ from services.contracts.errors import UnavailableError
 from services.contracts.records import (
     Checkpoint,
     Evaluation,
+    EvaluationDifference,
     Experiment,
     ExperimentSummary,
     Key,
     Model,
+    ModelEvaluation,
+    ModelEvaluationSummary,
     ModelList,
     NewKey,
     Probe,
+    QuestionResult,
     QueueState,
     Results,
     Run,
@@ -40,6 +44,7 @@ from turnout.client.calls import (
     Page,
     connection,
     connection_fault,
+    evaluation_path,
     experiment_path,
     given,
     idempotent,
@@ -273,6 +278,43 @@ class AsyncClient:
                         yield chunk
         except httpx.TransportError as error:
             raise connection_fault(self.url, error) from error
+
+    async def create_evaluation(
+        self, request: dict[str, Any], *, idempotency_key: str | None = None
+    ) -> ModelEvaluation:
+        """Queue an evaluation of a model or of a run's weights (docs/evaluations.md); a repeated key returns that of
+        the first call."""
+        headers = idempotent(idempotency_key)
+        return await self._send(Call("POST", "/v1/evaluations", one(ModelEvaluation), body=request, headers=headers))
+
+    async def model_evaluations(
+        self, *, run_id: str | None = None, limit: int | None = None
+    ) -> list[ModelEvaluationSummary]:
+        """The newest evaluations, newest first; with `run_id` only those of its weights."""
+        params = given(run=run_id, limit=limit)
+        return await self._all(Call("GET", "/v1/evaluations", pages_of(ModelEvaluationSummary), params))
+
+    async def evaluation(self, evaluation_id: str) -> ModelEvaluation:
+        """One evaluation with the results of the questions judged so far."""
+        return await self._send(Call("GET", evaluation_path(evaluation_id), one(ModelEvaluation)))
+
+    def evaluated_questions(self, evaluation_id: str) -> AsyncIterator[QuestionResult]:
+        """What each question came to, in the order of sets and questions."""
+        path = evaluation_path(evaluation_id, "/questions")
+        return self._pages(Call("GET", path, pages_of(QuestionResult), {"limit": 1000}))
+
+    async def compare_evaluations(self, first: str, second: str) -> EvaluationDifference:
+        """What the second evaluation gained and lost against the first, on the questions that both have."""
+        path = evaluation_path(first, "/difference")
+        return await self._send(Call("GET", path, one(EvaluationDifference), {"second": second}))
+
+    async def cancel_evaluation(self, evaluation_id: str) -> ModelEvaluation:
+        """End an evaluation. The results that it has stay."""
+        return await self._send(Call("POST", evaluation_path(evaluation_id, "/cancel"), one(ModelEvaluation)))
+
+    async def delete_evaluation(self, evaluation_id: str) -> None:
+        """Delete an evaluation that has ended, with its results."""
+        await self._send(Call("DELETE", evaluation_path(evaluation_id), nothing))
 
     async def queues(self, run_id: str | None = None) -> list[QueueState]:
         return await self._all(Call("GET", "/v1/queues", pages_of(QueueState), given(run_id=run_id)))

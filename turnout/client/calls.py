@@ -91,6 +91,11 @@ def experiment_path(experiment_id: str, below: str = "") -> str:
     return f"/v1/experiments/{quoted(experiment_id)}{below}"
 
 
+def evaluation_path(evaluation_id: str, below: str = "") -> str:
+    """Path of an evaluation, or of a resource `below` it."""
+    return f"/v1/evaluations/{quoted(evaluation_id)}{below}"
+
+
 def quoted(name: str) -> str:
     """A name, escaped as one segment of a path."""
     return quote(name, safe="")

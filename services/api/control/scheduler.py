@@ -1,4 +1,4 @@
-"""Assigns idle learners and rollout servers to queued runs.
+"""Assigns idle learners and rollout servers to queued runs and evaluations, as `assignment.plan` decides.
 
 `services.api.control.assignment` decides from the facts alone; `Scheduler` carries out its decisions. The loop is
 level-triggered: each round compares the database with Redis and writes only the difference, so restarting the API
@@ -7,60 +7,59 @@ changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from statistics import fmean
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 from redis.asyncio import Redis
 
-from services.api.control.assignment import Assigned, plan
+from services.api.control.assignment import Assigned, hopeless, plan, waits_for
 from services.api.control.outlook import outlook
 from services.api.control.roll_call import RollCall
 from services.api.live.journal import Journal
 from services.api.storage.database import Database
+from services.api.storage.evaluations import EvaluationRow, unended_evaluations
 from services.api.storage.history import newest_metrics
-from services.api.storage.runs import Run, active_runs, unfinished_runs
+from services.api.storage.runs import Run, active_runs, runs_among, unfinished_runs
 from services.contracts import streams
-from services.contracts.heartbeat import START_FAILURES, ServiceRecord
-from services.contracts.records import QueuePlace
+from services.contracts.heartbeat import ServiceRecord
+from services.contracts.records import EvaluationState, QueuePlace
 from services.contracts.states import ACTIVE_STATES, RunState
 from services.runtime.connection import as_text
 from services.runtime.logs import get_logger
 
 log = get_logger(__name__)
-MAX_START_FAILURES = 5
+LEAVE_SECONDS = 10.0
+"""Time after an evaluation's end in which services may still look at its queues."""
 SPOKEN: frozenset[str] = frozenset({"ready", "updating"})
 """A learner reports its run's state on the stream before its record shows one of these. Comparing times would not do,
 since its clock may have been set between two processes."""
 
 
-def hopeless(run: Assigned, records: dict[str, ServiceRecord]) -> str:
-    """Why no server of this run will ever sample: each has failed to start its engine `MAX_START_FAILURES` times.
-
-    Empty while any of them may. Such a run would hold its services indefinitely without training.
-    """
-    servers = [records.get(name) for name in run.servers]
-    for server in servers:
-        if server is None or server.run_id != run.run_id:
-            return ""
-        if int(server.details.get(START_FAILURES, 0)) < MAX_START_FAILURES:
-            return ""
-    faults = [f"{server.instance}: {server.details.get('fault', '')}" for server in servers if server is not None]
-    return f"No rollout server can start its engine. {faults[0]}" if faults else ""
-
-
 class Scheduler:
     """Consumes: unfinished runs, service records. Produces: states, assignments, the runs' keys in Redis."""
 
-    def __init__(self, redis: Redis, database: Database, journal: Journal, max_runs_per_key: int = 0) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        database: Database,
+        journal: Journal,
+        on_end: Callable[[str], Awaitable[None]],
+        max_runs_per_key: int = 0,
+    ) -> None:
+        """`on_end` is told the id of each evaluation that is given up."""
         self.redis = redis
         self.max_runs_per_key = max_runs_per_key
         self.database = database
         self.journal = journal
+        self.on_end = on_end
         self.roll = RollCall(redis)
         self.places: Mapping[str, QueuePlace] = {}
         """Why queued runs wait, as of the newest round."""
+        self._left: dict[str, float] = {}
+        """Evaluations that have left `streams.RUNS`, and when."""
 
     def place(self, run: Run) -> QueuePlace | None:
         """Why the run waits, if it is queued and the newest round has seen it."""
@@ -76,14 +75,41 @@ class Scheduler:
     async def _decide(self, services: Sequence[ServiceRecord]) -> None:
         async with self.database.read() as session:
             runs = await unfinished_runs(session)
-        decided = plan([_assigned(run) for run in runs], services, self.max_runs_per_key)
-        planned = {item.run_id: item for item in decided}
-        self.places = await self._places(runs, decided, services)
+            evaluations = await unended_evaluations(session)
+        works = plan(
+            [*map(_assigned, runs), *map(_assigned_to_evaluation, evaluations)], services, self.max_runs_per_key
+        )
+        planned = {item.run_id: item for item in works}
+        # An evaluation gives its server up to a run that wants it, so it keeps no run waiting.
+        self.places = await self._places(runs, [item for item in works if not item.is_evaluation], services)
         records = {record.instance: record for record in services}
         for run in runs:
             await self._carry_out(run, planned[run.id], records)
             if reason := hopeless(planned[run.id], records):
                 await self._give_up(run.id, reason)
+        for row in evaluations:
+            await self._carry_out_evaluation(row, planned[row.id], works, records)
+
+    async def _carry_out_evaluation(
+        self, seen: EvaluationRow, item: Assigned, works: Sequence[Assigned], records: dict[str, ServiceRecord]
+    ) -> None:
+        failure = hopeless(item, records)
+        reason = failure or waits_for(item, works, records)
+        if item == _assigned_to_evaluation(seen) and reason == seen.reason:
+            return
+        async with self.database.write() as session:
+            row = await session.get(EvaluationRow, seen.id)
+            if row is None or row.state != seen.state:
+                return
+            row.state = "failed" if failure else cast(EvaluationState, item.state)
+            row.reason, row.rollout_servers = reason, item.servers
+            if item.state == "running" and row.started_at is None:
+                row.started_at = time.time()
+            if failure:
+                row.finished_at, row.rollout_servers = time.time(), []
+        log.info("evaluation assigned", evaluation=seen.id, servers=item.servers, reason=reason)
+        if failure:
+            await self.on_end(seen.id)
 
     async def _places(
         self, runs: Sequence[Run], decided: Sequence[Assigned], services: Sequence[ServiceRecord]
@@ -138,19 +164,41 @@ class Scheduler:
         """Make the runs' keys, the set of runs and the assignments in Redis match the database."""
         async with self.database.read() as session:
             runs = await active_runs(session)
+            evaluations = [row for row in await unended_evaluations(session) if row.state == "running"]
         wanted: dict[str, str] = {}
         for run in runs:
             await self._write_key(streams.config(run.id), msgspec.json.encode(run.config, order="deterministic"))
             await self._write_key(streams.desired(run.id), run.desired.encode())
             await self._write_key(streams.attempt(run.id), repr(run.queued_at).encode())
             wanted |= {name: run.id for name in (run.learner, *run.rollout_servers) if name}
-        ids = {run.id for run in runs}
+        for row in evaluations:
+            await self._write_key(streams.config(row.id), msgspec.json.encode(row.config, order="deterministic"))
+            if row.weights is not None:
+                await self.redis.hset(streams.weights(row.id), mapping=cast(Any, row.weights))
+            wanted |= dict.fromkeys(row.rollout_servers, row.id)
+        ids = {run.id for run in runs} | {row.id for row in evaluations}
         present = {as_text(value) for value in await self.redis.smembers(streams.RUNS)}
         if ids - present:
             await self.redis.sadd(streams.RUNS, *(ids - present))
         if present - ids:
             await self.redis.srem(streams.RUNS, *(present - ids))
         await self._write_assignments(wanted)
+        await self._clear_queues(present - ids)
+
+    async def _clear_queues(self, left: set[str]) -> None:
+        """Delete the queues of evaluations that have ended, once no service works on them any longer."""
+        now = time.monotonic()
+        self._left |= dict.fromkeys(left, now)
+        due = [run_id for run_id, since in self._left.items() if now - since > LEAVE_SECONDS]
+        if not due:
+            return
+        async with self.database.read() as session:
+            unended = {row.id for row in await unended_evaluations(session)}
+            kept = unended | await runs_among(session, due)
+        for run_id in due:
+            del self._left[run_id]
+            if run_id not in kept:
+                await self.redis.delete(*streams.run_keys(run_id))
 
     async def _write_assignments(self, wanted: dict[str, str]) -> None:
         prefix = streams.assignment("")
@@ -179,6 +227,10 @@ def _seconds_left(runs: Sequence[Run], paces: Mapping[str, float]) -> dict[str, 
 def _assigned(run: Run) -> Assigned:
     num_servers = int(run.config["rollout"]["num_servers"])
     return Assigned(run.id, run.state, num_servers, run.learner, list(run.rollout_servers), run.created_by)
+
+
+def _assigned_to_evaluation(row: EvaluationRow) -> Assigned:
+    return Assigned(row.id, row.state, 1, None, list(row.rollout_servers), is_evaluation=True)
 
 
 def _learner_lost(run: Run, learner: ServiceRecord | None) -> bool:

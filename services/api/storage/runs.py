@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -81,6 +81,11 @@ async def active_runs(session: AsyncSession) -> Sequence[Run]:
     """Every run that instances work for. Excludes queued runs, of which there may be very many."""
     query = select(Run).where(Run.state.in_(ACTIVE_STATES)).order_by(Run.queued_at, Run.id)
     return (await session.scalars(query)).all()
+
+
+async def runs_among(session: AsyncSession, ids: Collection[str]) -> set[str]:
+    """Those of these ids that are runs."""
+    return set(await session.scalars(select(Run.id).where(Run.id.in_(ids))))
 
 
 async def run_of_key(session: AsyncSession, idempotency_key: str) -> Run | None:

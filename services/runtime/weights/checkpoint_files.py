@@ -103,7 +103,7 @@ def give_checkpoint(source_run: Path, target_run: Path, step: int) -> Checkpoint
     for name in (*(entry.name for entry in manifest.files), MANIFEST):
         destination = temporary / name
         destination.parent.mkdir(parents=True, exist_ok=True)
-        _link(source / name, destination)
+        link_file(source / name, destination)
     for folder in {path.parent for path in temporary.rglob("*")}:
         sync(folder)
     os.rename(temporary, target)
@@ -117,7 +117,13 @@ def sync_names(run_folder: Path) -> None:
         sync(folder)
 
 
-def _link(source: Path, destination: Path) -> None:
+def link_file(source: Path, destination: Path) -> None:
+    """A hard link to a file that is never written again, or a durable copy.
+
+    Raises:
+        CorruptCheckpointError: the file is missing.
+        OSError: the destination cannot be written.
+    """
     if not source.is_file() or source.is_symlink():
         raise CorruptCheckpointError(f"Checkpoint file {source} is missing.")
     try:

@@ -39,6 +39,8 @@ def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwar
         case.body = valid_run(case.body)
     if case.operation.path == "/v1/experiments" and isinstance(case.body, dict):
         case.body = VALID_EXPERIMENT
+    if case.operation.path == "/v1/evaluations" and isinstance(case.body, dict):
+        case.body = {"model": {"path": MODEL}, "data": {"validation": DATA}}
     if case.operation.path.endswith("/fork") and isinstance(case.body, dict):
         case.body = {**case.body, "changes": {"training": {"steps": 2**20}}}
 

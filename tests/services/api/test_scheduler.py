@@ -80,6 +80,18 @@ def test_a_key_gets_no_more_runs_than_its_share_and_blocks_nobody_else() -> None
     assert [run.state for run in plan(without_keys, fleet(2, 2), 1)] == ["starting"] * 2
 
 
+def test_an_evaluation_gets_only_what_no_run_wants() -> None:
+    run = Assigned("run", "running", 2, "learner-0", ["rollout-0"])
+    first = Assigned("first", "running", 1, None, ["rollout-1"], is_evaluation=True)
+    second = Assigned("second", "running", 1, None, ["rollout-2"], is_evaluation=True)
+    after = plan([run, first, second], fleet(1, 3))
+    assert after[0].servers == ["rollout-0", "rollout-2"], "of the newest evaluation"
+    assert (after[1], after[2].state, after[2].servers) == (first, "queued", [])
+    waiting = Assigned("waiting", "queued", 1, None)
+    assert plan([waiting, first], fleet(0, 2))[1].state == "running", "no learner is idle, so the run cannot start yet"
+    assert plan([waiting, first], fleet(1, 2))[0].servers == ["rollout-0"], "an idle server comes first"
+
+
 names = st.sampled_from([f"i{index}" for index in range(6)])
 
 
@@ -94,6 +106,10 @@ def situations(draw: st.DrawFn) -> tuple[list[Assigned], list[ServiceRecord]]:
         learner = free.pop(0) if active else None
         servers = [free.pop(0) for _ in range(draw(st.integers(0, 1)))] if active else []
         runs.append(Assigned(f"r{index}", state, draw(st.integers(1, 3)), learner, servers))
+    for index in range(draw(st.integers(0, 2))):
+        servers = [free.pop(0)] if draw(st.booleans()) else []
+        state = "running" if servers else "queued"
+        runs.append(Assigned(f"e{index}", state, 1, None, servers, is_evaluation=True))
     services = [
         record(
             draw(st.sampled_from(("learner", "rollout", "verifier"))),
@@ -113,7 +129,7 @@ def test_no_instance_ever_works_for_two_runs(situation: tuple[list[Assigned], li
     given_out = [name for run in after if run.state in ACTIVE_STATES for name in (run.learner, *run.servers) if name]
     assert len(given_out) == len(set(given_out))
     for before, now in zip(runs, after, strict=True):
-        if before.state != "queued":
+        if before.state != "queued" and not before.is_evaluation:
             assert (before.state, before.learner) == (now.state, now.learner)
         new = set(now.servers) - set(before.servers)
         assert all(kinds[name] == "rollout" for name in new)

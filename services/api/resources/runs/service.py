@@ -23,6 +23,7 @@ from services.api.resources.runs.rows import RowChecks
 from services.api.resources.runs.schemas import ForkRequest, RunChanges
 from services.api.storage import history, runs
 from services.api.storage.database import Database
+from services.api.storage.evaluations import needs_files
 from services.api.storage.runs import Run
 from services.contracts import streams
 from services.contracts.errors import ConfigurationError, ConflictError
@@ -106,21 +107,25 @@ class RunService:
             record = CheckpointWritten(run_id=child.id, step=step, at=time.time(), path=path, bytes=size, seconds=0.0)
             added = await self._add(child, record)
         finally:
-            await self._settle(folder)
+            await self.settle_folder(folder)
         if added is child:  # otherwise another request with the same key was faster
             for sentence in (f"Forked from run {parent.id} at step {step}.", *unchecked):
                 await self.journal.note(child.id, "info", sentence)
         return added
 
     async def settle(self) -> None:
-        """Clean up forks and deletions that a killed API left unfinished. Call this at start, before any request."""
+        """Clean up forks, evaluations and deletions that a killed API left unfinished. Call this at start, before any
+        request."""
         for folder in await asyncio.to_thread(unsettled, self.settings.runs_folder):
-            await self._settle(folder)
+            await self.settle_folder(folder)
 
-    async def _settle(self, folder: Path) -> None:
-        """Keep a run's files if the run is stored, whatever became of the request; otherwise delete them."""
+    async def settle_folder(self, folder: Path) -> None:
+        """Keep a run's files if the run is stored, whatever became of the request, and an evaluation's until it ends;
+        otherwise delete them."""
         async with self.database.read() as session:
             stored = await session.get(Run, folder.name) is not None
+            if await needs_files(session, folder.name):
+                return  # marked until it ends
         if stored:
             await asyncio.to_thread(settle, folder)
             return
@@ -238,7 +243,7 @@ class RunService:
                 await runs.delete_run_rows(session, run_id)
                 await self.redis.delete(*streams.run_keys(run_id))
         finally:
-            await self._settle(folder)
+            await self.settle_folder(folder)
 
 
 def _require_ended(run: Run) -> None:

@@ -229,7 +229,7 @@ async def test_an_api_that_is_killed_while_it_forks_leaves_nothing_after_its_nex
     write_checkpoint(
         settings.runs_folder / "unknown", 3
     )  # may belong to a run in another database, so it is not deleted
-    for method in ("_add", "_settle"):
+    for method in ("_add", "settle_folder"):
         fork_killed_in(method, parent, environment)
     assert len(list(settings.runs_folder.glob(f"*/{UNSETTLED}"))) == 2
     with api_process(environment, tmp_path / "log") as (_, api):

@@ -235,7 +235,7 @@ async def test_an_api_that_is_killed_while_it_forks_leaves_nothing_after_its_nex
     with api_process(environment, tmp_path / "log") as (_, api):
         [child] = [run for run in api.get("/v1/runs").json()["items"] if run["id"] != parent]
         [checkpoint] = api.get(f"/v1/runs/{child['id']}/checkpoints").json()["items"]
-        assert (child["name"], checkpoint["exists"]) == ("killed_settle", True)
+        assert (child["name"], checkpoint["exists"]) == ("killedsettle_folder", True)
     assert {path.name for path in settings.runs_folder.iterdir()} == {parent, child["id"], "unknown"}
     assert not list(settings.runs_folder.glob(f"*/{UNSETTLED}"))
 

@@ -402,7 +402,7 @@ async def test_a_deletion_cut_short_by_the_apis_end_is_finished_at_its_next_star
         for folder in folders:
             folder.mkdir(parents=True)
         with monkeypatch.context() as ends:
-            ends.setattr(parts.runs, "_settle", asyncio.CancelledError)
+            ends.setattr(parts.runs, "settle_folder", asyncio.CancelledError)
             await client.delete(f"/v1/runs/{run_id}")
         assert (await client.get(f"/v1/runs/{run_id}")).status_code == 404
         await parts.runs.settle()

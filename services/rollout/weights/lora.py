@@ -66,6 +66,21 @@ def merged_tensors(folder: Path, model: str, dtype: torch.dtype) -> Iterator[tup
     return _merge(_base_files(model), checked_deltas(folder, model), dtype)
 
 
+def write_merged(folder: Path, model: str, dtype: str, out: Path) -> Path:
+    """Write the whole merged model as safetensors files to `out`, in memory first. Returns the base model's folder.
+
+    Args:
+        dtype: the run's, by its name in torch.
+
+    Raises:
+        CorruptWeightsError: as `merged_tensors`.
+    """
+    from huggingface_hub import save_torch_state_dict
+
+    save_torch_state_dict(dict(merged_tensors(folder, model, getattr(torch, dtype))), out)
+    return _base_files(model)[0].parent
+
+
 def checked_deltas(folder: Path, model: str) -> dict[str, Delta]:
     """An adapter's changes by name of the weight. Raises `CorruptWeightsError` if they do not fit the base model."""
     deltas = _read(folder)

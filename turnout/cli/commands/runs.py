@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from turnout.cli.commands.history import app as history
+from turnout.cli.commands.push import app as push
 from turnout.cli.options import (
     File,
     GpuKind,
@@ -392,6 +393,7 @@ def compare(
 
 
 app.add_typer(history)
+app.add_typer(push)
 
 
 def _with_preset(settings: list[str] | None, preset: str | None) -> list[str]:

@@ -35,7 +35,7 @@ class Api:
         return [Step(step=step, at=float(step), metrics={"reward_mean": step / 4}) for step in (1, 2, 3)]
 
     def evaluations(self, run_id: str) -> list[Evaluation]:
-        numbers = {"split": "validation", "num_questions": 100, "num_samples": 4, "at": 0.0}
+        numbers: dict[str, Any] = {"split": "validation", "num_questions": 100, "num_samples": 4, "at": 0.0}
         return [
             Evaluation(step=step, accuracy=accuracy, pass_at_k=0.75, **numbers)
             for step, accuracy in ((0, 0.25), (2, 0.5), (3, 0.625))

@@ -7,6 +7,7 @@ equal.
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import tempfile
 from collections.abc import Callable, Mapping
@@ -24,7 +25,7 @@ from tests.conftest import ROOT
 
 POLICY = ROOT / "examples" / "embedded" / "policy"
 DATA = ROOT / "examples" / "embedded" / "data"
-VOCABULARY = 271
+VOCABULARY: int = json.loads((POLICY / "config.json").read_text())["vocab_size"]
 Change = Callable[[ScoredGroup], ScoredGroup]
 
 

@@ -16,6 +16,7 @@ from services.runtime.settings import Settings
 from tests.conftest import ROOT
 
 POLICY = ROOT / "examples" / "embedded" / "policy"
+ROWS: int = json.loads((POLICY / "config.json").read_text())["vocab_size"]
 TABLE = {"model_type": "gpt2", "n_positions": 1024, "max_position_embeddings": None, "vocab_size": 50257}
 
 
@@ -58,13 +59,13 @@ def refused(folder: Path, *words: str, field: str = "model.path", **changes: Any
     ],
 )
 def test_a_tokenizer_larger_than_the_embedding(folder: Path, changes: dict[str, Any]) -> None:
-    refused(folder, "'<pad>'", "id 1000", "271 rows", **changes)
+    refused(folder, "'<pad>'", "id 1000", f"{ROWS} rows", **changes)
 
 
 def test_a_list_of_tokens_larger_than_the_embedding(folder: Path) -> None:
-    unigram = {"model": {"type": "Unigram", "vocab": [["t", -1.5]] * 272}}
-    refused(folder, "id 271", "271 rows", tokenizer=unigram)
-    check(folder, {"vocab_size": 272}, tokenizer=unigram)
+    unigram = {"model": {"type": "Unigram", "vocab": [["t", -1.5]] * (ROWS + 1)}}
+    refused(folder, f"id {ROWS}", f"{ROWS} rows", tokenizer=unigram)
+    check(folder, {"vocab_size": ROWS + 1}, tokenizer=unigram)
 
 
 def test_an_embedding_that_is_padded_beyond_the_tokenizer_is_taken(folder: Path) -> None:

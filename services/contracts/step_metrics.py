@@ -7,6 +7,7 @@ place in `CATALOGUE` is its place among columns, lines and panels. docs/metrics.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -727,6 +728,14 @@ CATALOGUE: Final[tuple[StepMetric | StepHistogram, ...]] = (
 
 STEP_METRICS: Final = {item.name: item for item in CATALOGUE if isinstance(item, StepMetric)}
 STEP_HISTOGRAMS: Final = {item.name: item for item in CATALOGUE if isinstance(item, StepHistogram)}
+
+
+def has_value(name: str, metrics: Mapping[str, float]) -> bool:
+    """Whether a step has a value of a metric. The 0 of one that counts over nothing, such as the teacher's entropy in a
+    step without a teacher, is none (`Line.only_if`)."""
+    metric = STEP_METRICS.get(name)
+    only_if = metric.line.only_if if metric is not None and metric.line is not None else ""
+    return name in metrics and (not only_if or bool(metrics[name] or metrics.get(only_if)))
 
 
 def families() -> dict[Family, list[StepMetric]]:

@@ -231,6 +231,15 @@ def test_steps_that_an_evaluation_sped_up_count_as_the_others() -> None:
     assert found.seconds_at(5) == pytest.approx(10.0)
 
 
+def test_a_step_without_a_teacher_says_nothing_about_the_teachers_entropy() -> None:
+    with_teacher = {"seconds": 1.0, "routing_ratio_sdpo": 0.5, "teacher_entropy_nats": 0.2}
+    without = {"seconds": 1.0, "routing_ratio_sdpo": 0.0, "teacher_entropy_nats": 0.0}
+    found = History("r", 1, [with_teacher, without, without], [], num_ahead=1)
+    assert found.mean("teacher_entropy_nats", 1, 3) == pytest.approx(0.2)
+    assert found.mean("routing_ratio_sdpo", 1, 3) == pytest.approx(0.5 / 3)
+    assert found.mean("teacher_entropy_nats", 2, 3) is None
+
+
 def test_a_claim_on_a_metric_of_steps_compares_parts_of_a_run() -> None:
     claim = {
         "claim": "The share falls",

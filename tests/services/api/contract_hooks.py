@@ -49,10 +49,10 @@ def valid_run(body: dict[str, Any]) -> dict[str, Any]:
     """`body` with files that exist and without combinations that cannot work (`RunConfig.cross_check`)."""
     run = {**body, "preset": None}
     run["model"] = {"path": MODEL}
-    run["data"] = {**run["data"], "train": DATA, "validation": None}
+    run["data"] = {**run["data"], "train": DATA, "validation": None, "curriculum": None}
     run["evaluation"] = {**run.get("evaluation", {}), "every_steps": None}
     run["objective"] = {"name": run.get("objective", {}).get("name", "srpo")}
-    training = {**run["training"], "prompts_per_minibatch": None}
+    training = {**run["training"], "prompts_per_minibatch": None, "refill": 0}
     training["max_staleness"] = max(1, training.get("max_staleness", 1))
     rollout = {**run.get("rollout", {})}
     rollout["group_size"] = max(2, rollout.get("group_size", 8))

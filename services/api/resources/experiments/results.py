@@ -23,6 +23,7 @@ from services.contracts.records import (
     Results,
     Verdict,
 )
+from services.contracts.step_metrics import has_value
 
 NUM_WINDOWS = 5
 """Number of parts of a run in the table of metrics over time."""
@@ -120,8 +121,8 @@ class History:
         return fmean(values) if values else None
 
     def mean(self, metric: str, first: int, final: int) -> float | None:
-        """Mean of a metric over steps first..final, both included."""
-        values = [metrics[metric] for metrics in self.steps[first - 1 : final] if metric in metrics]
+        """Mean of a metric over those of the steps first..final that have a value of it."""
+        values = [metrics[metric] for metrics in self.steps[first - 1 : final] if has_value(metric, metrics)]
         return fmean(values) if values else None
 
 

@@ -56,5 +56,6 @@ def valid_run(body: dict[str, Any]) -> dict[str, Any]:
     training["max_staleness"] = max(1, training.get("max_staleness", 1))
     rollout = {**run.get("rollout", {})}
     rollout["group_size"] = max(2, rollout.get("group_size", 8))
+    rollout["tensor_parallel_size"] = 1  # the embedded policy has three attention heads
     rollout["temperature"] = rollout.get("temperature") or 1.0
     return {**run, "training": training, "rollout": rollout}

@@ -109,7 +109,7 @@ async def test_models_chat_and_completions(deployment: Deployment, client: Any) 
     chunks = [chunk async for chunk in stream]
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == answer.choices[0].message.content
-    assert len(chunks) >= 6
+    assert len(chunks) > 2, "in parts; the server may join tokens that come together"
     assert (chunks[-1].system_fingerprint, chunks[-1].usage.completion_tokens) == (f"{run_id}@0", 6)
 
 

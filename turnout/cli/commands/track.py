@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -61,7 +62,7 @@ def track(
     api_url: Url = None,
 ) -> None:
     """Export runs to an experiment tracker: all of them and further ones as they are created, or those given."""
-    from turnout.cli.terminal import say, say_error, say_json
+    from turnout.cli.terminal import say_error
     from turnout.client.client import Client
     from turnout.client.run_ids import full_id
     from turnout.trackers.base import Place
@@ -72,13 +73,6 @@ def track(
         os.environ.update(read_environment(environment))
     kind = load(to)
     folder = (folder or Path(".turnout/trackers") / to).absolute()
-
-    def tell(run: Run) -> None:
-        if as_json:
-            say_json({"id": run.id, "state": run.state, "step": run.step})
-        else:
-            say(f"{run.id}  {run.name}: exported to its end ({run.state}, {run.step} steps)")
-
     with locked(folder), Client(api_url) as client, Interrupts() as interrupts:
         exporter = Exporter(
             client,
@@ -88,7 +82,7 @@ def track(
             page_url=page_url or os.environ.get("TURNOUT_PAGE_URL") or client.url,
             samples=samples,
             artifacts=artifacts.value,
-            tell=tell,
+            tell=partial(_tell, as_json),
             warn=lambda text: say_error(f"turnout track: {text}"),
         )
         try:
@@ -100,6 +94,16 @@ def track(
             exporter.close()
     if once and not succeeded:
         raise typer.Exit(1)
+
+
+def _tell(as_json: bool, run: Run) -> None:
+    """Say that a run has been exported to its end."""
+    from turnout.cli.terminal import say, say_json
+
+    if as_json:
+        say_json({"id": run.id, "state": run.state, "step": run.step})
+    else:
+        say(f"{run.id}  {run.name}: exported to its end ({run.state}, {run.step} steps)")
 
 
 def read_environment(path: Path) -> dict[str, str]:

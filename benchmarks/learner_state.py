@@ -151,7 +151,7 @@ def measure(case: Case, rank: int, meeting: str, result: Any) -> None:
     from services.learner.packing.sequence import TrainSequence
     from services.learner.update.update import run_minibatch
 
-    config, ranks = configuration(case), join(1)
+    config, ranks = configuration(case), join()
     empty = alive()
     engine = DeepSpeedEngine(config, model_of(case, config), ranks)
     sizes = [(getattr(own, "ds_numel", own.numel()), own.requires_grad) for own in engine.module.parameters()]

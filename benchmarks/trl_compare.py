@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument("--microbatches", type=int, nargs="+", default=[32, 128])
     parser.add_argument("--environment", type=Path, default=Path(".venv-trl"))
     arguments = parser.parse_args()
-    python, groups, ranks = trl_python(arguments.environment), record(), join(1)
+    python, groups, ranks = trl_python(arguments.environment), record(), join()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         recording = folder / "recording.json"

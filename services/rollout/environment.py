@@ -17,6 +17,7 @@ from importlib import metadata
 from multiprocessing.util import register_after_fork
 
 from services.contracts.errors import ConfigurationError
+from services.runtime.environment import fill_environment
 from services.runtime.settings import Settings
 from services.runtime.torch.libraries import check_vllm_cpu
 
@@ -68,8 +69,7 @@ def check_machine(_: Settings) -> None:
 
 def prepare() -> None:
     """Set the environment. Call it before anything imports torch or vLLM."""
-    for name, value in {**_COMMON, **(_CPU if on_cpu() else {})}.items():
-        os.environ.setdefault(name, value)
+    fill_environment(_COMMON | (_CPU if on_cpu() else {}))
     logging.getLogger("vllm").setLevel(logging.WARNING)
     os.register_at_fork(after_in_child=release_inherited)
     register_after_fork(die_with_parent, lambda _: die_with_parent())  # later, once the child knows its parent

@@ -244,6 +244,8 @@ def test_small_machines_compute_with_one_thread_a_service(tmp_path: Path, monkey
     plan = make_plan(tmp_path, Counts(rollout_servers=2), api_port=0)
     assert [child.instance for child in plan.children] == ["api-0", "verifier-0", "rollout-0", "rollout-1", "learner-0"]
     assert all(child.environment["OMP_NUM_THREADS"] == "1" for child in plan.children)
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    assert make_plan(tmp_path, api_port=0).children[0].environment["OMP_NUM_THREADS"] == "1"
     assert all(child.environment["TURNOUT_HOME"] == str(tmp_path) for child in plan.children)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     plan = make_plan(tmp_path, api_port=0)

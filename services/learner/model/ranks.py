@@ -14,22 +14,24 @@ from typing import Any
 
 from services.contracts.errors import ConfigurationError
 from services.learner.connections.progress_pipe import ATTEMPT_VARIABLE, LISTENER_VARIABLE, MEETING_VARIABLE
+from services.runtime.environment import fill_environment
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """Longer than any pass. Ranks that wait for groups get a command every few seconds (`program.commands`)."""
 
 
 def prepare_environment() -> None:
-    """Set what torch and deepspeed would otherwise guess. Values that are already set are kept."""
-    os.environ.setdefault("RANK", "0")
-    os.environ.setdefault("WORLD_SIZE", "1")
-    os.environ.setdefault("LOCAL_RANK", os.environ["RANK"])
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", "29500")
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # ranks share a machine; gloo would use the host name's address
-    # One thread is fastest for small matrices, and the rollout engine needs the other cores.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    """Set what torch and deepspeed would otherwise guess. Values that are set already are kept."""
+    fill_environment({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"})
+    fill_environment(
+        {
+            "LOCAL_RANK": os.environ["RANK"],
+            "GLOO_SOCKET_IFNAME": "lo",  # ranks share a machine; gloo would use the host name's address
+            # One thread is fastest for small matrices, and the rollout engine needs the other cores.
+            "OMP_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class Ranks:
     """torch.device"""
 
 
-def join(num_threads: int | None = None) -> Ranks:
+def join() -> Ranks:
     """Initialize torch.distributed (gloo on CPU, nccl on GPU) through DeepSpeed."""
     import torch
 
@@ -50,7 +52,6 @@ def join(num_threads: int | None = None) -> Ranks:
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        torch.set_num_threads(num_threads or int(os.environ["OMP_NUM_THREADS"]))
     import deepspeed
     import deepspeed.ops
 

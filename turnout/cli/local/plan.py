@@ -125,7 +125,7 @@ def _common_environment(home: Path, launch: str) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
     }
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if cores <= SMALL_MACHINE_CORES and "OMP_NUM_THREADS" not in os.environ:
+    if cores <= SMALL_MACHINE_CORES and not os.environ.get("OMP_NUM_THREADS"):
         environment["OMP_NUM_THREADS"] = "1"
     return environment
 

@@ -8,8 +8,14 @@ from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
+
 from services.contracts.messages import Message
 from services.contracts.states import RunState
+
+Information = Literal["solution", "feedback", "solution_and_feedback", "reference"]
+"""What a self-teacher can be told: a correct sibling's solution; the verifier's feedback on a failed rollout; both; or
+the solution in the question's row."""
 
 
 class Event(Message, frozen=True, kw_only=True):
@@ -71,6 +77,23 @@ class EvaluationFinished(Event, frozen=True, kw_only=True):
     seconds: float = 0.0
 
 
+class TeacherGap(Message, frozen=True, kw_only=True):
+    """What one kind of teacher information adds to accuracy."""
+
+    information: Information
+    num_questions: int
+    """Questions that have this information and were sampled again with it in the prompt."""
+    taught_accuracy: float
+    """avg@k of these questions with the teacher's prompt."""
+    untaught_accuracy: float
+    """avg@k of these questions without it, not counting the rollouts that the information came from."""
+
+    @property
+    def points(self) -> float:
+        """Difference of the two, a share of 1."""
+        return self.taught_accuracy - self.untaught_accuracy
+
+
 class ProbeFinished(Event, frozen=True, kw_only=True):
     """How the untrained model does on training questions, sampled as in training (`turnout runs probe`).
 
@@ -106,6 +129,8 @@ class ProbeFinished(Event, frozen=True, kw_only=True):
     num_faults: int = 0
     seconds: float = 0.0
     """Time that sampling and judging took."""
+    gaps: list[TeacherGap] | msgspec.UnsetType = msgspec.UNSET
+    """One for each kind of information that the questions have."""
 
     @property
     def teacher_gap(self) -> float:

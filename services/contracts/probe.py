@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
-from services.contracts.events import ProbeFinished
+import msgspec
+
+from services.contracts.events import ProbeFinished, TeacherGap
 from services.contracts.objectives.registry import OBJECTIVES
 from services.contracts.records import Probe
 from services.contracts.run_config import RunConfig, merge
 
 FEW, MANY = 0.2, 0.5
 """Shares of questions: too few that teach; too many that cannot."""
+SMALL_GAP, LARGE_GAP = 0.02, 0.1
+"""Teacher gaps: none to speak of; enough to distil."""
 NAME = "probe of "
 
 
@@ -35,6 +39,7 @@ def report(config: RunConfig, found: ProbeFinished, steps: Sequence[Mapping[str,
     return Probe(
         result=found,
         teacher_gap=found.teacher_gap,
+        gaps=gaps_of(found),
         seconds_per_step=usual,
         hours=hours,
         planned_steps=config.probe.planned_steps,
@@ -87,20 +92,53 @@ def _length_advice(config: RunConfig, found: ProbeFinished) -> Iterator[str]:
         )
 
 
+def gaps_of(found: ProbeFinished) -> list[TeacherGap]:
+    """The teacher gaps of a probe, empty in those of before there were several."""
+    return [] if found.gaps is msgspec.UNSET else found.gaps
+
+
 def _teacher_advice(config: RunConfig, found: ProbeFinished) -> Iterator[str]:
     if not found.num_taught_questions:
-        yield "No question had a correct rollout to demonstrate, so there is no teacher gap, and nothing to distil."
-        return
+        yield "No question had a correct rollout to demonstrate, so no sibling's solution could be tried."
+    else:
+        yield _sibling_advice(found, distils=OBJECTIVES[config.objective.name].has_teacher)
+    yield from _information_advice(config, found)
+
+
+def _sibling_advice(found: ProbeFinished, *, distils: bool) -> str:
     gap = found.teacher_gap
     text = f"A correct sibling's solution changes accuracy by {100 * gap:+.0f} points"
-    distils = OBJECTIVES[config.objective.name].has_teacher
-    if gap < 0.02:
-        yield f"{text}: the teacher knows no better than the student." + (
+    if gap < SMALL_GAP:
+        text += ": the teacher knows no better than the student."
+        return text + (
             " Self-distillation has little to give here; compare with objective.name grpo." if distils else ""
         )
-    elif gap > 0.1:
-        yield f"{text}: self-distillation has something to teach." + (
+    if gap > LARGE_GAP:
+        return f"{text}: self-distillation has something to teach." + (
             "" if distils else " Consider objective.name srpo."
         )
-    else:
-        yield f"{text}."
+    return f"{text}."
+
+
+def _information_advice(config: RunConfig, found: ProbeFinished) -> Iterator[str]:
+    """Names information that the run's teacher is not told, though it helps clearly more than a sibling's solution."""
+    objective = config.objective
+    if not OBJECTIVES[objective.name].has_teacher:
+        return
+    gaps = {gap.information: gap for gap in gaps_of(found)}
+    known = gaps["solution"].points if "solution" in gaps else 0.0
+    for information, (what, remedy, told) in {
+        "feedback": ("The verifier's feedback alone", "objective.feedback fallback", objective.feedback != "none"),
+        "solution_and_feedback": (
+            "A sibling's solution with feedback",
+            "objective.feedback with_solution",
+            objective.feedback == "with_solution",
+        ),
+        "reference": (
+            "The solution in the question's row",
+            "objective.demonstration reference",
+            objective.demonstration == "reference",
+        ),
+    }.items():
+        if not told and information in gaps and gaps[information].points > known + SMALL_GAP:
+            yield f"{what} changes accuracy by {100 * gaps[information].points:+.0f} points: consider {remedy}."

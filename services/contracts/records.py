@@ -11,7 +11,14 @@ from typing import Any, Literal
 
 import msgspec
 
-from services.contracts.events import CheckpointWritten, EvaluationFinished, Event, ProbeFinished, StepFinished
+from services.contracts.events import (
+    CheckpointWritten,
+    EvaluationFinished,
+    Event,
+    ProbeFinished,
+    StepFinished,
+    TeacherGap,
+)
 from services.contracts.heartbeat import ServiceRecord
 from services.contracts.states import TERMINAL_STATES, DesiredState, RunState
 
@@ -336,6 +343,8 @@ class Probe(Record, frozen=True, kw_only=True):
     result: ProbeFinished
     teacher_gap: float
     """What a correct sibling's solution in the prompt adds to accuracy (arXiv 2605.30070)."""
+    gaps: list[TeacherGap]
+    """The same for each kind of information that the questions have."""
     seconds_per_step: float | None
     """Mean of the timed training steps but the first; null before there is one."""
     hours: float | None

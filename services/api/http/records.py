@@ -23,13 +23,14 @@ from pydantic import BaseModel, Field, create_model
 
 @functools.cache
 def schema(name: str, record: type[msgspec.Struct], hidden: Collection[str] = ("run_id",)) -> type[BaseModel]:
-    """A model named `name` with the record's fields. Responses omit the `hidden` ones and always have the others."""
+    """A model named `name` with the record's fields. Responses omit the `hidden` ones and unset ones, and always have
+    the others."""
     texts = _docstrings(record)
-    fields: dict[str, Any] = {
-        field.name: (_plain(field.type), Field(description=texts.get(field.name)))
-        for field in msgspec.structs.fields(record)
-        if field.name not in hidden
-    }
+    fields: dict[str, Any] = {}
+    for field in msgspec.structs.fields(record):
+        if field.name not in hidden:
+            default: Any = None if msgspec.UnsetType in get_args(field.type) else ...
+            fields[field.name] = (_plain(field.type), Field(default, description=texts.get(field.name)))
     return create_model(name, __doc__=record.__doc__, **fields)
 
 
@@ -65,7 +66,7 @@ def _plain(kind: Any) -> Any:
     """The type for pydantic, with each struct replaced by its schema."""
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         return schema(kind.__name__, kind, ())
-    arguments = tuple(map(_plain, get_args(kind)))
+    arguments = tuple(_plain(argument) for argument in get_args(kind) if argument is not msgspec.UnsetType)
     if arguments == get_args(kind):
         return kind
     if get_origin(kind) is UnionType:

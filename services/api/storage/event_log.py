@@ -71,13 +71,14 @@ def natural_key(event: events.Event) -> str:
 
 def event_data(event: events.Event) -> dict[str, Any]:
     """The event's fields as event streams send them: without the run id, and with the samples only counted."""
-    data: dict[str, Any] = msgspec.structs.asdict(event)
+    data = {name: value for name, value in msgspec.structs.asdict(event).items() if value is not msgspec.UNSET}
     for name in ("run_id", "histograms"):
         data.pop(name, None)
     if isinstance(event, events.SamplesTaken):
         data["num_samples"] = len(data.pop("samples"))
         del data["prompt"], data["answer"]
-    return data
+    plain: dict[str, Any] = msgspec.to_builtins(data)
+    return plain
 
 
 async def append(session: AsyncSession, event: events.Event, data: dict[str, Any]) -> int | None:

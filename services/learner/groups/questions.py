@@ -88,7 +88,7 @@ class Datasets(NamedTuple):
 
 
 def load_datasets(config: RunConfig) -> Datasets:
-    """A run's training questions, with solutions if the self-teacher reads them, and its validation sets.
+    """A run's training questions, with solutions if the self-teacher or a probe reads them, and its validation sets.
 
     Raises:
         ConfigurationError: a row is wrong, or none has a solution though the run asks for them.
@@ -103,7 +103,7 @@ def load_datasets(config: RunConfig) -> Datasets:
             remedy="Add the field solution to rows, or choose another demonstration.",
             field="objective.demonstration",
         )
-    if not wanted:
+    if not wanted and config.probe is None:
         pools = [pool._replace(questions=_without_solutions(pool.questions)) for pool in pools]
     sets = [(item, _without_solutions(load_questions(item))) for item in data.validation_sets()]
     return Datasets(Mixture(pools, config.training.seed, data.shuffle), sets)

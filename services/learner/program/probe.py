@@ -1,27 +1,28 @@
-"""The probe: how the untrained model does on training questions, and what a demonstration adds.
+"""The probe: how the untrained model does on training questions, and what each kind of teacher information adds.
 
-Questions are sampled as in training, then those with a correct rollout once more with the teacher's prompt. Everything
-goes through the ring as evaluations do, so retries, faults and crashes are handled alike.
+Questions are sampled as in training, then once more with each kind of information that they have in the prompt.
+Everything goes through the ring as evaluations do, so retries, faults and crashes are handled alike.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from statistics import fmean
+from typing import get_args
 
 import msgspec
 
 from services.contracts import streams
 from services.contracts.evaluations.tasks import usable_samples
-from services.contracts.events import ProbeFinished
+from services.contracts.events import Information, ProbeFinished, TeacherGap
 from services.contracts.messages import PromptTask, Question, ScoredGroup
 from services.contracts.run_config import RunConfig
 from services.learner.groups.feeder import train_sampling
 from services.learner.groups.questions import Mixture
-from services.learner.objectives.teacher_prompt import shown_response, teacher_text
+from services.learner.objectives.teacher_prompt import shown_response, shown_solution, teacher_text
 from services.learner.program.evaluate import collect_judged
 from services.runtime.queue.queue import Delivery, Queue
 
@@ -34,15 +35,21 @@ class Sampled:
 
     correct: list[bool]
     texts: list[str]
+    feedback: list[str]
     lengths: list[int]
     """Response tokens."""
     num_truncated: int
     num_well_formed: int
 
-    @property
-    def demonstration(self) -> int | None:
-        """Index of the first correct rollout, if there is one."""
-        return self.correct.index(True) if True in self.correct else None
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the teacher is told about one question."""
+
+    solution: str | None
+    feedback: str | None
+    sources: frozenset[int]
+    """Indices of the rollouts that it comes from."""
 
 
 class Probe:
@@ -63,29 +70,43 @@ class Probe:
             return msgspec.json.decode(stored, type=ProbeFinished)
         started = time.monotonic()
         plain = await self._sample("plain", dict(enumerate(self._questions)))
-        base = {delivery.message.group.task.sequence: usable(delivery.message, self._config) for delivery in plain}
-        taught = await self._sample("taught", self._taught_questions(base))
-        shown = {delivery.message.group.task.sequence: usable(delivery.message, self._config) for delivery in taught}
-        faults = sum(usable_samples(item.message).count(False) for item in (*plain, *taught))
+        base, deliveries, gaps = self._usable(plain), list(plain), []
+        for information in get_args(Information):
+            told = self._told(information, base)
+            taught = await self._sample(information, self._taught_questions(told))
+            deliveries += taught
+            if (gap := teacher_gap(information, told, base, self._usable(taught))).num_questions:
+                gaps.append(gap)
         result = msgspec.structs.replace(
-            summarize(base, shown, self._run_id, self._config),
+            summarize(base, gaps, self._run_id, self._config),
             at=time.time(),
-            num_faults=faults,
+            num_faults=sum(usable_samples(item.message).count(False) for item in deliveries),
             seconds=time.monotonic() - started,
         )
         await self._queue.redis.hset(streams.feeder(self._run_id), _RESULT, msgspec.json.encode(result))
-        await self._queue.acknowledge([*plain, *taught])
+        await self._queue.acknowledge(deliveries)
         return result
 
-    def _taught_questions(self, base: dict[int, Sampled]) -> dict[int, Question]:
-        """The questions that have a correct rollout, as the teacher reads them."""
-        taught = {}
-        for index, sampled in base.items():
-            if (shown := sampled.demonstration) is not None:
-                question = self._questions[index]
-                prompt = teacher_text(question.prompt, sampled.texts[shown], None)
-                taught[index] = msgspec.structs.replace(question, prompt=prompt)
-        return taught
+    def _usable(self, deliveries: Sequence[Delivery[ScoredGroup]]) -> dict[int, Sampled]:
+        return {item.message.group.task.sequence: usable(item.message, self._config) for item in deliveries}
+
+    def _told(self, information: Information, base: Mapping[int, Sampled]) -> dict[int, Told]:
+        """What the teacher is told, by index of the question, of those that have such information."""
+        found = {
+            index: teacher_information(information, sampled, shown_solution(self._questions[index], self._config))
+            for index, sampled in base.items()
+        }
+        return {index: told for index, told in found.items() if told is not None}
+
+    def _taught_questions(self, told: Mapping[int, Told]) -> dict[int, Question]:
+        """These questions as the teacher reads them."""
+        return {
+            index: msgspec.structs.replace(
+                self._questions[index],
+                prompt=teacher_text(self._questions[index].prompt, item.solution, item.feedback),
+            )
+            for index, item in told.items()
+        }
 
     async def _sample(self, name: str, questions: dict[int, Question]) -> list[Delivery[ScoredGroup]]:
         """Consumes `evaluated`; waits for the judged groups of these questions."""
@@ -122,18 +143,60 @@ def usable(group: ScoredGroup, config: RunConfig) -> Sampled:
     return Sampled(
         correct=[verdict.correct for _, verdict in rows],
         texts=[shown_response(rollout, config) for rollout, _ in rows],
+        feedback=[verdict.feedback.strip() for _, verdict in rows],
         lengths=[len(rollout.token_ids) for rollout, _ in rows],
         num_truncated=sum(rollout.finish_reason == "length" for rollout, _ in rows),
         num_well_formed=sum(verdict.format_ok for _, verdict in rows),
     )
 
 
-def summarize(base: dict[int, Sampled], taught: dict[int, Sampled], run_id: str, config: RunConfig) -> ProbeFinished:
-    """The probe's numbers from the rollouts of each question, without and with the teacher's prompt."""
+def teacher_information(information: Information, sampled: Sampled, reference: str) -> Told | None:
+    """What a teacher is told of this kind about a question; None if the question has none.
+
+    Shown are the first correct rollout that leaves anything to read, and the feedback on the first failed one.
+
+    Args:
+        reference: the solution in the question's row; empty for none.
+    """
+    if information == "reference":
+        return Told(reference, None, frozenset()) if reference else None
+    rows = list(zip(sampled.correct, sampled.texts, sampled.feedback, strict=True))
+    right = next((index for index, (correct, text, _) in enumerate(rows) if correct and text), None)
+    failed = next((index for index, (correct, _, feedback) in enumerate(rows) if feedback and not correct), None)
+    wanted = {"solution": (right,), "feedback": (failed,), "solution_and_feedback": (right, failed)}[information]
+    sources = frozenset(index for index in wanted if index is not None)
+    if len(sources) < len(wanted):
+        return None
+    return Told(
+        sampled.texts[right] if right in sources else None,
+        sampled.feedback[failed] if failed in sources else None,
+        sources,
+    )
+
+
+def teacher_gap(
+    information: Information, told: Mapping[int, Told], base: Mapping[int, Sampled], taught: Mapping[int, Sampled]
+) -> TeacherGap:
+    """Accuracy of the same questions with and without this information; the rollouts it comes from do not count."""
+    pairs = [
+        (others, taught[index].correct)
+        for index, item in told.items()
+        if index in taught and taught[index].correct
+        if (others := [right for rollout, right in enumerate(base[index].correct) if rollout not in item.sources])
+    ]
+    return TeacherGap(
+        information=information,
+        num_questions=len(pairs),
+        taught_accuracy=_mean([fmean(correct) for _, correct in pairs]),
+        untaught_accuracy=_mean([fmean(others) for others, _ in pairs]),
+    )
+
+
+def summarize(base: Mapping[int, Sampled], gaps: Sequence[TeacherGap], run_id: str, config: RunConfig) -> ProbeFinished:
+    """The probe's numbers from the rollouts of each question, and what each kind of information adds."""
     sampled = [item for item in base.values() if item.correct]
     lengths = sorted(length for item in sampled for length in item.lengths)
-    pairs = [(_others(base[index]), item.correct) for index, item in taught.items() if item.correct]
-    pairs = [(without, correct) for without, correct in pairs if without]
+    solution = next((gap for gap in gaps if gap.information == "solution"), None)
     return ProbeFinished(
         run_id=run_id,
         at=0.0,
@@ -148,16 +211,11 @@ def summarize(base: dict[int, Sampled], taught: dict[int, Sampled], run_id: str,
         truncated_ratio=sum(item.num_truncated for item in sampled) / max(1, len(lengths)),
         response_tokens_mean=_mean(lengths),
         response_tokens_p95=lengths[ceil(0.95 * len(lengths)) - 1] if lengths else 0,
-        num_taught_questions=len(pairs),
-        taught_accuracy=_mean([fmean(correct) for _, correct in pairs]),
-        untaught_accuracy=_mean([fmean(without) for without, _ in pairs]),
+        num_taught_questions=solution.num_questions if solution else 0,
+        taught_accuracy=solution.taught_accuracy if solution else 0.0,
+        untaught_accuracy=solution.untaught_accuracy if solution else 0.0,
+        gaps=list(gaps),
     )
-
-
-def _others(item: Sampled) -> list[bool]:
-    """Correctness of the rollouts other than the demonstration."""
-    shown = item.demonstration
-    return [correct for index, correct in enumerate(item.correct) if index != shown]
 
 
 def _mean(values: Sequence[float]) -> float:

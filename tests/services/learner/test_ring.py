@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -199,18 +200,25 @@ async def test_a_run_reports_steps_samples_and_evaluations(
     assert await redis.xlen(streams.evaluated("run")) == 0
 
 
-async def test_a_probe_samples_with_and_without_the_teachers_prompt_then_times_a_few_steps(
+async def test_a_probe_samples_without_and_with_what_the_teacher_reads_then_times_a_few_steps(
     valkey_url: str, redis: Redis, tmp_path: Path, programs: Programs, start_ring: StartRing
 ) -> None:
     values = run_values(training={"steps": 2}, probe={"num_questions": 6, "planned_steps": 100})
-    ring = await start_ring("probed", values)
+
+    def explain(group: ScoredGroup) -> ScoredGroup:
+        verdicts = [item if item.correct else msgspec.structs.replace(item, feedback="no") for item in group.verdicts]
+        return msgspec.structs.replace(group, verdicts=verdicts)
+
+    ring = await start_ring("probed", values, explain)
     with programs.training(valkey_url, tmp_path, "probed") as process:
         assert await asyncio.to_thread(process.wait) == 0
     log = EventLog(redis)
     (found,) = await log.of(events.ProbeFinished)
     assert (found.num_questions, found.num_samples) == (6, 4)
-    taught = [name for name in ring.served if name.startswith("probe-taught-")]
-    assert len(taught) == found.num_taught_questions > 0
+    served = Counter(name.split("-")[1] for name in ring.served if name.startswith("probe-"))
+    gaps = {gap.information: gap.num_questions for gap in found.gaps}
+    assert gaps == {name: served[name] for name in ("solution", "feedback", "solution_and_feedback")}
+    assert gaps["solution"] == found.num_taught_questions > 0
     assert [step.step for step in await log.of(events.StepFinished)] == [1, 2]
     assert not await log.of(events.CheckpointWritten)
     assert (await log.states())[-1] == "succeeded"

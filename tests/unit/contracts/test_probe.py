@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from services.contracts.events import ProbeFinished
+from services.contracts.events import Information, ProbeFinished, TeacherGap
 from services.contracts.probe import advice, probe_config, report
 from services.contracts.run_config import RunConfig, parse_run_config
 
@@ -28,7 +28,14 @@ GOOD = ProbeFinished(
     num_taught_questions=20,
     taught_accuracy=0.7,
     untaught_accuracy=0.4,
+    gaps=[TeacherGap(information="solution", num_questions=20, taught_accuracy=0.7, untaught_accuracy=0.4)],
 )
+
+
+def with_gap(information: Information, points: float) -> ProbeFinished:
+    other = TeacherGap(information=information, num_questions=9, taught_accuracy=0.1 + points, untaught_accuracy=0.1)
+    assert GOOD.gaps is not msgspec.UNSET
+    return msgspec.structs.replace(GOOD, gaps=[*GOOD.gaps, other])
 
 
 def config(**sections: Any) -> RunConfig:
@@ -67,7 +74,7 @@ def test_a_probe_samples_as_the_run_would_and_trains_few_steps_without_evaluatio
         ({"response_tokens_p95": 90}, "at most 90 tokens long"),
         ({}, "+30 points: self-distillation has something to teach"),
         ({"taught_accuracy": 0.4}, "compare with objective.name grpo"),
-        ({"num_taught_questions": 0}, "nothing to distil"),
+        ({"num_taught_questions": 0}, "no sibling's solution could be tried"),
     ],
 )
 def test_each_fault_of_a_task_has_its_advice(changes: dict[str, Any], words: str) -> None:
@@ -84,3 +91,21 @@ def test_the_time_left_out_is_that_of_the_first_step() -> None:
     assert found.teacher_gap == pytest.approx(0.3)
     early = report(probe_config(config(), 32, 3), GOOD, [])
     assert (early.seconds_per_step, early.hours) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("information", "told", "remedy"),
+    [
+        ("feedback", {"feedback": "fallback"}, "consider objective.feedback fallback"),
+        ("solution_and_feedback", {"feedback": "with_solution"}, "consider objective.feedback with_solution"),
+        ("reference", {"demonstration": "reference"}, "consider objective.demonstration reference"),
+    ],
+)
+def test_information_that_would_help_the_teacher_more_is_named(
+    information: Information, told: dict[str, str], remedy: str
+) -> None:
+    helps, does_not = with_gap(information, 0.5), with_gap(information, 0.3)
+    assert f"changes accuracy by +50 points: {remedy}" in " ".join(advice(config(), helps))
+    assert remedy not in " ".join(advice(config(), does_not))
+    assert remedy not in " ".join(advice(config(objective=told), helps)), "it is told already"
+    assert remedy not in " ".join(advice(config(objective={"name": "grpo"}), helps)), "there is no teacher"

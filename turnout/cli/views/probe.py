@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+from services.contracts.events import Information, TeacherGap
 from services.contracts.records import Probe
 from turnout.cli.output import duration
+
+NAMES: Final[dict[Information, str]] = {
+    "solution": "sibling's solution",
+    "feedback": "feedback",
+    "solution_and_feedback": "solution and feedback",
+    "reference": "row's solution",
+}
+"""Kinds of teacher information, in words."""
 
 
 def probe_rows(probe: Probe) -> list[list[str]]:
@@ -20,7 +31,7 @@ def probe_rows(probe: Probe) -> list[list[str]]:
         ["well formed", f"{found.well_formed_ratio:.1%}"],
         ["response tokens", f"{found.response_tokens_mean:.1f} mean, {found.response_tokens_p95} at 95%"],
         ["cut at the limit", f"{found.truncated_ratio:.1%}"],
-        ["teacher gap", _gap(probe)],
+        *([f"gap: {NAMES[gap.information]}", _gap(gap)] for gap in probe.gaps),
     ]
     if found.num_faults:
         rows.append(["could not be judged", f"{found.num_faults} rollouts"])
@@ -31,11 +42,8 @@ def probe_rows(probe: Probe) -> list[list[str]]:
     return rows
 
 
-def _gap(probe: Probe) -> str:
-    found = probe.result
-    if not found.num_taught_questions:
-        return "-"
+def _gap(gap: TeacherGap) -> str:
     return (
-        f"{100 * probe.teacher_gap:+.1f} points: {found.untaught_accuracy:.1%} without and {found.taught_accuracy:.1%} "
-        f"with a correct sibling's solution ({found.num_taught_questions} questions)"
+        f"{100 * gap.points:+.1f} points: {gap.untaught_accuracy:.1%} without, {gap.taught_accuracy:.1%} with "
+        f"({gap.num_questions} questions)"
     )

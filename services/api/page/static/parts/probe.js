@@ -32,15 +32,14 @@ function report(probe) {
     h(
       'p',
       { class: 'muted' },
-      'The teacher gap predicts the gain of self-distillation: accuracy with a correct sibling’s solution in the prompt, minus without.',
+      'A teacher gap is the accuracy with this information in the prompt, minus without. It predicts the gain of self-distillation.',
     ),
   ];
 }
 
 /** @param {any} probe @returns {string[][]} */
-function rows({ result, teacher_gap, seconds_per_step, hours, planned_steps }) {
+function rows({ result, gaps, seconds_per_step, hours, planned_steps }) {
   const k = result.num_samples;
-  const gap = `${teacher_gap > 0 ? '+' : ''}${fixed(100 * teacher_gap, 1)} points: ${percent(result.untaught_accuracy)} without, ${percent(result.taught_accuracy)} with (${result.num_taught_questions} questions)`;
   const made = [
     ['Questions', `${result.num_questions} with ${k} rollouts each, in ${duration(result.seconds)}`],
     [`avg@${k}`, percent(result.accuracy)],
@@ -54,7 +53,7 @@ function rows({ result, teacher_gap, seconds_per_step, hours, planned_steps }) {
       `${fixed(result.response_tokens_mean, 1)} on average, 95% at most ${result.response_tokens_p95}`,
     ],
     ['Cut at the limit', percent(result.truncated_ratio)],
-    ['Teacher gap', result.num_taught_questions ? gap : '–'],
+    ...gaps.map(gapRow),
   ];
   if (result.num_faults) made.push(['Could not be judged', `${result.num_faults} rollouts`]);
   made.push([
@@ -64,4 +63,19 @@ function rows({ result, teacher_gap, seconds_per_step, hours, planned_steps }) {
       : `${duration(seconds_per_step)} per step, ${duration(3600 * hours)} for ${planned_steps} steps, without evaluations`,
   ]);
   return made;
+}
+
+/** @type {Record<string, string>} */
+const INFORMATION = {
+  solution: 'a correct sibling’s solution',
+  feedback: 'feedback on a failed rollout',
+  solution_and_feedback: 'solution and feedback',
+  reference: 'the solution in the row',
+};
+
+/** @param {any} gap @returns {string[]} */
+function gapRow(gap) {
+  const points = 100 * (gap.taught_accuracy - gap.untaught_accuracy);
+  const value = `${points > 0 ? '+' : ''}${fixed(points, 1)} points: ${percent(gap.untaught_accuracy)} without, ${percent(gap.taught_accuracy)} with (${gap.num_questions} questions)`;
+  return [`Teacher gap, ${INFORMATION[gap.information] ?? gap.information}`, value];
 }

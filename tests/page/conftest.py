@@ -20,7 +20,7 @@ from services.runtime.address import free_port
 from tests.conftest import ROW
 from tests.page.forked import start_api
 from tests.page.player import Player
-from tests.page.visitor import Visitor
+from tests.page.visitor import AXE, Visitor
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PACKAGES = ("chromium", "chromium-driver")
@@ -64,8 +64,19 @@ def chromium() -> tuple[str, str]:
     return found
 
 
+@pytest.fixture(scope="session")
+def axe() -> None:
+    """axe-core, from the packages of the page's checks; installs them if possible."""
+    if not AXE.exists() and shutil.which("npm"):
+        subprocess.run(["npm", "ci", "--silent"], check=False, capture_output=True)
+    if not AXE.exists():
+        pytest.fail("The page's tests need axe-core: install Node.js with npm and run `npm ci`.")
+
+
 @pytest.fixture(scope="package")
-def driver(chromium: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+def driver(
+    chromium: tuple[str, str], axe: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[webdriver.Chrome]:
     """One browser for all tests."""
     options = webdriver.ChromeOptions()
     options.binary_location = chromium[0]

@@ -21,27 +21,15 @@ WAIT_SECONDS = 30.0
 WIDE = (1280, 900)
 PHONE = (360, 740)
 
-CONTRAST = """
-const pixel = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
-const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-const light = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
-const shown = (layers) => {
-  for (const layer of layers) { pixel.fillStyle = layer; pixel.fillRect(0, 0, 1, 1); }
-  return light(pixel.getImageData(0, 0, 1, 1).data);
-};
-const weak = [];
-const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-while (texts.nextNode()) {
-  const element = texts.currentNode.parentElement;
-  if (!texts.currentNode.data.trim() || !element.checkVisibility() || element.closest('svg, .skip, option')) continue;
-  const layers = [];
-  for (let e = element; e; e = e.parentElement) layers.unshift(getComputedStyle(e).backgroundColor);
-  const back = shown(layers), ink = shown([getComputedStyle(element).color]);
-  const ratio = (Math.max(back, ink) + 0.05) / (Math.min(back, ink) + 0.05);
-  if (ratio < 4.5) weak.push(`${ratio.toFixed(2)} ${texts.currentNode.data.trim().slice(0, 40)}`);
-}
-return [...new Set(weak)];"""
-"""Texts with less contrast to their background than WCAG 2 AA requires."""
+AXE = Path("node_modules/axe-core/axe.min.js")
+CHECK = """
+const [done] = [...arguments].slice(-1);
+axe.run(document, {
+  runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice'],
+  resultTypes: ['violations'],
+}).then(({ violations }) => done(violations.map(({ id, help, nodes }) => `${id}: ${help}: `
+  + nodes.slice(0, 4).map((n) => n.html.slice(0, 160) + n.any.map((one) => ` ${one.message}`)))));"""
+"""What axe-core says against the page: WCAG 2.2 A and AA, and its own advice."""
 
 
 class Visitor:
@@ -174,9 +162,13 @@ class Visitor:
         """Pixels that the page is wider than its window."""
         return int(self.run("const d = document.documentElement; return d.scrollWidth - d.clientWidth;"))
 
-    def weak_texts(self) -> list[str]:
-        """Visible texts without enough contrast, each with its ratio."""
-        return list(self.run(CONTRAST))
+    def has_no_barriers(self) -> None:
+        """axe-core finds nothing in this view that keeps people from using it, in light and in dark."""
+        self.run(AXE.read_text(encoding="utf-8"))
+        for dark in (True, False):
+            self.dark(dark)
+            found = self.driver.execute_async_script(CHECK)
+            assert found == [], (self.driver.current_url, "dark" if dark else "light")
 
     def picture(self, path: str, *, whole: bool = True) -> None:
         """Save a PNG."""

@@ -2,7 +2,7 @@
 // @ts-check
 import { changeKey, hasKey, keyPrompt } from './api.js';
 import { connection } from './connection.js';
-import { fill, h, heading, notice } from './dom.js';
+import { fill, h, heading, notice, openDialog } from './dom.js';
 import { compareView } from './views/compare.js';
 import { experimentView } from './views/experiment.js';
 import { experimentsView } from './views/experiments.js';
@@ -84,11 +84,7 @@ keyPrompt.ask = (wrong, optional = false) =>
       required: true,
       'aria-describedby': 'key-help',
     });
-    const end = (/** @type {string} */ key) => {
-      dialog.remove();
-      showKeyButton(key !== '' || optional);
-      resolve(key);
-    };
+    let given = '';
     const dialog = h(
       'dialog',
       {
@@ -96,14 +92,18 @@ keyPrompt.ask = (wrong, optional = false) =>
         oncancel: (/** @type {Event} */ event) => {
           if (!optional) event.preventDefault(); // nothing can be shown without one
         },
-        onclose: () => end(''),
+        onclose: () => {
+          showKeyButton(given !== '' || optional);
+          resolve(given);
+        },
       },
       h(
         'form',
         {
           onsubmit: (/** @type {Event} */ event) => {
             event.preventDefault();
-            end(input.value.trim());
+            given = input.value.trim();
+            dialog.close();
           },
         },
         h('h2', { id: 'key-title' }, optional ? 'Use another key' : 'This API requires a key'),
@@ -122,8 +122,7 @@ keyPrompt.ask = (wrong, optional = false) =>
         ),
       ),
     );
-    document.body.append(dialog);
-    dialog.showModal();
+    openDialog(dialog);
   });
 
 const keyButton = h(

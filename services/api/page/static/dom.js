@@ -114,7 +114,7 @@ export function heading(text, ...rest) {
 /**
  * A table in a box that scrolls, so that the page never scrolls sideways.
  * @param {string} label
- * @param {string[]} columns
+ * @param {Child[]} columns
  * @param {Child[][]} rows
  * @param {number[]} [numeric] indexes of columns with numbers
  */
@@ -122,7 +122,7 @@ export function table(label, columns, rows, numeric = []) {
   const kind = (/** @type {number} */ index) => (numeric.includes(index) ? 'number' : null);
   return h(
     'div',
-    { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': label },
+    { class: 'scroll', tabindex: '0', role: 'group', 'aria-label': label },
     h(
       'table',
       {},
@@ -148,6 +148,29 @@ export function table(label, columns, rows, numeric = []) {
       ),
     ),
   );
+}
+
+/** Text for screen readers alone. @param {string} text */
+export function spoken(text) {
+  return h('span', { class: 'said' }, text);
+}
+
+/**
+ * Show a dialog, which is removed when it closes. The focus returns to where it was, or else to the first heading.
+ * @param {HTMLDialogElement} dialog
+ */
+export function openDialog(dialog) {
+  const opener = /** @type {HTMLElement | null} */ (document.activeElement);
+  dialog.addEventListener('close', () => {
+    dialog.remove();
+    if (document.activeElement !== document.body) return;
+    const same = [...document.querySelectorAll(opener?.tagName ?? 'h1')].find(
+      (one) => one.textContent === opener?.textContent, // it may have been drawn again behind the dialog
+    );
+    /** @type {HTMLElement | null} */ (same ?? document.querySelector('h1'))?.focus({ preventScroll: true });
+  });
+  document.body.append(dialog);
+  dialog.showModal();
 }
 
 /**

@@ -1,7 +1,7 @@
 // Actions on a run: pause, resume, stop, delete. Actions that cannot be undone need confirmation.
 // @ts-check
 import { call, runPath } from '../api.js';
-import { announce, h } from '../dom.js';
+import { announce, h, openDialog } from '../dom.js';
 import { duration } from '../format.js';
 
 const ENDED = ['stopped', 'succeeded', 'failed'];
@@ -115,10 +115,7 @@ export function confirm(title, text, keep, choices) {
       'dialog',
       {
         'aria-labelledby': 'confirm-title',
-        onclose: () => {
-          dialog.remove();
-          resolve('');
-        },
+        onclose: () => resolve(''),
       },
       h('h2', { id: 'confirm-title' }, title),
       h('p', {}, text),
@@ -129,8 +126,7 @@ export function confirm(title, text, keep, choices) {
         choices.map((one) => h('button', { type: 'button', class: one.kind, onclick: answer(one.value) }, one.text)),
       ),
     );
-    document.body.append(dialog);
-    dialog.showModal();
+    openDialog(dialog);
   });
 }
 

@@ -2,7 +2,7 @@
 // @ts-check
 
 import { call, runPath } from '../api.js';
-import { announce, fill, h } from '../dom.js';
+import { announce, fill, h, openDialog } from '../dom.js';
 import { problemBox } from './actions.js';
 
 /**
@@ -47,7 +47,7 @@ export function openDetails(run, onchanged) {
     h('label', { class: 'field grow' }, h('span', {}, label), input);
   const dialog = h(
     'dialog',
-    { class: 'wide', 'aria-labelledby': 'details-title', onclose: () => dialog.remove() },
+    { class: 'wide', 'aria-labelledby': 'details-title' },
     h(
       'form',
       { onsubmit: submit },
@@ -59,6 +59,5 @@ export function openDetails(run, onchanged) {
       h('div', { class: 'actions' }, h('button', { type: 'button', onclick: () => dialog.close() }, 'Cancel'), send),
     ),
   );
-  document.body.append(dialog);
-  dialog.showModal();
+  openDialog(dialog);
 }

@@ -1,6 +1,6 @@
 // What an experiment's final runs have shown: tables, learning curves, differences, claims.
 // @ts-check
-import { h, table } from '../dom.js';
+import { h, spoken, table } from '../dom.js';
 import { fixed, short } from '../format.js';
 import { Chart, DASHES, SYMBOLS } from './chart.js';
 import { valuesText } from './experiment_progress.js';
@@ -165,7 +165,7 @@ export function tuningTable({ scores, runs, chosen }) {
   return section(
     'Tuning',
     'Mean score over the tuning seeds on the tuning questions. The choice was stored before the first final run started.',
-    table('Tuning', ['Method', 'Settings', 'Score', 'By seed', ''], rows, [2]),
+    table('Tuning', ['Method', 'Settings', 'Score', 'By seed', spoken('Chosen')], rows, [2]),
   );
 }
 

@@ -2,7 +2,7 @@
 // @ts-check
 
 import { call, requestKey, runPath } from '../api.js';
-import { announce, choice, fill, h } from '../dom.js';
+import { announce, choice, fill, h, openDialog } from '../dom.js';
 import { problemBox } from './actions.js';
 
 /**
@@ -46,7 +46,7 @@ export function openFork(run, checkpoints, from) {
     .map((one) => /** @type {[string, string]} */ ([String(one.step), `step ${one.step}`]));
   const dialog = h(
     'dialog',
-    { class: 'wide', 'aria-labelledby': 'fork-title', onclose: () => dialog.remove() },
+    { class: 'wide', 'aria-labelledby': 'fork-title' },
     h(
       'form',
       { onsubmit: submit },
@@ -77,8 +77,7 @@ export function openFork(run, checkpoints, from) {
       h('div', { class: 'actions' }, h('button', { type: 'button', onclick: () => dialog.close() }, 'Cancel'), send),
     ),
   );
-  document.body.append(dialog);
-  dialog.showModal();
+  openDialog(dialog);
 }
 
 /**

@@ -1,7 +1,7 @@
 // Everything about one run except its charts: heading, key numbers, queues, services, checkpoints, events.
 // @ts-check
 
-import { fill, h, heading, table } from '../dom.js';
+import { fill, h, heading, spoken, table } from '../dom.js';
 import { ago, clock, duration, percent, short, size } from '../format.js';
 import { badge, buttons, deleteButton, hasEnded, noticesOf, tagsOf, whyOf } from './actions.js';
 import { openDetails } from './details.js';
@@ -163,7 +163,7 @@ export function showQueues(box, queues) {
     queues.length
       ? table(
           'Queues',
-          ['Queue', 'Waits for', 'Groups', '', 'Oldest'],
+          ['Queue', 'Waits for', 'Groups', spoken('Fill level'), 'Oldest'],
           queues.map((queue) => [
             queue.stream,
             hints[queue.stream] ?? '',
@@ -240,7 +240,7 @@ export function showCheckpoints(box, checkpoints, onfork) {
     shown.length
       ? table(
           'Checkpoints',
-          ['Step', 'Written', 'Size', ''],
+          ['Step', 'Written', 'Size', spoken('Actions')],
           shown.map((one) => [
             one.step,
             h(

@@ -435,6 +435,12 @@ CATALOGUE: Final[tuple[StepMetric | StepHistogram, ...]] = (
         column=True,
     ),
     StepMetric(
+        name="teacher_age_steps",
+        title="Teacher age",
+        help="Training steps since the self-teacher was a copy of the policy; 0 for a moving average.",
+        line=Line("divergence", "teacher age, steps", 2, "dot", right=True, only_if="teacher_age_steps"),
+    ),
+    StepMetric(
         name="divergence_nats",
         title="Divergence",
         help="Mean unweighted divergence over tokens routed to SDPO.",

@@ -20,12 +20,12 @@ def settings_without_use(objective: ObjectiveSettings) -> Iterator[str]:
         value = getattr(objective, field)
         if objective.engine_mask == "none" and value != type(objective).model_fields[field].default:
             yield f"objective.{field} is {value}, but objective.engine_mask is none; set it to token or sequence"
-    for field, wanted in (("teacher_ema_rate", "ema"), ("teacher_every_steps", "every")):
+    for field, wanted in (("teacher_ema_rate", ("ema",)), ("teacher_every_steps", ("every", "gated"))):
         value = getattr(objective, field)
-        if objective.teacher_update != wanted and value != type(objective).model_fields[field].default:
+        if objective.teacher_update not in wanted and value != type(objective).model_fields[field].default:
             yield (
                 f"objective.{field} is {value}, but objective.teacher_update is {objective.teacher_update}; remove it, "
-                f"or set teacher_update to {wanted}"
+                f"or set teacher_update to {' or '.join(wanted)}"
             )
     if objective.weight_floor and OBJECTIVES[objective.name].weighting(objective) is None:
         yield (

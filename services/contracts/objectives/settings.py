@@ -69,11 +69,13 @@ class ObjectiveSettings(Section):
     2605.27765)."""
     weight_floor: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Least weight of a distilled token; the weights above it shrink, so that their mean stays 1."""
-    teacher_update: Literal["ema", "frozen", "every"] = "ema"
+    teacher_update: Literal["ema", "frozen", "every", "gated"] = "ema"
     """Self-teacher: a moving average of the policy; the policy as the run began; or a copy that is renewed every
-    `teacher_every_steps` steps (arXiv 2606.03532: an average is slowly contaminated)."""
+    `teacher_every_steps` steps, or only once the policy has become better and its responses not much longer (arXiv
+    2606.03532: an average is slowly contaminated, a copy by the clock may take over a policy that drifts)."""
     teacher_every_steps: Annotated[int, Field(ge=1, le=10**6)] = 50
-    """Training steps between copies, for `teacher_update: every`."""
+    """Training steps between copies, for `teacher_update: every`; for `gated` the least, and the number of steps whose
+    rewards and lengths are compared."""
     teacher_ema_rate: Annotated[float, Field(ge=1e-6, le=1)] = 0.05
     """Self-teacher: teacher <- (1 - rate) * teacher + rate * student after every optimizer update."""
     teacher_chat_template_kwargs: FullArguments | None = None

@@ -173,12 +173,17 @@ class DeepSpeedEngine:
     def _move_teacher(self) -> None:
         """After each update by the moving average; or, after the last one of a step, as a copy."""
         section, (step, is_new) = self.config.objective, self._position()
-        if self.ema is None or section.teacher_update == "frozen":
+        if self.ema is None or section.teacher_update in ("frozen", "gated"):
             return
         if section.teacher_update == "ema":
             self.ema.update()
         elif is_new and step % section.teacher_every_steps == 0:
-            self.ema.update(1.0)
+            self.renew_teacher()
+
+    def renew_teacher(self) -> None:
+        """Make the teacher a copy of the student."""
+        assert self.ema is not None
+        self.ema.update(1.0)
 
     def _position(self) -> tuple[int, bool]:
         """Training steps done, and whether the next update begins a new one."""

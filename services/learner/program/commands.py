@@ -37,6 +37,8 @@ class Step(msgspec.Struct, frozen=True, tag=True):
     minibatches: list[list[TrainSequence]]
     checkpoint: bool
     """Export the whole state afterwards."""
+    renew_teacher: bool = False
+    """Make the teacher a copy of the student first."""
 
 
 class Save(msgspec.Struct, frozen=True, tag=True):

@@ -24,6 +24,7 @@ from services.learner.groups.prepare import PreparedGroup, prepare_group
 from services.learner.groups.questions import Datasets
 from services.learner.model.check import check_run, num_positions, table_of_positions
 from services.learner.model.engine import warmup_warning
+from services.learner.objectives.teacher_gate import TeacherGate
 from services.learner.objectives.teacher_prompt import position_warning, template_warning
 from services.learner.program.commands import BEAT_SECONDS, Finish, Save, Step, Wait, send
 from services.learner.program.evaluate import evaluators, stored_accuracies
@@ -37,6 +38,7 @@ from services.learner.program.resume import (
 )
 from services.learner.program.session import Trained, TrainingSession
 from services.learner.program.step_report import (
+    gate_evidence,
     samples_taken,
     source_numbers,
     step_histograms,
@@ -89,6 +91,7 @@ class Leader:
         self.batcher = Batcher.for_run(self.config, ledger)
         known = None if checkpoint is None else checkpoint.state.curriculum
         self.batcher.curriculum = Curriculum.for_run(self.config, train, ledger, session.step, known)
+        self.gate = TeacherGate.for_run(self.config, None if checkpoint is None else checkpoint.state.teacher_gate)
         self.feeder = Feeder(link.queue, link.run_id, self.config, self.batcher.curriculum or train)
         link.queue.border = partial(check_scored, vocabulary_size=session.vocabulary_size)
         began = first_step(checkpoint, link.run_id)
@@ -248,7 +251,8 @@ class Leader:
         version, began, waited = self.session.step, time.time(), time.monotonic() - self._began_at
         groups = [prepare_group(group, self.config, self.tokenizer, self._num_table) for group in batch.groups]
         due = self._checkpoint_due(batch.step)
-        command = Step(self._minibatches(groups), due)
+        renew = self.gate is not None and self.gate.observe(*gate_evidence(groups))
+        command = Step(self._minibatches(groups), due, renew)
         self._send(command)
         shown = self._shown_group(groups, batch.step)
         trained = self.session.train(command, shown)
@@ -269,6 +273,7 @@ class Leader:
             seconds_wait=waited,
         )
         metrics |= source_numbers(groups, self.config)
+        metrics["teacher_age_steps"] = float(self._teacher_age(version))
         self._tokens += int(metrics["num_tokens"])
         self.link.report(step=batch.step, tokens_total=self._tokens)
         event = StepFinished(
@@ -282,6 +287,13 @@ class Leader:
         samples = self._samples(groups, trained, batch.step) if shown else None
         event = with_rates(event, seconds=time.monotonic() - self._began_at, seconds_checkpoint=blocked)
         self._submit(event, samples, weights, snapshot)
+
+    def _teacher_age(self, version: int) -> int:
+        """Training steps since the teacher was the policy, as a step begins from weights of `version`."""
+        if self.gate is not None:
+            return self.gate.state.age
+        section = self.config.objective
+        return {"every": version % section.teacher_every_steps, "frozen": version}.get(section.teacher_update, 0)
 
     def _minibatches(self, groups: Sequence[PreparedGroup]) -> list[list[Any]]:
         size = self.config.prompts_per_minibatch
@@ -320,7 +332,8 @@ class Leader:
 
     def _snapshot(self, weights: dict[str, Tensor]) -> Snapshot:
         ledger, curriculum = self.batcher.boundary.to_json(), self.batcher.curriculum_boundary
-        return self.session.snapshot(self.link.run_id, ledger, weights, curriculum)
+        gate = None if self.gate is None else self.gate.state
+        return self.session.snapshot(self.link.run_id, ledger, weights, curriculum, gate)
 
     def _submit_checkpoint(self) -> None:
         """Write a checkpoint outside the schedule."""

@@ -20,6 +20,7 @@ from services.learner.model.export import load_model, whole_weights, write_safet
 from services.learner.model.forward import vocabulary_size
 from services.learner.model.optimizer_state import export_state, export_teacher, import_state, import_teacher
 from services.learner.model.ranks import Ranks
+from services.learner.objectives.teacher_gate import GateState
 from services.learner.packing.sequence import TrainSequence
 from services.learner.packing.shares import share_of_rank
 from services.learner.program.commands import Step
@@ -87,6 +88,8 @@ class TrainingSession:
         mine = [[batch[index] for index in share] for batch, share in zip(command.minibatches, shares, strict=True)]
         with _TeacherOnDevice(self.engine):
             began = clock(self.engine)
+            if command.renew_teacher:
+                self.engine.renew_teacher()
             later = self._old(mine[1:])
             scored = clock(self.engine)
             wanted = {shares[0].index(index) for index in details if index in shares[0]}
@@ -116,10 +119,15 @@ class TrainingSession:
         return lora.file_names(whole_weights(self.engine.module, self.engine.rank, trained_only=True))
 
     def snapshot(
-        self, run_id: str, ledger: dict[str, int], weights: dict[str, Tensor], curriculum: CurriculumState | None = None
+        self,
+        run_id: str,
+        ledger: dict[str, int],
+        weights: dict[str, Tensor],
+        curriculum: CurriculumState | None = None,
+        teacher_gate: GateState | None = None,
     ) -> Snapshot:
         """Copies of everything that a checkpoint contains; tensors on rank 0 only. Collective."""
-        state = State(FORMAT, run_id, self.step, self.engine.updates, ledger, curriculum)
+        state = State(FORMAT, run_id, self.step, self.engine.updates, ledger, curriculum, teacher_gate)
         optimizer, teacher = export_state(self.engine), export_teacher(self.engine)
         return Snapshot(state, weights, optimizer, teacher, torch.get_rng_state())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from math import ceil
 from statistics import fmean
 from typing import Any, Final
 
@@ -90,6 +91,13 @@ def group_metrics(
         "mixed_group_ratio": fmean(any(correct) and not all(correct) for correct in outcomes),
         "failed_group_ratio": fmean(not any(correct) for correct in outcomes),
     }
+
+
+def gate_evidence(groups: Sequence[PreparedGroup]) -> tuple[float, float]:
+    """Mean reward and 95th percentile of response lengths of a step's rollouts, for `TeacherGate`."""
+    used = [item for group in groups for item in _used(group)]
+    lengths = sorted(len(rollout.token_ids) for rollout, _, _ in used)
+    return fmean(reward for _, reward, _ in used), float(lengths[ceil(0.95 * len(lengths)) - 1])
 
 
 def source_numbers(groups: Sequence[PreparedGroup], config: RunConfig) -> dict[str, float]:

@@ -103,9 +103,10 @@ async def test_a_run_killed_at_any_instant_ends_bit_for_bit_equal(
     refill = 3 if lora or objective == "grpo" else 0
     data = {"train": MIXTURE, "curriculum": None if lora else {"return_after_steps": 2}}
     plain = objective == "srpo" and not lora
+    gated = {"teacher_update": "gated", "teacher_every_steps": 1} if objective == "advantage_mix" else {}
     values = run_values(
         **({"model": LORA} if lora else {}),
-        objective={"name": objective, "reference_kl_coefficient": 0.01 if lora else 0.0},
+        objective={"name": objective, "reference_kl_coefficient": 0.01 if lora else 0.0, **gated},
         optimizer={"warmup_steps": 5},
         training={"steps": 6, "max_staleness": staleness, "prompts_per_minibatch": 2, "refill": refill},
         checkpoint={"every_steps": 3},
@@ -136,7 +137,9 @@ async def test_a_run_killed_at_any_instant_ends_bit_for_bit_equal(
     if lora:
         assert_adapters_only(tmp_path, final[0])
     states = [msgspec.structs.replace(load(path).state, run_id="") for path in final]
-    assert states[0] == states[1], "ledger and curriculum"
+    assert states[0] == states[1], "ledger, curriculum and gate of the teacher"
+    gate = states[0].teacher_gate
+    assert (gate is not None and gate.age < 6) == bool(gated), "renewed at least once"
     assert (states[0].curriculum is None) == (objective == "srpo")
     if objective != "grpo":
         assert any("teacher" in name for name in tensors_of(final[0]))

@@ -183,6 +183,7 @@ def teachers(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> di
         ("frozen", [None] * 6),
         ("every", [None, None, None, 3, 3, 3]),  # after the second step, of two updates
         ("resumed", [None, 1, 1, 1, 1, 5]),  # from step 3 on: after steps 4 and 6
+        ("gated", [None, None, None, None, 3, 3]),  # when it is told to, before an update
     ],
 )
 def test_a_teacher_is_frozen_or_a_copy_of_the_policy(

@@ -139,7 +139,7 @@ def step_minibatches() -> list[list[TrainSequence]]:
 def teacher(file: Path) -> None:
     """Six updates, two per step, by `teacher_update`: student and teacher after each. `resumed` begins after step 3."""
     ranks, found = join(), {}
-    for case in ("ema", "frozen", "every", "resumed"):
+    for case in ("ema", "frozen", "every", "resumed", "gated"):
         for stage in (0, 3):
             run = parse_run_config(
                 {
@@ -157,7 +157,9 @@ def teacher(file: Path) -> None:
             if case == "resumed":
                 engine.updates, engine.begun = 7, (3, 7)  # a fork: the parent had other mini-batches
             rows = []
-            for _ in range(6):
+            for number in range(6):
+                if case == "gated" and number == 4:
+                    engine.renew_teacher()
                 engine.backward(row_loss(engine.student, batches()[0, 0]), last=True)
                 engine.step()
                 rows.append({"student": whole_weights(engine.module, 0), "teacher": export_teacher(engine)})

@@ -123,7 +123,7 @@ def test_fields_given_win_over_the_preset() -> None:
         ),
         (
             {"objective": {"teacher_every_steps": 5}},
-            ["objective.teacher_every_steps is 5", "teacher_update is ema", "remove it"],
+            ["objective.teacher_every_steps is 5", "teacher_update is ema", "remove it", "to every or gated"],
         ),
         (
             {"objective": {"demonstration": "reference", "feedback": "alone"}},

@@ -29,6 +29,8 @@ MAX_TEMPERATURE = 100.0
 MAX_TOP_K = (1 << 31) - 1
 MAX_TEXT = 1 << 26
 """Most characters in one text."""
+MAX_PARTS = 16
+"""Most parts of a combined reward."""
 MAX_TURNS = 10_000
 """Most messages of a conversation."""
 _Count = Annotated[int, Meta(ge=0, lt=1 << 53)]
@@ -99,6 +101,21 @@ class Sampling(Message, frozen=True, kw_only=True):
         return {name: 0.0 if value is msgspec.UNSET else value for name, value in values.items()}
 
 
+class RewardPart(Message, frozen=True, kw_only=True):
+    """One part of a combined reward (`services.contracts.rewards`)."""
+
+    name: _Name
+    """What metrics call it; unique among the parts."""
+    kind: _Text
+    """Name of the reward that judges it; `row` for the question's own kind, `length` for the response's length."""
+    weight: Annotated[float, Meta(ge=0, le=1e6)]
+    """Share of the reward, relative to the other parts' weights."""
+    threshold: Annotated[float, Meta(ge=0, le=1)] | msgspec.UnsetType = msgspec.UNSET
+    """Its least reward that counts as solved; unset if the part does not decide that."""
+    tests: _Text | msgspec.UnsetType = msgspec.UNSET
+    """Settings of its kind, instead of the question's `tests`."""
+
+
 class PromptTask(Message, frozen=True, kw_only=True):
     """A question to be sampled. Fed by the learner's prompt feeder on `prompts`."""
 
@@ -118,6 +135,10 @@ class PromptTask(Message, frozen=True, kw_only=True):
     """Longer prompts, in tokens, become faults and are not truncated."""
     fed_at: _Seconds
     """Unix time in seconds at which the task was fed."""
+    rewards: Annotated[tuple[RewardPart, ...], Meta(min_length=1, max_length=MAX_PARTS)] | msgspec.UnsetType = (
+        msgspec.UNSET
+    )
+    """The parts of which the reward consists; unset if the question's kind is all."""
 
 
 class VersionSpan(Message, frozen=True, array_like=True):
@@ -256,6 +277,14 @@ class Verdict(Message, frozen=True, kw_only=True):
     """Short text that tells the model what was wrong; empty for none."""
     seconds: _Seconds = 0.0
     fault: _Text = ""
+    solved: bool | msgspec.UnsetType = msgspec.UNSET
+    """Whether the rollout counts as correct in training; unset if the run's success threshold decides."""
+    parts: Annotated[dict[str, float], Meta(max_length=MAX_PARTS)] | msgspec.UnsetType = msgspec.UNSET
+    """Reward of each part of a combined reward, by name."""
+
+    def solves(self, success_threshold: float) -> bool:
+        """Whether the rollout counts as correct in training."""
+        return self.reward >= success_threshold if self.solved is msgspec.UNSET else self.solved
 
 
 class ScoredGroup(Message, frozen=True, kw_only=True):

@@ -16,12 +16,13 @@ from services.contracts.chat_template import Scalar
 from services.contracts.data import DataSection
 from services.contracts.errors import ConfigurationError
 from services.contracts.faults import Conflicts, dots, field_names, refused, sentence_of
-from services.contracts.messages import MAX_SAMPLES, MAX_TOKENS
+from services.contracts.messages import MAX_SAMPLES, MAX_TOKENS, RewardPart
 from services.contracts.model import Integer, ModelSection, NotNegative, Positive, Section, ThinkingSection
 from services.contracts.objectives.conflicts import settings_without_use
 from services.contracts.objectives.registry import OBJECTIVES, PRESETS
 from services.contracts.objectives.settings import ObjectiveSettings
 from services.contracts.ranges import Temperature, TopK
+from services.contracts.rewards import Rewards, reward_conflicts, train_parts
 from services.contracts.transports.registry import TRANSPORTS, brings_folder
 from services.contracts.values import check_values
 
@@ -189,6 +190,8 @@ class RunConfig(Section):
     data: DataSection
     objective: ObjectiveSection = ObjectiveSection()
     rollout: RolloutSection = RolloutSection()
+    rewards: Rewards = ()
+    """Parts of the reward; empty: the row's own kind is all."""
     optimizer: OptimizerSection = OptimizerSection()
     training: TrainingSection
     evaluation: EvaluationSection = EvaluationSection()
@@ -265,6 +268,9 @@ class RunConfig(Section):
             )
         yield from self._choice_conflicts()
         yield from self.data.conflicts()
+        yield from reward_conflicts(
+            self.rewards, rollout.max_response_tokens, separates_thinking=self.model.thinking is not None
+        )
         every = self.evaluation.every_steps
         if self.data.validation is None and every is not None and "every_steps" in self.evaluation.model_fields_set:
             yield f"evaluation.every_steps is {every}, but there are no questions; add data.validation or remove it"
@@ -285,6 +291,10 @@ class RunConfig(Section):
                 f"data.curriculum.return_after_steps is {rest}, but training.steps is {steps}, so no question returns; "
                 "lower it or remove it"
             )
+
+    def train_parts(self) -> tuple[RewardPart, ...] | msgspec.UnsetType:
+        """The parts of the reward as training tasks carry them; unset if a row's kind is all."""
+        return train_parts(self.rewards, self.objective.success_threshold, self.rollout.max_response_tokens)
 
     @property
     def prompts_per_minibatch(self) -> int:

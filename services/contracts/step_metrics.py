@@ -98,6 +98,8 @@ class StepMetric:
     """Column of `turnout runs compare`, and the number of last steps that it is the mean of (0: all)."""
     reported: bool = False
     """Its mean is in a run's report."""
+    optional: bool = False
+    """Is in a step only if the run's configuration asks for it."""
 
     @property
     def family(self) -> Family | None:
@@ -130,6 +132,12 @@ CHARTS: Final = (
         "Lines: the step's own rollouts. Points: evaluations, avg@k and pass@k.",
         from_zero=False,
         with_evaluations=True,
+    ),
+    Chart(
+        "parts",
+        "Parts of the reward",
+        "Mean of each part before its weight. A part that rises while accuracy does not is being exploited.",
+        empty="The row's kind is the whole reward (rewards)",
     ),
     Chart(
         "routing",
@@ -200,6 +208,18 @@ ACCURACY: Final = Family(
     legend="{{run_id}} {{split}} avg@{{samples}}",
 )
 """Shows evaluations too."""
+_PARTS: Final = Family(
+    "reward_part",
+    "Reward by part",
+    "Mean reward of the newest step's rollouts by kind of part, before weights, in runs with rewards.",
+    "",
+    ("part",),
+    Panel(
+        "training",
+        "Mean of each part of a combined reward. If a judge's rises and the row's own does not, the policy is learning "
+        "to please the judge: read samples.",
+    ),
+)
 _TEACHING: Final = Family(
     "teaching_ratio",
     "Groups that teach",
@@ -258,9 +278,59 @@ CATALOGUE: Final[tuple[StepMetric | StepHistogram, ...]] = (
         compared=("reward_mean", 10),
     ),
     StepMetric(
+        name="reward_row",
+        title="Reward by the row's kind",
+        help="Mean reward by the rows' own kind (part row).",
+        part_of=_PARTS,
+        labels=("row",),
+        line=Line("parts", "row", 0),
+        live=("reward", "row"),
+        optional=True,
+    ),
+    StepMetric(
+        name="reward_judge",
+        title="Reward by judges",
+        help="Mean score of the parts of kind judge.",
+        part_of=_PARTS,
+        labels=("judge",),
+        line=Line("parts", "judge", 1),
+        live=("reward", "judge"),
+        optional=True,
+    ),
+    StepMetric(
+        name="reward_length",
+        title="Reward for length",
+        help="Mean reward of the parts of kind length.",
+        part_of=_PARTS,
+        labels=("length",),
+        line=Line("parts", "length", 2),
+        live=("reward", "length"),
+        optional=True,
+    ),
+    StepMetric(
+        name="reward_format",
+        title="Reward for format",
+        help="Mean reward of the parts of kind format.",
+        part_of=_PARTS,
+        labels=("format",),
+        line=Line("parts", "format", 3),
+        live=("reward", "format"),
+        optional=True,
+    ),
+    StepMetric(
+        name="reward_other",
+        title="Reward by other parts",
+        help="Mean reward of the parts of other kinds.",
+        part_of=_PARTS,
+        labels=("other",),
+        line=Line("parts", "other", 4),
+        live=("reward", "other"),
+        optional=True,
+    ),
+    StepMetric(
         name="accuracy",
         title="Correct rollouts",
-        help="Share of the step's rollouts at or above the success threshold.",
+        help="Share of the step's rollouts that are correct.",
         unit="share",
         part_of=ACCURACY,
         labels=("train", "1"),

@@ -7,17 +7,20 @@ one of the question, becomes a verdict with status `infrastructure_fault` and th
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from services.contracts.errors import InfrastructureError, QuestionError, TurnoutError, UnavailableError
 from services.contracts.judgement import Judgement
-from services.contracts.messages import Question, Rollout, Verdict
+from services.contracts.messages import Question, RewardPart, Rollout, Verdict
+from services.contracts.rewards import LENGTH
 from services.runtime.logs import get_logger
-from services.verifier import metrics
+from services.verifier import metrics, parts
 from services.verifier.rewards import registry
+from services.verifier.rewards.format import of_format
 from services.verifier.rewards.registry import AsynchronousReward, Opened
 from services.verifier.rewards.replies import no_answer_after_thinking
 
@@ -47,14 +50,28 @@ class Judge:
     def kinds(self) -> list[str]:
         return sorted({*self._in_place, *self._waited_for})
 
-    async def verdict(self, question: Question, rollout: Rollout) -> Verdict:
-        """The verdict on one rollout. Raises only if cancelled."""
+    async def verdict(self, question: Question, rollout: Rollout, rewards: Sequence[RewardPart] = ()) -> Verdict:
+        """The verdict on one rollout, by the parts `rewards` or by the question's kind alone. Raises only if
+        cancelled."""
         if rollout.status != "ok":
             return Verdict(status="infrastructure_fault", fault=f"The rollout failed: {rollout.fault}")
+        if not rewards:
+            return await self._verdict(question, rollout)
+        started = time.perf_counter()
+        verdicts = await asyncio.gather(*(self._part(part, question, rollout) for part in rewards))
+        return parts.combined(rewards, verdicts, time.perf_counter() - started)
+
+    async def _part(self, part: RewardPart, question: Question, rollout: Rollout) -> Verdict:
+        if part.kind == LENGTH:
+            return parts.length_verdict(part, rollout)
+        return await self._verdict(parts.question_of(part, question), rollout)
+
+    async def _verdict(self, question: Question, rollout: Rollout) -> Verdict:
+        """The verdict of one kind."""
         started = time.perf_counter()
         kind = question.kind if question.kind in self.kinds else "unknown"
         try:
-            judgement = registry.checked(await self._judge(question, rollout.answer, rollout.finish_reason == "length"))
+            judgement = registry.checked(await self._judge(question, rollout))
         except Exception as error:  # any fault must become a recorded status
             if not isinstance(error, TurnoutError):
                 log.error("reward failed", kind=question.kind, question=question.id, exc_info=error)
@@ -74,7 +91,7 @@ class Judge:
         metrics.VERDICTS.labels(kind, _outcome(verdict)).inc()
         return verdict
 
-    async def _judge(self, question: Question, text: str | None, truncated: bool) -> Any:
+    async def _judge(self, question: Question, rollout: Rollout) -> Any:
         function, reward = self._in_place.get(question.kind), self._waited_for.get(question.kind)
         if function is None and reward is None:
             raise QuestionError(
@@ -82,8 +99,11 @@ class Judge:
                 remedy=f"Use one of {', '.join(self.kinds)}, or install a package that provides it "
                 f"(entry point group {registry.ENTRY_POINTS}, see docs/rewards.md).",
             )
+        text, truncated = rollout.answer, rollout.finish_reason == "length"
         if text is None:  # no reward may find an answer in thoughts
             return Judgement(reward=0.0, correct=False, feedback=no_answer_after_thinking(truncated))
+        if parts.lacks_thinking(question, rollout):
+            return of_format(["reasoning"])
         if function is not None:
             return function(question, text, truncated)
         assert reward is not None

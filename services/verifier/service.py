@@ -224,9 +224,11 @@ class Verifier:
 
     async def _score(self, group: CompletedGroup) -> ScoredGroup:
         """Judge all rollouts concurrently; workers and sandbox bound how many actually run at once."""
-        question = group.task.question
+        question, rewards = group.task.question, group.task.rewards or ()
         with one_second_try():
-            verdicts = await asyncio.gather(*(self.judge.verdict(question, rollout) for rollout in group.rollouts))
+            verdicts = await asyncio.gather(
+                *(self.judge.verdict(question, rollout, rewards) for rollout in group.rollouts)
+            )
         return ScoredGroup(group=group, verdicts=verdicts, verifier=self.presence.instance)
 
     async def _forward(self, delivery: Group, scored: ScoredGroup) -> None:

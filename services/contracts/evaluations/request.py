@@ -16,6 +16,7 @@ from services.contracts.errors import ConfigurationError
 from services.contracts.faults import Conflicts, dots, field_names, refused, sentence_of
 from services.contracts.model import ModelSection, NotNegative, Section
 from services.contracts.questions.source import ValidationSet
+from services.contracts.rewards import LENGTH, Rewards
 from services.contracts.run_config import (
     NAME_PATTERN,
     EvaluationSection,
@@ -53,6 +54,8 @@ class EvaluationRequest(Section):
     rollout: RolloutSection = RolloutSection()
     """Limits of prompts and responses as in a run file. Fields that are not given are those of `run`, or defaults. What
     concerns training only has no effect."""
+    rewards: Rewards = ()
+    """Parts of the reward that decide what is correct, as in a run file; empty: those of `run`, or each row's kind."""
     evaluation: EvaluationSection = EvaluationSection()
     """Samples, temperature and limit of sets that have none of their own; otherwise as `rollout`."""
 
@@ -94,7 +97,7 @@ def _sentence(item: Any) -> str:
 
 def part_of_run_file(values: Mapping[str, Any]) -> dict[str, Any]:
     """The evaluation of a run file's model on its sets: the sections that an evaluation has."""
-    kept = {key: value for key, value in values.items() if key in ("name", "model", "rollout", "evaluation")}
+    kept = {key: value for key, value in values.items() if key in ("name", "model", "rollout", "rewards", "evaluation")}
     if isinstance(model := kept.get("model"), dict):
         kept["model"] = {key: value for key, value in model.items() if key != "lora"}
     data = values.get("data")
@@ -123,6 +126,8 @@ def services_config(request: EvaluationRequest, run: Mapping[str, Any] | None, m
     values = merge(base, {section: given.get(section, {}) for section in ("rollout", "evaluation")})
     values = merge(values, {"name": request.name or "evaluation", "training": {"steps": 1}})
     values["rollout"]["num_servers"] = 1
+    rewards = given.get("rewards") or base.get("rewards") or ()
+    values["rewards"] = [part for part in rewards if part["kind"] != LENGTH]  # whose limit may be above this one's
     # Nothing is trained, but a run has training questions.
     values["data"] = {"train": sets if isinstance(sets, str) else sets[0]["path"], "validation": sets}
     values["weights"], values["probe"] = {}, None

@@ -7,6 +7,7 @@ from typing import Any
 
 from services.contracts.messages import PromptTask, Question, Sampling, ScoredGroup
 from services.contracts.questions.source import ValidationSet
+from services.contracts.rewards import deciding_parts
 from services.contracts.run_config import RunConfig
 
 
@@ -49,6 +50,7 @@ def evaluation_task(
         step=version,
         max_prompt_tokens=config.rollout.max_prompt_tokens,
         fed_at=time.time(),
+        rewards=deciding_parts(config.train_parts()),
     )
 
 

@@ -49,6 +49,21 @@ class RegexSettings(TextSettings, frozen=True, forbid_unknown_fields=True):
     full: bool = False
 
 
+Requirement = Literal["answer", "boxed", "thinking"]
+
+
+class FormatSettings(Settings, frozen=True, forbid_unknown_fields=True):
+    requires: list[Requirement] = []
+    pattern: str = ""
+
+
+class LengthSettings(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Settings of the part `length`, which no row has as its kind."""
+
+    max_tokens: Annotated[int, msgspec.Meta(ge=1)]
+    buffer_tokens: Annotated[int, msgspec.Meta(ge=1)]
+
+
 Total = Annotated[str, msgspec.Meta(pattern=r"\A[0-9]+\Z")]
 Amount = Annotated[int, msgspec.Meta(ge=0)]
 Name = Annotated[str, msgspec.Meta(pattern=r"\S")]
@@ -197,6 +212,22 @@ def math_answer(question: Question) -> tuple[Node, ...]:
         refuse(question, what, "Correct the dataset's row, or use kind exact.")
 
 
+def format_settings(question: Question) -> tuple[re.Pattern[str] | None, FormatSettings]:
+    """What a reply must look like, and the pattern among it."""
+    settings = read_settings(question, FormatSettings)
+    if not settings.requires and not settings.pattern:
+        refuse(question, "tests has neither requires nor pattern, so that every reply is right")
+    if not settings.pattern:
+        return None, settings
+    try:
+        pattern, is_empty, _ = _pattern(settings.pattern, False, False)
+    except (re.error, RecursionError, OverflowError) as error:
+        refuse(question, f"tests.pattern is not a regular expression ({error})")
+    if is_empty:
+        refuse(question, f"tests.pattern is {settings.pattern[:60]!r}, a pattern that an empty answer satisfies")
+    return pattern, settings
+
+
 def needed_answer(question: Question) -> str:
     """`answer` without white space at its ends. Raises `QuestionError` if that leaves nothing."""
     answer = question.answer.strip()
@@ -214,5 +245,6 @@ FORMS: Final[dict[str, Callable[[Question], object]]] = {
     "math": math_answer,
     "code": read_tests,
     "http": http_url,
+    "format": format_settings,
 }
 """The verifier's built-in kinds. A new one is an entry here and a module in `services.verifier.rewards`."""

@@ -86,6 +86,7 @@ class Feeder:
         self._config = config
         self._questions = questions
         self._sampling = train_sampling(config)
+        self._rewards = config.train_parts()
 
     async def read_cursor(self) -> int:
         value = await self._queue.redis.hget(streams.feeder(self._run_id), CURSOR)
@@ -122,4 +123,5 @@ class Feeder:
             step=step,
             max_prompt_tokens=self._config.rollout.max_prompt_tokens,
             fed_at=time.time(),
+            rewards=self._rewards,
         )

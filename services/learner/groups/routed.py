@@ -26,9 +26,11 @@ class Routed:
 
 
 def share_correct(group: ScoredGroup, threshold: float) -> float:
-    """Share of the usable rollouts, of which there must be one, that reach the success threshold."""
-    usable = [verdict.reward for verdict, ok in zip(group.verdicts, usable_samples(group), strict=True) if ok]
-    return sum(reward >= threshold for reward in usable) / len(usable)
+    """Share of the usable rollouts, of which there must be one, that are correct."""
+    usable = [
+        verdict.solves(threshold) for verdict, ok in zip(group.verdicts, usable_samples(group), strict=True) if ok
+    ]
+    return sum(usable) / len(usable)
 
 
 def routed(scored: ScoredGroup, config: RunConfig) -> Routed:
@@ -37,7 +39,7 @@ def routed(scored: ScoredGroup, config: RunConfig) -> Routed:
     usable = usable_samples(scored)
     rewards = [verdict.reward for verdict in verdicts]
     outcome = GroupOutcome(
-        rewards=rewards,
+        correct=[verdict.solves(objective.success_threshold) for verdict in verdicts],
         usable=usable,
         has_feedback=[bool(verdict.feedback.strip()) for verdict in verdicts],
         num_tokens=[len(rollout.token_ids) for rollout in rollouts],

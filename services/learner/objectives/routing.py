@@ -21,8 +21,8 @@ from services.learner.objectives.edit_distance import edit_distance
 class GroupOutcome:
     """What routing needs to know of one group of G rollouts. All lists have G entries."""
 
-    rewards: Sequence[float]
-    """r_i in [0, 1]."""
+    correct: Sequence[bool]
+    """Whether each is correct, if it is usable."""
     usable: Sequence[bool]
     """False for rollouts excluded because of an infrastructure fault."""
     has_feedback: Sequence[bool]
@@ -44,7 +44,7 @@ class Assignment:
 
     route: Route
     correct: bool
-    """c_i: reward at or above the success threshold, and usable."""
+    """c_i: correct by its verdict (`Verdict.solves`), and usable."""
     teacher_information: bool
     """m_i: a demonstration or feedback exists for this rollout."""
     needs_teacher: bool
@@ -65,14 +65,11 @@ def route_group(outcome: GroupOutcome, objective: ObjectiveSection, seed: str) -
     Args:
         seed: makes demonstration `random` repeatable; use the run's seed and the group's identifier.
     """
-    num_rollouts = len(outcome.rewards)
+    num_rollouts = len(outcome.correct)
     columns = (outcome.usable, outcome.has_feedback, outcome.num_tokens, outcome.demonstrates or outcome.usable)
     if any(len(column) != num_rollouts for column in columns):
-        raise TurnoutError("A group's rewards, usable, has_feedback, num_tokens and demonstrates differ in length.")
-    correct = [
-        usable and reward >= objective.success_threshold
-        for reward, usable in zip(outcome.rewards, outcome.usable, strict=True)
-    ]
+        raise TurnoutError("A group's correct, usable, has_feedback, num_tokens and demonstrates differ in length.")
+    correct = [right and usable for right, usable in zip(outcome.correct, outcome.usable, strict=True)]
     return [_assign(index, correct, outcome, objective, seed) for index in range(num_rollouts)]
 
 

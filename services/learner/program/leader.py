@@ -39,6 +39,7 @@ from services.learner.program.resume import (
 from services.learner.program.session import Trained, TrainingSession
 from services.learner.program.step_report import (
     gate_evidence,
+    part_means,
     samples_taken,
     source_numbers,
     step_histograms,
@@ -265,15 +266,14 @@ class Leader:
         metrics = step_numbers(
             groups,
             version,
-            self.config.objective,
             trained.reports,
             num_replaced=batch.num_replaced,
             pools=batch.pools,
             learning_rate=self.session.engine.last_learning_rate,
             seconds_wait=waited,
         )
-        metrics |= source_numbers(groups, self.config)
         metrics["teacher_age_steps"] = float(self._teacher_age(version))
+        metrics |= source_numbers(groups, self.config) | part_means(groups, by_name=True)
         self._tokens += int(metrics["num_tokens"])
         self.link.report(step=batch.step, tokens_total=self._tokens)
         event = StepFinished(

@@ -19,6 +19,7 @@ from services.contracts import streams
 from services.contracts.evaluations.tasks import usable_samples
 from services.contracts.events import Information, ProbeFinished, TeacherGap
 from services.contracts.messages import PromptTask, Question, ScoredGroup
+from services.contracts.rewards import deciding_parts
 from services.contracts.run_config import RunConfig
 from services.learner.groups.feeder import train_sampling
 from services.learner.groups.questions import Mixture
@@ -130,6 +131,7 @@ class Probe:
             step=0,
             max_prompt_tokens=self._config.rollout.max_prompt_tokens,
             fed_at=time.time(),
+            rewards=deciding_parts(self._config.train_parts()),
         )
 
 

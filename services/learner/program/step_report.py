@@ -12,19 +12,20 @@ import msgspec
 
 from services.contracts.events import Histogram, Sample, SamplesTaken, StepFinished
 from services.contracts.messages import Question, Rollout
-from services.contracts.run_config import ObjectiveSection, RunConfig
+from services.contracts.run_config import RunConfig
 from services.learner.groups.curriculum import POOLS
 from services.learner.groups.prepare import PreparedGroup
 from services.learner.update.statistics import MinibatchReport, TokenDetail, step_metrics, weight_histogram
 
 STALENESS_EDGES: Final = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 16.0]
 """Ages in weight versions."""
+PART_KINDS: Final = ("row", "judge", "length", "format")
+"""Kinds of parts with a metric of their own."""
 
 
 def step_numbers(
     groups: Sequence[PreparedGroup],
     version: int,
-    objective: ObjectiveSection,
     reports: Sequence[MinibatchReport],
     *,
     num_replaced: int,
@@ -36,7 +37,7 @@ def step_numbers(
     `group_metrics`, `pools` as in `Batch`."""
     rest = {"learning_rate": learning_rate, "seconds_wait": seconds_wait}
     rest |= {f"num_{pool}_questions": float(pools.get(pool, 0)) for pool in POOLS}
-    return group_metrics(groups, version, objective, num_replaced) | step_metrics(reports) | rest
+    return group_metrics(groups, version, num_replaced) | step_metrics(reports) | rest
 
 
 def step_histograms(
@@ -49,9 +50,7 @@ def step_histograms(
     }
 
 
-def group_metrics(
-    groups: Sequence[PreparedGroup], version: int, objective: ObjectiveSection, num_replaced: int
-) -> dict[str, float]:
+def group_metrics(groups: Sequence[PreparedGroup], version: int, num_replaced: int) -> dict[str, float]:
     """The metrics that follow from a step's groups alone: rewards, routing, lengths, ages.
 
     Args:
@@ -69,7 +68,8 @@ def group_metrics(
     num_teaching = sum(group.teaches for group in groups)
     return {
         "reward_mean": fmean(rewards),
-        "accuracy": fmean(reward >= objective.success_threshold for reward in rewards),
+        **part_means(groups),
+        "accuracy": fmean(assignment.correct for _, _, assignment in used),
         "routing_ratio_grpo": routes.count("grpo") / len(routes),
         "routing_ratio_sdpo": routes.count("sdpo") / len(routes),
         "teacher_information_ratio": fmean(assignment.teacher_information for _, _, assignment in used),
@@ -100,6 +100,27 @@ def gate_evidence(groups: Sequence[PreparedGroup]) -> tuple[float, float]:
     return fmean(reward for _, reward, _ in used), float(lengths[ceil(0.95 * len(lengths)) - 1])
 
 
+def part_means(groups: Sequence[PreparedGroup], *, by_name: bool = False) -> dict[str, float]:
+    """Mean reward of the parts of each kind, as `reward_<kind>`; nothing without `rewards`.
+
+    Args:
+        by_name: instead for each part that has a name of its own, as `reward_part/<name>`. They are in the step's
+            record only, as `source_numbers` are.
+    """
+    found: dict[str, list[float]] = {}
+    for group in groups:
+        for part in group.scored.group.task.rewards or ():
+            key = f"reward_{part.kind if part.kind in PART_KINDS else 'other'}"
+            if by_name:
+                if part.name == part.kind:
+                    continue
+                key = f"reward_part/{part.name}"
+            for verdict, usable in zip(group.scored.verdicts, group.usable, strict=True):
+                if usable and verdict.parts:
+                    found.setdefault(key, []).append(verdict.parts[part.name])
+    return {key: fmean(values) for key, values in found.items()}
+
+
 def source_numbers(groups: Sequence[PreparedGroup], config: RunConfig) -> dict[str, float]:
     """For each source of a mixture that has groups in the step, `reward_mean/<source>`, `accuracy/<source>` and
     `num_groups/<source>`; nothing for a single source.
@@ -111,11 +132,10 @@ def source_numbers(groups: Sequence[PreparedGroup], config: RunConfig) -> dict[s
     found: dict[str, float] = {}
     for source in config.data.train_sources():
         own = [item for item in groups if item.scored.group.task.question.id.startswith(f"{source.label}/")]
-        rewards = [reward for group in own for _, reward, _ in _used(group)]
-        if rewards:
-            threshold = config.objective.success_threshold
-            found[f"reward_mean/{source.label}"] = fmean(rewards)
-            found[f"accuracy/{source.label}"] = fmean(reward >= threshold for reward in rewards)
+        used = [item for group in own for item in _used(group)]
+        if used:
+            found[f"reward_mean/{source.label}"] = fmean(reward for _, reward, _ in used)
+            found[f"accuracy/{source.label}"] = fmean(assignment.correct for _, _, assignment in used)
             found[f"num_groups/{source.label}"] = float(len(own))
     return found
 

@@ -60,9 +60,10 @@ def _headline(progress: Progress) -> RenderableType:
 def _numbers(progress: Progress) -> RenderableType:
     rows: dict[str, list[str]] = {}
     for name, metric in STEP_METRICS.items():
-        if metric.live is not None:
+        value = progress.metric(name)
+        if metric.live is not None and not (metric.optional and value is None):
             row, label = metric.live
-            rows.setdefault(row, []).append(f"{label} {metric.text(progress.metric(name))}".strip())
+            rows.setdefault(row, []).append(f"{label} {metric.text(value)}".strip())
     rewards = [step.metrics["reward_mean"] for step in progress.steps if "reward_mean" in step.metrics]
     rows["reward"].append(sparkline(rewards, SPARK_WIDTH))
     table = Table.grid(padding=(0, 2))

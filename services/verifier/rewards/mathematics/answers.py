@@ -71,15 +71,16 @@ def answer_of(reply: str) -> str | None:
         tagged = tagged_answer(reply)
         if tagged is None:
             return None
-        return _boxed(tagged) if _BOX.search(tagged) else tagged
+        return boxed(tagged) if _BOX.search(tagged) else tagged
     if _BOX.search(reply):
-        return _boxed(reply)
+        return boxed(reply)
     end = reply[-LONGEST_END:].rstrip()
     return None if CLOSE in end else _at_the_end(end)
 
 
-def _boxed(text: str) -> str | None:
-    """The content of the last box, joined with those before a comma, `and` or `or`; None if it is cut off."""
+def boxed(text: str) -> str | None:
+    """The content of the last box, joined with those before a comma, `and` or `or`; None if there is none or it is cut
+    off."""
     found: list[tuple[int, int, str]] = []
     position = 0
     while match := _BOX.search(text, position):
@@ -92,6 +93,8 @@ def _boxed(text: str) -> str | None:
             return None
         found.append((match.start(), end, content))
         position = end
+    if not found:
+        return None
     chosen = [found[-1][2]]
     for (_, end, content), (start, _, _) in zip(found[-2::-1], found[:0:-1], strict=True):
         if not _JOINT.fullmatch(text, end, start):

@@ -4,16 +4,19 @@ import dataclasses
 import itertools
 import math
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from services.contracts.errors import TurnoutError
-from services.contracts.run_config import ObjectiveSection
+from services.contracts.run_config import ObjectiveSection, parse_run_config
+from services.learner.groups.routed import routed, share_correct
 from services.learner.objectives.edit_distance import edit_distance
 from services.learner.objectives.filters import leave_out
 from services.learner.objectives.routing import Assignment, GroupOutcome, route_group
 from services.learner.objectives.terms.advantages import group_advantages
+from tests.services.learner.conftest import make_group
 
 GROUPS = st.lists(
     st.tuples(st.sampled_from([0.0, 0.3, 0.5, 1.0]), st.booleans(), st.booleans(), st.integers(0, 9)),
@@ -28,11 +31,16 @@ def outcome(
 ) -> GroupOutcome:
     count = len(rewards)
     return GroupOutcome(
-        rewards,
+        [reward >= 0.5 for reward in rewards],
         [index not in faulty for index in range(count)],
         [index in feedback for index in range(count)],
         lengths or [5] * count,
     )
+
+
+def outcome_of(rows: list[tuple[float, bool, bool, int]]) -> GroupOutcome:
+    rewards, usable, has_feedback, lengths = (list(column) for column in zip(*rows, strict=True))
+    return GroupOutcome([reward >= 0.5 for reward in rewards], usable, has_feedback, lengths)
 
 
 def route(group: GroupOutcome, **objective: object) -> list[Assignment]:
@@ -70,7 +78,7 @@ def test_edge_groups(name: str, rewards: list[float]) -> None:
 def test_the_routing_table_is_complete(
     rows: list[tuple[float, bool, bool, int]], feedback: str, demonstration: str
 ) -> None:
-    group = GroupOutcome(*(list(column) for column in zip(*rows, strict=True)))
+    group = outcome_of(rows)
     correct = {i for i, (reward, usable, _, _) in enumerate(rows) if usable and reward >= 0.5}
     for index, item in enumerate(route(group, feedback=feedback, demonstration=demonstration)):
         usable, has_feedback = rows[index][1], rows[index][2]
@@ -186,7 +194,7 @@ def test_sdpo_on_correct_or_on_incorrect_rollouts_only(distil: str, rewards: lis
 
 def test_inconsistent_groups_are_rejected() -> None:
     with pytest.raises(TurnoutError, match="differ in length"):
-        route(GroupOutcome([0.0, 1.0], [True], [False], [1]))
+        route(GroupOutcome([False, True], [True], [False], [1]))
 
 
 @given(
@@ -262,3 +270,16 @@ def test_a_group_whose_signal_was_all_masked_is_skipped() -> None:
     rewards, options = [1, 1, 0.2], {"name": "grpo", "mask_truncated": True, "skip_uninformative_groups": True}
     assert left_out(rewards, truncated=(0, 1, 2), **options) == (["none"] * 3, 3, True)
     assert left_out(rewards, truncated=(2,), **options) == (["grpo", "grpo", "none"], 1, False)
+
+
+def test_what_the_verdict_says_is_solved_decides_the_route_and_the_reward_the_advantage() -> None:
+    group = make_group(0, rewards=(0.9, 0.2, 0.6))
+    group.verdicts[:] = [
+        msgspec.structs.replace(verdict, solved=solved)
+        for verdict, solved in zip(group.verdicts, (False, True, False), strict=True)
+    ]
+    values = {"name": "r", "model": {"path": "m"}, "data": {"train": "t"}, "training": {"steps": 1}}
+    found = routed(group, parse_run_config(values))
+    assert [item.route for item in found.kept.assignments] == ["sdpo", "grpo", "sdpo"]
+    assert found.advantages == pytest.approx([0.9 - 17 / 30, 0.2 - 17 / 30, 0.6 - 17 / 30])
+    assert share_correct(group, 0.5) == 1 / 3

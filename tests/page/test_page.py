@@ -127,6 +127,16 @@ def test_samples_show_each_tokens_value_and_texts_stay_text(
     colours = [token.value_of_css_property("background-color") for token in browser.all(f"{taught} .token")[:11]]
     assert len(set(colours)) == 11
 
+    # Where in a response the quantity is high: the highest of the means by tenth.
+    taught_tokens = ENTROPY * 4
+    tenths = [[value for i, value in enumerate(taught_tokens) if 10 * i // 44 == tenth] for tenth in range(10)]
+    means = [sum(0.3 + 0.8 * value for value in values) / len(values) for values in tenths]
+    highest = means.index(max(means))
+    label = browser.find('.positions[aria-label^="Distillation weight by position"]').get_attribute("aria-label")
+    assert label is not None
+    assert f"highest at {10 * highest} to {10 * highest + 10}%" in label
+    assert f"{means[highest]:.3f}" in label
+
     # Colour is not needed: values can be shown next to the tokens.
     browser.find(".colouring input").click()
     assert browser.all(f"{taught} .token")[4].get_attribute("data-value") == f"{0.3 + 0.8 * ENTROPY[4]:.3f}"

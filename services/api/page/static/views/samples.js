@@ -6,6 +6,7 @@ import { poll } from '../connection.js';
 import { choice, fill, h, heading, notice } from '../dom.js';
 import { fixed, percent } from '../format.js';
 import { problemBox } from '../parts/actions.js';
+import { positions } from '../parts/positions.js';
 import { legend, QUANTITIES, rangeOf, tokenText } from '../parts/tokens.js';
 
 const LIMIT = 20;
@@ -115,7 +116,7 @@ export async function samplesView(box, { path, query }, signal) {
     state.group = keyOf(group);
     const same = reading && keyOf(reading) === state.group && reading.at === group.at;
     reading = group;
-    if (!same) showGroup(content, group, state, remember);
+    if (!same) showGroup(content, group, groups, state, remember);
   };
   poll(4, signal, load, (problem) => fill(content, problemBox(problem)));
 }
@@ -128,10 +129,11 @@ function keyOf(group) {
 /**
  * @param {HTMLElement} content
  * @param {any} group
+ * @param {any[]} groups All that are loaded.
  * @param {{quantity: string, numbers: boolean}} state
  * @param {() => void} remember
  */
-function showGroup(content, group, state, remember) {
+function showGroup(content, group, groups, state, remember) {
   const known = Object.entries(QUANTITIES).filter(([, quantity]) =>
     group.samples.some((/** @type {any} */ s) => quantity.values(s).length),
   );
@@ -145,7 +147,7 @@ function showGroup(content, group, state, remember) {
   );
   const again = () => {
     remember();
-    showGroup(content, group, state, remember);
+    showGroup(content, group, groups, state, remember);
   };
   const numbers = h('input', {
     type: 'checkbox',
@@ -191,6 +193,20 @@ function showGroup(content, group, state, remember) {
       h('label', { class: 'check' }, numbers, 'Show values'),
       readout,
     ),
+    name === 'advantage'
+      ? null
+      : h(
+          'div',
+          { class: 'position-bars' },
+          positions('this group', group.samples, quantity),
+          groups.length > 1
+            ? positions(
+                `${groups.length} groups`,
+                groups.flatMap((one) => one.samples),
+                quantity,
+              )
+            : null,
+        ),
     h(
       'div',
       { class: state.numbers ? 'samples numbers' : 'samples' },

@@ -54,5 +54,10 @@ export function positions(label, samples, quantity) {
   });
   const picture = h('div', { class: 'positions', role: 'img', 'aria-label': text.trim() });
   picture.append(svg);
-  return h('figure', { class: 'by-position' }, picture, h('figcaption', { class: 'muted' }, `Mean from a response’s start to its end: ${label}`));
+  return h(
+    'figure',
+    { class: 'by-position' },
+    picture,
+    h('figcaption', { class: 'muted' }, `Mean from a response’s start to its end: ${label}`),
+  );
 }

@@ -22,6 +22,7 @@ from services.api.metrics.federation import Federation
 from services.api.metrics.refresh import MetricsRefresh
 from services.api.resources.evaluations.service import EvaluationService
 from services.api.resources.experiments.service import ExperimentService
+from services.api.resources.run_files.questions import QuestionReader
 from services.api.resources.runs.service import RunService
 from services.api.resources.serving.forwarder import Forwarder
 from services.api.storage.database import Database
@@ -48,6 +49,7 @@ class Parts:
     journal: Journal
     keys: Keyring
     runs: RunService
+    questions: QuestionReader
     experiments: ExperimentService
     forwarder: Forwarder
     evaluations: EvaluationService
@@ -101,6 +103,7 @@ def make_parts(settings: Settings, redis: Redis, database: Database) -> Parts:
         journal=journal,
         keys=Keyring(database, settings.api_key, settings.read_key),
         runs=runs,
+        questions=QuestionReader(settings),
         experiments=ExperimentService(settings, impatient, database, runs),
         forwarder=Forwarder(impatient, database, settings.service_token),
         evaluations=evaluations,

@@ -137,6 +137,15 @@ class RunFile(Record, frozen=True, kw_only=True):
     """YAML."""
 
 
+class RunInputs(Record, frozen=True, kw_only=True):
+    """Models and data files in the folders that runs may read, as run files name them."""
+
+    models: list[str]
+    data: list[str]
+    is_whole: bool
+    """Whether these are all that there are; large folders are not searched to the end."""
+
+
 class Key(Record, frozen=True, kw_only=True):
     """An API key without its text."""
 

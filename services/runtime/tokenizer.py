@@ -31,6 +31,25 @@ def load_tokenizer(path: str, *, trust_remote_code: bool) -> Any:
     return tokenizer
 
 
+def read_prompt(
+    tokenizer: Any, place: str, question: Question, prompt: str, arguments: Mapping[str, Scalar]
+) -> list[int]:
+    """As `prompt_ids`; a template that rejects the messages is an error of their row.
+
+    Raises:
+        ConfigurationError: names the row by its `place`.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        return prompt_ids(tokenizer, question, prompt, arguments)
+    except (TemplateError, ValueError, TypeError, KeyError) as error:
+        raise ConfigurationError(
+            f"{place}: the model's chat template rejects the messages: {error}.",
+            remedy="Correct the row, or set model.chat_template_kwargs.",
+        ) from error
+
+
 def unloadable(what: str, path: str, error: Exception) -> ConfigurationError:
     """The error for a model whose `what` cannot be loaded."""
     first = str(error).strip().split("\n")[0]

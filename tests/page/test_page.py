@@ -36,6 +36,27 @@ def test_a_run_from_start_to_stop(api: Api, browser: Visitor, player: Player, ru
     browser.sees("No runs yet.")
     browser.press("a", "Start a run")
 
+    # The editor completes and explains fields by keyboard, and marks the line of a fault as one types.
+    browser.until(lambda: len(browser.all("label.field select")) == 4, "files, models and data are there")
+    browser.write("#run-file", "objective:\n  na")
+    browser.find('[role="option"]')
+    browser.has_no_barriers()
+    browser.keys(Keys.ARROW_DOWN)
+    browser.sees("The training objective.")
+    browser.keys(Keys.ENTER, Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ENTER)
+    written = "return document.querySelector('#run-file').value"
+    assert browser.run(written) == "objective:\n  name: grpo"
+    browser.write("#run-file", run_text.replace("0.2", "7"))
+    browser.until(lambda: [one.text for one in browser.all(".lines .fault")] == ["7"], "the line is marked")
+    browser.press("button", "Line 7")
+    browser.choose("Model", "examples/embedded/policy")
+    browser.until(lambda: "path: examples/embedded/policy\n" in browser.run(written), "the model is chosen")
+
+    # What the model will read.
+    browser.choose("Start from", "demo.yaml")
+    browser.press("button", "Show questions")
+    browser.sees("<|system|>Recall each weight")
+
     # An objective with another one's settings gets a note, but may run.
     browser.write(
         "#run-file", "name: a\nmodel: {path: m}\ndata: {train: t}\nobjective: {name: grpo}\ntraining: {steps: 1}"

@@ -13,8 +13,14 @@ from importlib.metadata import version
 from importlib.resources.abc import Traversable
 
 from services.api.page.catalogue import catalogue
+from services.api.page.run_file import run_file_schema
 
-MEDIA_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
+MEDIA_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+    ".svg": "image/svg+xml",
+}
 ROOT = "/page"
 COMPRESSION_LEVEL = 6
 
@@ -32,7 +38,9 @@ class Asset:
 @cache
 def static_assets() -> dict[str, Asset]:
     """The page's own files by path below `static`."""
-    return dict(sorted(_assets_in(resources.files("services.api.page") / "static")))
+    files = dict(_assets_in(resources.files("services.api.page") / "static"))
+    files["run-file.json"] = _asset("run-file.json", run_file_schema())
+    return dict(sorted(files.items()))
 
 
 def _assets_in(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, Asset]]:

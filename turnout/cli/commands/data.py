@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -56,10 +55,11 @@ def show(
 
 def _rendered(tokenizer: Any, config: RunConfig, place: str, question: Question) -> dict[str, Any]:
     from services.learner.objectives.teacher_prompt import teacher_text
+    from services.runtime.tokenizer import read_prompt
 
-    model = _ids(tokenizer, place, question, question.prompt, config.model.chat_template_kwargs)
+    model = read_prompt(tokenizer, place, question, question.prompt, config.model.chat_template_kwargs)
     shown = teacher_text(question.prompt, SOLUTION, None)
-    teacher = _ids(tokenizer, place, question, shown, config.teacher_chat_template_kwargs)
+    teacher = read_prompt(tokenizer, place, question, shown, config.teacher_chat_template_kwargs)
     return {
         "place": place,
         "kind": question.kind,
@@ -70,26 +70,14 @@ def _rendered(tokenizer: Any, config: RunConfig, place: str, question: Question)
     }
 
 
-def _ids(tokenizer: Any, place: str, question: Question, prompt: str, arguments: Mapping[str, Any]) -> list[int]:
-    """As `prompt_ids`; a template that rejects the messages is an error of their row."""
-    from jinja2 import TemplateError
-
-    from services.contracts.errors import ConfigurationError
-    from services.runtime.tokenizer import prompt_ids
-
-    try:
-        return prompt_ids(tokenizer, question, prompt, arguments)
-    except (TemplateError, ValueError, TypeError, KeyError) as error:
-        raise ConfigurationError(
-            f"{place}: the model's chat template rejects the messages: {error}.",
-            remedy="Correct the row, or set model.chat_template_kwargs.",
-        ) from error
-
-
 def _facts(tokenizer: Any, config: RunConfig, questions: Placed) -> dict[str, Any]:
     """Numbers of questions, duplicates and prompts that are too long, with the first places of each."""
+    from services.runtime.tokenizer import read_prompt
+
     limit, arguments = config.rollout.max_prompt_tokens, config.model.chat_template_kwargs
-    lengths = [len(_ids(tokenizer, place, question, question.prompt, arguments)) for place, question in questions]
+    lengths = [
+        len(read_prompt(tokenizer, place, question, question.prompt, arguments)) for place, question in questions
+    ]
     places = defaultdict(list)
     for place, question in questions:
         places[question.system, question.turns, question.prompt].append(place)

@@ -1,81 +1,232 @@
-// Start a run from a run file: a shipped one or the user's own text. The API checks every field.
+// Start a run from a run file: a shipped one or the user's own text. The API checks every field, as one types.
 // @ts-check
 
 import { call, Problem, requestKey } from '../api.js';
 import { poll } from '../connection.js';
 import { announce, choice, fill, h, heading } from '../dom.js';
 import { noticesOf, problemBox } from '../parts/actions.js';
+import { Editor } from '../parts/editor.js';
+import { showField } from '../parts/field_help.js';
+import { questionsOf } from '../parts/first_questions.js';
+import { RunFileSchema } from '../parts/schema.js';
+import { changeOf, entryOf, pathAtLine } from '../parts/yaml_place.js';
 
 const EMPTY = 'name: my-run\nmodel:\n  path: \ndata:\n  train: \ntraining:\n  steps: 100\n';
+const VALID = () => h('p', { class: 'muted' }, '✓ Every field is valid.');
+/** After the last key, before the text is checked. */
+const PAUSE_MILLISECONDS = 600;
+const INPUTS = /** @type {[string, 'models' | 'data', [string, string]][]} */ ([
+  ['Model', 'models', ['model', 'path']],
+  ['Training data', 'data', ['data', 'train']],
+  ['Validation data', 'data', ['data', 'validation']],
+]);
 
 /** @type {import('../app.js').View} */
 export async function startView(box, _address, signal) {
-  const text = h('textarea', {
-    id: 'run-file',
-    name: 'run-file',
-    spellcheck: 'false',
-    autocapitalize: 'off',
-    autocomplete: 'off',
-    rows: '24',
-    'aria-describedby': 'run-file-help',
-  });
   const result = h('div', { class: 'result', 'aria-live': 'polite' });
-  const shipped = h('div', { class: 'filters' });
+  const help = h('div', { class: 'field-help card' });
+  const [shipped, choosers] = [h('div', { class: 'filters' }), h('div', { class: 'filters' })];
   let key = requestKey();
+  let edition = 0; // a result is of the newest text, or of the newest button
   const idle = () =>
     fill(result, h('p', { class: 'muted' }, 'The API checks every field before anything starts. Errors appear here.'));
-  text.addEventListener('input', () => {
-    key = requestKey();
+  const editor = new Editor(
+    { id: 'run-file', name: 'run-file', rows: '24', 'aria-describedby': 'run-file-help' },
+    {
+      onchange: () => {
+        key = requestKey();
+        edition += 1;
+        later();
+      },
+      onlook: (line) => showField(help, editor.schema, pathAtLine(editor.value, line), editor.faults.get(line)),
+      onoffer: (path) => showField(help, editor.schema, path, undefined),
+    },
+  );
+  const showChoosers = () => fill(choosers, choosersOf(editor));
+  const later = afterPause(signal, async () => {
+    showChoosers();
+    const own = edition;
+    const { problem, notices } = await verdictOn(editor.value, signal);
+    if (own !== edition) return;
+    editor.mark(faultsOf(problem));
+    if (problem) fill(result, faultList(editor, problem));
+    else if (!result.querySelector('.first-questions')) fill(result, VALID(), noticesOf(notices));
   });
-  text.value = EMPTY;
-  idle();
 
   const busy = (/** @type {boolean} */ on) =>
     form.querySelectorAll('button').forEach((/** @type {any} */ button) => {
       button.disabled = on;
     });
-  /** @param {(config: any, notices: string[]) => Promise<void>} then */
+  /** Check the text, then act. @param {(verdict: any) => Promise<void>} then */
   const check = async (then) => {
+    edition += 1;
     busy(true);
-    text.removeAttribute('aria-invalid');
     try {
-      const verdict = await call('/v1/run-files/check', { method: 'POST', body: { text: text.value }, signal });
+      const verdict = await verdictOn(editor.value, signal);
+      editor.mark(faultsOf(verdict.problem));
       if (verdict.problem) throw new Problem(verdict.problem);
-      await then(verdict.config, verdict.notices);
+      await then(verdict);
     } catch (error) {
       if (signal.aborted) return;
       const problem = /** @type {any} */ (error);
-      text.setAttribute('aria-invalid', 'true');
-      fill(result, problemBox(problem), problem.field ? fieldButton(text, problem.field) : null);
+      fill(result, problemBox(problem), problem.field ? fieldButton(editor, problem.field) : null);
     } finally {
       busy(false);
     }
   };
-  const start = (path = '/v1/runs') =>
-    check(async (config) => {
-      const headers = { 'Idempotency-Key': path + key }; // the same text may be probed and then started
-      const run = await call(path, { method: 'POST', body: config, headers, signal });
-      announce(`${run.name} is ${run.state}`);
-      location.hash = `#/runs/${encodeURIComponent(run.id)}`;
+  const actions = {
+    start: (path = '/v1/runs') =>
+      check(async ({ config }) => {
+        const headers = { 'Idempotency-Key': path + key }; // the same text may be probed and then started
+        const run = await call(path, { method: 'POST', body: config, headers, signal });
+        announce(`${run.name} is ${run.state}`);
+        location.hash = `#/runs/${encodeURIComponent(run.id)}`;
+      }),
+    check: () => check(async ({ config, notices }) => fill(result, summary(config), noticesOf(notices))),
+    questions: () =>
+      check(async () => {
+        fill(result, h('p', { class: 'muted' }, 'Reading the data and the model’s chat template …'));
+        const found = await call('/v1/run-files/questions', { method: 'POST', body: { text: editor.value }, signal });
+        if (found.problem) throw new Problem(found.problem);
+        fill(result, questionsOf(found));
+      }),
+  };
+  const form = formOf(editor, choosers, help, result, actions);
+  fill(box, heading('Start a run'), shipped, form);
+  idle();
+  editor.value = EMPTY;
+  showChoosers();
+  const choose = (/** @type {string} */ text) => {
+    editor.value = text;
+    idle();
+  };
+  load(editor, shipped, choose, showChoosers, signal);
+}
+
+/** @param {string} text @param {AbortSignal} signal */
+function verdictOn(text, signal) {
+  return call('/v1/run-files/check', { method: 'POST', body: { text }, signal });
+}
+
+/** Call `act` once nothing was typed for a moment. @param {AbortSignal} signal @param {() => Promise<void>} act */
+function afterPause(signal, act) {
+  let timer = 0;
+  signal.addEventListener('abort', () => clearTimeout(timer));
+  return () => {
+    clearTimeout(timer);
+    timer = setTimeout(() => act().catch(() => {}), PAUSE_MILLISECONDS); // what fails here is said when it matters
+  };
+}
+
+/** Fetch what the form offers: the schema, the inputs, the shipped files. @param {Editor} editor @param {Element} shipped @param {(text: string) => void} choose @param {() => void} showChoosers @param {AbortSignal} signal */
+function load(editor, shipped, choose, showChoosers, signal) {
+  const meta = /** @type {HTMLMetaElement} */ (document.querySelector('meta[name=turnout-run-file]'));
+  const stop = new AbortController();
+  signal.addEventListener('abort', () => stop.abort());
+  poll(
+    5,
+    stop.signal,
+    async () => {
+      const [{ items }, inputs, schema] = await Promise.all([
+        call('/v1/run-files', { signal }),
+        call('/v1/run-files/inputs', { signal }),
+        fetch(meta.content).then((answer) => answer.json()),
+      ]);
+      stop.abort(); // once is enough
+      editor.schema = new RunFileSchema(schema);
+      editor.inputs = inputs;
+      showChoosers();
+      if (!items.length) return;
+      const names = items.map((/** @type {any} */ item) => [item.name, item.name]);
+      fill(
+        shipped,
+        choice('Start from', [['', 'an empty file'], ...names], '', (name) =>
+          choose(items.find((/** @type {any} */ item) => item.name === name)?.text ?? EMPTY),
+        ),
+      );
+    },
+    (problem) => fill(shipped, problemBox(problem)),
+  );
+}
+
+/** Lists of the models and data files that runs may read. @param {Editor} editor */
+function choosersOf(editor) {
+  return INPUTS.map(([label, kind, path]) => {
+    const names = editor.inputs[kind];
+    if (!names.length) return null;
+    const now = entryOf(editor.value, path)?.value ?? '';
+    const isOther = now && !names.includes(now);
+    const options = /** @type {[string, string][]} */ ([
+      ['', isOther ? now : 'choose …'],
+      ...names.map((name) => [name, name]),
+    ]);
+    const made = choice(label, options, now, (name) => {
+      const change = changeOf(editor.value, path, name);
+      if (name && change) editor.replace(change);
     });
-  const form = h(
+    made.querySelector('select').disabled = changeOf(editor.value, path, '') === null;
+    return made;
+  });
+}
+
+/** The faults of a problem by line, from 0. @param {any} problem @returns {Map<number, string>} */
+function faultsOf(problem) {
+  const faults = new Map();
+  for (const [, line, text] of (problem?.detail ?? '').matchAll(/^Line (\d+): (.*)$/gm))
+    faults.set(line - 1, [faults.get(line - 1), text].filter(Boolean).join(' '));
+  return faults;
+}
+
+/** What is wrong with a text that is still being written. @param {Editor} editor @param {any} problem */
+function faultList(editor, problem) {
+  const faults = [...faultsOf(problem)];
+  const go = (/** @type {number} */ line) => {
+    const from = editor.value.split('\n').slice(0, line).join('\n').length + (line ? 1 : 0);
+    editor.select(from, from + editor.value.split('\n')[line].length);
+  };
+  return h(
+    'ul',
+    { class: 'checked' },
+    faults.length
+      ? faults.map(([line, text]) =>
+          h(
+            'li',
+            {},
+            h('button', { type: 'button', class: 'small', onclick: () => go(line) }, `Line ${line + 1}`),
+            ' ',
+            text,
+          ),
+        )
+      : h('li', {}, problem.detail),
+  );
+}
+
+/** @param {Editor} editor @param {Element} choosers @param {Element} help @param {Element} result @param {{start: (path?: string) => void, check: () => void, questions: () => void}} actions */
+function formOf(editor, choosers, help, result, actions) {
+  const button = (
+    /** @type {string} */ text,
+    /** @type {() => void} */ onclick,
+    about = /** @type {string | null} */ (null),
+  ) => h('button', { type: 'button', onclick, 'aria-describedby': about }, text);
+  return h(
     'form',
     {
       class: 'start',
       onsubmit: (/** @type {Event} */ event) => {
         event.preventDefault();
-        start();
+        actions.start();
       },
     },
     h(
       'div',
       { class: 'start-text' },
+      choosers,
       h('label', { for: 'run-file' }, 'Run file, YAML or JSON'),
-      text,
+      editor.element,
       h(
         'p',
         { class: 'muted', id: 'run-file-help' },
-        'Relative paths are resolved from the services’ working folder. docs/configuration.md lists every field.',
+        'Suggestions appear as you type, or with Ctrl+Space: arrow keys and Enter choose one, Escape closes them. Relative paths are resolved from the services’ working folder.',
       ),
     ),
     h(
@@ -85,80 +236,30 @@ export async function startView(box, _address, signal) {
         'div',
         { class: 'actions' },
         h('button', { class: 'primary', type: 'submit' }, 'Start run'),
-        h('button', { type: 'button', onclick: () => start('/v1/probes'), 'aria-describedby': 'probe-help' }, 'Probe'),
-        h(
-          'button',
-          {
-            type: 'button',
-            onclick: () => check(async (config, notices) => fill(result, summary(config), noticesOf(notices))),
-          },
-          'Check only',
-        ),
+        button('Probe', () => actions.start('/v1/probes'), 'probe-help'),
+        button('Show questions', actions.questions),
+        button('Check only', actions.check),
       ),
       h(
         'p',
         { class: 'muted', id: 'probe-help' },
         'A probe samples 32 training questions and trains 3 steps: how hard the task is, what a teacher would add, and how long the run would take.',
       ),
+      help,
       result,
     ),
   );
-  fill(box, heading('Start a run'), shipped, form);
-
-  const load = new AbortController();
-  signal.addEventListener('abort', () => load.abort());
-  poll(
-    5,
-    load.signal,
-    async () => {
-      const { items } = await call('/v1/run-files', { signal });
-      load.abort(); // once is enough
-      if (!items.length) return;
-      fill(
-        shipped,
-        choice(
-          'Start from',
-          [['', 'an empty file'], ...items.map((/** @type {any} */ item) => [item.name, item.name])],
-          '',
-          (name) => {
-            text.value = items.find((/** @type {any} */ item) => item.name === name)?.text ?? EMPTY;
-            key = requestKey();
-            idle();
-          },
-        ),
-      );
-    },
-    (problem) => fill(shipped, problemBox(problem)),
-  );
 }
 
-/** @param {HTMLTextAreaElement} text @param {string} field in dots */
-function fieldButton(text, field) {
+/** @param {Editor} editor @param {string} field in dots */
+function fieldButton(editor, field) {
   const go = () => {
-    const at = placeOf(text.value, field.split('.'));
-    text.focus();
-    if (at) text.setSelectionRange(at[0], at[1]);
+    const names = field.split('.');
+    const found = names.map((_, i) => entryOf(editor.value, names.slice(0, names.length - i))).find(Boolean);
+    if (found) editor.select(found.from, found.to);
+    else editor.text.focus();
   };
   return h('button', { type: 'button', class: 'small', onclick: go }, 'Go to ', h('code', {}, field));
-}
-
-/**
- * The position of a field's line: each part of its name is searched for after the previous part.
- * @param {string} text
- * @param {string[]} names
- * @returns {[number, number] | null}
- */
-function placeOf(text, names) {
-  let from = 0;
-  /** @type {[number, number] | null} */
-  let found = null;
-  for (const name of names) {
-    const match = new RegExp(`^[ \\t{,]*["']?${name.replace(/\W/g, '\\$&')}["']?\\s*:.*$`, 'm').exec(text.slice(from));
-    if (!match) break;
-    found = [from + match.index, from + match.index + match[0].length];
-    from = found[0] + match[0].length;
-  }
-  return found;
 }
 
 /** @param {string | {name: string, path: string}[]} given */

@@ -19,7 +19,7 @@ value() {
     postgres_password) echo "${2:-$(old POSTGRES_PASSWORD)}" ;;
     reward_token) old TURNOUT_REWARD_TOKEN; return ;;
     hf_token) old HF_TOKEN; return ;;
-    tracker) return ;;
+    judge_key|tracker) return ;;
     alert_webhook) echo http://127.0.0.1:9/set-me-in-deploy-secrets-alert_webhook; return ;;
     queue_*) echo "redis://${1#queue_}:$(random)@valkey:6379/0"; return ;;
   esac
@@ -27,11 +27,11 @@ value() {
 make() {
   local made
   made=$(value "$1" "${2:-}")
-  case $1 in reward_token|hf_token|tracker) ;; *) [ -n "$made" ] || made=$(random) ;; esac
+  case $1 in reward_token|judge_key|hf_token|tracker) ;; *) [ -n "$made" ] || made=$(random) ;; esac
   put "$1" "$made"
 }
 database_url() { put database_url "postgresql+psycopg://turnout:$(sed 's/%/%25/g; s/@/%40/g; s/:/%3A/g; s#/#%2F#g' "$folder/postgres_password")@postgres/turnout"; }
-names=(api_key read_key service_token postgres_password grafana_password alert_webhook reward_token hf_token tracker
+names=(api_key read_key service_token postgres_password grafana_password alert_webhook reward_token judge_key hf_token tracker
   queue_rollout queue_verifier queue_learner queue_api queue_operator)
 
 umask 077
@@ -40,7 +40,7 @@ chmod 700 "$folder"
 if [ "${1:-}" = rotate ]; then
   name=${2:-}
   [[ " ${names[*]} " = *" $name "* ]] || fail "there is no secret '$name'; choose one of ${names[*]}."
-  case $name in alert_webhook|reward_token|hf_token|tracker) fail "$name comes from elsewhere: write it into deploy/$folder/$name." ;; esac
+  case $name in alert_webhook|reward_token|judge_key|hf_token|tracker) fail "$name comes from elsewhere: write it into deploy/$folder/$name." ;; esac
   make "$name" "$(random)"
   case $name in
     api_key) echo "Restart: api." ;;

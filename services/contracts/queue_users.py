@@ -28,8 +28,9 @@ def _own(kind: str) -> str:
 _RULES = {
     "rollout": f"""{_CONSUME} {_own("rollout")} +hgetall
         ~{_RUN}:prompts ~{_RUN}:completions ~{_RUN}:dead %R~{_RUN}:config %R~{_RUN}:weights""",
-    "verifier": f"""{_CONSUME} {_own("verifier")} +smembers
-        ~{_RUN}:completions ~{_RUN}:scored ~{_RUN}:evaluated ~{_RUN}:dead %R~{streams.RUNS}""",
+    "verifier": f"""{_CONSUME} {_own("verifier")} +smembers +hget +hset +hlen +rename
+        ~{_RUN}:completions ~{_RUN}:scored ~{_RUN}:evaluated ~{_RUN}:dead %R~{streams.RUNS}
+        {" ".join(f"~{key}" for key in streams.JUDGEMENTS)}""",
     "learner": f"""{_CONSUME} {_own("learner")} +hget +hgetall +hset +hdel +wait
         ~{_RUN}:prompts %R~{_RUN}:completions ~{_RUN}:scored ~{_RUN}:evaluated ~{_RUN}:dead ~{_RUN}:feeder
         ~{_RUN}:weights %R~{_RUN}:config %R~{_RUN}:desired %R~{_RUN}:attempt""",

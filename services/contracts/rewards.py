@@ -12,12 +12,14 @@ from pydantic import Field
 
 from services.contracts.messages import MAX_PARTS, RewardPart
 from services.contracts.model import Name, Positive, Section
-from services.contracts.questions.forms import FORMS, FormatSettings, LengthSettings, Requirement
+from services.contracts.questions.forms import FORMS, FormatSettings, JudgeSettings, LengthSettings, Requirement
 from services.contracts.questions.source import SourceName
 
 ROW: Final = "row"
 LENGTH: Final = "length"
+JUDGE: Final = "judge"
 SETTINGS: Final[Mapping[str, frozenset[str]]] = {
+    JUDGE: frozenset({"rubric", "scale", "threshold"}),
     LENGTH: frozenset({"max_tokens", "buffer_tokens"}),
     "format": frozenset({"requires", "pattern"}),
 }
@@ -29,11 +31,14 @@ BUFFER_SHARE: Final = 5
 """By default the length penalty begins where this part of the limit is left, as in DAPO: 4,096 of 20,480 tokens."""
 
 
+Score = Annotated[float, Field(ge=-1000, le=1000)]
+
+
 class RewardSection(Section):
     """One part of the reward, which is the parts' mean by weight."""
 
     kind: Name
-    """`row` for the row's own kind, `length`, `format`, `http`, or the kind of an installed package."""
+    """`row` for the row's own kind, `judge`, `length`, `format`, `http`, or the kind of an installed package."""
     name: SourceName | None = None
     """What metrics call it; null: its kind."""
     weight: Annotated[float, Field(ge=0, le=1e6)] = 1.0
@@ -41,6 +46,13 @@ class RewardSection(Section):
     decides: bool = False
     """A response must satisfy this part to be correct, for routing and in evaluations. If no part says true, `row`
     decides."""
+    rubric: Annotated[str, Field(min_length=1, max_length=20_000, pattern=r"\S")] | None = None
+    """Kind `judge`: what the judge looks at, and what earns which score; null: how well the response answers the
+    prompt, compared with the row's answer if it has one."""
+    scale: tuple[Score, Score] | None = None
+    """Kind `judge`: lowest and highest score; null: 0 and 10. The reward is the place between them."""
+    threshold: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Kind `judge`: reward from which on a response is correct; null: `objective.success_threshold`."""
     max_tokens: Positive | None = None
     """Kind `length`: tokens from which on the reward is 0; null: `rollout.max_response_tokens`."""
     buffer_tokens: Positive | None = None
@@ -55,12 +67,15 @@ class RewardSection(Section):
     def label(self) -> str:
         return self.name or self.kind
 
-    def tests(self, max_response_tokens: int) -> str | msgspec.UnsetType:
+    def tests(self, max_response_tokens: int, success_threshold: float) -> str | msgspec.UnsetType:
         """The settings of its kind, as the verifier reads them."""
         settings: msgspec.Struct
         if self.kind == LENGTH:
             limit = self.max_tokens or max_response_tokens
             settings = LengthSettings(max_tokens=limit, buffer_tokens=self.buffer_tokens or -(-limit // BUFFER_SHARE))
+        elif self.kind == JUDGE:
+            given = {"rubric": self.rubric, "scale": self.scale, "threshold": self.threshold or success_threshold}
+            settings = JudgeSettings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
         elif self.kind == "format":
             settings = FormatSettings(requires=list(self.requires), pattern=self.pattern or "")
         else:
@@ -85,6 +100,10 @@ class RewardSection(Section):
             yield "requires has thinking, but model.thinking is null; set model.thinking, or remove it"
         if self.kind == "format" and not self.requires and self.pattern is None:
             yield "kind is format, which requires nothing; set requires or pattern"
+        if self.threshold is not None and not self.decides:
+            yield f"threshold is {self.threshold}, but the part does not decide; set decides: true, or remove it"
+        if self.scale is not None and not self.scale[0] < self.scale[1]:
+            yield f"scale is {list(self.scale)}, whose second number is not the larger one; correct it"
         if self.pattern is not None:
             yield from self._conflicts_of_pattern(self.pattern)
 
@@ -139,7 +158,7 @@ def train_parts(
                 kind=part.kind,
                 weight=part.weight,
                 threshold=success_threshold if decides else msgspec.UNSET,
-                tests=part.tests(max_response_tokens),
+                tests=part.tests(max_response_tokens, success_threshold),
             )
             for part, decides in zip(rewards, decide, strict=True)
         )

@@ -15,6 +15,7 @@
 | `turnout:runs` | set of run ids that are assigned | API | verifiers |
 | `turnout:events` | stream | learner, all services | API, group `api` |
 | `turnout:service:<instance>` | string (JSON `ServiceRecord`), expires | the service | API |
+| `turnout:kept:{judgements}:*` | hash: digest of a request to a judge, verdict | verifiers | verifiers |
 | `turnout:roll-call` | string, expires: whether writes are taken | API | none |
 | `turnout:assignment:<instance>` | string: a run id | API | that service |
 
@@ -33,6 +34,7 @@ from services.contracts.errors import MalformedMessageError
 EVENTS = "turnout:events"
 RUNS = "turnout:runs"
 ROLL_CALL = "turnout:roll-call"
+JUDGEMENTS = ("turnout:kept:{judgements}:newer", "turnout:kept:{judgements}:older")
 GROUP_ROLLOUT = "rollout"
 GROUP_VERIFIER = "verifier"
 GROUP_LEARNER = "learner"

@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+import msgspec
+
 from services.contracts.errors import InfrastructureError, QuestionError, TurnoutError, UnavailableError
 from services.contracts.judgement import Judgement
 from services.contracts.messages import Question, RewardPart, Rollout, Verdict
@@ -34,6 +36,7 @@ class Judge:
         """`pool` judges supervised kinds and those of installed packages; `opened` are rewards that need opening."""
         self._in_place: dict[str, registry.RewardFunction] = {}
         self._waited_for = {kind: one.reward for kind, one in opened.items()}
+        self._with_threshold = {kind for kind, one in opened.items() if one.has_threshold}
         for kind, reward in registry.built_in().items():
             if reward.supervised:
                 self._waited_for[kind] = pool
@@ -86,6 +89,7 @@ class Judge:
                 format_ok=judgement.format_ok,
                 feedback=judgement.feedback,
                 seconds=time.perf_counter() - started,
+                solved=judgement.correct if kind in self._with_threshold else msgspec.UNSET,
             )
         metrics.SECONDS.labels(kind).observe(verdict.seconds)
         metrics.VERDICTS.labels(kind, _outcome(verdict)).inc()

@@ -27,12 +27,15 @@ from services.runtime.presence import Presence, list_services
 from services.runtime.process import announce
 from services.runtime.queue.lost import groups_on_streams, refeed
 from services.runtime.queue.queue import Queue
+from services.verifier.rewards.judges.answers import Answer
+from services.verifier.rewards.judges.cache import Cache
 from tests.client.rings import until
 from tests.unit.contracts.examples import COMPLETED, TASK, VERDICTS
 from turnout.cli.local.queue_server import answers, url_for, write_configuration
 
 RUN = TASK.run_id
 SERVICES = ("api", "learner", "rollout", "verifier")
+VERDICT = Answer(1.0)
 SCORED = ScoredGroup(group=COMPLETED, verdicts=VERDICTS, verifier="verifier-0")
 NOTE = Note(run_id=RUN, at=1.0, level="info", source="here", text="hello")
 
@@ -128,6 +131,10 @@ async def test_each_service_can_do_its_work(home: Path, port: int, monkeypatch: 
         first, second = await queue.reclaim(completions, CompletedGroup, idle_seconds=0)
         assert await queue.forward(first, scored, SCORED)
         assert await queue.forward(second, streams.evaluated(RUN), SCORED)
+        cache = Cache(redis, most_entries=1)
+        assert (
+            await cache.keep(b"k", VERDICT) == await cache.keep(b"k", Answer(2.0)) == await cache.find(b"k") == VERDICT
+        )
     async with client(home, port, "learner") as redis:
         await lives_with_a_run(redis)
         queue = await consumes(redis, streams.GROUP_LEARNER, scored, ScoredGroup)

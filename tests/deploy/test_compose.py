@@ -13,7 +13,7 @@ import yaml
 
 from services.contracts.queue_users import USERS
 from services.runtime.settings import Settings
-from services.verifier.settings import EndpointSettings
+from services.verifier.settings import EndpointSettings, JudgeEndpointSettings
 from tests.conftest import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -60,6 +60,17 @@ def test_the_verifier_has_no_files_and_one_network() -> None:
     assert COMPOSE["networks"]["judge"]["internal"]
 
 
+def test_the_judge_is_reached_by_a_relay_and_the_verifier_keeps_its_network() -> None:
+    services = yaml.safe_load((DEPLOY / "compose.judge.yaml").read_text())["services"]
+    relay = services["judge-relay"]
+    assert "networks" not in services["verifier"]
+    assert relay["networks"] == ["judge", "outside"]
+    assert "volumes" not in relay
+    assert "secrets" not in relay
+    assert relay["read_only"]
+    assert relay["cap_drop"] == ["ALL"]
+
+
 def test_no_secret_is_a_variable() -> None:
     for name, service in SERVICES.items():
         for variable in service.get("environment", {}):
@@ -81,6 +92,7 @@ def test_compose_mounts_what_exists() -> None:
 def test_compose_files_set_variables_that_services_read(path: Path) -> None:
     known = {f"TURNOUT_{name.upper()}" for name in Settings.model_fields} | {"TURNOUT_SECRETS_FOLDER"}
     known |= {f"TURNOUT_REWARD_{name.upper()}" for name in EndpointSettings.model_fields}
+    known |= {f"TURNOUT_JUDGE_{name.upper()}" for name in JudgeEndpointSettings.model_fields}
     for service in yaml.load(path.read_text(), ComposeLoader)["services"].values():
         ours = {name for name in service.get("environment", {}) if name.startswith("TURNOUT_")}
         assert ours <= known
@@ -108,7 +120,8 @@ def test_secrets_sh_makes_every_secret_that_compose_names(folder: Path) -> None:
         path.name for path in secrets.iterdir()
     }
     assert {f"queue_{user}" for user in USERS} <= {path.name for path in secrets.iterdir()}
-    texts = [path.read_text() for path in secrets.iterdir() if path.name not in ("reward_token", "hf_token", "tracker")]
+    given = ("reward_token", "judge_key", "hf_token", "tracker")
+    texts = [path.read_text() for path in secrets.iterdir() if path.name not in given]
     assert len(set(texts)) == len(texts)
     assert all(len(text) >= 32 for text in texts)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from services.learner.settings import LearnerSettings
 from services.runtime.address import free_port
 from services.runtime.connection import connect
 from services.runtime.settings import Settings
-from services.verifier.settings import VerifierSettings
+from services.verifier.settings import JudgeEndpointSettings, VerifierSettings
 from tests.client.rings import until
 from tests.conftest import ROOT
 from turnout.cli.local.queue_server import answers, find_binary
@@ -194,6 +195,25 @@ def test_the_verifier_reaches_the_queue_and_nothing_else(folder: str) -> None:
     assert "@$(VALKEY_SERVICE_HOST):6379/" in environment(workloads(folder)["verifier"])["TURNOUT_REDIS_URL"]["value"]
 
 
+def test_with_a_judge_the_verifier_reaches_it_too(tmp_path: Path) -> None:
+    """The component over an overlay: one more destination, at an address that needs no DNS."""
+    places = {name: os.path.relpath(FOLDER / name, tmp_path) for name in ("overlays/cpu", "components/judge")}
+    (tmp_path / "kustomization.yaml").write_text(
+        f"resources: [{places['overlays/cpu']}]\ncomponents: [{places['components/judge']}]\n"
+    )
+    RENDERED["judge"] = render(str(tmp_path))
+    try:
+        found = dict(peers("judge", "verifier", "Egress"))
+        assert found.pop("valkey") == 6379
+        ((judge, port),) = found.items()
+        assert ("app.kubernetes.io/name': 'judge'" in judge, port) == (True, 8000)
+        variables = environment(workloads("judge")["verifier"])
+        assert variables["TURNOUT_JUDGE_URL"]["value"] == "http://$(JUDGE_SERVICE_HOST):8000/v1"
+        assert {name for name in variables if name.startswith("TURNOUT_JUDGE")} <= known_settings()
+    finally:
+        del RENDERED["judge"]
+
+
 def test_only_the_api_reaches_database_and_services() -> None:
     folder = "overlays/gpu"
     assert set(peers(folder, "postgres", "Ingress")) == {("api", "postgres")}
@@ -266,6 +286,7 @@ def test_settings_exist(folder: str) -> None:
 def known_settings() -> set[str]:
     known = {f"TURNOUT_{name}".upper() for name in Settings.model_fields}
     known |= {f"TURNOUT_VERIFIER_{name}".upper() for name in VerifierSettings.model_fields}
+    known |= {f"TURNOUT_JUDGE_{name}".upper() for name in JudgeEndpointSettings.model_fields}
     return known | {f"TURNOUT_LEARNER_{name}".upper() for name in LearnerSettings.model_fields}
 
 

@@ -17,6 +17,10 @@ from services.runtime.logs import get_logger
 log = get_logger(__name__)
 NAMES = {
     "turnout_verifier_seconds": ("histogram", "Time to judge one rollout, by kind of task."),
+    "turnout_judge_requests": ("counter", "Requests to the judge model, by outcome."),
+    "turnout_judge_tokens": ("counter", "Tokens of requests to the judge model, by kind."),
+    "turnout_judge_verdicts": ("counter", "Verdicts of the judge model, by source: asked or cached."),
+    "turnout_judge_request_seconds": ("histogram", "Time of one answer of the judge model."),
     "turnout_sandbox_violations": ("counter", "Attempts by judged code to do what the sandbox forbids, by reason."),
 }
 MAX_SAMPLES = 2000

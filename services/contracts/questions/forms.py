@@ -57,6 +57,17 @@ class FormatSettings(Settings, frozen=True, forbid_unknown_fields=True):
     pattern: str = ""
 
 
+class JudgeSettings(Settings, frozen=True, forbid_unknown_fields=True):
+    rubric: str = (
+        "How well does the response answer the prompt? It must be right, complete, and do what the prompt asks for. If "
+        "there is a reference answer, a response that contradicts it gets the lowest score."
+    )
+    scale: tuple[float, float] = (0.0, 10.0)
+    """Lowest and highest score."""
+    threshold: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5
+    """Least reward, that is place on the scale, which counts as correct."""
+
+
 class LengthSettings(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Settings of the part `length`, which no row has as its kind."""
 
@@ -228,6 +239,17 @@ def format_settings(question: Question) -> tuple[re.Pattern[str] | None, FormatS
     return pattern, settings
 
 
+def judge_settings(question: Question) -> JudgeSettings:
+    """The rubric by which a model judges replies. `answer` is a reference, if there is one."""
+    settings = read_settings(question, JudgeSettings)
+    if not settings.rubric.strip():
+        refuse(question, "tests.rubric is empty")
+    lowest, highest = settings.scale
+    if not lowest < highest:
+        refuse(question, f"tests.scale is [{lowest:g}, {highest:g}], whose second number is not the larger one")
+    return settings
+
+
 def needed_answer(question: Question) -> str:
     """`answer` without white space at its ends. Raises `QuestionError` if that leaves nothing."""
     answer = question.answer.strip()
@@ -246,5 +268,6 @@ FORMS: Final[dict[str, Callable[[Question], object]]] = {
     "code": read_tests,
     "http": http_url,
     "format": format_settings,
+    "judge": judge_settings,
 }
 """The verifier's built-in kinds. A new one is an entry here and a module in `services.verifier.rewards`."""

@@ -60,6 +60,8 @@ class Opened:
     reward: AsynchronousReward
     details: Mapping[str, str] = field(default_factory=dict)
     """Details for the verifier's heartbeat."""
+    has_threshold: bool = False
+    """Its questions say what is correct, in training as in evaluations (`Verdict.solved`)."""
 
 
 Opener = Callable[[], AbstractAsyncContextManager[Opened]]

@@ -185,6 +185,8 @@ def the_configuration_is_sound() -> None:
     sh("docker", "compose", "-f", "deploy/compose.yaml", "config", "-q")
     reward = ["-f", "deploy/compose.yaml", "-f", "deploy/compose.reward.yaml", "config", "-q"]
     sh("docker", "compose", *reward, env={"TURNOUT_REWARD_URL": "http://judge"})
+    judge = ["-f", "deploy/compose.yaml", "-f", "deploy/compose.judge.yaml", "config", "-q"]
+    sh("docker", "compose", *judge, env={"JUDGE_UPSTREAM": "http://judge", "JUDGE_MODEL": "judge"})
 
 
 def images() -> dict[str, str]:

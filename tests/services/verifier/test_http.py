@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import json
-import threading
 import tracemalloc
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -18,51 +14,7 @@ from services.runtime.settings import load
 from services.verifier.rewards.http import FAILURES_TO_OPEN, HttpReward
 from services.verifier.settings import EndpointSettings, VerifierSettings
 from tests.services.verifier.builders import question
-
-Answer = tuple[int, bytes]
-
-
-class Endpoint:
-    """A reward endpoint whose responses the test sets."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.requests: list[tuple[dict[str, Any], dict[str, str]]] = []
-        self.answer: Callable[[int], Answer] = lambda number: (200, b'{"reward": 1}')
-        self.encoding = ""
-        self.drips = False
-        """Sends one space after another."""
-        self.enough = threading.Event()
-
-
-@pytest.fixture
-def endpoint() -> Iterator[Endpoint]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            found.requests.append((body, dict(self.headers)))
-            status, data = found.answer(len(found.requests))
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(data)))
-            if found.encoding:
-                self.send_header("Content-Encoding", found.encoding)
-            self.send_header("Location", "http://127.0.0.1:1/")
-            self.end_headers()
-            if not found.drips:
-                self.wfile.write(data)
-            while found.drips and not found.enough.wait(0.01):
-                self.wfile.write(b" ")
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    found = Endpoint(f"http://127.0.0.1:{server.server_port}/judge")
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield found
-    found.enough.set()
-    server.shutdown()
-    server.server_close()
+from tests.services.verifier.conftest import Answer, Endpoint
 
 
 def reward(url: str = "", **options: Any) -> HttpReward:

@@ -11,6 +11,7 @@ from services.contracts import codec
 from services.contracts.errors import ConfigurationError
 from services.contracts.evaluations.request import parse_request, part_of_run_file, services_config
 from services.contracts.messages import PromptTask
+from services.contracts.questions.forms import judge_settings
 from services.contracts.rewards import deciding_parts
 from services.contracts.run_config import RunConfig, parse_run_config
 from services.contracts.run_file import check, read_run_text
@@ -57,6 +58,21 @@ def test_tasks_carry_every_part_with_its_settings() -> None:
     assert codec.decode(codec.encode(task), PromptTask) == task
 
 
+def test_a_judge_has_the_runs_threshold_unless_it_has_its_own() -> None:
+    """It holds in training and in evaluations, and travels with the rubric."""
+    row, judge = {"kind": "row"}, {"kind": "judge", "rubric": "Is it kind?", "decides": True}
+    cases: tuple[tuple[dict[str, Any], float], ...] = (({}, 0.25), ({"threshold": 0.8, "scale": [1, 5]}, 0.8))
+    for given, expected in cases:
+        parts = run(row, judge | given, objective={"success_threshold": 0.25}).train_parts()
+        assert parts is not msgspec.UNSET
+        found = judge_settings(msgspec.structs.replace(TASK.question, kind="judge", tests=parts[1].tests))
+        assert (found.rubric, found.scale, found.threshold) == (
+            "Is it kind?",
+            tuple(given.get("scale", (0, 10))),
+            expected,
+        )
+
+
 def test_evaluations_ask_only_what_decides() -> None:
     config = run({"kind": "row"}, {"kind": "length"}, {"kind": "http", "weight": 0, "decides": True})
     (found,) = deciding_parts(config.train_parts()) or ()
@@ -96,6 +112,13 @@ def test_an_evaluation_has_the_parts_of_its_run_or_its_own() -> None:
         ("{kind: format, requires: [thinking]}", "Line 7: rewards.0.requires has thinking, but model.thinking is null"),
         ("{kind: format, pattern: '('}", "Line 7: rewards.0.pattern is '(', not a regular expression"),
         ("{kind: format, pattern: 'a*'}", "Line 7: rewards.0.pattern is 'a*', which an empty answer satisfies"),
+        ("{kind: judge, decides: true, rubric: ' '}", "Line 7: rewards.0.rubric is ' ': string should match pattern"),
+        ("{kind: judge, decides: true, threshold: 2}", "Line 7: rewards.0.threshold is 2: input should be less than"),
+        ("{kind: judge, decides: true, scale: [5, 1]}", "Line 7: rewards.0.scale is [5.0, 1.0], whose second number"),
+        ("{kind: judge, decides: true, scale: 5}", "Line 7: rewards.0.scale is 5: "),
+        ("kind: row\n  - {kind: judge, threshold: 0.5}", "Line 8: rewards.1.threshold is 0.5, but the part does not"),
+        ("{kind: length, rubric: Be nice.}", "Line 7: rewards.0.rubric is 'Be nice.', but kind length does not take"),
+        ("kind: judges", "Line 7: rewards.0.kind is 'judges'; write judge"),
         ("kind: row\n  - kind: row", "Line 8: rewards.1.kind is row for a second time"),
         ("kind: row\n  - {kind: http, name: row}", "Line 8: rewards.1.name is 'row', as another one's"),
     ],

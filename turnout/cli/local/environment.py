@@ -19,6 +19,8 @@ _NEEDED = {
     "TURNOUT_SERVICE_TOKEN": _SERVICES,
     "TURNOUT_REWARD_URL": frozenset({"verifier"}),
     "TURNOUT_REWARD_TOKEN": frozenset({"verifier"}),
+    "TURNOUT_JUDGE_URL": frozenset({"verifier"}),
+    "TURNOUT_JUDGE_KEY": frozenset({"verifier"}),
     "HF_TOKEN": _LOADERS,
     "HUGGING_FACE_HUB_TOKEN": _LOADERS,
     "OTEL_EXPORTER_OTLP_HEADERS": _SERVICES,

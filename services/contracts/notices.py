@@ -50,8 +50,13 @@ def _borrowed(config: Mapping[str, Any], own: str) -> Iterator[tuple[str, Any, A
         for field, wanted in values.items():
             left = lent.get(section, {}).get(field, defaults.model_fields[field].default)
             value = config[section].get(field, left)
-            if field != "name" and value == left != wanted:
+            if field != "name" and value == left != wanted and _effective(config, field, value) != wanted:
                 yield f"{section}.{field}", value, wanted
+
+
+def _effective(config: Mapping[str, Any], field: str, value: Any) -> Any:
+    """The value that a null stands for."""
+    return config["training"]["prompts_per_step"] if field == "prompts_per_minibatch" and value is None else value
 
 
 def _text(value: Any) -> str:

@@ -275,6 +275,8 @@ class Experiment(ExperimentSummary, frozen=True, kw_only=True):
     """Tuning scores by method, grid point and seed."""
     num_runs: int
     """Runs in all, those that tuning has yet to choose settings for included."""
+    seconds_left: float | None
+    """Estimated from the runs that have succeeded; null if the experiment is not running, or has no step yet."""
     runs: list[ExperimentRun]
 
 

@@ -84,6 +84,7 @@ def experiment(**fields: Any) -> Experiment:
         "chosen": None,
         "scores": None,
         "num_runs": 4,
+        "seconds_left": 90.0,
         "runs": [
             run("srpo", "tuning", 11, state="succeeded", run_id="run-1", step=10, accuracy=0.5),
             run("grpo", "tuning", 11, state="running", run_id="run-2", step=4, accuracy=0.25),
@@ -94,7 +95,7 @@ def experiment(**fields: Any) -> Experiment:
 
 def test_the_overview_says_what_has_ended_and_what_runs() -> None:
     text = "\n".join(overview_lines(experiment()))
-    assert "two: running, 1 of 4 runs ended" in text
+    assert "two: running, 1 of 4 runs ended, about 1:30 left" in text
     assert re.search(r"srpo +1/1 +- +50\.0%", text)
     assert re.search(r"grpo +0/1 +- +25\.0%", text)
     assert "running run-2 (tuning, grpo, learning_rate 0.0002, seed 11): step 4/10, accuracy 25.0%" in text

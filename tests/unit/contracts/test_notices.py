@@ -30,6 +30,12 @@ def test_grpo_without_its_preset_has_srpos_rate_minibatches_and_staleness() -> N
     ]
 
 
+def test_a_null_that_means_the_same_is_not_told() -> None:
+    [text] = told(objective={"name": "grpo"}, training={"steps": 3, "prompts_per_step": 8})
+    assert "learning_rate" in text
+    assert "prompts_per_minibatch" not in text, "null is all 8 prompts of the step"
+
+
 def test_another_objectives_preset_is_told_too() -> None:
     [text] = told(preset="paper-grpo", objective={"name": "srpo"})
     assert "these settings are the ones for grpo" in text

@@ -74,12 +74,8 @@ def headline(found: Experiment) -> str:
     """The experiment's state in a line, with the time left."""
     ended = sum(run.state in ("succeeded", "failed") for run in found.runs)
     text = f"{found.id}  {found.name}: {found.state}, {ended} of {found.num_runs} runs ended"
-    done = sum(run.step for run in found.runs)
-    usual = max((run.num_steps for run in found.runs), default=0)
-    total = sum(run.num_steps for run in found.runs) + usual * (found.num_runs - len(found.runs))
-    if found.state == "running" and done:
-        left = (time.time() - found.created_at) * (total - done) / done
-        text += f", about {duration(left)} left"
+    if found.seconds_left is not None:
+        text += f", about {duration(found.seconds_left)} left"
     return text + (f"; {found.reason}" if found.reason else "")
 
 

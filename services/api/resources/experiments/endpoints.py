@@ -14,6 +14,7 @@ from services.api.http.bodies import BoundedRoute
 from services.api.http.problems import responses
 from services.api.http.provide import Provided
 from services.api.http.records import answer, answer_one
+from services.api.resources.experiments.pace import seconds_left
 from services.api.resources.experiments.results import History, summarize
 from services.api.resources.experiments.schemas import Detail, ExperimentList, Results, Summary
 from services.api.resources.experiments.service import ExperimentService
@@ -131,6 +132,7 @@ async def _detail(database: Database, row: ExperimentRow) -> Experiment:
         chosen=chosen,
         scores=row.scores,
         num_runs=num_runs(experiment),
+        seconds_left=seconds_left(items, num_runs(experiment), runs.values()) if row.state == "running" else None,
         runs=items,
     )
 

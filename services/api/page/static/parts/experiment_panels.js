@@ -70,7 +70,7 @@ export function showHead(head, experiment, { onchanged, onproblem, ondownload })
   const parts = [`${progress.ended} of ${progress.total} runs ended`];
   if (progress.running) parts.push(`${progress.running} running`);
   parts.push(`${finished_at ? 'took' : 'for'} ${duration((finished_at ?? Date.now() / 1000) - created_at)}`);
-  if (progress.left !== null) parts.push(`about ${duration(progress.left)} left`);
+  if (experiment.seconds_left !== null) parts.push(`about ${duration(experiment.seconds_left)} left`);
   fill(/** @type {Element} */ (head.querySelector('.run-steps')), parts.join(' · '));
 }
 

@@ -13,20 +13,13 @@ export function baselineOf(experiment) {
 
 /**
  * @param {any} experiment
- * @returns {{ended: number, running: number, total: number, left: number | null}} `left`: seconds, if they can be estimated
+ * @returns {{ended: number, running: number, total: number}}
  */
-export function progressOf({ runs, num_runs, state, created_at }) {
-  const sum = (/** @type {'step' | 'num_steps'} */ name) =>
-    runs.reduce((/** @type {number} */ total, /** @type {any} */ run) => total + run[name], 0);
-  const done = sum('step');
-  const usual = Math.max(0, ...runs.map((/** @type {any} */ run) => run.num_steps));
-  const total = sum('num_steps') + usual * (num_runs - runs.length); // final runs are listed once settings are chosen
-  const spent = Date.now() / 1000 - created_at;
+export function progressOf({ runs, num_runs }) {
   return {
     ended: runs.filter((/** @type {any} */ run) => ENDED.includes(run.state)).length,
     running: runs.filter((/** @type {any} */ run) => ['starting', 'running', 'stopping'].includes(run.state)).length,
     total: num_runs,
-    left: state === 'running' && done ? (spent * (total - done)) / done : null,
   };
 }
 

@@ -83,7 +83,7 @@ function row(item) {
               'span',
               { class: 'run-steps' },
               `${progress.ended} of ${progress.total} runs ended`,
-              progress.left === null ? '' : ` · about ${duration(progress.left)} left`,
+              detail.seconds_left === null ? '' : ` · about ${duration(detail.seconds_left)} left`,
             ),
           ]
         : h('span', { class: 'run-steps' }, '…'),

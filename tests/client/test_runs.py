@@ -9,11 +9,14 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 from typer.testing import CliRunner
 
 from services.contracts.errors import ConfigurationError, ConflictError, NotFoundError
 from tests.client.rings import until
+from tests.conftest import ROOT
 from tests.services.api.test_forks import write_checkpoint
 from turnout import AsyncClient, Client
 from turnout.cli.exits import (
@@ -299,3 +302,22 @@ def test_a_shell_completes_ids_of_runs(
     monkeypatch.setenv("TURNOUT_API_URL", "http://127.0.0.1:9")
     assert CliRunner().invoke(app, prog_name="turnout", env=words).stdout.split() == []
     in_state(client, run_id, "succeeded")
+
+
+def test_the_notebook_trains_watches_and_compares(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TURNOUT_API_URL", deployment.plan.api_url)
+    notebook = nbformat.read(ROOT / "examples/notebook.ipynb", as_version=4)
+    assert all(not cell.outputs for cell in notebook.cells if cell.cell_type == "code"), "commit it without outputs"
+    for cell in notebook.cells:
+        cell.source = cell.source.replace("STEPS = 60", "STEPS = 4")
+    done = NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(ROOT / "examples")}}).execute()
+    shown = "".join(text for cell in done.cells for item in cell.get("outputs", []) for text in texts_of(item))
+    assert "'succeeded', 0.25, 0.5" in shown
+    assert "six &lt;b&gt;" in shown
+    assert shown.count("<image/png>") == 3, "each run's plot, which is redrawn in place, and the comparison"
+
+
+def texts_of(output: dict[str, Any]) -> list[str]:
+    """What one output of a cell shows; of an image, its kind."""
+    data = output.get("data", {})
+    return ["<image/png>"] if "image/png" in data else [str(text) for text in data.values()]

@@ -1,4 +1,5 @@
-"""A learner without a model: follows its assignment, reports steps and evaluations, and obeys stop and pause.
+"""A learner without a model: follows its assignment, reports steps, evaluations and a group of samples, and obeys stop
+and pause.
 
 Its first evaluation gives 25%, its last 50%; rewards rise with the steps.
 A step takes `STEP_SECONDS`, from the environment.
@@ -73,6 +74,8 @@ class StandIn:
             step += 1
             self.done[run_id] = step
             await self.step(run_id, step, steps)
+            if step == 1:
+                await self.samples(run_id, step)
         await self.evaluate(run_id, step, 0.5)
         await self.state(run_id, "succeeded")
 
@@ -102,6 +105,26 @@ class StandIn:
         }
         groups = {"fed": 4 * step, "trained": 4 * step, "in_flight": 0}
         await self.send(events.StepFinished(run_id=run_id, at=time.time(), step=step, metrics=metrics, groups=groups))
+
+    async def samples(self, run_id: str, step: int) -> None:
+        right = events.Sample(
+            index=0, text="six <b>", tokens=["six", " <b>"], reward=1.0, correct=True, route="grpo", advantage=0.5
+        )
+        wrong = events.Sample(
+            index=1, text="five", tokens=["five"], reward=0.0, correct=False, route="sdpo", advantage=-0.5
+        )
+        await self.send(
+            events.SamplesTaken(
+                run_id=run_id,
+                at=time.time(),
+                step=step,
+                group_id="g-1",
+                question_id="q-1",
+                prompt="How many?",
+                answer="six",
+                samples=[right, wrong],
+            )
+        )
 
     async def checkpoint(self, run_id: str, step: int) -> None:
         folder = self.service.settings.runs_folder / run_id / "checkpoints" / f"step-{step:08d}"

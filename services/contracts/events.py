@@ -57,6 +57,16 @@ class StepFinished(Event, frozen=True, kw_only=True):
     """Ledger so far: fed, trained, in_flight, replaced, and one `dropped_<reason>` for each reason."""
 
 
+class QuestionCount(Message, frozen=True, array_like=True):
+    """What one question came to in a run's evaluation."""
+
+    question_id: str
+    kind: str
+    num_samples: int
+    """Samples that could be judged, at least one."""
+    num_correct: int
+
+
 class EvaluationFinished(Event, frozen=True, kw_only=True):
     """avg@k and pass@k of one split at one weight version."""
 
@@ -75,6 +85,8 @@ class EvaluationFinished(Event, frozen=True, kw_only=True):
     num_faults: int = 0
     """Samples left out because of an infrastructure fault."""
     seconds: float = 0.0
+    questions: list[QuestionCount] | msgspec.UnsetType = msgspec.UNSET
+    """Each question with a judged sample; unset if the sender does not report them."""
 
 
 class TeacherGap(Message, frozen=True, kw_only=True):

@@ -422,6 +422,35 @@ class QuestionResult(Record, frozen=True, kw_only=True):
     """The first fault; empty without one."""
 
 
+class EvaluatedSample(Record, frozen=True, kw_only=True):
+    """One sample of an evaluated question."""
+
+    index: int
+    """Place among the question's samples, from 0."""
+    text: str
+    """The response. Of a long one, only beginning and end."""
+    counts: bool
+    """False for a sample with an infrastructure fault or of other weights, which is left out of the results."""
+    correct: bool
+    reward: float
+    num_tokens: int
+    truncated: bool
+    """Whether it was cut at `rollout.max_response_tokens`."""
+    feedback: str
+    fault: str
+    """Empty without one."""
+
+
+class KeptSamples(Record, frozen=True, kw_only=True):
+    """What is kept of an evaluated question for people to read."""
+
+    prompt: str
+    answer: str
+    """As the data has it; its form depends on the kind."""
+    samples: list[EvaluatedSample]
+    """At most four, correct and failed ones if there are both, in their order."""
+
+
 class ModelEvaluationSummary(Record, frozen=True, kw_only=True):
     """An evaluation without its questions."""
 

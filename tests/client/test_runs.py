@@ -100,6 +100,9 @@ def history_commands(deployment: Deployment, run_id: str) -> None:
     text, evaluations = both("runs", "evaluations", run_id)
     assert [item["accuracy"] for item in evaluations] == [0.25, 0.5]
     assert "50.0%" in text[-1]
+    text, change = both("runs", "changes", run_id)
+    assert [item["question_id"] for item in change["sets"][0]["learned"]] == ["q-7"]
+    assert "    q-7  25% -> 50%" in text
     text, checkpoints = both("runs", "checkpoints", run_id)
     assert (text, checkpoints) == (["No checkpoints yet."], [])
     text, samples = both("runs", "samples", run_id, "--step", "3")

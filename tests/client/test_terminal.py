@@ -39,6 +39,9 @@ SAMPLE = {"index": 0, "text": EVIL + "\nline\ttab", "tokens": [EVIL], "reward": 
 GROUP = {"step": 1, "group_id": EVIL, "question_id": EVIL, "prompt": EVIL, "answer": EVIL}
 EVENTS = [("note", {"level": EVIL, "source": EVIL, "text": EVIL}), ("state", {"state": "failed", "reason": EVIL})]
 SERVICE = {"url": EVIL, "state": "ready", "pid": 1, "started_at": 0.0, "at": 1.0}
+QUESTION = {"question_id": EVIL, "kind": EVIL, "before": 0, "after": 1}
+CHANGE = {"set": EVIL, "num_questions": 1, "before": 0, "after": 1, "num_better": 1, "num_worse": 0}
+CHANGE |= {"difference": {"value": 1, "low": None, "high": None}}
 ANSWERS: dict[str, Any] = {
     "/v1/runs": {"items": [RUN]},
     "/v1/runs/r-1": RUN,
@@ -47,6 +50,12 @@ ANSWERS: dict[str, Any] = {
         "items": [
             {"step": 0, "at": 1.0, "split": EVIL, "num_questions": 1, "num_samples": 1, "accuracy": 0, "pass_at_k": 0}
         ]
+    },
+    "/v1/runs/r-1/evaluations/difference": {
+        "first": EVIL,
+        "second": EVIL,
+        "num_unpaired": 0,
+        "sets": [CHANGE | {"learned": [QUESTION], "forgotten": [QUESTION]}],
     },
     "/v1/runs/r-1/checkpoints": {"items": [{"step": 1, "at": 1.0, "path": EVIL, "bytes": 1, "seconds": 1.0}]},
     "/v1/runs/r-1/weight-pushes": {
@@ -71,6 +80,7 @@ COMMANDS = {
     "samples": ["runs", "samples", "r-1"],
     "steps": ["runs", "steps", "r-1"],
     "evaluations": ["runs", "evaluations", "r-1"],
+    "changes": ["runs", "changes", "r-1"],
     "checkpoints": ["runs", "checkpoints", "r-1"],
     "pushes": ["runs", "pushes", "r-1"],
     "files": ["runs", "files"],

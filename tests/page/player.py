@@ -6,7 +6,9 @@ import contextlib
 import math
 import threading
 import time
-from typing import Any
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, cast
 
 import msgspec
 import redis as redis_sync
@@ -17,6 +19,7 @@ from services.contracts.events import (
     EvaluationFinished,
     Event,
     Note,
+    QuestionCount,
     RunStateChanged,
     Sample,
     SamplesTaken,
@@ -24,6 +27,8 @@ from services.contracts.events import (
     WeightsPublished,
 )
 from services.contracts.heartbeat import ServiceKind, ServiceRecord
+from services.contracts.messages import PromptTask
+from tests.services.api.test_evaluations import judged
 
 TOKENS = ["The", " answer", " is", " <b>", "42", "</b>", ".", "\n", "<script>", "alert(1)", "</script>"]
 ENTROPY = [0.9, 0.4, 0.1, 1.7, 2.345, 0.2, 0.05, 0.01, 1.1, 0.6, 0.3]
@@ -39,6 +44,8 @@ class Player:
         self.version = 0
         self.rollout_url = "http://127.0.0.1:9"
         """Where the rollout server is said to listen; by default nothing does."""
+        self._answered = Counter[str]()
+        """Questions of each evaluation that have been judged."""
         self._stop = threading.Event()
         self.beat()
         self._thread = threading.Thread(target=self._beating, daemon=True)
@@ -112,7 +119,21 @@ class Player:
         assert self.run_id is not None
         self.emit(sample_group(self.run_id, step))
 
-    def evaluation(self, step: int, accuracy: float, *, at: float | None = None) -> None:
+    def judge(self, evaluation_id: str, num_correct: Sequence[int]) -> None:
+        """Answer the first prompts of an evaluation that have not been answered, once they are fed, each with this
+        number of correct samples."""
+        wanted = self._answered[evaluation_id] + len(num_correct)
+        deadline = time.monotonic() + 30
+        while len(fed := cast(Any, self.redis.xrange(streams.prompts(evaluation_id)))) < wanted:
+            assert time.monotonic() < deadline, f"{len(fed)} of {wanted} questions are fed"
+            time.sleep(0.05)
+        tasks = [codec.decode(fields[b"m"], PromptTask) for _, fields in fed]
+        for task, correct in zip(tasks[self._answered[evaluation_id] :], num_correct, strict=False):
+            self.redis.xadd(streams.evaluated(evaluation_id), {b"m": judged(task, correct)})
+        self._answered[evaluation_id] = wanted
+
+    def evaluation(self, step: int, accuracy: float, *, at: float | None = None, questions: Sequence[int] = ()) -> None:
+        """Report an evaluation; `questions` are the numbers of correct samples, of 16, of each."""
         assert self.run_id is not None
         self.emit(
             EvaluationFinished(
@@ -125,6 +146,7 @@ class Player:
                 accuracy=accuracy,
                 pass_at_k=min(1.0, accuracy + 0.25),
                 seconds=4.2,
+                questions=[QuestionCount(f"question-{n}", "math", 16, count) for n, count in enumerate(questions)],
             )
         )
 

@@ -19,6 +19,7 @@ from services.contracts.records import (
     EvaluationDifference,
     Experiment,
     ExperimentSummary,
+    KeptSamples,
     Key,
     Model,
     ModelEvaluation,
@@ -193,6 +194,11 @@ class AsyncClient:
     async def evaluations(self, run_id: str) -> list[Evaluation]:
         return await self._all(Call("GET", run_path(run_id, "/evaluations"), pages_of(Evaluation, run_id)))
 
+    async def compare_steps(self, run_id: str, first: int, second: int) -> EvaluationDifference:
+        """Which questions the run learned and forgot between its own evaluations after two steps."""
+        path = run_path(run_id, "/evaluations/difference")
+        return await self._send(Call("GET", path, one(EvaluationDifference), {"first": first, "second": second}))
+
     async def checkpoints(self, run_id: str) -> list[Checkpoint]:
         return await self._all(Call("GET", run_path(run_id, "/checkpoints"), pages_of(Checkpoint, run_id)))
 
@@ -302,6 +308,11 @@ class AsyncClient:
         """What each question came to, in the order of sets and questions."""
         path = evaluation_path(evaluation_id, "/questions")
         return self._pages(Call("GET", path, pages_of(QuestionResult), {"limit": 1000}))
+
+    async def evaluated_samples(self, evaluation_id: str, set_name: str, number: int) -> KeptSamples:
+        """The prompt and up to four samples of the question with this number, from 0, in a set."""
+        path = evaluation_path(evaluation_id, "/samples")
+        return await self._send(Call("GET", path, one(KeptSamples), {"set": set_name, "number": number}))
 
     async def compare_evaluations(self, first: str, second: str) -> EvaluationDifference:
         """What the second evaluation gained and lost against the first, on the questions that both have."""

@@ -17,10 +17,11 @@ from redis.asyncio import Redis
 
 from services.api.storage import evaluations as repository
 from services.api.storage.database import Database
-from services.api.storage.evaluations import EvaluationRow
+from services.api.storage.evaluations import EvaluationRow, Found
 from services.contracts import streams
 from services.contracts.errors import TurnoutError
 from services.contracts.evaluations.results import question_result, set_results
+from services.contracts.evaluations.samples import kept_samples
 from services.contracts.evaluations.tasks import evaluation_task, setting_of
 from services.contracts.messages import PromptTask, Question, ScoredGroup
 from services.contracts.questions.reading import read_source
@@ -129,11 +130,12 @@ class Examiner:
         arrived += await self.queue.receive([stream], ScoredGroup, count=RECEIVED_AT_ONCE, block_seconds=0.001)
         if not arrived:
             return 0
-        results: dict[Place, QuestionResult] = {}
+        results: dict[Place, Found] = {}
         for delivery in arrived:
             place = _place(delivery)
             if place in work.tasks:
-                results[place] = question_result(delivery.message, work.label(place[0]), work.version)
+                result = question_result(delivery.message, work.label(place[0]), work.version)
+                results[place] = Found(place[0], result, kept_samples(delivery.message, work.version))
         await self._store(work, results)
         await self.queue.acknowledge(arrived)
         return len(arrived)
@@ -148,18 +150,17 @@ class Examiner:
         if again:
             log.warning("lost questions fed again", evaluation=work.id, num_groups=len(again))
         lost = {
-            place: _given_up(work, place, task, given_up[task.group_id].reason)
+            place: Found(place[0], _given_up(work, place, task, given_up[task.group_id].reason))
             for place, task in work.tasks.items()
             if task.group_id in given_up
         }
         await self._store(work, lost)
 
-    async def _store(self, work: Work, results: dict[Place, QuestionResult]) -> None:
+    async def _store(self, work: Work, results: dict[Place, Found]) -> None:
         if not results:
             return
         async with self.database.write() as session:
-            found = ((place, result) for (place, _), result in results.items())
-            await repository.store_questions(session, work.id, found)
+            await repository.store_questions(session, work.id, results.values())
         for key in results:
             work.tasks.pop(key)
 

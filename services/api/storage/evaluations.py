@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from sqlalchemy import JSON, BigInteger, Float, Index, Integer, String, Text, delete, func, select
@@ -12,7 +12,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from services.api.storage.database import Base
 from services.contracts.errors import NotFoundError
-from services.contracts.records import EvaluationState, QuestionResult
+from services.contracts.records import EvaluationState, KeptSamples, QuestionResult
 
 UNENDED: tuple[EvaluationState, ...] = ("queued", "running")
 
@@ -81,6 +81,28 @@ class EvaluatedQuestion(Base):
         return QuestionResult(**{name: getattr(self, name) for name in QuestionResult.__struct_fields__})
 
 
+class EvaluatedSamples(Base):
+    """Samples of one question for people to read. Fields as in `KeptSamples`."""
+
+    __tablename__ = "evaluated_samples"
+
+    evaluation_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    place: Mapped[int] = mapped_column(Integer, primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
+    prompt: Mapped[str] = mapped_column(Text)
+    answer: Mapped[str] = mapped_column(Text)
+    samples: Mapped[list[Any]] = mapped_column(JSON)
+
+
+class Found(NamedTuple):
+    """One question that has been judged or given up."""
+
+    place: int
+    """Number of its set."""
+    result: QuestionResult
+    kept: KeptSamples | None = None
+
+
 async def get_evaluation(session: AsyncSession, evaluation_id: str) -> EvaluationRow:
     """The evaluation. Raises `NotFoundError`."""
     row = await session.get(EvaluationRow, evaluation_id)
@@ -139,20 +161,44 @@ async def done_places(session: AsyncSession, evaluation_id: str) -> set[tuple[in
     return {(place, number) for place, number in found}
 
 
-async def store_questions(
-    session: AsyncSession, evaluation_id: str, results: Iterable[tuple[int, QuestionResult]]
-) -> bool:
+async def store_questions(session: AsyncSession, evaluation_id: str, results: Iterable[Found]) -> bool:
     """Add results and count them. Returns False and adds nothing if the evaluation has ended or is gone."""
     row = await session.get(EvaluationRow, evaluation_id)
     if row is None or row.state not in UNENDED:
         return False
     done = await done_places(session, evaluation_id)
-    fresh = {(place, item.number): (place, item) for place, item in results if (place, item.number) not in done}
-    session.add_all(EvaluatedQuestion.of(evaluation_id, place, item) for place, item in fresh.values())
+    fresh = {(item.place, item.result.number): item for item in results}
+    fresh = {key: item for key, item in fresh.items() if key not in done}
+    session.add_all(EvaluatedQuestion.of(evaluation_id, item.place, item.result) for item in fresh.values())
+    for (place, number), item in fresh.items():
+        if item.kept is not None:
+            key = {"evaluation_id": evaluation_id, "place": place, "number": number}
+            session.add(EvaluatedSamples(**key, **msgspec.to_builtins(item.kept)))
     row.num_done = len(done) + len(fresh)
     return True
 
 
+async def kept_samples(session: AsyncSession, evaluation_id: str, set_name: str, number: int) -> KeptSamples:
+    """Samples of the question with this number in this set. Raises `NotFoundError`."""
+    question, samples = EvaluatedQuestion, EvaluatedSamples
+    named = (question.evaluation_id == evaluation_id, question.set == set_name, question.number == number)
+    query = select(samples).join(
+        question,
+        (samples.evaluation_id == question.evaluation_id)
+        & (samples.place == question.place)
+        & (samples.number == question.number),
+    )
+    row = (await session.scalars(query.where(*named))).one_or_none()
+    if row is None:
+        raise NotFoundError(
+            f"Question {number} of set {set_name!r} has no samples.",
+            remedy="It has not been judged, was given up, or was judged before samples were kept.",
+            field="number",
+        )
+    return msgspec.convert({"prompt": row.prompt, "answer": row.answer, "samples": row.samples}, KeptSamples)
+
+
 async def delete_evaluation_rows(session: AsyncSession, evaluation_id: str) -> None:
+    await session.execute(delete(EvaluatedSamples).where(EvaluatedSamples.evaluation_id == evaluation_id))
     await session.execute(delete(EvaluatedQuestion).where(EvaluatedQuestion.evaluation_id == evaluation_id))
     await session.execute(delete(EvaluationRow).where(EvaluationRow.id == evaluation_id))

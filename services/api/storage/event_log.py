@@ -70,9 +70,9 @@ def natural_key(event: events.Event) -> str:
 
 
 def event_data(event: events.Event) -> dict[str, Any]:
-    """The event's fields as event streams send them: without the run id, and with the samples only counted."""
+    """The event's fields as event streams send them: without the run id and long lists; samples are only counted."""
     data = {name: value for name, value in msgspec.structs.asdict(event).items() if value is not msgspec.UNSET}
-    for name in ("run_id", "histograms"):
+    for name in ("run_id", "histograms", "questions"):
         data.pop(name, None)
     if isinstance(event, events.SamplesTaken):
         data["num_samples"] = len(data.pop("samples"))

@@ -48,7 +48,10 @@ def _columns(record: type[events.Event], key: tuple[str, ...] = ()) -> list[Colu
         return BigInteger() if field.name == "bytes" else _TYPES.get(field.type, JSON)()
 
     fields = msgspec.structs.fields(record)
-    return [Column(field.name, kind(field), primary_key=field.name in key, nullable=False) for field in fields]
+    return [
+        Column(field.name, kind(field), primary_key=field.name in key, nullable=field.default is msgspec.UNSET)
+        for field in fields
+    ]
 
 
 def _table(name: str, event: type[events.Event]) -> Table:
@@ -108,15 +111,25 @@ def _finite_value(value: Any) -> Any:
 async def records(
     session: AsyncSession, kind: type[R], run_id: str, *order: ColumnElement[Any], limit: int | None = None
 ) -> list[R]:
-    """A run's records of one class, in the given order."""
+    """A run's records of one class, in the given order; without fields that may be unset, which are long."""
     table = _TABLES[kind]
-    columns = [table.c[name] for name in kind.__struct_fields__]
+    columns = [column for column in table.c if column.name in kind.__struct_fields__ and not column.nullable]
     query = select(*columns).where(table.c.run_id == run_id).order_by(*order).limit(limit)
     return [kind(**row) for row in (await session.execute(query)).mappings()]
 
 
 async def evaluations(session: AsyncSession, run_id: str) -> list[events.EvaluationFinished]:
     return await records(session, events.EvaluationFinished, run_id, EVALUATIONS.c.step, EVALUATIONS.c.split)
+
+
+async def evaluated_questions(
+    session: AsyncSession, run_id: str, step: int
+) -> dict[str, list[events.QuestionCount] | None]:
+    """Of the evaluation after a step: split to its questions; None if they were not reported."""
+    table = EVALUATIONS.c
+    query = select(table.split, table.questions).where(table.run_id == run_id, table.step == step)
+    rows = await session.execute(query.order_by(table.split, table.at))
+    return {split: msgspec.convert(found, list[events.QuestionCount] | None) for split, found in rows}
 
 
 async def checkpoints(session: AsyncSession, run_id: str) -> list[events.CheckpointWritten]:

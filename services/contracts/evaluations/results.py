@@ -8,6 +8,7 @@ from statistics import fmean
 
 from services.contracts.evaluations.statistics import accuracies, estimate, ks_of, pass_shares
 from services.contracts.evaluations.tasks import usable_samples
+from services.contracts.events import QuestionCount
 from services.contracts.messages import ScoredGroup
 from services.contracts.records import (
     ChangedQuestion,
@@ -27,13 +28,10 @@ def question_result(group: ScoredGroup, name: str, version: int) -> QuestionResu
     """What one question came to. Samples with an infrastructure fault are left out, as are those of other weights than
     `version`."""
     question = group.group.task.question
-    usable = [
-        ok and rollout.oldest_version in (None, version)
-        for ok, rollout in zip(usable_samples(group), group.group.rollouts, strict=True)
-    ]
+    counted = usable(group, version)
     rows = [
         (rollout, verdict)
-        for rollout, verdict, ok in zip(group.group.rollouts, group.verdicts, usable, strict=True)
+        for rollout, verdict, ok in zip(group.group.rollouts, group.verdicts, counted, strict=True)
         if ok
     ]
     said = [rollout.fault for rollout in group.group.rollouts] + [verdict.fault for verdict in group.verdicts]
@@ -46,10 +44,37 @@ def question_result(group: ScoredGroup, name: str, version: int) -> QuestionResu
         num_samples=len(rows),
         num_correct=sum(verdict.correct for _, verdict in rows),
         num_truncated=sum(rollout.finish_reason == "length" for rollout, _ in rows),
-        num_faults=len(usable) - len(rows),
+        num_faults=len(counted) - len(rows),
         response_tokens=sum(len(rollout.token_ids) for rollout, _ in rows),
         fault=faults[0][:1000] if faults else "",
     )
+
+
+def usable(group: ScoredGroup, version: int) -> list[bool]:
+    """Whether each sample counts: it has no infrastructure fault, and no token of other weights than `version`."""
+    return [
+        ok and rollout.oldest_version in (None, version)
+        for ok, rollout in zip(usable_samples(group), group.group.rollouts, strict=True)
+    ]
+
+
+def run_questions(split: str, questions: Iterable[QuestionCount]) -> list[QuestionResult]:
+    """What the questions of a run's own evaluation came to, as far as it reports that."""
+    return [
+        QuestionResult(
+            set=split,
+            number=number,
+            question_id=item.question_id,
+            kind=item.kind,
+            num_samples=item.num_samples,
+            num_correct=item.num_correct,
+            num_truncated=0,
+            num_faults=0,
+            response_tokens=0,
+            fault="",
+        )
+        for number, item in enumerate(questions)
+    ]
 
 
 def set_results(sets: Mapping[str, tuple[int, float]], questions: Iterable[QuestionResult]) -> list[SetResult]:

@@ -21,7 +21,7 @@ from services.contracts import streams
 from services.contracts.data import VALIDATION
 from services.contracts.evaluations.statistics import pass_at_k
 from services.contracts.evaluations.tasks import evaluation_task, setting_of, usable_samples
-from services.contracts.events import EvaluationFinished
+from services.contracts.events import EvaluationFinished, QuestionCount
 from services.contracts.messages import PromptTask, Question, ScoredGroup
 from services.contracts.questions.source import ValidationSet
 from services.contracts.run_config import RunConfig
@@ -181,7 +181,7 @@ def summarise(
 ) -> EvaluationFinished:
     """avg@k and pass@k. Leaves out samples with an infrastructure fault, and questions that have no other samples."""
     by_kind: dict[str, list[float]] = defaultdict(list)
-    counts: list[tuple[int, int]] = []
+    questions: list[QuestionCount] = []
     lengths: list[int] = []
     truncated: list[float] = []
     num_faults = 0
@@ -191,8 +191,9 @@ def summarise(
         correct = [float(verdict.correct) for verdict, ok in zip(group.verdicts, usable, strict=True) if ok]
         if not correct:
             continue
-        by_kind[group.group.task.question.kind].append(fmean(correct))
-        counts.append((len(correct), int(sum(correct))))
+        asked = group.group.task.question
+        by_kind[asked.kind].append(fmean(correct))
+        questions.append(QuestionCount(asked.id, asked.kind, len(correct), int(sum(correct))))
         rollouts = [rollout for rollout, ok in zip(group.group.rollouts, usable, strict=True) if ok]
         lengths += [len(rollout.token_ids) for rollout in rollouts]
         truncated += [float(rollout.finish_reason == "length") for rollout in rollouts]
@@ -205,11 +206,12 @@ def summarise(
         num_questions=len(every),
         num_samples=num_samples,
         accuracy=_mean(every),
-        pass_at_k=pass_at_k(counts, num_samples),
+        pass_at_k=pass_at_k([(item.num_samples, item.num_correct) for item in questions], num_samples),
         accuracy_by_kind={kind: fmean(values) for kind, values in by_kind.items()},
         response_tokens_mean=_mean(lengths),
         truncated_ratio=_mean(truncated),
         num_faults=num_faults,
+        questions=questions,
     )
 
 

@@ -144,6 +144,7 @@ class StandIn:
                 num_samples=16,
                 accuracy=accuracy,
                 pass_at_k=0.75,
+                questions=[events.QuestionCount("q-7", "math", 16, round(16 * accuracy))],
             )
         )
 

@@ -61,6 +61,11 @@ async def fed(redis: Redis, evaluation_id: str) -> list[PromptTask]:
 
 async def judge(redis: Redis, task: PromptTask, num_correct: int, version: int = 0, num_faulty: int = 0) -> None:
     """Do what rollout server and verifier do for one question, but for its prompt, which stays on its stream."""
+    await redis.xadd(streams.evaluated(task.run_id), {"m": judged(task, num_correct, version, num_faulty)})
+
+
+def judged(task: PromptTask, num_correct: int, version: int = 0, num_faulty: int = 0) -> bytes:
+    """The judged group of a question, encoded."""
     size = task.sampling.num_samples
     spans = [VersionSpan(version, 0, 2)]
     rollout = Rollout(
@@ -71,8 +76,7 @@ async def judge(redis: Redis, task: PromptTask, num_correct: int, version: int =
     )
     verdicts = [Verdict(status="ok", reward=float(n < num_correct), correct=n < num_correct) for n in range(size)]
     verdicts[size - num_faulty :] = [Verdict(status="infrastructure_fault", fault="no sandbox")] * num_faulty
-    scored = ScoredGroup(group=group, verdicts=verdicts, verifier="verifier-0")
-    await redis.xadd(streams.evaluated(task.run_id), {"m": codec.encode(scored)})
+    return codec.encode(ScoredGroup(group=group, verdicts=verdicts, verifier="verifier-0"))
 
 
 async def look(parts: Parts) -> None:
@@ -106,6 +110,19 @@ async def test_an_evaluation_is_sampled_set_by_set_and_its_results_have_interval
     assert greedy["accuracy"]["value"] == 0.5
     await parts.scheduler.step()
     assert await server.assignment() is None
+    url = f"/v1/evaluations/{made['id']}/samples"
+    samples = (await client.get(url, params={"set": "hard", "number": 1})).json()
+    assert (samples["prompt"], samples["answer"]) == ("Which? 1", "A")
+    assert [(item["index"], item["correct"], item["counts"]) for item in samples["samples"]] == [
+        (0, True, True),
+        (1, True, True),
+        (2, False, True),
+        (3, False, True),
+    ]
+    missing = await client.get(url, params={"set": "greedy", "number": 4})
+    assert (missing.status_code, missing.json()["field"]) == (404, "number")
+    assert (await client.delete(f"/v1/evaluations/{made['id']}")).status_code == 204
+    assert (await client.get(url, params={"set": "hard", "number": 1})).status_code == 404
 
 
 async def test_a_restarted_api_continues_with_the_questions_that_are_left(

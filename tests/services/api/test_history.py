@@ -21,6 +21,7 @@ from services.contracts.events import (
     CheckpointWritten,
     EvaluationFinished,
     Note,
+    QuestionCount,
     RunStateChanged,
     Sample,
     SamplesTaken,
@@ -97,6 +98,31 @@ def parse(text: str) -> list[tuple[int, str, dict[str, Any]]]:
         if fields:
             found.append((int(fields["id"]), fields["event"], msgspec.json.decode(fields["data"])))
     return found
+
+
+async def test_a_run_shows_which_questions_it_learned_and_forgot(
+    parts: Parts, client: httpx.AsyncClient, redis: Redis, run_id: str
+) -> None:
+    scores = {0: (4, 0, 1), 10: (4, 3, 2), 20: (0, 4, 2)}
+    for step, correct in scores.items():
+        questions = [QuestionCount(f"q{n}", "mcq", 4, count) for n, count in enumerate(correct)]
+        of_set: Any = {"split": "math", "num_questions": 3, "num_samples": 4, "accuracy": 0.5, "pass_at_k": 0.5}
+        await emit(redis, EvaluationFinished(run_id=run_id, at=1.0, step=step, questions=questions, **of_set))
+    await emit(redis, EvaluationFinished(run_id=run_id, at=1.0, step=30, **of_set))
+    await parts.ingest.step()
+    await parts.ingest.step()
+    url = f"/v1/runs/{run_id}/evaluations/difference"
+    found = (await client.get(url, params={"first": 0, "second": 20})).json()
+    (change,) = found["sets"]
+    assert [item["question_id"] for item in change["learned"]] == ["q1", "q2"]
+    assert [item["question_id"] for item in change["forgotten"]] == ["q0"]
+    assert (change["set"], change["num_questions"], found["first"], found["second"]) == ("math", 3, "0", "20")
+    for second, words in ((7, "Choose one of 0, 10, 20, 30."), (30, "Choose a later one")):
+        refused = await client.get(url, params={"first": 0, "second": second})
+        assert (refused.status_code, refused.json()["field"]) == (422, "second")
+        assert words in refused.json()["remedy"]
+    assert all("questions" not in item for item in await listed(client, run_id, "evaluations"))
+    assert all("questions" not in data for _, _, data in await entries(client, run_id))
 
 
 async def test_events_become_rows_lists_and_stream(

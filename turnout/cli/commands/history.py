@@ -48,6 +48,31 @@ def evaluations(run_id: Id, as_json: Json = False, api_url: Url = None) -> None:
     _show(items, as_json, header, rows, "No evaluations yet.")
 
 
+@app.command(epilog=examples("turnout runs changes demo-3f", "turnout runs changes demo-3f --first 0 --second 50"))
+def changes(
+    run_id: Id,
+    first: Annotated[int | None, typer.Option(min=0, help="Step of an evaluation; by default the first.")] = None,
+    second: Annotated[int | None, typer.Option(min=0, help="Step of another; by default the newest.")] = None,
+    show_all: Annotated[
+        bool, typer.Option("--all", help="List every changed question, not only the first ten.")
+    ] = False,
+    as_json: Json = False,
+    api_url: Url = None,
+) -> None:
+    """Show which questions a run learned and forgot between two of its own evaluations."""
+    from turnout.cli import output
+    from turnout.cli.views.evaluation import difference_lines
+
+    def ask(client: Client, found: str) -> Any:
+        steps = [item.step for item in client.evaluations(found)] or [0]
+        chosen = (min(steps) if first is None else first, max(steps) if second is None else second)
+        return client.compare_steps(found, *chosen)
+
+    difference = _ask(api_url, run_id, ask)
+    text = "\n".join(difference_lines(difference, None if show_all else 10, "step "))
+    output.show(difference, as_json, text)
+
+
 @app.command(epilog=examples("turnout runs checkpoints demo-3f"))
 def checkpoints(run_id: Id, as_json: Json = False, api_url: Url = None) -> None:
     """Show a run's checkpoints, and which of them are still on disk."""

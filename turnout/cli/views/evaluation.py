@@ -120,9 +120,9 @@ def interval(estimate: IntervalEstimate, *, signed: bool = False) -> str:
     return f"{text} [{100 * estimate.low:{form}}, {100 * estimate.high:{form}}]"
 
 
-def difference_lines(found: EvaluationDifference, most: int | None) -> Iterator[str]:
+def difference_lines(found: EvaluationDifference, most: int | None, label: str = "") -> Iterator[str]:
     """The difference per set, then at most `most` questions learned and forgotten; None for all."""
-    yield f"{found.second} against {found.first}"
+    yield f"{label}{found.second} against {label}{found.first}"
     if not found.sets:
         yield "They have no question in common: the names of the sets or the questions' ids differ."
     for item in found.sets:

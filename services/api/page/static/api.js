@@ -121,6 +121,11 @@ export function runPath(id) {
 }
 
 /** @param {string} id */
+export function evaluationPath(id) {
+  return `/v1/evaluations/${encodeURIComponent(id)}`;
+}
+
+/** @param {string} id */
 export function experimentPath(id) {
   return `/v1/experiments/${encodeURIComponent(id)}`;
 }

@@ -3,7 +3,10 @@
 import { changeKey, hasKey, keyPrompt } from './api.js';
 import { connection } from './connection.js';
 import { fill, h, heading, notice, openDialog } from './dom.js';
+import { compareEvaluationsView, runChangesView } from './views/changes.js';
 import { compareView } from './views/compare.js';
+import { evaluationView } from './views/evaluation.js';
+import { evaluationsView } from './views/evaluations.js';
 import { experimentView } from './views/experiment.js';
 import { experimentsView } from './views/experiments.js';
 import { runView } from './views/run.js';
@@ -25,8 +28,15 @@ function route({ path }) {
   if (path[0] === 'experiments' && path.length === 1)
     return { view: experimentsView, title: 'Experiments', live: false };
   if (path[0] === 'experiments' && path.length === 2) return { view: experimentView, title: path[1], live: false };
+  if (path[0] === 'evaluations' && path.length === 1)
+    return { view: evaluationsView, title: 'Evaluations', live: false };
+  if (path[0] === 'evaluations' && path[1] === 'compare')
+    return { view: compareEvaluationsView, title: 'Compare evaluations', live: false };
+  if (path[0] === 'evaluations' && path.length === 2) return { view: evaluationView, title: path[1], live: false };
   if (path[0] === 'start') return { view: startView, title: 'Start a run', live: false };
   if (path[0] === 'runs' && path.length === 2) return { view: runView, title: path[1], live: true };
+  if (path[0] === 'runs' && path[2] === 'changes')
+    return { view: runChangesView, title: `Learned and forgotten in ${path[1]}`, live: false };
   if (path[0] === 'runs' && path[2] === 'samples')
     return { view: samplesView, title: `Samples of ${path[1]}`, live: false };
   return { view: unknown, title: 'Not found', live: false };

@@ -28,6 +28,7 @@ Data = Annotated[Database, Provided(Database)]
 Summary = schema("ModelEvaluationSummary", records.ModelEvaluationSummary, ())
 Detail = schema("ModelEvaluation", records.ModelEvaluation, ())
 QuestionItem = schema("QuestionResult", records.QuestionResult, ())
+Samples = schema("KeptSamples", records.KeptSamples, ())
 EvaluationList = listing("ModelEvaluationList", Summary)
 QuestionPage = listing("QuestionResultPage", QuestionItem, next_cursor=(str | None, None))
 Difference = schema("EvaluationDifference", records.EvaluationDifference, ())
@@ -77,6 +78,20 @@ async def show_questions(
         await repository.get_evaluation(session, evaluation_id)
         found = await repository.questions(session, evaluation_id, offset=offset, limit=limit + 1)
     return answer(QuestionItem, found[:limit], next_cursor=str(offset + limit) if len(found) > limit else None)
+
+
+@router.get("/{evaluation_id}/samples", response_model=Samples, responses=responses(401, 404, 422, 503))
+async def show_samples(
+    evaluation_id: str,
+    database: Data,
+    set_name: Annotated[str, Query(alias="set", max_length=100, description="Name of the set.")],
+    number: Annotated[int, Query(ge=0, le=2**31 - 1, description="Number of the question in it, from 0.")],
+) -> Response:
+    """A question's prompt, and up to four of its samples."""
+    async with database.read() as session:
+        await repository.get_evaluation(session, evaluation_id)
+        found = await repository.kept_samples(session, evaluation_id, set_name, number)
+    return answer_one(Samples, found)
 
 
 @router.get("/{evaluation_id}/difference", response_model=Difference, responses=responses(401, 404, 422, 503))

@@ -13,14 +13,16 @@ from fastapi.responses import StreamingResponse
 
 from services.api.http.problems import responses
 from services.api.http.provide import Provided
-from services.api.http.records import answer
+from services.api.http.records import answer, answer_one
 from services.api.live.board import Board
 from services.api.live.broadcaster import Broadcaster
 from services.api.live.event_stream import event_stream
+from services.api.resources.history.run_evaluations import evaluated_questions
 from services.api.resources.history.sample_stream import sample_stream
 from services.api.resources.history.schemas import (
     CheckpointItem,
     CheckpointList,
+    Difference,
     EvaluationItem,
     EvaluationList,
     SampleList,
@@ -34,6 +36,7 @@ from services.api.storage.database import Database
 from services.api.storage.event_log import TYPES
 from services.api.storage.keyring import Keyring
 from services.api.storage.runs import get_run
+from services.contracts.evaluations.results import difference
 from services.contracts.records import Checkpoint
 
 router = APIRouter(prefix="/v1/runs/{run_id}", tags=["history"])
@@ -78,6 +81,20 @@ async def list_evaluations(run_id: RunId, database: Data) -> Response:
     """Evaluations in step order."""
     async with database.read() as session:
         return answer(EvaluationItem, await history.evaluations(session, run_id))
+
+
+@router.get("/evaluations/difference", response_model=Difference, responses=ERRORS)
+async def show_difference(
+    run_id: RunId,
+    database: Data,
+    first: Annotated[int, Query(ge=0, le=2**31 - 1, description="Step of the first evaluation.")],
+    second: Annotated[int, Query(ge=0, le=2**31 - 1, description="Step of the second.")],
+) -> Response:
+    """Which questions the run learned and forgot between its own evaluations after two steps."""
+    async with database.read() as session:
+        before = await evaluated_questions(session, run_id, first, "first")
+        after = await evaluated_questions(session, run_id, second, "second")
+    return answer_one(Difference, difference(str(first), str(second), before, after))
 
 
 @router.get("/checkpoints", response_model=CheckpointList, responses=ERRORS)

@@ -6,10 +6,11 @@ from pydantic import Field
 
 from services.api.http.records import listing, schema
 from services.contracts.events import SamplesTaken
-from services.contracts.records import Checkpoint, Evaluation, Step, WeightPush
+from services.contracts.records import Checkpoint, Evaluation, EvaluationDifference, Step, WeightPush
 
 StepItem = schema("StepItem", Step, hidden=("run_id", "histograms"))
-EvaluationItem = schema("EvaluationItem", Evaluation)
+EvaluationItem = schema("EvaluationItem", Evaluation, hidden=("run_id", "questions"))
+Difference = schema("EvaluationDifference", EvaluationDifference, ())
 CheckpointItem = schema("CheckpointItem", Checkpoint)
 WeightPushItem = schema("WeightPushItem", WeightPush)
 SampleItem = schema("SampleGroup", SamplesTaken)

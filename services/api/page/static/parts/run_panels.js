@@ -43,6 +43,7 @@ export function showHead(head, run, pace, { canFork, onfork, onchanged, onproble
           h('button', { type: 'button', onclick: () => openDetails(run, onchanged) }, 'Edit …'),
           canFork ? h('button', { type: 'button', onclick: onfork }, 'Fork …') : null,
           h('a', { class: 'button', href: `#/runs/${id}/samples` }, 'Samples'),
+          h('a', { class: 'button', href: `#/runs/${id}/changes` }, 'Learned and forgotten'),
           h(
             'a',
             { class: 'button', href: `#/compare?runs=${[run.id, parent].filter(Boolean).map(encodeURIComponent)}` },

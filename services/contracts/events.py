@@ -196,6 +196,8 @@ class Sample(Message, frozen=True, kw_only=True):
     """Nats; empty without a teacher pass."""
     distillation_weight: list[float] = []
     divergence: list[float] = []
+    parts: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
+    """Reward of each part of a combined reward, by name."""
 
 
 class SamplesTaken(Event, frozen=True, kw_only=True):

@@ -64,7 +64,7 @@ class JudgeEndpointSettings(BaseSettings):
     deadline_seconds: float = Field(default=600.0, gt=0)
     """Time that a response waits for an endpoint that answers nothing, before it is a fault."""
     attempts: int = Field(default=4, ge=1)
-    """Failed requests, or unreadable answers, after which a response is a fault."""
+    """Unreadable answers, or failed requests between which others were answered, after which a response is a fault."""
     concurrency: int = Field(default=16, ge=1)
     """Requests in flight at once."""
     max_tokens: int = Field(default=1024, ge=16)

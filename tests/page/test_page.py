@@ -136,6 +136,7 @@ def test_samples_show_each_tokens_value_and_texts_stay_text(
     browser.find(f"{taught} .token")
     tokens = browser.all(f"{taught} .token")
     assert len(tokens) == 44
+    browser.sees("Part length")
 
     # Exact values by hover and by keys.
     tokens[4].click()

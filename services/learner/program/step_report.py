@@ -214,6 +214,7 @@ def samples_taken(
                 teacher_entropy=detail.teacher_entropy if detail else [],
                 distillation_weight=detail.weight if detail else [],
                 divergence=detail.divergence if detail else [],
+                parts=verdict.parts,
             )
         )
     return SamplesTaken(

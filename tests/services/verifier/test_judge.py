@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import time
 from collections.abc import AsyncIterator, Callable
@@ -162,7 +163,6 @@ async def test_an_unreadable_answer_is_asked_for_again_with_another_seed(
         (said('{"score": 3', finish_reason="length"), "cut off at TURNOUT_JUDGE_MAX_TOKENS", 2),
         (said('{"score": 11}'), "has the score 11, outside 0 to 10", 2),
         ((200, b'{"choices": []}'), "has no JSON object", 2),
-        ((500, b"oops"), "status 500: oops", 2),
         ((401, b"bad key s3cret"), "status 401: bad key *** Check TURNOUT_JUDGE_KEY", 1),
         ((404, b"no model"), "TURNOUT_JUDGE_MODEL", 1),
         ((400, b"response_format?"), "TURNOUT_JUDGE_RESPONSE_FORMAT", 1),
@@ -197,6 +197,24 @@ async def test_all_wait_while_the_endpoint_is_down_and_few_ask(redis: Redis, end
     found = await asyncio.gather(*(asked.judge(ASKED, str(number), False) for number in range(30)))
     assert all(judgement.correct for judgement in found)
     assert len(endpoint.requests) == 36
+
+
+async def test_a_response_that_the_endpoint_cannot_judge_is_given_up_while_others_are_judged(
+    redis: Redis, endpoint: conftest.Endpoint
+) -> None:
+    def answer(number: int) -> conftest.Answer:
+        body, _ = endpoint.requests[number - 1]
+        return (500, b"oops") if "poison" in body["messages"][1]["content"] else verdict(9)
+
+    endpoint.answer = answer
+    asked = reward(redis, endpoint, attempts=2, concurrency=1)
+    bad = asyncio.create_task(asked.judge(ASKED, "poison", False))
+    for number in itertools.count():
+        if bad.done():
+            break
+        assert (await asked.judge(ASKED, str(number), False)).correct
+    with pytest.raises(InfrastructureError, match="status 500: oops"):
+        await bad
 
 
 async def test_an_endpoint_that_answers_nothing_is_given_up_after_the_deadline(

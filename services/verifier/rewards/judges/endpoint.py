@@ -1,13 +1,15 @@
 """Requests to the judge model: paced, bounded in number and time, repeated after faults of the endpoint.
 
 All requests of a verifier share one pause. A failure makes everyone wait, longer with each further one; a 429 makes
-everyone wait as long as it says, and is no failed attempt. A response gives up after `attempts` failures of its own, or
-once nothing has been answered for `deadline_seconds`. It does not give up for waiting behind others that are answered.
+everyone wait as long as it says, and is no failed attempt. A response gives up once nothing has been answered for
+`deadline_seconds`, or after `attempts` failures of its own between which others were answered. It does not give up for
+waiting behind others, nor quickly while the endpoint is down or starting.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -104,20 +106,21 @@ class Endpoint:
         self._slots = asyncio.Semaphore(options.concurrency)
         self._not_before = 0.0
         self._num_failures = 0
-        self._answered_at = 0.0
+        self._answered_at = -math.inf
 
     async def close(self) -> None:
         await self._client.aclose()
 
     async def ask(self, body: Mapping[str, Any]) -> Completion:
         """The endpoint's answer. Raises `InfrastructureError` if it fails too often, too long, or refuses."""
-        content, began, num_failed = msgspec.json.encode(body), time.monotonic(), 0
+        content, began, num_failed, failed_at = msgspec.json.encode(body), time.monotonic(), 0, -math.inf
         while True:
             last = await self._try(content)
             if isinstance(last, Completion):
                 return last
             if isinstance(last, _FailedError):
-                num_failed += 1
+                num_failed += self._answered_at > failed_at or not num_failed
+                failed_at = time.monotonic()
                 if num_failed >= self.options.attempts:
                     raise last
             await self._pause(began, last)

@@ -244,6 +244,7 @@ function card(sample, quantity, range, readout) {
       { class: 'facts inline' },
       [
         ['Reward', fixed(sample.reward)],
+        ...Object.entries(sample.parts ?? {}).map(([name, value]) => [`Part ${name}`, fixed(Number(value))]),
         ['Advantage', fixed(sample.advantage)],
         ['Length', `${sample.tokens.length} tokens`],
       ].map(([name, value]) => h('div', {}, h('dt', {}, name), h('dd', {}, value))),

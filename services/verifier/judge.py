@@ -36,6 +36,7 @@ class Judge:
         """`pool` judges supervised kinds and those of installed packages; `opened` are rewards that need opening."""
         self._in_place: dict[str, registry.RewardFunction] = {}
         self._waited_for = {kind: one.reward for kind, one in opened.items()}
+        self._opened = opened
         self._with_threshold = {kind for kind, one in opened.items() if one.has_threshold}
         for kind, reward in registry.built_in().items():
             if reward.supervised:
@@ -48,6 +49,10 @@ class Judge:
         """Shown with the verifier's heartbeat."""
         for one in opened.values():
             self.details |= one.details
+
+    def waiting_for(self) -> str:
+        """What a reward waits for while it cannot judge; empty if none does."""
+        return next((text for one in self._opened.values() if (text := one.waiting_for())), "")
 
     @property
     def kinds(self) -> list[str]:

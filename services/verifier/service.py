@@ -123,7 +123,7 @@ class Verifier:
     async def _take(self, tasks: asyncio.TaskGroup) -> None:
         """Consumes `completions` of all runs. Waits for room (freed by a judged group), a run, or a group."""
         while self._in_hand and not self._num_free():
-            self.presence.waits_for("room: all held groups are still being judged")
+            self.presence.waits_for(self.judge.waiting_for() or "room: all held groups are still being judged")
             self._room.clear()
             await self._room.wait()
         async with self._taking:
@@ -143,7 +143,8 @@ class Verifier:
                 stream = streams.completions(run)
                 self._start(await self.queue.resume(stream, CompletedGroup, self._ids(stream)), tasks)
                 self._greeted.add(run)
-        self.presence.waits_for("" if self._in_hand else "completed groups" if self._runs else "a run")
+        idle = "completed groups" if self._runs else "a run"
+        self.presence.waits_for(self.judge.waiting_for() if self._in_hand else idle)
         if self._runs:
             self._start(await self._receive(), tasks)
         else:

@@ -94,7 +94,7 @@ async def open_http() -> AsyncIterator[Opened]:
     """Open the endpoint from this process's settings."""
     reward = HttpReward(load(EndpointSettings))
     try:
-        yield Opened(reward)
+        yield Opened(reward, waiting_for=reward.waiting_for)
     finally:
         await reward.close()
 
@@ -128,6 +128,10 @@ class HttpReward:
                     raise
                 await asyncio.sleep(growing_pause(self.pause_seconds, attempt, LONGEST_PAUSE_SECONDS))
         raise AssertionError("unreachable: there is at least one attempt")
+
+    def waiting_for(self) -> str:
+        """The endpoint that gets a pause after failures; empty for none."""
+        return next((f"the reward endpoint {host}" for host, one in self._breakers.items() if one.is_open), "")
 
     async def close(self) -> None:
         for client in self._clients.values():

@@ -47,6 +47,7 @@ async def open_judge() -> AsyncIterator[Opened]:
             yield Opened(
                 JudgeReward(endpoint, Cache(redis)),
                 {"judge": f"{options.model} at {without_password(options.url)}"},
+                endpoint.waiting_for,
                 has_threshold=True,
             )
         finally:

@@ -60,6 +60,8 @@ class Opened:
     reward: AsynchronousReward
     details: Mapping[str, str] = field(default_factory=dict)
     """Details for the verifier's heartbeat."""
+    waiting_for: Callable[[], str] = lambda: ""
+    """What it waits for while nothing can be judged, for messages about stalls; empty while it works."""
     has_threshold: bool = False
     """Its questions say what is correct, in training as in evaluations (`Verdict.solved`)."""
 

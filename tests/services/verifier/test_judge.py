@@ -192,11 +192,18 @@ async def test_a_busy_endpoint_is_waited_for_and_is_no_failed_attempt(
 
 
 async def test_all_wait_while_the_endpoint_is_down_and_few_ask(redis: Redis, endpoint: conftest.Endpoint) -> None:
-    endpoint.answer = lambda number: (503, b"") if number <= 6 else verdict(9)
+    seen: list[str] = []
+
+    def answer(number: int) -> conftest.Answer:
+        seen.append(asked._endpoint.waiting_for())
+        return (503, b"") if number <= 6 else verdict(9)
+
+    endpoint.answer = answer
     asked = reward(redis, endpoint, attempts=4, concurrency=2)
     found = await asyncio.gather(*(asked.judge(ASKED, str(number), False) for number in range(30)))
     assert all(judgement.correct for judgement in found)
     assert len(endpoint.requests) == 36
+    assert (seen[0], seen[6], seen[-1]) == ("", "the judge model", "")
 
 
 async def test_a_response_that_the_endpoint_cannot_judge_is_given_up_while_others_are_judged(

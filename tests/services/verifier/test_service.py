@@ -37,6 +37,7 @@ class Slow:
     def __init__(self) -> None:
         self.go = asyncio.Event()
         self.num_begun = 0
+        self.waiting_for = ""
 
     async def judge(self, asked: Question, response_text: str, truncated: bool) -> Judgement:
         self.num_begun += 1
@@ -50,7 +51,7 @@ async def running(
 ) -> AsyncIterator[Verifier]:
     """Run a verifier's loops for the duration of the block."""
     nothing = Opened(Unavailable(UnavailableError("Not in this test.")))
-    opened = {"code": Opened(code) if code else nothing, "http": nothing}
+    opened = {"code": Opened(code, waiting_for=lambda: code.waiting_for) if code else nothing, "http": nothing}
     verifier = Verifier(
         Queue(redis, streams.GROUP_VERIFIER, name),
         Presence(redis, "verifier", name, "http://127.0.0.1:1"),
@@ -254,3 +255,16 @@ async def test_the_service_as_a_process(redis: Redis, valkey_url: str, tmp_path:
     assert 'turnout_verifier_seconds_count{kind="mcq"} 2.0' in metrics
     assert 'turnout_tokens_total{run_id="r1",service="verifier"} 18.0' in metrics
     assert 'turnout_verifier_groups_total{outcome="scored",run_id="r1"} 3.0' in metrics
+
+
+async def test_a_verifier_says_that_it_waits_for_an_endpoint(redis: Redis) -> None:
+    """It holds groups, so it would otherwise seem to be working."""
+    code = Slow()
+    code.waiting_for = "the judge model"
+    async with running(redis, code=code) as verifier:
+        await feed(redis, group(question("code"), [RIGHT]))
+        await until(lambda: verifier.presence.record().waiting_for == "the judge model")
+        code.waiting_for = ""
+        await until(lambda: not verifier.presence.record().waiting_for)
+        code.go.set()
+        await collect(redis, streams.scored("r1"), 1)

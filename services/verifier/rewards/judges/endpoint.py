@@ -29,10 +29,12 @@ from services.contracts.errors import (
 from services.contracts.pauses import growing_pause
 from services.contracts.proxies import client_options
 from services.runtime.http.outgoing import request
+from services.runtime.logs import get_logger
 from services.verifier import metrics
 from services.verifier.rewards.replies import shorten
 from services.verifier.settings import JudgeEndpointSettings
 
+log = get_logger(__name__)
 LONGEST_PAUSE_SECONDS: Final = 60.0
 LARGEST_REPLY_BYTES: Final = 4 << 20
 _WORTH_ANOTHER_TRY: Final = frozenset({408, 409, 425, 500, 502, 503, 504, 529})
@@ -111,6 +113,10 @@ class Endpoint:
     async def close(self) -> None:
         await self._client.aclose()
 
+    def waiting_for(self) -> str:
+        """The endpoint, since its last answer was a failure; empty if it was none."""
+        return "the judge model" if self._num_failures else ""
+
     async def ask(self, body: Mapping[str, Any]) -> Completion:
         """The endpoint's answer. Raises `InfrastructureError` if it fails too often, too long, or refuses."""
         content, began, num_failed, failed_at = msgspec.json.encode(body), time.monotonic(), 0, -math.inf
@@ -145,6 +151,8 @@ class Endpoint:
         now = time.monotonic()
         if now < self._not_before:
             return
+        if not self._num_failures:
+            log.warning("judge unavailable", error=error.message)
         self._num_failures += 1
         pause = growing_pause(self.pause_seconds, self._num_failures, LONGEST_PAUSE_SECONDS)
         if isinstance(error, _BusyError) and error.seconds is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from services.contracts.errors import ConfigurationError
 from services.contracts.questions.reading import Checked, check_source, skipped_sentence
+from services.contracts.questions.slow_patterns import SLOW_REMEDY, explodes
 from services.contracts.run_config import RunConfig
 from services.contracts.run_file import ParsedRunFile, check, read_run_text, read_value
 
@@ -26,8 +28,21 @@ def load_run(path: Path, settings: Sequence[str] = ()) -> dict[str, Any]:
     file = read_run_file(path)
     for setting in settings:
         apply_setting(file, setting)
-    check(file)
+    _check_patterns(file, check(file))
     return file.values
+
+
+def _check_patterns(file: ParsedRunFile, config: RunConfig) -> None:
+    """Refuse patterns that take exponential time. Only here, since trying them takes time, which the API has not."""
+    for number, part in enumerate(config.rewards):
+        if part.pattern is not None and explodes(re.compile(part.pattern), full=False):
+            field = f"rewards.{number}.pattern"
+            raise ConfigurationError(
+                f"{file.place(('rewards', number, 'pattern'))}: {field} is {part.pattern[:60]!r}, which takes "
+                "exponential time for some responses.",
+                remedy=SLOW_REMEDY,
+                field=field,
+            )
 
 
 def read_run_file(path: Path) -> ParsedRunFile:

@@ -14,7 +14,7 @@ from services.contracts.errors import ConfigurationError, QuestionError
 from services.contracts.messages import Question
 from services.contracts.questions.chats import from_messages
 from services.contracts.questions.forms import check_question, refuse, regex_pattern
-from services.contracts.questions.slow_patterns import TooSlowError, explodes, limited
+from services.contracts.questions.slow_patterns import SLOW_REMEDY, TooSlowError, explodes, limited
 from services.contracts.strict_json import WrittenFloat, flaw_of
 
 FIELDS: Final = ("id", "kind", "system", "prompt", "answer", "tests", "solution")
@@ -72,7 +72,7 @@ def _question(place: str, row: Any, index: int) -> Question:
             refuse(
                 question,
                 f"answer is {question.answer[:60]!r}, a pattern that takes exponential time for some responses",
-                "Rewrite it without a repeated group that contains another repetition.",
+                SLOW_REMEDY,
             )
         check_question(question)
     except QuestionError as error:

@@ -15,6 +15,7 @@ from itertools import product
 from types import FrameType
 from typing import Final
 
+SLOW_REMEDY: Final = "Rewrite it without a repeated group that contains another repetition."
 LIMIT_SECONDS: Final = 0.5
 """CPU time for all texts together; harmless patterns need milliseconds."""
 _REPEATED_GROUP: Final = re.compile(r"\)[*+{]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ from services.contracts.rewards import deciding_parts
 from services.contracts.run_config import RunConfig, parse_run_config
 from services.contracts.run_file import check, read_run_text
 from tests.unit.contracts.examples import TASK
+from turnout.cli.run_file import load_run
 
 HEAD = (
     "name: x\nmodel: {path: m}\ndata: {train: t}\ntraining: {steps: 1}\nrollout: {max_response_tokens: 100}\nrewards:\n"
@@ -127,3 +129,14 @@ def test_a_wrong_field_is_named_with_line_value_and_remedy(part: str, words: str
     with pytest.raises(ConfigurationError) as caught:
         check(read_run_text(f"{HEAD}  - {part}\n"))
     assert words in caught.value.message
+
+
+def test_a_pattern_that_takes_exponential_time_is_named_with_line_value_and_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"{HEAD}  - kind: row\n  - kind: format\n    pattern: '(a+)+$'\n")
+    with pytest.raises(ConfigurationError) as caught:
+        load_run(path)
+    assert str(caught.value).startswith(f"{path}, line 9: rewards.1.pattern is '(a+)+$', which takes exponential time")
+    assert "Rewrite it" in caught.value.remedy
+    path.write_text(path.read_text().replace("(a+)+$", "a+$"))
+    assert load_run(path)["rewards"][1]["pattern"] == "a+$"

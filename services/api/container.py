@@ -108,7 +108,7 @@ def make_parts(settings: Settings, redis: Redis, database: Database) -> Parts:
         forwarder=Forwarder(impatient, database, settings.service_token),
         evaluations=evaluations,
         scheduler=Scheduler(redis, database, journal, evaluations.discard_files, settings.max_runs_per_key),
-        examiner=Examiner(redis, database, evaluations.discard_files),
+        examiner=Examiner(redis, database, board, evaluations.discard_files),
         ingest=Ingest(redis, journal, signals, instance),
         pusher=pusher,
         watchdog=watchdog,

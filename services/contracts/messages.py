@@ -93,6 +93,8 @@ class Sampling(Message, frozen=True, kw_only=True):
     """Tokens are kept if they have at least this share of the likeliest one's probability; unset for all."""
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | msgspec.UnsetType = msgspec.UNSET
     """Subtracted from the logits of tokens that already occur in the response; unset for none."""
+    seed: Annotated[int, Meta(ge=0, lt=1 << 62)] | msgspec.UnsetType = msgspec.UNSET
+    """Makes the group's samples repeatable, whatever server takes it; unset to draw from the server's own stream."""
 
     @property
     def extras(self) -> dict[str, float]:
@@ -135,6 +137,8 @@ class PromptTask(Message, frozen=True, kw_only=True):
     """Longer prompts, in tokens, become faults and are not truncated."""
     fed_at: _Seconds
     """Unix time in seconds at which the task was fed."""
+    is_teacher: bool | msgspec.UnsetType = msgspec.UNSET
+    """True if the prompt is the self-teacher's, which may have other arguments of the chat template."""
     rewards: Annotated[tuple[RewardPart, ...], Meta(min_length=1, max_length=MAX_PARTS)] | msgspec.UnsetType = (
         msgspec.UNSET
     )

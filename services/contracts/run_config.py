@@ -149,6 +149,10 @@ class EvaluationSection(Section):
     """Sampling temperature in evaluations; 0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
     """Share of probability kept in evaluations."""
+    min_p: Annotated[float, Field(ge=0, le=0.99)] = 0.0
+    """Tokens kept in evaluations: those with at least this share of the likeliest token's probability; 0 for all."""
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    """Subtracted in evaluations from the logits of tokens that already occur in the response; 0 for none."""
     max_questions: Positive | None = None
     """Use only the first N questions of each validation set."""
 

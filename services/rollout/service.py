@@ -154,7 +154,8 @@ class RolloutServer:
         spec = self._spec
         tokenizer = load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
         config = engines.hf_config(spec)
-        renderer = PromptRenderer(tokenizer, config.vocab_size, self._run.model.chat_template_kwargs)
+        arguments = (self._run.model.chat_template_kwargs, self._run.teacher_chat_template_kwargs)
+        renderer = PromptRenderer(tokenizer, config.vocab_size, *arguments)
         stops = sorted({*stop_tokens(spec.model, config), *self._run.rollout.stop_token_ids})
         sampler = GroupSampler(self.server, renderer, stops, self._run.rollout.stop, self._run.model.thinking)
         return RolloutWorker(self._run_id, self._queue, self.server, sampler, self._presence, spec.max_num_seqs)

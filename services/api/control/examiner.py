@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import msgspec
 from redis.asyncio import Redis
 
+from services.api.live.board import Board
 from services.api.storage import evaluations as repository
 from services.api.storage.database import Database
 from services.api.storage.evaluations import EvaluationRow, Found
@@ -63,9 +64,12 @@ class Work:
 class Examiner:
     """Consumes: evaluations with a server, `evaluated`. Produces: `prompts`, questions' results, ends."""
 
-    def __init__(self, redis: Redis, database: Database, on_end: Callable[[str], Awaitable[None]]) -> None:
+    def __init__(
+        self, redis: Redis, database: Database, board: Board, on_end: Callable[[str], Awaitable[None]]
+    ) -> None:
         """`on_end` is told the id of each evaluation that has ended."""
         self.database = database
+        self.board = board
         self.queue = Queue(redis, streams.GROUP_API, CONSUMER)
         self.on_end = on_end
         self._works: dict[str, Work] = {}
@@ -161,8 +165,10 @@ class Examiner:
             return
         async with self.database.write() as session:
             await repository.store_questions(session, work.id, results.values())
-        for key in results:
+        for key, found in results.items():
             work.tasks.pop(key)
+            self.board.evaluated_questions += 1
+            self.board.evaluated_samples += found.result.num_samples
 
     async def _end(self, evaluation_id: str, state: EvaluationState, reason: str = "") -> None:
         async with self.database.read() as session:
@@ -209,6 +215,7 @@ def _task(work: Work, place: int, number: int, question: Question) -> PromptTask
         group_id=f"evaluation-{place}-{number}",
         sequence=number,
         version=work.version,
+        seed=work.config.training.seed,
     )
 
 

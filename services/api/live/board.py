@@ -57,6 +57,10 @@ class Board:
         self.runs: dict[str, RunNumbers] = {}
         self.states: dict[str, tuple[str, str]] = {}
         """Run id to name and state, of the runs that are shown."""
+        self.evaluations: dict[str, int] = {}
+        """Number of evaluations by state."""
+        self.evaluated_questions = self.evaluated_samples = 0
+        """Judged for evaluations since the API started; samples without those that do not count."""
         self.services: list[ServiceRecord] = []
         self.queues: list[QueueState] = []
         self.waits: list[Wait] = []

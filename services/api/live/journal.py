@@ -42,7 +42,7 @@ class Journal:
         self._listeners.append(listener)
 
     async def store(self, batch: Iterable[events.Event]) -> None:
-        """Store events that services report. Events of unknown (deleted) runs are dropped."""
+        """Store events that services report. Events of deleted runs and of evaluations are dropped."""
         batch = list(batch)
         stored: list[tuple[events.Event, Entry]] = []
         async with self.database.write() as session:
@@ -53,7 +53,9 @@ class Journal:
     async def _store_one(self, session: AsyncSession, event: events.Event) -> list[tuple[events.Event, Entry]]:
         run = await session.get(Run, event.run_id)
         if run is None:
-            log.info("event of unknown run dropped", run_id=event.run_id, event_type=type(event).__name__)
+            # Of a deleted run; or a note about an evaluation, which has no stream of events. Results do not come here.
+            said = {"text": event.text} if isinstance(event, events.Note) else {}
+            log.info("event without a run dropped", run_id=event.run_id, event_type=type(event).__name__, **said)
             return []
         if isinstance(event, events.RunStateChanged):
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import get_args
 
 import prometheus_client
 from prometheus_client import CollectorRegistry
@@ -12,6 +13,7 @@ from prometheus_client.metrics_core import Metric
 from services.api.live.board import Board, RunNumbers
 from services.api.live.histograms import RunningHistogram
 from services.api.metrics.federation import Federation
+from services.contracts.records import EvaluationState
 from services.contracts.states import RUN_STATES
 from services.contracts.step_metrics import ACCURACY, STEP_HISTOGRAMS, families
 
@@ -37,6 +39,7 @@ class BoardCollector:
         yield from self._run_gauges()
         yield from self._run_histograms()
         yield from self._run_states()
+        yield from self._evaluations()
         yield from self._services()
         yield from self._queues()
 
@@ -101,6 +104,19 @@ class BoardCollector:
         for run_id, (name, _) in self.board.states.items():
             info.add_metric([run_id, name], 1.0)
         yield info
+
+    def _evaluations(self) -> Iterator[Metric]:
+        number = GaugeMetricFamily("turnout_evaluations", "Evaluations of their own by state.", labels=["state"])
+        for state in get_args(EvaluationState):
+            number.add_metric([state], self.board.evaluations.get(state, 0))
+        yield number
+        for name, help_text, value in (
+            ("questions", "Questions that evaluations have finished", self.board.evaluated_questions),
+            ("samples", "Samples of these questions that count", self.board.evaluated_samples),
+        ):
+            family = CounterMetricFamily(f"turnout_evaluated_{name}", f"{help_text} since the API started.")
+            family.add_metric([], value)
+            yield family
 
     def _services(self) -> Iterator[Metric]:
         labels = ["service", "instance"]

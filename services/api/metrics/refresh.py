@@ -9,6 +9,7 @@ from services.api.control.watchdog import Watchdog
 from services.api.live.board import Board
 from services.api.live.queues import queue_states
 from services.api.metrics.federation import Federation
+from services.api.storage import evaluations
 from services.api.storage.database import Database
 from services.contracts.states import ACTIVE_STATES
 from services.runtime.presence import list_services
@@ -31,6 +32,8 @@ class MetricsRefresh:
         board = self.board
         board.services = await list_services(self.redis)
         await board.refresh_runs(self.database)
+        async with self.database.read() as session:
+            board.evaluations = await evaluations.states(session)
         active = [run_id for run_id, (_, state) in board.states.items() if state in ACTIVE_STATES]
         board.queues = await queue_states(self.redis, active)
         board.waits = self.watchdog.waits

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, WrapValidator, model_validator
 from services.contracts.data import one_or_list
 from services.contracts.errors import ConfigurationError
 from services.contracts.faults import Conflicts, dots, field_names, refused, sentence_of
-from services.contracts.model import ModelSection, NotNegative, Section
+from services.contracts.model import Integer, ModelSection, NotNegative, Section
 from services.contracts.questions.source import ValidationSet
 from services.contracts.rewards import LENGTH, Rewards
 from services.contracts.run_config import (
@@ -50,6 +50,8 @@ class EvaluationRequest(Section):
     from."""
     model: ModelSection | None = None
     """Evaluate this folder or hub name, instead of a run."""
+    seed: Integer = 0
+    """Seed of the samples. Evaluations of the same weights with the same seed and settings have the same results."""
     data: EvaluatedData = EvaluatedData()
     rollout: RolloutSection = RolloutSection()
     """Limits of prompts and responses as in a run file. Fields that are not given are those of `run`, or defaults. What
@@ -124,7 +126,7 @@ def services_config(request: EvaluationRequest, run: Mapping[str, Any] | None, m
             field="data.validation",
         )
     values = merge(base, {section: given.get(section, {}) for section in ("rollout", "evaluation")})
-    values = merge(values, {"name": request.name or "evaluation", "training": {"steps": 1}})
+    values = merge(values, {"name": request.name or "evaluation", "training": {"steps": 1, "seed": request.seed}})
     values["rollout"]["num_servers"] = 1
     rewards = given.get("rewards") or base.get("rewards") or ()
     values["rewards"] = [part for part in rewards if part["kind"] != LENGTH]  # whose limit may be above this one's

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from typing import Any
+
+import msgspec
 
 from services.contracts.messages import PromptTask, Question, Sampling, ScoredGroup
 from services.contracts.questions.source import ValidationSet
@@ -25,6 +28,8 @@ def sampling_of(config: RunConfig, validation: ValidationSet | None) -> Sampling
         top_p=config.evaluation.top_p,
         top_k=0,
         max_response_tokens=config.rollout.max_response_tokens,
+        min_p=config.evaluation.min_p or msgspec.UNSET,
+        presence_penalty=config.evaluation.presence_penalty or msgspec.UNSET,
     )
 
 
@@ -37,15 +42,22 @@ def evaluation_task(
     group_id: str,
     sequence: int,
     version: int,
+    seed: int | None = None,
 ) -> PromptTask:
-    """One question of a set, to be sampled by weights of `version`."""
+    """One question of a set, to be sampled by weights of `version`. With a `seed`, its samples depend on nothing but
+    the seed, the question, the sampling settings and the weights."""
+    sampling = sampling_of(config, validation)
+    if seed is not None:
+        label = "" if validation is None else validation.label
+        digest = hashlib.sha256(f"{seed}/{label}/{sequence}/{question.id}".encode()).digest()
+        sampling = msgspec.structs.replace(sampling, seed=int.from_bytes(digest[:7]))
     return PromptTask(
         run_id=run_id,
         group_id=group_id,
         sequence=sequence,
         purpose="evaluation",
         question=question,
-        sampling=sampling_of(config, validation),
+        sampling=sampling,
         min_weight_version=version,
         step=version,
         max_prompt_tokens=config.rollout.max_prompt_tokens,

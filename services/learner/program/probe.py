@@ -74,7 +74,7 @@ class Probe:
         base, deliveries, gaps = self._usable(plain), list(plain), []
         for information in get_args(Information):
             told = self._told(information, base)
-            taught = await self._sample(information, self._taught_questions(told))
+            taught = await self._sample(information, self._taught_questions(told), is_teacher=True)
             deliveries += taught
             if (gap := teacher_gap(information, told, base, self._usable(taught))).num_questions:
                 gaps.append(gap)
@@ -109,9 +109,13 @@ class Probe:
             for index, item in told.items()
         }
 
-    async def _sample(self, name: str, questions: dict[int, Question]) -> list[Delivery[ScoredGroup]]:
+    async def _sample(
+        self, name: str, questions: dict[int, Question], *, is_teacher: bool = False
+    ) -> list[Delivery[ScoredGroup]]:
         """Consumes `evaluated`; waits for the judged groups of these questions."""
         tasks = [self._task(name, index, question) for index, question in questions.items()]
+        if is_teacher:
+            tasks = [msgspec.structs.replace(task, is_teacher=True) for task in tasks]
         self.num_tasks = len(tasks)
         await self._queue.feed(streams.prompts(self._run_id), streams.feeder(self._run_id), f"probe:{name}", 0, tasks)
         return await collect_judged(self._queue, self._run_id, tasks, self._progress)

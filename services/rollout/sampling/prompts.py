@@ -20,16 +20,20 @@ class PromptRenderer:
     """Renders and caches prompts, since every epoch has the same questions."""
 
     def __init__(
-        self, tokenizer: Any, vocabulary_size: int, arguments: Mapping[str, Scalar] = DEFAULT_ARGUMENTS
+        self,
+        tokenizer: Any,
+        vocabulary_size: int,
+        arguments: Mapping[str, Scalar] = DEFAULT_ARGUMENTS,
+        teacher_arguments: Mapping[str, Scalar] | None = None,
     ) -> None:
         """`tokenizer` must be a transformers tokenizer with a chat template. `vocabulary_size` is the model's,
-        `arguments` are the template's."""
+        `arguments` are the template's; those for the self-teacher's prompts are the same unless given."""
         self.tokenizer = tokenizer
-        self._arguments = arguments
+        self._arguments = {False: arguments, True: arguments if teacher_arguments is None else teacher_arguments}
         self._vocabulary_size = vocabulary_size
-        self._cache: OrderedDict[tuple[str, tuple[Turn, ...], str], list[int]] = OrderedDict()
+        self._cache: OrderedDict[tuple[bool, str, tuple[Turn, ...], str], list[int]] = OrderedDict()
 
-    def render(self, question: Question, max_prompt_tokens: int) -> list[int]:
+    def render(self, question: Question, max_prompt_tokens: int, *, is_teacher: bool = False) -> list[int]:
         """Token ids of the question's messages with the generation prompt.
 
         Raises:
@@ -37,10 +41,10 @@ class PromptRenderer:
                 (which would crash the engine), or the prompt is longer than `max_prompt_tokens`. Prompts are never
                 truncated, because a question without its end has a different answer.
         """
-        key = (question.system, question.turns, question.prompt)
+        key = (is_teacher, question.system, question.turns, question.prompt)
         token_ids = self._cache.get(key)
         if token_ids is None:
-            token_ids = self._render(question)
+            token_ids = self._render(question, self._arguments[is_teacher])
             self._cache[key] = token_ids
             if len(self._cache) > CACHE_SIZE:
                 self._cache.popitem(last=False)
@@ -53,9 +57,9 @@ class PromptRenderer:
             )
         return token_ids
 
-    def _render(self, question: Question) -> list[int]:
+    def _render(self, question: Question, arguments: Mapping[str, Scalar]) -> list[int]:
         try:
-            token_ids = prompt_ids(self.tokenizer, question, question.prompt, self._arguments)
+            token_ids = prompt_ids(self.tokenizer, question, question.prompt, arguments)
         except (TemplateError, ValueError, TypeError, KeyError) as error:
             raise InfrastructureError(f"The chat template rejects question {question.id}: {error}.") from error
         largest = max(token_ids, default=0)

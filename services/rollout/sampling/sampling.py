@@ -54,7 +54,7 @@ class GroupSampler:
         """
         num_samples = task.sampling.num_samples
         try:
-            prompt = self._renderer.render(task.question, task.max_prompt_tokens)
+            prompt = self._renderer.render(task.question, task.max_prompt_tokens, is_teacher=task.is_teacher is True)
         except InfrastructureError as error:
             return [], [fault(str(error))] * num_samples
         rollouts: list[Rollout] = []
@@ -62,6 +62,8 @@ class GroupSampler:
         is_greedy = task.sampling.temperature == 0  # all siblings are equal, so sample one
         while len(rollouts) < num_samples:
             try:
+                if task.sampling.seed is not msgspec.UNSET:
+                    rollouts.clear()  # a part of the samples would be drawn with the seeds of others
                 number = 1 if is_greedy else num_samples - len(rollouts)
                 params = sampling_params(task.sampling, number, self._stop_token_ids, self._stop)
                 outputs = await self._server.generate(prompt, params)
@@ -145,6 +147,7 @@ def sampling_params(
     try:
         return SamplingParams(
             n=num_samples,
+            seed=None if sampling.seed is msgspec.UNSET else sampling.seed,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,

@@ -125,6 +125,23 @@ async def test_an_evaluation_is_sampled_set_by_set_and_its_results_have_interval
     assert (await client.get(url, params={"set": "hard", "number": 1})).status_code == 404
 
 
+async def test_equal_evaluations_have_equal_seeds_and_the_settings_reach_the_sampler(
+    parts: Parts, client: httpx.AsyncClient, redis: Redis, server: FakeInstance, body: dict[str, Any]
+) -> None:
+    seeds = []
+    settings = {"evaluation": {"min_p": 0.05, "presence_penalty": 1.5}}
+    for request in (body, body, {**body, "seed": 1}):
+        made = await create(client, request | settings)
+        await look(parts)
+        tasks = await fed(redis, made["id"])
+        seeds.append([task.sampling.seed for task in tasks])
+        assert {(task.sampling.min_p, task.sampling.presence_penalty) for task in tasks} == {(0.05, 1.5)}
+        await client.post(f"/v1/evaluations/{made['id']}/cancel")
+        await parts.scheduler.step()
+    assert seeds[0] == seeds[1]
+    assert len({*seeds[0], *seeds[2]}) == 14, "each question of each set has its own, which depends on the seed"
+
+
 async def test_a_restarted_api_continues_with_the_questions_that_are_left(
     parts: Parts, client: httpx.AsyncClient, redis: Redis, server: FakeInstance, body: dict[str, Any]
 ) -> None:
@@ -152,6 +169,9 @@ async def test_a_restarted_api_continues_with_the_questions_that_are_left(
     rest = (await client.get(f"/v1/evaluations/{made['id']}/questions?cursor={listed['next_cursor']}")).json()
     names = [(item["set"], item["question_id"]) for item in [*listed["items"], *rest["items"]]]
     assert names == [("hard", f"q{n}") for n in range(5)] + [("greedy", "q0"), ("greedy", "q1")]
+    await again.refresh.step()
+    assert again.board.evaluations == {"succeeded": 1}
+    assert parts.board.evaluated_questions + again.board.evaluated_questions == 7, "none counts twice"
     await again.close()
 
 

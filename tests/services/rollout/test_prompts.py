@@ -82,3 +82,11 @@ def test_the_template_gets_the_runs_arguments(tmp_path: Path) -> None:
     assert rendered() == rendered({"enable_thinking": False}) == off
     assert rendered({"enable_thinking": True}) == thinking
     assert rendered({"enable_thinking": None}) == neither
+
+    both = PromptRenderer(tokenizer, 10**6, {"enable_thinking": True}, {"enable_thinking": False})
+    question = Question(id="q", kind="mcq", prompt="Recall")
+    assert [both.render(question, 99, is_teacher=teacher) for teacher in (False, True, False)] == [
+        thinking,
+        off,
+        thinking,
+    ]

@@ -50,10 +50,10 @@ def turnout(*arguments: str, home: Path, within: Sequence[str] = ()) -> subproce
 
 
 @contextmanager
-def deployment(home: Path, within: Sequence[str] = ()) -> Iterator[Client]:
-    """`turnout up --detach` with a client of its API; `turnout down` at the end, in any case."""
+def deployment(home: Path, within: Sequence[str] = (), options: Sequence[str] = ()) -> Iterator[Client]:
+    """`turnout up --detach` with further options, and a client of its API; `turnout down` at the end, in any case."""
     port = free_port()
-    started = turnout("up", "--detach", "--api-port", str(port), home=home, within=within)
+    started = turnout("up", "--detach", "--api-port", str(port), *options, home=home, within=within)
     try:
         assert started.returncode == 0, started.stderr + started.stdout
         with Client(f"http://127.0.0.1:{port}") as client:

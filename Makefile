@@ -86,8 +86,10 @@ check-kubernetes: install-dev  ## The Kubernetes manifests render and fit Kubern
 	done
 	@$(BIN)/kubernetes-validate --strict --quiet deploy/kubernetes/inputs.yaml
 
-test: check  ## All tests, on real parts
-	$(BIN)/python -m pytest
+test: install-dev  ## All tests, on real parts, and all checks alongside
+	@mkdir -p build; make --no-print-directory check >build/check.log 2>&1 & checks=$$!; \
+	  $(BIN)/python -m pytest; tests=$$?; \
+	  wait $$checks; checks=$$?; cat build/check.log; exit $$((tests || checks))
 
 unit: install-dev  ## Tests that start no server, in under a minute
 	$(BIN)/python -m pytest $(UNIT)

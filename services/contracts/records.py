@@ -112,6 +112,8 @@ class Run(Record, frozen=True, kw_only=True):
     """Metrics of the newest step."""
     forked_from: ForkedFrom | None = None
     """The run and step that this one was forked from; null if it started from its model."""
+    fields: dict[str, Any] = {}
+    """Values of the configuration that a list was asked for as `field`; those that it lacks are missing."""
     config: dict[str, Any] = {}
     """The whole configuration, every default filled in. Not in lists."""
     notices: list[str] = []

@@ -61,6 +61,46 @@ def test_the_list_and_a_comparison_can_be_shared(api: Api, browser: Visitor, pla
     browser.sees("first run")
     assert [run.get_attribute("data-run") for run in browser.all(".run")] == [first]
 
+    # A table of the same runs with chosen columns; everything that is chosen stays in the address.
+    browser.press("a", "Table")
+    browser.until(lambda: len(browser.all("tr[data-run]")) == 1, "the filter stays")
+    browser.go("#/table")
+    browser.press("button", "Reward")
+    browser.find(f'tr[data-run="{first}"] .star').click()
+    browser.write('input[name="column"]', "rollout.temperature")
+    browser.press("button", "optimizer.learning_rate ×")
+    differing = f'tr[data-run="{second}"] .differs'
+    browser.until(lambda: [cell.text for cell in browser.all(differing)] == ["grpo"], "the difference stands out")
+    browser.has_no_barriers()
+    browser.go(browser.driver.current_url.split("/", 3)[3])
+    browser.until(lambda: [cell.text for cell in browser.all(differing)] == ["grpo"], "the same again")
+    head = [cell.text for cell in browser.all("thead th")][1:]
+    assert head == [
+        "Run",
+        "State",
+        "Step",
+        "objective.name",
+        "Reward ↓",
+        "Correct rollouts",
+        "rollout.temperature",
+        "Created",
+    ]
+    assert [row.get_attribute("data-run") for row in browser.all("tr[data-run]")] == [second, first]
+    browser.find(f'tr[data-run="{second}"] input').click()
+    browser.press("a", "Compare 2")
+    dashes = "return (document.querySelector('.chart .plot')?.data ?? []).map((line) => line.line.dash)"
+    browser.until(lambda: browser.run(dashes) == ["solid", "dash"], "the baseline is dashed")
+    assert browser.find('[aria-label="Summary"] .difference').text == "0.000"
+
+    # A hidden run is left out of lists until it is asked for.
+    browser.go(f"#/runs/{second}")
+    browser.press("button", "Hide")
+    browser.named("button", "Unhide")
+    browser.go()
+    browser.until(lambda: [run.get_attribute("data-run") for run in browser.all(".run")] == [first], "it is left out")
+    browser.press("label", "Hidden runs, too")
+    browser.until(lambda: len(browser.all(".run")) == 2, "both")
+
     browser.go(f"#/compare?runs={first},{second}")
     table = browser.find('[aria-label="Configuration differences"]')
     rows = [row.text.split() for row in table.find_elements("css selector", "tbody tr")]

@@ -168,7 +168,7 @@ class Visitor:
         for dark in (True, False):
             self.dark(dark)
             found = self.driver.execute_async_script(CHECK)
-            assert found == [], (self.driver.current_url, "dark" if dark else "light")
+            assert not found, (self.driver.current_url, "dark" if dark else "light", found)
 
     def picture(self, path: str, *, whole: bool = True) -> None:
         """Save a PNG."""

@@ -25,6 +25,8 @@ HEALTH_PATHS = frozenset({"/healthz", "/readyz"})
 REFERENCE_PATHS = ("/docs", "/openapi.json")
 """Need no key either: what a release can do is no secret, and a browser could not send one for these paths."""
 KEYS_PATH = "/v1/keys"
+OWN_KEY_PATH = "/v1/keys/self"
+"""Every key may ask what its role is."""
 SERVING_PATH = re.compile(r"/v1/(chat/completions|completions|models(/[^/]+)?)")
 """What the role `use` may call: OpenAI's API to the policies."""
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -164,7 +166,7 @@ class Guard:
 
 
 def _refuse_role(caller: Caller, method: str, path: str) -> JSONResponse | None:
-    if caller.role == "operate":
+    if caller.role == "operate" or (path == OWN_KEY_PATH and method in READING):
         return None
     is_serving = SERVING_PATH.fullmatch(path) is not None
     if caller.role == "use":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Final
 
 from sqlalchemy import ColumnElement, and_, case, func
 
@@ -14,6 +15,7 @@ from services.contracts.errors import ConfigurationError
 FIELD = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 NUMBERS = ("number", "integer", "real")
 """What the two databases call a number."""
+_MISSING: Final = object()
 
 
 def has_value(setting: str, dialect: str) -> ColumnElement[bool]:
@@ -35,6 +37,18 @@ def has_value(setting: str, dialect: str) -> ColumnElement[bool]:
             field="config",
         )
     return _equals(tuple(field.split(".")), value, dialect)
+
+
+def values_of(config: dict[str, Any], fields: Iterable[str]) -> dict[str, Any]:
+    """The values of fields in dots, of those that the configuration has."""
+    found = {}
+    for field in fields:
+        value: Any = config
+        for name in field.split("."):
+            value = value.get(name, _MISSING) if isinstance(value, dict) else _MISSING
+        if value is not _MISSING:
+            found[field] = value
+    return found
 
 
 def _value(text: str) -> Any:

@@ -19,6 +19,7 @@ from sqlalchemy.exc import OperationalError
 
 from services.api.container import Parts, make_parts
 from services.api.resources.runs import rows
+from services.api.storage import history, runs
 from services.api.storage.database import open_database
 from services.contracts import streams
 from services.contracts.events import StepFinished
@@ -273,7 +274,6 @@ async def test_filters_and_wrong_cursors(client: httpx.AsyncClient, run_body: di
 
 
 @pytest.mark.both_databases
-@pytest.mark.both_databases
 async def test_names_tags_and_notes_change_in_any_state_and_tags_find_runs(
     client: httpx.AsyncClient, run_body: dict[str, Any]
 ) -> None:
@@ -290,9 +290,16 @@ async def test_names_tags_and_notes_change_in_any_state_and_tags_find_runs(
     await client.patch(f"/v1/runs/{ids[1]}", json={"tags": ["bx1", "a"]})
     found = {
         query: {run["id"] for run in (await client.get(f"/v1/runs?{query}")).json()["items"]}
-        for query in ("tag=a", "tag=b_1", "tag=a&tag=bx1", "tag=b")
+        for query in ("tag=a", "tag=b_1", "tag=a&tag=bx1", "tag=b", "tag=a&without_tag=bx1", "without_tag=a")
     }
-    assert found == {"tag=a": set(ids), "tag=b_1": {ids[0]}, "tag=a&tag=bx1": {ids[1]}, "tag=b": set()}
+    assert found == {
+        "tag=a": set(ids),
+        "tag=b_1": {ids[0]},
+        "tag=a&tag=bx1": {ids[1]},
+        "tag=b": set(),
+        "tag=a&without_tag=bx1": {ids[0]},
+        "without_tag=a": set(),
+    }
     await client.patch(f"/v1/runs/{ids[0]}", json={"tags": []})
     assert (await client.get(f"/v1/runs/{ids[0]}")).json()["tags"] == []
 
@@ -429,6 +436,22 @@ async def test_lists_have_the_newest_metrics_of_every_run(
 async def test_characters_that_a_database_does_not_keep_are_no_outage(client: httpx.AsyncClient) -> None:
     for path in ("/v1/runs?name=a%00b", "/v1/runs/a%00b", "/v1/runs/a%00b/events"):
         assert (await client.get(path)).status_code in (200, 404, 422), path
+
+
+async def test_a_list_has_the_fields_and_metrics_that_it_is_asked_for(
+    client: httpx.AsyncClient, parts: Parts, run_body: dict[str, Any]
+) -> None:
+    run_id = (await client.post("/v1/runs", json=run_body)).json()["id"]
+    async with parts.database.write() as session:
+        metrics = {"reward_mean": 0.5, "accuracy": 0.25}
+        await history.store(session, StepFinished(run_id=run_id, step=1, at=1.0, metrics=metrics, groups={}))
+        (await runs.get_run(session, run_id)).step = 1
+    asked = "field=objective.name&field=data.validation&field=name.x&field=nothing&metric=accuracy&metric=none"
+    [run] = (await client.get(f"/v1/runs?{asked}")).json()["items"]
+    assert run["fields"] == {"objective.name": "srpo", "data.validation": None}
+    assert run["metrics"] == {"accuracy": 0.25}
+    [run] = (await client.get("/v1/runs")).json()["items"]
+    assert (run["fields"], run["metrics"]) == ({}, metrics)
 
 
 async def test_a_number_too_long_to_be_written_is_named(client: httpx.AsyncClient) -> None:

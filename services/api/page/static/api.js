@@ -34,7 +34,10 @@ export async function askForKey(used) {
   if (credentials().Authorization !== used.Authorization) return;
   asking ??= keyPrompt
     .ask(sessionStorage.getItem(KEY) !== null)
-    .then((key) => sessionStorage.setItem(KEY, key))
+    .then((key) => {
+      sessionStorage.setItem(KEY, key);
+      learnRole();
+    })
     .finally(() => {
       asking = null;
     });
@@ -144,6 +147,12 @@ export async function stepsAfter(id, after, signal) {
     next = page.next_after;
   }
   return items;
+}
+
+/** Learn what the key may do, for the style sheet: it hides what has a class of a role that the key lacks. */
+export async function learnRole() {
+  const { role } = await call('/v1/keys/self').catch(() => ({ role: 'operate' })); // then the API says what it refuses
+  document.body.dataset.role = role;
 }
 
 /** A random idempotency key for a request that may be repeated. */

@@ -1,6 +1,6 @@
 // The page: routing, the key, the focus. A view is a function of its box, its address and an abort signal.
 // @ts-check
-import { changeKey, hasKey, keyPrompt } from './api.js';
+import { changeKey, hasKey, keyPrompt, learnRole } from './api.js';
 import { connection } from './connection.js';
 import { fill, h, heading, notice, openDialog } from './dom.js';
 import { compareEvaluationsView, runChangesView } from './views/changes.js';
@@ -13,6 +13,7 @@ import { runView } from './views/run.js';
 import { runsView } from './views/runs.js';
 import { samplesView } from './views/samples.js';
 import { startView } from './views/start.js';
+import { tableView } from './views/table.js';
 
 /** @typedef {{path: string[], query: URLSearchParams}} Address */
 /** @typedef {(box: HTMLElement, address: Address, signal: AbortSignal) => void | Promise<void>} View */
@@ -24,6 +25,7 @@ let first = true;
 /** @param {Address} address @returns {{view: View, title: string, live: boolean}} */
 function route({ path }) {
   if (path.length === 0) return { view: runsView, title: 'Runs', live: false };
+  if (path[0] === 'table') return { view: tableView, title: 'Table of runs', live: false };
   if (path[0] === 'compare') return { view: compareView, title: 'Compare', live: false };
   if (path[0] === 'experiments' && path.length === 1)
     return { view: experimentsView, title: 'Experiments', live: false };
@@ -69,7 +71,7 @@ function show() {
   document.title = `${title} · Turnout`;
   for (const link of document.querySelectorAll('nav a')) {
     const target = (link.getAttribute('href') ?? '').replace(/^#\/?/, '');
-    const here = target === (address.path[0] ?? '') || (target === '' && address.path[0] === 'runs');
+    const here = target === (address.path[0] ?? '') || (target === '' && ['runs', 'table'].includes(address.path[0]));
     if (here) link.setAttribute('aria-current', 'page');
     else link.removeAttribute('aria-current');
   }
@@ -142,7 +144,9 @@ const keyButton = h(
     class: 'small',
     hidden: !hasKey(),
     onclick: async () => {
-      if (await changeKey()) show();
+      if (!(await changeKey())) return;
+      learnRole();
+      show();
     },
   },
   'Change key …',
@@ -159,4 +163,5 @@ function showKeyButton(on) {
   main.focus();
 });
 addEventListener('hashchange', show);
+learnRole();
 show();

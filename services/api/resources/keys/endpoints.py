@@ -1,10 +1,10 @@
-"""REST: API keys. Only keys with the role `operate` may call these."""
+"""REST: API keys. Only keys with the role `operate` may call these, but every key may ask what its role is."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.api.http.bodies import BoundedRoute
@@ -12,7 +12,7 @@ from services.api.http.problems import responses
 from services.api.http.provide import Provided
 from services.api.http.records import answer, answer_one, listing, schema
 from services.api.live.broadcaster import Broadcaster
-from services.api.storage.keyring import Keyring
+from services.api.storage.keyring import Caller, Keyring
 from services.contracts.records import Key, NewKey, Role
 
 PREFIX = "/v1/keys"
@@ -32,6 +32,12 @@ class KeyRequest(BaseModel):
     change and delete runs, and manage keys."""
 
 
+class CallerRole(BaseModel):
+    """What a key may do."""
+
+    role: Role
+
+
 KeyItem = schema("KeyItem", Key)
 NewKeyItem = schema("NewKey", NewKey)
 KeyList = listing("KeyList", KeyItem)
@@ -48,6 +54,13 @@ async def create_key(request: KeyRequest, keys: Keys) -> Response:
 async def list_keys(keys: Keys) -> Response:
     """Every created key, oldest first, without its text. TURNOUT_API_KEY is not among them."""
     return answer(KeyItem, await keys.list())
+
+
+@router.get("/self", responses=responses(401, 503))
+async def show_caller(request: Request) -> CallerRole:
+    """What the request's key may do. Any key may ask; without keys, everyone may do everything."""
+    caller: Caller | None = getattr(request.state, "caller", None)
+    return CallerRole(role="operate" if caller is None else caller.role)
 
 
 @router.delete("/{key_id}", status_code=204, responses=responses(401, 404, 422, 503))

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import Field
+from sqlalchemy import not_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.api.control.scheduler import Scheduler
@@ -22,7 +23,7 @@ from services.api.storage import history
 from services.api.storage import runs as repository
 from services.api.storage.database import Database
 from services.api.storage.keyring import Caller
-from services.api.storage.run_search import has_value
+from services.api.storage.run_search import has_value, values_of
 from services.contracts.data import main_split
 from services.contracts.notices import notices
 from services.contracts.records import QueuePlace, Run
@@ -83,6 +84,17 @@ async def list_runs(
     tag: Annotated[
         list[Annotated[str, Field(max_length=40)]] | None, Query(max_length=10, description="A tag that it has.")
     ] = None,
+    without_tag: Annotated[
+        list[Annotated[str, Field(max_length=40)]] | None, Query(max_length=10, description="A tag that it lacks.")
+    ] = None,
+    field: Annotated[
+        list[Annotated[str, Field(max_length=200)]] | None,
+        Query(max_length=30, description="Field of the configuration to return in `fields`: optimizer.learning_rate."),
+    ] = None,
+    metric: Annotated[
+        list[Annotated[str, Field(max_length=200)]] | None,
+        Query(max_length=30, description="Metric to return in `metrics`; by default all of the newest step."),
+    ] = None,
     sort: repository.Sort = "-created_at",
     cursor: Annotated[str | None, Query(max_length=1000, description="next_cursor of the previous page.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
@@ -91,12 +103,21 @@ async def list_runs(
     async with database.read() as session:
         conditions = [has_value(setting, session.get_bind().dialect.name) for setting in config or ()]
         conditions += [repository.has_tag(one) for one in tag or ()]
+        conditions += [not_(repository.has_tag(one)) for one in without_tag or ()]
         found, next_cursor = await repository.page_of_runs(
             session, state=state or [], name=name, sort=sort, cursor=cursor, limit=limit, conditions=conditions
         )
     return answer(
         RunSummary,
-        [shown(run, metrics=metrics, queue=scheduler.place(run)) for run, metrics in found],
+        [
+            shown(
+                run,
+                metrics=metrics if metric is None else {name: metrics[name] for name in metric if name in metrics},
+                fields=values_of(run.config, field or ()),
+                queue=scheduler.place(run),
+            )
+            for run, metrics in found
+        ],
         next_cursor=next_cursor,
     )
 

@@ -56,7 +56,7 @@ class RunChanges(Section):
 DETAILS = ("config", "notices", "note", "groups", "accuracy_first", "accuracy_last")
 _NEXT = "Pass as `cursor` to get the next page; null at the end."
 RunSummary = schema("RunSummary", Run, hidden=DETAILS)
-RunDetail = schema("RunDetail", Run, hidden=())
+RunDetail = schema("RunDetail", Run, hidden=("fields",))
 RunPage = listing("RunPage", RunSummary, next_cursor=(str | None, Field(description=_NEXT)))
 
 

@@ -72,10 +72,16 @@ export function buttons(run, onchanged, onproblem) {
   const made = [];
   const pausing = run.desired === 'paused';
   if (['starting', 'running'].includes(run.state) && !pausing) {
-    made.push(h('button', { type: 'button', onclick: () => act('pause', 'pausing after this step') }, 'Pause'));
+    made.push(
+      h(
+        'button',
+        { type: 'button', class: 'operate', onclick: () => act('pause', 'pausing after this step') },
+        'Pause',
+      ),
+    );
   }
   if (run.state === 'paused' || (pausing && !hasEnded(run.state)) || ['stopped', 'failed'].includes(run.state)) {
-    made.push(h('button', { type: 'button', onclick: () => act('resume', 'resuming') }, 'Resume'));
+    made.push(h('button', { type: 'button', class: 'operate', onclick: () => act('resume', 'resuming') }, 'Resume'));
   }
   if (!hasEnded(run.state)) {
     const stopping = run.state === 'stopping';
@@ -84,7 +90,7 @@ export function buttons(run, onchanged, onproblem) {
         'button',
         {
           type: 'button',
-          class: 'danger',
+          class: 'danger operate',
           onclick: async () => {
             const choice = await confirmStop(run, stopping);
             if (choice) await act(choice, 'stopping');
@@ -144,10 +150,29 @@ function confirmStop(run, stopping) {
   );
 }
 
+/** The tag of runs that lists leave out unless they are asked for them. */
+export const HIDDEN = 'hidden';
+
+/** Hide a run from lists, or show it again. @param {any} run @param {(run: any) => void} onchanged @param {(problem: any) => void} onproblem */
+export function hideButton(run, onchanged, onproblem) {
+  const isHidden = run.tags.includes(HIDDEN);
+  const toggle = async () => {
+    const tags = isHidden ? run.tags.filter((/** @type {string} */ tag) => tag !== HIDDEN) : [...run.tags, HIDDEN];
+    try {
+      const changed = await call(runPath(run.id), { method: 'PATCH', body: { tags } });
+      announce(`${run.name}: ${isHidden ? 'shown' : 'hidden'}`);
+      onchanged(changed);
+    } catch (error) {
+      onproblem(error);
+    }
+  };
+  return h('button', { type: 'button', class: 'operate', onclick: toggle }, isHidden ? 'Unhide' : 'Hide');
+}
+
 /** For a run that has ended. @param {any} run @param {(problem: any) => void} onproblem */
 export function deleteButton(run, onproblem) {
   return hasEnded(run.state)
-    ? h('button', { type: 'button', class: 'danger', onclick: () => deleteRun(run, onproblem) }, 'Delete …')
+    ? h('button', { type: 'button', class: 'danger operate', onclick: () => deleteRun(run, onproblem) }, 'Delete …')
     : null;
 }
 

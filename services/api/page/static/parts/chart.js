@@ -3,7 +3,7 @@
 import { h, save, say } from '../dom.js';
 import { csvOf } from './csv.js';
 
-/** @typedef {{name: string, x: (number | null)[], y: (number | null)[], color?: number, dash?: string, symbol?: string, kind?: 'lines' | 'points' | 'area' | 'bars', hover?: string, width?: number, right?: boolean, unit?: string, low?: (number | null)[], high?: (number | null)[]}} Series `low` and `high`: a band around `y` */
+/** @typedef {{name: string, x: (number | null)[], y: (number | null)[], color?: number, dash?: string, symbol?: string, ink?: string, kind?: 'lines' | 'points' | 'area' | 'bars', hover?: string, width?: number, right?: boolean, unit?: string, low?: (number | null)[], high?: (number | null)[]}} Series `low` and `high`: a band around `y` */
 /** @typedef {{unit?: string, rightUnit?: string, xTitle?: string, zero?: boolean, stacked?: boolean, empty?: string, log?: boolean}} Axes */
 
 const FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif';
@@ -51,7 +51,7 @@ export function seriesColor(index) {
 
 /** @param {Series} series @param {number} index @param {Axes} axes */
 function trace(series, index, axes) {
-  const ink = seriesColor(series.color ?? index);
+  const ink = series.ink ? color(series.ink) : seriesColor(series.color ?? index);
   const kind = series.kind ?? 'lines';
   const unit = series.unit ?? axes.unit;
   const value = unit === 'share' ? '%{y:.1%}' : `%{y:.4~g}${unit ? ` ${unit}` : ''}`;

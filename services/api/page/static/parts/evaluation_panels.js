@@ -84,10 +84,14 @@ export function showHead(head, evaluation, { onchanged, onproblem }) {
         isGoing(state)
           ? h(
               'button',
-              { type: 'button', class: 'danger', onclick: () => cancel(evaluation, onchanged, onproblem) },
+              { type: 'button', class: 'danger operate', onclick: () => cancel(evaluation, onchanged, onproblem) },
               'Cancel …',
             )
-          : h('button', { type: 'button', class: 'danger', onclick: () => remove(evaluation, onproblem) }, 'Delete …'),
+          : h(
+              'button',
+              { type: 'button', class: 'danger operate', onclick: () => remove(evaluation, onproblem) },
+              'Delete …',
+            ),
       ),
     ),
     h('p', { class: 'muted' }, subject(evaluation)),

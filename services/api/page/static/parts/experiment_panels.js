@@ -37,19 +37,23 @@ export function showHead(head, experiment, { onchanged, onproblem, ondownload })
         state === 'running'
           ? h(
               'button',
-              { type: 'button', class: 'danger', onclick: async () => (await confirmStop(name)) && act('stop') },
+              {
+                type: 'button',
+                class: 'danger operate',
+                onclick: async () => (await confirmStop(name)) && act('stop'),
+              },
               'Stop …',
             )
           : null,
         ['stopped', 'failed'].includes(state)
-          ? h('button', { type: 'button', onclick: () => act('resume') }, 'Resume')
+          ? h('button', { type: 'button', class: 'operate', onclick: () => act('resume') }, 'Resume')
           : null,
         h('button', { type: 'button', onclick: ondownload }, 'Download results'),
         state === 'running'
           ? null
           : h(
               'button',
-              { type: 'button', class: 'danger', onclick: () => deleteExperiment(experiment, onproblem) },
+              { type: 'button', class: 'danger operate', onclick: () => deleteExperiment(experiment, onproblem) },
               'Delete …',
             ),
       ),

@@ -3,7 +3,7 @@
 
 import { fill, h, heading, spoken, table } from '../dom.js';
 import { ago, clock, duration, percent, short, size } from '../format.js';
-import { badge, buttons, deleteButton, hasEnded, noticesOf, tagsOf, whyOf } from './actions.js';
+import { badge, buttons, deleteButton, hasEnded, hideButton, noticesOf, tagsOf, whyOf } from './actions.js';
 import { openDetails } from './details.js';
 import { metricText } from './metrics.js';
 
@@ -40,8 +40,9 @@ export function showHead(head, run, pace, { canFork, onfork, onchanged, onproble
           'div',
           { class: 'actions' },
           buttons(run, onchanged, onproblem),
-          h('button', { type: 'button', onclick: () => openDetails(run, onchanged) }, 'Edit …'),
-          canFork ? h('button', { type: 'button', onclick: onfork }, 'Fork …') : null,
+          h('button', { type: 'button', class: 'operate', onclick: () => openDetails(run, onchanged) }, 'Edit …'),
+          hideButton(run, onchanged, onproblem),
+          canFork ? h('button', { type: 'button', class: 'operate', onclick: onfork }, 'Fork …') : null,
           h('a', { class: 'button', href: `#/runs/${id}/samples` }, 'Samples'),
           h('a', { class: 'button', href: `#/runs/${id}/changes` }, 'Learned and forgotten'),
           h(
@@ -254,7 +255,7 @@ export function showCheckpoints(box, checkpoints, onfork) {
               'button',
               {
                 type: 'button',
-                class: 'small',
+                class: 'small operate',
                 'aria-label': `Fork from step ${one.step}`,
                 onclick: () => onfork(one.step),
               },

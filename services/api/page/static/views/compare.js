@@ -29,12 +29,14 @@ export async function compareView(box, { query }, signal) {
   const setting = {
     measure: query.get('y') ?? 'step:reward_mean',
     x: query.get('x') ?? 'step',
+    baseline: query.get('baseline') ?? '',
     ...scaleOf(query),
   };
   /** @type {Map<string, Loaded>} */
   const loaded = new Map();
-  const [picker, problem, result, summary, differences] = [
+  const [picker, problem, result, summary, differences, baselines] = [
     h('div', { class: 'picker' }, notice('loading', 'Loading runs …')),
+    h('div'),
     h('div'),
     h('div'),
     h('div'),
@@ -45,6 +47,7 @@ export async function compareView(box, { query }, signal) {
       runs: [...chosen].join(','),
       y: setting.measure,
       x: setting.x,
+      ...(chosen.has(setting.baseline) ? { baseline: setting.baseline } : {}),
       ...scaleQuery(setting),
     });
     window.history.replaceState(null, '', `#/compare?${next}`); // so that the comparison can be shared as a link
@@ -84,6 +87,7 @@ export async function compareView(box, { query }, signal) {
             },
           ),
           scaleControls(setting, changed),
+          baselines,
         ),
         result,
         summary,
@@ -97,6 +101,13 @@ export async function compareView(box, { query }, signal) {
   signal.addEventListener('abort', () => chart?.close());
   const show = () => {
     const runs = [...chosen].flatMap((id) => loaded.get(id) ?? []);
+    fillIfChanged(baselines, [setting.baseline, runs.map(({ run }) => [run.id, run.name])], () => {
+      const names = runs.map(({ run }) => /** @type {[string, string]} */ ([run.id, labelOf(run)]));
+      return choice('Baseline', [['', 'none'], ...names], setting.baseline, (value) => {
+        setting.baseline = value;
+        changed();
+      });
+    });
     if (!runs.length) {
       chart?.close();
       chart = null;
@@ -119,7 +130,7 @@ export async function compareView(box, { query }, signal) {
     chart.axes.log = setting.log;
     const series = runs.map((one) => courseOf(one, setting));
     chart.draw(series, series.map((one) => `${one.name} ${fixed(one.y.at(-1))}`).join(', '));
-    fill(summary, summaryTable(runs, series));
+    fill(summary, summaryTable(runs, series, setting.baseline));
     const configured = runs.map(({ run }) => ({ id: run.id, name: run.name, config: run.config }));
     fillIfChanged(differences, configured, () => differencesOf(configured));
   };
@@ -129,9 +140,13 @@ export async function compareView(box, { query }, signal) {
     4,
     signal,
     async () => {
-      const page = await call('/v1/runs?limit=100', { signal });
+      const page = await call('/v1/runs?limit=100&without_tag=hidden&metric=reward_mean', { signal });
       if (signal.aborted) return;
-      showPicker(picker, page.items, chosen, async (id, on) => {
+      const listed = new Set(page.items.map((/** @type {any} */ run) => run.id));
+      const others = [...loaded.values()]
+        .map(({ run }) => run)
+        .filter((run) => chosen.has(run.id) && !listed.has(run.id));
+      showPicker(picker, [...others, ...page.items], chosen, async (id, on) => {
         if (on) chosen.add(id);
         else chosen.delete(id);
         changed();
@@ -198,7 +213,7 @@ function showPicker(picker, runs, chosen, onchange) {
 
 /**
  * @param {Loaded} loaded
- * @param {{measure: string, x: string, window: number}} setting
+ * @param {{measure: string, x: string, window: number, baseline: string}} setting
  * @returns {import('../parts/chart.js').Series}
  */
 function courseOf({ run, steps, evaluations }, setting) {
@@ -213,7 +228,7 @@ function courseOf({ run, steps, evaluations }, setting) {
   const start = run.started_at ?? run.created_at;
   const values = rows.map((row) => row.value);
   return {
-    name: `${run.name} (${run.id.slice(-4)})`,
+    name: labelOf(run),
     x: rows.map((row) => (setting.x === 'step' ? row.step : (row.at - start) / 60)),
     y: source === 'step' ? smooth(values, setting.window) : values,
     kind: source === 'step' ? 'lines' : 'points',
@@ -222,7 +237,13 @@ function courseOf({ run, steps, evaluations }, setting) {
     symbol: SYMBOLS[index % SYMBOLS.length],
     width: 2,
     hover: '%{y:.4~g}',
+    ...(run.id === setting.baseline ? { ink: '--muted', dash: 'dash', width: 1.5 } : {}),
   };
+}
+
+/** @param {any} run */
+function labelOf(run) {
+  return `${run.name} (${run.id.slice(-4)})`;
 }
 
 /** @type {string[]} */
@@ -233,8 +254,15 @@ function styleOf(id) {
   return styles.indexOf(id);
 }
 
-/** @param {Loaded[]} runs @param {import('../parts/chart.js').Series[]} series */
-function summaryTable(runs, series) {
+/** @param {Loaded[]} runs @param {import('../parts/chart.js').Series[]} series @param {string} baseline id of the run to which the others are compared */
+function summaryTable(runs, series, baseline) {
+  const known = series.map((one) => one.y.filter((value) => value !== null));
+  const figures = known.map((values) => [
+    values[0],
+    values.at(-1),
+    values.length ? values.reduce((a, b) => Math.max(a, b)) : undefined,
+  ]);
+  const base = figures[runs.findIndex(({ run }) => run.id === baseline)];
   return h(
     'section',
     { class: 'card', 'aria-label': 'Summary' },
@@ -242,20 +270,23 @@ function summaryTable(runs, series) {
       'Summary of the compared runs',
       ['Run', 'State', 'Objective', 'Steps', 'First', 'Last', 'Highest', 'Time'],
       runs.map(({ run }, i) => {
-        const values = series[i].y.filter((value) => value !== null);
         const end = run.finished_at ?? Date.now() / 1000;
         return [
           h('a', { href: `#/runs/${encodeURIComponent(run.id)}` }, series[i].name),
           run.state,
           run.objective,
           `${run.step} of ${run.num_steps}`,
-          fixed(values[0]),
-          fixed(values.at(-1)),
-          values.length ? fixed(values.reduce((a, b) => Math.max(a, b))) : '–',
+          ...figures[i].map((value, j) => figureOf(value, run.id === baseline ? undefined : base?.[j])),
           run.started_at ? duration(end - run.started_at) : '–',
         ];
       }),
       [3, 4, 5, 6, 7],
     ),
   );
+}
+
+/** A figure with its difference to the baseline's. @param {number | undefined} value @param {number | undefined} base */
+function figureOf(value, base) {
+  if (value === undefined || base === undefined) return fixed(value);
+  return [fixed(value), h('small', { class: 'difference' }, `${value > base ? '+' : ''}${fixed(value - base)}`)];
 }

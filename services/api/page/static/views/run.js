@@ -234,7 +234,11 @@ function layout(run) {
   const lower = h(
     'div',
     { class: 'lower' },
-    column(part('Try it', made.trial), part('Services', made.services), part('Events', made.events)),
+    column(
+      h('div', { class: 'use' }, part('Try it', made.trial)),
+      part('Services', made.services),
+      part('Events', made.events),
+    ),
     column(
       part('Queues', made.queues, made.ledger),
       part('Checkpoints', made.checkpoints),

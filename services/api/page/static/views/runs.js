@@ -3,12 +3,12 @@
 
 import { call, stepsAfter } from '../api.js';
 import { poll } from '../connection.js';
-import { choice, fill, h, heading, notice } from '../dom.js';
+import { fill, h, heading, notice } from '../dom.js';
 import { ago, fixed, percent } from '../format.js';
 import { badge, problemBox, tagsOf, whyOf } from '../parts/actions.js';
+import { addressOf, filterControls, filterOf, filterQuery, isFiltering, searchOf } from '../parts/run_filters.js';
 import { Sparkline } from '../parts/sparkline.js';
 
-const STATES = ['queued', 'starting', 'running', 'paused', 'stopping', 'stopped', 'succeeded', 'failed'];
 const SPARK_POINTS = 120;
 
 /** @typedef {{element: HTMLElement, update: (run: any) => void, close: () => void}} Row */
@@ -17,63 +17,29 @@ const SPARK_POINTS = 120;
 export async function runsView(box, address, signal) {
   const list = h('div', { class: 'runs' }, notice('loading', 'Loading runs …'));
   const more = h('div', { class: 'actions' });
-  const filter = {
-    state: address.query.get('state') ?? '',
-    name: address.query.get('name') ?? '',
-    config: address.query.get('config') ?? '',
-    tag: address.query.get('tag') ?? '',
-    limit: 30,
-  };
+  const filter = filterOf(address.query);
+  let limit = 30;
   let wake = () => {};
   const ask = () => {
-    const said = new URLSearchParams(
-      Object.entries({ state: filter.state, name: filter.name, config: filter.config, tag: filter.tag }).filter(
-        ([, text]) => text,
-      ),
-    );
-    window.history.replaceState(null, '', `#/${said.size ? `?${said}` : ''}`); // so that it can be shared as a link
+    window.history.replaceState(null, '', addressOf('', filterQuery(filter))); // so that it can be shared as a link
+    table.href = addressOf('table', filterQuery(filter));
     wake();
   };
-  const input = (/** @type {'name' | 'config' | 'tag'} */ field, /** @type {string} */ placeholder) =>
-    h('input', {
-      type: 'search',
-      name: field,
-      placeholder,
-      value: filter[field],
-      oninput: (/** @type {any} */ event) => {
-        filter[field] = event.target.value;
-        ask();
-      },
-    });
+  const table = h('a', { class: 'button', href: addressOf('table', filterQuery(filter)) }, 'Table');
   fill(
     box,
     h(
       'div',
       { class: 'title-row' },
       heading('Runs'),
-      h('a', { class: 'button primary', href: '#/start' }, 'Start a run'),
-    ),
-    h(
-      'div',
-      { class: 'filters' },
-      choice(
-        'State',
-        [['', 'all'], ...STATES.map((s) => /** @type {[string, string]} */ ([s, s]))],
-        filter.state,
-        (value) => {
-          filter.state = value;
-          ask();
-        },
-      ),
-      h('label', { class: 'field' }, h('span', {}, 'Name contains'), input('name', '')),
       h(
-        'label',
-        { class: 'field config' },
-        h('span', {}, 'Configuration has'),
-        input('config', 'optimizer.learning_rate=1e-6'),
+        'div',
+        { class: 'actions' },
+        table,
+        h('a', { class: 'button primary operate', href: '#/start' }, 'Start a run'),
       ),
-      h('label', { class: 'field' }, h('span', {}, 'Tagged'), input('tag', '')),
     ),
+    filterControls(filter, ask),
     list,
     more,
   );
@@ -86,23 +52,21 @@ export async function runsView(box, address, signal) {
   let asked = 0;
   const load = async () => {
     const own = ++asked;
-    const query = new URLSearchParams({ limit: String(filter.limit) });
-    if (filter.state) query.set('state', filter.state);
-    if (filter.name) query.set('name', filter.name);
-    for (const setting of settingsOf(filter.config)) query.append('config', setting);
-    for (const tag of filter.tag.split(/[\s,]+/).filter(Boolean)) query.append('tag', tag);
+    const query = searchOf(filter);
+    query.set('limit', String(limit));
+    for (const metric of ['reward_mean', 'accuracy']) query.append('metric', metric);
     const page = await call(`/v1/runs?${query}`, { signal });
     if (signal.aborted || own !== asked) return; // a later request is in progress
     render(list, rows, page.items, filter, signal);
     fill(
       more,
-      page.next_cursor && filter.limit < 200
+      page.next_cursor && limit < 200
         ? h(
             'button',
             {
               type: 'button',
               onclick: () => {
-                filter.limit = Math.min(200, filter.limit + 30);
+                limit = Math.min(200, limit + 30);
                 ask();
               },
             },
@@ -117,16 +81,11 @@ export async function runsView(box, address, signal) {
   poll(2, signal, load, (problem) => fill(list, problemBox(problem)));
 }
 
-/** The complete field=value terms of a search; a term that is still being typed changes nothing. @param {string} text */
-function settingsOf(text) {
-  return text.split(/\s+/).filter((term) => /^\w+(\.\w+)*=[^[{]/.test(term));
-}
-
 /**
  * @param {HTMLElement} list
  * @param {Map<string, Row>} rows
  * @param {any[]} runs
- * @param {{state: string, name: string, config: string, tag: string}} filter
+ * @param {import('../parts/run_filters.js').Filter} filter
  * @param {AbortSignal} signal
  */
 function render(list, rows, runs, filter, signal) {
@@ -139,7 +98,7 @@ function render(list, rows, runs, filter, signal) {
   if (!runs.length) {
     fill(
       list,
-      filter.state || filter.name || filter.config || filter.tag
+      isFiltering(filter)
         ? notice('empty', 'No runs match the filter.')
         : notice('empty', 'No runs yet.', 'Start one here, or with ', h('code', {}, 'turnout demo'), '.'),
     );

@@ -3,7 +3,7 @@
 
 import { call, Problem, requestKey } from '../api.js';
 import { poll } from '../connection.js';
-import { announce, choice, fill, h, heading } from '../dom.js';
+import { announce, choice, fill, h, heading, notice } from '../dom.js';
 import { noticesOf, problemBox } from '../parts/actions.js';
 import { Editor } from '../parts/editor.js';
 import { showField } from '../parts/field_help.js';
@@ -92,7 +92,11 @@ export async function startView(box, _address, signal) {
       }),
   };
   const form = formOf(editor, choosers, help, result, actions);
-  fill(box, heading('Start a run'), shipped, form);
+  form.classList.add('operate');
+  shipped.classList.add('operate');
+  const lacking = notice('empty', 'This key cannot start runs.', 'Use a key with the role operate: Change key …');
+  lacking.classList.add('lacking');
+  fill(box, heading('Start a run'), lacking, shipped, form);
   idle();
   editor.value = EMPTY;
   showChoosers();

@@ -2,7 +2,8 @@
 
 Every combination of the five settings and the number of learner processes is sized by `sizing`, and the one that costs
 least time takes the rest. One server and one learner process at least get GPUs of their own; with one GPU they share
-it. A server gets the fewest GPUs that hold the model and one sequence.
+it, at the same time or in turns (`rollout.share_gpu`). A server gets the fewest GPUs that hold the model and one
+sequence.
 """
 
 from __future__ import annotations
@@ -18,17 +19,20 @@ from services.contracts.objectives.registry import OBJECTIVES
 from services.contracts.run_config import RunConfig, parse_run_config
 from services.contracts.sizing import Learner, Server, Shape
 from services.contracts.trainable import check_split
+from services.contracts.transports.registry import TRANSPORTS, brings_folder
 
 RESERVE: Final = 0.1
 """Share of a GPU's memory left for CUDA's context, NCCL's buffers and fragmentation."""
 LEAST_TOKENS: Final = 1024
 """Smaller micro-batches leave a GPU idle."""
 STAGE_COST: Final = (0.0, 0.0, 0.02, 0.25)
-"""Time of a step that a ZeRO stage adds, as a share. This and the next three are assumptions that order the options."""
+"""Time of a step that a ZeRO stage adds, as a share. This and the next five are assumptions that order the options."""
 CHECKPOINTING_COST: Final = 0.33
 OFFLOAD_COST: Final = 0.05
 HALVING_COST: Final = 0.03
 """For each halving of `training.tokens_per_microbatch`."""
+TURNS_COST: Final = 0.6
+"""For sampling and training that no longer overlap, and for the states that move."""
 RANK_COST: Final = 0.15
 """For each GPU that the learner takes from the rollout servers."""
 
@@ -114,7 +118,8 @@ def _plan(
     learner, server = sizing.learner(config, shape, response_tokens), sizing.server(config, shape)
     memory = None
     if gpus is not None:
-        memory = usable(gpus) - (learner.total if gpus.count == 1 else 0)
+        together = gpus.count == 1 and not config.rollout.share_gpu
+        memory = usable(gpus) - (learner.total if together else 0)
     return Plan(config, shape, learner, server, changes, fitting, memory)
 
 
@@ -127,6 +132,8 @@ def fits(config: RunConfig, shape: Shape, gpus: Gpus, response_tokens: int | Non
     """Whether learner and servers have the GPUs and the memory that they need."""
     learner, server = sizing.learner(config, shape, response_tokens).total, sizing.server(config, shape).least
     ranks, served = config.training.num_ranks, config.rollout.num_servers * config.rollout.tensor_parallel_size
+    if config.rollout.share_gpu:  # in turns, so each may take all of it
+        return max(learner, server) <= usable(gpus)
     if gpus.count == 1:
         return ranks == served == 1 and learner + server <= usable(gpus)
     return ranks + served <= gpus.count and max(learner, server) <= usable(gpus)
@@ -143,12 +150,15 @@ def candidates(config: RunConfig, gpus: Gpus) -> Iterator[dict[str, Any]]:
     offloads = {training.offload_teacher}
     if OBJECTIVES[config.objective.name].has_teacher and config.model.lora is None:
         offloads = {False, True}
-    most = max(1, gpus.count - rollout.tensor_parallel_size)
-    for ranks, stage, offload, again, budget in product(
-        range(1, most + 1), range(sizing.stage(config), 4), sorted(offloads), (False, True), tokens
+    most = 1 if rollout.share_gpu else max(1, gpus.count - rollout.tensor_parallel_size)
+    turns = {config.rollout.share_gpu, gpus.count == 1 and can_take_turns(config)}
+    for ranks, stage, offload, again, budget, turn in product(
+        range(1, most + 1), range(sizing.stage(config), 4), sorted(offloads), (False, True), tokens, sorted(turns)
     ):
         servers = max(1, (gpus.count - ranks) // rollout.tensor_parallel_size)
-        if training.max_staleness == 0:
+        if turn:
+            servers = 1
+        elif training.max_staleness == 0:
             servers = min(servers, training.prompts_per_step)
         wanted = {
             "training.num_ranks": (training.num_ranks, ranks),
@@ -157,8 +167,17 @@ def candidates(config: RunConfig, gpus: Gpus) -> Iterator[dict[str, Any]]:
             "training.gradient_checkpointing": (training.gradient_checkpointing, again),
             "training.tokens_per_microbatch": (training.tokens_per_microbatch, budget),
             "rollout.num_servers": (rollout.num_servers, servers),
+            "rollout.share_gpu": (rollout.share_gpu, turn),
+            "training.max_staleness": (training.max_staleness, 0 if turn else training.max_staleness),
         }
         yield {field: value for field, (own, value) in wanted.items() if value != own}
+
+
+def can_take_turns(config: RunConfig) -> bool:
+    """Whether learner and server could use one GPU in turns, but for its number of services and the staleness, which
+    are proposed with it."""
+    transport = TRANSPORTS[config.weights.transport]
+    return config.rollout.tensor_parallel_size == 1 and (transport is None or brings_folder(config.weights.transport))
 
 
 def cost(config: RunConfig, changes: Mapping[str, Any]) -> tuple[float, int]:
@@ -171,6 +190,7 @@ def cost(config: RunConfig, changes: Mapping[str, Any]) -> tuple[float, int]:
         + CHECKPOINTING_COST * values["gradient_checkpointing"]
         + OFFLOAD_COST * values["offload_teacher"]
         + HALVING_COST * halvings
+        + TURNS_COST * (changes.get("rollout.share_gpu", False) is True)
         + RANK_COST * abs(values["num_ranks"] - training.num_ranks)
     )
     return share, len(changes)
@@ -236,13 +256,15 @@ def _refusal(config: RunConfig, shape: Shape, gpus: Gpus, response_tokens: int |
 
     def need(option: RunConfig) -> float:
         own = sizing.learner(option, shape, response_tokens).total
-        return own + (sizing.server(option, shape).least if gpus.count == 1 else 0)
+        together = gpus.count == 1 and not option.rollout.share_gpu
+        return own + (sizing.server(option, shape).least if together else 0)
 
     least = min(options, key=need)
     found, training = sizing.learner(least, shape, response_tokens), least.training
     state = found.weights + found.optimizer + found.gradients + found.buffers + found.teacher + found.reference
     passing = found.total - state
-    who = "learner and rollout server together need" if gpus.count == 1 else "the learner needs"
+    together = gpus.count == 1 and not least.rollout.share_gpu
+    who = "learner and rollout server together need" if together else "the learner needs"
     settings = (
         f"training.num_ranks {training.num_ranks}, training.zero_stage {training.zero_stage}, "
         f"training.gradient_checkpointing {str(training.gradient_checkpointing).lower()} and "

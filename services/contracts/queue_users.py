@@ -26,14 +26,14 @@ def _own(kind: str) -> str:
 
 # A script counts as reading and writing all its keys, so a stream that a group is forwarded to can also be read.
 _RULES = {
-    "rollout": f"""{_CONSUME} {_own("rollout")} +hgetall
-        ~{_RUN}:prompts ~{_RUN}:completions ~{_RUN}:dead %R~{_RUN}:config %R~{_RUN}:weights""",
+    "rollout": f"""{_CONSUME} {_own("rollout")} +hgetall +hset
+        ~{_RUN}:prompts ~{_RUN}:completions ~{_RUN}:dead ~{_RUN}:turn %R~{_RUN}:config %R~{_RUN}:weights""",
     "verifier": f"""{_CONSUME} {_own("verifier")} +smembers +hget +hset +hlen +rename
         ~{_RUN}:completions ~{_RUN}:scored ~{_RUN}:evaluated ~{_RUN}:dead %R~{streams.RUNS}
         {" ".join(f"~{key}" for key in streams.JUDGEMENTS)}""",
     "learner": f"""{_CONSUME} {_own("learner")} +hget +hgetall +hset +hdel +wait
         ~{_RUN}:prompts %R~{_RUN}:completions ~{_RUN}:scored ~{_RUN}:evaluated ~{_RUN}:dead ~{_RUN}:feeder
-        ~{_RUN}:weights %R~{_RUN}:config %R~{_RUN}:desired %R~{_RUN}:attempt""",
+        ~{_RUN}:weights ~{_RUN}:turn %R~{_RUN}:config %R~{_RUN}:desired %R~{_RUN}:attempt""",
     "api": f"{_CONNECT} +@read +@write +@transaction +eval +eval_ro +time -@dangerous ~turnout:*",
     OPERATOR: "+@all ~* &*",
 }

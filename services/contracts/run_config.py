@@ -83,6 +83,10 @@ class RolloutSection(Section):
     tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = 1
     """GPUs of one machine that share each layer of a server's model, for models that do not fit one GPU. The model's
     attention heads must be a multiple of it, and each server needs as many GPUs."""
+    share_gpu: bool = False
+    """The learner and its only rollout server use one GPU in turns: the engine sleeps while the learner trains, and the
+    learner's states are in CPU memory while the engine samples. Needs `training.max_staleness` 0, and both services on
+    one machine."""
     max_num_seqs: Positive = 256
     """Sequences that one server decodes at once."""
     kv_cache_on_update: Literal["keep", "recompute"] = "keep"
@@ -270,6 +274,8 @@ class RunConfig(Section):
                 f"rollout.num_servers is {rollout.num_servers}, more than training.prompts_per_step "
                 f"({training.prompts_per_step}); the rest would never work: lower it"
             )
+        if rollout.share_gpu:
+            yield from self._sharing_conflicts()
         yield from self._choice_conflicts()
         yield from self.data.conflicts()
         yield from reward_conflicts(
@@ -278,6 +284,30 @@ class RunConfig(Section):
         every = self.evaluation.every_steps
         if self.data.validation is None and every is not None and "every_steps" in self.evaluation.model_fields_set:
             yield f"evaluation.every_steps is {every}, but there are no questions; add data.validation or remove it"
+
+    def _sharing_conflicts(self) -> Iterator[str]:
+        """What one GPU in turns rules out."""
+        training, rollout, transport = self.training, self.rollout, self.weights.transport
+        if training.max_staleness:
+            yield (
+                f"rollout.share_gpu is true, but training.max_staleness is {training.max_staleness}, so sampling and "
+                "training would overlap; set training.max_staleness to 0"
+            )
+        for field, value in (
+            ("training.num_ranks", training.num_ranks),
+            ("rollout.num_servers", rollout.num_servers),
+            ("rollout.tensor_parallel_size", rollout.tensor_parallel_size),
+        ):
+            if value > 1:
+                yield (
+                    f"rollout.share_gpu is true, but {field} is {value}, and only one learner process and one rollout "
+                    f"server can take turns on a GPU; set {field} to 1"
+                )
+        if TRANSPORTS[transport] is not None and not brings_folder(transport):
+            yield (
+                f"rollout.share_gpu is true, but weights.transport is {transport}, which needs the memory of learner "
+                "and engine at the same time; use store"
+            )
 
     def _choice_conflicts(self) -> Iterator[str]:
         """Those of the settings that choose what is trained by its results."""

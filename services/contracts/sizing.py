@@ -237,20 +237,24 @@ def learner(config: RunConfig, shape: Shape, response_tokens: int | None = None)
     referred = bool(config.objective.reference_kl_coefficient) and lora is None
     kept, passing, buffers = _gradients(config, trained)
     offloads, taught = config.training.offload_teacher, OBJECTIVES[config.objective.name].has_teacher
+    reference = w * size / cut if referred else 0
+    # With `rollout.share_gpu`, in CPU memory while the engine samples. An offloaded teacher is counted already.
+    resting = reference + (0 if offloads else model + averages)
     return Learner(
         weights=weights,
         optimizer=optimizer,
         gradients=kept + passing,
         buffers=buffers,
         teacher=model + (0 if offloads else averages),
-        reference=w * size / cut if referred else 0,
+        reference=reference,
         activations=activations(config, shape, response_tokens),
         temporary=temporary(config, shape, passing, response_tokens),
         teacher_states=_tokens_of_rank(config, response_tokens) * (TOKEN_BYTES + (w * shape.hidden if taught else 0)),
         publishing=_publishing(config, trained),
         cpu=checkpoint_bytes(config, shape)
         + published_bytes(config, shape)
-        + (ranks * (averages + model) if offloads else 0),
+        + (ranks * (averages + model) if offloads else 0)
+        + (weights + optimizer + kept + resting if config.rollout.share_gpu else 0),
     )
 
 

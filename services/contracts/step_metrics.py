@@ -790,6 +790,17 @@ CATALOGUE: Final[tuple[StepMetric | StepHistogram, ...]] = (
         line=Line("time", "save", 4, kind="bar"),
     ),
     StepMetric(
+        name="seconds_turn",
+        title="Handing over the GPU",
+        help="Time that a shared GPU was in neither's use: the engine falling asleep, and the learner's states moving "
+        "to the GPU and back. The engine's waking counts as waiting.",
+        unit="seconds",
+        optional=True,
+        part_of=_SECONDS,
+        labels=("turn",),
+        line=Line("time", "turn", 5, kind="bar"),
+    ),
+    StepMetric(
         name="tokens_per_second",
         title="Speed",
         help="Response tokens trained per second of wall-clock time.",

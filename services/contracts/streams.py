@@ -12,6 +12,7 @@
 | `turnout:{run}:desired` | string (`DesiredState`) | API | learner |
 | `turnout:{run}:attempt` | string: changes each time that the run is queued | API | learner |
 | `turnout:{run}:weights` | hash version, path, checksum, transfer | learner | API, rollout servers |
+| `turnout:{run}:turn` | hash wanted, asleep (`turns`) | learner, rollout server | rollout server, learner |
 | `turnout:runs` | set of run ids that are assigned | API | verifiers |
 | `turnout:events` | stream | learner, all services | API, group `api` |
 | `turnout:service:<instance>` | string (JSON `ServiceRecord`), expires | the service | API |
@@ -107,6 +108,10 @@ def weights(run_id: str) -> str:
     return _key(run_id, "weights")
 
 
+def turn(run_id: str) -> str:
+    return _key(run_id, "turn")
+
+
 def service(instance: str) -> str:
     return f"turnout:service:{instance}"
 
@@ -117,5 +122,5 @@ def assignment(instance: str) -> str:
 
 def run_keys(run_id: str) -> list[str]:
     """Every key of one run: what deleting a run removes."""
-    makers = (prompts, completions, scored, evaluated, dead, feeder, config, desired, attempt, weights)
+    makers = (prompts, completions, scored, evaluated, dead, feeder, config, desired, attempt, weights, turn)
     return [make(run_id) for make in makers]

@@ -14,7 +14,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from services.contracts.errors import ConfigurationError, ConflictError, TurnoutError, UnavailableError
-from services.rollout.vllm.server import EngineServer
+from services.rollout.vllm.server import ASLEEP, EngineServer
 from services.runtime.http.access import is_service, unauthorized
 from services.runtime.http.problem import problem
 from services.runtime.logs import get_logger
@@ -89,6 +89,8 @@ def require_free(server: EngineServer, busy: Callable[[], bool]) -> None:
     """Raise `ConflictError` while the server runs an update itself, or is in the middle of a pushed one."""
     if busy() or server.is_busy:
         raise ConflictError("This server is loading weights.", remedy="Try again when it has finished.")
+    if server.phase == "asleep":
+        raise ConflictError(ASLEEP, remedy="It loads the newest published weights when it wakes up.")
 
 
 def add_routes(app: FastAPI, server: EngineServer, settings: Settings, busy: Callable[[], bool]) -> FastAPI:

@@ -18,6 +18,7 @@ from services.contracts.events import Note
 from services.contracts.heartbeat import START_FAILURES, ServiceState
 from services.contracts.run_config import RunConfig, read_run_config
 from services.contracts.transports.registry import transfer_for_joining
+from services.contracts.turns import ASLEEP, WAITS_FOR_TURN, read_turn
 from services.rollout import environment, metrics
 from services.rollout.http import add_routes, include_vllm
 from services.rollout.sampling.prompts import PromptRenderer, stop_tokens
@@ -36,6 +37,8 @@ from services.runtime.tokenizer import load_tokenizer
 
 log = get_logger(__name__)
 TICK_SECONDS = 0.5
+TURN_SECONDS = 0.1
+"""Interval of checking whose turn it is on a shared GPU."""
 LAG_SECONDS = 10.0
 """If published weights have not been pushed after this time, the server loads them itself."""
 STUCK_SECONDS = 30.0
@@ -83,7 +86,7 @@ class RolloutServer:
                 except TurnoutError as error:
                     await self._report(error)
                 self._show()
-                await asyncio.sleep(TICK_SECONDS)
+                await asyncio.sleep(TURN_SECONDS if self._shares_gpu else TICK_SECONDS)
             watch.result()  # raise its error, which ends the service
         finally:
             await end([watch])
@@ -100,13 +103,18 @@ class RolloutServer:
             return
         if self._run is None:
             await self._join(self._run_id)
+        if self._shares_gpu and not await self._may_use_gpu(self._run_id):
+            return
         if self.server.is_dead or self.server.must_rebuild:
             reason = self.server.fault or "its process has died"
             await self._note("error", f"Rebuilding the engine: {reason}.")
             await self._end_engine()
         if self.server.engine is None:
             await self._start_engine()
-        await self._catch_up()
+        if self.server.phase == "asleep":
+            await self._wake()
+        if self.server.engine is not None:
+            await self._catch_up()
         if self._worker is not None and self._worker.done():
             self._worker.result()  # raise its error, which ends the service and gets it restarted
         if self._worker is None and self.server.phase == "serving":
@@ -116,6 +124,48 @@ class RolloutServer:
                 self._retry_at = time.monotonic() + RETRY_SECONDS
                 raise
             self._worker = asyncio.create_task(worker.run(), name="rollout-worker")
+
+    @property
+    def _shares_gpu(self) -> bool:
+        return self._run is not None and self._run.rollout.share_gpu
+
+    async def _may_use_gpu(self, run_id: str) -> bool:
+        """Whether the engine may hold the shared GPU's memory (`services.contracts.turns`). If the learner has asked
+        for the GPU, free it first and say so."""
+        turn = read_turn(cast(Any, await self._redis.hgetall(streams.turn(run_id))))
+        server = self.server
+        if turn.is_servers:
+            return True
+        if not turn.wanted:
+            return server.engine is not None and server.phase != "asleep"
+        if server.is_busy:
+            return False
+        if server.phase in ("serving", "paused"):
+            try:
+                await server.sleep()
+            except TurnoutError as error:
+                await self._note("error", f"The engine cannot sleep, so it is ended: {error}")
+        if server.phase != "asleep":
+            await self._end_engine()
+        if turn.asleep != turn.request:
+            await self._redis.hset(streams.turn(run_id), ASLEEP, turn.request)
+        self._presence.waits_for(WAITS_FOR_TURN)
+        return False
+
+    async def _wake(self) -> None:
+        """Wake the engine with the newest published weights. If that fails, the next tick starts another."""
+        self._loading = True
+        try:
+            published = await self._published()
+            if published is None:
+                raise ConfigurationError("No weights are published.", remedy="The engine starts with the model's own.")
+            seconds = await self.server.load(*published)
+            log.info("engine woken", weight_version=self.server.version, seconds=seconds)
+        except TurnoutError as error:
+            await self._end_engine()
+            await self._note("warning", f"The engine did not wake up, so another is started: {error}")
+        finally:
+            self._loading = False
 
     async def _join(self, run_id: str) -> None:
         """Read the run's configuration, and keep the engine if it fits. Retried until all of it succeeds."""
@@ -132,7 +182,8 @@ class RolloutServer:
         self.server.recomputes_kv_cache = run.rollout.kv_cache_on_update == "recompute"
         spec = engines.spec_for(run, self._service.settings, self._presence.instance)
         server = self.server
-        reusable = server.phase == "serving" and spec == self._spec and not server.is_dead
+        fits = spec == self._spec and not spec.sleeps  # a shared GPU is the learner's first
+        reusable = server.phase == "serving" and fits and not server.is_dead
         # A push in progress would continue with the last run's weights.
         has_own_weights = server.checksum is None and not server.is_busy
         if not (reusable and has_own_weights and await self._reuse(run_id)):
@@ -143,6 +194,8 @@ class RolloutServer:
 
     async def _leave(self) -> None:
         await self._stop_worker()
+        if self._shares_gpu:
+            await self._end_engine()  # the next learner may need the GPU before this server has its next run
         self._run = None
         self._behind_since, self._retry_at = None, 0.0
         self._forget_failures()
@@ -278,7 +331,13 @@ class RolloutServer:
     def _show(self) -> None:
         """Show the current state in the heartbeat."""
         server, presence = self.server, self._presence
-        states: dict[str, ServiceState] = {"serving": "ready", "failed": "failed", "absent": "starting"}
+        # One that sleeps will start again with the newest weights, so nothing may be pushed to it.
+        states: dict[str, ServiceState] = {
+            "serving": "ready",
+            "failed": "failed",
+            "absent": "starting",
+            "asleep": "starting",
+        }
         if self._run_id is None:
             presence.state = "idle"
             presence.waits_for("")

@@ -14,6 +14,7 @@ from typing import Literal
 
 from services.contracts.heartbeat import ServiceKind, ServiceRecord
 from services.contracts.records import QueueState
+from services.contracts.turns import WAITS_FOR_TURN
 
 Cause = Literal["gone", "failed", "starting", "updating", "waiting", "silent", "unknown"]
 _CONSUMER: dict[str, ServiceKind] = {"prompts": "rollout", "completions": "verifier"}
@@ -80,7 +81,7 @@ class Fleet:
 
 def find_waits(services: Sequence[ServiceRecord], run_ids: Sequence[str]) -> list[Wait]:
     """Every current wait of instances that work for one of `run_ids`. The wait of an instance without a run does not
-    count."""
+    count, nor that of a rollout server while the learner trains on their GPU."""
     return [
         Wait(
             record.run_id,
@@ -91,7 +92,7 @@ def find_waits(services: Sequence[ServiceRecord], run_ids: Sequence[str]) -> lis
             is_own=record.state == "starting",
         )
         for record in services
-        if record.run_id in run_ids and record.run_id is not None and record.waiting_for
+        if record.run_id in run_ids and record.run_id is not None and record.waiting_for not in ("", WAITS_FOR_TURN)
     ]
 
 

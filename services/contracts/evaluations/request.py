@@ -127,7 +127,7 @@ def services_config(request: EvaluationRequest, run: Mapping[str, Any] | None, m
         )
     values = merge(base, {section: given.get(section, {}) for section in ("rollout", "evaluation")})
     values = merge(values, {"name": request.name or "evaluation", "training": {"steps": 1, "seed": request.seed}})
-    values["rollout"]["num_servers"] = 1
+    values["rollout"] |= {"num_servers": 1, "share_gpu": False}
     rewards = given.get("rewards") or base.get("rewards") or ()
     values["rewards"] = [part for part in rewards if part["kind"] != LENGTH]  # whose limit may be above this one's
     # Nothing is trained, but a run has training questions.

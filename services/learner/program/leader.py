@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,10 +14,10 @@ from torch import Tensor
 
 from services.contracts.errors import TurnoutError
 from services.contracts.events import Event, StepFinished
-from services.contracts.states import DesiredState
 from services.learner.checkpoint import CheckpointStore, Loaded, Snapshot
 from services.learner.connections.farewell import writing
 from services.learner.connections.redis_link import RunLink, check_scored
+from services.learner.connections.turn import STOPS, GpuTurn, Stopped
 from services.learner.groups.batcher import Batch, Batcher, Scored
 from services.learner.groups.curriculum import Curriculum
 from services.learner.groups.feeder import Feeder
@@ -61,11 +62,6 @@ E = TypeVar("E", bound=Event)
 SAMPLES_EVERY_STEPS = 5
 SILENCE_SECONDS = 15.0
 """Time without the awaited group after which to check whether it is lost."""
-STOPS: frozenset[DesiredState] = frozenset({"stopped", "stopped_now"})
-
-
-class Stopped(Exception):
-    """The run was asked to stop before its last step."""
 
 
 class Leader:
@@ -79,7 +75,10 @@ class Leader:
         checkpoint: Loaded | None,
         settings: Settings,
         questions: Datasets,
+        turn: GpuTurn | None = None,
     ) -> None:
+        """With `turn`, the GPU is shared with the rollout server, and is the learner's when this is called."""
+        self.turn = turn
         self.link, self.session, self.config = link, session, session.config
         self.tokenizer = load_tokenizer(
             self.config.model.path,
@@ -121,6 +120,9 @@ class Leader:
     def run(self) -> None:
         """Train the run to its end, then report its state: succeeded or stopped."""
         catch_up(self.link, self.session, self.batcher, self.feeder, self.publisher)
+        if self.turn is not None:
+            self.session.parking.park()
+            self.turn.give()
         if self._resumed_from is not None and self._resumed_from.state.run_id == self.link.run_id:
             tell_checkpoint(self.link, self._resumed_from.folder, self.session.step)  # may not have been reported yet
         self.link.start(self.feeder)
@@ -141,7 +143,8 @@ class Leader:
         except Stopped:
             ended, reason = "stopped", "as asked"
             if self.link.wanted() == "stopped" and self.session.step > self._checkpoint_step:
-                self._submit_checkpoint()
+                with suppress(Stopped):  # the wish became to stop without one
+                    self._submit_checkpoint()
         self.writer.drain()
         send(Finish(), self.session.ranks.device)
         self.link.emit_state(ended, reason)  # type: ignore[arg-type]
@@ -210,6 +213,8 @@ class Leader:
             if time.monotonic() - silent_since > SILENCE_SECONDS or num_dead != self._num_dead_seen:
                 self._num_dead_seen = num_dead
                 find_lost_groups(self.link, self.batcher, self.feeder)
+                if self.turn is not None:
+                    self.turn.say_again()
                 silent_since = time.monotonic()
             self._wait_for_arrival()
 
@@ -251,6 +256,7 @@ class Leader:
         """Consumes a batch; produces the step's weights; hands publishing, reports and checkpoint to the writer."""
         version, began, waited = self.session.step, time.time(), time.monotonic() - self._began_at
         groups = [prepare_group(group, self.config, self.tokenizer, self._num_table) for group in batch.groups]
+        seconds_turn = self._take_turn()
         due = self._checkpoint_due(batch.step)
         renew = self.gate is not None and self.gate.observe(*gate_evidence(groups))
         command = Step(self._minibatches(groups), due, renew)
@@ -263,6 +269,7 @@ class Leader:
         snapshot = self._snapshot(weights) if due else None
         self.writer.wait_for_room()
         blocked = time.monotonic() - paused
+        seconds_turn += self._end_turn()
         metrics = step_numbers(
             groups,
             version,
@@ -274,6 +281,8 @@ class Leader:
         )
         metrics["teacher_age_steps"] = float(self._teacher_age(version))
         metrics |= source_numbers(groups, self.config) | part_means(groups, by_name=True)
+        if self.turn is not None:
+            metrics["seconds_turn"] = seconds_turn
         self._tokens += int(metrics["num_tokens"])
         self.link.report(step=batch.step, tokens_total=self._tokens)
         event = StepFinished(
@@ -287,6 +296,29 @@ class Leader:
         samples = self._samples(groups, trained, batch.step) if shown else None
         event = with_rates(event, seconds=time.monotonic() - self._began_at, seconds_checkpoint=blocked)
         self._submit(event, samples, weights, snapshot)
+
+    def _take_turn(self) -> float:
+        """Get the GPU if it is shared, with all states on it. Returns the seconds that took.
+
+        Raises:
+            Stopped: the run is to stop immediately. A batch that is complete is trained before any other stop.
+        """
+        if self.turn is None:
+            return 0.0
+        started = time.monotonic()
+        self.writer.drain()  # otherwise the last step's job would give this turn away
+        self.turn.take(self._idle, frozenset({"stopped_now"}))
+        self.session.parking.unpark()
+        return time.monotonic() - started
+
+    def _end_turn(self) -> float:
+        """Move all states to CPU memory if the GPU is shared; the server gets it once the weights are published.
+        Returns the seconds that took."""
+        if self.turn is None:
+            return 0.0
+        started = time.monotonic()
+        self.session.parking.park()
+        return time.monotonic() - started
 
     def _teacher_age(self, version: int) -> int:
         """Training steps since the teacher was the policy, as a step begins from weights of `version`."""
@@ -314,6 +346,8 @@ class Leader:
 
         def job() -> None:
             seconds = self.publisher.publish(event.step, weights)
+            if self.turn is not None:
+                self.turn.give()
             self.link.emit(with_rates(event, seconds_publish=seconds))
             if samples is not None:
                 self.link.emit(samples)
@@ -337,8 +371,10 @@ class Leader:
 
     def _submit_checkpoint(self) -> None:
         """Write a checkpoint outside the schedule."""
+        self._take_turn()
         self._send(Save())
         snapshot = self._snapshot(self._weights)
+        self._end_turn()
         settled = self.batcher.take_settled()
         self.writer.submit(lambda: self._write_checkpoint(snapshot, settled))
 

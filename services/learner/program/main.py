@@ -11,6 +11,7 @@ import errno
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import IO
 
@@ -34,6 +35,7 @@ from services.learner.connections.progress_pipe import (  # noqa: E402
     end_with_service,
 )
 from services.learner.connections.redis_link import RunLink  # noqa: E402
+from services.learner.connections.turn import GpuTurn, Stopped  # noqa: E402
 from services.learner.groups.questions import load_datasets  # noqa: E402
 from services.learner.machines.checkpoints import checkpoint_here  # noqa: E402
 from services.learner.model.ranks import Ranks  # noqa: E402
@@ -82,6 +84,7 @@ def lead(settings: Settings, run_id: str) -> int:
             config = link.read_config()
             check_places(config, settings)  # again after the API, since this came through Redis
             questions = load_datasets(config)  # before the model, which may take minutes to load
+            turn = take_turn(config, link)
             link.report(waiting_for="the model to load")
             link.send_progress()
             checkpoint = newest_checkpoint(folder, link)
@@ -89,15 +92,36 @@ def lead(settings: Settings, run_id: str) -> int:
             place = None if checkpoint is None else str(checkpoint.folder)
             send_start(Start(config.model_dump_json(), place), ranks.device)
             session = open_session(config, ranks, checkpoint, settings)
-            Leader(link, session, folder, checkpoint, settings, questions).run()
+            Leader(link, session, folder, checkpoint, settings, questions, turn).run()
         if settings.weights_folder is not None:  # probably in memory, where a finished run keeps one version only
             WeightStore(settings.weights_of(run_id), run_id).collect(1)
+        return 0
+    except Stopped:
+        link.emit_state("stopped", "as asked")
         return 0
     except Exception as error:  # noqa: BLE001 - every fault must become a recorded status
         return report_failure(link, error)
     finally:
         link.close()
         leave()
+
+
+def take_turn(config: RunConfig, link: RunLink) -> GpuTurn | None:
+    """Get the GPU from the rollout server before the model is loaded onto it; None if the run does not share it.
+
+    Raises:
+        Stopped: the run was asked to stop while it waited.
+    """
+    if not config.rollout.share_gpu:
+        return None
+    turn = GpuTurn(link)
+
+    def idle(seconds: float) -> None:
+        link.send_progress()
+        time.sleep(seconds)
+
+    turn.take(idle)
+    return turn
 
 
 def follow(settings: Settings, run_id: str) -> int:

@@ -19,6 +19,7 @@ from services.learner.model.engine import DeepSpeedEngine
 from services.learner.model.export import load_model, whole_weights, write_safetensors, write_shards
 from services.learner.model.forward import vocabulary_size
 from services.learner.model.optimizer_state import export_state, export_teacher, import_state, import_teacher
+from services.learner.model.parking import Parking
 from services.learner.model.ranks import Ranks
 from services.learner.objectives.teacher_gate import GateState
 from services.learner.packing.sequence import TrainSequence
@@ -57,6 +58,8 @@ class TrainingSession:
             ranks,
             None if checkpoint is None else partial(load, config.model.path),
         )
+        self.parking = Parking(self.engine, ranks.device)
+        """Frees the device's memory while another process needs it (`rollout.share_gpu`)."""
         self.step = 0
         """Number of finished training steps."""
         if checkpoint is not None:

@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 from services.contracts import codec, streams
 from services.contracts.arrays import TokenIds
 from services.contracts.messages import CompletedGroup, PromptTask, Rollout
+from services.contracts.turns import WAITS_FOR_TURN
 from services.rollout import metrics
 from services.rollout.sampling.sampling import GroupSampler, fault
 from services.rollout.vllm.server import EngineServer
@@ -270,7 +271,9 @@ class RolloutWorker:
             self._suspects[found.suspect.message_id] = found.suspect, 0
 
     def _say_what_is_missing(self) -> None:
-        if self._server.phase != "serving":
+        if self._server.phase == "asleep":
+            self._presence.waits_for(WAITS_FOR_TURN)
+        elif self._server.phase != "serving":
             self._presence.waits_for(f"weights (update is {self._server.phase})")
         elif self._active:
             self._presence.waits_for("")

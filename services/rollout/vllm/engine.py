@@ -64,6 +64,8 @@ class EngineSpec:
     """Share of the GPU's memory for weights and KV cache; ignored on a CPU."""
     tensor_parallel_size: int = 1
     """Workers that share each layer, one on each GPU; processes on a CPU."""
+    sleeps: bool = False
+    """Whether it can free its GPU's memory while the learner needs it. vLLM then uses an allocator of its own."""
 
 
 def spec_for(config: RunConfig, settings: Settings, instance: str) -> EngineSpec:
@@ -81,6 +83,7 @@ def spec_for(config: RunConfig, settings: Settings, instance: str) -> EngineSpec
         trust_remote_code=trusts_remote_code(config.model, settings.allow_remote_code),
         gpu_memory_utilization=settings.gpu_memory_utilization,
         tensor_parallel_size=config.rollout.tensor_parallel_size,
+        sleeps=config.rollout.share_gpu,
     )
 
 
@@ -172,6 +175,7 @@ def engine_arguments(spec: EngineSpec, model_config: Any) -> dict[str, Any]:
         }
     else:
         arguments["gpu_memory_utilization"] = spec.gpu_memory_utilization
+        arguments["enable_sleep_mode"] = spec.sleeps
     return arguments
 
 

@@ -5,6 +5,7 @@ request that begins with the updated weights cannot use cache blocks of older on
 that waits for it, since its calls may never return.
 
     serving --pause--> paused --start--> open --update--> loaded --finish--> paused --resume--> serving
+    serving --sleep--> asleep --wake---> paused (as above, with new weights; resume wakes the KV cache)
 
 `load` runs all phases, and verifies the weights first, while sampling continues. In a pushed update the verification is
 part of `update`.
@@ -45,7 +46,9 @@ log = get_logger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 Step = Coroutine[Any, Any, None]
-Phase = Literal["absent", "serving", "paused", "open", "loaded", "failed"]
+Phase = Literal["absent", "serving", "paused", "open", "loaded", "failed", "asleep"]
+DISCARD = 2
+"""vLLM's sleep level that keeps no copy of the weights, since a published version is loaded at each waking."""
 
 
 async def _hold(engine: AsyncLLM) -> None:
@@ -74,6 +77,9 @@ def update_step(
         await self.while_attached(step(self, *args, **kwargs))
 
     return given_up_with_engine
+
+
+ASLEEP = "The engine sleeps while the learner uses the GPU."
 
 
 class EngineServer:
@@ -114,6 +120,8 @@ class EngineServer:
         self._offered: ExaminedWeights | None = None
         self._prepared: ExaminedWeights | None = None
         self._is_examining = False
+        self._lacks_kv_cache = False
+        """Whether the engine has its weights back, but not yet the memory of its KV cache."""
 
     async def attach(self, engine: AsyncLLM, run_id: str) -> None:
         """Take over an engine that has its model's own weights, version 0 of the run, and pause it.
@@ -130,6 +138,7 @@ class EngineServer:
         self.version, self.checksum = 0, None
         self.fault, self.must_rebuild = "", False
         self._epoch += 1
+        self._lacks_kv_cache = False
         self._move("paused")
 
     def detach(self) -> AsyncLLM | None:
@@ -298,10 +307,33 @@ class EngineServer:
         engine = self.require()
         if self.phase in ("open", "loaded"):
             raise ConflictError(f"A weight update is in phase {self.phase}. Finish it before pausing again.")
+        if self.phase == "asleep":
+            raise ConflictError(ASLEEP)
         self._serving.clear()
         if self.phase == "serving":
             self._move("paused")
         await pause(engine, mode, clear_cache=clear_cache or self.recomputes_kv_cache)
+
+    @update_step
+    async def sleep(self) -> None:
+        """Free the GPU: weights and KV cache are discarded. Withdraws all requests, and their callers submit them
+        again. Only `load` wakes the engine."""
+        engine = self.require()
+        if self.phase not in ("serving", "paused"):
+            raise ConflictError(f"The engine is {self.phase}, so it cannot sleep.")
+        self._move("paused")  # nothing is submitted from here on
+        with self._failing("sleep"):
+            await engine.sleep(level=DISCARD, mode="abort")
+        self._move("asleep")
+
+    @update_step
+    async def wake(self) -> None:
+        """Take memory for the weights back. The KV cache follows when sampling resumes, so that an update has room."""
+        engine = self.require()
+        with self._failing("wake"):
+            await engine.wake_up(["weights"])
+        self._lacks_kv_cache = True
+        self._move("paused")
 
     @update_step
     async def start_weight_update(self) -> None:
@@ -362,6 +394,12 @@ class EngineServer:
             raise ConflictError("A weight update is open. Finish it before resuming.")
         if self.phase == "failed":
             raise ConflictError(f"The last weight update failed ({self.fault}). Run a full update before resuming.")
+        if self.phase == "asleep":
+            raise ConflictError(ASLEEP)
+        if self._lacks_kv_cache:
+            with self._failing("wake"):
+                await engine.wake_up(["kv_cache"])
+            self._lacks_kv_cache = False
         await engine.resume_generation()
         self._move("serving")
 
@@ -382,7 +420,8 @@ class EngineServer:
             raise
 
     async def load(self, version: int, path: str, checksum: str, transfer: Any = None) -> dict[str, float]:
-        """Run all phases of an update: for the API's push, and for a server that catches up itself.
+        """Run all phases of an update: for the API's push, and for a server that catches up itself. A sleeping engine
+        is woken instead of paused.
 
         The weights are verified before sampling stops, except the bytes of a fast transport (`transfer`), which are
         verified on arrival. Returns the seconds of each phase.
@@ -395,9 +434,10 @@ class EngineServer:
         if self.is_busy or self.phase in ("open", "loaded"):
             raise ConflictError("A weight update is in progress.", remedy="Try again when it has finished.")
         info = {"path": path, "checksum": checksum} | ({} if transfer is None else {"transfer": transfer})
+        still: tuple[str, Callable[[], Step]] = ("pause", self.pause_generation)
         steps: tuple[tuple[str, Callable[[], Step]], ...] = (
             ("prepare", lambda: self.prepare(info, version)),
-            ("pause", self.pause_generation),
+            ("wake", self.wake) if self.phase == "asleep" else still,
             ("start", self.start_weight_update),
             ("update", lambda: self.update_weights(info)),
             ("finish", lambda: self.finish_weight_update(str(version))),

@@ -20,6 +20,7 @@ from redis.asyncio import Redis
 from services.contracts import codec, events, streams
 from services.contracts.arrays import LogProbs, TokenIds
 from services.contracts.messages import CompletedGroup, PromptTask, Rollout, ScoredGroup, Verdict, VersionSpan
+from services.contracts.turns import ASLEEP, read_turn
 from services.runtime.queue.queue import Queue
 from tests.conftest import ROOT
 
@@ -49,12 +50,15 @@ def run_values(**sections: dict[str, Any]) -> dict[str, Any]:
 class FakeRing:
     """Plays rollout servers and verifiers in one coroutine."""
 
-    def __init__(self, redis: Redis, run_id: str, change: Change = lambda group: group) -> None:
+    def __init__(
+        self, redis: Redis, run_id: str, change: Change = lambda group: group, *, shares_gpu: bool = False
+    ) -> None:
         self.redis = redis
         self.run_id = run_id
         self.change = change
         """May alter a group before it is published."""
         self.served: list[str] = []
+        self.shares_gpu = shares_gpu
         self.versions_seen: dict[str, int] = {}
         """Published version at the time of serving, by group id."""
         from transformers import AutoTokenizer
@@ -66,6 +70,9 @@ class FakeRing:
         prompts = streams.prompts(self.run_id)
         held = await queue.own_pending(prompts, PromptTask)
         while True:
+            if self.shares_gpu and not await self._has_turn():
+                await asyncio.sleep(0.01)
+                continue
             held += await queue.receive([prompts], PromptTask, count=16, block_seconds=0.05)
             version = int(await self.redis.hget(streams.weights(self.run_id), "version") or 0)
             ready = [delivery for delivery in held if delivery.message.min_weight_version <= version]
@@ -77,6 +84,13 @@ class FakeRing:
                 self.served.append(task.group_id)
                 self.versions_seen[task.group_id] = version
                 await queue.forward(delivery, target(self.run_id), self.change(self.answer(task)))
+
+    async def _has_turn(self) -> bool:
+        """Frees the GPU at the learner's request."""
+        turn = read_turn(await self.redis.hgetall(streams.turn(self.run_id)))
+        if turn.request and turn.asleep != turn.request:
+            await self.redis.hset(streams.turn(self.run_id), ASLEEP, turn.request)
+        return turn.is_servers
 
     def answer(self, task: PromptTask) -> ScoredGroup:
         dice = random.Random(task.group_id)

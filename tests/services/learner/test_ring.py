@@ -42,7 +42,8 @@ async def start_ring(redis: Redis) -> AsyncIterator[StartRing]:
 
     async def start(run_id: str, values: dict[str, Any], change: Change | None = None) -> FakeRing:
         await put_run(redis, run_id, values)
-        ring = FakeRing(redis, run_id, *([change] if change else []))
+        shares = bool(values["rollout"].get("share_gpu"))
+        ring = FakeRing(redis, run_id, *([change] if change else []), shares_gpu=shares)
         tasks.append(asyncio.create_task(ring.run()))
         return ring
 
@@ -121,7 +122,8 @@ async def test_a_run_killed_at_any_instant_ends_bit_for_bit_equal(
 
     await redis.delete(streams.EVENTS)
     log = EventLog(redis)
-    await start_ring("killed", values)
+    shares = objective == "grpo"  # a GPU in turns: states away and back in each step, with the same result
+    await start_ring("killed", values | {"rollout": values["rollout"] | {"share_gpu": shares}})
     with programs.training(valkey_url, tmp_path, "killed") as process:
         await log.wait_for(lambda seen: any(isinstance(e, events.StepFinished) and e.step == 5 for e in seen))
         if objective == "grpo":
@@ -153,6 +155,7 @@ async def test_a_run_killed_at_any_instant_ends_bit_for_bit_equal(
     assert (finished[6].groups["fed"], finished[6].groups["replaced"]) == (24 + replaced, replaced)
     assert sum(event.metrics["num_replaced_groups"] for event in finished.values()) == replaced
     assert finished[6].metrics["staleness_max"] <= staleness
+    assert ("seconds_turn" in finished[6].metrics) == shares
 
 
 async def test_a_run_reports_steps_samples_and_evaluations(

@@ -22,6 +22,7 @@ from services.learner.model.engine import DeepSpeedEngine  # noqa: E402
 from services.learner.model.export import whole_weights  # noqa: E402
 from services.learner.model.lora import inject  # noqa: E402
 from services.learner.model.optimizer_state import export_state, export_teacher  # noqa: E402
+from services.learner.model.parking import Parking, storages, tensors  # noqa: E402
 from services.learner.packing.sequence import TrainSequence  # noqa: E402
 from services.learner.program.commands import Step  # noqa: E402
 from services.learner.program.session import TrainingSession  # noqa: E402
@@ -85,6 +86,18 @@ def mine(sequences: list[TrainSequence], engine: DeepSpeedEngine) -> list[TrainS
     return [item for item in sequences if (item.route == "sdpo") == (engine.rank == 1)]
 
 
+def away_and_back(engine: DeepSpeedEngine) -> None:
+    """As between two turns on a shared GPU: no state has memory meanwhile."""
+    names = {name for name, parameter in engine.module.named_parameters() if parameter.numel()}
+    parking, cpu = Parking(engine, engine.device), torch.device("cpu")
+    parking.park()
+    left = [tensor for tensor in tensors(engine) if tensor.untyped_storage().nbytes()]
+    assert not list(storages(engine, cpu)), f"{len(left)} tensors still have memory"
+    held = {name for name, value in engine.module.named_parameters() if value.untyped_storage().nbytes()}
+    assert not names & held, held
+    parking.unpark()
+
+
 def updates(file: Path, cases: list[str]) -> None:
     ranks, found = join(), {}
     for case in cases:
@@ -97,6 +110,8 @@ def updates(file: Path, cases: list[str]) -> None:
                 report = run_minibatch(engine, sequences, old_logprobs(engine, sequences, run), run)
                 metrics = step_metrics([report])
                 rows.append([metrics[name] for name in ("loss", "reference_kl_nats", "teacher_entropy_nats")])
+                if ranks.num_ranks == 1:
+                    away_and_back(engine)
             found[f"{case}-{stage}"] = {
                 "rows": rows,
                 "weights": whole_weights(engine.module, 0, trained_only=True),

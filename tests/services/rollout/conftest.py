@@ -74,7 +74,7 @@ class Deployment:
                     "max_num_seqs": 16,
                     **rollout,
                 },
-                "training": {"steps": 10},
+                "training": {"steps": 10, **({"max_staleness": 0} if rollout.get("share_gpu") else {})},
             }
         )
         self.redis.set(streams.config(self.run_id), config.model_dump_json())

@@ -21,6 +21,7 @@ from services.contracts import codec, streams
 from services.contracts.events import Note
 from services.contracts.messages import DeadLetter
 from services.contracts.transports.layout import LAYOUT_FILE, Layout
+from services.contracts.turns import ASLEEP, SERVER, WAITS_FOR_TURN, WANTED
 from services.learner.model.export import whole_weights
 from services.learner.publish.chunks import plan
 from services.learner.publish.nccl import NcclSender
@@ -417,8 +418,10 @@ def test_a_leaving_server_hands_back_what_it_holds(deployment: Deployment) -> No
     assert deployment.record("rollout-late") is None
     [pending] = deployment.redis.xpending_range(streams.prompts("run-t"), streams.GROUP_ROLLOUT, "-", "+", 10)
     assert pending["time_since_delivered"] >= HANDED_BACK_SECONDS * 1000, "no server waits for the group to become idle"
-    deployment.create_run(kv_cache_on_update="recompute", **STOPS)
+    deployment.create_run(kv_cache_on_update="recompute", share_gpu=True, **STOPS)
     deployment.redis.set(streams.assignment(INSTANCE), "run-t")
+    deployment.wait_record(lambda record: record.waiting_for == WAITS_FOR_TURN)  # the learner has not given it
+    deployment.redis.hset(streams.turn("run-t"), WANTED, SERVER)
     deployment.wait_record(lambda record: record.state == "ready")
     deployment.wait(lambda: deployment.holders() == [INSTANCE])
 
@@ -437,6 +440,29 @@ def test_the_kv_cache_is_recomputed_at_updates_if_the_run_asks_for_it(deployment
     kept = deployment.completed("kept")
     assert kept is not None
     assert mismatch_after_update(kept, 1, 11) > 0.1
+
+
+def test_an_engine_sleeps_while_the_learner_has_their_gpu(deployment: Deployment) -> None:
+    """What it was sampling is sampled again, with the version that was published meanwhile; nothing can be pushed to
+    it. vLLM's CPU build keeps its memory, but its order of calls is the one of a GPU."""
+    turn = streams.turn(deployment.run_id)
+    deployment.feed("turned", "w31 w32", sampling=LONG)
+    deployment.wait_sampling(8 * 4)
+    deployment.redis.hset(turn, WANTED, "request")
+    deployment.wait(lambda: deployment.redis.hget(turn, ASLEEP) == b"request")
+    record = deployment.wait_record(lambda record: record.waiting_for == WAITS_FOR_TURN)
+    assert record.state == "starting"
+    path, manifest = deployment.store_version(12, seed=18)
+    assert deployment.load(12, path, manifest.checksum).status_code == 409
+    assert deployment.post("/resume").status_code == 409
+    deployment.announce(12, path, manifest.checksum)
+    assert deployment.completed("turned") is None
+    before = _processes(deployment)
+    deployment.redis.hset(turn, WANTED, SERVER)
+    group = deployment.wait_group("turned")
+    assert {span.version for rollout in group.rollouts for span in rollout.weight_versions} == {12}
+    assert mismatch(group, 18) < 1e-3
+    assert _processes(deployment) == before, "it woke up; no other was started"
 
 
 def test_a_response_ends_at_the_runs_stops(deployment: Deployment) -> None:
@@ -548,6 +574,11 @@ def _workers(deployment: Deployment) -> list[int]:
     """The processes of the engine's workers."""
     service = psutil.Process(deployment.processes[INSTANCE].pid)
     return [child.pid for child in service.children(recursive=True) if "Worker" in child.name()]
+
+
+def _processes(deployment: Deployment) -> list[int]:
+    """All processes of the server's engine."""
+    return [child.pid for child in psutil.Process(deployment.processes[INSTANCE].pid).children(recursive=True)]
 
 
 def _children(pid: int) -> list[str]:

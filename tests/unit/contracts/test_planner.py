@@ -211,3 +211,18 @@ def test_the_command_prints_a_table_and_json(tmp_path: Path) -> None:
     assert printed["learner"]["total"] <= printed["usable_bytes"]
     half = CliRunner().invoke(app, ["runs", "plan", str(file), "--gpus", "8"])
     assert half.exit_code != 0
+
+
+def test_one_gpu_in_turns_needs_the_larger_part_and_is_proposed_where_both_do_not_fit(tmp_path: Path) -> None:
+    gpus = Gpus(1, 20 * GIB)
+    found = planner.plan(run(folder_of(tmp_path, "qwen3-0.6b")), gpus, response_tokens=500)
+    assert found.changes["rollout.share_gpu"] is True
+    assert found.changes["training.max_staleness"] == 0
+    assert (
+        found.learner.total + found.server.least > planner.usable(gpus) >= max(found.learner.total, found.server.least)
+    )
+    assert found.server_bytes == planner.usable(gpus), "the KV cache gets what the learner leaves, which is all of it"
+    apart = planner.with_changes(found.config, {"rollout.share_gpu": False})
+    parked = found.learner.cpu - sizing.learner(apart, found.shape, 500).cpu
+    assert parked == 26 * found.shape.num_parameters
+    assert planner.fits(found.config, found.shape, Gpus(2, 20 * GIB), response_tokens=500), "it uses one of them"

@@ -132,6 +132,14 @@ def test_fields_given_win_over_the_preset() -> None:
         ({"objective": {"engine_mask_low": 0.9}}, ["objective.engine_mask_low is 0.9", "engine_mask is none"]),
         ({"objective": {"routing": "failed_groups"}}, ["objective.routing is failed_groups", "objective.feedback"]),
         ({"objective": {"success_threshold": 0}}, ["objective.success_threshold is 0", "greater than 0"]),
+        (
+            {"rollout": {"share_gpu": True, "num_servers": 2}, "training": {"num_ranks": 2}},
+            ["training.max_staleness is 1", "to 0", "rollout.num_servers is 2", "training.num_ranks is 2"],
+        ),
+        (
+            {"rollout": {"share_gpu": True}, "training": {"max_staleness": 0}, "weights": {"transport": "cuda_ipc"}},
+            ["rollout.share_gpu is true", "weights.transport is cuda_ipc", "use store"],
+        ),
         ({"rollout": {"temperature": 0.009}}, ["rollout.temperature is 0.009", "vLLM", "0.01 or more"]),
         ({"rollout": {"temperature": 1e9}}, ["rollout.temperature is 1000000000.0", "less than or equal to 100"]),
         ({"rollout": {"top_k": 1}}, ["rollout.top_k is 1", "siblings", "2 or more"]),

@@ -83,11 +83,14 @@ def sentences(plan: Plan, times: Sequence[Times], gpus: Gpus | None) -> list[str
         if plan.fits:
             said.append(f"The run fits on {room}.")
             served = plan.config.rollout.num_servers * plan.config.rollout.tensor_parallel_size
+            served -= plan.config.rollout.share_gpu
             if (idle := gpus.count - training.num_ranks - served) > 0:
                 said.append(f"{idle} of them remain, for example for rollout.num_servers.")
         else:
             said.append(f"The run does not fit on {room}. It fits with these settings, which the table is for:")
             said += [f"  --set {field}={json.dumps(value)}" for field, value in plan.changes.items()]
+    if plan.config.rollout.share_gpu:
+        said.append("Learner and rollout server use one GPU in turns (rollout.share_gpu), so each may take all of it.")
     if plan.slots is not None:
         most = plan.config.rollout.max_num_seqs
         said.append(

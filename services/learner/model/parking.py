@@ -2,7 +2,8 @@
 
 DeepSpeed's own `offload_states` knows neither torch's optimizer (ZeRO 0) nor teacher and initial model. Here the memory
 beneath the tensors is moved instead: their storages are copied, then resized to nothing. Every view stays valid, so
-nothing depends on how DeepSpeed or an optimizer arranges flat buffers. Between `park` and `unpark` no tensor may be read.
+nothing depends on how DeepSpeed or an optimizer arranges flat buffers. Between `park` and `unpark`, no tensor may be
+read.
 """
 
 from __future__ import annotations

@@ -14,6 +14,11 @@ HEARTBEAT_EXPIRES_SECONDS = 10.0
 START_FAILURES = "start_failures"
 """Key of `ServiceRecord.details`: consecutive failed starts of a rollout server's engine for its run."""
 
+GPUS = "gpus"
+"""Key of `ServiceRecord.details`: number of GPUs of a rollout server. One on a CPU has no such key, and serves all."""
+MACHINE = "machine"
+"""Key of `ServiceRecord.details`: the machine that a learner or rollout server is on. Its containers share it."""
+
 HELPS = "helps"
 """Key of `ServiceRecord.details`: the learner for which this one has ranks on another machine. It serves no run."""
 

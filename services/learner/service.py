@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 from services.contracts import streams
 from services.contracts.errors import ConfigurationError, TurnoutError
 from services.contracts.events import Note, RunStateChanged
+from services.contracts.heartbeat import MACHINE
 from services.contracts.run_config import read_run_config
 from services.learner.connections.files import add_file_routes
 from services.learner.connections.progress_pipe import EXIT_NO_QUEUE, EXIT_REFUSED, EXIT_REPORTED, Progress
@@ -28,6 +29,7 @@ from services.learner.machines.helper import Helper
 from services.learner.processes import STOP_SECONDS, RankProcesses, Share, cause_of
 from services.learner.retries import Attempts
 from services.learner.settings import load_learner_settings
+from services.runtime.address import machine_id
 from services.runtime.connection import until_served
 from services.runtime.logs import get_logger
 from services.runtime.process import Service
@@ -49,6 +51,7 @@ async def loops(service: Service) -> None:
     if own.main:
         await Helper(service.presence, main=own.main, token=service.settings.service_token).run()
         return
+    service.presence.details[MACHINE] = machine_id()
     add_file_routes(service.app, service.settings)
     crew = None
     if own.machines > 1:

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from services.contracts import streams
 from services.contracts.errors import ConfigurationError, ConflictError, MalformedMessageError, TurnoutError
 from services.contracts.events import Note
-from services.contracts.heartbeat import START_FAILURES, ServiceState
+from services.contracts.heartbeat import GPUS, MACHINE, START_FAILURES, ServiceState
 from services.contracts.run_config import RunConfig, read_run_config
 from services.contracts.transports.registry import transfer_for_joining
 from services.contracts.turns import ASLEEP, WAITS_FOR_TURN, read_turn
@@ -29,6 +29,7 @@ from services.rollout.vllm import engine as engines
 from services.rollout.vllm import pulse, starting
 from services.rollout.vllm.server import EngineServer
 from services.rollout.weights.fetch import FetchedWeights
+from services.runtime.address import machine_id
 from services.runtime.inputs import check_model_place
 from services.runtime.logs import get_logger, set_log_fields
 from services.runtime.process import Service, end
@@ -382,6 +383,11 @@ async def loops(service: Service) -> None:
     endpoints.add_routes(service.app, rollout.server, service.settings)
     service.presence.waits_for("import of vLLM")
     await asyncio.to_thread(environment.import_vllm)
+    service.presence.details[MACHINE] = machine_id()
+    if not environment.on_cpu():
+        import torch
+
+        service.presence.details[GPUS] = str(torch.cuda.device_count())
     endpoints.check_tool_parser(service.settings)
     include_vllm(inner)
     service.presence.waits_for("")

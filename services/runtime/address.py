@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from ipaddress import ip_address
+from pathlib import Path
 
 DEFAULT_HOST = "127.0.0.1"
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -19,6 +20,14 @@ def host_of(text: str) -> str:
         return str(ip_address(inner))
     except ValueError:
         return text or DEFAULT_HOST
+
+
+def machine_id() -> str:
+    """The same for all processes of a machine, in containers too, until it restarts."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()
 
 
 def authority(host: str, port: int) -> str:

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from services.contracts.heartbeat import START_FAILURES, ServiceRecord
+from services.contracts.heartbeat import GPUS, MACHINE, START_FAILURES, ServiceRecord
 from services.contracts.states import ACTIVE_STATES
 
 MAX_START_FAILURES = 5
@@ -32,25 +32,49 @@ class Assigned:
     servers: list[str] = field(default_factory=list)
     created_by: str = ""
     is_evaluation: bool = False
+    num_gpus: int = 1
+    """GPUs that each server needs (`rollout.tensor_parallel_size`)."""
+    shares_gpu: bool = False
+    """Learner and server must be on one machine (`rollout.share_gpu`)."""
+
+    def unfit(self, server: ServiceRecord, learner: ServiceRecord | None = None) -> str:
+        """Why a server cannot work for this, with this learner if it is known; empty if it can."""
+        gpus = int(server.details.get(GPUS, self.num_gpus))
+        if gpus < self.num_gpus:
+            return (
+                f"rollout.tensor_parallel_size is {self.num_gpus}, but {server.instance} has {gpus} "
+                f"GPU{'s' * (gpus != 1)}"
+            )
+        machines = {record.details.get(MACHINE) for record in (server, learner) if record is not None}
+        if self.shares_gpu and len(machines) > 1:
+            return f"rollout.share_gpu is true, but no learner is on the machine of {server.instance}"
+        return ""
 
 
 class _Servers:
     """Rollout servers that runs may take: idle ones, then those of evaluations, the newest evaluation's first."""
 
-    def __init__(self, idle: list[str], lenders: list[Assigned]) -> None:
-        self.idle = idle
+    def __init__(self, idle: Sequence[str], lenders: list[Assigned], alive: Mapping[str, ServiceRecord]) -> None:
+        # Those with fewer GPUs first, so that runs that need more find the others idle.
+        self.idle = sorted(idle, key=lambda name: int(alive[name].details.get(GPUS, 0)))
         self._lenders = lenders
+        self._alive = alive
 
-    def __bool__(self) -> bool:
-        return bool(self.idle or self._lenders)
+    def take(self, work: Assigned, learner: ServiceRecord | None = None) -> str | None:
+        """A server that fits the work; None if no such server is free."""
 
-    def take(self) -> str:
-        if self.idle:
-            return self.idle.pop(0)
-        evaluation = self._lenders.pop()
-        name = evaluation.servers.pop()
-        evaluation.state = "queued"
-        return name
+        def fits(name: str) -> bool:
+            return name in self._alive and not work.unfit(self._alive[name], learner)
+
+        if (found := next(filter(fits, self.idle), None)) is not None:
+            self.idle.remove(found)
+            return found
+        for evaluation in reversed(self._lenders):
+            if fits(evaluation.servers[-1]):
+                self._lenders.remove(evaluation)
+                evaluation.state = "queued"
+                return evaluation.servers.pop()
+        return None
 
 
 def plan(works: Sequence[Assigned], services: Sequence[ServiceRecord], max_runs_per_key: int = 0) -> list[Assigned]:
@@ -69,17 +93,18 @@ def plan(works: Sequence[Assigned], services: Sequence[ServiceRecord], max_runs_
     evaluations = [work for work in works if work.is_evaluation]
     rollouts = {record.instance for record in services if record.kind == "rollout"}
     lenders = [work for work in evaluations if work.state == "running" and set(work.servers) & rollouts]
-    servers = _Servers([record.instance for record in idle if record.kind == "rollout"], lenders)
+    servers = _Servers([record.instance for record in idle if record.kind == "rollout"], lenders, alive)
     _start_runs([work for work in works if not work.is_evaluation], learners, servers, max_runs_per_key)
     for work in works:
         if not work.is_evaluation and work.state in ("starting", "running", "paused"):
             _fill_servers(work, servers, alive)
+    own = _Servers(servers.idle, [], alive)  # an evaluation takes none from another
     for work in evaluations:
-        if work.state == "queued" and servers.idle:
-            work.state, work.servers = "running", [servers.idle.pop(0)]
+        if work.state == "queued" and (name := own.take(work)) is not None:
+            work.state, work.servers = "running", [name]
     for work in evaluations:
         if work.state == "running":
-            _fill_servers(work, _Servers(servers.idle, []), alive)
+            _fill_servers(work, own, alive)
     return works
 
 
@@ -95,28 +120,29 @@ def _start_runs(
     for run in runs:
         if run.state != "queued" or is_full(run.created_by, in_progress, max_runs_per_key):
             continue
-        learner = _choose_learner(run, learners)
-        if learner is None or not servers:
-            continue
-        learners.remove(learner)
-        run.state, run.learner, run.servers = "starting", learner.instance, [servers.take()]
-        in_progress[run.created_by] += 1
+        for learner in _fitting_learners(run, learners):
+            if (server := servers.take(run, learner)) is not None:
+                learners.remove(learner)
+                run.state, run.learner, run.servers = "starting", learner.instance, [server]
+                in_progress[run.created_by] += 1
+                break
 
 
-def _choose_learner(run: Assigned, learners: Sequence[ServiceRecord]) -> ServiceRecord | None:
-    """An idle learner; the run's earlier one if it is idle, since pending groups carry its name."""
+def _fitting_learners(run: Assigned, learners: Sequence[ServiceRecord]) -> list[ServiceRecord]:
+    """Idle learners; the run's earlier one first if it is idle, since pending groups carry its name."""
     fit = [record for record in learners if record.run_id in (None, run.run_id)]
-    return next((record for record in fit if record.instance == run.learner), fit[0] if fit else None)
+    return sorted(fit, key=lambda record: record.instance != run.learner)
 
 
 def _fill_servers(work: Assigned, servers: _Servers, alive: Mapping[str, ServiceRecord]) -> None:
     """Give the work servers until `num_servers` of its servers are alive, dropping missing ones to make room."""
     num_alive = sum(name in alive for name in work.servers)
-    while num_alive < work.num_servers and servers:
+    learner = alive.get(work.learner or "")
+    while num_alive < work.num_servers and (name := servers.take(work, learner)) is not None:
         gone = next((name for name in work.servers if name not in alive), None)
         if gone is not None and len(work.servers) >= work.num_servers:
             work.servers.remove(gone)
-        work.servers.append(servers.take())
+        work.servers.append(name)
         num_alive += 1
 
 
@@ -142,6 +168,8 @@ def waits_for(evaluation: Assigned, works: Sequence[Assigned], records: Mapping[
     servers = [record for record in records.values() if record.kind == "rollout"]
     if not servers:
         return "Waits for a rollout server; none is alive."
+    if all(evaluation.unfit(server) for server in servers):
+        return f"Waits for a rollout server that fits: {evaluation.unfit(servers[0])}."
     users = [work for work in works if work.servers and work.state in ACTIVE_STATES]
     shown = ", ".join(f"{'' if work.is_evaluation else 'run '}{work.run_id}" for work in users[:3])
     more = f" and {len(users) - 3} more" if len(users) > 3 else ""

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from services.api.control.assignment import Assigned, is_full
-from services.contracts.heartbeat import ServiceRecord
+from services.contracts.heartbeat import GPUS, ServiceRecord
 from services.contracts.records import QueuePlace
 from services.contracts.states import ACTIVE_STATES
 
@@ -39,7 +39,11 @@ def outlook(
     for run in runs:
         if run.state != "queued":
             continue
-        reason = why or ("Runs before it in the queue take the idle services." if places else "It is about to start.")
+        reason = (
+            why
+            or _unfit(run, services)
+            or ("Runs before it in the queue take the idle services." if places else "It is about to start.")
+        )
         if is_full(run.created_by, in_progress, max_runs_per_key):
             count = in_progress[run.created_by]
             runs_of_key = f"{count} run" if count == 1 else f"{count} runs"
@@ -112,6 +116,16 @@ def _shortage(active: Sequence[Assigned], services: Sequence[ServiceRecord]) -> 
     if all(record.instance in held for record in servers):
         return _all_busy("rollout server", len(servers), sorted(set(held.values())))
     return ""
+
+
+def _unfit(run: Assigned, services: Sequence[ServiceRecord]) -> str:
+    """Why no server that is running can ever work for this run; empty if one can."""
+    servers = [record for record in services if record.kind == "rollout"]
+    learners = [record for record in services if record.leads_runs]
+    if any(not run.unfit(server, learner) for server in servers for learner in learners):
+        return ""
+    largest = max(servers, key=lambda server: int(server.details.get(GPUS, 0)))
+    return f"No rollout server fits: {run.unfit(largest, learners[0])}."
 
 
 def _all_busy(name: str, count: int, users: Sequence[str]) -> str:

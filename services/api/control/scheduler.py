@@ -225,12 +225,22 @@ def _seconds_left(runs: Sequence[Run], paces: Mapping[str, float]) -> dict[str, 
 
 
 def _assigned(run: Run) -> Assigned:
-    num_servers = int(run.config["rollout"]["num_servers"])
-    return Assigned(run.id, run.state, num_servers, run.learner, list(run.rollout_servers), run.created_by)
+    rollout = run.config["rollout"]
+    return Assigned(
+        run.id,
+        run.state,
+        int(rollout["num_servers"]),
+        run.learner,
+        list(run.rollout_servers),
+        run.created_by,
+        num_gpus=int(rollout.get("tensor_parallel_size", 1)),
+        shares_gpu=bool(rollout.get("share_gpu", False)),
+    )
 
 
 def _assigned_to_evaluation(row: EvaluationRow) -> Assigned:
-    return Assigned(row.id, row.state, 1, None, list(row.rollout_servers), is_evaluation=True)
+    num_gpus = int(row.config["rollout"].get("tensor_parallel_size", 1))
+    return Assigned(row.id, row.state, 1, None, list(row.rollout_servers), is_evaluation=True, num_gpus=num_gpus)
 
 
 def _learner_lost(run: Run, learner: ServiceRecord | None) -> bool:

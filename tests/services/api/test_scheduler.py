@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 
 from services.api.container import Parts, make_parts
 from services.api.control.assignment import Assigned, plan
+from services.api.control.outlook import outlook
 from services.api.storage.database import open_database
 from services.contracts import streams
 from services.contracts.events import RunStateChanged
@@ -31,6 +32,40 @@ def record(kind: ServiceKind, name: str, run_id: str | None = None, state: Any =
 def fleet(num_learners: int, num_servers: int) -> list[ServiceRecord]:
     learners = [record("learner", f"learner-{index}") for index in range(num_learners)]
     return learners + [record("rollout", f"rollout-{index}") for index in range(num_servers)]
+
+
+def of_machine(record: ServiceRecord, **details: str) -> ServiceRecord:
+    return msgspec.structs.replace(record, details=details)
+
+
+def test_a_run_gets_servers_with_as_many_gpus_as_it_needs() -> None:
+    """Small runs take small servers, whatever the names; a run that no server fits waits and says why."""
+    small = of_machine(record("rollout", "rollout-1"), gpus="1")
+    large = of_machine(record("rollout", "rollout-0"), gpus="4")
+    learners = [record("learner", "learner-0"), record("learner", "learner-1")]
+    runs = [Assigned("little", "queued", 1, None), Assigned("wide", "queued", 2, None, num_gpus=2)]
+    little, wide = plan(runs, [*learners, small, large])
+    assert (little.servers, wide.servers) == (["rollout-1"], ["rollout-0"])
+    again = plan([wide], [*learners, small, large])[0]
+    assert again.servers == ["rollout-0"], "the small one does not join"
+    huge = Assigned("huge", "queued", 1, None, num_gpus=8)
+    assert plan([huge], [*learners, small, large])[0].state == "queued"
+    reason = outlook([huge], [*learners, small, large], {})["huge"].reason
+    assert reason == "No rollout server fits: rollout.tensor_parallel_size is 8, but rollout-0 has 4 GPUs."
+    borrowed = Assigned("evaluation", "running", 1, None, ["rollout-1"], is_evaluation=True)
+    assert plan([borrowed, wide], [*learners, small])[0].state == "running", "of no use to the run"
+    on_cpu = record("rollout", "rollout-2")
+    assert plan([huge], [*learners, on_cpu])[0].servers == ["rollout-2"]
+
+
+def test_learner_and_server_of_one_gpu_are_on_one_machine() -> None:
+    learners = [of_machine(record("learner", f"learner-{name}"), machine=name) for name in "ab"]
+    server = of_machine(record("rollout", "rollout-0"), machine="b")
+    run = Assigned("run", "queued", 1, None, shares_gpu=True)
+    assert plan([run], [*learners, server])[0].learner == "learner-b"
+    assert plan([run], [learners[0], server])[0].state == "queued"
+    reason = outlook([run], [learners[0], server], {})["run"].reason
+    assert reason == "No rollout server fits: rollout.share_gpu is true, but no learner is on the machine of rollout-0."
 
 
 def test_a_queued_run_needs_a_learner_and_a_rollout_server() -> None:

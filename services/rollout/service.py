@@ -138,7 +138,10 @@ class RolloutServer:
         if turn.is_servers:
             return True
         if not turn.wanted:
-            return server.engine is not None and server.phase != "asleep"
+            if server.engine is None or server.phase == "asleep":
+                self._presence.waits_for(WAITS_FOR_TURN)
+                return False
+            return True
         if server.is_busy:
             return False
         if server.phase in ("serving", "paused"):

@@ -43,6 +43,7 @@ LISTS = {
 }
 SHOWN = {
     "The list of runs": ("#/", "document.querySelectorAll('.run .spark path').length >= 3"),
+    "The table of all runs": ("#/table", "document.querySelectorAll('tr[data-run]').length >= 1"),
     "Two runs compared": ("#/compare?runs=run-0,run-1", "document.querySelectorAll('.chart .trace').length >= 2"),
 }
 """Addresses, and the condition that what their users came for is there."""

@@ -20,6 +20,7 @@ from services.api.resources.evaluations.endpoints import router as evaluations_r
 from services.api.resources.experiments.endpoints import router as experiments_router
 from services.api.resources.fleet.endpoints import router as fleet_router
 from services.api.resources.history.endpoints import router as history_router
+from services.api.resources.keys.endpoints import role_router
 from services.api.resources.keys.endpoints import router as keys_router
 from services.api.resources.probes.endpoints import router as probes_router
 from services.api.resources.run_files.endpoints import router as run_files_router
@@ -37,6 +38,7 @@ ROUTERS = (
     run_files_router,
     serving_router,
     keys_router,
+    role_router,
     reference_router,
 )
 DESCRIPTION = "Runs, their history, services and metrics. Errors are RFC 9457 problem documents."

@@ -25,7 +25,7 @@ HEALTH_PATHS = frozenset({"/healthz", "/readyz"})
 REFERENCE_PATHS = ("/docs", "/openapi.json")
 """Need no key either: what a release can do is no secret, and a browser could not send one for these paths."""
 KEYS_PATH = "/v1/keys"
-OWN_KEY_PATH = "/v1/keys/self"
+ROLE_PATH = "/v1/role"
 """Every key may ask what its role is."""
 SERVING_PATH = re.compile(r"/v1/(chat/completions|completions|models(/[^/]+)?)")
 """What the role `use` may call: OpenAI's API to the policies."""
@@ -166,7 +166,7 @@ class Guard:
 
 
 def _refuse_role(caller: Caller, method: str, path: str) -> JSONResponse | None:
-    if caller.role == "operate" or (path == OWN_KEY_PATH and method in READING):
+    if caller.role == "operate" or (path == ROLE_PATH and method in READING):
         return None
     is_serving = SERVING_PATH.fullmatch(path) is not None
     if caller.role == "use":

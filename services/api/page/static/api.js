@@ -151,7 +151,7 @@ export async function stepsAfter(id, after, signal) {
 
 /** Learn what the key may do, for the style sheet: it hides what has a class of a role that the key lacks. */
 export async function learnRole() {
-  const { role } = await call('/v1/keys/self').catch(() => ({ role: 'operate' })); // then the API says what it refuses
+  const { role } = await call('/v1/role').catch(() => ({ role: 'operate' })); // then the API says what it refuses
   document.body.dataset.role = role;
 }
 

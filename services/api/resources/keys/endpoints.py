@@ -17,6 +17,7 @@ from services.contracts.records import Key, NewKey, Role
 
 PREFIX = "/v1/keys"
 router = APIRouter(prefix=PREFIX, tags=["keys"], route_class=BoundedRoute)
+role_router = APIRouter(tags=["keys"], route_class=BoundedRoute)
 Keys = Annotated[Keyring, Provided(Keyring)]
 
 
@@ -56,7 +57,7 @@ async def list_keys(keys: Keys) -> Response:
     return answer(KeyItem, await keys.list())
 
 
-@router.get("/self", responses=responses(401, 503))
+@role_router.get("/v1/role", responses=responses(401, 503))
 async def show_caller(request: Request) -> CallerRole:
     """What the request's key may do. Any key may ask; without keys, everyone may do everything."""
     caller: Caller | None = getattr(request.state, "caller", None)

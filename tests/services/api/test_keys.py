@@ -68,10 +68,9 @@ async def test_what_each_role_may_do(keyed: httpx.AsyncClient, run_body: dict[st
         assert (await keyed.get(path, headers=read)).status_code == 200, path
         assert (await keyed.get(path, headers=operate)).status_code == 200, path
     for role in ("read", "use", "operate"):
-        own = await keyed.get("/v1/keys/self", headers=bearer((await made(keyed, role))["key"]))
+        own = await keyed.get("/v1/role", headers=bearer((await made(keyed, role))["key"]))
         assert (own.status_code, own.json()) == (200, {"role": role})
     changes = [
-        ("DELETE", "/v1/keys/self"),
         ("POST", "/v1/runs"),
         ("DELETE", f"/v1/runs/{run_id}"),
         ("POST", "/v1/keys"),

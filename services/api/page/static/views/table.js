@@ -58,7 +58,10 @@ export async function tableView(box, { query }, signal) {
   };
   const load = async () => {
     const own = ++asked;
-    const found = await fetchRuns(filter, choice.columns, signal);
+    const isFirst = runs.length === 0;
+    const found = await fetchRuns(filter, choice.columns, signal, (some) => {
+      if (isFirst && !signal.aborted && own === asked) rows.show(some, null); // the others follow
+    });
     const extra = choice.baseline && !found.some((run) => run.id === choice.baseline);
     const other = extra ? await call(runPath(choice.baseline), { signal }).catch(() => null) : null;
     if (signal.aborted || own !== asked) return;
@@ -97,8 +100,8 @@ export async function tableView(box, { query }, signal) {
   poll(5, signal, load, (error) => fill(problem, problemBox(error)));
 }
 
-/** The newest runs that fit. @param {import('../parts/run_filters.js').Filter} filter @param {string[]} columns @param {AbortSignal} signal */
-async function fetchRuns(filter, columns, signal) {
+/** The newest runs that fit. @param {import('../parts/run_filters.js').Filter} filter @param {string[]} columns @param {AbortSignal} signal @param {(runs: any[]) => void} onpage */
+async function fetchRuns(filter, columns, signal, onpage) {
   const query = searchOf(filter);
   query.set('limit', String(PAGE));
   query.append('metric', 'reward_mean');
@@ -112,6 +115,7 @@ async function fetchRuns(filter, columns, signal) {
     found.push(...page.items);
     cursor = page.next_cursor;
     if (!cursor) break;
+    onpage(found);
   }
   return found;
 }

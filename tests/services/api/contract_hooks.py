@@ -99,8 +99,10 @@ def valid_run(body: dict[str, Any]) -> dict[str, Any]:
     run["objective"] = {"name": run.get("objective", {}).get("name", "srpo")}
     training = {**run["training"], "prompts_per_minibatch": None, "refill": 0}
     training["max_staleness"] = max(1, training.get("max_staleness", 1))
+    run["rewards"] = []  # kinds take different fields
     rollout = {**run.get("rollout", {})}
     rollout["group_size"] = max(2, rollout.get("group_size", 8))
     rollout["tensor_parallel_size"] = 1  # the embedded policy has three attention heads
+    rollout["share_gpu"] = False  # only strictly on-policy
     rollout["temperature"] = rollout.get("temperature") or 1.0
     return {**run, "training": training, "rollout": rollout}

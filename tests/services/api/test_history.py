@@ -119,7 +119,7 @@ async def test_a_run_shows_which_questions_it_learned_and_forgot(
     assert (change["set"], change["num_questions"], found["first"], found["second"]) == ("math", 3, "0", "20")
     for second, words in ((7, "Choose one of 0, 10, 20, 30."), (30, "Choose a later one")):
         refused = await client.get(url, params={"first": 0, "second": second})
-        assert (refused.status_code, refused.json()["field"]) == (422, "second")
+        assert (refused.status_code, refused.json()["field"]) == (404, "second")
         assert words in refused.json()["remedy"]
     assert all("questions" not in item for item in await listed(client, run_id, "evaluations"))
     assert all("questions" not in data for _, _, data in await entries(client, run_id))

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from benchmarks.simulation.engine import TimedEngine, TimedSampler
 from benchmarks.simulation.scenario import SECONDS_AN_HOUR, Scenario
 from services.contracts import streams
-from services.contracts.messages import Question, Rollout, Verdict
+from services.contracts.messages import Question, RewardPart, Rollout, Verdict
 from services.rollout.sampling.worker import IDLE_SECONDS, RolloutWorker
 from services.runtime.presence import Presence
 from services.runtime.process import end
@@ -104,7 +104,10 @@ class TimedJudge:
         self._seconds = scenario.verify_seconds
         self._dice = random.Random(f"{scenario.seed} judge")
 
-    async def verdict(self, question: Question, rollout: Rollout) -> Verdict:
+    def waiting_for(self) -> str:
+        return ""
+
+    async def verdict(self, question: Question, rollout: Rollout, rewards: Sequence[RewardPart] = ()) -> Verdict:
         await asyncio.sleep(self._dice.expovariate(1 / self._seconds))
         correct = self._dice.random() < 0.4
         return Verdict(status="ok", reward=float(correct), correct=correct, parsed_answer="B", format_ok=True)

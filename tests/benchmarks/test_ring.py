@@ -64,7 +64,7 @@ def test_consumers_that_are_held_back_pile_nothing_up(valkey_url: str, monkeypat
     credit = scenario.groups_in_flight
     verdict = TimedJudge.verdict
 
-    async def late_verdict(self: TimedJudge, question: Question, rollout: Rollout) -> Verdict:
+    async def late_verdict(self: TimedJudge, question: Question, rollout: Rollout, *_: object) -> Verdict:
         await asyncio.sleep(max(0.0, 240 - asyncio.get_running_loop().time()))
         return await verdict(self, question, rollout)
 

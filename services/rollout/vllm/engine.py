@@ -34,6 +34,8 @@ CPU_BLOCK_TOKENS = 128
 MAX_LOGPROBS = 20
 """Most alternatives of a token that served requests may ask for, as OpenAI's API allows. Training asks for none."""
 GIB = 1 << 30
+ASKED_OFFLINE = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+"""Whether the deployment lets no service use the hub's network."""
 EXIT_SECONDS = 10.0
 """Longest wait for a killed process to exit."""
 _QUEUE = re.compile(r"/dev/shm/(?:psm|vllm_dist)_[^/\n ]+$", re.MULTILINE)
@@ -98,7 +100,7 @@ def build(spec: EngineSpec) -> AsyncLLM:
     from vllm.v1.engine.async_llm import AsyncLLM
 
     check_devices(spec)
-    stay_offline(Path(spec.model).is_dir())
+    stay_offline(needs_no_hub(spec.model))
     with last_words.expected() as reason:
         try:
             model = hf_config(spec)
@@ -195,8 +197,13 @@ def kv_cache_bytes(model_config: Any, spec: EngineSpec, num_tokens: int) -> int:
     return int(min(max(wanted, 16 << 20), max(free // 2 // spec.tensor_parallel_size, GIB // 4)))
 
 
+def needs_no_hub(model: str) -> bool:
+    """Whether the hub's client must find `model` on this machine."""
+    return ASKED_OFFLINE or Path(model).is_dir()
+
+
 def stay_offline(offline: bool) -> None:
-    """Allow the hub's client to use the network only for models that are given by hub name."""
+    """Allow the hub's client to use the network, or not: only for models that are given by hub name."""
     from huggingface_hub import constants
 
     constants.HF_HUB_OFFLINE = offline

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import wait
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -124,6 +125,14 @@ async def test_an_engine_that_hangs_before_it_serves_counts_as_waited_for_and_ca
             await attaching
     assert SimpleNamespace(phase=server.phase, engine=server.engine) == SimpleNamespace(phase="absent", engine=None)
     await end([attaching], seconds=5)
+
+
+def test_a_deployment_that_is_offline_stays_so_for_hub_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(engine, "ASKED_OFFLINE", False)
+    assert engine.needs_no_hub(str(tmp_path))
+    assert not engine.needs_no_hub("owner/name")
+    monkeypatch.setattr(engine, "ASKED_OFFLINE", True)
+    assert engine.needs_no_hub("owner/name")
 
 
 def test_a_group_larger_than_the_servers_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ def push(
     merged: Annotated[
         bool, typer.Option("--merged", help="With LoRA: the whole model instead of the adapter.")
     ] = False,
-    public: Annotated[bool, typer.Option("--public", help="Create the repository for everyone to see.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the content of a repository.")] = False,
     base_model: Annotated[
         str | None, typer.Option(help="Hub name of the base model, if the run has it from a folder.")

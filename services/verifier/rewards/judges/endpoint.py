@@ -147,7 +147,7 @@ class Endpoint:
             return completion
 
     def _hold_back(self, error: InfrastructureError) -> None:
-        """Begin a pause for everyone. Further failures of requests that were in flight do not prolong it."""
+        """Pause all requests. Further failures of those that were in flight do not prolong the pause."""
         now = time.monotonic()
         if now < self._not_before:
             return

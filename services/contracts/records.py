@@ -467,6 +467,8 @@ class ModelEvaluationSummary(Record, frozen=True, kw_only=True):
     """The run whose weights are evaluated; it may have been deleted since."""
     step: int | None
     """Step of the run at which they are."""
+    priority: int = 0
+    """Of queued evaluations, the one with the highest priority starts first; of equal ones, the oldest."""
     rollout_servers: list[str]
     num_questions: int | None
     """In all sets; null until they have been read."""

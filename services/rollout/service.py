@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 
 from services.contracts import streams
 from services.contracts.errors import ConfigurationError, ConflictError, MalformedMessageError, TurnoutError
+from services.contracts.evaluations.ids import is_evaluation
 from services.contracts.events import Note
 from services.contracts.heartbeat import GPUS, MACHINE, START_FAILURES, ServiceState
 from services.contracts.run_config import RunConfig, read_run_config
@@ -30,6 +31,7 @@ from services.rollout.vllm import pulse, starting
 from services.rollout.vllm.server import EngineServer
 from services.rollout.weights.fetch import FetchedWeights
 from services.runtime.address import machine_id
+from services.runtime.courtesy import give_way
 from services.runtime.inputs import check_model_place
 from services.runtime.logs import get_logger, set_log_fields
 from services.runtime.process import Service, end
@@ -194,6 +196,7 @@ class RolloutServer:
             await self._end_engine()  # only another engine has the model's own weights again
         self._spec, self._run, self._retry_at = spec, run, 0.0
         self._forget_failures()
+        give_way(is_evaluation(run_id))
         log.info("run assigned", run_id=run_id, model=spec.model, engine_reused=self.server.engine is not None)
 
     async def _leave(self) -> None:
@@ -201,6 +204,7 @@ class RolloutServer:
         if self._shares_gpu:
             await self._end_engine()  # the next learner may need the GPU before this server has its next run
         self._run = None
+        give_way(False)
         self._behind_since, self._retry_at = None, 0.0
         self._forget_failures()
 

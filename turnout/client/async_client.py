@@ -286,12 +286,13 @@ class AsyncClient:
             raise connection_fault(self.url, error) from error
 
     async def create_evaluation(
-        self, request: dict[str, Any], *, idempotency_key: str | None = None
+        self, request: dict[str, Any], *, priority: int = 0, idempotency_key: str | None = None
     ) -> ModelEvaluation:
         """Queue an evaluation of a model or of a run's weights (docs/evaluations.md); a repeated key returns that of
-        the first call."""
-        headers = idempotent(idempotency_key)
-        return await self._send(Call("POST", "/v1/evaluations", one(ModelEvaluation), body=request, headers=headers))
+        the first call. Of queued evaluations, the one with the highest `priority` (-100 to 100) starts first."""
+        query, headers = given(priority=priority or None), idempotent(idempotency_key)
+        call = Call("POST", "/v1/evaluations", one(ModelEvaluation), query, body=request, headers=headers)
+        return await self._send(call)
 
     async def model_evaluations(
         self, *, run_id: str | None = None, limit: int | None = None
@@ -318,6 +319,13 @@ class AsyncClient:
         """What the second evaluation gained and lost against the first, on the questions that both have."""
         path = evaluation_path(first, "/difference")
         return await self._send(Call("GET", path, one(EvaluationDifference), {"second": second}))
+
+    async def change_evaluation(
+        self, evaluation_id: str, *, name: str | None = None, priority: int | None = None
+    ) -> ModelEvaluation:
+        """Change an evaluation's name or place in the queue, in any state."""
+        body = given(name=name, priority=priority)
+        return await self._send(Call("PATCH", evaluation_path(evaluation_id), one(ModelEvaluation), body=body))
 
     async def cancel_evaluation(self, evaluation_id: str) -> ModelEvaluation:
         """End an evaluation. The results that it has stay."""

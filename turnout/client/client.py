@@ -283,11 +283,14 @@ class Client:
         except httpx.TransportError as error:
             raise connection_fault(self.url, error) from error
 
-    def create_evaluation(self, request: dict[str, Any], *, idempotency_key: str | None = None) -> ModelEvaluation:
+    def create_evaluation(
+        self, request: dict[str, Any], *, priority: int = 0, idempotency_key: str | None = None
+    ) -> ModelEvaluation:
         """Queue an evaluation of a model or of a run's weights (docs/evaluations.md); a repeated key returns that of
-        the first call."""
-        headers = idempotent(idempotency_key)
-        return self._send(Call("POST", "/v1/evaluations", one(ModelEvaluation), body=request, headers=headers))
+        the first call. Of queued evaluations, the one with the highest `priority` (-100 to 100) starts first."""
+        query, headers = given(priority=priority or None), idempotent(idempotency_key)
+        call = Call("POST", "/v1/evaluations", one(ModelEvaluation), query, body=request, headers=headers)
+        return self._send(call)
 
     def model_evaluations(self, *, run_id: str | None = None, limit: int | None = None) -> list[ModelEvaluationSummary]:
         """The newest evaluations, newest first; with `run_id` only those of its weights."""
@@ -312,6 +315,13 @@ class Client:
         """What the second evaluation gained and lost against the first, on the questions that both have."""
         path = evaluation_path(first, "/difference")
         return self._send(Call("GET", path, one(EvaluationDifference), {"second": second}))
+
+    def change_evaluation(
+        self, evaluation_id: str, *, name: str | None = None, priority: int | None = None
+    ) -> ModelEvaluation:
+        """Change an evaluation's name or place in the queue, in any state."""
+        body = given(name=name, priority=priority)
+        return self._send(Call("PATCH", evaluation_path(evaluation_id), one(ModelEvaluation), body=body))
 
     def cancel_evaluation(self, evaluation_id: str) -> ModelEvaluation:
         """End an evaluation. The results that it has stay."""

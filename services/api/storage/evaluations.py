@@ -37,6 +37,7 @@ class EvaluationRow(Base):
     of_step: Mapped[int | None] = mapped_column(Integer)
     weights: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     """Version, path and checksum of the evaluation's own copy of published weights; null: the model's own."""
+    priority: Mapped[int] = mapped_column(Integer, default=0)
     rollout_servers: Mapped[list[str]] = mapped_column(JSON, default=list)
     num_questions: Mapped[int | None] = mapped_column(Integer)
     num_done: Mapped[int] = mapped_column(Integer, default=0)
@@ -124,9 +125,9 @@ async def list_evaluations(session: AsyncSession, limit: int, run_id: str | None
 
 
 async def unended_evaluations(session: AsyncSession) -> Sequence[EvaluationRow]:
-    """Oldest in the queue first."""
-    query = select(EvaluationRow).where(EvaluationRow.state.in_(UNENDED))
-    return (await session.scalars(query.order_by(EvaluationRow.queued_at, EvaluationRow.id))).all()
+    """In the order of the queue: by priority, then the oldest first."""
+    order = (EvaluationRow.priority.desc(), EvaluationRow.queued_at, EvaluationRow.id)
+    return (await session.scalars(select(EvaluationRow).where(EvaluationRow.state.in_(UNENDED)).order_by(*order))).all()
 
 
 async def needs_files(session: AsyncSession, evaluation_id: str) -> bool:

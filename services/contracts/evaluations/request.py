@@ -28,6 +28,8 @@ from services.contracts.run_config import (
 )
 from services.contracts.values import check_values
 
+OF_PROMPTS = frozenset({"chat_template_kwargs", "thinking"})
+"""Fields of a model that say how it is asked and read; an evaluation of a run may have other ones than the run."""
 RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 
 
@@ -36,6 +38,11 @@ class EvaluatedData(Section):
         str | tuple[ValidationSet, ...] | None, WrapValidator(one_or_list(ValidationSet, optional=True))
     ] = None
     """One file or hub dataset, or a list of named sets as in a run file. null: those of `run`."""
+
+
+class EvaluatedModel(ModelSection):
+    path: str = ""
+    """Folder or hub name; not given if `run` is, whose model is evaluated."""
 
 
 class EvaluationRequest(Section):
@@ -48,8 +55,9 @@ class EvaluationRequest(Section):
     step: NotNegative | None = None
     """Step of `run` whose weights are evaluated; null: the newest that is on disk. 0: the model that it started
     from."""
-    model: ModelSection | None = None
-    """Evaluate this folder or hub name, instead of a run."""
+    model: EvaluatedModel | None = None
+    """Evaluate this folder or hub name, instead of a run. With `run`, only `chat_template_kwargs` and `thinking` may be
+    given: they are laid over those of the run."""
     seed: Integer = 0
     """Seed of the samples. Evaluations of the same weights with the same seed and settings have the same results."""
     data: EvaluatedData = EvaluatedData()
@@ -68,10 +76,14 @@ class EvaluationRequest(Section):
         return self
 
     def _conflicts(self) -> Iterator[str]:
-        if self.run is None and self.model is None:
-            yield "run and model are missing; name a run, or a model with model.path"
+        if self.run is None and not (self.model and self.model.path):
+            yield "run and model.path are missing; name a run, or a model"
         if self.run is not None and self.model is not None:
-            yield f"run is {self.run}, but there is a model, too; remove one of them"
+            for name in sorted(self.model.model_fields_set - OF_PROMPTS):
+                yield (
+                    f"run is {self.run}, whose model is evaluated, but model.{name} is given, too; remove one of them "
+                    f"(of the model, only {' and '.join(sorted(OF_PROMPTS))} go with a run)"
+                )
         if self.step is not None and self.run is None:
             yield f"step is {self.step}, but there is no run; remove it, or name the run"
         if self.model is not None and self.model.lora is not None:
@@ -125,7 +137,7 @@ def services_config(request: EvaluationRequest, run: Mapping[str, Any] | None, m
             remedy="Name a file, a hub dataset or a list of sets in data.validation.",
             field="data.validation",
         )
-    values = merge(base, {section: given.get(section, {}) for section in ("rollout", "evaluation")})
+    values = merge(base, {section: given.get(section) or {} for section in ("model", "rollout", "evaluation")})
     values = merge(values, {"name": request.name or "evaluation", "training": {"steps": 1, "seed": request.seed}})
     values["rollout"] |= {"num_servers": 1, "share_gpu": False}
     rewards = given.get("rewards") or base.get("rewards") or ()

@@ -213,6 +213,42 @@ async def test_an_evaluation_gives_way_to_a_run_and_continues_on_the_next_idle_s
     assert await second.assignment() == made["id"]
 
 
+async def test_the_evaluation_with_the_highest_priority_starts_first(
+    parts: Parts, client: httpx.AsyncClient, server: FakeInstance, body: dict[str, Any]
+) -> None:
+    first, second, third = [await create(client, body) for _ in range(3)]
+    changed = await client.patch(f"/v1/evaluations/{second['id']}", json={"priority": 5, "name": "urgent"})
+    assert (changed.json()["priority"], changed.json()["name"]) == (5, "urgent"), changed.text
+    await look(parts)
+    assert await server.assignment() == second["id"]
+    reply = await client.post("/v1/evaluations?priority=9", json=body)
+    await look(parts)
+    assert await server.assignment() == second["id"], "none in progress is interrupted"
+    await client.post(f"/v1/evaluations/{second['id']}/cancel")
+    await look(parts)
+    await look(parts)
+    assert await server.assignment() == reply.json()["id"]
+    assert (await shown(client, third["id"]))["reason"].startswith("Waits for an idle rollout server, behind 1 other")
+    wrong = await client.patch(f"/v1/evaluations/{first['id']}", json={"priority": 101})
+    assert (wrong.status_code, wrong.json()["field"]) == (422, "priority")
+
+
+async def test_a_run_is_evaluated_with_other_arguments_of_the_template(
+    parts: Parts, client: httpx.AsyncClient, body: dict[str, Any], run_body: dict[str, Any]
+) -> None:
+    run_id = (await client.post("/v1/runs", json=run_body)).json()["id"]
+    write_checkpoint(parts.settings.run_folder(run_id), 2)
+    asked = {"chat_template_kwargs": {"enable_thinking": True}, "thinking": {}}
+    made = await create(client, {"run": run_id, "model": asked, "data": body["data"]})
+    model = made["config"]["model"]
+    assert model["chat_template_kwargs"]["enable_thinking"] is True
+    assert model["thinking"]["close"] == "</think>"
+    assert Path(model["path"]).name == "hf", "of the run's checkpoint"
+    refused = await client.post("/v1/evaluations", json={"run": run_id, "model": body["model"], "data": body["data"]})
+    assert (refused.status_code, refused.json()["field"]) == (422, "run")
+    assert "only chat_template_kwargs and thinking go with a run" in refused.json()["detail"]
+
+
 async def test_a_cancelled_evaluation_leaves_its_server_and_can_be_deleted(
     parts: Parts, client: httpx.AsyncClient, server: FakeInstance, body: dict[str, Any]
 ) -> None:

@@ -42,6 +42,9 @@ def evaluate(
     seed: Annotated[int | None, typer.Option(help="Seed of the samples; another one draws others.")] = None,
     name: Annotated[str | None, typer.Option(help="A name to display.")] = None,
     settings: Settings = None,
+    priority: Annotated[
+        int, typer.Option(min=-100, max=100, help="Of queued evaluations, the highest priority starts first.")
+    ] = 0,
     detach: Annotated[bool, typer.Option("--detach", help="Return once the evaluation is queued.")] = False,
     idempotency_key: Key = None,
     as_json: Json = False,
@@ -69,7 +72,7 @@ def evaluate(
             *(settings or []),
         ]
         body = read_request(file, options, _sets(data or [], kind))
-        made = client.create_evaluation(body, idempotency_key=idempotency_key)
+        made = client.create_evaluation(body, priority=priority, idempotency_key=idempotency_key)
         if detach:
             output.show(made, as_json, f"{made.id}  {made.name}: {made.state}")
             return
@@ -170,6 +173,28 @@ def compare(
         ids = [full_evaluation_id(client, item) for item in (first, second)]
         found = client.compare_evaluations(*ids)
     output.show(found, as_json, "\n".join(difference_lines(found, None if show_all else 10)))
+
+
+@app.command(epilog=examples("turnout evaluations change evaluation-3f --priority 10"))
+def change(
+    evaluation_id: EvaluationId,
+    name: Annotated[str | None, typer.Option(help="New name.")] = None,
+    priority: Annotated[
+        int | None, typer.Option(min=-100, max=100, help="Of queued evaluations, the highest priority starts first.")
+    ] = None,
+    as_json: Json = False,
+    api_url: Url = None,
+) -> None:
+    """Change an evaluation's name or place in the queue, in any state."""
+    from services.contracts.errors import ConfigurationError
+    from turnout.cli import output
+    from turnout.client.client import Client
+
+    if name is None and priority is None:
+        raise ConfigurationError("Nothing to change.", remedy="Give --name or --priority.")
+    with Client(api_url) as client:
+        found = client.change_evaluation(full_evaluation_id(client, evaluation_id), name=name, priority=priority)
+    output.show(found, as_json, f"{found.id}  {found.name}: {found.state}, priority {found.priority}")
 
 
 @app.command(epilog=examples("turnout evaluations cancel evaluation-3f"))

@@ -12,8 +12,10 @@ from services.api.http.bodies import BoundedRoute
 from services.api.http.problems import responses
 from services.api.http.provide import Provided
 from services.api.http.records import answer, answer_one, listing, schema
+from services.api.resources.evaluations.schemas import EvaluationChanges
 from services.api.resources.evaluations.service import EvaluationService
 from services.api.resources.runs.endpoints import IdempotencyKey
+from services.api.resources.runs.schemas import Priority
 from services.api.storage import evaluations as repository
 from services.api.storage.database import Database
 from services.api.storage.evaluations import EvaluationRow
@@ -37,11 +39,15 @@ ERRORS = responses(401, 404, 409, 422, 503)
 
 @router.post("", status_code=201, response_model=Detail, responses=responses(400, 401, 409, 413, 422, 503))
 async def create_evaluation(
-    request: EvaluationRequest, evaluations: Evaluations, database: Data, idempotency_key: IdempotencyKey
+    request: EvaluationRequest,
+    evaluations: Evaluations,
+    database: Data,
+    idempotency_key: IdempotencyKey,
+    priority: Annotated[Priority, Query(description="Of queued evaluations, the highest priority starts first.")] = 0,
 ) -> Response:
     """Queue an evaluation of a model, or of one weight version of a run. A repeated Idempotency-Key returns the
     evaluation created the first time."""
-    row = await evaluations.create(request, idempotency_key)
+    row = await evaluations.create(request, idempotency_key, priority=priority)
     return answer_one(Detail, await _detail(database, row), created_at=f"/v1/evaluations/{row.id}")
 
 
@@ -63,6 +69,14 @@ async def show_evaluation(evaluation_id: str, database: Data) -> Response:
     async with database.read() as session:
         row = await repository.get_evaluation(session, evaluation_id)
     return answer_one(Detail, await _detail(database, row))
+
+
+@router.patch("/{evaluation_id}", response_model=Detail, responses=responses(400, 401, 404, 413, 422, 503))
+async def change_evaluation(
+    evaluation_id: str, changes: EvaluationChanges, evaluations: Evaluations, database: Data
+) -> Response:
+    """Change an evaluation's name or priority, in any state."""
+    return answer_one(Detail, await _detail(database, await evaluations.change(evaluation_id, changes)))
 
 
 @router.get("/{evaluation_id}/questions", response_model=QuestionPage, responses=responses(401, 404, 422, 503))
@@ -142,6 +156,7 @@ def _summary(row: EvaluationRow) -> records.ModelEvaluationSummary:
         model=row.model,
         run=row.of_run,
         step=row.of_step,
+        priority=row.priority,
         rollout_servers=list(row.rollout_servers),
         num_questions=row.num_questions,
         num_done=row.num_done,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-import secrets
 import time
 from pathlib import PurePath
 
@@ -14,6 +13,7 @@ from redis.asyncio import Redis
 from sqlalchemy.exc import IntegrityError
 
 from services.api.live.signals import Signals
+from services.api.resources.evaluations.schemas import EvaluationChanges
 from services.api.resources.evaluations.weights import Pinned, choose, pin
 from services.api.resources.runs.fork import unsettle
 from services.api.resources.runs.service import RunService
@@ -23,6 +23,7 @@ from services.api.storage.evaluations import EvaluationRow
 from services.api.storage.runs import Run
 from services.contracts import streams
 from services.contracts.errors import ConfigurationError, ConflictError
+from services.contracts.evaluations.ids import new_id
 from services.contracts.evaluations.request import EvaluationRequest, services_config
 from services.contracts.run_config import RunConfig
 from services.runtime.logs import get_logger
@@ -43,7 +44,9 @@ class EvaluationService:
         self.signals = signals
         self.runs = runs
 
-    async def create(self, request: EvaluationRequest, idempotency_key: str | None = None) -> EvaluationRow:
+    async def create(
+        self, request: EvaluationRequest, idempotency_key: str | None = None, *, priority: int = 0
+    ) -> EvaluationRow:
         """Queue a new evaluation; a repeated key returns the one created the first time.
 
         Raises:
@@ -56,7 +59,7 @@ class EvaluationService:
         if (earlier := await self._created_before(idempotency_key, digest)) is not None:
             return earlier
         run = await self._run(request)
-        evaluation_id = f"evaluation-{secrets.token_hex(5)}"
+        evaluation_id = new_id()
         folder = self.settings.run_folder(evaluation_id)
         try:
             step, pinned = await self._pin(request, run, evaluation_id)
@@ -64,6 +67,7 @@ class EvaluationService:
             await self.check_inputs(config)
             row = _row(evaluation_id, request, run, step, config, pinned)
             row.request, row.request_digest, row.idempotency_key = values, digest, idempotency_key
+            row.priority = priority
             return await self._add(row)
         finally:
             if run is not None:
@@ -117,6 +121,15 @@ class EvaluationService:
                 remedy="Use a new key for a new evaluation.",
                 field="Idempotency-Key",
             )
+        return row
+
+    async def change(self, evaluation_id: str, changes: EvaluationChanges) -> EvaluationRow:
+        """Change what a user may change at any time. Raises `NotFoundError`."""
+        async with self.database.write() as session:
+            row = await repository.get_evaluation(session, evaluation_id)
+            for name, value in changes.model_dump(exclude_none=True).items():
+                setattr(row, name, value)
+        self.signals.schedule.set()
         return row
 
     async def cancel(self, evaluation_id: str) -> EvaluationRow:

@@ -5,6 +5,7 @@ import { call, evaluationPath } from '../api.js';
 import { announce, fillIfChanged, h, heading, table } from '../dom.js';
 import { duration, fixed, percent } from '../format.js';
 import { badge, confirm } from './actions.js';
+import { openDetails } from './details.js';
 
 const SIDES = /** @type {[string, string, string][]} */ ([
   ['learned', 'Learned', 'Solved only in the second.'],
@@ -70,7 +71,7 @@ export function progressBar({ name, state, num_done: done, num_questions: all })
 export function showHead(head, evaluation, { onchanged, onproblem }) {
   const { id, name, state, reason, run } = evaluation;
   const query = new URLSearchParams({ first: id, ...(run ? { run } : {}) });
-  fillIfChanged(head, [state, reason], () => [
+  fillIfChanged(head, [state, reason, name, evaluation.priority], () => [
     h('p', { class: 'crumbs' }, h('a', { href: '#/evaluations' }, 'Evaluations'), ' / ', id),
     h(
       'div',
@@ -81,6 +82,11 @@ export function showHead(head, evaluation, { onchanged, onproblem }) {
         'div',
         { class: 'actions' },
         h('a', { class: 'button', href: `#/evaluations/compare?${query}` }, 'Compare …'),
+        h(
+          'button',
+          { type: 'button', class: 'operate', onclick: () => openDetails(evaluation, evaluationPath(id), onchanged) },
+          'Edit …',
+        ),
         isGoing(state)
           ? h(
               'button',

@@ -1,6 +1,7 @@
 // Everything about one run except its charts: heading, key numbers, queues, services, checkpoints, events.
 // @ts-check
 
+import { runPath } from '../api.js';
 import { fill, h, heading, spoken, table } from '../dom.js';
 import { ago, clock, duration, percent, short, size } from '../format.js';
 import { badge, buttons, deleteButton, hasEnded, hideButton, noticesOf, tagsOf, whyOf } from './actions.js';
@@ -40,7 +41,11 @@ export function showHead(head, run, pace, { canFork, onfork, onchanged, onproble
           'div',
           { class: 'actions' },
           buttons(run, onchanged, onproblem),
-          h('button', { type: 'button', class: 'operate', onclick: () => openDetails(run, onchanged) }, 'Edit …'),
+          h(
+            'button',
+            { type: 'button', class: 'operate', onclick: () => openDetails(run, runPath(run.id), onchanged) },
+            'Edit …',
+          ),
           hideButton(run, onchanged, onproblem),
           canFork ? h('button', { type: 'button', class: 'operate', onclick: onfork }, 'Fork …') : null,
           h('a', { class: 'button', href: `#/runs/${id}/samples` }, 'Samples'),

@@ -38,7 +38,7 @@ sources() {
   "$venv/bin/python" -m compileall -q -j 0 "$venv"/lib/python3*/site-packages/{pydantic,fastapi,redis,structlog,typer,rich,httpx} services turnout || true
 }
 if [ "$half" = sources ]; then sources --no-build-isolation; exit; fi
-if is_done "$profile" || { [ "$profile" = cpu ] && is_done dev; }; then exit 0; fi
+if is_done "$profile" || { [ "$profile" = cpu ] && { is_done dev || is_done gpu; }; }; then exit 0; fi
 
 python=
 for candidate in "${PYTHON:-}" python3.11 python3.12 python3; do
@@ -53,6 +53,7 @@ done
 if [ "$(df -Pm . | awk 'NR==2 {print $4}')" -lt 6000 ]; then fail "less than 6 GB of disk is free here; free some."; fi
 
 printf 'Installing the %s profile into %s ...\n' "$profile" "$venv"
+rm -f "$venv"/.turnout-*
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check uv==0.13.9
 

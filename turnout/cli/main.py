@@ -74,7 +74,7 @@ def up(
     rollout_servers: Annotated[int, typer.Option(min=1, help="Rollout servers (vLLM engines).")] = 1,
     verifiers: Annotated[int, typer.Option(min=1, help="Verifiers.")] = 1,
     learners: Annotated[
-        int, typer.Option(min=1, help="Learners: so many runs train at once, each with a rollout server of its own.")
+        int, typer.Option(min=1, help="Learners. Each trains one run, with at least one rollout server.")
     ] = 1,
     api_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the API; 0 picks a free one.")] = 8400,
     detach: Annotated[

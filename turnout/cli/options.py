@@ -31,10 +31,10 @@ def examples(*lines: str) -> str:
 
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The run's id, or its beginning.", autocompletion=complete_run)]
-Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Runs to compare.", autocompletion=complete_run)]
+Ids = Annotated[list[str], typer.Argument(metavar="ID", help="Runs to compare.", autocompletion=complete_run)]
 ExperimentId = Annotated[str, typer.Argument(metavar="ID", help="The experiment's id, or its beginning.")]
 ExperimentFiles = Annotated[
-    list[Path], typer.Argument(metavar="FILE...", help="Experiment file (YAML); each further file is laid over it.")
+    list[Path], typer.Argument(metavar="FILE", help="Experiment file (YAML); each further file is laid over it.")
 ]
 EvaluationId = Annotated[str, typer.Argument(metavar="ID", help="The evaluation's id, or its beginning or end.")]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="Run file (YAML).")]
@@ -46,7 +46,7 @@ Preset = Annotated[
     str | None, typer.Option(help="Start from these settings; fields of the file and --set override them.")
 ]
 GpuKind = Annotated[
-    str | None, typer.Option("--gpu", help="Kind of GPU, to estimate times by formula: a100, h100, h200 or h20.")
+    str | None, typer.Option("--gpu", help="GPU type, to estimate times by formula: a100, h100, h200 or h20.")
 ]
 Gpus = Annotated[int | None, typer.Option(min=1, max=1024, help="Number of GPUs.")]
 ResponseTokens = Annotated[
@@ -58,7 +58,7 @@ Priority = Annotated[
 Watch = Annotated[bool, typer.Option("--watch", help="Show progress until the run ends.")]
 Key = Annotated[
     str | None,
-    typer.Option("--idempotency-key", help="A repeated call with this key returns the first call's run."),
+    typer.Option("--idempotency-key", help="A repeated call with this key returns what the first call created."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Url = Annotated[

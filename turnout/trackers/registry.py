@@ -44,7 +44,7 @@ def load(name: str) -> type[Tracker]:
         return found
     raise ConfigurationError(
         f"--to is {name}, but there is no such tracker.",
-        remedy=f"Choose one of {', '.join(names())}, or install a package that brings it.",
+        remedy=f"Choose one of {', '.join(names())}, or install a package that provides it.",
         field="--to",
     )
 

@@ -56,7 +56,8 @@ def file_rows(path: Path, longest: int = -1) -> Iterator[RawRow]:
             yield from read(path, file, longest)  # type: ignore[arg-type]
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ConfigurationError(
-            f"The dataset {path} is not a whole gzip file: {error}.", remedy="Compress it again, or correct its ending."
+            f"The dataset {path} is not a whole gzip file: {error}.",
+            remedy="Compress it again, or correct the extension.",
         ) from error
     except OSError as error:
         raise ConfigurationError(
@@ -187,7 +188,7 @@ def _parquet_rows(path: Path, file: IO[bytes], longest: int) -> Iterator[RawRow]
                 number += 1
     except pyarrow.ArrowException as error:
         raise ConfigurationError(
-            f"{path} is not a Parquet file, or is damaged: {error}.", remedy="Write it again, or correct its ending."
+            f"{path} is not a Parquet file, or is damaged: {error}.", remedy="Write it again, or correct the extension."
         ) from error
 
 

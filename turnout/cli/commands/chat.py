@@ -26,7 +26,7 @@ def chat(
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest answer; by default what the run allows.")
     ] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, max=2, help="1 by default, 0 for the likeliest.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, max=2, help="1 by default; 0 is greedy.")] = None,
     as_json: Json = False,
     api_url: Url = None,
 ) -> None:

@@ -24,7 +24,7 @@ All = Annotated[bool, typer.Option("--all", help="List every changed question, n
 
 def evaluate(
     file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="Evaluation file, or a run file, whose model is evaluated.")
+        Path | None, typer.Argument(metavar="FILE", help="Evaluation file, or a run file, whose model is evaluated.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Folder or hub name of the model.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Type of the model's weights: bfloat16 or float32.")] = None,
@@ -35,11 +35,11 @@ def evaluate(
     data: Annotated[
         list[str] | None, typer.Option(help="Questions: file or hub:<owner>/<name>; can be given several times.")
     ] = None,
-    kind: Annotated[str | None, typer.Option(help="Reward of rows of --data that name none.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Reward kind for rows of --data that name none.")] = None,
     k: Annotated[int | None, typer.Option("--k", help="Samples per question.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Sampling temperature; 0 is greedy.")] = None,
     limit: Annotated[int | None, typer.Option(help="Use only the first N questions of each set.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the samples; another one draws others.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the samples.")] = None,
     name: Annotated[str | None, typer.Option(help="A name to display.")] = None,
     settings: Settings = None,
     priority: Annotated[
@@ -52,7 +52,7 @@ def evaluate(
 ) -> None:
     """Evaluate a model or a run's weights on validation sets, with progress, and print the results.
 
-    An idle rollout server does it; the evaluation waits while runs use all of them. Ctrl-C does not affect it.
+    An idle rollout server samples; the evaluation waits while runs use all of them. Ctrl-C does not affect it.
     """
     from turnout.cli import output
     from turnout.client.client import Client

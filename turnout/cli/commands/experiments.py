@@ -186,7 +186,7 @@ def watch(experiment_id: ExperimentId, out: Out = None, as_json: Json = False, a
 
 @app.command(epilog=examples("turnout experiments stop embedded-3f"))
 def stop(experiment_id: ExperimentId, as_json: Json = False, api_url: Url = None) -> None:
-    """Stop an experiment's runs, each with a checkpoint, and start no more."""
+    """Stop an experiment's runs, each with a checkpoint, and start no further ones."""
     from turnout.cli import output
     from turnout.client.client import Client
 

@@ -114,7 +114,7 @@ def plan(
     push_rate: Annotated[float | None, typer.Option(min=0.001, help="Measured: GB of new weights per second.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Say how much memory a run needs, and with --gpus and --gpu-memory which settings make it fit; without an API."""
+    """Calculate the memory that a run needs, and with --gpus the settings that make it fit; without an API."""
     from services.contracts import pace, planner
     from services.contracts.errors import ConfigurationError
     from services.contracts.run_config import parse_run_config

@@ -28,7 +28,7 @@ class Artifacts(StrEnum):
 
 Some = Annotated[
     list[str] | None,
-    typer.Argument(metavar="ID...", help="Only these runs, or beginnings of their ids.", autocompletion=complete_run),
+    typer.Argument(metavar="ID", help="Only these runs, or beginnings of their ids.", autocompletion=complete_run),
 ]
 
 
@@ -51,7 +51,7 @@ def track(
         Artifacts, typer.Option(help="Checkpoints to send: none, the last one of a run that has ended, or all.")
     ] = Artifacts.NONE,
     once: Annotated[bool, typer.Option("--once", help="Export what there is, and exit.")] = False,
-    every: Annotated[float, typer.Option(min=1, help="Seconds between two looks at the runs.")] = 5.0,
+    every: Annotated[float, typer.Option(min=1, help="Seconds between checks for new runs.")] = 5.0,
     page_url: Annotated[
         str | None, typer.Option(help="The page's URL, for links back; by default TURNOUT_PAGE_URL or the API's.")
     ] = None,

@@ -689,6 +689,20 @@ CATALOGUE: Final[tuple[StepMetric | StepHistogram, ...]] = (
         line=Line("length", "cut at the limit", 4, "dot", right=True),
     ),
     StepMetric(
+        name="teacher_wording_ratio",
+        title="Teacher's wording",
+        help="Share of responses with a word of the teacher's headings (such as correct or solution) that their "
+        "question does not have.",
+        unit="share",
+        gauge=True,
+        panel=Panel(
+            "routing",
+            "Responses with words that only the teacher's prompt has. If it rises, the policy imitates how its teacher "
+            "was asked: look at the samples.",
+        ),
+        line=Line("length", "teacher's wording", 5, "dash", right=True),
+    ),
+    StepMetric(
         name="gradient_norm",
         title="Gradient norm",
         help="Global gradient norm before clipping.",

@@ -10,6 +10,7 @@ from typing import Any
 from services.contracts.messages import ScoredGroup
 from services.contracts.run_config import RunConfig
 from services.learner.groups.routed import routed
+from services.learner.objectives.echoes import num_echoes
 from services.learner.objectives.routing import Assignment, without_teacher
 from services.learner.objectives.teacher_prompt import shown_response, shown_solution, teacher_prompt_ids
 from services.learner.packing.sequence import TrainSequence
@@ -29,6 +30,8 @@ class PreparedGroup:
     """Rollouts left out by `objective.mask_truncated`."""
     uninformative: bool = False
     """Left out by `objective.skip_uninformative_groups`."""
+    num_echoes: int = 0
+    """Usable rollouts that repeat how the teacher was asked (`objectives.echoes`)."""
 
 
 def prepare_group(
@@ -63,8 +66,16 @@ def prepare_group(
             rollouts, routing.advantages, assignments, prompts, strict=True
         )
     ]
+    responses = [rollout.text for rollout, usable in zip(rollouts, routing.usable, strict=True) if usable]
     return PreparedGroup(
-        scored, routing.usable, assignments, sequences, kept.teaches, kept.num_masked, kept.uninformative
+        scored=scored,
+        usable=routing.usable,
+        assignments=assignments,
+        sequences=sequences,
+        teaches=kept.teaches,
+        num_masked=kept.num_masked,
+        uninformative=kept.uninformative,
+        num_echoes=num_echoes(scored.group.task.question, responses),
     )
 
 

@@ -78,6 +78,7 @@ def group_metrics(groups: Sequence[PreparedGroup], version: int, num_replaced: i
         "thinking_tokens_mean": fmean(0 if thinking is None else thinking.num_tokens for thinking in thoughts),
         "unfinished_thinking_ratio": fmean(thinking is not None and not thinking.closed for thinking in thoughts),
         "truncated_ratio": fmean(rollout.finish_reason == "length" for rollout, _, _ in used),
+        "teacher_wording_ratio": sum(group.num_echoes for group in groups) / len(used),
         "staleness_mean": sum(age * count for age, count in ages.items()) / max(1, num_tokens),
         "staleness_max": float(max(ages, default=0)),
         "num_groups": float(len(groups)),

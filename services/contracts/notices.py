@@ -28,7 +28,7 @@ def _lent_settings(config: Mapping[str, Any]) -> Iterator[str]:
     if fields:
         yield (
             f"objective.name is {name}, but these settings are the ones for {lender}: {', '.join(fields)}. "
-            f"Set `preset: {own}`; fields that the file gives win over it."
+            f"Set `preset: {own}`; fields in the file take precedence."
         )
 
 

@@ -40,8 +40,8 @@ class Settings(BaseSettings):
     port: int = Field(default=0, ge=0, le=65535)
     """Port of the service's HTTP server; 0 picks a free one."""
     advertise_url: str = ""
-    """URL under which other services reach this one; empty: http://<host>:<port>. IPv6 addresses stand in brackets;
-    `{hostname}` is replaced as in TURNOUT_INSTANCE."""
+    """URL under which other services reach this one; empty: http://<host>:<port>. IPv6 addresses are written in
+    brackets; `{hostname}` is replaced as in TURNOUT_INSTANCE."""
     database_url: str = Field(default="", repr=False)
     """SQLAlchemy URL of the API's database; empty: an SQLite file under `home`."""
     api_key: str = Field(default="", repr=False)
@@ -99,7 +99,9 @@ class Settings(BaseSettings):
         except ValueError:
             right = False
         if url and not right:
-            raise ValueError("It is not http://<host>:<port> (an IPv6 address stands in brackets, http://[::1]:8401)")
+            raise ValueError(
+                "It is not http://<host>:<port> (an IPv6 address is written in brackets, http://[::1]:8401)"
+            )
         return url
 
     def instance_name(self, service: str) -> str:

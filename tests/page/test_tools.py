@@ -98,7 +98,7 @@ def test_the_list_and_a_comparison_can_be_shared(api: Api, browser: Visitor, pla
     browser.named("button", "Unhide")
     browser.go()
     browser.until(lambda: [run.get_attribute("data-run") for run in browser.all(".run")] == [first], "it is left out")
-    browser.press("label", "Hidden runs, too")
+    browser.press("label", "Show hidden runs")
     browser.until(lambda: len(browser.all(".run")) == 2, "both")
 
     browser.go(f"#/compare?runs={first},{second}")

@@ -43,7 +43,7 @@ class Hub:
         if not token:
             raise ConfigurationError(
                 "There is no token for the hub.",
-                remedy="Set HF_TOKEN to a token that may write, or call `hf auth login`.",
+                remedy="Set HF_TOKEN to a token that may write, or run `hf auth login`.",
                 field="HF_TOKEN",
             )
         self.repository = repository
@@ -106,7 +106,7 @@ class Hub:
         if status == 401:
             return ConfigurationError(
                 f"The hub at {self.endpoint} does not know the token (401).",
-                remedy="Set HF_TOKEN to a valid token that may write, or call `hf auth login`.",
+                remedy="Set HF_TOKEN to a valid token that may write, or run `hf auth login`.",
                 field="HF_TOKEN",
             )
         if status == 403:

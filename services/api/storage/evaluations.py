@@ -192,8 +192,9 @@ async def kept_samples(session: AsyncSession, evaluation_id: str, set_name: str,
     row = (await session.scalars(query.where(*named))).one_or_none()
     if row is None:
         raise NotFoundError(
-            f"Question {number} of set {set_name!r} has no samples.",
-            remedy="It has not been judged, was given up, or was judged before samples were kept.",
+            f"Question {number} of set {set_name!r} has no samples: it is not judged yet, was given up, or was stored "
+            "without them.",
+            remedy="Choose another question, or wait until this one is judged.",
             field="number",
         )
     return msgspec.convert({"prompt": row.prompt, "answer": row.answer, "samples": row.samples}, KeptSamples)

@@ -49,7 +49,7 @@ def read_tests(question: Question) -> Tests:
         return _tests(question.tests)
     except (BadJsonError, msgspec.DecodeError) as error:
         raise QuestionError(
-            f"Question {question.id}: tests do not read as code cases ({error}).", remedy="See docs/rewards.md."
+            f"Question {question.id}: tests are not valid code cases ({error}).", remedy="See docs/rewards.md."
         ) from error
 
 

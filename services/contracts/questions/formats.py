@@ -56,7 +56,7 @@ def file_rows(path: Path, longest: int = -1) -> Iterator[RawRow]:
             yield from read(path, file, longest)  # type: ignore[arg-type]
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ConfigurationError(
-            f"The dataset {path} is not a whole gzip file: {error}.",
+            f"The dataset {path} is not a complete gzip file: {error}.",
             remedy="Compress it again, or correct the extension.",
         ) from error
     except OSError as error:

@@ -182,7 +182,7 @@ def tool_calls(question: Question) -> tuple[list[ToolCall], PartialCredit]:
     try:
         items = read_json(question.answer)
         if not isinstance(items, list):
-            raise BadJsonError("it is no list")
+            raise BadJsonError("it is not a list")
         return [_tool_call(item) for item in items], options
     except BadJsonError as error:
         refuse(question, f'answer is not a JSON list of {{"Action", "Action_Input"}} ({error})')
@@ -195,7 +195,7 @@ def _tool_call(item: Any) -> ToolCall:
     if isinstance(inputs, str):
         inputs = read_json(inputs)
     if not isinstance(inputs, dict):
-        raise BadJsonError("the Action_Input of an item is no JSON object")
+        raise BadJsonError("the Action_Input of an item is not a JSON object")
     return ToolCall(action.strip(), inputs)
 
 
@@ -208,7 +208,7 @@ def http_url(question: Question) -> str | None:
     except BadJsonError as error:
         refuse(question, f"tests is not valid JSON ({error})")
     if url is not None and not isinstance(url, str):
-        refuse(question, "tests.url is no text")
+        refuse(question, "tests.url is not a text")
     return url
 
 
@@ -227,7 +227,7 @@ def format_settings(question: Question) -> tuple[re.Pattern[str] | None, FormatS
     """What a reply must look like, and the pattern among it."""
     settings = read_settings(question, FormatSettings)
     if not settings.requires and not settings.pattern:
-        refuse(question, "tests has neither requires nor pattern, so that every reply is right")
+        refuse(question, "tests has neither requires nor pattern, so every response would be right")
     if not settings.pattern:
         return None, settings
     try:
@@ -254,7 +254,7 @@ def needed_answer(question: Question) -> str:
     """`answer` without white space at its ends. Raises `QuestionError` if that leaves nothing."""
     answer = question.answer.strip()
     if not answer:
-        refuse(question, f"answer is missing or empty, which kind {question.kind} needs")
+        refuse(question, f"answer is missing or empty, but kind {question.kind} needs one")
     return answer
 
 

@@ -30,4 +30,4 @@ class IpcOffer(Offer, frozen=True, tag="cuda_ipc"):
         for field in ("handle", "ref_counter", "event"):
             data = to_bytes(getattr(self, field), field)
             if len(data) > 4096 or (field == "ref_counter" and not _REF_COUNTER.fullmatch(data)):
-                raise MalformedMessageError(f"The offer of weights is not valid: {field} is no handle of torch's.")
+                raise MalformedMessageError(f"The offer of weights is not valid: {field} is not a torch handle.")

@@ -60,4 +60,4 @@ def add_file_routes(app: FastAPI, settings: Settings) -> None:
 
 
 def _not_found() -> Response:
-    return problem(404, "Not found", "This learner has no such file (any more).")
+    return problem(404, "Not found", "This learner does not have the file, or has deleted it.")

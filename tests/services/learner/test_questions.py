@@ -69,7 +69,7 @@ def test_solutions_are_kept_only_for_a_teacher_that_reads_them(write_lines: Call
         (('{"kind": "math", "prompt": "p", "answer": %s}' % ("9" * 5000),), "line 1: the field answer is invalid"),
         (('{"kind": "math", "prompt": "p", "answer": NaN}',), "line 1: the field answer is invalid"),
         (('{"kind": "code", "prompt": "p", "tests": %s}' % ("[" * 100_000 + "]" * 100_000),), "line 1: not valid JSON"),
-        ((row(kind="code", tests="[" * 100_000 + "]" * 100_000),), "line 1: Question 0: tests do not read as code"),
+        ((row(kind="code", tests="[" * 100_000 + "]" * 100_000),), "line 1: Question 0: tests are not valid code"),
         (('{"kind": "mcq", "prompt": "p", "answer": "A", "answer": "B"}',), "has the field 'answer' twice"),
         ((row(kind="MCQ"),), "line 1: Question 0: kind is 'MCQ'"),
         ((row(kind=1),), "line 1: the field kind is a number"),

@@ -206,8 +206,8 @@ def test_devices_that_cannot_work_together_are_named() -> None:
     [
         ({"transport": "carrier pigeon"}, "transport"),
         ({"handle": "not base64!"}, "handle is not base64"),
-        ({"ref_counter": to_text(b"/../../etc/passwd")}, "ref_counter is no handle"),
-        ({"handle": to_text(b"x" * 5000)}, "length|handle is no handle"),
+        ({"ref_counter": to_text(b"/../../etc/passwd")}, "ref_counter is not a torch handle"),
+        ({"handle": to_text(b"x" * 5000)}, "length|handle is not a torch handle"),
         ({"storage_bytes": -1}, "storage_bytes"),
         ({"event_sync": "yes"}, "event_sync"),
         ({"extra": 1}, "extra"),

@@ -48,7 +48,7 @@ def test_the_teacher_reads_the_students_template_unless_it_has_its_own(
         ({"a": [1]}, "a must be a text, a number, true, false or null"),
         ({"a": {"b": 1}}, "a must be a text, a number, true, false or null"),
         ({"max_length": 5}, "max_length is set by Turnout"),
-        ({"no name": 1}, "'no name' is no name that a template can use"),
+        ({"no name": 1}, "'no name' is not a name that a template can use"),
         ({"a": 2**60}, "a must be a finite number"),
         ({"a": "x" * 10_001}, "at most 10,000 characters"),
         ({f"a{number}": 1 for number in range(33)}, "at most 32 names"),

@@ -26,7 +26,7 @@ def test_grpo_without_its_preset_has_srpos_rate_minibatches_and_staleness() -> N
         "objective.name is grpo, but these settings are the ones for srpo: "
         "training.max_staleness 1 (paper-grpo: 0), training.prompts_per_minibatch null (paper-grpo: 8), "
         "optimizer.learning_rate 5e-06 (paper-grpo: 1e-06). "
-        "Set `preset: paper-grpo`; fields that the file gives win over it."
+        "Set `preset: paper-grpo`; fields in the file take precedence."
     ]
 
 

@@ -79,8 +79,8 @@ def test_every_format_has_the_same_questions(tmp_path: Path, ending: str, packed
         ("a.csv", b"kind,kind\n", "the column 'kind' is given twice"),
         ("a.csv", b"kind,prompt\nexact,\xff\n", "not CSV in UTF-8"),
         ("a.parquet", b"PAR1 no table", "not a Parquet file"),
-        ("a.jsonl.gz", b"{}", "not a whole gzip file"),
-        ("a.jsonl.gz", gzip.compress(b"{}" * 99)[:-9], "not a whole gzip file"),
+        ("a.jsonl.gz", b"{}", "not a complete gzip file"),
+        ("a.jsonl.gz", gzip.compress(b"{}" * 99)[:-9], "not a complete gzip file"),
     ],
 )
 def test_a_damaged_file_is_reported_with_its_place(tmp_path: Path, name: str, content: bytes, says: str) -> None:

@@ -95,7 +95,7 @@ def choose(data: RunData, step: int | None) -> Checkpoint:
     if not (Path(chosen.path) / "hf").is_dir():
         raise NotFoundError(
             f"The checkpoint {chosen.path} is not on this machine.",
-            remedy="Call `turnout runs push` where the learner's home is, with --api-url.",
+            remedy="Run `turnout runs push` where the learner's home is, with --api-url.",
         )
     return chosen
 

@@ -87,7 +87,7 @@ export function filterControls(filter, onchanged) {
           onchanged();
         },
       }),
-      'Hidden runs, too',
+      'Show hidden runs',
     ),
   );
 }

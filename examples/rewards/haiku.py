@@ -1,4 +1,4 @@
-"""A reward of your own: a haiku has three lines, separated by line breaks. docs/rewards.md shows how to install it."""
+"""A custom reward: a haiku has three lines, separated by line breaks. docs/rewards.md shows how to install it."""
 
 from __future__ import annotations
 

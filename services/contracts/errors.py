@@ -84,12 +84,12 @@ def check_secret(name: str, secret: str) -> None:
 
 BAD_URL = "the URL cannot be read (in passwords, write / : @ ? # as %2F %3A %40 %3F %23)"
 """Replaces libraries' messages, which quote parts of a password."""
-_PASSWORD_FIELD = re.compile(r"(?i)([?&](?:password|username)=)[^&#]*")
+_SECRET_FIELD = re.compile(r"(?i)([?&][^=&#]*(?:password|username|key|token|secret)[^=&#]*=)[^&#]*")
 
 
 def without_password(url: str) -> str:
-    """A server's URL for errors and logs, without the password."""
-    url = _PASSWORD_FIELD.sub(r"\1***", url)
+    """A server's URL for errors and logs, without the password and what fields of the query name a secret."""
+    url = _SECRET_FIELD.sub(r"\1***", url)
     head, separator, tail = url.rpartition("@")
     if not separator:
         return url

@@ -18,7 +18,13 @@ from urllib.parse import urlsplit
 import httpx
 import msgspec
 
-from services.contracts.errors import ConfigurationError, InfrastructureError, QuestionError
+from services.contracts.errors import (
+    ConfigurationError,
+    InfrastructureError,
+    QuestionError,
+    check_secret,
+    without_password,
+)
 from services.contracts.judgement import Judgement
 from services.contracts.messages import Question
 from services.contracts.pauses import growing_pause
@@ -51,12 +57,14 @@ class Breaker:
     """A circuit breaker that keeps requests away from a failing endpoint.
 
     `FAILURES_TO_OPEN` consecutive failures open it for `open_seconds`. Then a single request passes while the others
-    wait: success closes the breaker, failure opens it again.
+    wait: an answer closes the breaker, a failure opens it again.
     """
 
-    def __init__(self, open_seconds: float) -> None:
+    def __init__(self, slots: asyncio.Semaphore, open_seconds: float) -> None:
+        """`slots` bounds the requests in flight to all endpoints. What waits for this breaker holds none of them."""
         self.open_seconds = open_seconds
         self.num_failures = 0
+        self._slots = slots
         self._open_until = 0.0
         self._probe = asyncio.Lock()
 
@@ -66,12 +74,15 @@ class Breaker:
 
     async def run(self, request: Callable[[], Awaitable[Judgement]]) -> Judgement:
         """The result of `request`, sent once the breaker lets it pass."""
-        while self.is_open:
+        while True:
+            async with self._slots:
+                if not self.is_open:
+                    return await self._observed(request)
             async with self._probe:
                 if self.is_open:
                     await asyncio.sleep(max(0.0, self._open_until - time.monotonic()))
-                    return await self._observed(request)
-        return await self._observed(request)
+                    async with self._slots:
+                        return await self._observed(request)
 
     async def _observed(self, request: Callable[[], Awaitable[Judgement]]) -> Judgement:
         try:
@@ -79,6 +90,9 @@ class Breaker:
         except EndpointError:
             self.num_failures += 1
             self._open_until = time.monotonic() + self.open_seconds
+            raise
+        except QuestionError:  # an answer, though not a judgement
+            self.num_failures = 0
             raise
         self.num_failures = 0
         return judgement
@@ -103,7 +117,12 @@ class HttpReward:
     """Calls the endpoint `TURNOUT_REWARD_URL`, or the question's own (`tests` {"url": ...}) on an allowed host."""
 
     def __init__(self, options: EndpointSettings, *, pause_seconds: float = 0.5, open_seconds: float = 5.0) -> None:
-        """`pause_seconds` is the pause before the second attempt; it doubles with each further one."""
+        """`pause_seconds` is the pause before the second attempt; it doubles with each further one.
+
+        Raises:
+            ConfigurationError: the token cannot be sent.
+        """
+        check_secret("TURNOUT_REWARD_TOKEN", options.token)
         self.options = options
         self.pause_seconds = pause_seconds
         self.open_seconds = open_seconds
@@ -118,11 +137,11 @@ class HttpReward:
         client = self._client(question, url)
         body = {"question": msgspec.to_builtins(question), "response": response_text, "truncated": truncated}
         content = msgspec.json.encode(body)
-        breaker = self._breakers.setdefault(urlsplit(url).netloc, Breaker(self.open_seconds))
+        host = urlsplit(url).netloc.rpartition("@")[2]
+        breaker = self._breakers.setdefault(host, Breaker(self._slots, self.open_seconds))
         for attempt in range(1, self.options.attempts + 1):
             try:
-                async with self._slots:
-                    return await breaker.run(lambda: self._post(client, url, content, headers))
+                return await breaker.run(lambda: self._post(client, url, content, headers))
             except EndpointError:
                 if attempt == self.options.attempts:
                     raise
@@ -147,7 +166,9 @@ class HttpReward:
         except (ConfigurationError, httpx.InvalidURL) as error:
             remedy = error.remedy if isinstance(error, ConfigurationError) else "Correct the URL."
             what = error.message if isinstance(error, ConfigurationError) else str(error)
-            raise QuestionError(f"Question {question.id} cannot be judged at {url}: {what}", remedy=remedy) from error
+            raise QuestionError(
+                f"Question {question.id} cannot be judged at {without_password(url)}: {what}", remedy=remedy
+            ) from error
         return self._clients[host]
 
     def _address(self, question: Question) -> tuple[str, dict[str, str]]:
@@ -170,30 +191,32 @@ class HttpReward:
             allowed = False
         if not allowed:
             raise QuestionError(
-                f"Question {question.id} asks to be judged at {own!r}, whose host is not allowed.",
+                f"Question {question.id} asks to be judged at {without_password(own)!r}, whose host is not allowed.",
                 remedy="If you trust the host with replies, add it to TURNOUT_REWARD_HOSTS.",
             )
         return own, headers
 
     async def _post(self, client: httpx.AsyncClient, url: str, content: bytes, headers: dict[str, str]) -> Judgement:
-        seconds = self.options.timeout_seconds
+        seconds, shown = self.options.timeout_seconds, f"Reward endpoint {without_password(url)}"
         try:
             response = await request(
                 client, "POST", url, seconds=seconds, max_bytes=LARGEST_REPLY_BYTES, content=content, headers=headers
             )
         except httpx.HTTPError as error:
             raise EndpointError(
-                f"Reward endpoint {url} failed: {error!r}.", remedy="Check that it is running and reachable."
+                f"{shown} failed: {error!r}.", remedy="Check that it is running and reachable."
             ) from error
         if response.status_code != 200:
             fault = EndpointError if response.status_code in _WORTH_ANOTHER_TRY else QuestionError
-            text = shorten(response.content.decode("utf-8", "replace"), 200)
-            raise fault(f"Reward endpoint {url} responded with status {response.status_code}: {text}")
+            text = response.content.decode("utf-8", "replace")
+            if self.options.token:
+                text = text.replace(self.options.token, "***")
+            raise fault(f"{shown} responded with status {response.status_code}: {shorten(text, 200)}")
         try:
             reply = msgspec.json.decode(response.content, type=EndpointReply)
         except msgspec.DecodeError as error:
             raise QuestionError(
-                f"Reward endpoint {url} sent an unexpected response: {error}.", remedy="See docs/rewards.md."
+                f"{shown} sent an unexpected response: {error}.", remedy="See docs/rewards.md."
             ) from error
         return Judgement(
             reward=reply.reward,

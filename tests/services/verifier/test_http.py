@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import re
 import tracemalloc
 from typing import Any
 
@@ -107,6 +108,42 @@ async def test_many_failures_make_requests_wait_until_one_goes_through(endpoint:
     assert all(judgement.correct for judgement in found)
     # Without the breaker, 40 rollouts would send more requests to a dead endpoint.
     assert len(endpoint.requests) <= 40 + 40 + num_bad
+
+
+async def test_an_endpoint_that_is_down_does_not_delay_another(endpoint: Endpoint) -> None:
+    asked = HttpReward(EndpointSettings(url=endpoint.url, hosts="127.0.0.1", concurrency=1), open_seconds=1000.0)
+    down = question("http", "", {"url": "http://127.0.0.1:1/"})
+    waiting = [asyncio.create_task(asked.judge(down, "x", False)) for _ in range(FAILURES_TO_OPEN + 1)]
+    while asked.waiting_for() != "the reward endpoint 127.0.0.1:1":
+        await asyncio.sleep(0.01)
+    async with asyncio.timeout(20):
+        assert (await asked.judge(question("http"), "x", False)).correct
+    assert not any(task.done() for task in waiting)
+    for task in waiting:
+        task.cancel()
+
+
+async def test_an_endpoint_that_refuses_a_question_has_answered(endpoint: Endpoint) -> None:
+    endpoint.answer = lambda number: (503, b"") if number <= FAILURES_TO_OPEN else (404, b"no such question")
+    asked = reward(endpoint.url, attempts=FAILURES_TO_OPEN + 1)
+    with pytest.raises(QuestionError, match="no such question"):
+        await asked.judge(question("http"), "x", False)
+    assert asked.waiting_for() == ""
+
+
+async def test_no_secret_is_shown(endpoint: Endpoint) -> None:
+    endpoint.answer = lambda number: (400, b"Bearer t0ken is unknown")
+    for asked, item in (
+        (reward("http://ada:secret@127.0.0.1:1/", attempts=FAILURES_TO_OPEN), question("http")),
+        (reward(endpoint.url.replace("://", "://ada:secret@") + "?api_key=secret", token="t0ken"), question("http")),
+        (reward(), question("http", "", {"url": "http://ada:secret@example.org/"})),
+    ):
+        with pytest.raises(InfrastructureError) as caught:
+            await asked.judge(item, "x", False)
+        assert not {"secret", "t0ken"} & set(re.findall(r"\w+", f"{caught.value} {asked.waiting_for()}"))
+    with pytest.raises(ConfigurationError, match="TURNOUT_REWARD_TOKEN") as refused:
+        reward(endpoint.url, token="t0ken\n")
+    assert "t0ken" not in str(refused.value)
 
 
 async def test_a_dataset_names_allowed_hosts_only(endpoint: Endpoint) -> None:

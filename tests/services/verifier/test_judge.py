@@ -268,6 +268,8 @@ async def test_no_more_requests_than_allowed_are_in_flight(redis: Redis, endpoin
         ('{"score": "high"}', "no JSON object with a score"),
         ('{"score": -1}', "outside 0 to 10"),
         ("{" * 50_000, "no JSON object"),
+        ('{"a": ' * 15_000, "broken JSON objects"),
+        (r"\frac{1}{" * 200 + '{"score": 5}', Answer(5)),
         ("", "no JSON object"),
     ],
 )

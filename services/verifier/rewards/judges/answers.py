@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -14,6 +15,10 @@ from services.contracts.thinking import without_thinking
 LONGEST_FEEDBACK: Final = 1000
 LONGEST_ANSWER: Final = 100_000
 """Characters of an answer that are searched for a verdict."""
+MOST_BROKEN: Final = 100
+"""Each may be as long as the rest of the answer, so more of them would take seconds."""
+_OBJECT: Final = re.compile(r'\{\s*"')
+"""How an object with a score begins. In LaTeX and code, most braces are followed by something else."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -46,17 +51,19 @@ def read_answer(text: str, scale: tuple[float, float]) -> Answer:
 
 
 def _verdicts(text: str) -> Iterator[Answer]:
-    """Every JSON object in the text that has a score, outermost ones only."""
-    decoder, position = json.JSONDecoder(), text.find("{")
-    while position >= 0:
+    """Every JSON object in the text that has a score, outermost ones only. Raises `UnreadableError`."""
+    decoder, num_broken, end = json.JSONDecoder(), 0, 0
+    while (found := _OBJECT.search(text, end)) is not None:
         try:
-            value, end = decoder.raw_decode(text, position)
+            value, end = decoder.raw_decode(text, found.start())
         except (ValueError, RecursionError):
-            end = position + 1
+            end = found.start() + 1
+            num_broken += 1
+            if num_broken > MOST_BROKEN:
+                raise UnreadableError(f"has more than {MOST_BROKEN} beginnings of broken JSON objects") from None
         else:
-            if isinstance(value, dict) and (verdict := _verdict(value)) is not None:
+            if (verdict := _verdict(value)) is not None:
                 yield verdict
-        position = text.find("{", end)
 
 
 def _verdict(value: dict[str, Any]) -> Answer | None:

@@ -33,6 +33,13 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def numbers_in(folder: Path, prefix: str) -> list[int]:
+    """Numbers of what is named `<prefix><number, eight digits>` in a folder, ascending. Other names, such as those of
+    copies that people make, do not count. Empty if there is no folder."""
+    found = (path.name.removeprefix(prefix) for path in folder.glob(f"{prefix}[0-9]*"))
+    return sorted(int(text) for text in found if text.isdecimal() and text == f"{int(text):08d}")
+
+
 def lock(file: IO[Any] | int, wait_seconds: float = 0.0) -> bool:
     """Lock an open file or folder. Returns whether that succeeded within `wait_seconds`.
 

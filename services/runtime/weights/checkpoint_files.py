@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from services.contracts.errors import TurnoutError
-from services.runtime.files import sync
+from services.runtime.files import numbers_in, sync
 from services.runtime.weights.store import MANIFEST
 
 
@@ -59,7 +59,7 @@ def checkpoint_step(folder: Path) -> int:
 
 def checkpoint_steps(run_folder: Path) -> list[int]:
     """Steps that have a checkpoint, ascending, including damaged ones."""
-    return sorted(int(path.name.removeprefix("step-")) for path in (run_folder / "checkpoints").glob("step-[0-9]*"))
+    return numbers_in(run_folder / "checkpoints", "step-")
 
 
 def read_checkpoint_manifest(folder: Path) -> CheckpointManifest:

@@ -23,7 +23,7 @@ import msgspec
 from blake3 import blake3
 
 from services.contracts.errors import TurnoutError
-from services.runtime.files import write_atomically
+from services.runtime.files import numbers_in, write_atomically
 
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 20
@@ -92,10 +92,14 @@ class WeightStore:
     def read_manifest(self, version: int) -> Manifest:
         return read_manifest(self.path(version))
 
+    def versions(self) -> list[int]:
+        """Versions that have a folder, ascending, including incomplete ones."""
+        return numbers_in(self.folder, "v")
+
     def collect(self, keep: int) -> None:
         """Delete all but the newest `keep` versions."""
-        for path in sorted(self.folder.glob("v*"), reverse=True)[keep:]:
-            shutil.rmtree(path, ignore_errors=True)
+        for version in self.versions()[::-1][keep:]:
+            shutil.rmtree(self.path(version), ignore_errors=True)
 
 
 def read_manifest(folder: Path) -> Manifest:

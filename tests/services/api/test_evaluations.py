@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -283,11 +284,16 @@ async def test_a_checkpoint_is_evaluated_from_its_own_copy(
 ) -> None:
     run_id = (await client.post("/v1/runs", json=run_body)).json()["id"]
     folder = write_checkpoint(parts.settings.run_folder(run_id), 2)
-    made = await create(client, {"run": run_id, "step": 2, "data": body["data"]})
+    template = Path("additional_chat_templates/tool_use.jinja")
+    (folder / "hf" / template).parent.mkdir()
+    (folder / "hf" / template).write_text("{{ messages }}")
+    shutil.copytree(folder, folder.with_name("step-00000003 (copy)"))
+    made = await create(client, {"run": run_id, "data": body["data"]})
     assert (made["run"], made["step"], made["model"]) == (run_id, 2, run_body["model"]["path"])
     copy = Path(made["config"]["model"]["path"])
     (folder / "hf/model.safetensors").unlink()
     assert (copy / "model.safetensors").read_text() == "weights 2"
+    assert (copy / template).exists()
     await client.post(f"/v1/evaluations/{made['id']}/cancel")
     assert not exists(copy)
     assert not parts.settings.run_folder(made["id"]).exists()
@@ -299,6 +305,7 @@ async def test_a_published_version_is_announced_under_the_evaluations_name(
     run_id = (await client.post("/v1/runs", json=run_body)).json()["id"]
     store = WeightStore(parts.settings.weights_of(run_id), run_id)
     store.publish(7, write_weights)
+    shutil.copytree(store.path(7), store.folder / "v00000008-best")
     made = await create(client, {"run": run_id, "data": body["data"]})
     assert (made["step"], made["config"]["model"]["path"]) == (7, run_body["model"]["path"])
     await look(parts)

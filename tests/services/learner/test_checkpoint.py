@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -104,6 +105,19 @@ def test_a_half_written_checkpoint_does_not_count(store: CheckpointStore) -> Non
     other.mkdir()
     store.clear(".writing-*")
     assert not other.exists(), "leftovers of another step would fill the disk"
+
+
+def test_a_users_copy_next_to_the_checkpoints_is_none(store: CheckpointStore) -> None:
+    path, _ = store.write(snapshot(2))
+    for name in ("step-00000002.bak", "step-2", "step-00000009 (copy)", "step-notes"):
+        shutil.copytree(path, store.folder / name)
+    loaded = store.load_newest(pytest.fail)
+    assert loaded is not None
+    assert loaded.folder == path
+    store.write(snapshot(3))
+    store.collect(keep_last=1, keep_best=0, accuracies={})
+    assert store.steps() == [3]
+    assert (store.folder / "step-00000002.bak").exists()
 
 
 def test_ranks_other_than_0_do_not_verify_the_tensors_again(store: CheckpointStore) -> None:

@@ -123,5 +123,7 @@ def test_old_versions_are_collected(tmp_path: Path) -> None:
     store = WeightStore(tmp_path, "run-1")
     for version in range(5):
         publish(store, version)
+    (store.folder / "v00000004-mine").mkdir()
     store.collect(keep=2)
-    assert [path.name for path in sorted(store.folder.iterdir())] == ["v00000003", "v00000004"]
+    names = ["v00000003", "v00000004", "v00000004-mine"]
+    assert [path.name for path in sorted(store.folder.iterdir())] == names

@@ -69,10 +69,10 @@ def choose(settings: Settings, run_id: str, wanted: int | None, *, is_fork: bool
         folder = checkpoint_folder(run_folder, step)
         if _is_checkpoint(folder):
             found[step] = Weights(step, folder / MODEL, False)
-    for folder in settings.weights_of(run_id).glob("v[0-9]*"):
-        step = int(folder.name[1:])
-        if (folder / MANIFEST).exists():
-            found[step] = Weights(step, folder, True)
+    store = WeightStore(settings.weights_of(run_id), run_id)
+    for step in store.versions():
+        if (store.path(step) / MANIFEST).exists():
+            found[step] = Weights(step, store.path(step), True)
     if not found:
         raise ConflictError(
             f"Run {run_id} has no weights on disk yet.", remedy="Wait for its first step, or evaluate its model."
@@ -133,9 +133,11 @@ def _pin_version(folder: Path, evaluation_id: str, weights: Weights) -> dict[str
 def _link_all(source: Path, target: Path, names: list[str] | None = None) -> None:
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    for name in names or [path.name for path in source.iterdir() if path.name != MANIFEST]:
+    for name in names or [str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()]:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
         link_file(source / name, target / name)
-    sync(target)
+    for folder in (target, *(path for path in target.rglob("*") if path.is_dir())):
+        sync(folder)
 
 
 def _has_adapter(folder: Path) -> bool:

@@ -81,7 +81,10 @@ class Scheduler:
         )
         planned = {item.run_id: item for item in works}
         # An evaluation gives its server up to a run that wants it, so it keeps no run waiting.
-        self.places = await self._places(runs, [item for item in works if not item.is_evaluation], services)
+        places = await self._places(runs, [item for item in works if not item.is_evaluation], services)
+        if places != self.places:
+            self.places = places
+            self.database.version += 1  # cached responses contain them
         records = {record.instance: record for record in services}
         for run in runs:
             await self._carry_out(run, planned[run.id], records)

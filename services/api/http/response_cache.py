@@ -15,7 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from services.api.storage.database import Database
 
 KEPT_PATHS = re.compile(r"/v1/runs(/[^/]+(/(steps|evaluations|weight-pushes|samples))?)?")
-"""Responses that depend on the database alone: not checkpoints (disk), services and queues (Redis), or streams."""
+"""Responses that change only with `Database.version`: not checkpoints (disk), services and queues (Redis), or
+streams."""
 MAX_BYTES = 1 << 18
 MAX_ANSWERS = 500
 

@@ -58,7 +58,8 @@ class Database:
         self._writing = asyncio.Lock()
         self._reading_piece = asyncio.Lock()
         self.version = 0
-        """Increases with every write, so that caches of what was read can tell that they may be stale."""
+        """Increases with every write, and with other changes of what responses show, so that caches of them can tell
+        that they may be stale."""
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:

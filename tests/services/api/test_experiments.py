@@ -198,15 +198,29 @@ async def test_a_stop_while_runs_are_being_started_leaves_none_behind(
     assert {run["state"] for run in (await client.get("/v1/runs")).json()["items"]} <= {"stopped"}
 
 
-async def test_data_that_changes_under_an_experiment_ends_it(
-    parts: Parts, client: httpx.AsyncClient, file: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"other": 1}\n', "validation.jsonl has changed since the experiment was created"),
+        (None, "validation.jsonl cannot be read: No such file or directory"),
+    ],
+)
+async def test_data_that_changes_under_an_experiment_ends_it_alone(
+    parts: Parts, client: httpx.AsyncClient, file: dict[str, Any], tmp_path: Path, text: str | None, reason: str
 ) -> None:
     made = await created(client, file)
-    (tmp_path / "validation.jsonl").write_text('{"other": 1}\n')
+    (tmp_path / "other.jsonl").write_text(ROW)
+    file["tuning"]["changes"]["data"]["validation"] = str(tmp_path / "other.jsonl")
+    other = await created(client, file)
+    if text is None:
+        (tmp_path / "validation.jsonl").unlink()
+    else:
+        (tmp_path / "validation.jsonl").write_text(text)
     await parts.experiments.step()
     found = (await client.get(f"/v1/experiments/{made['id']}")).json()
     assert found["state"] == "failed"
-    assert "validation.jsonl has changed since the experiment was created" in found["reason"]
+    assert reason in found["reason"]
+    assert (await client.get(f"/v1/experiments/{other['id']}")).json()["runs"][0]["state"] == "queued"
 
 
 async def test_a_method_whose_tuning_runs_all_fail_ends_the_experiment(

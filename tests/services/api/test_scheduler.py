@@ -228,6 +228,17 @@ async def test_runs_wait_their_turn_and_capacity_goes_on(
     assert await redis.smembers(streams.RUNS) == {second.encode()}
 
 
+async def test_why_a_run_waits_follows_the_services(
+    parts: Parts, client: httpx.AsyncClient, redis: Redis, run_body: dict[str, Any]
+) -> None:
+    run = await create(client, run_body)
+    await parts.scheduler.step()
+    assert (await shown(client, run))["queue"]["reason"] == "No learner is running."
+    await FakeInstance(redis, "learner", "learner-0").publish()
+    await parts.scheduler.step()
+    assert (await shown(client, run))["queue"]["reason"] == "No rollout server is running."
+
+
 async def test_two_runs_at_once_and_a_late_server(
     client: httpx.AsyncClient, loops: None, redis: Redis, learner: FakeInstance, run_body: dict[str, Any]
 ) -> None:

@@ -121,13 +121,22 @@ class ExperimentService:
         return {name: self._digest(name) for name in sorted(names)}
 
     def _digest(self, name: str) -> str:
-        """SHA-256 of a data file; read again only if its time or size changed."""
-        found = Path(name).stat()
-        stamp = (found.st_mtime_ns, found.st_size)
+        """SHA-256 of a data file; read again only if its time or size changed.
+
+        Raises:
+            ConfigurationError: it cannot be read.
+        """
         known = self._digests.get(name)
-        if known is None or known[0] != stamp:
-            with open(name, "rb") as file:
-                known = self._digests[name] = (stamp, hashlib.file_digest(file, "sha256").hexdigest())
+        try:
+            found = Path(name).stat()
+            stamp = (found.st_mtime_ns, found.st_size)
+            if known is None or known[0] != stamp:
+                with open(name, "rb") as file:
+                    known = self._digests[name] = (stamp, hashlib.file_digest(file, "sha256").hexdigest())
+        except OSError as error:
+            raise ConfigurationError(
+                f"{name} cannot be read: {error.strerror}.", remedy="Restore the file, then continue the experiment."
+            ) from error
         return known[1]
 
     async def stop(self, experiment_id: str) -> ExperimentRow:

@@ -272,8 +272,8 @@ def show(sections: dict[int, Section], rounds: int) -> None:
         "of the slower",
         "of synchronous",
     ]
-    head += ["s a step", "learner waits", "updating", *(f"CPU {name}" for name in services)]
-    rows = []
+    head += ["s a step", "learner waits", "updating"]
+    rows, shares = [], []
     for size, section in sections.items():
         slower = min(section.rollout, section.learner)
         for value in section.ring:
@@ -284,11 +284,11 @@ def show(sections: dict[int, Section], rounds: int) -> None:
             row += [f"{section.median(value, lambda item: item.step_seconds):.3f}"]
             row += [f"{section.median(value, lambda item: item.waiting):.0%}"]
             row += [f"{section.median(value, lambda item: item.pushing):.0%}"]
-            row += [
-                f"{section.median(value, lambda item, name=name: item.cpu.get(name, 0.0)):.0%}" for name in services
-            ]
             rows.append(row)
-    print(table(head, rows))
+            cpu = [section.median(value, lambda item, name=name: item.cpu.get(name, 0.0)) for name in services]
+            shares.append([*row[:2], *(f"{share:.0%}" for share in cpu)])
+    print(table(head, rows) + "\n")
+    print(table([*head[:2], *(f"CPU {name}" for name in services)], shares))
 
 
 if __name__ == "__main__":

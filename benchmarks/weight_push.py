@@ -172,7 +172,8 @@ def main() -> None:
         f"bfloat16, the engine decoding; medians of {options.rounds} rounds, in milliseconds. Of the copies, "
         "the fastest is the reference, and the slowest is listed too. The goal is 2 times the copy. The time of a "
         "large copy depends on finding free memory for it: if the two differ a lot, milliseconds say more than "
-        "ratios.\n"
+        "ratios. Push: the phases from prepare to resume; standstill: those in which nothing is sampled, all but "
+        "prepare. Packing: oneDNN's, part of the update. Ours: the push without pause and packing.\n"
     )
     names = ("publish", "copy", "slowest copy", *PHASES, "packing")
     head = ["model", "MB", "weights in", *names, "push", "standstill", "push to copy", "ours to copy"]
@@ -183,7 +184,8 @@ def main() -> None:
         row = [name, f"{result['bytes'] / 1e6:.1f}", f"`{folder}`", *(f"{1e3 * result[each]:.1f}" for each in names)]
         row += [f"{1e3 * push:.0f}", f"{1e3 * (push - result['prepare']):.0f}"]
         rows.append([*row, f"{push / result['copy']:.1f}", f"{ours / result['copy']:.1f}"])
-    print(table(head, rows))
+    first, *others = [list(line) for line in zip(head, *rows, strict=True)]
+    print(table(first, others))
 
 
 if __name__ == "__main__":

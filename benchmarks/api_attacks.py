@@ -162,7 +162,7 @@ async def dripping(target: Target, stack: contextlib.AsyncExitStack) -> str:
 
 
 async def floods(target: Target, stack: contextlib.AsyncExitStack) -> str:
-    """Heads of 100,000 headers, about a megabyte, without a key, again and again on 8 connections."""
+    """Heads of 100,000 headers, about a megabyte, without a key, repeatedly on 8 connections."""
     text = target.ask("/v1/runs", *(f"X-{number}: 1" for number in range(100_000)))
 
     async def flood() -> None:
@@ -180,7 +180,7 @@ async def floods(target: Target, stack: contextlib.AsyncExitStack) -> str:
 
 
 async def half_sent(target: Target, stack: contextlib.AsyncExitStack) -> str:
-    """1,100 requests with a key whose bodies never come."""
+    """1,100 requests with a key whose bodies never arrive."""
     head = target.ask(
         "/v1/runs", "Content-Type: application/json", "Content-Length: 1000", key=target.operator, method="POST"
     )
@@ -242,7 +242,7 @@ async def large_run_files(target: Target, stack: contextlib.AsyncExitStack) -> s
 
 
 async def long_histories(target: Target, stack: contextlib.AsyncExitStack) -> str:
-    """10,000 steps asked for at once, again and again on 8 connections, with a key that may read."""
+    """10,000 steps requested at once, repeatedly on 8 connections, with a key that may read."""
 
     async def ask(number: int) -> None:
         while True:  # each its own question, since answers are kept
@@ -351,9 +351,9 @@ def fill(path: Path) -> None:
 async def measure(options: argparse.Namespace) -> None:
     print("## The API under attack\n")
     print(
-        f"What an attack costs another client, which requests a run {RATE:.0f} times per second for "
-        f"{options.seconds:.0f} s, each time on a new connection, from an API with the default limits. All of them "
-        "share one machine.\n"
+        f"Latency of another client, which requests a run {RATE:.0f} times per second for {options.seconds:.0f} s, "
+        "each time on a new connection, while the API, with its default limits, is under attack. All of them share "
+        "one machine.\n"
     )
     print("| attack | p99 | largest | failed | largest memory of the API | |\n|---|---|---|---|---|---|", flush=True)
     chosen = [attack for attack in ATTACKS if not options.only or attack.__name__ in options.only]

@@ -21,9 +21,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS: dict[str, dict[str, str]] = {
     "chosen": {},
-    "worker in a process of its own": {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
+    "worker in its own process": {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
     "two OpenMP threads": {"OMP_NUM_THREADS": "2"},
-    "one request a sample": {"BENCHMARK_SINGLE": "1"},
+    "one request per sample": {"BENCHMARK_SINGLE": "1"},
 }
 
 
@@ -123,8 +123,10 @@ def main() -> None:
     if options.child:
         return child(options)
     print("## Rollout engine\n")
-    print(f"Embedded policy, {options.tokens} tokens a sequence in groups of 8; medians of {options.rounds} rounds.\n")
-    print("| settings | sequences | token/s | to chosen | start, s | update in flight, s |")
+    print(
+        f"Embedded policy, {options.tokens} tokens per sequence in groups of 8; medians of {options.rounds} rounds.\n"
+    )
+    print("| settings | sequences | token/s | relative to chosen | start, s | update in flight, s |")
     print("|---|---|---|---|---|---|")
     for num_sequences in options.sequences:
         chosen = 0.0

@@ -150,7 +150,7 @@ async def main() -> None:
         f"One small program, {num_cores} at once for throughput, one alone for overhead; medians of {NUM_ROUNDS} "
         f"rounds in turn. Layers: {', '.join(probe().active)}. Load average at the end: {os.getloadavg()[0]:.1f}.\n"
     )
-    print("| | runs/s | median overhead | our throughput over it |\n|---|---|---|---|")
+    print("| | runs/s | median overhead | our throughput relative to it |\n|---|---|---|---|")
     for name in runs:
         rate = statistics.median(rates[name])
         overhead = (statistics.median(seconds[name]) - own) * 1000

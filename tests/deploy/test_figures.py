@@ -13,6 +13,8 @@ from tests.conftest import ROOT
         ("| Turnout SRPO |", 3, "{1:.2f}; "),
         ("| Turnout SRPO, only prompts shared |", 3, "{1:.2f} with only prompts shared"),
         ("| Turnout SRPO, nothing shared |", 3, "{1:.2f} with nothing shared"),
+        ("| Turnout SDPO |", 3, "like: SDPO {1:.2f}"),
+        ("| Turnout GRPO |", 4, "GRPO {1:.2f} |"),
         ("| 32 | 1 |", 5, "{0:.2f} with 32 groups a step"),
         ("| 8 | 1 |", 5, "{0:.2f} with the demo's 8"),
         ("| srpo | 0", 8, "SRPO {0:.1%}"),

@@ -83,7 +83,7 @@ def costs(ring: Outcome, own: Journey) -> str:
         f"{ring.virtual_seconds / 3600:.2f} hours of ring time in {meter.real_seconds / 60:.1f} minutes. "
         f"Messages carried {ring.scenario.payload_scale:.3g} of the tokens. "
         f"Valkey: {meter.server_seconds / trained * 1000:.2f} ms of CPU a group (most of it {first[0]}), "
-        f"{meter.largest_bytes / MIB:.0f} MiB at the most; with whole messages, {own.stored_bytes / 1024:.0f} KiB a "
+        f"{meter.largest_bytes / MIB:.0f} MiB at most; with whole messages, {own.stored_bytes / 1024:.0f} KiB a "
         f"group, that is {own.stored_bytes * ring.largest['scored'] / MIB:.0f} MiB.\n"
     )
 

@@ -60,7 +60,7 @@ class RolloutSection(Section):
     group_size: NumSamples = 8
     """Rollouts per prompt, G."""
     temperature: Temperature = 1.0
-    """Sampling temperature in training; 0.01 at the least."""
+    """Sampling temperature in training, at least 0.01."""
     top_p: Annotated[float, Field(ge=0.01, le=1)] = 1.0
     """Share of probability kept when sampling; 1 for all."""
     top_k: TopK = 0

@@ -7,10 +7,10 @@ that could change weights without verification.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from services.contracts.errors import ConfigurationError, ConflictError, TurnoutError, UnavailableError
@@ -42,9 +42,7 @@ class GuardedClient:
         self._busy = busy
 
     def __getattr__(self, name: str) -> Any:
-        raise ConflictError(
-            f"This server does not support {name}.", remedy="Push weights with the four-phase protocol."
-        )
+        raise unsupported(name)
 
     async def pause_generation(self, *, mode: str, clear_cache: bool) -> None:
         await self._free().pause_generation(mode=mode, clear_cache=clear_cache)
@@ -74,7 +72,8 @@ class GuardedClient:
         return str(self._server.version)
 
     async def compute_weight_checksums(self) -> Any:
-        return await self._server.while_attached(self._server.require().compute_weight_checksums())
+        server = self._free()  # a sleeping engine has no weights to read
+        return await server.while_attached(server.require().compute_weight_checksums())
 
     @property
     def vllm_config(self) -> Any:
@@ -83,6 +82,10 @@ class GuardedClient:
     def _free(self) -> EngineServer:
         require_free(self._server, self._busy)
         return self._server
+
+
+def unsupported(name: str) -> ConflictError:
+    return ConflictError(f"This server does not support {name}.", remedy="Push weights with the four-phase protocol.")
 
 
 def require_free(server: EngineServer, busy: Callable[[], bool]) -> None:
@@ -138,8 +141,32 @@ def add_routes(app: FastAPI, server: EngineServer, settings: Settings, busy: Cal
     async def named(_: Request, error: TurnoutError) -> Response:
         return refusal(error)
 
+    add_refusing_routes(inner)
     app.mount(PREFIX, inner)
     return inner
+
+
+def add_refusing_routes(inner: FastAPI) -> None:
+    """Add those of vLLM's routes whose own handlers answer 500 to every error, a refusal included. The first route that
+    is added for a path answers."""
+    client: GuardedClient = inner.state.engine_client
+
+    @inner.post("/pause")
+    async def pause(
+        mode: Annotated[Literal["abort", "wait", "keep"], Query()] = "abort",
+        clear_cache: Annotated[bool, Query()] = True,
+    ) -> Response:
+        await client.pause_generation(mode=mode, clear_cache=clear_cache)
+        return JSONResponse({"status": "paused"})
+
+    @inner.post("/resume")
+    async def resume() -> Response:
+        await client.resume_generation()
+        return JSONResponse({"status": "resumed"})
+
+    @inner.post("/abort_requests")
+    async def abort_requests() -> Response:
+        raise unsupported("abort_requests")
 
 
 def include_vllm(inner: FastAPI) -> None:

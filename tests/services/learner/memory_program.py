@@ -15,7 +15,7 @@ prepare_environment()
 
 import torch  # noqa: E402
 
-from benchmarks._allocated import Allocated  # noqa: E402
+from services.learner.proof.allocated import Allocated  # noqa: E402
 from services.contracts import sizing  # noqa: E402
 from services.contracts.run_config import RunConfig, parse_run_config  # noqa: E402
 from services.learner.model.engine import DeepSpeedEngine  # noqa: E402

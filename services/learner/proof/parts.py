@@ -1,67 +1,27 @@
-"""`make gpu-proof`: checks the learner on this machine's GPU, part by part, and prints a report in Markdown.
+"""The learner's parts of the GPU proof: what one process with a model of random weights can check.
 
-python -m benchmarks._gpu_proof [part ...]      without a GPU, it runs the same parts on the CPU with a small model
-
-The model has random weights in the shapes of Qwen3 (0.6B, 1.7B or 4B, by free memory), so nothing is downloaded. A part
-that fails is reported and does not stop the others. Needs torch, transformers, DeepSpeed and PEFT. Not covered: vLLM,
-weight transports, several GPUs, kill and resume.
+The model has the shapes of Qwen3, so nothing is downloaded. Tolerances are expectations, not yet tried on a GPU.
 """
 
 from __future__ import annotations
 
-import os
-import sys
 import time
-import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from services.learner.model.ranks import join, leave, prepare_environment
+import torch
 
-prepare_environment()
+from services.contracts import sizing
+from services.contracts.run_config import RunConfig, parse_run_config
+from services.learner.model.ranks import join
+from services.learner.packing.sequence import TrainSequence
+from services.learner.proof.allocated import Allocated
+from services.learner.proof.random_model import Place, model_of
+from services.learner.update.update import run_minibatch
 
-import torch  # noqa: E402
-
-from benchmarks._allocated import Allocated  # noqa: E402
-from services.contracts import sizing  # noqa: E402
-from services.contracts.run_config import RunConfig, parse_run_config  # noqa: E402
-from services.learner.model.tree_attention import share_prefixes  # noqa: E402
-from services.learner.packing.sequence import TrainSequence  # noqa: E402
-from services.learner.update.update import run_minibatch  # noqa: E402
-
-SHAPES = {
-    "4B": (36, 2560, 9728, 32, 8, 128, 151936),
-    "1.7B": (28, 2048, 6144, 16, 8, 128, 151936),
-    "0.6B": (28, 1024, 3072, 16, 8, 128, 151936),
-    "small": (4, 64, 192, 4, 2, 16, 512),
-}
-"""Layers, hidden size, MLP size, query heads, key heads, head size, vocabulary."""
-BYTES_PER_PARAMETER = 32
-"""What a part needs at most, with the passes' memory."""
 PROMPT, GROUP = 32, 4
 TOLERANCES = {"bfloat16": (0.02, 0.05), "float32": (1e-3, 1e-3)}
 """Largest relative difference of loss and of gradients to float32 on the CPU: expectations, not yet tried on a GPU."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where and with what the parts run."""
-
-    device: torch.device
-    shape: str
-    dtype: str
-    response: int
-
-
-def choose() -> Place:
-    """The GPU with the largest model that fits; the CPU with a small one."""
-    if not torch.cuda.is_available():
-        return Place(torch.device("cpu"), "small", "bfloat16", 24)
-    free = torch.cuda.mem_get_info()[0]
-    sizes = {"4B": 4.0e9, "1.7B": 1.7e9, "0.6B": 0.6e9}
-    shape = next((name for name, size in sizes.items() if size * BYTES_PER_PARAMETER < free), "small")
-    return Place(torch.device("cuda", 0), shape, "bfloat16", 512)
 
 
 def configuration(place: Place, **model: Any) -> RunConfig:
@@ -70,29 +30,6 @@ def configuration(place: Place, **model: Any) -> RunConfig:
     training = {"steps": 4, "prompts_per_step": 2, "tokens_per_microbatch": PROMPT + GROUP * place.response}
     sections = {"rollout": rollout, "training": training, "objective": {"name": "srpo"}}
     return parse_run_config({"name": "proof", "model": values, "data": {"train": "none"}, **sections})
-
-
-def model_of(place: Place, *, share: bool = True) -> Any:
-    """Random weights, the same on each device."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    layers, hidden, middle, heads, keys, size, vocabulary = SHAPES[place.shape]
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        intermediate_size=middle,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=keys,
-        head_dim=size,
-        tie_word_embeddings=True,
-    )
-    model = Qwen3ForCausalLM(config).to(getattr(torch, place.dtype))
-    model.config.use_cache = False
-    if share:
-        assert share_prefixes(model), "the model cannot share prefixes here"
-    return model.to(place.device).train()
 
 
 def sequences(place: Place) -> list[TrainSequence]:
@@ -218,34 +155,3 @@ PARTS: dict[str, Callable[[Place], str]] = {
     "lora": lora,
     "memory-and-speed": memory_and_speed,
 }
-
-
-def main(names: list[str]) -> int:
-    """Print the report; the exit code counts parts that failed."""
-    report = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # libraries print, and standard output is the report
-    if unknown := [name for name in names if name not in PARTS]:
-        print(f"There is no part {unknown[0]}; choose from {', '.join(PARTS)}.", file=sys.stderr)
-        return 2
-    place, failed = choose(), 0
-    card = torch.cuda.get_device_name(0) if place.device.type == "cuda" else "no GPU: CPU"
-    print(
-        f"# GPU proof\n\n{card}, Qwen3 {place.shape} with random weights, {place.dtype}, torch {torch.__version__}\n",
-        file=report,
-    )
-    print("| part | result | found |\n|---|---|---|", file=report, flush=True)
-    for name in names or PARTS:
-        try:
-            result, text = "passed", PARTS[name](place)
-        except Exception as error:  # noqa: BLE001  # the report names it, and the next part runs
-            traceback.print_exc()
-            failed += 1
-            lines = str(error).strip().splitlines() or [""]
-            result, text = "FAILED", f"{type(error).__name__}: {lines[0]}".replace("|", "/")
-        print(f"| {name} | {result} | {text} |", file=report, flush=True)
-    leave()
-    return failed
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

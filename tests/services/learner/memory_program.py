@@ -15,13 +15,13 @@ prepare_environment()
 
 import torch  # noqa: E402
 
-from services.learner.proof.allocated import Allocated  # noqa: E402
 from services.contracts import sizing  # noqa: E402
 from services.contracts.run_config import RunConfig, parse_run_config  # noqa: E402
 from services.learner.model.engine import DeepSpeedEngine  # noqa: E402
 from services.learner.model.lora import inject  # noqa: E402
 from services.learner.model.tree_attention import share_prefixes  # noqa: E402
 from services.learner.packing.sequence import TrainSequence  # noqa: E402
+from services.learner.proof.allocated import Allocated  # noqa: E402
 from services.learner.update.update import run_minibatch  # noqa: E402
 
 PROMPT, RESPONSE, GROUP = 64, 192, 4

@@ -133,7 +133,7 @@ class Queue:
     async def _replicated(self, key: str, *command: Any) -> Any:
         """The reply to a command that writes `key`, once replicas have it."""
         if not self._num_replicas:
-            return await self.redis.execute_command(*command)
+            return await cast(Any, self.redis).execute_command(*command)
         async with self.redis.pipeline(transaction=False) as pipe:  # WAIT covers the writes of its own connection
             pipe.execute_command(*command)
             pipe.execute_command("WAIT", self._num_replicas, int(REPLICAS_SECONDS * 1000))

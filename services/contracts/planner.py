@@ -91,7 +91,7 @@ def plan(config: RunConfig, gpus: Gpus | None = None, response_tokens: int | Non
     Raises:
         ConfigurationError: the formulas do not cover the model, or nothing fits the GPUs; names field, value, remedy.
     """
-    shape = sizing.read_shape(config.model.path)
+    shape = sizing.run_shape(config)
     check_split(config.rollout.tensor_parallel_size, config.model.path, shape.shared.get)
     if gpus is None:
         return _plan(config, shape, None, {}, None, response_tokens)
@@ -148,7 +148,8 @@ def candidates(config: RunConfig, gpus: Gpus) -> Iterator[dict[str, Any]]:
         tokens.append(halved)
         halved //= 2
     offloads = {training.offload_teacher}
-    if OBJECTIVES[config.objective.name].has_teacher and config.model.lora is None:
+    apart = config.model.lora is None or config.objective.teacher_path is not None
+    if OBJECTIVES[config.objective.name].has_teacher and apart:
         offloads = {False, True}
     most = 1 if rollout.share_gpu else max(1, gpus.count - rollout.tensor_parallel_size)
     turns = {config.rollout.share_gpu, gpus.count == 1 and can_take_turns(config)}
@@ -280,11 +281,16 @@ def _refusal(config: RunConfig, shape: Shape, gpus: Gpus, response_tokens: int |
         remedies.insert(0, "Set model.lora")
     return ConfigurationError(
         f"{field} is {value}, and {who} {gib(need(least))} per GPU even with {settings}: {gib(state)} for weights, "
-        f"gradients, optimizer and teacher of {billions(shape.num_parameters)} parameters, {gib(passing)} for passes. "
+        f"gradients, optimizer and teacher of {billions(shape.num_parameters)} parameters{_and_teacher(shape)}, "
+        f"{gib(passing)} for passes. "
         f"Of {gib(gpus.bytes)} (--gpu-memory) on {gpus.count} (--gpus), {gib(usable(gpus))} are usable.",
         remedy=f"{' or '.join(remedies)}.",
         field=field,
     )
+
+
+def _and_teacher(shape: Shape) -> str:
+    return "" if shape.teacher is None else f" and {billions(shape.teacher.num_parameters)} of the teacher's own"
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,6 +98,9 @@ def gaps_of(found: ProbeFinished) -> list[TeacherGap]:
 
 
 def _teacher_advice(config: RunConfig, found: ProbeFinished) -> Iterator[str]:
+    if config.objective.teacher_path is not None:
+        yield "The teacher gaps are the policy's own; objective.teacher_path, another model, was not measured."
+        return
     if not found.num_taught_questions:
         yield "No question had a correct rollout to demonstrate, so no sibling's solution could be tried."
     else:

@@ -137,7 +137,7 @@ class TrainingSection(Section):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     offload_teacher: bool = False
-    """Keep the self-teacher in CPU memory between steps."""
+    """Keep the teacher in CPU memory between steps."""
 
 
 class EvaluationSection(Section):
@@ -246,7 +246,7 @@ class RunConfig(Section):
         if rollout.group_size < 2 and not OBJECTIVES[objective.name].teaches_alone(objective):
             yield (
                 "rollout.group_size is 1, but advantages and demonstrations need siblings; use 2 or more "
-                "(1 works only with objective.name sdpo and feedback or demonstration reference)"
+                "(1 works only with objective.name sdpo and feedback, or demonstration reference or none)"
             )
         if self.model.thinking is not None and self.model.thinking.open == self.model.thinking.close:
             yield f"model.thinking.close is {self.model.thinking.close!r}, as open; set markers that differ"
@@ -258,10 +258,10 @@ class RunConfig(Section):
                 "it; remove it"
             )
         yield from settings_without_use(objective)
-        if lora is not None and training.offload_teacher:
+        if lora is not None and training.offload_teacher and objective.teacher_path is None:
             yield (
-                "training.offload_teacher has no use with model.lora, whose teacher is an adapter on the student's own "
-                "frozen weights; remove it"
+                "training.offload_teacher has no use with model.lora, whose self-teacher is an adapter on the "
+                "student's own frozen weights; remove it"
             )
         transport = self.weights.transport
         if lora is not None and TRANSPORTS[transport] is not None and not brings_folder(transport):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from services.contracts.errors import ConfigurationError
 from services.contracts.model import LoraSection
 from services.contracts.objectives.registry import OBJECTIVES
 from services.contracts.run_config import RunConfig
-from services.contracts.trainable import HEADING_TOKENS, divides
+from services.contracts.trainable import HEADING_TOKENS, divides, teacher_tokens
 
 GIB: Final = 2**30
 BUCKET: Final = 500_000_000
@@ -63,6 +63,8 @@ class Shape:
     """The LM head is the embedding."""
     biased: bool
     """Attention's linear layers have a bias."""
+    teacher: Shape | None = None
+    """Of the teacher in `objective.teacher_path`, if the run has one."""
 
     @property
     def num_parameters(self) -> int:
@@ -107,8 +109,14 @@ class Shape:
         return self.layers * lora.rank * sum(sum(ends[name]) for name in named if name in ends)
 
 
-def read_shape(path: str) -> Shape:
-    """The shape of the model in folder `path`, of which only config.json is read.
+def run_shape(config: RunConfig) -> Shape:
+    """The shape of the run's model, with that of its fixed teacher. Raises `ConfigurationError` as `read_shape`."""
+    shape, path = read_shape(config.model.path), config.objective.teacher_path
+    return shape if path is None else replace(shape, teacher=read_shape(path, "objective.teacher_path"))
+
+
+def read_shape(path: str, field: str = "model.path") -> Shape:
+    """The shape of the model in folder `path`, of which only config.json is read. `field` of the run file names it.
 
     Raises:
         ConfigurationError: there is no such file, or the formulas do not cover the model.
@@ -117,21 +125,21 @@ def read_shape(path: str) -> Shape:
         values = json.loads((Path(path) / "config.json").read_bytes())
     except (OSError, ValueError) as error:
         raise ConfigurationError(
-            f"model.path is {path}, but {Path(path) / 'config.json'} cannot be read; planning needs it.",
-            remedy="Download the model and name its folder, for example with --set model.path=FOLDER.",
-            field="model.path",
+            f"{field} is {path}, but {Path(path) / 'config.json'} cannot be read; planning needs it.",
+            remedy=f"Download the model and name its folder, for example with --set {field}=FOLDER.",
+            field=field,
         ) from error
-    return shape_of(values, path)
+    return shape_of(values, path, field)
 
 
-def shape_of(values: Any, path: str) -> Shape:
+def shape_of(values: Any, path: str, field: str = "model.path") -> Shape:
     """The shape in a parsed config.json. Raises `ConfigurationError` as `read_shape`."""
     kind = values.get("model_type") if isinstance(values, Mapping) else None
     if kind not in KINDS:
         raise ConfigurationError(
-            f"model.path is {path}, a model of type {kind}; planning covers {', '.join(sorted(KINDS))}.",
+            f"{field} is {path}, a model of type {kind}; planning covers {', '.join(sorted(KINDS))}.",
             remedy="Use docs/sizing.md as a guide, or measure a short run.",
-            field="model.path",
+            field=field,
         )
     try:
         heads, hidden = int(values["num_attention_heads"]), int(values["hidden_size"])
@@ -150,9 +158,9 @@ def shape_of(values: Any, path: str) -> Shape:
         )
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise ConfigurationError(
-            f"model.path is {path}, whose config.json lacks {error} or has no number there.",
+            f"{field} is {path}, whose config.json lacks {error} or has no number there.",
             remedy="Restore the model's original file.",
-            field="model.path",
+            field=field,
         ) from error
 
 
@@ -233,7 +241,7 @@ def learner(config: RunConfig, shape: Shape, response_tokens: int | None = None)
     cut = ranks if used == 3 else 1
     weights = w * total / cut
     optimizer = (12 / ranks if used else 8) * trained
-    model, averages = _teacher(config, total, trained, cut)
+    model, averages = _teacher(config, shape, total, trained, cut)
     referred = bool(config.objective.reference_kl_coefficient) and lora is None
     kept, passing, buffers = _gradients(config, trained)
     offloads, taught = config.training.offload_teacher, OBJECTIVES[config.objective.name].has_teacher
@@ -249,7 +257,8 @@ def learner(config: RunConfig, shape: Shape, response_tokens: int | None = None)
         reference=reference,
         activations=activations(config, shape, response_tokens),
         temporary=temporary(config, shape, passing, response_tokens),
-        teacher_states=_tokens_of_rank(config, response_tokens) * (TOKEN_BYTES + (w * shape.hidden if taught else 0)),
+        teacher_states=_tokens_of_rank(config, response_tokens)
+        * (TOKEN_BYTES + (w * (shape.teacher or shape).hidden if taught else 0)),
         publishing=_publishing(config, trained),
         cpu=checkpoint_bytes(config, shape)
         + published_bytes(config, shape)
@@ -260,15 +269,17 @@ def learner(config: RunConfig, shape: Shape, response_tokens: int | None = None)
 
 def checkpoint_bytes(config: RunConfig, shape: Shape) -> float:
     """Bytes of one checkpoint: weights in bfloat16, their float32 copy, AdamW's moments, the teacher's averages."""
-    lora, taught = config.model.lora, OBJECTIVES[config.objective.name].has_teacher
+    lora, taught = config.model.lora, OBJECTIVES[config.objective.name].has_teacher and shape.teacher is None
     trained = shape.num_parameters if lora is None else shape.num_adapter_parameters(lora)
     return (12 + (2 if width(config) == 2 else 0) + (4 if taught else 0)) * trained
 
 
-def _teacher(config: RunConfig, total: int, trained: int, cut: int) -> tuple[float, float]:
+def _teacher(config: RunConfig, shape: Shape, total: int, trained: int, cut: int) -> tuple[float, float]:
     """The teacher's weights and its averages in tensors of their own."""
     if not OBJECTIVES[config.objective.name].has_teacher:
         return 0.0, 0.0
+    if shape.teacher is not None:
+        return width(config) * shape.teacher.num_parameters / cut, 0.0
     if config.model.lora is not None:
         return 0.0, 4 * trained / cut
     separate = width(config) == 2 or config.training.offload_teacher
@@ -296,9 +307,7 @@ def pass_tokens(config: RunConfig) -> int:
 
 def teacher_pass_tokens(config: RunConfig) -> int:
     """Tokens of the largest teacher pass: question, solution and response, if that is more than the budget."""
-    rollout = config.rollout
-    longest = rollout.max_prompt_tokens + 2 * rollout.max_response_tokens + HEADING_TOKENS
-    return max(config.training.tokens_per_microbatch, longest)
+    return max(config.training.tokens_per_microbatch, (teacher_tokens(config) or 0) + HEADING_TOKENS)
 
 
 def attended_ratio(config: RunConfig, response_tokens: int | None = None) -> float:
@@ -345,8 +354,8 @@ def temporary(config: RunConfig, shape: Shape, passing: float, response_tokens: 
     most = max(head + logits(config, shape) - late, head + tokens * backward)
     if not OBJECTIVES[config.objective.name].has_teacher:
         return most
-    teacher = teacher_pass_tokens(config) * layer_bytes(config, shape) - activations(config, shape, response_tokens)
-    return max(most, teacher)
+    layer = layer_bytes(config, shape.teacher or shape)
+    return max(most, teacher_pass_tokens(config) * layer - activations(config, shape, response_tokens))
 
 
 def logits(config: RunConfig, shape: Shape) -> float:

@@ -507,7 +507,7 @@ CATALOGUE: Final[tuple[StepMetric | StepHistogram, ...]] = (
     StepMetric(
         name="teacher_age_steps",
         title="Teacher age",
-        help="Training steps since the self-teacher was a copy of the policy; 0 for a moving average.",
+        help="Training steps since the self-teacher was a copy of the policy; 0 for a moving average or another model.",
         line=Line("divergence", "teacher age, steps", 2, "dot", right=True, only_if="teacher_age_steps"),
     ),
     StepMetric(

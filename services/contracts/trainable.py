@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from services.contracts.errors import ConfigurationError
@@ -29,11 +29,12 @@ LOGIT_CHANGES = (
 """Settings with which models change their logits after the LM head, and the values that have no effect."""
 
 
-def check_logits(setting: Callable[[str], Any]) -> None:
+def check_logits(setting: Callable[[str], Any], field: str = "model.path") -> None:
     """Reject a model whose logits are not its LM head's plain output.
 
     Args:
         setting: returns a setting of the model's configuration by name, None if it is absent.
+        field: the field of the run file that names the model.
 
     Raises:
         ConfigurationError: names the setting that changes the logits.
@@ -44,16 +45,18 @@ def check_logits(setting: Callable[[str], Any]) -> None:
             raise ConfigurationError(
                 f"The model changes its logits after the LM head ({name} = {value}), which is not supported.",
                 remedy="Use a model whose logits are the output of its LM head.",
-                field="model.path",
+                field=field,
             )
 
 
 def teacher_tokens(config: RunConfig) -> int | None:
-    """Length in tokens of the longest sequence of question, solution and response that the self-teacher reads, without
-    headings and feedback; None for runs without a self-teacher."""
-    rollout = config.rollout
-    has_teacher = OBJECTIVES[config.objective.name].has_teacher
-    return rollout.max_prompt_tokens + 2 * rollout.max_response_tokens if has_teacher else None
+    """Length in tokens of the longest sequence of question, solution and response that the teacher reads, without
+    headings and feedback; None for runs without a teacher."""
+    rollout, objective = config.rollout, config.objective
+    if not OBJECTIVES[objective.name].has_teacher:
+        return None
+    responses = 1 if objective.demonstration == "none" else 2
+    return rollout.max_prompt_tokens + responses * rollout.max_response_tokens
 
 
 def check_split(size: int, path: str, setting: Callable[[str], Any]) -> None:
@@ -106,6 +109,54 @@ def check_tokens(path: str, num_rows: int, highest: tuple[int, str]) -> None:
         )
 
 
+def check_teacher_vocabulary(
+    path: str, num_rows: int | None, student_rows: int | None, theirs: Mapping[str, int], ours: Mapping[str, int]
+) -> None:
+    """Check that a fixed teacher gives every token of the policy a probability: it has the same ids, and its embedding
+    at least as many rows. More rows, which are padding, are left out.
+
+    Args:
+        path: `objective.teacher_path`.
+        num_rows: rows of the teacher's embedding; None: unknown, as for the next.
+        student_rows: rows of the policy's.
+        theirs: ids of the teacher's tokenizer by token; empty: unknown.
+        ours: ids of the policy's.
+
+    Raises:
+        ConfigurationError: names the token, or the number of rows.
+    """
+    fault = None
+    other = next((token for token, number in ours.items() if theirs.get(token, -1) != number), None) if theirs else None
+    if other is not None:
+        has = f"id {theirs[other]}" if other in theirs else "no id"
+        fault = f"whose tokenizer has {has} for token {other[:60]!r}, which has id {ours[other]} in the policy's"
+    elif num_rows is not None and student_rows is not None and num_rows < student_rows:
+        fault = f"whose embedding has {num_rows} rows (vocab_size), fewer than the policy's {student_rows}"
+    if fault is not None:
+        raise ConfigurationError(
+            f"objective.teacher_path is {path}, {fault}.",
+            remedy="Use a teacher with the policy's vocabulary, such as a larger model of the same family.",
+            field="objective.teacher_path",
+        )
+
+
+def check_teacher_table(config: RunConfig, num_positions: int) -> None:
+    """Check that what a fixed teacher may read fits its table of positions.
+
+    Raises:
+        ConfigurationError: it may be longer than the table.
+    """
+    reads = teacher_tokens(config)
+    if reads is not None and reads + HEADING_TOKENS > num_positions:
+        raise ConfigurationError(
+            f"objective.teacher_path is {config.objective.teacher_path}, which has a table of only {num_positions} "
+            f"positions, but may read up to {reads + HEADING_TOKENS} tokens.",
+            remedy="Lower rollout.max_response_tokens or rollout.max_prompt_tokens, or use a teacher with rotary "
+            "positions.",
+            field="objective.teacher_path",
+        )
+
+
 def check_table(config: RunConfig, num_positions: int) -> None:
     """Check that the run's sequences fit the model's table of positions.
 
@@ -113,7 +164,7 @@ def check_table(config: RunConfig, num_positions: int) -> None:
         ConfigurationError: a sequence of the run may be longer than the table.
     """
     rollout = config.rollout
-    teacher = teacher_tokens(config)
+    teacher = teacher_tokens(config) if config.objective.teacher_path is None else None
     if config.max_model_tokens > num_positions:
         reads, num_tokens = "prompt and response may have", config.max_model_tokens
     elif teacher is not None and teacher + HEADING_TOKENS > num_positions:

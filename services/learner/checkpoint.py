@@ -23,6 +23,7 @@ from torch import Tensor
 
 from services.learner.groups.curriculum import CurriculumState
 from services.learner.model.export import read_safetensors, write_safetensors
+from services.learner.model.fixed_teacher import TeacherSource
 from services.learner.objectives.teacher_gate import GateState
 from services.runtime.files import sync, write_atomically
 from services.runtime.weights.checkpoint_files import (
@@ -57,6 +58,8 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     """Pools and choices, if the run has a curriculum."""
     teacher_gate: GateState | None = None
     """Of a run whose teacher is gated."""
+    teacher: TeacherSource | None = None
+    """Of a run with `objective.teacher_path`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from services.contracts.hub import hub_place, is_hub_name
 from services.contracts.model import ModelSection
 from services.contracts.questions.source import Source
 from services.contracts.run_config import RunConfig
-from services.runtime.model_folder import check_model_folder
+from services.runtime.model_folder import check_model_folder, check_teacher_folder
 from services.runtime.settings import Settings
 
 
@@ -33,7 +33,7 @@ def check_inputs(config: RunConfig, settings: Settings, prefix: str = "") -> Non
 
 def _check_inputs(config: RunConfig, settings: Settings) -> None:
     check_places(config, settings)
-    _check_model(config, settings.root_folders)
+    _check_models(config, settings.root_folders)
     for field, source in _data(config):
         if source.is_file and not Path(name := source.path).is_file():
             raise ConfigurationError(
@@ -44,9 +44,10 @@ def _check_inputs(config: RunConfig, settings: Settings) -> None:
 
 
 def check_places(config: RunConfig, settings: Settings) -> None:
-    """Raise `ConfigurationError` if the model or a data file is outside the folders that runs may read, or the model
+    """Raise `ConfigurationError` if a model or a data file is outside the folders that runs may read, or the model
     wants to run code. Does not reveal whether they exist."""
     check_model_place(config.model, settings)
+    _check_teacher_place(config, settings)
     for field, source in _data(config):
         if source.is_file:
             _check_place(field, source.path, settings.root_folders)
@@ -55,9 +56,10 @@ def check_places(config: RunConfig, settings: Settings) -> None:
 
 
 def check_model(config: RunConfig, settings: Settings) -> None:
-    """The model's part of `check_inputs`, for a machine that needs nothing else. Raises `ConfigurationError`."""
+    """The models' part of `check_inputs`, for a machine that needs nothing else. Raises `ConfigurationError`."""
     check_model_place(config.model, settings)
-    _check_model(config, settings.root_folders)
+    _check_teacher_place(config, settings)
+    _check_models(config, settings.root_folders)
 
 
 def check_model_place(model: ModelSection, settings: Settings) -> None:
@@ -65,6 +67,12 @@ def check_model_place(model: ModelSection, settings: Settings) -> None:
     trusts_remote_code(model, settings.allow_remote_code)
     if not _is_of_hub(model.path):
         _check_place("model.path", model.path, settings.root_folders)
+
+
+def _check_teacher_place(config: RunConfig, settings: Settings) -> None:
+    path = config.objective.teacher_path
+    if path is not None and not _is_of_hub(path):
+        _check_place("objective.teacher_path", path, settings.root_folders)
 
 
 def trusts_remote_code(model: ModelSection, allowed: bool) -> bool:
@@ -89,24 +97,34 @@ def _data(config: RunConfig) -> list[tuple[str, Source]]:
     return [(f"{field}.path" if field[-1].isdecimal() else field, source) for field, source in data.sources()]
 
 
-def _check_model(config: RunConfig, roots: Sequence[Path]) -> None:
-    path = config.model.path
+def _check_models(config: RunConfig, roots: Sequence[Path]) -> None:
+    folder = _model_folder("model.path", config.model.path)
+    if folder is not None:
+        check_model_folder(folder, config, roots)
+    if config.objective.teacher_path is not None:
+        teacher = _model_folder("objective.teacher_path", config.objective.teacher_path)
+        if teacher is not None:
+            check_teacher_folder(teacher, folder, config, roots)
+
+
+def _model_folder(field: str, path: str) -> Path | None:
+    """The folder that `field` names; None for a hub name. Raises `ConfigurationError` if it has no model."""
     if _is_of_hub(path):
-        return
+        return None
     folder = Path(path)
     if not folder.is_dir():
         raise ConfigurationError(
-            f"model.path is {path}, but there is no such folder.",
+            f"{field} is {path}, but there is no such folder.",
             remedy=f"Correct it (relative folders start at {Path.cwd()}), or write a hub name as owner/name.",
-            field="model.path",
+            field=field,
         )
     if not (folder / "config.json").is_file():
         raise ConfigurationError(
-            f"model.path is {path}, a folder without config.json.",
+            f"{field} is {path}, a folder without config.json.",
             remedy="Name a folder in Hugging Face format. Merge an adapter into its base model first.",
-            field="model.path",
+            field=field,
         )
-    check_model_folder(folder, config, roots)
+    return folder
 
 
 def _check_place(field: str, text: str, roots: Sequence[Path]) -> None:

@@ -13,7 +13,15 @@ import msgspec
 
 from services.contracts.errors import ConfigurationError
 from services.contracts.run_config import RunConfig
-from services.contracts.trainable import MODELS_WITH_TABLE, check_logits, check_split, check_table, check_tokens
+from services.contracts.trainable import (
+    MODELS_WITH_TABLE,
+    check_logits,
+    check_split,
+    check_table,
+    check_teacher_table,
+    check_teacher_vocabulary,
+    check_tokens,
+)
 
 MAX_BYTES = 256 * 2**20
 T = TypeVar("T")
@@ -61,19 +69,52 @@ def check_model_folder(folder: Path, config: RunConfig, roots: Sequence[Path]) -
         check_tokens(config.model.path, num_rows, highest)
     if settings is not None and not config.model.trust_remote_code:
         _check_chat_template(folder, settings, config.model.path)
-    limit = _number(values, "max_position_embeddings", "n_positions")
-    if limit is not None and values.get("model_type") in MODELS_WITH_TABLE:
+    limit = _table(values)
+    if limit is not None:
         check_table(config, limit)
 
 
-def _config(folder: Path, roots: Sequence[Path]) -> dict[str, Any]:
-    """The language model's part of config.json."""
+def check_teacher_folder(folder: Path, policy: Path | None, config: RunConfig, roots: Sequence[Path]) -> None:
+    """Reject a fixed teacher that could not re-score the policy's responses. Arguments as for `check_model_folder`.
+
+    Args:
+        policy: the folder of `model.path`; None for a hub name, whose vocabulary is not known yet.
+
+    Raises:
+        ConfigurationError: config.json is unreadable, the teacher changes its logits, has another vocabulary than the
+            policy, or too short a table of positions.
+    """
+    values = _config(folder, roots, "objective.teacher_path")
+    check_logits(values.get, "objective.teacher_path")
+    if policy is not None:
+        rows = _number(values, "vocab_size"), _number(_config(policy, roots), "vocab_size")
+        theirs, ours = _vocabulary(folder, roots), _vocabulary(policy, roots)
+        check_teacher_vocabulary(str(config.objective.teacher_path), *rows, theirs, ours)
+    limit = _table(values)
+    if limit is not None:
+        check_teacher_table(config, limit)
+
+
+def _vocabulary(folder: Path, roots: Sequence[Path]) -> dict[str, int]:
+    """Ids by token of tokenizer.json; empty if there is none."""
+    tokenizer = _read(folder / "tokenizer.json", _Tokenizer, roots)
+    return {token: number for number, token in _tokens(tokenizer, None)}
+
+
+def _table(values: dict[str, Any]) -> int | None:
+    """Length of the model's table of positions; None if it computes them."""
+    limit = _number(values, "max_position_embeddings", "n_positions")
+    return limit if values.get("model_type") in MODELS_WITH_TABLE else None
+
+
+def _config(folder: Path, roots: Sequence[Path], field: str = "model.path") -> dict[str, Any]:
+    """The language model's part of config.json. `field` names the folder."""
     values = _read(folder / "config.json", dict[str, Any], roots)
     if values is None:
         raise ConfigurationError(
-            f"model.path is {folder}, whose config.json is not a JSON object.",
+            f"{field} is {folder}, whose config.json is not a JSON object.",
             remedy="Restore the model's original file.",
-            field="model.path",
+            field=field,
         )
     inner = values.get("text_config")
     return inner if isinstance(inner, dict) else values

@@ -50,14 +50,29 @@ def read_prompt(
         ) from error
 
 
-def unloadable(what: str, path: str, error: Exception) -> ConfigurationError:
-    """The error for a model whose `what` cannot be loaded."""
+def load_vocabulary(path: str, field: str) -> dict[str, int]:
+    """Ids by token of the tokenizer of a model's folder or hub name, which field `field` of the run file names.
+
+    Raises:
+        ConfigurationError: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        found: dict[str, int] = AutoTokenizer.from_pretrained(path, trust_remote_code=False).get_vocab()
+    except (OSError, ValueError) as error:
+        raise unloadable("tokenizer", path, error, field) from error
+    return found
+
+
+def unloadable(what: str, path: str, error: Exception, field: str = "model.path") -> ConfigurationError:
+    """The error for a model whose `what` cannot be loaded, and which `field` of the run file names."""
     first = str(error).strip().split("\n")[0]
     return ConfigurationError(
         f"The {what} of {path} cannot be loaded: {first}",
-        remedy="Check model.path: it must be a Hugging Face folder, relative to the services' working directory, or a "
+        remedy=f"Check {field}: it must be a Hugging Face folder, relative to the services' working directory, or a "
         "hub name.",
-        field="model.path",
+        field=field,
     )
 
 

@@ -27,6 +27,7 @@ def settings_without_use(objective: ObjectiveSettings) -> Iterator[str]:
                 f"objective.{field} is {value}, but objective.teacher_update is {objective.teacher_update}; remove it, "
                 f"or set teacher_update to {' or '.join(wanted)}"
             )
+    yield from _of_teacher(objective)
     if objective.weight_floor and OBJECTIVES[objective.name].weighting(objective) is None:
         yield (
             f"objective.weight_floor is {objective.weight_floor}, but all tokens have weight 1; remove it, or set "
@@ -37,8 +38,33 @@ def settings_without_use(objective: ObjectiveSettings) -> Iterator[str]:
             "objective.demonstration is reference, but objective.feedback alone shows no solution; set feedback to "
             "with_solution"
         )
-    if objective.routing == "failed_groups" and objective.feedback == "none" and objective.demonstration != "reference":
+    readable = objective.feedback != "none" or objective.demonstration in ("reference", "none")
+    if objective.routing == "failed_groups" and not readable:
         yield (
             "objective.routing is failed_groups, but without a correct rollout there is nothing for the teacher to "
             "read; set objective.feedback, or objective.demonstration to reference"
+        )
+
+
+def _of_teacher(objective: ObjectiveSettings) -> Iterator[str]:
+    """Those of another model as the teacher, and of what it reads."""
+    path, feedback = objective.teacher_path, objective.feedback
+    if path is not None and objective.teacher_update != "frozen":
+        yield (
+            f"objective.teacher_path is {path}, a model that no update changes, but objective.teacher_update is "
+            f"{objective.teacher_update}; set it to frozen"
+        )
+    if objective.demonstration != "none":
+        return
+    if path is None:
+        yield (
+            "objective.demonstration is none, so the self-teacher would read what the policy reads; remove it, or set "
+            "objective.teacher_path"
+        )
+    if feedback in ("with_solution", "fallback"):
+        yield f"objective.demonstration is none, but objective.feedback {feedback} shows a solution; set it to alone"
+    if objective.demonstration_thinking != "cut":
+        yield (
+            f"objective.demonstration_thinking is {objective.demonstration_thinking}, but objective.demonstration is "
+            "none; remove it"
         )

@@ -20,7 +20,7 @@ class Sdpo(Objective):
         return Weighting.of(section, 0.0)
 
     def teaches_alone(self, section: ObjectiveSettings) -> bool:
-        return section.feedback != "none" or section.demonstration == "reference"
+        return section.feedback != "none" or section.demonstration in ("reference", "none")
 
     def token_loss(self, branch: Branch, terms: Terms[V], section: ObjectiveSettings) -> V:
         return terms.weight * distillation_loss(terms)

@@ -78,11 +78,15 @@ class ObjectiveSettings(Section):
     rewards and lengths are compared."""
     teacher_ema_rate: Annotated[float, Field(ge=1e-6, le=1)] = 0.05
     """Self-teacher: teacher <- (1 - rate) * teacher + rate * student after every optimizer update."""
+    teacher_path: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    """Another model as the teacher, such as a larger one (on-policy distillation): a folder or a hub name. It has the
+    policy's vocabulary and stays as it is (`teacher_update: frozen`). null: the self-teacher."""
     teacher_chat_template_kwargs: FullArguments | None = None
     """Arguments of the chat template for the self-teacher's prompt; null: `model.chat_template_kwargs`."""
-    demonstration: Literal["first", "random", "shortest", "closest", "reference"] = "first"
+    demonstration: Literal["first", "random", "shortest", "closest", "reference", "none"] = "first"
     """Which correct sibling the teacher's prompt shows; `closest`: with the fewest edits. `reference`: the first, and
-    if none is correct the row's `solution`."""
+    if none is correct the row's `solution`. `none`: the teacher of `teacher_path` reads the question alone, and can
+    teach every rollout."""
     demonstration_thinking: Literal["cut", "keep"] = "cut"
     """Whether the teacher reads the reasoning of a demonstration, too. The paper cuts it."""
     feedback: Literal["none", "alone", "with_solution", "fallback"] = "none"
@@ -134,13 +138,14 @@ TEACHER: Final = frozenset(
         "teacher_update",
         "teacher_every_steps",
         "teacher_ema_rate",
+        "teacher_path",
         "teacher_chat_template_kwargs",
         "demonstration",
         "demonstration_thinking",
         "feedback",
     }
 )
-"""Fields of a self-teacher and what it reads."""
+"""Fields of a teacher and what it reads."""
 WEIGHTS: Final = frozenset({"position_beta", "question_weight", "weight_floor"})
 """Fields of weights of distilled tokens, but for `beta`."""
 DIVERGENCE: Final = frozenset({"divergence_alpha", "top_k"})

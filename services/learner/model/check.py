@@ -11,8 +11,15 @@ from torch import nn
 
 from services.contracts.errors import ConfigurationError
 from services.contracts.run_config import RunConfig
-from services.contracts.trainable import MODELS_WITH_TABLE, check_table, check_tokens
+from services.contracts.trainable import (
+    MODELS_WITH_TABLE,
+    check_table,
+    check_teacher_table,
+    check_teacher_vocabulary,
+    check_tokens,
+)
 from services.learner.model.forward import check_model, output_head, vocabulary_size
+from services.runtime.tokenizer import load_vocabulary
 
 
 def check_run(model: nn.Module, tokenizer: Any, config: RunConfig) -> None:
@@ -41,6 +48,25 @@ def check_run(model: nn.Module, tokenizer: Any, config: RunConfig) -> None:
             ) from error
 
 
+def check_teacher(teacher: nn.Module, student: nn.Module, tokenizer: Any, config: RunConfig) -> None:
+    """Reject a fixed teacher that could not re-score the policy's responses.
+
+    Args:
+        tokenizer: the policy's.
+
+    Raises:
+        ConfigurationError: it changes its logits, has another vocabulary, or too short a table of positions.
+    """
+    path, field = config.objective.teacher_path, "objective.teacher_path"
+    assert path is not None
+    check_model(teacher, field)
+    check_head(teacher, field)
+    rows = vocabulary_size(teacher), vocabulary_size(student)
+    check_teacher_vocabulary(path, *rows, load_vocabulary(path, field), tokenizer.get_vocab())
+    if (limit := table_of_positions(teacher)) is not None:
+        check_teacher_table(config, limit)
+
+
 def check_stops(config: RunConfig, vocabulary: int) -> None:
     """Raise `ConfigurationError` for a stop token that the model cannot sample."""
     for token in config.rollout.stop_token_ids:
@@ -53,9 +79,9 @@ def check_stops(config: RunConfig, vocabulary: int) -> None:
 
 
 @torch.no_grad()
-def check_head(model: nn.Module) -> None:
+def check_head(model: nn.Module, field: str = "model.path") -> None:
     """Check that the logits of a short pass equal the head's plain output, which is all that the learner computes.
-    Skipped under ZeRO-3, where a pass is collective.
+    Skipped under ZeRO-3, where a pass is collective. `field` of the run file names the model.
 
     Raises:
         ConfigurationError: the model changes or truncates its logits after the head.
@@ -74,7 +100,7 @@ def check_head(model: nn.Module) -> None:
         raise ConfigurationError(
             "The model changes its logits after the LM head, which is not supported.",
             remedy="Use a model whose logits are the output of its LM head.",
-            field="model.path",
+            field=field,
         )
 
 

@@ -20,17 +20,16 @@ import torch
 from torch import Tensor, nn
 
 from services.contracts.run_config import RunConfig
+from services.learner.model.keeper import TeacherKeeper
 
 
-class EmaTeacher:
+class EmaTeacher(TeacherKeeper):
     """The averaged model. Passes run on `model`; the float32 averages may be separate tensors."""
 
     def __init__(self, model: nn.Module, rate: float, device: torch.device, *, offload: bool) -> None:
         """`model` is a whole copy of the student, or the module of a ZeRO-3 engine."""
-        self.model = model
+        super().__init__(model, device, offload=offload)
         self.rate = rate
-        self.device = device
-        self.offload = offload
         self.names: list[str] = []
         """Names of the averaged parameters, in the order of `full_averages`."""
         self._student: list[nn.Parameter] = []
@@ -41,7 +40,7 @@ class EmaTeacher:
         cls, student: nn.Module, config: RunConfig, device: torch.device, stage: int, settings: dict[str, Any]
     ) -> EmaTeacher:
         """A teacher equal to `student`. Call this before DeepSpeed takes over the student."""
-        model = frozen(student, device, stage, settings)
+        model = frozen(copy.deepcopy(student), device, stage, settings)
         return cls(model, config.objective.teacher_ema_rate, device, offload=config.training.offload_teacher)
 
     def attach(self, student: nn.Module) -> None:
@@ -97,25 +96,11 @@ class EmaTeacher:
             average.copy_(part_of_whole(own, value, average.numel()).view_as(average))
             self._write_back(own, average)
 
-    def to_passes(self) -> None:
-        """Move an offloaded model to the device for teacher passes. Under ZeRO-3 its parts stay where they are."""
-        if self.offload and not self._is_cut():
-            self.model.to(self.device)
-
-    def to_rest(self) -> None:
-        """Move an offloaded model back to CPU memory."""
-        if self.offload and not self._is_cut():
-            self.model.to("cpu")
-
-    def _is_cut(self) -> bool:
-        return any(hasattr(own, "ds_tensor") for own in self._own())
-
 
 def frozen(model: nn.Module, device: torch.device, stage: int, settings: dict[str, Any]) -> nn.Module:
-    """A copy of `model` on the device for passes without gradients; under ZeRO-3 partitioned like the student."""
-    twin = copy.deepcopy(model).requires_grad_(False)
-    twin.eval()
-    return _partitioned(twin, settings) if stage == 3 else twin.to(device)
+    """`model` itself, on the device for passes without gradients; under ZeRO-3 partitioned like the student."""
+    model.requires_grad_(False).eval()
+    return _partitioned(model, settings) if stage == 3 else model.to(device)
 
 
 def part_of(parameter: nn.Parameter) -> Tensor:

@@ -7,6 +7,7 @@ ranks, accumulation is controlled here, and the learning rate is set before each
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any, cast
@@ -20,6 +21,7 @@ from services.contracts.errors import TurnoutError
 from services.contracts.objectives.registry import OBJECTIVES
 from services.contracts.run_config import OptimizerSection, RunConfig
 from services.learner.model.ema import EmaTeacher, frozen
+from services.learner.model.keeper import TeacherKeeper
 from services.learner.model.ranks import Ranks
 from services.learner.model.swap import AdapterTeacher, initial_model
 
@@ -87,16 +89,22 @@ class NumericalError(TurnoutError):
 
 
 class DeepSpeedEngine:
-    """Student, optimizer and, if the objective needs them, moving-average teacher and frozen initial model.
+    """Student, optimizer and, if the objective needs them, teacher and frozen initial model.
 
     All ranks must call the methods in the same order. No method waits for anything outside the process group.
     """
 
     def __init__(
-        self, config: RunConfig, model: nn.Module, ranks: Ranks, initial: Callable[[], nn.Module] | None = None
+        self,
+        config: RunConfig,
+        model: nn.Module,
+        ranks: Ranks,
+        initial: Callable[[], nn.Module] | None = None,
+        teacher: nn.Module | None = None,
     ) -> None:
         """Take over `model`, which must have the same weights on all ranks, be in `model.dtype`, and with `model.lora`
-        have its adapter. `initial` loads the run's initial model if `model` has been trained already."""
+        have its adapter. `initial` loads the run's initial model if `model` has been trained already. `teacher` is that
+        of `objective.teacher_path`, in `model.dtype`; None: the objective's teacher, if any, is the self-teacher."""
         self.config = config
         self.rank = ranks.rank
         self.num_ranks = ranks.num_ranks
@@ -111,15 +119,22 @@ class DeepSpeedEngine:
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         sizes = [parameter.numel() for parameter in parameters]
         settings = deepspeed_config(config, sum(sizes), max(sizes))
-        taught = OBJECTIVES[config.objective.name].has_teacher
+        taught = OBJECTIVES[config.objective.name].has_teacher and teacher is None
         referred = bool(config.objective.reference_kl_coefficient)
         self.ema: EmaTeacher | None = None
+        """The self-teacher."""
         self.reference: nn.Module | None = None
         if config.model.lora is None:
             if taught:
                 self.ema = EmaTeacher.of(model, config, self.device, self.stage, settings)
             if referred:
-                self.reference = frozen(model if initial is None else initial(), self.device, self.stage, settings)
+                first = copy.deepcopy(model) if initial is None else initial()
+                self.reference = frozen(first, self.device, self.stage, settings)
+        fixed: TeacherKeeper | None = None
+        if teacher is not None:
+            whole = frozen(teacher, self.device, self.stage, settings)
+            fixed = TeacherKeeper(whole, self.device, offload=config.training.offload_teacher)
+            fixed.to_rest()
         self._deepspeed = _initialise(model, parameters, settings, config.optimizer)
         self.student: nn.Module = self._deepspeed
         if config.model.lora is not None:
@@ -128,7 +143,8 @@ class DeepSpeedEngine:
             self.reference = initial_model(self._deepspeed) if referred else None
         elif self.ema is not None:
             self.ema.attach(self.module)
-        self.teacher: nn.Module | None = None if self.ema is None else self.ema.model
+        self.keeper: TeacherKeeper | None = fixed or self.ema
+        self.teacher: nn.Module | None = None if self.keeper is None else self.keeper.model
 
     @property
     def module(self) -> nn.Module:

@@ -25,8 +25,18 @@ GATHER_ELEMENTS = 500_000_000
 """Number of parameter elements gathered at once under ZeRO-3."""
 
 
-def load_model(section: ModelSection, path: str, *, gradient_checkpointing: bool, allow_remote_code: bool) -> nn.Module:
+def load_model(
+    section: ModelSection,
+    path: str,
+    *,
+    gradient_checkpointing: bool,
+    allow_remote_code: bool,
+    field: str = "model.path",
+) -> nn.Module:
     """The causal LM at `path` (a folder or hub name) in the run's dtype, ready for training.
+
+    Args:
+        field: the field of the run file that names it, for errors.
 
     Raises:
         ConfigurationError: the model cannot be loaded.
@@ -43,7 +53,7 @@ def load_model(section: ModelSection, path: str, *, gradient_checkpointing: bool
             trust_remote_code=trusted,
         )
     except (OSError, ValueError) as error:
-        raise unloadable("model", path, error) from error
+        raise unloadable("model", path, error, field) from error
     model.config.use_cache = False
     share_prefixes(model)
     if gradient_checkpointing:

@@ -40,10 +40,10 @@ def vocabulary_size(model: nn.Module) -> int:
     return int(unwrap(model).config.vocab_size)
 
 
-def check_model(model: nn.Module) -> None:
-    """Raise `ConfigurationError` for models whose logits are more than the head's plain output."""
+def check_model(model: nn.Module, field: str = "model.path") -> None:
+    """Raise `ConfigurationError` for models whose logits are more than the head's plain output; `field` names it."""
     config = unwrap(model).config
-    check_logits(lambda name: getattr(config, name, None))
+    check_logits(lambda name: getattr(config, name, None), field)
 
 
 def output_head(model: nn.Module) -> nn.Module:
@@ -108,10 +108,16 @@ def select(hidden: Tensor, positions: Tensor) -> Tensor:
     return hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions)
 
 
-def real_logits(project: Project, hidden: Tensor, temperature: float) -> Tensor:
+def real_logits(project: Project, hidden: Tensor, temperature: float, width: int | None = None) -> Tensor:
     """Logits of the distribution that was sampled from, in float32 (or float64, if the hidden states are):
-    [n, hidden] -> [n, vocabulary]."""
+    [n, hidden] -> [n, vocabulary].
+
+    Args:
+        width: keep the first so many, for a model whose vocabulary has more padding than the student's.
+    """
     logits = project(hidden)
+    if width is not None:
+        logits = logits[..., :width]
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
     return logits if temperature == 1.0 else logits / temperature

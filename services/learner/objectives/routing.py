@@ -46,7 +46,7 @@ class Assignment:
     correct: bool
     """c_i: correct by its verdict (`Verdict.solves`), and usable."""
     teacher_information: bool
-    """m_i: a demonstration or feedback exists for this rollout."""
+    """m_i: a demonstration or feedback exists for this rollout, or its teacher needs neither."""
     needs_teacher: bool
     """A teacher pass is to be made (m_i = 1 and the objective asks for it)."""
     demonstration: int | None
@@ -80,7 +80,8 @@ def _assign(
         return Assignment("none", False, False, False, None, False)
     siblings = teaching_siblings(index, correct, outcome)
     solution, feedback = teacher_information(index, bool(siblings), outcome, objective)
-    informed, reference = solution or feedback, solution and not siblings
+    # A model that knows more than the policy can teach without anything to read.
+    informed, reference = solution or feedback or objective.demonstration == "none", solution and not siblings
     rules, standing = OBJECTIVES[objective.name], Standing(correct[index], informed, sum(correct) / sum(outcome.usable))
     route, needs_teacher = rules.route(standing, objective), rules.asks_teacher(standing, objective)
     demonstration = None
@@ -111,6 +112,8 @@ def teacher_information(
     has_feedback = outcome.has_feedback[index]
     if objective.feedback == "alone":
         return False, has_feedback
+    if objective.demonstration == "none":
+        return False, False
     solution = has_sibling or (objective.demonstration == "reference" and outcome.has_solution)
     if objective.feedback == "with_solution":
         return solution, has_feedback

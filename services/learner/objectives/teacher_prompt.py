@@ -75,23 +75,21 @@ def template_warning(config: RunConfig, template: str) -> str | None:
     return f"The model's chat template does not use {', '.join(unused)}: check the spelling, or remove it."
 
 
-def position_warning(config: RunConfig, num_positions: int | None) -> str | None:
+def position_warning(config: RunConfig, num_positions: int | None, teacher_positions: int | None) -> str | None:
     """What to tell a run's people if its sequences or its teacher's may exceed the model's positions, else None.
 
     Solution and response are of one model under one limit each. Feedback comes on top, and what the headings take.
     """
-    if num_positions is None:
-        return None
-    if config.max_model_tokens > num_positions:
+    if num_positions is not None and config.max_model_tokens > num_positions:
         return (
             f"Prompt and response may be {config.max_model_tokens} tokens long, but the model has {num_positions} "
             "positions: a response ends there. Lower rollout.max_response_tokens or rollout.max_prompt_tokens."
         )
     num_tokens = teacher_tokens(config)
-    if num_tokens is None or num_tokens <= num_positions:
+    if num_tokens is None or teacher_positions is None or num_tokens <= teacher_positions:
         return None
     return (
-        f"The self-teacher reads question, solution and response: up to {num_tokens} tokens and any feedback, but the "
-        f"model has {num_positions} positions. Beyond them its word is worth little, and some models fail there. Lower "
-        "rollout.max_response_tokens if responses get that long."
+        f"The teacher reads question, solution and response: up to {num_tokens} tokens and any feedback, but its "
+        f"model has {teacher_positions} positions. Beyond them its word is worth little, and some models fail there. "
+        "Lower rollout.max_response_tokens if responses get that long."
     )

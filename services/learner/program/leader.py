@@ -23,7 +23,7 @@ from services.learner.groups.curriculum import Curriculum
 from services.learner.groups.feeder import Feeder
 from services.learner.groups.prepare import PreparedGroup, prepare_group
 from services.learner.groups.questions import Datasets
-from services.learner.model.check import check_run, num_positions, table_of_positions
+from services.learner.model.check import check_run, check_teacher, num_positions, table_of_positions
 from services.learner.model.engine import warmup_warning
 from services.learner.objectives.teacher_gate import TeacherGate
 from services.learner.objectives.teacher_prompt import position_warning, template_warning
@@ -86,6 +86,11 @@ class Leader:
         )
         check_run(session.engine.module, self.tokenizer, self.config)
         self._num_table = table_of_positions(session.engine.module)
+        if self.config.objective.teacher_path is not None:
+            teacher = session.engine.teacher
+            assert teacher is not None
+            check_teacher(teacher, session.engine.module, self.tokenizer, self.config)
+            self._num_table = table_of_positions(teacher)
         train = questions.train
         ledger = starting_ledger(checkpoint, self.config)
         self.batcher = Batcher.for_run(self.config, ledger)
@@ -128,9 +133,10 @@ class Leader:
         self.link.start(self.feeder)
         self.link.emit_state("paused" if self.link.wanted() == "paused" else "running")
         self.link.report(state="ready", weight_version=self.link.published_version)
-        limit = num_positions(self.session.engine.module)
+        engine = self.session.engine
+        limits = num_positions(engine.module), num_positions(engine.teacher or engine.module)
         warnings = [
-            position_warning(self.config, limit),
+            position_warning(self.config, *limits),
             warmup_warning(self.config),
             template_warning(self.config, str(self.tokenizer.chat_template)),
         ]
@@ -325,6 +331,8 @@ class Leader:
         if self.gate is not None:
             return self.gate.state.age
         section = self.config.objective
+        if section.teacher_path is not None:
+            return 0
         return {"every": version % section.teacher_every_steps, "frozen": version}.get(section.teacher_update, 0)
 
     def _minibatches(self, groups: Sequence[PreparedGroup]) -> list[list[Any]]:

@@ -17,6 +17,7 @@ from services.learner.model import lora
 from services.learner.model.check import write_files
 from services.learner.model.engine import DeepSpeedEngine
 from services.learner.model.export import load_model, whole_weights, write_safetensors, write_shards
+from services.learner.model.fixed_teacher import load_teacher, source_of
 from services.learner.model.forward import vocabulary_size
 from services.learner.model.optimizer_state import export_state, export_teacher, import_state, import_teacher
 from services.learner.model.parking import Parking
@@ -51,12 +52,15 @@ class TrainingSession:
             gradient_checkpointing=config.training.gradient_checkpointing,
             allow_remote_code=allow_remote_code,
         )
+        teacher = load_teacher(config)
+        self._teacher_source = source_of(config, teacher, None if checkpoint is None else checkpoint.state.teacher)
         torch.manual_seed(config.training.seed)
         self.engine = DeepSpeedEngine(
             config,
             _student(config, checkpoint, load),
             ranks,
             None if checkpoint is None else partial(load, config.model.path),
+            teacher,
         )
         self.parking = Parking(self.engine, ranks.device)
         """Frees the device's memory while another process needs it (`rollout.share_gpu`)."""
@@ -130,7 +134,9 @@ class TrainingSession:
         teacher_gate: GateState | None = None,
     ) -> Snapshot:
         """Copies of everything that a checkpoint contains; tensors on rank 0 only. Collective."""
-        state = State(FORMAT, run_id, self.step, self.engine.updates, ledger, curriculum, teacher_gate)
+        state = State(
+            FORMAT, run_id, self.step, self.engine.updates, ledger, curriculum, teacher_gate, self._teacher_source
+        )
         optimizer, teacher = export_state(self.engine), export_teacher(self.engine)
         return Snapshot(state, weights, optimizer, teacher, torch.get_rng_state())
 
@@ -170,12 +176,12 @@ class _TeacherOnDevice:
     """Brings an offloaded teacher to the device for the duration of a step."""
 
     def __init__(self, engine: DeepSpeedEngine) -> None:
-        self._ema = engine.ema
+        self._keeper = engine.keeper
 
     def __enter__(self) -> None:
-        if self._ema is not None:
-            self._ema.to_passes()
+        if self._keeper is not None:
+            self._keeper.to_passes()
 
     def __exit__(self, *_: object) -> None:
-        if self._ema is not None:
-            self._ema.to_rest()
+        if self._keeper is not None:
+            self._keeper.to_rest()

@@ -40,11 +40,13 @@ class TeacherStates:
     """[num_teacher_tokens, hidden size], in the teacher's type; row = `Layout.slots`."""
     project: Project
     temperature: float
+    width: int | None = None
+    """Size of the student's vocabulary; None: the teacher's is the same."""
 
     @torch.no_grad()
     def logits(self, slots: Tensor) -> Tensor:
         """[n] slots -> [n, vocabulary]."""
-        return real_logits(self.project, self.hidden[slots], self.temperature)
+        return real_logits(self.project, self.hidden[slots], self.temperature, self.width)
 
 
 class Tokens:

@@ -98,8 +98,9 @@ class _Update:
         referred = [row for row in rows if sequences[row].route == "grpo"] if self.layout.reference is not None else []
         silent -= set(referred)
         plan = partial(visits, sequences=sequences, budget=budget, share=shares_prefixes(engine.student))
+        shared = shares_prefixes(engine.student if engine.teacher is None else engine.teacher)
         self.plans: dict[Pass, Visits] = {
-            "teacher": plan(taught, with_teacher_prompt=True),
+            "teacher": plan(taught, with_teacher_prompt=True, share=shared),
             "reference": plan(referred),
             "silent": plan([row for row in rows if row in silent]),
             "train": plan([row for row in rows if row not in silent]),
@@ -186,7 +187,7 @@ class _Update:
             self.hidden[layout.slots[batch.tokens]] = states
             for chunk in chunk_slices(0, len(batch.tokens), vocabulary_size(engine.student)) if with_entropy else ():
                 tokens = batch.tokens[chunk]
-                logits = real_logits(project, states[chunk], self.temperature)
+                logits = real_logits(project, states[chunk], self.temperature, vocabulary_size(engine.student))
                 cut = cut_fixed(logits, layout.targets[tokens])
                 layout.stats.teacher_entropy[tokens] = cut.entropy.to(layout.behaviour.dtype)
             return hidden.new_zeros(())
@@ -218,7 +219,8 @@ class _Update:
             teacher = None
             if self.num_taught_tokens and torch.is_grad_enabled() and engine.teacher is not None:
                 project = stack.enter_context(teacher_projection(engine.teacher))
-                teacher = None if self.hidden is None else TeacherStates(self.hidden, project, self.temperature)
+                if self.hidden is not None:
+                    teacher = TeacherStates(self.hidden, project, self.temperature, vocabulary_size(engine.student))
 
             def job(project: Project, hidden: Tensor) -> Tensor:
                 def chunk_loss(states: Tensor, chunk: slice) -> Tensor:

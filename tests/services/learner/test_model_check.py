@@ -16,7 +16,7 @@ from services.contracts.errors import ConfigurationError
 from services.contracts.model import ModelSection
 from services.contracts.run_config import RunConfig, parse_run_config
 from services.learner.groups.prepare import prepare_group
-from services.learner.model.check import check_run, table_of_positions, write_files
+from services.learner.model.check import check_run, check_teacher, table_of_positions, write_files
 from services.learner.model.export import load_model
 from tests.services.learner.conftest import make_group
 from tests.services.learner.objectives.builders import tiny_model
@@ -76,6 +76,23 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(tokenizer: Any) -> Non
         check_run(tiny_model(1), tokenizer, run_of(POLICY))
     assert caught.value.field == "model.path"
     check_run(tiny_model(1, vocabulary=VOCABULARY + 50), tokenizer, run_of(POLICY))
+
+
+def test_a_teacher_of_the_hub_is_checked_as_it_is_loaded(tokenizer: Any, tmp_path: Path) -> None:
+    """`runs check` cannot see its files."""
+    shutil.copytree(POLICY, tmp_path, dirs_exist_ok=True)
+    values = run_of(POLICY).model_dump(mode="json")
+    own = {"teacher_path": str(tmp_path), "teacher_update": "frozen"}
+    config = parse_run_config(values | {"objective": values["objective"] | own})
+    student = tiny_model(1, vocabulary=VOCABULARY)
+    check_teacher(tiny_model(2, vocabulary=VOCABULARY + 50), student, tokenizer, config)
+    with pytest.raises(ConfigurationError, match=rf"embedding has {VOCABULARY - 1} rows") as caught:
+        check_teacher(tiny_model(2, vocabulary=VOCABULARY - 1), student, tokenizer, config)
+    assert caught.value.field == "objective.teacher_path"
+    file = tmp_path / "tokenizer.json"
+    file.write_text(file.read_text().replace('"; wait, "', '"; stop, "', 1))
+    with pytest.raises(ConfigurationError, match="no id for token"):
+        check_teacher(student, student, tokenizer, config)
 
 
 def test_a_stop_token_outside_the_vocabulary_is_refused(tokenizer: Any) -> None:

@@ -20,6 +20,7 @@ from services.learner.objectives.teacher_prompt import (
 )
 from services.learner.packing.sequence import TrainSequence
 from services.learner.packing.shares import share_of_rank
+from services.runtime.tokenizer import prompt_ids
 from tests.services.learner.conftest import Letters, make_group
 from tests.services.learner.ring import POLICY
 
@@ -206,8 +207,26 @@ def test_a_teacher_that_may_exceed_the_models_positions_causes_a_warning(
     values = {"name": "r", "model": {"path": "m"}, "data": {"train": "t"}, "training": {"steps": 1}}
     rollout = {"max_prompt_tokens": 100, "max_response_tokens": 200}
     config = parse_run_config(values | {"objective": {"name": objective}, "rollout": rollout})
-    warning = position_warning(config, num_positions)
+    warning = position_warning(config, num_positions, num_positions)
     assert (warning is not None and "500 tokens" in warning and "499 positions" in warning) == warns
+
+
+def test_another_model_as_the_teacher_may_read_the_question_alone() -> None:
+    """Then every rollout has a teacher, and its prompt is the policy's."""
+    values = {"name": "r", "model": {"path": "m"}, "data": {"train": "t"}, "training": {"steps": 1}}
+    fixed = {"teacher_path": "large", "teacher_update": "frozen", "demonstration": "none"}
+    tokenizer = AutoTokenizer.from_pretrained(POLICY)
+    scored = make_group(0, rewards=(1.0, 0.0))
+    question = scored.group.task.question
+    config = parse_run_config(values | {"objective": {"name": "sdpo", **fixed}})
+    sequences = prepare_group(scored, config, tokenizer).sequences
+    plain = prompt_ids(tokenizer, question, question.prompt)
+    assert [(item.route, item.teacher_prompt_ids) for item in sequences] == [("sdpo", plain)] * 2
+    config = parse_run_config(values | {"objective": {**fixed, "feedback": "alone"}})
+    verdicts = [scored.verdicts[0], msgspec.structs.replace(scored.verdicts[1], feedback="Too low.")]
+    sequences = prepare_group(msgspec.structs.replace(scored, verdicts=verdicts), config, tokenizer).sequences
+    told = teacher_prompt_ids(tokenizer, question, None, "Too low.")
+    assert [(item.route, item.teacher_prompt_ids) for item in sequences] == [("grpo", None), ("sdpo", told)]
 
 
 def test_ranks_get_equal_work_and_siblings_stay_together() -> None:

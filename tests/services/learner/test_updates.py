@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from services.contracts.run_config import RunConfig
-from tests.services.learner.engine_program import tiny_model
+from tests.services.learner.engine_program import VOCABULARY, tiny_model
 from tests.services.learner.engine_runs import largest_difference, named, run_ranks
 from tests.services.learner.objectives import builders, reference
 from tests.services.learner.programs import Programs
@@ -60,6 +60,24 @@ def test_the_policy_departs_from_the_initial_model(updates: Updates, case: str) 
 
 def test_after_a_restart_the_reference_is_still_the_initial_model(updates: Updates) -> None:
     assert updates[1]["restarted-1"]["rows"][0][1] > 1e-3
+
+
+def test_no_update_moves_another_model_as_the_teacher(updates: Updates) -> None:
+    found = updates[1]["fixed-1"]
+    initial = {name: value.detach() for name, value in builders.large_teacher(vocabulary=VOCABULARY).named_parameters()}
+    assert largest_difference(found["teacher"], initial) == 0.0
+    assert found["rows"][0][2] != pytest.approx(updates[1]["full-1"]["rows"][0][2], rel=1e-2), "it is not the student"
+
+
+def test_a_run_with_another_model_as_the_teacher_resumes_exactly(programs: Programs, tmp_path: Path) -> None:
+    """Its checkpoint says which model that was; a changed one is refused, a fork with another path is not."""
+    run_ranks(programs, "updates", 1, ["fixed", str(tmp_path)])
+    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    assert largest_difference(found["whole"], found["resumed"]) == 0.0
+    assert largest_difference(found["whole"], named(builders.tiny_model(7))) > 1e-2
+    assert "teacher.safetensors" not in found["files"]
+    assert found["refusal"].startswith("objective.teacher_path: objective.teacher_path is ")
+    assert "have changed since the checkpoint" in found["refusal"]
 
 
 @pytest.mark.parametrize("case", ["checkpointing", "offload"])

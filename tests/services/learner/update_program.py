@@ -3,6 +3,7 @@
 updates <file> <cases>            each case (see `CASES`) under ZeRO 0 to 3: numbers, final weights
 step <file> <model> <stage>       one training step of two mini-batches by `TrainingSession`
 teacher <file>                    the self-teacher after each update, by `teacher_update`
+fixed <folder>                    a run with a teacher of its own, interrupted and resumed by `TrainingSession`
 small <file> <stages>             many updates that are far below bfloat16's precision
 """
 
@@ -17,9 +18,11 @@ prepare_environment()
 
 import torch  # noqa: E402
 
+from services.contracts.errors import ConfigurationError  # noqa: E402
 from services.contracts.run_config import RunConfig, parse_run_config  # noqa: E402
+from services.learner.checkpoint import CheckpointStore, Loaded, load  # noqa: E402
 from services.learner.model.engine import DeepSpeedEngine  # noqa: E402
-from services.learner.model.export import whole_weights  # noqa: E402
+from services.learner.model.export import whole_weights, write_safetensors  # noqa: E402
 from services.learner.model.lora import inject  # noqa: E402
 from services.learner.model.optimizer_state import export_state, export_teacher  # noqa: E402
 from services.learner.model.parking import Parking, storages, tensors  # noqa: E402
@@ -29,8 +32,9 @@ from services.learner.program.session import TrainingSession  # noqa: E402
 from services.learner.update.scoring import old_logprobs  # noqa: E402
 from services.learner.update.statistics import step_metrics  # noqa: E402
 from services.learner.update.update import run_minibatch  # noqa: E402
-from tests.services.learner.engine_program import batches, row_loss, tiny_model  # noqa: E402
-from tests.services.learner.objectives.builders import random_sequences  # noqa: E402
+from tests.services.learner.engine_program import VOCABULARY, batches, row_loss, tiny_model  # noqa: E402
+from tests.services.learner.objectives import builders  # noqa: E402
+from tests.services.learner.objectives.builders import large_teacher, random_sequences  # noqa: E402
 
 STAGES = (0, 1, 2, 3)
 CASES: dict[str, dict[str, Any]] = {
@@ -39,6 +43,7 @@ CASES: dict[str, dict[str, Any]] = {
     "checkpointing": {"gradient_checkpointing": True},
     "offload": {"offload_teacher": True},
     "restarted": {},
+    "fixed": {"offload_teacher": True, "objective": {"teacher_path": "unused", "teacher_update": "frozen"}},
 }
 SMALL_RATE = 2e-6
 SMALL_UPDATES = 60
@@ -56,7 +61,13 @@ def config(stage: int, case: str) -> RunConfig:
             "name": "updates",
             "model": {"path": "unused", "dtype": "float32", "lora": special.pop("lora", None)},
             "data": {"train": "unused"},
-            "objective": {"name": "srpo", "reference_kl_coefficient": 0.2, "ratio": "sequence", "top_k": 5},
+            "objective": {
+                "name": "srpo",
+                "reference_kl_coefficient": 0.2,
+                "ratio": "sequence",
+                "top_k": 5,
+                **special.pop("objective", {}),
+            },
             "optimizer": {"learning_rate": 1e-2, "warmup_steps": 0, "epsilon": 1e-2},
             "training": {"steps": 10, "zero_stage": stage, "tokens_per_microbatch": 64, **special},
         }
@@ -76,6 +87,8 @@ def engine_for(run: RunConfig, case: str, ranks: Any) -> DeepSpeedEngine:
             for parameter in model.parameters():
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
         return DeepSpeedEngine(run, model, ranks, tiny_model)
+    if case == "fixed":
+        return DeepSpeedEngine(run, model, ranks, None, large_teacher(vocabulary=VOCABULARY))
     return DeepSpeedEngine(run, model, ranks)
 
 
@@ -98,6 +111,11 @@ def away_and_back(engine: DeepSpeedEngine) -> None:
     parking.unpark()
 
 
+def held_teacher(engine: DeepSpeedEngine) -> dict[str, Any]:
+    assert engine.teacher is not None
+    return export_teacher(engine) if engine.ema is not None else whole_weights(engine.teacher, engine.rank)
+
+
 def updates(file: Path, cases: list[str]) -> None:
     ranks, found = join(), {}
     for case in cases:
@@ -115,7 +133,7 @@ def updates(file: Path, cases: list[str]) -> None:
             found[f"{case}-{stage}"] = {
                 "rows": rows,
                 "weights": whole_weights(engine.module, 0, trained_only=True),
-                "teacher": export_teacher(engine),
+                "teacher": held_teacher(engine),
             }
     if ranks.rank == 0:
         torch.save(found, file)
@@ -184,6 +202,47 @@ def teacher(file: Path) -> None:
     leave()
 
 
+def fixed(folder: Path) -> None:
+    ranks = join()
+    builders.tiny_model(7).save_pretrained(folder / "policy")
+    large_teacher().save_pretrained(folder / "teacher")
+    values = step_config(str(folder / "policy"), 1).model_dump(mode="json")
+    own = {"teacher_path": str(folder / "teacher"), "teacher_update": "frozen"}
+    values = values | {"objective": values["objective"] | own, "training": values["training"] | {"steps": 3}}
+    run = parse_run_config(values)
+
+    def session(config: RunConfig, checkpoint: Loaded | None) -> TrainingSession:
+        return TrainingSession(config, ranks, checkpoint, allow_remote_code=False)
+
+    def save(place: Path, weights: Any) -> None:
+        whole.engine.module.config.save_pretrained(place)  # type: ignore[operator, union-attr]
+        write_safetensors(place, "model", weights)
+
+    whole = session(run, None)
+    whole.train(Step(step_minibatches(), False))
+    checkpoint, _ = CheckpointStore(folder, save).write(whole.snapshot("run", {}, whole.weights()))
+    whole.train(Step(step_minibatches(), False))
+    resumed = session(run, load(checkpoint))
+    resumed.train(Step(step_minibatches(), False))
+    found = {"whole": whole.weights(), "resumed": resumed.weights()}
+    files = sorted(path.name for path in (checkpoint / "state").iterdir())
+    large_teacher().save_pretrained(folder / "moved")
+    moved = parse_run_config(
+        values | {"objective": run.objective.model_dump() | {"teacher_path": str(folder / "moved")}}
+    )
+    session(moved, load(checkpoint))
+    other = large_teacher()
+    other.lm_head.weight[0, 0] += 1e-3
+    other.save_pretrained(folder / "teacher")
+    try:
+        session(run, load(checkpoint))
+        refusal = ""
+    except ConfigurationError as error:
+        refusal = f"{error.field}: {error}"
+    torch.save(found | {"files": files, "refusal": refusal}, folder / "found.pt")
+    leave()
+
+
 def small(file: Path, stages: list[int]) -> None:
     ranks, found = join(), {}
     for stage in stages:
@@ -213,6 +272,8 @@ def run_from(arguments: list[str]) -> None:
         updates(Path(file), rest[0].split(","))
     elif what == "step":
         step(Path(file), rest[0], int(rest[1]))
+    elif what == "fixed":
+        fixed(Path(file))
     elif what == "teacher":
         teacher(Path(file))
     else:

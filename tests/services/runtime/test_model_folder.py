@@ -143,3 +143,32 @@ def test_files_that_lead_out_of_the_roots_are_not_read(folder: Path, tmp_path_fa
     (folder / "tokenizer.json").symlink_to(elsewhere)
     values = {"name": "r", "model": {"path": str(folder)}, "data": {"train": str(folder / "train.jsonl")}}
     check_inputs(parse_run_config(values | {"training": {"steps": 1}}), Settings(home=folder, roots=str(folder)))
+
+
+def test_another_model_as_the_teacher(folder: Path) -> None:
+    """It may be larger and padded further, but every token must mean the same to it."""
+    teacher = folder / "teacher"
+    shutil.copytree(POLICY, teacher)
+    tokenizer = json.loads((POLICY / "tokenizer.json").read_text())
+    fixed = {"objective": {"teacher_path": str(teacher), "teacher_update": "frozen"}}
+    field = "objective.teacher_path"
+
+    def write(config: dict[str, Any], **changes: Any) -> None:
+        own = json.loads((POLICY / "config.json").read_text())
+        (teacher / "config.json").write_text(json.dumps(own | config))
+        (teacher / "tokenizer.json").write_text(json.dumps(tokenizer | changes))
+
+    write({"vocab_size": ROWS + 128, "hidden_size": 4096})
+    check(folder, **fixed)
+    write({"vocab_size": ROWS - 1})
+    refused(folder, f"embedding has {ROWS - 1} rows", f"the policy's {ROWS}", field=field, **fixed)
+    write({"logit_scale": 0.5})
+    refused(folder, "changes its logits", field=field, **fixed)
+    token, number = next(iter(tokenizer["model"]["vocab"].items()))
+    other = tokenizer["model"] | {"vocab": tokenizer["model"]["vocab"] | {token: 3000}}
+    write({}, model=other)
+    refused(folder, f"id 3000 for token {token!r}, which has id {number}", "family", field=field, **fixed)
+    fixed["objective"]["teacher_path"] = str(folder / "none")
+    refused(folder, f"{field} is {folder / 'none'}, but there is no such folder", field=field, **fixed)
+    fixed["objective"]["teacher_path"] = "/etc"
+    refused(folder, "outside the folders", field=field, **fixed)

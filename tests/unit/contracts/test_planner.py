@@ -23,6 +23,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 SHAPES["qwen3-0.6b"] |= {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936}
 SHAPES["qwen3-8b"] |= {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936}
 SHAPES["qwen3-0.6b"]["tie_word_embeddings"] = True
+LORA: tuple[dict[str, Any], ...] = ({}, {"lora": {}})
 
 
 def folder_of(folder: Path, name: str = "qwen3-8b", **other: Any) -> str:
@@ -89,6 +90,23 @@ def test_states_are_those_of_the_page_on_sizing(
     found = sizing.learner(run(folder_of(tmp_path), training=training), sizing.read_shape(str(tmp_path)))
     state = found.weights + found.optimizer + found.gradients + found.teacher
     assert state / 8_190_735_360 == pytest.approx(bytes_per_parameter)
+
+
+def test_another_model_as_the_teacher_is_counted(tmp_path: Path) -> None:
+    """Its weights in model.dtype, without averages; with an adapter too."""
+    for name in ("policy", "teacher"):
+        (tmp_path / name).mkdir()
+    own = folder_of(tmp_path / "policy", "qwen3-0.6b")
+    fixed = {"teacher_path": folder_of(tmp_path / "teacher"), "teacher_update": "frozen"}
+    plans = [planner.plan(run(own, objective=objective, model=model)) for objective in ({}, fixed) for model in LORA]
+    small, adapter, large, both = (found.learner for found in plans)
+    assert small.teacher == 6 * 596_049_920
+    assert large.teacher == both.teacher == 2 * 8_190_735_360
+    assert adapter.teacher < small.teacher
+    assert large.teacher_states > small.teacher_states, "hidden states are wider"
+    assert small.cpu - large.cpu == pytest.approx(4 * 596_049_920), "no averages in the checkpoint"
+    with pytest.raises(ConfigurationError, match=r"objective\.teacher_path is .* cannot be read"):
+        planner.plan(run(own, objective=fixed | {"teacher_path": str(tmp_path)}))
 
 
 def test_a_kv_cache_is_as_large_as_vllm_makes_it(tmp_path: Path) -> None:

@@ -129,6 +129,26 @@ def test_fields_given_win_over_the_preset() -> None:
             {"objective": {"demonstration": "reference", "feedback": "alone"}},
             ["objective.demonstration is reference", "feedback alone", "with_solution"],
         ),
+        (
+            {"objective": {"teacher_path": "large"}},
+            ["objective.teacher_path is large", "teacher_update is ema", "set it to frozen"],
+        ),
+        (
+            {"objective": {"demonstration": "none"}},
+            ["objective.demonstration is none", "self-teacher", "set objective.teacher_path"],
+        ),
+        (
+            {
+                "objective": {
+                    "teacher_path": "large",
+                    "teacher_update": "frozen",
+                    "demonstration": "none",
+                    "feedback": "fallback",
+                    "demonstration_thinking": "keep",
+                }
+            },
+            ["objective.feedback fallback shows a solution", "alone", "objective.demonstration_thinking is keep"],
+        ),
         ({"objective": {"engine_mask_low": 0.9}}, ["objective.engine_mask_low is 0.9", "engine_mask is none"]),
         ({"objective": {"routing": "failed_groups"}}, ["objective.routing is failed_groups", "objective.feedback"]),
         ({"objective": {"success_threshold": 0}}, ["objective.success_threshold is 0", "greater than 0"]),
@@ -175,6 +195,21 @@ def test_bad_input_names_field_value_and_remedy(changes: dict[str, Any], words: 
         {"evaluation": {"temperature": 0}, "rollout": {"temperature": 0.01, "top_k": 2, "top_p": 0.01}},
         {"objective": {"divergence_alpha": 0}},
         {"objective": {"divergence_alpha": 1}},
+        {
+            "objective": {
+                "name": "sdpo",
+                "teacher_path": "large",
+                "teacher_update": "frozen",
+                "demonstration": "none",
+                "divergence_alpha": 1,
+            },
+            "rollout": {"group_size": 1},
+        },
+        {
+            "objective": {"teacher_path": "large", "teacher_update": "frozen"},
+            "model": {"lora": {"rank": 16, "alpha": 32.0, "target_modules": "all-linear"}},
+            "training": {"offload_teacher": True},
+        },
         {"optimizer": {"betas": [0, 0], "weight_decay": 0, "warmup_steps": 0, "learning_rate": 1}},
     ],
 )
@@ -233,6 +268,7 @@ NOT_THE_DEFAULT: dict[str, Any] = {
     "teacher_update": "every",
     "teacher_every_steps": 5,
     "teacher_ema_rate": 0.1,
+    "teacher_path": "large",
     "teacher_chat_template_kwargs": {"enable_thinking": True},
     "demonstration": "random",
     "demonstration_thinking": "keep",
@@ -250,11 +286,12 @@ NOT_THE_DEFAULT: dict[str, Any] = {
     "engine_mask_low": 0.9,
     "engine_mask_high": 1.1,
 }
-NEEDED_WITH = {
-    "weight_floor": "position_beta",
-    "teacher_every_steps": "teacher_update",
-    "engine_mask_low": "engine_mask",
-    "engine_mask_high": "engine_mask",
+NEEDED_WITH: dict[str, dict[str, Any]] = {
+    "weight_floor": {"position_beta": 0.5},
+    "teacher_every_steps": {"teacher_update": "every"},
+    "teacher_path": {"teacher_update": "frozen"},
+    "engine_mask_low": {"engine_mask": "token"},
+    "engine_mask_high": {"engine_mask": "token"},
 }
 """Fields that alone would do nothing."""
 assert NOT_THE_DEFAULT.keys() == set(ObjectiveSection.model_fields) - {"name"}
@@ -266,8 +303,7 @@ def test_a_field_that_the_objective_does_not_take_is_refused_by_name(name: str, 
     value = NOT_THE_DEFAULT[field]
     body = {**MINIMAL, "objective": {"name": name, field: value}}
     if field in OBJECTIVES[name].takes:
-        if field in NEEDED_WITH:
-            body["objective"][NEEDED_WITH[field]] = NOT_THE_DEFAULT[NEEDED_WITH[field]]
+        body["objective"] |= NEEDED_WITH.get(field, {})
         assert getattr(parse_run_config(body).objective, field) == value
         return
     with pytest.raises(ConfigurationError, match=f"objective.{field} is {value}, but objective.name {name}") as error:

@@ -66,6 +66,15 @@ class PlainEngine:
         return float(torch.nn.utils.get_total_norm(list(self.gradients.values())))
 
 
+def large_teacher(dtype: torch.dtype = torch.float32, vocabulary: int = VOCABULARY) -> Qwen3ForCausalLM:
+    """Another model than the student: wider, deeper, and with six rows of padding beyond its `vocabulary`."""
+    torch.manual_seed(4)
+    config = tiny_model(4, vocabulary=vocabulary + 6).config
+    config.hidden_size, config.intermediate_size, config.num_hidden_layers = 24, 40, 3
+    config.layer_types = ["full_attention"] * 3
+    return Qwen3ForCausalLM(config).to(dtype).requires_grad_(False)
+
+
 def run_config(
     tokens_per_microbatch: int = 4096, rollout: dict[str, float] | None = None, **objective: object
 ) -> RunConfig:

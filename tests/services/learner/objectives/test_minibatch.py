@@ -11,13 +11,20 @@ import torch
 from services.contracts.errors import TurnoutError
 from services.contracts.step_metrics import STEP_METRICS
 from services.learner.model import forward
+from services.learner.model.tree_attention import share_prefixes
 from services.learner.objectives.terms.finite import NonFiniteError
 from services.learner.packing.sequence import TrainSequence
 from services.learner.update.scoring import old_logprobs
 from services.learner.update.statistics import step_metrics, weight_histogram
 from services.learner.update.update import run_minibatch
 from tests.services.learner.objectives import reference
-from tests.services.learner.objectives.builders import VOCABULARY, PlainEngine, random_sequences, run_config
+from tests.services.learner.objectives.builders import (
+    VOCABULARY,
+    PlainEngine,
+    large_teacher,
+    random_sequences,
+    run_config,
+)
 
 ALL_CUTS = {"min_p": 0.02, "presence_penalty": -0.8, "top_p": 0.8, "top_k": 12}
 OBJECTIVES: dict[str, dict[str, Any]] = {
@@ -172,6 +179,37 @@ def test_loss_weights_and_gradients_equal_the_reference(case: str, moved: bool) 
     close(engine.gradients, gradients, 1e-6)
     for index, row in weights.items():
         assert report.details[index].weight == pytest.approx(row, rel=1e-6)
+
+
+FIXED = {"teacher_path": "large", "teacher_update": "frozen"}
+FIXED_CASES: dict[str, dict[str, Any]] = {
+    "srpo": {"name": "srpo", "top_k": 5, **FIXED},
+    "on-policy": {"name": "sdpo", "top_k": None, "divergence_alpha": 1.0, "demonstration": "none", **FIXED},
+    "advantage_mix": {"name": "advantage_mix", **FIXED},
+}
+
+
+@pytest.mark.parametrize("share", [True, False], ids=["prefixes-shared", "single-rows"])
+@pytest.mark.parametrize("case", FIXED_CASES)
+def test_another_model_as_the_teacher_equals_the_reference_however_it_is_cut(case: str, share: bool) -> None:
+    """Its padding beyond the student's vocabulary has no probability. The teacher cannot always share prefixes."""
+    config = run_config(tokens_per_microbatch=4096, **FIXED_CASES[case])
+    sequences = sequences_for(config.objective.name)
+    engine = PlainEngine(torch.float64)
+    engine.teacher, plain = large_teacher(torch.float64), large_teacher(torch.float64)
+    assert not share or share_prefixes(engine.teacher)
+    plain.lm_head.weight = torch.nn.Parameter(plain.lm_head.weight[:VOCABULARY], requires_grad=False)
+    old = shifted(old_logprobs(engine, sequences, config))
+    expected, _ = reference.minibatch_loss(engine.student, plain, sequences, old, config)
+    expected.backward()
+    gradients = {name: value.grad.clone() for name, value in engine.student.named_parameters()}
+    engine.student.zero_grad()
+    for budget in (20, 4096):
+        order = list(range(len(sequences)))[:: 1 if budget == 20 else -1]
+        cut = run_config(tokens_per_microbatch=budget, **FIXED_CASES[case])
+        report = run_minibatch(engine, [sequences[i] for i in order], [old[i] for i in order], cut)
+        assert report.loss == pytest.approx(expected.item(), rel=1e-6)
+        close(engine.gradients, gradients, 1e-6)
 
 
 @pytest.mark.parametrize("share", [True, False], ids=["prefixes-shared", "single-rows"])

@@ -113,6 +113,22 @@ def test_demonstration_choices() -> None:
     assert route(group, demonstration="random") == route(group, demonstration="random")
 
 
+FIXED = {"teacher_path": "large", "teacher_update": "frozen"}
+
+
+@pytest.mark.parametrize(
+    ("name", "routes"),
+    [("srpo", ["grpo", "sdpo", "sdpo"]), ("sdpo", ["sdpo", "sdpo", "sdpo"]), ("rlsd", ["grpo", "grpo", "grpo"])],
+)
+def test_a_teacher_that_needs_nothing_to_read_can_teach_every_rollout(name: str, routes: list[str]) -> None:
+    chosen = route(outcome([1, 0, 0], feedback=(2,)), name=name, demonstration="none", **FIXED)
+    assert [item.route for item in chosen] == routes
+    assert all(item.teacher_information and item.demonstration is None and not item.feedback for item in chosen)
+    assert [item.needs_teacher for item in chosen] == [name == "rlsd" or item.route == "sdpo" for item in chosen]
+    alone = route(outcome([0, 0, 0], faulty=(1,)), name=name, demonstration="none", routing="failed_groups", **FIXED)
+    assert [item.teacher_information for item in alone] == [True, False, True]
+
+
 @pytest.mark.parametrize(
     ("routing", "rewards", "routes"),
     [

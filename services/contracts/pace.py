@@ -105,7 +105,7 @@ def step_flops(config: RunConfig, shape: Shape, assumed: Assumptions, response_t
     responses, prompt = training.prompts_per_step * config.rollout.group_size, _prompt(config)
     # A group's responses share the pass over their prompt; the teacher's prompts differ in their solutions.
     student = forward_flops(shape, training.prompts_per_step * prompt + responses * length, (prompt + length) / 2)
-    read = prompt + length * (1 if objective.demonstration == "none" else 2)
+    read = prompt + length * (1 if objective.demonstration == "none" else 1 + objective.demonstrations)
     teacher = forward_flops(shape.teacher or shape, responses * read, read / 2)
     taught = 0.0
     if OBJECTIVES[objective.name].has_teacher:

@@ -248,6 +248,11 @@ class RunConfig(Section):
                 "rollout.group_size is 1, but advantages and demonstrations need siblings; use 2 or more "
                 "(1 works only with objective.name sdpo and feedback, or demonstration reference or none)"
             )
+        if objective.demonstrations > max(1, rollout.group_size - 1):
+            yield (
+                f"objective.demonstrations is {objective.demonstrations}, but rollout.group_size is "
+                f"{rollout.group_size}, so a rollout has at most {rollout.group_size - 1} siblings; lower it"
+            )
         if self.model.thinking is not None and self.model.thinking.open == self.model.thinking.close:
             yield f"model.thinking.close is {self.model.thinking.close!r}, as open; set markers that differ"
         if rollout.temperature == 0:

@@ -727,6 +727,11 @@ CATALOGUE: Final[tuple[StepMetric | StepHistogram, ...]] = (
         help="Rollouts left out because they were cut at the limit (objective.mask_truncated).",
     ),
     StepMetric(
+        name="demonstrations_mean",
+        title="Demonstrations",
+        help="Mean number of siblings' solutions in the prompts that the teacher read (objective.demonstrations).",
+    ),
+    StepMetric(
         name="num_uninformative_groups",
         title="Uninformative groups",
         help="Groups left out because they have no signal (objective.skip_uninformative_groups).",

@@ -50,12 +50,12 @@ def check_logits(setting: Callable[[str], Any], field: str = "model.path") -> No
 
 
 def teacher_tokens(config: RunConfig) -> int | None:
-    """Length in tokens of the longest sequence of question, solution and response that the teacher reads, without
+    """Length in tokens of the longest sequence of question, solutions and response that the teacher reads, without
     headings and feedback; None for runs without a teacher."""
     rollout, objective = config.rollout, config.objective
     if not OBJECTIVES[objective.name].has_teacher:
         return None
-    responses = 1 if objective.demonstration == "none" else 2
+    responses = 1 if objective.demonstration == "none" else 1 + objective.demonstrations
     return rollout.max_prompt_tokens + responses * rollout.max_response_tokens
 
 

@@ -54,6 +54,12 @@ def _of_teacher(objective: ObjectiveSettings) -> Iterator[str]:
             f"objective.teacher_path is {path}, a model that no update changes, but objective.teacher_update is "
             f"{objective.teacher_update}; set it to frozen"
         )
+    if objective.demonstrations > 1 and (feedback == "alone" or objective.demonstration == "none"):
+        field = "feedback" if feedback == "alone" else "demonstration"
+        yield (
+            f"objective.demonstrations is {objective.demonstrations}, but objective.{field} "
+            f"{getattr(objective, field)} shows no solution; remove it"
+        )
     if objective.demonstration != "none":
         return
     if path is None:

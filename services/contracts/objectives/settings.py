@@ -83,10 +83,13 @@ class ObjectiveSettings(Section):
     policy's vocabulary and stays as it is (`teacher_update: frozen`). null: the self-teacher."""
     teacher_chat_template_kwargs: FullArguments | None = None
     """Arguments of the chat template for the self-teacher's prompt; null: `model.chat_template_kwargs`."""
-    demonstration: Literal["first", "random", "shortest", "closest", "reference", "none"] = "first"
-    """Which correct sibling the teacher's prompt shows; `closest`: with the fewest edits. `reference`: the first, and
-    if none is correct the row's `solution`. `none`: the teacher of `teacher_path` reads the question alone, and can
-    teach every rollout."""
+    demonstration: Literal["first", "random", "shortest", "closest", "likeliest", "reference", "none"] = "first"
+    """Which correct sibling the teacher's prompt shows; `closest`: with the fewest edits; `likeliest`: whose tokens the
+    policy gave the highest mean log-probability as it sampled them. `reference`: the first, and if none is correct the
+    row's `solution`. `none`: the teacher of `teacher_path` reads the question alone, and can teach every rollout."""
+    demonstrations: Annotated[int, Field(ge=1, le=64)] = 1
+    """Correct siblings that the teacher's prompt shows, the best by `demonstration` first: this many with different
+    texts, or all there are."""
     demonstration_thinking: Literal["cut", "keep"] = "cut"
     """Whether the teacher reads the reasoning of a demonstration, too. The paper cuts it."""
     feedback: Literal["none", "alone", "with_solution", "fallback"] = "none"
@@ -141,6 +144,7 @@ TEACHER: Final = frozenset(
         "teacher_path",
         "teacher_chat_template_kwargs",
         "demonstration",
+        "demonstrations",
         "demonstration_thinking",
         "feedback",
     }

@@ -82,25 +82,23 @@ def prepare_group(
 def _teacher_prompts(
     scored: ScoredGroup, assignments: Sequence[Assignment], tokenizer: Any, config: RunConfig
 ) -> list[list[int] | None]:
-    """The enriched prompt of each rollout that needs a teacher, None for others. Siblings with the same demonstration
+    """The enriched prompt of each rollout that needs a teacher, None for others. Siblings with the same demonstrations
     and feedback share the rendering."""
-    rendered: dict[tuple[int | None, bool, str | None], list[int]] = {}
+    rendered: dict[tuple[tuple[int, ...], bool, str | None], list[int]] = {}
     prompts: list[list[int] | None] = []
     for assignment, verdict in zip(assignments, scored.verdicts, strict=True):
         if not assignment.needs_teacher:
             prompts.append(None)
             continue
-        demonstration = assignment.demonstration
         feedback = verdict.feedback if assignment.feedback else None
-        key = (demonstration, assignment.reference, feedback)
+        key = (assignment.demonstrations, assignment.reference, feedback)
         if key not in rendered:
             question = scored.group.task.question
-            solution = None
-            if demonstration is not None:
-                solution = shown_response(scored.group.rollouts[demonstration], config)
-            elif assignment.reference:
-                solution = shown_solution(question, config)
+            solutions = [shown_response(scored.group.rollouts[shown], config) for shown in assignment.demonstrations]
+            if assignment.reference:
+                solutions = [shown_solution(question, config)]
+            first, further = solutions[0] if solutions else None, solutions[1:]
             arguments = config.teacher_chat_template_kwargs
-            rendered[key] = teacher_prompt_ids(tokenizer, question, solution, feedback, arguments)
+            rendered[key] = teacher_prompt_ids(tokenizer, question, first, feedback, arguments, further)
         prompts.append(rendered[key])
     return prompts

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from services.contracts.evaluations.tasks import usable_samples
-from services.contracts.messages import ScoredGroup
+from services.contracts.messages import Rollout, ScoredGroup
 from services.contracts.run_config import RunConfig
 from services.learner.objectives.filters import Kept, leave_out
 from services.learner.objectives.routing import GroupOutcome, route_group
@@ -38,19 +40,27 @@ def routed(scored: ScoredGroup, config: RunConfig) -> Routed:
     rollouts, verdicts, objective = scored.group.rollouts, scored.verdicts, config.objective
     usable = usable_samples(scored)
     rewards = [verdict.reward for verdict in verdicts]
+    texts = [shown_response(rollout, config) for rollout in rollouts]
     outcome = GroupOutcome(
         correct=[verdict.solves(objective.success_threshold) for verdict in verdicts],
         usable=usable,
         has_feedback=[bool(verdict.feedback.strip()) for verdict in verdicts],
         num_tokens=[len(rollout.token_ids) for rollout in rollouts],
-        demonstrates=[bool(shown_response(rollout, config)) for rollout in rollouts],
+        demonstrates=[bool(text) for text in texts],
         has_solution=bool(shown_solution(scored.group.task.question, config)),
         tokens=[rollout.token_ids.tolist() for rollout in rollouts if objective.demonstration == "closest"],
+        surprise=[_surprise(rollout) for rollout in rollouts if objective.demonstration == "likeliest"],
+        texts=texts if objective.demonstrations > 1 else (),
     )
     advantages = group_advantages(rewards, usable, objective.advantage)
     truncated = [rollout.finish_reason == "length" for rollout in rollouts]
     assignments = route_group(outcome, objective, f"{config.training.seed}/{scored.group.task.group_id}")
     return Routed(usable, advantages, leave_out(assignments, truncated, advantages, objective))
+
+
+def _surprise(rollout: Rollout) -> float:
+    """Mean of -log mu over a response; 0 for an empty one."""
+    return -float(np.mean(rollout.logprobs, dtype=np.float64)) if len(rollout.logprobs) else 0.0
 
 
 def teaches(scored: ScoredGroup, config: RunConfig) -> bool:

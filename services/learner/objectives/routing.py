@@ -36,6 +36,10 @@ class GroupOutcome:
     """Whether the question's row has a solution to read, for demonstration `reference`."""
     tokens: Sequence[Sequence[int]] = ()
     """The responses' tokens, for demonstration `closest`."""
+    surprise: Sequence[float] = ()
+    """Mean of -log mu over each response, nats, for demonstration `likeliest`."""
+    texts: Sequence[str] = ()
+    """The responses as a teacher reads them, which several demonstrations must not repeat; empty: all differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +53,20 @@ class Assignment:
     """m_i: a demonstration or feedback exists for this rollout, or its teacher needs neither."""
     needs_teacher: bool
     """A teacher pass is to be made (m_i = 1 and the objective asks for it)."""
-    demonstration: int | None
-    """Index of the correct sibling whose response the teacher reads; None for none. Never the rollout itself."""
+    demonstrations: tuple[int, ...]
+    """Indices of the correct siblings whose responses the teacher reads, in its prompt's order. Never the rollout
+    itself."""
     feedback: bool
     """Whether the teacher reads this rollout's own feedback."""
     reference: bool = False
     """Whether the teacher reads the row's own solution, no sibling being correct."""
     share_correct: float = 0.0
     """p: share of the group's usable rollouts that are correct."""
+
+    @property
+    def demonstration(self) -> int | None:
+        """The first of `demonstrations`; None for none."""
+        return self.demonstrations[0] if self.demonstrations else None
 
 
 def route_group(outcome: GroupOutcome, objective: ObjectiveSection, seed: str) -> list[Assignment]:
@@ -77,19 +87,19 @@ def _assign(
     index: int, correct: list[bool], outcome: GroupOutcome, objective: ObjectiveSection, seed: str
 ) -> Assignment:
     if not outcome.usable[index]:
-        return Assignment("none", False, False, False, None, False)
+        return Assignment("none", False, False, False, (), False)
     siblings = teaching_siblings(index, correct, outcome)
     solution, feedback = teacher_information(index, bool(siblings), outcome, objective)
     # A model that knows more than the policy can teach without anything to read.
     informed, reference = solution or feedback or objective.demonstration == "none", solution and not siblings
     rules, standing = OBJECTIVES[objective.name], Standing(correct[index], informed, sum(correct) / sum(outcome.usable))
     route, needs_teacher = rules.route(standing, objective), rules.asks_teacher(standing, objective)
-    demonstration = None
+    shown: tuple[int, ...] = ()
     if solution and siblings:
         choice = objective.demonstration if needs_teacher or objective.demonstration != "closest" else "first"
-        demonstration = choose_demonstration(index, siblings, outcome, choice, seed)
+        shown = choose_demonstrations(index, siblings, outcome, choice, seed, objective.demonstrations)
     return Assignment(
-        route, correct[index], informed, needs_teacher, demonstration, feedback, reference, standing.share_correct
+        route, correct[index], informed, needs_teacher, shown, feedback, reference, standing.share_correct
     )
 
 
@@ -97,7 +107,7 @@ def without_teacher(assignment: Assignment, objective: ObjectiveSection) -> Assi
     """What becomes of a rollout whose teacher cannot be asked: as if it had no information."""
     standing = Standing(assignment.correct, False, assignment.share_correct)
     route = OBJECTIVES[objective.name].route(standing, objective)
-    return Assignment(route, assignment.correct, False, False, None, False, share_correct=assignment.share_correct)
+    return Assignment(route, assignment.correct, False, False, (), False, share_correct=assignment.share_correct)
 
 
 def teacher_information(
@@ -128,12 +138,30 @@ def teaching_siblings(index: int, correct: list[bool], outcome: GroupOutcome) ->
     return [sibling for sibling, right in enumerate(correct) if right and shows[sibling] and sibling != index]
 
 
-def choose_demonstration(index: int, siblings: Sequence[int], outcome: GroupOutcome, choice: str, seed: str) -> int:
-    """Which of the correct `siblings` of rollout `index` to show. Ties of `shortest` and `closest`: the first."""
+def choose_demonstrations(
+    index: int, siblings: Sequence[int], outcome: GroupOutcome, choice: str, seed: str, number: int = 1
+) -> tuple[int, ...]:
+    """Which of the correct `siblings` of rollout `index` to show, the best first: `number` with different texts, or
+    all there are."""
+    ranked = _ranked(index, siblings, outcome, choice, seed) if len(siblings) > 1 else siblings
+    different: dict[str | int, int] = {}
+    for sibling in ranked:
+        different.setdefault(outcome.texts[sibling] if outcome.texts else sibling, sibling)
+    return tuple(different.values())[:number]
+
+
+def _ranked(index: int, siblings: Sequence[int], outcome: GroupOutcome, choice: str, seed: str) -> list[int]:
+    """The siblings, those to show first. Ties are in their order."""
     if choice == "random":
-        return random.Random(f"{seed}/{index}").choice(siblings)
+        rng, left, drawn = random.Random(f"{seed}/{index}"), list(siblings), list[int]()
+        while left:
+            drawn.append(rng.choice(left))
+            left.remove(drawn[-1])
+        return drawn
     if choice == "shortest":
-        return min(siblings, key=lambda sibling: outcome.num_tokens[sibling])
-    if choice == "closest" and len(siblings) > 1:
-        return min(siblings, key=lambda sibling: edit_distance(outcome.tokens[sibling], outcome.tokens[index]))
-    return siblings[0]
+        return sorted(siblings, key=lambda sibling: outcome.num_tokens[sibling])
+    if choice == "closest":
+        return sorted(siblings, key=lambda sibling: edit_distance(outcome.tokens[sibling], outcome.tokens[index]))
+    if choice == "likeliest":
+        return sorted(siblings, key=lambda sibling: outcome.surprise[sibling])
+    return list(siblings)

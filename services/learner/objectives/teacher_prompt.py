@@ -5,7 +5,7 @@ Same system message and chat template as the student's prompt, with thinking as 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from services.contracts.chat_template import DEFAULT_ARGUMENTS, Scalar, unused_arguments
@@ -38,16 +38,19 @@ def shown_solution(question: Question, config: RunConfig) -> str:
     return solution.strip() if answer and config.objective.demonstration_thinking == "keep" else answer
 
 
-def teacher_text(prompt: str, solution: str | None, feedback: str | None) -> str:
+def teacher_text(prompt: str, solution: str | None, feedback: str | None, further: Sequence[str] = ()) -> str:
     """The user message of the teacher's prompt. Without solution and feedback it is the question itself.
 
-    `solution` is as `shown_response` or `shown_solution` returns it.
+    `solution` is as `shown_response` or `shown_solution` returns it, and so are `further` ones, which are numbered.
     """
     if solution is None and feedback is None:
         return prompt
     parts = [prompt]
-    if solution is not None:
+    if solution is not None and not further:
         parts += [SOLUTION_HEADING, solution]
+    elif solution is not None:
+        for number, text in enumerate((solution, *further), start=1):
+            parts += [f"{SOLUTION_HEADING.removesuffix(':')} {number}:", text]
     if feedback is not None:
         parts += [FEEDBACK_HEADING, feedback.strip()]
     return "\n\n".join([*parts, CLOSING])
@@ -59,9 +62,11 @@ def teacher_prompt_ids(
     solution: str | None,
     feedback: str | None,
     arguments: Mapping[str, Scalar] = DEFAULT_ARGUMENTS,
+    further: Sequence[str] = (),
 ) -> list[int]:
-    """Token ids of the teacher's prompt, generation prompt included. `arguments` are the chat template's."""
-    return prompt_ids(tokenizer, question, teacher_text(question.prompt, solution, feedback), arguments)
+    """Token ids of the teacher's prompt, generation prompt included. `arguments` are the chat template's, the rest is
+    as for `teacher_text`."""
+    return prompt_ids(tokenizer, question, teacher_text(question.prompt, solution, feedback, further), arguments)
 
 
 def template_warning(config: RunConfig, template: str) -> str | None:

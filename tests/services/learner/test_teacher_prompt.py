@@ -48,6 +48,25 @@ def test_the_text_is_that_of_the_method() -> None:
     assert teacher_text("What is 2 + 2?", "It is 4.", None) == GOLDEN
     assert teacher_text("What is 2 + 2?", "It is 4.", "You said 5.\n") == GOLDEN_WITH_FEEDBACK
     assert teacher_text("What is 2 + 2?", None, None) == "What is 2 + 2?"
+    several = teacher_text("What is 2 + 2?", "It is 4.", None, ["Four.", "4"])
+    assert several == GOLDEN.replace(
+        "Correct solution:\n\nIt is 4.",
+        "Correct solution 1:\n\nIt is 4.\n\nCorrect solution 2:\n\nFour.\n\nCorrect solution 3:\n\n4",
+    )
+
+
+def test_a_group_with_fewer_correct_siblings_shows_all_there_are() -> None:
+    values = {"name": "r", "model": {"path": "m"}, "data": {"train": "t"}, "training": {"steps": 1}}
+    config = parse_run_config(values | {"objective": {"demonstrations": 3}})
+    scored = make_group(0, rewards=(0.0, 1.0, 1.0))
+    rollouts = [
+        msgspec.structs.replace(rollout, text=f"answer {index}") for index, rollout in enumerate(scored.group.rollouts)
+    ]
+    scored = msgspec.structs.replace(scored, group=msgspec.structs.replace(scored.group, rollouts=rollouts))
+    prepared = prepare_group(scored, config, Letters())
+    text = teacher_text(scored.group.task.question.prompt, "answer 1", None, ["answer 2"])
+    assert "".join(map(chr, prepared.sequences[0].teacher_prompt_ids or [])) == text
+    assert [item.demonstrations for item in prepared.assignments] == [(1, 2), (2,), (1,)]
 
 
 def test_a_group_without_a_correct_rollout_reads_the_rows_solution() -> None:

@@ -149,6 +149,14 @@ def test_fields_given_win_over_the_preset() -> None:
             },
             ["objective.feedback fallback shows a solution", "alone", "objective.demonstration_thinking is keep"],
         ),
+        (
+            {"objective": {"demonstrations": 3, "feedback": "alone"}},
+            ["objective.demonstrations is 3", "objective.feedback alone shows no solution", "remove it"],
+        ),
+        (
+            {"objective": {"demonstrations": 8}},
+            ["objective.demonstrations is 8", "rollout.group_size is 8", "at most 7 siblings", "lower it"],
+        ),
         ({"objective": {"engine_mask_low": 0.9}}, ["objective.engine_mask_low is 0.9", "engine_mask is none"]),
         ({"objective": {"routing": "failed_groups"}}, ["objective.routing is failed_groups", "objective.feedback"]),
         ({"objective": {"success_threshold": 0}}, ["objective.success_threshold is 0", "greater than 0"]),
@@ -271,6 +279,7 @@ NOT_THE_DEFAULT: dict[str, Any] = {
     "teacher_path": "large",
     "teacher_chat_template_kwargs": {"enable_thinking": True},
     "demonstration": "random",
+    "demonstrations": 2,
     "demonstration_thinking": "keep",
     "feedback": "fallback",
     "routing": "group",

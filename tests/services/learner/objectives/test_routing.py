@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.contracts.arrays import LogProbs, TokenIds
 from services.contracts.errors import TurnoutError
+from services.contracts.messages import VersionSpan
 from services.contracts.run_config import ObjectiveSection, parse_run_config
 from services.learner.groups.routed import routed, share_correct
 from services.learner.objectives.edit_distance import edit_distance
@@ -83,7 +85,7 @@ def test_the_routing_table_is_complete(
     for index, item in enumerate(route(group, feedback=feedback, demonstration=demonstration)):
         usable, has_feedback = rows[index][1], rows[index][2]
         if not usable:
-            assert item == Assignment("none", False, False, False, None, False)
+            assert item == Assignment("none", False, False, False, (), False)
             continue
         siblings = correct - {index}
         shows = bool(siblings) and feedback != "alone"
@@ -161,6 +163,67 @@ def test_the_closest_correct_sibling_is_shown() -> None:
     chosen = route(group, demonstration="closest")
     assert (chosen[0].demonstration, chosen[3].demonstration) == (2, 2)  # 2 and 3 edits; the first of two alike
     assert route(group)[0].demonstration == 1
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ("first", [1, 2, 4]),
+        ("reference", [1, 2, 4]),
+        ("shortest", [2, 4, 1]),  # the first of two alike
+        ("closest", [4, 2, 1]),
+        ("likeliest", [1, 4, 2]),
+    ],
+)
+def test_several_demonstrations_are_the_best_of_their_choice(choice: str, expected: list[int]) -> None:
+    group = dataclasses.replace(
+        outcome([0, 1, 1, 0, 1], lengths=[3, 9, 2, 1, 2]),
+        tokens=[[1, 2, 3, 4], [9, 9], [1, 2, 5, 6], [7], [1, 2, 3, 6]],
+        surprise=[0.0, 0.1, 0.9, 0.0, 0.5],
+    )
+    for number in (1, 2, 3):
+        chosen = route(group, demonstration=choice, demonstrations=number)
+        assert list(chosen[0].demonstrations) == expected[:number]
+        if choice != "closest":  # to which another rollout has other distances
+            assert list(chosen[1].demonstrations) == [item for item in expected if item != 1][:number], "all there are"
+    alike = dataclasses.replace(group, texts=["no", "yes", "yes", "no", "also"])
+    once = {"yes": next(item for item in expected if item != 4), "also": 4}
+    assert set(route(alike, demonstration=choice, demonstrations=2)[0].demonstrations) == set(once.values())
+
+
+def test_several_random_demonstrations_begin_with_the_single_one() -> None:
+    group = outcome([0, 1, 1, 1, 1])
+    several = [
+        route_group(group, ObjectiveSection(demonstration="random", demonstrations=3), f"{n}")[0] for n in range(40)
+    ]
+    single = [route_group(group, ObjectiveSection(demonstration="random"), f"{n}")[0] for n in range(40)]
+    assert [item.demonstration for item in several] == [item.demonstration for item in single]
+    assert all(len(set(item.demonstrations)) == 3 for item in several)
+    assert {item.demonstrations[1] for item in several} == {1, 2, 3, 4}
+
+
+def test_the_likeliest_sibling_is_that_of_the_recorded_probabilities() -> None:
+    """By token: a long response is not less likely than a short one because it is long."""
+    scored = make_group(0, rewards=(0.0, 1.0, 1.0, 1.0))
+    logprobs = [[-9.0, -9.0], [-0.5, -0.1, -0.3, -0.2], [-0.3], [-0.2, -0.7, -0.1]]
+    rollouts = [
+        msgspec.structs.replace(
+            rollout,
+            token_ids=TokenIds([5] * len(values)),
+            logprobs=LogProbs(values),
+            weight_versions=[VersionSpan(0, 0, len(values))],
+        )
+        for rollout, values in zip(scored.group.rollouts, logprobs, strict=True)
+    ]
+    scored = msgspec.structs.replace(scored, group=msgspec.structs.replace(scored.group, rollouts=rollouts))
+    means = {index: math.fsum(values) / len(values) for index, values in enumerate(logprobs) if index}
+    config = parse_run_config(
+        {"name": "r", "model": {"path": "m"}, "data": {"train": "t"}, "training": {"steps": 1}}
+        | {"objective": {"demonstration": "likeliest"}}
+    )
+    found = routed(scored, config).kept.assignments
+    assert found[0].demonstration == max(means, key=lambda index: means[index]) == 1
+    assert found[1].demonstration == 2
 
 
 TOKENS = st.lists(st.integers(0, 3), max_size=12)

@@ -111,6 +111,7 @@ def step_flops(config: RunConfig, shape: Shape, assumed: Assumptions, response_t
     if OBJECTIVES[objective.name].has_teacher:
         taught = assumed.routed if objective.name == "srpo" else assumed.informed
     scored = config.prompts_per_minibatch < training.prompts_per_step
+    taught *= sizing.teacher_passes(objective)
     return student * (3 + training.gradient_checkpointing + scored) + taught * teacher
 
 

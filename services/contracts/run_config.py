@@ -253,6 +253,11 @@ class RunConfig(Section):
                 f"objective.demonstrations is {objective.demonstrations}, but rollout.group_size is "
                 f"{rollout.group_size}, so a rollout has at most {rollout.group_size - 1} siblings; lower it"
             )
+        if objective.wrong_hint and rollout.group_size < 3 and objective.demonstration != "reference":
+            yield (
+                f"objective.wrong_hint is {objective.wrong_hint}, but rollout.group_size is {rollout.group_size}, and "
+                "a rollout needs a correct and a failed sibling; use 3 or more"
+            )
         if self.model.thinking is not None and self.model.thinking.open == self.model.thinking.close:
             yield f"model.thinking.close is {self.model.thinking.close!r}, as open; set markers that differ"
         if rollout.temperature == 0:

@@ -15,6 +15,7 @@ from typing import Any, Final
 from services.contracts.errors import ConfigurationError
 from services.contracts.model import LoraSection
 from services.contracts.objectives.registry import OBJECTIVES
+from services.contracts.objectives.settings import ObjectiveSettings
 from services.contracts.run_config import RunConfig
 from services.contracts.trainable import HEADING_TOKENS, divides, teacher_tokens
 
@@ -258,13 +259,18 @@ def learner(config: RunConfig, shape: Shape, response_tokens: int | None = None)
         activations=activations(config, shape, response_tokens),
         temporary=temporary(config, shape, passing, response_tokens),
         teacher_states=_tokens_of_rank(config, response_tokens)
-        * (TOKEN_BYTES + (w * (shape.teacher or shape).hidden if taught else 0)),
+        * (TOKEN_BYTES + (w * (shape.teacher or shape).hidden * teacher_passes(config.objective) if taught else 0)),
         publishing=_publishing(config, trained),
         cpu=checkpoint_bytes(config, shape)
         + published_bytes(config, shape)
         + (ranks * (averages + model) if offloads else 0)
         + (weights + optimizer + kept + resting if config.rollout.share_gpu else 0),
     )
+
+
+def teacher_passes(objective: ObjectiveSettings) -> int:
+    """Teacher passes over a rollout that has a teacher."""
+    return 2 if objective.wrong_hint else 1
 
 
 def checkpoint_bytes(config: RunConfig, shape: Shape) -> float:

@@ -732,6 +732,12 @@ CATALOGUE: Final[tuple[StepMetric | StepHistogram, ...]] = (
         help="Mean number of siblings' solutions in the prompts that the teacher read (objective.demonstrations).",
     ),
     StepMetric(
+        name="wrong_hint_ratio",
+        title="Wrong hints",
+        help="Share of the rollouts with a teacher that are contrasted with a wrong hint (objective.wrong_hint).",
+        unit="share",
+    ),
+    StepMetric(
         name="num_uninformative_groups",
         title="Uninformative groups",
         help="Groups left out because they have no signal (objective.skip_uninformative_groups).",

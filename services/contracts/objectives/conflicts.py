@@ -60,6 +60,12 @@ def _of_teacher(objective: ObjectiveSettings) -> Iterator[str]:
             f"objective.demonstrations is {objective.demonstrations}, but objective.{field} "
             f"{getattr(objective, field)} shows no solution; remove it"
         )
+    if objective.wrong_hint and (feedback == "alone" or objective.demonstration == "none"):
+        field = "feedback" if feedback == "alone" else "demonstration"
+        yield (
+            f"objective.wrong_hint is {objective.wrong_hint}, but objective.{field} {getattr(objective, field)} shows "
+            "no solution that a wrong one could replace; remove it"
+        )
     if objective.demonstration != "none":
         return
     if path is None:

@@ -59,6 +59,9 @@ class ObjectiveSettings(Section):
     and 1 at least 0.001 from either, because it vanishes there."""
     top_k: Positive | None = 100
     """Student's top tokens in the divergence, plus one tail bucket; null for the full vocabulary."""
+    wrong_hint: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Strength of the contrast with a wrong hint: the teacher's distribution moves away from what the same teacher says
+    if it reads a failed sibling as a correct solution; 0 for none. Costs a second teacher pass."""
     beta: Annotated[float, Field(ge=0)] = 1.0
     """Strength of the entropy-aware weights; 0 turns them off."""
     position_beta: Annotated[float, Field(ge=-10, le=10)] = 0.0
@@ -152,5 +155,5 @@ TEACHER: Final = frozenset(
 """Fields of a teacher and what it reads."""
 WEIGHTS: Final = frozenset({"position_beta", "question_weight", "weight_floor"})
 """Fields of weights of distilled tokens, but for `beta`."""
-DIVERGENCE: Final = frozenset({"divergence_alpha", "top_k"})
+DIVERGENCE: Final = frozenset({"divergence_alpha", "top_k", "wrong_hint"})
 """Fields of a divergence from the teacher's distribution."""

@@ -47,10 +47,12 @@ def prepare_group(
     kept, rollouts = routing.kept, scored.group.rollouts
     assignments = kept.assignments
     prompts = _teacher_prompts(scored, assignments, tokenizer, config)
-    for index, (prompt, rollout) in enumerate(zip(prompts, rollouts, strict=True)):
-        if prompt and num_positions is not None and len(prompt) + len(rollout.token_ids) > num_positions:
+    wrong = _teacher_prompts(scored, assignments, tokenizer, config, wrong=True)
+    for index, rollout in enumerate(rollouts):
+        longest = max(len(prompts[index] or ()), len(wrong[index] or ()))
+        if longest and num_positions is not None and longest + len(rollout.token_ids) > num_positions:
             assignments[index] = without_teacher(assignments[index], config.objective)
-            prompts[index] = None
+            prompts[index] = wrong[index] = None
     question = scored.group.prompt_token_ids.tolist()
     sequences = [
         TrainSequence(
@@ -60,10 +62,11 @@ def prepare_group(
             advantage=advantage,
             route=assignment.route,
             teacher_prompt_ids=prompt,
+            wrong_hint_ids=hint,
             difficulty=math.sqrt(assignment.share_correct * (1.0 - assignment.share_correct)),
         )
-        for rollout, advantage, assignment, prompt in zip(
-            rollouts, routing.advantages, assignments, prompts, strict=True
+        for rollout, advantage, assignment, prompt, hint in zip(
+            rollouts, routing.advantages, assignments, prompts, wrong, strict=True
         )
     ]
     responses = [rollout.text for rollout, usable in zip(rollouts, routing.usable, strict=True) if usable]
@@ -80,25 +83,31 @@ def prepare_group(
 
 
 def _teacher_prompts(
-    scored: ScoredGroup, assignments: Sequence[Assignment], tokenizer: Any, config: RunConfig
+    scored: ScoredGroup, assignments: Sequence[Assignment], tokenizer: Any, config: RunConfig, *, wrong: bool = False
 ) -> list[list[int] | None]:
     """The enriched prompt of each rollout that needs a teacher, None for others. Siblings with the same demonstrations
-    and feedback share the rendering."""
+    and feedback share the rendering.
+
+    Args:
+        wrong: with the wrong hint in place of the demonstrations, for rollouts that have one.
+    """
     rendered: dict[tuple[tuple[int, ...], bool, str | None], list[int]] = {}
     prompts: list[list[int] | None] = []
+    question, arguments = scored.group.task.question, config.teacher_chat_template_kwargs
     for assignment, verdict in zip(assignments, scored.verdicts, strict=True):
-        if not assignment.needs_teacher:
+        if not assignment.needs_teacher or (wrong and assignment.wrong_hint is None):
             prompts.append(None)
             continue
+        shown, reference = assignment.demonstrations, assignment.reference
+        if wrong and assignment.wrong_hint is not None:
+            shown, reference = (assignment.wrong_hint,), False
         feedback = verdict.feedback if assignment.feedback else None
-        key = (assignment.demonstrations, assignment.reference, feedback)
+        key = (shown, reference, feedback)
         if key not in rendered:
-            question = scored.group.task.question
-            solutions = [shown_response(scored.group.rollouts[shown], config) for shown in assignment.demonstrations]
-            if assignment.reference:
+            solutions = [shown_response(scored.group.rollouts[index], config) for index in shown]
+            if reference:
                 solutions = [shown_solution(question, config)]
             first, further = solutions[0] if solutions else None, solutions[1:]
-            arguments = config.teacher_chat_template_kwargs
             rendered[key] = teacher_prompt_ids(tokenizer, question, first, feedback, arguments, further)
         prompts.append(rendered[key])
     return prompts

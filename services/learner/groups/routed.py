@@ -50,7 +50,7 @@ def routed(scored: ScoredGroup, config: RunConfig) -> Routed:
         has_solution=bool(shown_solution(scored.group.task.question, config)),
         tokens=[rollout.token_ids.tolist() for rollout in rollouts if objective.demonstration == "closest"],
         surprise=[_surprise(rollout) for rollout in rollouts if objective.demonstration == "likeliest"],
-        texts=texts if objective.demonstrations > 1 else (),
+        texts=texts if objective.demonstrations > 1 or objective.wrong_hint else (),
     )
     advantages = group_advantages(rewards, usable, objective.advantage)
     truncated = [rollout.finish_reason == "length" for rollout in rollouts]

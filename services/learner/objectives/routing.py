@@ -39,7 +39,8 @@ class GroupOutcome:
     surprise: Sequence[float] = ()
     """Mean of -log mu over each response, nats, for demonstration `likeliest`."""
     texts: Sequence[str] = ()
-    """The responses as a teacher reads them, which several demonstrations must not repeat; empty: all differ."""
+    """The responses as a teacher reads them. Several demonstrations, or a rollout and a wrong hint, must not be the
+    same; empty: all differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,9 @@ class Assignment:
     """Whether the teacher reads the row's own solution, no sibling being correct."""
     share_correct: float = 0.0
     """p: share of the group's usable rollouts that are correct."""
+
+    wrong_hint: int | None = None
+    """Index of the failed sibling that the teacher reads as if it were correct, for the contrast; None for none."""
 
     @property
     def demonstration(self) -> int | None:
@@ -98,8 +102,11 @@ def _assign(
     if solution and siblings:
         choice = objective.demonstration if needs_teacher or objective.demonstration != "closest" else "first"
         shown = choose_demonstrations(index, siblings, outcome, choice, seed, objective.demonstrations)
+    wrong = None
+    if objective.wrong_hint and route == "sdpo" and solution:
+        wrong = choose_wrong_hint(index, correct, outcome)
     return Assignment(
-        route, correct[index], informed, needs_teacher, shown, feedback, reference, standing.share_correct
+        route, correct[index], informed, needs_teacher, shown, feedback, reference, standing.share_correct, wrong
     )
 
 
@@ -148,6 +155,16 @@ def choose_demonstrations(
     for sibling in ranked:
         different.setdefault(outcome.texts[sibling] if outcome.texts else sibling, sibling)
     return tuple(different.values())[:number]
+
+
+def choose_wrong_hint(index: int, correct: list[bool], outcome: GroupOutcome) -> int | None:
+    """The first failed sibling of rollout `index` that has something to show, other than what the rollout says itself.
+    None if there is none."""
+    shows, texts = outcome.demonstrates or [True] * len(correct), outcome.texts or range(len(correct))
+    for sibling, (right, usable) in enumerate(zip(correct, outcome.usable, strict=True)):
+        if usable and not right and sibling != index and shows[sibling] and texts[sibling] != texts[index]:
+            return sibling
+    return None
 
 
 def _ranked(index: int, siblings: Sequence[int], outcome: GroupOutcome, choice: str, seed: str) -> list[int]:

@@ -22,5 +22,7 @@ class TrainSequence:
     route: Route
     teacher_prompt_ids: list[int] | None
     """The enriched prompt; None unless a teacher pass is needed (`Objective.asks_teacher`)."""
+    wrong_hint_ids: list[int] | None = None
+    """The same prompt with a failed sibling as the solution, for `objective.wrong_hint`; None for no contrast."""
     difficulty: float = 1.0
     """sqrt(p (1 - p)) of its question, p being the share of correct rollouts; for `question_weight`."""

@@ -63,6 +63,7 @@ def group_metrics(groups: Sequence[PreparedGroup], version: int, num_replaced: i
     thoughts = [rollout.thinking or None for rollout, _, _ in used]
     ages = token_ages(groups, version)
     routes = [assignment.route for _, _, assignment in used]
+    hinted = [assignment.wrong_hint is not None for _, _, assignment in used if assignment.needs_teacher]
     shown = [len(assignment.demonstrations) for _, _, assignment in used if assignment.needs_teacher]
     num_tokens = sum(ages.values())
     outcomes = [_outcomes(group) for group in groups]
@@ -87,6 +88,7 @@ def group_metrics(groups: Sequence[PreparedGroup], version: int, num_replaced: i
         "num_excluded_rollouts": float(sum(group.usable.count(False) for group in groups)),
         "num_masked_rollouts": float(sum(group.num_masked for group in groups)),
         "demonstrations_mean": fmean(shown) if shown else 0.0,
+        "wrong_hint_ratio": fmean(hinted) if hinted else 0.0,
         "num_uninformative_groups": float(sum(group.uninformative for group in groups)),
         "num_replaced_groups": float(num_replaced),
         "sampled_teaching_ratio": num_teaching / (len(groups) + num_replaced),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from services.learner.packing.prefix_tree import grow, pack_tree, plan_trees
 from services.learner.packing.rows import PackedBatch, dummy_batch, pad_rows, plan_rows, row_length
 from services.learner.packing.sequence import TrainSequence
 from services.learner.update.token_statistics import TokenStatistics
+
+Reads = Literal["question", "solution", "wrong hint"]
+"""Which prompt of a sequence a pass reads: the student's, or one of the teacher's."""
 
 
 @dataclass(slots=True)
@@ -59,6 +63,8 @@ class Layout:
     slots: Tensor
     """Place of each token among those with a teacher pass, or -1; [T], int64."""
     num_teacher_tokens: int
+    is_hinted: Tensor
+    """Whether a token with a teacher pass has one with a wrong hint too, [num_teacher_tokens], bool."""
     taught: NDArray[np.bool_]
     """Whether a token has a teacher pass, [T], in CPU memory."""
     difficulty: Tensor
@@ -104,6 +110,7 @@ def lay_out(
     starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     num_tokens = int(starts[-1])
     taught = np.repeat([sequences[row].teacher_prompt_ids is not None for row in rows], lengths).astype(bool)
+    hinted = np.repeat([sequences[row].wrong_hint_ids is not None for row in rows], lengths).astype(bool)
     slots = np.where(taught, np.cumsum(taught) - 1, -1).astype(np.int64)
 
     def per_token(values: list[float]) -> Tensor:
@@ -135,6 +142,7 @@ def lay_out(
         reference=whole.clone() if objective and objective.reference_kl_coefficient else None,
         slots=torch.from_numpy(slots).to(device),
         num_teacher_tokens=int(taught.sum()),
+        is_hinted=torch.from_numpy(hinted[taught]).to(device),
         taught=taught,
         difficulty=per_token([sequences[row].difficulty for row in rows]),
         weights=torch.ones_like(whole),
@@ -151,7 +159,7 @@ class Visits:
     """What the passes must compute: no padding, and of a common prefix no more than one if prefixes are shared."""
     share: bool
     """As prefix trees, or as padded rows."""
-    with_teacher_prompt: bool
+    reads: Reads
 
     def load(
         self, number: int, sequences: Sequence[TrainSequence], layout: Layout, device: torch.device
@@ -165,7 +173,7 @@ class Visits:
         rows = sorted(self.batches[number], key=lambda row: sequences[row].route == "sdpo")
         pack = pack_tree if self.share else pad_rows
         batch = pack(
-            [_prompt(sequences[row], self.with_teacher_prompt) for row in rows],
+            [_prompt(sequences[row], self.reads) for row in rows],
             [sequences[row].response_ids for row in rows],
             [layout.spans[row].start for row in rows],
             device,
@@ -173,9 +181,11 @@ class Visits:
         return batch, sum(len(sequences[row].response_ids) for row in rows if sequences[row].route != "sdpo")
 
 
-def _prompt(sequence: TrainSequence, with_teacher_prompt: bool) -> list[int]:
+def _prompt(sequence: TrainSequence, reads: Reads) -> list[int]:
     """The prompt that a pass reads."""
-    return (sequence.teacher_prompt_ids or []) if with_teacher_prompt else sequence.prompt_ids
+    if reads == "question":
+        return sequence.prompt_ids
+    return (sequence.teacher_prompt_ids if reads == "solution" else sequence.wrong_hint_ids) or []
 
 
 def visits(
@@ -184,16 +194,16 @@ def visits(
     budget: int,
     *,
     share: bool,
-    with_teacher_prompt: bool = False,
+    reads: Reads = "question",
 ) -> Visits:
     """Cut the sequences `rows` into micro-batches of at most `budget` computed tokens."""
     if not rows:
-        return Visits([], 0, share, with_teacher_prompt)
-    pairs = [(_prompt(sequences[row], with_teacher_prompt), sequences[row].response_ids) for row in rows]
+        return Visits([], 0, share, reads)
+    pairs = [(_prompt(sequences[row], reads), sequences[row].response_ids) for row in rows]
     if share:
         tree = grow([[*prompt, *response[:-1]] for prompt, response in pairs])
         needed, batches = tree.num_nodes, plan_trees(tree, budget)
     else:
         lengths = [row_length(prompt, response) for prompt, response in pairs]
         needed, batches = sum(lengths), plan_rows(lengths, budget)
-    return Visits([[rows[index] for index in batch] for batch in batches], needed, share, with_teacher_prompt)
+    return Visits([[rows[index] for index in batch] for batch in batches], needed, share, reads)

@@ -13,6 +13,7 @@ from torch import Tensor
 from services.contracts.objectives.base import Branch
 from services.contracts.run_config import ObjectiveSection
 from services.learner.model.forward import Project, real_logits
+from services.learner.objectives.terms.contrast import contrast
 from services.learner.objectives.terms.divergence import generalised_divergence
 from services.learner.objectives.terms.entropy import entropy_nats
 from services.learner.objectives.terms.ratios import (
@@ -42,11 +43,19 @@ class TeacherStates:
     temperature: float
     width: int | None = None
     """Size of the student's vocabulary; None: the teacher's is the same."""
+    wrong: Tensor | None = None
+    """As `hidden`, after the prompt with a wrong hint; None for no contrast."""
+    strength: Tensor | None = None
+    """`objective.wrong_hint` of each row, [num_teacher_tokens]; 0 where there is no wrong hint."""
 
     @torch.no_grad()
     def logits(self, slots: Tensor) -> Tensor:
         """[n] slots -> [n, vocabulary]."""
-        return real_logits(self.project, self.hidden[slots], self.temperature, self.width)
+        logits = real_logits(self.project, self.hidden[slots], self.temperature, self.width)
+        if self.wrong is None or self.strength is None:
+            return logits
+        wrong = real_logits(self.project, self.wrong[slots], self.temperature, self.width)
+        return contrast(logits, wrong, self.strength[slots])
 
 
 class Tokens:

@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,6 +39,7 @@ from services.learner.model.forward import (
     vocabulary_size,
 )
 from services.learner.model.tree_attention import shares_prefixes
+from services.learner.objectives.terms.entropy import entropy_nats
 from services.learner.objectives.terms.finite import require_finite
 from services.learner.objectives.terms.weights import dynamic_weights
 from services.learner.packing.rows import PackedBatch
@@ -50,8 +52,8 @@ from services.learner.update.scoring import score, write_sequence_mask, write_se
 from services.learner.update.statistics import MinibatchReport, count_weights, measure, take_details
 from services.learner.update.tokens import TeacherStates, Tokens
 
-Pass = Literal["teacher", "reference", "silent", "train"]
-"""`silent`: of the student, without gradient; `train`: with it."""
+Pass = Literal["teacher", "wrong", "reference", "silent", "train"]
+"""`wrong`: of the teacher, reading a wrong hint; `silent`: of the student, without gradient; `train`: with it."""
 
 
 def run_minibatch(
@@ -100,7 +102,8 @@ class _Update:
         plan = partial(visits, sequences=sequences, budget=budget, share=shares_prefixes(engine.student))
         shared = shares_prefixes(engine.student if engine.teacher is None else engine.teacher)
         self.plans: dict[Pass, Visits] = {
-            "teacher": plan(taught, with_teacher_prompt=True, share=shared),
+            "teacher": plan(taught, reads="solution", share=shared),
+            "wrong": plan([row for row in taught if sequences[row].wrong_hint_ids], reads="wrong hint", share=shared),
             "reference": plan(referred),
             "silent": plan([row for row in rows if row in silent]),
             "train": plan([row for row in rows if row not in silent]),
@@ -108,11 +111,14 @@ class _Update:
         self.num_taught = len(taught)
         self.num_computed = 0
         self.hidden: Tensor | None = None
+        """The teacher's hidden states, [num_teacher_tokens, hidden size]; None before there are any."""
+        self.wrong: Tensor | None = None
+        """The same with wrong hints."""
 
     def run(self, details: Collection[int]) -> MinibatchReport:
         started = clock(self.engine)
         rounds = self._agree()
-        self._teach(rounds["teacher"])
+        self._teach(rounds["teacher"], rounds["wrong"])
         self._refer(rounds["reference"])
         taught = clock(self.engine)
         self._train(rounds["silent"], rounds["train"])
@@ -146,15 +152,20 @@ class _Update:
         self.num_computed += batch.input_ids.numel()
         return batch, num_grpo
 
-    def _teach(self, rounds: int) -> None:
+    def _teach(self, rounds: int, wrong: int) -> None:
         """Teacher passes: hidden states, and what the objective's weights need."""
         weighting = self.objective.weighting(self.section)
         if not rounds:
             return
         assert self.engine.teacher is not None, "sequences ask for a teacher pass but the engine has no teacher"
         with torch.no_grad():
+            weighs = weighting is not None and weighting.entropy > 0
             for number in range(rounds):
-                self._teach_one(number, weighting is not None and weighting.entropy > 0)
+                self._teach_one(number, with_entropy=weighs and not wrong)
+            for number in range(wrong):
+                self._hint_one(number)
+            if weighs and wrong:
+                self._measure_entropy()
         if weighting is not None:
             self._weigh(weighting)
 
@@ -175,7 +186,7 @@ class _Update:
             floor=weighting.floor,
         )
 
-    def _teach_one(self, number: int, with_entropy: bool) -> None:
+    def _teach_one(self, number: int, *, with_entropy: bool) -> None:
         engine, layout = self.engine, self.layout
         assert engine.teacher is not None
         batch, _ = self._load("teacher", number)
@@ -193,6 +204,40 @@ class _Update:
             return hidden.new_zeros(())
 
         run_with_job(engine.teacher, batch, job)
+
+    def _hint_one(self, number: int) -> None:
+        """A teacher pass with wrong hints."""
+        engine, layout = self.engine, self.layout
+        assert engine.teacher is not None
+        batch, _ = self._load("wrong", number)
+
+        def job(project: Project, hidden: Tensor) -> Tensor:
+            states = select(hidden, batch.positions)
+            if self.wrong is None:
+                self.wrong = states.new_zeros((layout.num_teacher_tokens, states.shape[-1]))
+            self.wrong[layout.slots[batch.tokens]] = states
+            return hidden.new_zeros(())
+
+        run_with_job(engine.teacher, batch, job)
+
+    def _measure_entropy(self) -> None:
+        """Of the contrasted teacher, which is not known before both passes."""
+        layout = self.layout
+        assert self.engine.teacher is not None
+        taught = torch.from_numpy(np.flatnonzero(layout.taught)).to(layout.slots.device)
+        with teacher_projection(self.engine.teacher) as project:
+            states = self._states(project)
+            for chunk in chunk_slices(0, len(taught), vocabulary_size(self.engine.student)):
+                tokens = taught[chunk]
+                entropy = entropy_nats(states.logits(layout.slots[tokens]))
+                layout.stats.teacher_entropy[tokens] = entropy.to(layout.behaviour.dtype)
+
+    def _states(self, project: Project) -> TeacherStates:
+        """What the teacher passes left; `project` is the teacher's head."""
+        assert self.hidden is not None
+        strength = None if self.wrong is None else self.section.wrong_hint * self.layout.is_hinted.to(self.hidden.dtype)
+        width = vocabulary_size(self.engine.student)
+        return TeacherStates(self.hidden, project, self.temperature, width, self.wrong, strength)
 
     def _refer(self, rounds: int) -> None:
         """Passes of the initial model over the GRPO branch, if its divergence is asked for."""
@@ -219,8 +264,7 @@ class _Update:
             teacher = None
             if self.num_taught_tokens and torch.is_grad_enabled() and engine.teacher is not None:
                 project = stack.enter_context(teacher_projection(engine.teacher))
-                if self.hidden is not None:
-                    teacher = TeacherStates(self.hidden, project, self.temperature, vocabulary_size(engine.student))
+                teacher = None if self.hidden is None else self._states(project)
 
             def job(project: Project, hidden: Tensor) -> Tensor:
                 def chunk_loss(states: Tensor, chunk: slice) -> Tensor:

@@ -86,6 +86,7 @@ def test_a_steps_numbers_are_those_of_its_groups() -> None:
             "num_excluded_rollouts": 1,
             "num_masked_rollouts": 1,
             "demonstrations_mean": 1,
+            "wrong_hint_ratio": 0,
             "num_uninformative_groups": 1,
             "num_replaced_groups": 3,
             "sampled_teaching_ratio": 1 / 5,

@@ -20,6 +20,7 @@ from services.learner.objectives.teacher_prompt import (
 )
 from services.learner.packing.sequence import TrainSequence
 from services.learner.packing.shares import share_of_rank
+from services.learner.program.step_report import group_metrics
 from services.runtime.tokenizer import prompt_ids
 from tests.services.learner.conftest import Letters, make_group
 from tests.services.learner.ring import POLICY
@@ -228,6 +229,19 @@ def test_a_teacher_that_may_exceed_the_models_positions_causes_a_warning(
     config = parse_run_config(values | {"objective": {"name": objective}, "rollout": rollout})
     warning = position_warning(config, num_positions, num_positions)
     assert (warning is not None and "500 tokens" in warning and "499 positions" in warning) == warns
+
+
+def test_a_wrong_hint_stands_where_the_solution_stands() -> None:
+    values = {"name": "r", "model": {"path": "m"}, "data": {"train": "t"}, "training": {"steps": 1}}
+    config = parse_run_config(values | {"objective": {"wrong_hint": 1.0, "feedback": "with_solution"}})
+    scored = make_group(0, rewards=(0.0, 1.0, 0.0), feedback="No.")
+    prepared = prepare_group(scored, config, Letters())
+    shown = [item.wrong_hint_ids for item in prepared.sequences]
+    question = scored.group.task.question.prompt
+    expected = [teacher_text(question, text, "No.") for text in ("answer 2", "answer 0")]
+    assert ["".join(map(chr, ids)) for ids in shown if ids] == expected
+    assert shown[1] is None
+    assert group_metrics([prepared], 0, 0)["wrong_hint_ratio"] == 1.0
 
 
 def test_another_model_as_the_teacher_may_read_the_question_alone() -> None:

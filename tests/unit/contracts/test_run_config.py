@@ -157,6 +157,10 @@ def test_fields_given_win_over_the_preset() -> None:
             {"objective": {"demonstrations": 8}},
             ["objective.demonstrations is 8", "rollout.group_size is 8", "at most 7 siblings", "lower it"],
         ),
+        (
+            {"objective": {"wrong_hint": 1.0, "feedback": "alone"}, "rollout": {"group_size": 2}},
+            ["objective.wrong_hint is 1.0", "feedback alone shows no solution", "group_size is 2", "use 3 or more"],
+        ),
         ({"objective": {"engine_mask_low": 0.9}}, ["objective.engine_mask_low is 0.9", "engine_mask is none"]),
         ({"objective": {"routing": "failed_groups"}}, ["objective.routing is failed_groups", "objective.feedback"]),
         ({"objective": {"success_threshold": 0}}, ["objective.success_threshold is 0", "greater than 0"]),
@@ -268,6 +272,7 @@ NOT_THE_DEFAULT: dict[str, Any] = {
     "reference_kl_coefficient": 0.1,
     "skip_uninformative_groups": True,
     "divergence_alpha": 0.2,
+    "wrong_hint": 0.5,
     "top_k": None,
     "beta": 2.0,
     "position_beta": 0.5,

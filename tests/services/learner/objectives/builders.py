@@ -1,6 +1,7 @@
 """A tiny model, a plain engine and random mini-batches."""
 
 import random
+from dataclasses import replace
 
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -88,6 +89,15 @@ def run_config(
             "training": {"steps": 1, "tokens_per_microbatch": tokens_per_microbatch},
         }
     )
+
+
+def with_hints(sequences: list[TrainSequence]) -> list[TrainSequence]:
+    """Two of three sequences with a teacher get a wrong hint."""
+    hints = [[(3 * index + place) % VOCABULARY for place in range(1 + index % 5)] for index in range(len(sequences))]
+    return [
+        replace(item, wrong_hint_ids=hint if item.teacher_prompt_ids is not None and index % 3 else None)
+        for index, (item, hint) in enumerate(zip(sequences, hints, strict=True))
+    ]
 
 
 def random_sequences(

@@ -140,6 +140,12 @@ def sampled_logprob(logits, earlier, token, rollout):
     return logits[token] - logsumexp([logits[index] for index in kept])
 
 
+def contrasted(right, wrong, strength):
+    """Log-probabilities of q (q / q_w)^k, normalised."""
+    pairs = zip(log_softmax(right), log_softmax(wrong), strict=True)
+    return log_softmax([q + strength * (q - other) for q, other in pairs])
+
+
 def response_logits(model, prompt, response):
     """Logits of one unpadded sequence: a list of [vocabulary] rows, one per response token."""
     logits = model(input_ids=torch.tensor([prompt + response])).logits[0]
@@ -156,6 +162,12 @@ def minibatch_loss(student, teacher, sequences, old, config, initial=None):
         if item.teacher_prompt_ids is not None:
             with torch.no_grad():
                 taught[index] = response_logits(teacher, item.teacher_prompt_ids, item.response_ids)
+                if objective.wrong_hint and item.wrong_hint_ids is not None:
+                    wrong = response_logits(teacher, item.wrong_hint_ids, item.response_ids)
+                    taught[index] = [
+                        torch.stack(contrasted(*rows, objective.wrong_hint))
+                        for rows in zip(taught[index], wrong, strict=True)
+                    ]
     weights = _weights(sequences, taught, objective)
     losses = []
     for index in routed:

@@ -12,6 +12,7 @@ from services.contracts.errors import TurnoutError
 from services.contracts.step_metrics import STEP_METRICS
 from services.learner.model import forward
 from services.learner.model.tree_attention import share_prefixes
+from services.learner.objectives.terms.contrast import contrast
 from services.learner.objectives.terms.finite import NonFiniteError
 from services.learner.packing.sequence import TrainSequence
 from services.learner.update.scoring import old_logprobs
@@ -24,6 +25,7 @@ from tests.services.learner.objectives.builders import (
     large_teacher,
     random_sequences,
     run_config,
+    with_hints,
 )
 
 ALL_CUTS = {"min_p": 0.02, "presence_penalty": -0.8, "top_p": 0.8, "top_k": 12}
@@ -179,6 +181,44 @@ def test_loss_weights_and_gradients_equal_the_reference(case: str, moved: bool) 
     close(engine.gradients, gradients, 1e-6)
     for index, row in weights.items():
         assert report.details[index].weight == pytest.approx(row, rel=1e-6)
+
+
+HINTED: dict[str, dict[str, Any]] = {
+    "srpo": {"name": "srpo", "top_k": 5, "wrong_hint": 0.7},
+    "sdpo": {"name": "sdpo", "top_k": None, "wrong_hint": 1.5, "position_beta": 1.0},
+}
+
+
+@pytest.mark.parametrize("share", [True, False], ids=["prefixes-shared", "single-rows"])
+@pytest.mark.parametrize("case", HINTED)
+def test_the_contrast_with_a_wrong_hint_equals_the_reference_however_it_is_cut(case: str, share: bool) -> None:
+    """Some rollouts have no failed sibling, and therefore no contrast."""
+    config = run_config(**HINTED[case])
+    sequences = with_hints(sequences_for(config.objective.name))
+    engine = PlainEngine(torch.float64, share=share)
+    old = shifted(old_logprobs(engine, sequences, config))
+    expected, weights = reference.minibatch_loss(engine.student, engine.teacher, sequences, old, config)
+    expected.backward()
+    gradients = {name: value.grad.clone() for name, value in engine.student.named_parameters()}
+    engine.student.zero_grad()
+    plain, _ = reference.minibatch_loss(engine.student, engine.teacher, sequences_for(case), old, config)
+    assert plain.item() != pytest.approx(expected.item(), rel=1e-2)
+    for budget in (20, 4096):
+        order = list(range(len(sequences)))[:: 1 if budget == 20 else -1]
+        cut = run_config(tokens_per_microbatch=budget, **HINTED[case])
+        report = run_minibatch(engine, [sequences[i] for i in order], [old[i] for i in order], cut, details=order)
+        assert report.loss == pytest.approx(expected.item(), rel=1e-6)
+        close(engine.gradients, gradients, 1e-6)
+        for place, index in enumerate(order):
+            if index in weights:
+                assert report.details[place].weight == pytest.approx(weights[index], rel=1e-6)
+
+
+def test_a_token_that_either_reading_excludes_keeps_the_teachers_probability() -> None:
+    right, wrong = torch.tensor([[0.0, 1.0, -math.inf]]), torch.tensor([[0.5, -math.inf, -math.inf]])
+    found = contrast(right, wrong, torch.tensor([2.0]))
+    assert found.tolist() == [[-1.0, 1.0, -math.inf]]
+    assert torch.equal(contrast(right, wrong, torch.zeros(1)), right)
 
 
 FIXED = {"teacher_path": "large", "teacher_update": "frozen"}

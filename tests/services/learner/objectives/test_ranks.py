@@ -14,13 +14,14 @@ from services.contracts.run_config import RunConfig
 from services.learner.packing.sequence import TrainSequence
 from services.learner.update.scoring import old_logprobs
 from services.learner.update.update import run_minibatch
-from tests.services.learner.objectives.builders import PlainEngine, random_sequences, run_config
+from tests.services.learner.objectives.builders import PlainEngine, random_sequences, run_config, with_hints
 
 CUTS = {"halves": slice(0, 10), "nothing-on-one": slice(0, 0), "all-sdpo-on-one": None}
 OPTIONS: dict[str, dict[str, Any]] = {
     "ratios-by-sequence": {"ratio": "sequence", "reference_kl_coefficient": 0.1},
     "means-by-sequence": {"aggregation": "sequence", "dual_clip": 1.1, "keep_contrast": 0.5},
     "masks-by-sequence": {"engine_mask": "sequence", "engine_mask_low": 0.3, "engine_mask_high": 3.0},
+    "wrong-hints": {"wrong_hint": 0.8},
     "weights": {"position_beta": 2.0, "question_weight": "difficulty", "weight_floor": 0.1},
 }
 CASES = list(product(OPTIONS, CUTS))
@@ -59,7 +60,9 @@ class GlooEngine(PlainEngine):
 
 
 def case(options: str) -> tuple[list[TrainSequence], RunConfig]:
-    return random_sequences(8, 20), run_config(tokens_per_microbatch=40, name="srpo", top_k=5, **OPTIONS[options])
+    sequences = random_sequences(8, 20)
+    sequences = with_hints(sequences) if "wrong_hint" in OPTIONS[options] else sequences
+    return sequences, run_config(tokens_per_microbatch=40, name="srpo", top_k=5, **OPTIONS[options])
 
 
 def split(sequences: list[TrainSequence], cut: str, rank: int) -> list[TrainSequence]:

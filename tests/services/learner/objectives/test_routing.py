@@ -226,6 +226,16 @@ def test_the_likeliest_sibling_is_that_of_the_recorded_probabilities() -> None:
     assert found[1].demonstration == 2
 
 
+def test_a_wrong_hint_is_a_failed_sibling_that_says_something_else() -> None:
+    group = dataclasses.replace(
+        outcome([0, 1, 0, 0, 0], faulty=(3,)), texts=["a", "yes", "a", "b", "c"], demonstrates=[True] * 5
+    )
+    assert [item.wrong_hint for item in route(group, wrong_hint=1.0)] == [4, None, 4, None, 0]
+    assert all(item.wrong_hint is None for item in route(group))
+    alone = route(outcome([0, 1, 1]), wrong_hint=1.0)
+    assert [(item.route, item.wrong_hint) for item in alone] == [("sdpo", None), ("grpo", None), ("grpo", None)]
+
+
 TOKENS = st.lists(st.integers(0, 3), max_size=12)
 
 

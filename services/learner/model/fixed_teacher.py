@@ -1,4 +1,4 @@
-"""A teacher of its own (`objective.teacher_path`): a model beside the policy that no update changes.
+"""A teacher of its own (`objective.teacher_path`): a model next to the policy that no update changes.
 
 Checkpoints do not contain it, but which one it was: a run resumes with the same teacher or not at all.
 """

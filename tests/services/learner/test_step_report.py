@@ -175,7 +175,7 @@ def test_the_passes_that_fix_pi_old_count_as_training(monkeypatch: pytest.Monkey
     times = iter([10.0, 14.0])
     session = TrainingSession.__new__(TrainingSession)
     session.engine, session.config, session.step = PlainEngine(), builders.run_config(name="grpo"), 0  # type: ignore[assignment]
-    session.engine.ema = None
+    session.engine.keeper = None
     monkeypatch.setattr("services.learner.program.session.clock", lambda _: next(times))
     monkeypatch.setattr("services.learner.update.engine.time.perf_counter", lambda: 0.0)
     batch = random_sequences(1, 4, routes=("grpo",))

@@ -113,7 +113,7 @@ def real_logits(project: Project, hidden: Tensor, temperature: float, width: int
     [n, hidden] -> [n, vocabulary].
 
     Args:
-        width: keep the first so many, for a model whose vocabulary has more padding than the student's.
+        width: keep that number of leading logits, for a model whose vocabulary has more padding than the student's.
     """
     logits = project(hidden)
     if width is not None:

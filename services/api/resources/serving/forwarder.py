@@ -78,7 +78,7 @@ class Forwarder:
         ]
 
     async def send(self, path: str, body: bytes) -> Response:
-        """The answer of one of the model's servers; of another one if the first has no room.
+        """The answer of one of the model's servers; of another one if the first has no room or no engine.
 
         Raises:
             ConfigurationError: the body names no model.
@@ -98,7 +98,7 @@ class Forwarder:
                 answer = await self._ask(record, path, body)
             except UnavailableError:
                 continue
-            if answer.status_code != 429:
+            if answer.status_code not in (429, 503):
                 return answer
             await answer.close()
         return await self._ask(servers[-1], path, body)

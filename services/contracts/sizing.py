@@ -24,8 +24,6 @@ BUCKET: Final = 500_000_000
 """Elements that DeepSpeed reduces at once, at most (`services.learner.model.engine`)."""
 LIVE: Final = 1_000_000_000
 """Parameters that DeepSpeed leaves gathered under ZeRO-3, at most: its default."""
-GATHERED: Final = 500_000_000
-"""Parameters that the learner gathers at once under ZeRO-3 to publish them (`services.learner.model.export`)."""
 CHUNK_LOGITS: Final = 2**25
 """Logits in memory at once, at most (`services.learner.model.forward`)."""
 ENGINE_BYTES: Final = 3 * 10**9

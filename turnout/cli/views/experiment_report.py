@@ -19,7 +19,6 @@ from turnout.cli.views.plots import COLORS, Plot
 from turnout.cli.views.report import STYLE, html_table, markdown_table, version_rows
 
 Table = list[list[str]]
-PERCENT_METRICS = ("share",)
 
 
 def write_report(experiment: Experiment, results: Results, folder: Path) -> Path:

@@ -14,7 +14,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.api.storage.database import Database
 
-KEPT_PATHS = re.compile(r"/v1/runs(/[^/]+(/(steps|evaluations|weight-pushes|samples))?)?")
+KEPT_PATHS = re.compile(
+    r"/v1/runs(/[^/]+(/(steps|evaluations|weight-pushes|samples))?)?"
+    r"|/v1/evaluations(/[^/]+(/(questions|samples|difference))?)?"
+    r"|/v1/experiments/[^/]+/results"
+)
 """Responses that change only with `Database.version`: not checkpoints (disk), services and queues (Redis), or
 streams."""
 MAX_BYTES = 1 << 18

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -155,11 +155,15 @@ async def questions(
     return [row.result() for row in await session.scalars(query.offset(offset).limit(limit))]
 
 
-async def done_places(session: AsyncSession, evaluation_id: str) -> set[tuple[int, int]]:
-    """Set and number of each question that is done."""
+async def done_places(
+    session: AsyncSession, evaluation_id: str, numbers: Collection[int] | None = None
+) -> set[tuple[int, int]]:
+    """Set and number of each question that is done; with `numbers` only of those with one of these numbers."""
     query = select(EvaluatedQuestion.place, EvaluatedQuestion.number)
-    found = await session.execute(query.where(EvaluatedQuestion.evaluation_id == evaluation_id))
-    return {(place, number) for place, number in found}
+    query = query.where(EvaluatedQuestion.evaluation_id == evaluation_id)
+    if numbers is not None:
+        query = query.where(EvaluatedQuestion.number.in_(numbers))
+    return {(place, number) for place, number in await session.execute(query)}
 
 
 async def store_questions(session: AsyncSession, evaluation_id: str, results: Iterable[Found]) -> bool:
@@ -167,15 +171,15 @@ async def store_questions(session: AsyncSession, evaluation_id: str, results: It
     row = await session.get(EvaluationRow, evaluation_id)
     if row is None or row.state not in UNENDED:
         return False
-    done = await done_places(session, evaluation_id)
     fresh = {(item.place, item.result.number): item for item in results}
+    done = await done_places(session, evaluation_id, {number for _, number in fresh})
     fresh = {key: item for key, item in fresh.items() if key not in done}
     session.add_all(EvaluatedQuestion.of(evaluation_id, item.place, item.result) for item in fresh.values())
     for (place, number), item in fresh.items():
         if item.kept is not None:
             key = {"evaluation_id": evaluation_id, "place": place, "number": number}
             session.add(EvaluatedSamples(**key, **msgspec.to_builtins(item.kept)))
-    row.num_done = len(done) + len(fresh)
+    row.num_done += len(fresh)
     return True
 
 

@@ -36,8 +36,8 @@ async def client(database: Any):
             raise ValueError
         return {"asked": number, "run": run_id, "after": after, "text": "x" * (MAX_BYTES if run_id == "long" else 0)}
 
-    @app.get("/v1/runs/{run_id}/checkpoints")
-    async def checkpoints(run_id: str) -> int:
+    @app.get("/v1/{path:path}")
+    async def other(path: str) -> int:
         app.state.asked += 1
         return int(app.state.asked)
 
@@ -84,5 +84,19 @@ async def test_faults_and_long_answers_are_made_anew_for_each(client, path: str,
     assert client.state.asked == 3
 
 
-async def test_what_the_disk_decides_is_not_kept(client) -> None:
-    assert [(await client.get("/v1/runs/a/checkpoints")).json() for _ in range(2)] == [1, 2]
+@pytest.mark.parametrize(
+    ("path", "is_reused"),
+    [
+        ("runs", True),
+        ("evaluations", True),
+        ("evaluations/a", True),
+        ("evaluations/a/difference?second=b", True),
+        ("experiments/a/results", True),
+        ("experiments/a", False),  # tells the time that is left
+        ("runs/a/checkpoints", False),  # depends on the disk
+        ("services", False),
+    ],
+)
+async def test_only_what_the_database_decides_is_reused(client, path: str, is_reused: bool) -> None:
+    found = [(await client.get(f"/v1/{path}")).json() for _ in range(2)]
+    assert found == ([1, 1] if is_reused else [1, 2])

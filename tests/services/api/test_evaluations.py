@@ -17,7 +17,7 @@ from services.contracts import codec, streams
 from services.contracts.arrays import LogProbs, TokenIds
 from services.contracts.messages import CompletedGroup, PromptTask, Rollout, ScoredGroup, Verdict, VersionSpan
 from services.runtime.weights.store import WeightStore, verify
-from tests.services.api.fakes import FakeInstance
+from tests.services.api.fakes import FakeInstance, client_of
 from tests.services.api.test_forks import write_checkpoint
 
 NUM_QUESTIONS = 5
@@ -164,10 +164,11 @@ async def test_a_restarted_api_continues_with_the_questions_that_are_left(
     await look(again)
     await look(again)
     assert len(await fed(redis, made["id"])) == len(tasks), "nothing is fed twice"
-    ended = await shown(client, made["id"])
+    async with client_of(again) as client:
+        ended = await shown(client, made["id"])
+        listed = (await client.get(f"/v1/evaluations/{made['id']}/questions?limit=4")).json()
+        rest = (await client.get(f"/v1/evaluations/{made['id']}/questions?cursor={listed['next_cursor']}")).json()
     assert (ended["state"], ended["num_done"]) == ("succeeded", 7)
-    listed = (await client.get(f"/v1/evaluations/{made['id']}/questions?limit=4")).json()
-    rest = (await client.get(f"/v1/evaluations/{made['id']}/questions?cursor={listed['next_cursor']}")).json()
     names = [(item["set"], item["question_id"]) for item in [*listed["items"], *rest["items"]]]
     assert names == [("hard", f"q{n}") for n in range(5)] + [("greedy", "q0"), ("greedy", "q1")]
     await again.refresh.step()

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
+from itertools import accumulate
 from statistics import fmean, stdev
 
 import mpmath
@@ -40,7 +41,7 @@ COLLAPSED_BELOW = 0.5
 """A run has collapsed if its score is below this share of its best evaluation."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class History:
     """One final run."""
 
@@ -58,13 +59,17 @@ class History:
 
         During an evaluation the next steps are sampled at no cost, so each counts as long as an undisturbed step.
         """
+        return self._elapsed[min(step, len(self.steps))]
+
+    @cached_property
+    def _elapsed(self) -> list[float]:
+        """`seconds_at` by step, from 0 on."""
         helped = {item.step + ahead for item in self.evaluations for ahead in range(1, self.num_ahead + 1)}
         times = [(index, metrics.get("seconds", 0.0)) for index, metrics in enumerate(self.steps, start=1)]
         free = [seconds for index, seconds in times if index not in helped]
         usual = fmean(free) if free else None
-        return sum(
-            usual if usual is not None and index in helped else seconds for index, seconds in times if index <= step
-        )
+        counted = (usual if usual is not None and index in helped else seconds for index, seconds in times)
+        return [0.0, *accumulate(counted)]
 
     def best_within(self, *, steps: float = math.inf, seconds: float = math.inf) -> float | None:
         """The best accuracy of an evaluation within a budget; None if there is no evaluation."""

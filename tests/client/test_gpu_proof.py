@@ -15,13 +15,14 @@ from turnout.cli.commands import gpu_proof
 from turnout.cli.proof import learner
 from turnout.cli.proof.outcome import Outcome, report
 
+pytestmark = pytest.mark.timeout(900)
 LEARNERS = ["step-against-cpu", "prefix-sharing", "lora", "memory-and-speed"]
 
 
 def proof(*options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "turnout.cli.main", "doctor", "--gpu", *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 def test_the_learners_parts_pass_and_the_report_is_only_markdown() -> None:

@@ -1,12 +1,20 @@
-"""Resolves the run ids that users type."""
+"""Resolves the ids of runs, evaluations and experiments that users type."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from services.contracts.errors import ConflictError, NotFoundError
 from turnout.client.client import Client
+
+MOST_NAMED = 5
+
+
+class _Named(Protocol):
+    @property
+    def id(self) -> str: ...
 
 
 @contextmanager
@@ -23,12 +31,43 @@ def full_id(client: Client, given: str) -> str:
         ConflictError: several ids begin like this.
         NotFoundError: none does.
     """
+    return _only("run", "runs", given, client.run, client.runs)
+
+
+def full_experiment_id(client: Client, given: str) -> str:
+    """The id of the experiment that `given` names: an id, or the beginning of exactly one of the newest. Raises as
+    `full_id` does."""
+    return _only("experiment", "experiments", given, client.experiment, client.experiments)
+
+
+def full_evaluation_id(client: Client, given: str) -> str:
+    """The id of the evaluation that `given` names: an id, or the beginning or end of exactly one of the newest. Raises
+    as `full_id` does."""
+
+    def listed() -> Iterable[_Named]:
+        return client.model_evaluations(limit=200)
+
+    return _only("evaluation", "evaluations", given, client.evaluation, listed, by_end=True)
+
+
+def _only(
+    what: str,
+    command: str,
+    given: str,
+    ask: Callable[[str], _Named],
+    listed: Callable[[], Iterable[_Named]],
+    *,
+    by_end: bool = False,
+) -> str:
     try:
-        return client.run(given).id
+        return ask(given).id
     except NotFoundError:
-        matches = [run.id for run in client.runs() if run.id.startswith(given)]
+        matches = [item.id for item in listed() if item.id.startswith(given) or (by_end and item.id.endswith(given))]
     if len(matches) == 1:
         return matches[0]
     if matches:
-        raise ConflictError(f"{len(matches)} run ids begin with {given}.", remedy="Give more characters of the id.")
-    raise NotFoundError(f"There is no run {given}.", remedy="`turnout runs list` lists all runs.")
+        raise ConflictError(
+            f"{len(matches)} {what} ids match {given}: {', '.join(matches[:MOST_NAMED])}.",
+            remedy="Give more characters of the id.",
+        )
+    raise NotFoundError(f"There is no {what} {given}.", remedy=f"`turnout {command} list` lists all {what}s.")

@@ -142,6 +142,7 @@ def show(evaluation_id: EvaluationId, as_json: Json = False, api_url: Url = None
     """Show one evaluation with the results of the questions judged so far."""
     from turnout.cli import output
     from turnout.client.client import Client
+    from turnout.client.run_ids import full_evaluation_id
 
     with Client(api_url) as client:
         found = client.evaluation(full_evaluation_id(client, evaluation_id))
@@ -155,6 +156,7 @@ def show(evaluation_id: EvaluationId, as_json: Json = False, api_url: Url = None
 def watch(evaluation_id: EvaluationId, as_json: Json = False, api_url: Url = None) -> None:
     """Show an evaluation's progress until it ends, then its results. Ctrl-C does not affect it."""
     from turnout.client.client import Client
+    from turnout.client.run_ids import full_evaluation_id
 
     with Client(api_url) as client:
         raise typer.Exit(_watch(client, full_evaluation_id(client, evaluation_id), as_json))
@@ -168,6 +170,7 @@ def compare(
     from turnout.cli import output
     from turnout.cli.views.evaluation import difference_lines
     from turnout.client.client import Client
+    from turnout.client.run_ids import full_evaluation_id
 
     with Client(api_url) as client:
         ids = [full_evaluation_id(client, item) for item in (first, second)]
@@ -189,6 +192,7 @@ def change(
     from services.contracts.errors import ConfigurationError
     from turnout.cli import output
     from turnout.client.client import Client
+    from turnout.client.run_ids import full_evaluation_id
 
     if name is None and priority is None:
         raise ConfigurationError("Nothing to change.", remedy="Give --name or --priority.")
@@ -202,6 +206,7 @@ def cancel(evaluation_id: EvaluationId, as_json: Json = False, api_url: Url = No
     """End an evaluation; the results that it has stay."""
     from turnout.cli import output
     from turnout.client.client import Client
+    from turnout.client.run_ids import full_evaluation_id
 
     with Client(api_url) as client:
         found = client.cancel_evaluation(full_evaluation_id(client, evaluation_id))
@@ -213,34 +218,12 @@ def delete(evaluation_id: EvaluationId, as_json: Json = False, api_url: Url = No
     """Delete an evaluation that has ended, with its results."""
     from turnout.cli import output
     from turnout.client.client import Client
+    from turnout.client.run_ids import full_evaluation_id
 
     with Client(api_url) as client:
         found = full_evaluation_id(client, evaluation_id)
         client.delete_evaluation(found)
     output.show({"deleted": found}, as_json, f"Deleted {found}.")
-
-
-def full_evaluation_id(client: Client, part: str) -> str:
-    """The id of the only evaluation with this beginning or end. Raises `NotFoundError`, or `ConfigurationError` if
-    there are several."""
-    from services.contracts.errors import ConfigurationError, NotFoundError
-
-    found = [
-        item.id for item in client.model_evaluations(limit=200) if item.id.startswith(part) or item.id.endswith(part)
-    ]
-    if part in found:
-        return part
-    if not found:
-        raise NotFoundError(
-            f"No evaluation's id begins or ends with {part!r}.",
-            remedy="`turnout evaluations list` lists all evaluations.",
-        )
-    if len(found) > 1:
-        raise ConfigurationError(
-            f"{len(found)} evaluations' ids begin or end with {part!r}: {', '.join(found[:5])}.",
-            remedy="Give more characters of the id.",
-        )
-    return found[0]
 
 
 def _print(found: ModelEvaluation) -> None:

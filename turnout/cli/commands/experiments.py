@@ -169,6 +169,7 @@ def show(experiment_id: ExperimentId, as_json: Json = False, api_url: Url = None
     from turnout.cli import output
     from turnout.cli.views.experiment import overview_lines
     from turnout.client.client import Client
+    from turnout.client.run_ids import full_experiment_id
 
     with Client(api_url) as client:
         found = client.experiment(full_experiment_id(client, experiment_id))
@@ -179,6 +180,7 @@ def show(experiment_id: ExperimentId, as_json: Json = False, api_url: Url = None
 def watch(experiment_id: ExperimentId, out: Out = None, as_json: Json = False, api_url: Url = None) -> None:
     """Show an experiment's progress until it ends, then write its report. Ctrl-C does not stop the experiment."""
     from turnout.client.client import Client
+    from turnout.client.run_ids import full_experiment_id
 
     with Client(api_url) as client:
         raise typer.Exit(_watch(client, full_experiment_id(client, experiment_id), out, as_json))
@@ -189,6 +191,7 @@ def stop(experiment_id: ExperimentId, as_json: Json = False, api_url: Url = None
     """Stop an experiment's runs, each with a checkpoint, and start no further ones."""
     from turnout.cli import output
     from turnout.client.client import Client
+    from turnout.client.run_ids import full_experiment_id
 
     with Client(api_url) as client:
         found = client.stop_experiment(full_experiment_id(client, experiment_id))
@@ -200,6 +203,7 @@ def resume(experiment_id: ExperimentId, as_json: Json = False, api_url: Url = No
     """Continue a stopped or failed experiment; its stopped and failed runs resume from their checkpoints."""
     from turnout.cli import output
     from turnout.client.client import Client
+    from turnout.client.run_ids import full_experiment_id
 
     with Client(api_url) as client:
         found = client.resume_experiment(full_experiment_id(client, experiment_id))
@@ -211,6 +215,7 @@ def delete(experiment_id: ExperimentId, as_json: Json = False, api_url: Url = No
     """Delete an experiment that is not running. Its runs stay."""
     from turnout.cli import output
     from turnout.client.client import Client
+    from turnout.client.run_ids import full_experiment_id
 
     with Client(api_url) as client:
         found = full_experiment_id(client, experiment_id)
@@ -223,30 +228,11 @@ def report(experiment_id: ExperimentId, out: Out = None, as_json: Json = False, 
     """Write the report of an experiment, from the final runs that have succeeded so far."""
     from turnout.cli import output
     from turnout.client.client import Client
+    from turnout.client.run_ids import full_experiment_id
 
     with Client(api_url) as client:
         folder = _report(client, client.experiment(full_experiment_id(client, experiment_id)), out)
     output.show({"folder": str(folder)}, as_json, str(folder / "report.html"))
-
-
-def full_experiment_id(client: Client, beginning: str) -> str:
-    """The id of the only experiment with this beginning. Raises `NotFoundError`, or `ConfigurationError` if there are
-    several."""
-    from services.contracts.errors import ConfigurationError, NotFoundError
-
-    found = [item.id for item in client.experiments() if item.id.startswith(beginning)]
-    if beginning in found:
-        return beginning
-    if not found:
-        raise NotFoundError(
-            f"No experiment's id begins with {beginning!r}.", remedy="`turnout experiments list` lists all experiments."
-        )
-    if len(found) > 1:
-        raise ConfigurationError(
-            f"{len(found)} experiments' ids begin with {beginning!r}: {', '.join(found[:5])}.",
-            remedy="Give more characters of the id.",
-        )
-    return found[0]
 
 
 def _watch(client: Client, experiment_id: str, out: Path | None, as_json: bool) -> int:

@@ -1,0 +1,48 @@
+"""Ids as users type them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from services.contracts.errors import ConflictError, NotFoundError
+from turnout import Client
+from turnout.client.run_ids import full_evaluation_id, full_experiment_id, full_id
+
+NEWEST = ("demo-1a2b", "demo-1c3d", "task-9e9e")
+OLD = "demo-0000"
+
+
+class Crowded:
+    """A client of a deployment with more of everything than its lists show."""
+
+    def run(self, given: str) -> SimpleNamespace:
+        if given not in (*NEWEST, OLD):
+            raise NotFoundError("There is none.")
+        return SimpleNamespace(id=given)
+
+    def runs(self, **_: Any) -> list[SimpleNamespace]:
+        return [SimpleNamespace(id=name) for name in NEWEST]
+
+    experiment = evaluation = run
+    experiments = model_evaluations = runs
+
+
+CLIENT = cast(Client, Crowded())
+
+
+@pytest.mark.parametrize("full", [full_id, full_experiment_id, full_evaluation_id])
+def test_an_id_or_its_beginning_is_enough(full: Callable[[Client, str], str]) -> None:
+    assert full(CLIENT, "task") == "task-9e9e"
+    assert full(CLIENT, OLD) == OLD, "however many are newer"
+    with pytest.raises(ConflictError, match=r"2 \w+ ids match demo-1: demo-1a2b, demo-1c3d\."):
+        full(CLIENT, "demo-1")
+    with pytest.raises(NotFoundError, match=r"There is no \w+ none\."):
+        full(CLIENT, "none")
+
+
+def test_the_end_of_an_evaluations_id_is_enough() -> None:
+    assert full_evaluation_id(CLIENT, "3d") == "demo-1c3d"

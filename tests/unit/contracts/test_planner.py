@@ -15,6 +15,7 @@ from services.contracts.planner import Gpus
 from services.contracts.run_config import RunConfig, parse_run_config
 from services.contracts.sizing import GIB
 from turnout.cli.main import app
+from turnout.cli.views.plan import sentences
 
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen3-0.6b": {"model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28},
@@ -99,6 +100,7 @@ def test_another_model_as_the_teacher_is_counted(tmp_path: Path) -> None:
     own = folder_of(tmp_path / "policy", "qwen3-0.6b")
     fixed = {"teacher_path": folder_of(tmp_path / "teacher"), "teacher_update": "frozen"}
     plans = [planner.plan(run(own, objective=objective, model=model)) for objective in ({}, fixed) for model in LORA]
+    assert "teacher, the teacher: 8.19 billion parameters." in " ".join(sentences(plans[2], [], None))
     small, adapter, large, both = (found.learner for found in plans)
     assert small.teacher == 6 * 596_049_920
     assert large.teacher == both.teacher == 2 * 8_190_735_360

@@ -78,6 +78,9 @@ def sentences(plan: Plan, times: Sequence[Times], gpus: Gpus | None) -> list[str
     """What follows from the sizes."""
     training = plan.config.training
     said = [f"{plan.config.model.path}: {billions(plan.shape.num_parameters)} parameters."]
+    if plan.shape.teacher is not None:
+        teacher = plan.config.objective.teacher_path
+        said.append(f"{teacher}, the teacher: {billions(plan.shape.teacher.num_parameters)} parameters.")
     if gpus is not None:
         room = f"{gpus.count} x {gpus.bytes / GIB:.0f} GiB, of which {usable(gpus) / GIB:.1f} GiB each are usable"
         if plan.fits:

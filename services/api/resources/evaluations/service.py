@@ -94,9 +94,10 @@ class EvaluationService:
         return weights.step, await asyncio.to_thread(pin, self.settings, evaluation_id, weights)
 
     async def check_inputs(self, config: RunConfig) -> None:
-        """Check the model, and the files of the validation sets with their rows."""
+        """Check the model, and the files of the validation sets with their rows. A run's teacher may be gone."""
         data = config.data.model_copy(update={"train": ()})
-        await self.runs.check_inputs(config.model_copy(update={"data": data}))
+        objective = config.objective.model_copy(update={"teacher_path": None})
+        await self.runs.check_inputs(config.model_copy(update={"data": data, "objective": objective}))
 
     async def _add(self, row: EvaluationRow) -> EvaluationRow:
         try:

@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 
 from services.api.control.examiner import Examiner
 from services.api.control.ingest import Ingest
+from services.api.control.on_demand import OnDemand
 from services.api.control.pusher import Pusher
 from services.api.control.scheduler import Scheduler
 from services.api.control.watchdog import Watchdog
@@ -25,6 +26,7 @@ from services.api.resources.experiments.service import ExperimentService
 from services.api.resources.run_files.questions import QuestionReader
 from services.api.resources.runs.service import RunService
 from services.api.resources.serving.forwarder import Forwarder
+from services.api.resources.serving.loading import Loading
 from services.api.storage.database import Database
 from services.api.storage.keyring import Keyring
 from services.contracts.events import Event, RunStateChanged
@@ -51,6 +53,7 @@ class Parts:
     runs: RunService
     questions: QuestionReader
     experiments: ExperimentService
+    on_demand: OnDemand
     forwarder: Forwarder
     evaluations: EvaluationService
     scheduler: Scheduler
@@ -88,6 +91,8 @@ def make_parts(settings: Settings, redis: Redis, database: Database) -> Parts:
 
     runs = RunService(settings, impatient, database, journal, signals)
     evaluations = EvaluationService(settings, impatient, database, signals, runs)
+    on_demand = OnDemand(signals.schedule.set, evaluations.discard_files)
+    loading = Loading(settings, database, evaluations.discard_files)
     journal.listen(board.on_event)
     journal.listen(wake)
     return Parts(
@@ -105,9 +110,10 @@ def make_parts(settings: Settings, redis: Redis, database: Database) -> Parts:
         runs=runs,
         questions=QuestionReader(settings),
         experiments=ExperimentService(settings, impatient, database, runs),
-        forwarder=Forwarder(impatient, database, settings.service_token),
+        on_demand=on_demand,
+        forwarder=Forwarder(impatient, database, on_demand, loading, settings.service_token),
         evaluations=evaluations,
-        scheduler=Scheduler(redis, database, journal, evaluations.discard_files, settings.max_runs_per_key),
+        scheduler=Scheduler(redis, database, journal, on_demand, evaluations.discard_files, settings.max_runs_per_key),
         examiner=Examiner(redis, database, board, evaluations.discard_files),
         ingest=Ingest(redis, journal, signals, instance),
         pusher=pusher,

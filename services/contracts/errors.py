@@ -28,6 +28,13 @@ class ConfigurationError(TurnoutError):
     title = "Invalid configuration"
 
 
+class ForbiddenError(TurnoutError):
+    """The caller's key has no role for this."""
+
+    status = 403
+    title = "Forbidden"
+
+
 class NotFoundError(TurnoutError):
     """What a request names does not exist."""
 

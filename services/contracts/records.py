@@ -42,26 +42,30 @@ class ForkedFrom(Record, frozen=True, kw_only=True):
 
 
 class Model(Record, frozen=True, kw_only=True):
-    """A policy that can be asked now, in OpenAI's format. `id@version` asks for one weight version only."""
+    """A model in OpenAI's format: the policy of a run, of which `id@version` asks for one weight version only, or a
+    model on demand."""
 
     id: str
-    """The run's id; asks for the newest weights."""
+    """The run's id, which asks for the newest weights; of a model on demand `run@version`, or a base model's path."""
     object: str = "model"
     created: int
-    """When the run was created, in Unix seconds."""
+    """When the run was created or the model was asked for, in Unix seconds; 0 for a model that is not loaded."""
     owned_by: str = "turnout"
     name: str
-    """The run's name."""
+    """The run's name; the id of a model on demand."""
     root: str
-    """The run's base model."""
+    """The base model."""
     max_model_len: int
     """Longest prompt and response together, in tokens."""
     weight_version: int
-    """The newest version that a server of the run has loaded."""
+    """The newest version that a server of the run has loaded; the step of a model on demand."""
+    state: Literal["live", "loading", "loaded", "unloaded"] = "live"
+    """live: the policy of a run, on its own servers. Others are models on demand: on a server, on the way to one, or
+    loaded if they are asked for and a server is idle."""
 
 
 class ModelList(Record, frozen=True, kw_only=True):
-    """The policies that can be asked now."""
+    """The models that can be asked now."""
 
     object: str = "list"
     data: list[Model]

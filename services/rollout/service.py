@@ -26,6 +26,7 @@ from services.rollout.sampling.prompts import PromptRenderer, stop_tokens
 from services.rollout.sampling.sampling import GroupSampler
 from services.rollout.sampling.worker import RolloutWorker
 from services.rollout.serving import endpoints
+from services.rollout.serving.parsers import check_parsers
 from services.rollout.vllm import engine as engines
 from services.rollout.vllm import pulse, starting
 from services.rollout.vllm.server import EngineServer
@@ -102,6 +103,8 @@ class RolloutServer:
             await self._leave()
             self._run_id = self._presence.run_id = assigned
             set_log_fields(run_id=assigned)
+            if assigned is not None:
+                self._presence.state = "starting"  # the engine is still the last run's
         if self._run_id is None or time.monotonic() < self._retry_at:
             return
         if self._run is None:
@@ -395,7 +398,7 @@ async def loops(service: Service) -> None:
         import torch
 
         service.presence.details[GPUS] = str(torch.cuda.device_count())
-    endpoints.check_tool_parser(service.settings)
+    check_parsers(service.settings)
     include_vllm(inner)
     service.presence.waits_for("")
     await rollout.run()

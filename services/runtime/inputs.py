@@ -65,7 +65,7 @@ def check_model(config: RunConfig, settings: Settings) -> None:
 def check_model_place(model: ModelSection, settings: Settings) -> None:
     """The model's part of `check_places`."""
     trusts_remote_code(model, settings.allow_remote_code)
-    if not _is_of_hub(model.path):
+    if not is_of_hub(model.path):
         _check_place("model.path", model.path, settings.root_folders)
 
 
@@ -87,7 +87,8 @@ def trusts_remote_code(model: ModelSection, allowed: bool) -> bool:
     return model.trust_remote_code
 
 
-def _is_of_hub(path: str) -> bool:
+def is_of_hub(path: str) -> bool:
+    """Whether a model's path is a name on the hub, and no folder."""
     return is_hub_name(path) and not Path(path.split("/")[0]).exists()
 
 
@@ -109,7 +110,7 @@ def _check_models(config: RunConfig, roots: Sequence[Path]) -> None:
 
 def _model_folder(field: str, path: str) -> Path | None:
     """The folder that `field` names; None for a hub name. Raises `ConfigurationError` if it has no model."""
-    if _is_of_hub(path):
+    if is_of_hub(path):
         return None
     folder = Path(path)
     if not folder.is_dir():

@@ -72,8 +72,10 @@ class Settings(BaseSettings):
     """Share of a rollout server's sequences (rollout.max_num_seqs) that requests to the policy may use, at least one;
     0 serves none."""
     tool_parser: str = ""
-    """vLLM's parser of the tool calls in served responses, by the models' family (hermes for Qwen); empty: tool calls
-    are not parsed."""
+    """vLLM's parser of the tool calls in served responses; empty: the one for the model's chat template."""
+    reasoning_parser: str = ""
+    """vLLM's parser that separates the reasoning of served responses (qwen3, deepseek_r1); empty: it stays in the
+    text."""
     allow_remote_code: bool = False
     """Let runs set model.trust_remote_code."""
 

@@ -102,6 +102,9 @@ def test_pages_are_followed_to_the_end(client: Client) -> None:
     assert all("state=running" in path for _, path, _, _ in Api.seen if path.startswith("/v1/runs?"))
     list(client.runs(config=["objective.name=grpo", "training.steps=3"]))
     assert "config=objective.name%3Dgrpo&config=training.steps%3D3" in Api.seen[-1][1]
+    list(client.runs(tag="good", without_tag=["hidden", "bad"], field="training.steps", metric="reward"))
+    asked = "tag=good&without_tag=hidden&without_tag=bad&field=training.steps&metric=reward"
+    assert Api.seen[-1][1].split("&cursor=")[0].endswith(f"?{asked}"), "one value may be given as text"
 
 
 def test_requests_carry_key_body_and_idempotency_key(client: Client) -> None:

@@ -88,4 +88,7 @@ def test_a_policy_is_asked(api: Api, browser: Visitor, player: Player, run_text:
     browser.has_no_barriers()
 
     player.state("succeeded")
-    browser.sees("The run has ended, so no engine has its weights.")
+    browser.sees("An idle rollout server loads its weights when they are asked for.")
+    browser.write(".try textarea", "And now?")
+    browser.press("button", "Ask")
+    browser.sees("none of its weights are on disk")

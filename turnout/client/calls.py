@@ -101,6 +101,11 @@ def quoted(name: str) -> str:
     return quote(name, safe="")
 
 
+def several(values: str | Sequence[str]) -> list[str] | None:
+    """The values of a parameter that may be repeated; None if there are none."""
+    return [values] if isinstance(values, str) else list(values) or None
+
+
 def given(**values: Any) -> dict[str, Any]:
     """The values that are not None, for queries and bodies: the API has its own defaults."""
     return {name: value for name, value in values.items() if value is not None}

@@ -57,6 +57,7 @@ from turnout.client.calls import (
     quoted,
     raise_for_status,
     run_path,
+    several,
 )
 
 if TYPE_CHECKING:
@@ -128,15 +129,30 @@ class Client:
         *,
         state: str | Sequence[str] | None = None,
         name: str | None = None,
-        config: Sequence[str] = (),
-        tag: Sequence[str] = (),
+        config: str | Sequence[str] = (),
+        tag: str | Sequence[str] = (),
+        without_tag: str | Sequence[str] = (),
+        field: str | Sequence[str] = (),
+        metric: str | Sequence[str] = (),
         sort: str | None = None,
     ) -> Iterator[Run]:
-        """All runs, newest first. `state` is one state or several, `name` is text that the name contains, `config` has
-        values of the configuration such as `objective.name=grpo`, `tag` tags that a run must have, `sort` is a field,
-        with - for descending order.
+        """All runs, newest first. Where several values are possible, one may be given as text.
+
+        `name` is text that the name contains, `config` has values of the configuration such as `objective.name=grpo`,
+        `tag` and `without_tag` tags that a run must have and must lack. `field` names fields of the configuration for
+        the runs' `fields`, `metric` those metrics that their `metrics` are limited to. `sort` is a field, with - for
+        descending order.
         """
-        query = given(state=state, name=name, config=list(config) or None, tag=list(tag) or None, sort=sort)
+        query = given(
+            state=state,
+            name=name,
+            config=several(config),
+            tag=several(tag),
+            without_tag=several(without_tag),
+            field=several(field),
+            metric=several(metric),
+            sort=sort,
+        )
         return self._pages(Call("GET", "/v1/runs", pages_of(Run), query))
 
     def run(self, run_id: str) -> Run:
@@ -258,17 +274,18 @@ class Client:
         self._send(Call("DELETE", experiment_path(experiment_id), nothing))
 
     def models(self) -> list[Model]:
-        """The runs whose policies can be asked now."""
+        """The models that answer now: the policies of runs, and models that were loaded on demand."""
         return (self._send(Call("GET", "/v1/models", one(ModelList)))).data
 
     def chat(
         self, run_id: str, messages: str | Sequence[dict[str, Any]], *, version: int | None = None, **options: Any
     ) -> Iterator[dict[str, Any]]:
-        """A policy's answer to a conversation, or to one question, as OpenAI's chunks as they arrive.
+        """A model's answer to a conversation, or to one question, as OpenAI's chunks as they arrive.
 
-        `version` asks for one weight version only; `options` are fields of OpenAI's and vLLM's request, such as
-        `max_tokens`. The last chunk's `system_fingerprint` says which weights answered. Raises `NotFoundError` if the
-        run or version is not served now, and `UnavailableError` if there are too many requests, or the answer breaks.
+        `run_id` is a run, or the path of a base model; what no rollout server has is loaded first. `version` asks for
+        one weight version only; `options` are fields of OpenAI's and vLLM's request, such as `max_tokens`. The
+        last chunk's `system_fingerprint` says which weights answered. Raises `NotFoundError` if there is no such model,
+        and `UnavailableError` if no server is idle, there are too many requests, or the answer breaks.
         """
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]

@@ -1,8 +1,9 @@
 """Decides which instance works for what, from the facts alone.
 
-An instance is bound to one piece of work at a time: a run or an evaluation. Runs come first: an evaluation gets a
-server that no run wants, and gives it up when a run wants one and none is idle. Its results so far stay, and it waits
-for the next idle server.
+An instance is bound to one piece of work at a time: a run, an evaluation, or a model that was asked for. Runs come
+first: an evaluation gets a server that no run wants, and gives it up when a run wants one and none is idle. Its results
+so far stay, and it waits for the next idle server. A model gets a server that is idle or that another model no longer
+uses, and gives it up to runs and evaluations. It does not wait: whoever asked for it is told.
 
 A run starts with one learner and one rollout server; more servers join, up to `rollout.num_servers`, once no queued run
 can use them. A run keeps its learner even while the learner is away, because unacknowledged groups carry its name; a
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from services.contracts.heartbeat import GPUS, MACHINE, START_FAILURES, ServiceRecord
 from services.contracts.states import ACTIVE_STATES
@@ -23,7 +25,7 @@ MAX_START_FAILURES = 5
 
 @dataclass(slots=True)
 class Assigned:
-    """One run or evaluation with the services that it has or is to get."""
+    """One run, evaluation or model with the services that it has or is to get."""
 
     run_id: str
     state: str
@@ -31,7 +33,15 @@ class Assigned:
     learner: str | None
     servers: list[str] = field(default_factory=list)
     created_by: str = ""
-    is_evaluation: bool = False
+    kind: Literal["run", "evaluation", "model"] = "run"
+    is_replaceable: bool = False
+    """Another model may have its server."""
+    name: str = ""
+    """How a model is called."""
+
+    def __str__(self) -> str:
+        return self.name or (f"run {self.run_id}" if self.kind == "run" else self.run_id)
+
     num_gpus: int = 1
     """GPUs that each server needs (`rollout.tensor_parallel_size`)."""
     shares_gpu: bool = False
@@ -52,7 +62,7 @@ class Assigned:
 
 
 class _Servers:
-    """Rollout servers that runs may take: idle ones, then those of evaluations, the newest evaluation's first."""
+    """Rollout servers that work may take: idle ones, then those of its lenders, the last lender's first."""
 
     def __init__(self, idle: Sequence[str], lenders: list[Assigned], alive: Mapping[str, ServiceRecord]) -> None:
         # Those with fewer GPUs first, so that runs that need more find the others idle.
@@ -64,25 +74,25 @@ class _Servers:
         """A server that fits the work; None if no such server is free."""
 
         def fits(name: str) -> bool:
-            return name in self._alive and not work.unfit(self._alive[name], learner)
+            record = self._alive.get(name)
+            return record is not None and record.kind == "rollout" and not work.unfit(record, learner)
 
         if (found := next(filter(fits, self.idle), None)) is not None:
             self.idle.remove(found)
             return found
-        for evaluation in reversed(self._lenders):
-            if fits(evaluation.servers[-1]):
-                self._lenders.remove(evaluation)
-                evaluation.state = "queued"
-                return evaluation.servers.pop()
+        for lender in reversed(self._lenders):
+            if lender.servers and fits(lender.servers[-1]):
+                lender.state = "queued"
+                return lender.servers.pop()
         return None
 
 
 def plan(works: Sequence[Assigned], services: Sequence[ServiceRecord], max_runs_per_key: int = 0) -> list[Assigned]:
     """The works as they should be: queued ones that can start have their learner and servers, and are `starting`
-    (runs) or `running` (evaluations).
+    (runs) or `running` (others).
 
-    `works` are in the order of the queue. A run is passed over while its key has `max_runs_per_key` runs in progress
-    (0: no limit). The input is not modified.
+    `works` are in the order of the queue, models with the one that was used last first. A run is passed over while its
+    key has `max_runs_per_key` runs in progress (0: no limit). The input is not modified.
     """
     works = [replace(work, servers=list(work.servers)) for work in works]
     active = [work for work in works if work.state in ACTIVE_STATES]
@@ -90,21 +100,21 @@ def plan(works: Sequence[Assigned], services: Sequence[ServiceRecord], max_runs_
     alive = {record.instance: record for record in services}
     idle = [record for record in services if record.instance not in taken and record.state != "failed"]
     learners = [record for record in idle if record.leads_runs and record.state in ("idle", "ready")]
-    evaluations = [work for work in works if work.is_evaluation]
-    rollouts = {record.instance for record in services if record.kind == "rollout"}
-    lenders = [work for work in evaluations if work.state == "running" and set(work.servers) & rollouts]
-    servers = _Servers([record.instance for record in idle if record.kind == "rollout"], lenders, alive)
-    _start_runs([work for work in works if not work.is_evaluation], learners, servers, max_runs_per_key)
-    for work in works:
-        if not work.is_evaluation and work.state in ("starting", "running", "paused"):
+    runs = [work for work in works if work.kind == "run"]
+    evaluations = [work for work in works if work.kind == "evaluation"]
+    models = [work for work in works if work.kind == "model"]
+    servers = _Servers([record.instance for record in idle if record.kind == "rollout"], [*evaluations, *models], alive)
+    _start_runs(runs, learners, servers, max_runs_per_key)
+    for work in runs:
+        if work.state in ("starting", "running", "paused"):
             _fill_servers(work, servers, alive)
-    own = _Servers(servers.idle, [], alive)  # an evaluation takes none from another
-    for work in evaluations:
-        if work.state == "queued" and (name := own.take(work)) is not None:
-            work.state, work.servers = "running", [name]
+    servers = _Servers(servers.idle, models, alive)  # an evaluation takes none from another
+    _start_others(evaluations, servers)
     for work in evaluations:
         if work.state == "running":
-            _fill_servers(work, own, alive)
+            _fill_servers(work, servers, alive)
+    waiting = [work for work in models if not work.is_replaceable]
+    _start_others(waiting, _Servers(servers.idle, [work for work in models if work.is_replaceable], alive))
     return works
 
 
@@ -126,6 +136,12 @@ def _start_runs(
                 run.state, run.learner, run.servers = "starting", learner.instance, [server]
                 in_progress[run.created_by] += 1
                 break
+
+
+def _start_others(works: Sequence[Assigned], servers: _Servers) -> None:
+    for work in works:
+        if work.state == "queued" and (name := servers.take(work)) is not None:
+            work.state, work.servers = "running", [name]
 
 
 def _fitting_learners(run: Assigned, learners: Sequence[ServiceRecord]) -> list[ServiceRecord]:
@@ -165,21 +181,18 @@ def waits_for(evaluation: Assigned, works: Sequence[Assigned], records: Mapping[
     """What an evaluation waits for, in words; empty while its questions are sampled. `works` are as planned."""
     if evaluation.state == "running":
         return _waits_for_server(evaluation, records)
-    servers = [record for record in records.values() if record.kind == "rollout"]
+    servers = _rollouts(records)
     if not servers:
         return "Waits for a rollout server; none is alive."
     if all(evaluation.unfit(server) for server in servers):
         return f"Waits for a rollout server that fits: {evaluation.unfit(servers[0])}."
-    users = [work for work in works if work.servers and work.state in ACTIVE_STATES]
-    shown = ", ".join(f"{'' if work.is_evaluation else 'run '}{work.run_id}" for work in users[:3])
-    more = f" and {len(users) - 3} more" if len(users) > 3 else ""
-    queued = [work for work in works if work.is_evaluation and work.state == "queued"]
+    queued = [work for work in works if work.kind == "evaluation" and work.state == "queued"]
     ahead = queued.index(evaluation)
     behind = f", behind {ahead} other evaluation{'s' if ahead > 1 else ''}" if ahead else ""
     num_failed = sum(record.state == "failed" for record in servers)
     if num_failed == len(servers):
         return f"Waits for a rollout server{behind}; all {num_failed} have failed."
-    return f"Waits for an idle rollout server{behind}; {shown or 'nothing'}{more} uses {_all(len(servers))}."
+    return f"Waits for an idle rollout server{behind}; {_users(works)} uses {_all(len(servers))}."
 
 
 def _waits_for_server(evaluation: Assigned, records: Mapping[str, ServiceRecord]) -> str:
@@ -194,6 +207,30 @@ def _waits_for_server(evaluation: Assigned, records: Mapping[str, ServiceRecord]
     if fault := record.details.get("fault", ""):
         return f"{name}: {fault}"
     return "" if record.state == "ready" else f"{name} is starting the model."
+
+
+def unserved(model: Assigned, works: Sequence[Assigned], records: Mapping[str, ServiceRecord]) -> str:
+    """Why a model that was asked for has no server, in words; empty if it has one. `works` are as planned."""
+    if model.state == "running":
+        return ""
+    servers = _rollouts(records)
+    if not servers:
+        return "No rollout server is alive."
+    if all(model.unfit(server) for server in servers):
+        return f"No rollout server fits: {model.unfit(servers[0])}."
+    return f"No rollout server is idle; {_users(works)} uses {_all(len(servers))}."
+
+
+def _rollouts(records: Mapping[str, ServiceRecord]) -> list[ServiceRecord]:
+    return [record for record in records.values() if record.kind == "rollout"]
+
+
+def _users(works: Sequence[Assigned]) -> str:
+    """Who has servers, in words."""
+    users = [work for work in works if work.servers and work.state in ACTIVE_STATES]
+    shown = ", ".join(map(str, users[:3]))
+    more = f" and {len(users) - 3} more" if len(users) > 3 else ""
+    return f"{shown or 'nothing'}{more}"
 
 
 def _all(number: int) -> str:

@@ -1,4 +1,4 @@
-"""Assigns idle learners and rollout servers to queued runs and evaluations, as `assignment.plan` decides.
+"""Assigns idle learners and rollout servers to runs, evaluations and models on demand, as `assignment.plan` decides.
 
 `services.api.control.assignment` decides from the facts alone; `Scheduler` carries out its decisions. The loop is
 level-triggered: each round compares the database with Redis and writes only the difference, so restarting the API
@@ -16,6 +16,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from services.api.control.assignment import Assigned, hopeless, plan, waits_for
+from services.api.control.on_demand import OnDemand
 from services.api.control.outlook import outlook
 from services.api.control.roll_call import RollCall
 from services.api.live.journal import Journal
@@ -46,6 +47,7 @@ class Scheduler:
         redis: Redis,
         database: Database,
         journal: Journal,
+        on_demand: OnDemand,
         on_end: Callable[[str], Awaitable[None]],
         max_runs_per_key: int = 0,
     ) -> None:
@@ -54,12 +56,13 @@ class Scheduler:
         self.max_runs_per_key = max_runs_per_key
         self.database = database
         self.journal = journal
+        self.on_demand = on_demand
         self.on_end = on_end
         self.roll = RollCall(redis)
         self.places: Mapping[str, QueuePlace] = {}
         """Why queued runs wait, as of the newest round."""
         self._left: dict[str, float] = {}
-        """Evaluations that have left `streams.RUNS`, and when."""
+        """Evaluations and models that have left `streams.RUNS`, and when."""
 
     def place(self, run: Run) -> QueuePlace | None:
         """Why the run waits, if it is queued and the newest round has seen it."""
@@ -76,12 +79,11 @@ class Scheduler:
         async with self.database.read() as session:
             runs = await unfinished_runs(session)
             evaluations = await unended_evaluations(session)
-        works = plan(
-            [*map(_assigned, runs), *map(_assigned_to_evaluation, evaluations)], services, self.max_runs_per_key
-        )
+        wanted = [*map(_assigned, runs), *map(_assigned_to_evaluation, evaluations), *self.on_demand.assigned()]
+        works = plan(wanted, services, self.max_runs_per_key)
         planned = {item.run_id: item for item in works}
-        # An evaluation gives its server up to a run that wants it, so it keeps no run waiting.
-        places = await self._places(runs, [item for item in works if not item.is_evaluation], services)
+        # Evaluations and models give their server up to a run that wants it, so they keep no run waiting.
+        places = await self._places(runs, [item for item in works if item.kind == "run"], services)
         if places != self.places:
             self.places = places
             self.database.version += 1  # cached responses contain them
@@ -92,6 +94,7 @@ class Scheduler:
                 await self._give_up(run.id, reason)
         for row in evaluations:
             await self._carry_out_evaluation(row, planned[row.id], works, records)
+        await self.on_demand.settle(works, records)
 
     async def _carry_out_evaluation(
         self, seen: EvaluationRow, item: Assigned, works: Sequence[Assigned], records: dict[str, ServiceRecord]
@@ -179,7 +182,13 @@ class Scheduler:
             if row.weights is not None:
                 await self.redis.hset(streams.weights(row.id), mapping=cast(Any, row.weights))
             wanted |= dict.fromkeys(row.rollout_servers, row.id)
-        ids = {run.id for run in runs} | {row.id for row in evaluations}
+        models = [model for model in self.on_demand.models if model.server is not None]
+        for model in models:
+            await self._write_key(streams.config(model.id), model.config.model_dump_json().encode())
+            if model.weights is not None:
+                await self.redis.hset(streams.weights(model.id), mapping=cast(Any, model.weights))
+            wanted[str(model.server)] = model.id
+        ids = {run.id for run in runs} | {row.id for row in evaluations} | {model.id for model in models}
         present = {as_text(value) for value in await self.redis.smembers(streams.RUNS)}
         if ids - present:
             await self.redis.sadd(streams.RUNS, *(ids - present))
@@ -189,7 +198,7 @@ class Scheduler:
         await self._clear_queues(present - ids)
 
     async def _clear_queues(self, left: set[str]) -> None:
-        """Delete the queues of evaluations that have ended, once no service works on them any longer."""
+        """Delete the queues of evaluations and models that have ended, once no service works on them any longer."""
         now = time.monotonic()
         self._left |= dict.fromkeys(left, now)
         due = [run_id for run_id, since in self._left.items() if now - since > LEAVE_SECONDS]
@@ -243,7 +252,7 @@ def _assigned(run: Run) -> Assigned:
 
 def _assigned_to_evaluation(row: EvaluationRow) -> Assigned:
     num_gpus = int(row.config["rollout"].get("tensor_parallel_size", 1))
-    return Assigned(row.id, row.state, 1, None, list(row.rollout_servers), is_evaluation=True, num_gpus=num_gpus)
+    return Assigned(row.id, row.state, 1, None, list(row.rollout_servers), kind="evaluation", num_gpus=num_gpus)
 
 
 def _learner_lost(run: Run, learner: ServiceRecord | None) -> bool:

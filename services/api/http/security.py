@@ -27,7 +27,7 @@ REFERENCE_PATHS = ("/docs", "/openapi.json")
 KEYS_PATH = "/v1/keys"
 ROLE_PATH = "/v1/role"
 """Every key may ask what its role is."""
-SERVING_PATH = re.compile(r"/v1/(chat/completions|completions|models(/[^/]+)?)")
+SERVING_PATH = re.compile(r"/v1/(chat/completions|completions|models(/.+)?)")
 """What the role `use` may call: OpenAI's API to the policies."""
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 MAX_BODY_BYTES = 1 << 20

@@ -1,7 +1,8 @@
 """OpenAI's API on a rollout server, by vLLM's serving classes over the engine that samples the run.
 
-A request names the run, or `run@version` for one version only. It uses a slot of the `Share`; beyond what may wait it
-is refused with 429. The classes are imported with the first request, since training alone does not need them.
+A request names the run, or `run@version` for one version only; one for a model on demand says so in its headers. It
+uses a slot of the `Share`; beyond what may wait it is refused with 429. The classes are imported with the first
+request, since training alone does not need them.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from services.contracts.errors import (
     TurnoutError,
     UnavailableError,
 )
-from services.contracts.serving import fingerprint, model_name, openai_error
+from services.contracts.serving import ON_DEMAND, fingerprint, model_name, on_demand_model, openai_error
 from services.rollout import metrics
 from services.rollout.sampling.prompts import stop_tokens
 from services.rollout.serving.client import ServedClient
+from services.rollout.serving.parsers import Parsers, check_tools
 from services.rollout.serving.share import Share
 from services.rollout.vllm.server import EngineServer
 from services.runtime.http.access import is_service, unauthorized
@@ -49,6 +51,7 @@ class Served:
     run_id: str
     share: Share
     stop_token_ids: list[int]
+    parsers: Parsers
     classes: dict[Endpoint, Any]
     """vLLM's serving classes. Each request gets a shallow copy with an engine client of its own."""
 
@@ -59,7 +62,7 @@ class Serving:
     def __init__(self, server: EngineServer, settings: Settings) -> None:
         self._server = server
         self._share = settings.serve_share
-        self._tool_parser = settings.tool_parser
+        self._parsers = Parsers(settings.tool_parser, settings.reasoning_parser)
         self._served: Served | None = None
         self._turn = asyncio.Lock()
 
@@ -75,21 +78,24 @@ class Serving:
     async def _answer(self, endpoint: Endpoint, request: Request) -> Response:
         served = await self._current()
         wanted = parsed(endpoint, await request.body())
-        pinned = self._pinned(served, wanted.model)
+        named = self._on_demand_name(served, request)
+        pinned = self._pinned(served, wanted.model) if named is None else None
         check_wanted(wanted, served.share)
+        check_tools(wanted, served.parsers.tool)
         if served.share.is_full:
             raise OverloadedError(
                 f"{served.share.num_requests} requests are being answered or waiting, as many as may.",
                 remedy="Send it again later. TURNOUT_SERVE_SHARE gives served requests more of the engine.",
             )
-        wanted.model = served.run_id
+        wanted.model = named or served.run_id
         serving = copy.copy(served.classes[endpoint])
+        serving.models = called(serving.models, wanted.model)
 
         seen: set[int] = set()
 
         def say_versions(versions: set[int]) -> None:
             seen.update(versions)
-            serving.system_fingerprint = fingerprint(served.run_id, seen)
+            serving.system_fingerprint = named or fingerprint(served.run_id, seen)
 
         serving.system_fingerprint = None
         serving.engine_client = ServedClient(self._server, served.share, served.stop_token_ids, pinned, say_versions)
@@ -101,6 +107,15 @@ class Serving:
             if not isinstance(response, Stream):  # a stream's ends when it has been sent
                 served.share.num_requests -= 1
         return response
+
+    def _on_demand_name(self, served: Served, request: Request) -> str | None:
+        """The name of the model on demand that the request is for; None if it is for a run."""
+        if (wanted := on_demand_model(request.headers)) is None:
+            return None
+        model_id, name = wanted
+        if model_id != served.run_id:
+            raise UnavailableError(f"The rollout server left the model {name}.", remedy="Send the request again.")
+        return name
 
     def _pinned(self, served: Served, model: str | None) -> int | None:
         """The version that the model's name asks for. Raises `NotFoundError` unless it can be served now."""
@@ -126,41 +141,29 @@ class Serving:
             raise UnavailableError("This rollout server is not sampling.", remedy="Wait until its state is ready.")
         async with self._turn:
             if self._served is None or (self._served.engine, self._served.run_id) != (engine, run_id):
-                share = Share(engine.vllm_config.scheduler_config.max_num_seqs, self._share)
+                # Nothing is trained with a model on demand, so nothing is kept from its clients.
+                part = 1.0 if self._share and run_id.startswith(ON_DEMAND) else self._share
+                share = Share(engine.vllm_config.scheduler_config.max_num_seqs, part)
                 arguments = self._server.chat_template_kwargs
                 try:
-                    classes = await asyncio.to_thread(serving_classes, engine, run_id, arguments, self._tool_parser)
+                    parsers = await asyncio.to_thread(self._parsers.fitting, engine.renderer.tokenizer)
+                    classes = await asyncio.to_thread(serving_classes, engine, run_id, arguments, parsers)
                 except (
                     Exception
                 ) as error:  # whatever vLLM's classes object to, such as a tokenizer without the parser's tokens
-                    log.exception("serving classes not started", tool_parser=self._tool_parser)
+                    log.exception("serving classes not started", parsers=self._parsers)
                     raise UnavailableError(
                         f"vLLM cannot serve this model: {error}",
-                        remedy="Check TURNOUT_TOOL_PARSER, and see the rollout server's log.",
+                        remedy="Check TURNOUT_TOOL_PARSER and TURNOUT_REASONING_PARSER, and see the server's log.",
                     ) from error
                 config = engine.vllm_config.model_config
                 stops = stop_tokens(config.model, config.hf_text_config)
-                self._served = Served(engine, run_id, share, stops, classes)
+                self._served = Served(engine, run_id, share, stops, parsers, classes)
         return self._served
 
 
-def check_tool_parser(settings: Settings) -> None:
-    """Raise `ConfigurationError` if vLLM does not have the tool parser. Call `environment.import_vllm` first."""
-    if not settings.tool_parser:
-        return
-    from vllm.tool_parsers import ToolParserManager
-
-    names = sorted({*ToolParserManager.lazy_parsers, *ToolParserManager.tool_parsers})
-    if settings.tool_parser not in names:
-        raise ConfigurationError(
-            f"TURNOUT_TOOL_PARSER is {settings.tool_parser!r}, which is no tool parser of vLLM.",
-            remedy=f"Use one of {', '.join(names)}, or unset it.",
-            field="TURNOUT_TOOL_PARSER",
-        )
-
-
 def serving_classes(
-    engine: AsyncLLM, run_id: str, template_arguments: dict[str, Any], tool_parser: str
+    engine: AsyncLLM, run_id: str, template_arguments: dict[str, Any], parsers: Parsers
 ) -> dict[Endpoint, Any]:
     """vLLM's serving classes over `engine`, which render prompts as training does. Imports them, so run it in a
     thread."""
@@ -175,8 +178,9 @@ def serving_classes(
         "request_logger": None,
         "chat_template": None,
         "chat_template_content_format": "auto",
-        "enable_auto_tools": bool(tool_parser),
-        "tool_parser": tool_parser or None,
+        "enable_auto_tools": bool(parsers.tool),
+        "tool_parser": parsers.tool or None,
+        "reasoning_parser": parsers.reasoning,
         "default_chat_template_kwargs": template_arguments,
     }
     renderer = OnlineRenderer(engine.model_config, engine.renderer, **chat)
@@ -201,6 +205,17 @@ def parsed(endpoint: Endpoint, body: bytes) -> Any:
         raise ConfigurationError(f"{field or 'The body'}: {first['msg']}.", field=field or None) from error
     except ValueError as error:  # vLLM's own checks of several fields together
         raise ConfigurationError(str(error), field=getattr(error, "parameter", None)) from error
+
+
+def called(models: Any, name: str) -> Any:
+    """vLLM's list of models with its one model under this name, which goes into the answer."""
+    from vllm.entrypoints.openai.models.protocol import BaseModelPath
+
+    models = copy.copy(models)
+    models.registry = copy.copy(models.registry)
+    paths = [BaseModelPath(name=name, model_path=models.base_model_paths[0].model_path)]
+    models.base_model_paths = models.registry.base_model_paths = paths
+    return models
 
 
 def check_wanted(wanted: Any, share: Share) -> None:

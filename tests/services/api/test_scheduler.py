@@ -52,7 +52,7 @@ def test_a_run_gets_servers_with_as_many_gpus_as_it_needs() -> None:
     assert plan([huge], [*learners, small, large])[0].state == "queued"
     reason = outlook([huge], [*learners, small, large], {})["huge"].reason
     assert reason == "No rollout server fits: rollout.tensor_parallel_size is 8, but rollout-0 has 4 GPUs."
-    borrowed = Assigned("evaluation", "running", 1, None, ["rollout-1"], is_evaluation=True)
+    borrowed = Assigned("evaluation", "running", 1, None, ["rollout-1"], kind="evaluation")
     assert plan([borrowed, wide], [*learners, small])[0].state == "running", "of no use to the run"
     on_cpu = record("rollout", "rollout-2")
     assert plan([huge], [*learners, on_cpu])[0].servers == ["rollout-2"]
@@ -117,8 +117,8 @@ def test_a_key_gets_no_more_runs_than_its_share_and_blocks_nobody_else() -> None
 
 def test_an_evaluation_gets_only_what_no_run_wants() -> None:
     run = Assigned("run", "running", 2, "learner-0", ["rollout-0"])
-    first = Assigned("first", "running", 1, None, ["rollout-1"], is_evaluation=True)
-    second = Assigned("second", "running", 1, None, ["rollout-2"], is_evaluation=True)
+    first = Assigned("first", "running", 1, None, ["rollout-1"], kind="evaluation")
+    second = Assigned("second", "running", 1, None, ["rollout-2"], kind="evaluation")
     after = plan([run, first, second], fleet(1, 3))
     assert after[0].servers == ["rollout-0", "rollout-2"], "of the newest evaluation"
     assert (after[1], after[2].state, after[2].servers) == (first, "queued", [])
@@ -144,7 +144,7 @@ def situations(draw: st.DrawFn) -> tuple[list[Assigned], list[ServiceRecord]]:
     for index in range(draw(st.integers(0, 2))):
         servers = [free.pop(0)] if draw(st.booleans()) else []
         state = "running" if servers else "queued"
-        runs.append(Assigned(f"e{index}", state, 1, None, servers, is_evaluation=True))
+        runs.append(Assigned(f"e{index}", state, 1, None, servers, kind="evaluation"))
     services = [
         record(
             draw(st.sampled_from(("learner", "rollout", "verifier"))),
@@ -164,7 +164,7 @@ def test_no_instance_ever_works_for_two_runs(situation: tuple[list[Assigned], li
     given_out = [name for run in after if run.state in ACTIVE_STATES for name in (run.learner, *run.servers) if name]
     assert len(given_out) == len(set(given_out))
     for before, now in zip(runs, after, strict=True):
-        if before.state != "queued" and not before.is_evaluation:
+        if before.state != "queued" and before.kind == "run":
             assert (before.state, before.learner) == (now.state, now.learner)
         new = set(now.servers) - set(before.servers)
         assert all(kinds[name] == "rollout" for name in new)

@@ -8,9 +8,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 TEMPLATE = (
+    "{%- if tools -%}<tool_call> {% endif -%}"
     "{%- for message in messages -%}<{{ message['role'] }}> {{ message['content'] }} {% endfor -%}"
     "{%- if add_generation_prompt -%}<assistant>{%- endif -%}"
 )
+TOOL_CALL = '<tool_call>{"name":"add","arguments":{"x":1}}</tool_call>'
+"""One token of the vocabulary, the last, because a random model writes none in parts."""
 
 
 def make_model(seed: int, intermediate_size: int = 96) -> Qwen3ForCausalLM:
@@ -48,7 +51,7 @@ def make_adapted(seed: int) -> PeftModel:
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     words = ["<pad>", "<end>", "<unk>", "<system>", "<user>", "<assistant>"]
-    words += [f"w{index}" for index in range(200 - len(words))]
+    words += [f"w{index}" for index in range(199 - len(words))] + [TOOL_CALL]
     core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(

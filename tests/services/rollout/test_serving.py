@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from services.api.application import make_application
 from services.api.container import Parts, make_parts
+from services.api.control import on_demand
 from services.api.storage.database import open_database
 from services.api.storage.runs import Run
 from services.contracts import streams
@@ -26,9 +27,9 @@ from services.contracts.errors import NotFoundError
 from services.contracts.run_config import read_run_config
 from services.rollout.serving.share import WAITING_PER_SLOT
 from services.runtime.settings import Settings
-from tests.services.api.fakes import eventually, served
+from tests.services.api.fakes import eventually, looping, served
 from tests.services.rollout.conftest import TOKEN, Deployment
-from tests.services.rollout.models import make_model, make_tokenizer
+from tests.services.rollout.models import TOOL_CALL, make_model, make_tokenizer
 from tests.services.rollout.references import mismatch
 from turnout.cli.main import app
 
@@ -40,10 +41,11 @@ SLOTS = 2
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def api(deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Parts, str]]:
+async def api(deployment: Deployment) -> AsyncIterator[tuple[Parts, str]]:
     """An API, with keys, that knows the deployment's run; and its URL."""
     settings = Settings(
-        home=tmp_path_factory.mktemp("api"),
+        home=deployment.folder,
+        weights_folder=deployment.folder / "weights",
         redis_url=deployment.redis_url,
         service_token=TOKEN,
         api_key=KEY,
@@ -54,8 +56,7 @@ async def api(deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) 
     config = read_run_config(deployment.redis.get(streams.config(deployment.run_id)))  # type: ignore[arg-type]
     async with parts.database.write() as session:
         values = {"name": "first", "state": "running", "desired": "running", "created_at": time.time()}
-        for run_id, changes in ((deployment.run_id, {}), ("run-ended", {"state": "succeeded"})):
-            session.add(Run(id=run_id, config=config.model_dump(mode="json"), queued_at=0.0, **values | changes))
+        session.add(Run(id=deployment.run_id, config=config.model_dump(mode="json"), queued_at=0.0, **values))
     async with served(make_application(parts)) as url:
         yield parts, url
     await parts.close()
@@ -117,8 +118,7 @@ async def test_what_cannot_be_asked_is_refused_with_the_remedy(deployment: Deplo
     run_id = deployment.run_id
     for model, text in (
         ("run-none", "does not exist. GET /v1/models"),
-        ("run-ended", "has ended (succeeded)"),
-        (f"{run_id}@7", f"Version 7 of run {run_id} is not loaded; version 0 is. Ask model {run_id}"),
+        (f"{run_id}@7", f"No rollout server has version 7 of run {run_id}, and it is not on disk. Choose one of 0,"),
         (f"{run_id}@newest", "is not a weight version"),
     ):
         with pytest.raises(openai.NotFoundError) as missing:
@@ -135,6 +135,21 @@ async def test_what_cannot_be_asked_is_refused_with_the_remedy(deployment: Deplo
         await client.completions.create(model=run_id, prompt=[3] * 1001, max_tokens=1)
 
 
+async def test_tool_calls_are_parsed_as_the_chat_template_shows_them(deployment: Deployment, client: Any) -> None:
+    adding = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+    asked: dict[str, Any] = {"model": deployment.run_id, "messages": QUESTION, "max_tokens": 1, "tools": [adding]}
+    asked["extra_body"] = {"allowed_token_ids": make_tokenizer().convert_tokens_to_ids([TOOL_CALL])}
+    [choice] = (await client.chat.completions.create(**asked)).choices
+    [call] = choice.message.tool_calls
+    assert (call.function.name, json.loads(call.function.arguments)) == ("add", {"x": 1})
+    parts = [chunk async for chunk in await client.chat.completions.create(**asked, stream=True)]
+    calls = [call for chunk in parts for one in chunk.choices for call in one.delta.tool_calls or ()]
+    assert "".join(call.function.name or "" for call in calls) == "add"
+    assert json.loads("".join(call.function.arguments or "" for call in calls)) == {"x": 1}
+    [plain] = (await client.chat.completions.create(**asked, tool_choice="none")).choices
+    assert (plain.message.content, plain.message.tool_calls or []) == (TOOL_CALL, [])
+
+
 async def test_roles(api: tuple[Parts, str], deployment: Deployment) -> None:
     parts, url = api
     keys = {role: (await parts.keys.create(role, role)).key for role in ("read", "use", "operate")}  # type: ignore[arg-type]
@@ -145,6 +160,8 @@ async def test_roles(api: tuple[Parts, str], deployment: Deployment) -> None:
             assert reply.status_code == status
     bearer = {"Authorization": f"Bearer {keys['use']}"}
     async with httpx.AsyncClient(base_url=url, headers=bearer) as user:
+        download = await user.post("/v1/completions", json=body | {"model": "someone/model"})
+        assert (download.status_code, download.json()["error"]["type"]) == (403, "Forbidden")
         assert (await user.get("/v1/models")).status_code == 200
         for path in ("/v1/runs", f"/v1/runs/{deployment.run_id}", "/v1/keys", "/metrics"):
             assert (await user.get(path)).status_code == 403, path
@@ -230,4 +247,38 @@ async def test_the_command_asks_once_or_holds_a_conversation(
     assert "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks) == once.stdout.rstrip("\n")
     refused = await turnout(deployment.run_id, "w3", "--version", "77")
     assert isinstance(refused.exception, NotFoundError)
-    assert "Version 77" in str(refused.exception)
+    assert "version 77" in str(refused.exception)
+
+
+async def test_a_checkpoint_of_an_ended_run_and_a_base_model_are_loaded_on_demand(
+    api: tuple[Parts, str], deployment: Deployment, client: Any
+) -> None:
+    """The run ends, and its server loads what is asked for. Answers are those of the weights that the model names."""
+    parts, _ = api
+    run_id, options = deployment.run_id, {"prompt": "w3 w4 w5", "max_tokens": 6, "temperature": 0}
+    live = await client.completions.create(model=f"{run_id}@1", **options)
+    async with parts.database.write() as session:
+        run = await session.get_one(Run, run_id)
+        run.state, run.desired = "succeeded", "stopped"
+    async with looping(parts):
+        base = await client.completions.create(model=str(deployment.model), **options)
+        assert (base.model, base.system_fingerprint) == (str(deployment.model), str(deployment.model))
+        wide = await client.completions.create(model=str(deployment.model), n=SLOTS + 2, prompt="w3", max_tokens=1)
+        assert len(wide.choices) == SLOTS + 2, "all sequences are for served requests"
+        [model] = parts.on_demand.models
+        await eventually(lambda: model.num_requests == 0)
+        model.used_at -= on_demand.KEEP_SECONDS
+        again = await client.completions.create(model=run_id, **options)
+    assert (again.model, again.system_fingerprint) == (f"{run_id}@1", f"{run_id}@1")
+    assert (again.choices[0].text, base.choices[0].text) == (live.choices[0].text, greedy("w3 w4 w5", 6))
+    assert base.choices[0].text != live.choices[0].text
+
+
+def greedy(prompt: str, num_tokens: int) -> str:
+    """What the model of the deployment says by PyTorch."""
+    tokenizer, model = make_tokenizer(), make_model(0)
+    ids = torch.tensor(tokenizer([prompt])["input_ids"])
+    with torch.no_grad():
+        for _ in range(num_tokens):
+            ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
+    return str(tokenizer.decode(ids[0, -num_tokens:]))

@@ -1,4 +1,4 @@
-"""`turnout chat`: a conversation with a run's policy while it trains."""
+"""`turnout chat`: a conversation with a run's policy, a checkpoint or a base model."""
 
 from __future__ import annotations
 
@@ -30,14 +30,17 @@ def chat(
     as_json: Json = False,
     api_url: Url = None,
 ) -> None:
-    """Talk to a run's policy; the run continues. --json prints OpenAI's chunks, one per line."""
+    """Talk to a run's policy; the run continues. A checkpoint, or a base model by its path, is loaded onto an idle
+    rollout server first. --json prints OpenAI's chunks, one per line."""
     from turnout.cli.terminal import say_error
     from turnout.client.calls import given
-    from turnout.client.run_ids import client_of
+    from turnout.client.client import Client
+    from turnout.client.run_ids import full_id
 
     options = given(max_tokens=max_tokens, temperature=temperature)
     history: Messages = [{"role": "system", "content": system}] if system else []
-    with client_of(api_url, run_id) as (client, found):
+    with Client(api_url) as client:
+        found = run_id if "/" in run_id else full_id(client, run_id)
         for question in _questions(prompt):
             history.append({"role": "user", "content": question})
             text, weights = _answer(client, found, history, version, options, as_json)

@@ -1,4 +1,4 @@
-"""REST: the policies of runs that are training, in OpenAI's format."""
+"""REST: the policies of runs, checkpoints and base models, in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from pydantic import BaseModel, ConfigDict
 from services.api.http.problems import responses
 from services.api.http.provide import Provided
 from services.api.http.records import answer_one, schema
-from services.api.resources.serving.forwarder import Forwarder
-from services.contracts.errors import NotFoundError, TurnoutError
+from services.api.resources.serving.forwarder import Forwarder, retry_header
+from services.api.storage.keyring import Caller
+from services.contracts.errors import TurnoutError
 from services.contracts.records import Model, ModelList
-from services.contracts.serving import model_name, openai_error
+from services.contracts.serving import openai_error
 
 T = TypeVar("T")
 router = APIRouter(prefix="/v1", tags=["serving"])
@@ -60,49 +61,54 @@ def body_of(field: str) -> dict[str, Any]:
 
 ANSWER: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}}},
-    **errors(400, 404, 409, 413, 429, 500, 501, 503),
+    **errors(400, 403, 404, 409, 413, 429, 500, 501, 503),
 }
 
 
 @router.get("/models", response_model=Models, responses=responses(401, 503))
 async def list_models(forwarder: Forward) -> Response:
-    """The models that can be asked now: every run with a rollout server that samples it."""
+    """The models that answer now: every run with a rollout server that samples it, and the models that were loaded on
+    demand. Others can be asked, too: `run@version` of any run with these weights on disk, a run that has ended, and
+    base models by their path."""
     return answer_one(Models, ModelList(data=await forwarder.models()))
 
 
-@router.get("/models/{model}", response_model=ModelItem, responses=errors(404, 503))
+@router.get("/models/{model:path}", response_model=ModelItem, responses=errors(404, 503))
 async def show_model(model: str, forwarder: Forward) -> Response:
-    """One model that can be asked now; `id@version` only while that version is loaded."""
+    """One model that can be asked; `state` says whether it must be loaded first."""
     try:
-        run_id, version = model_name(model)
-        for found in await forwarder.models():
-            if found.id == run_id and version in (None, found.weight_version):
-                return answer_one(ModelItem, found)
-        raise NotFoundError(
-            f"The model {model[:100]!r} is not served now.", remedy="GET /v1/models lists the models.", field="model"
-        )
+        return answer_one(ModelItem, await forwarder.model(model))
     except TurnoutError as error:
-        return JSONResponse(*openai_error(error))
+        return refusal(error)
+
+
+def refusal(error: TurnoutError) -> JSONResponse:
+    """The error in OpenAI's format."""
+    body, status = openai_error(error)
+    return JSONResponse(body, status, retry_header(status))
 
 
 @router.post("/chat/completions", responses=ANSWER, openapi_extra=body_of("messages"))
 async def chat(request: Request, forwarder: Forward) -> Response:
-    """The policy's answer to a conversation, as in OpenAI's API; with `stream`, as server-sent events."""
+    """The model's answer to a conversation, as in OpenAI's API; with `stream`, as server-sent events. Waits for a model
+    that is not loaded while an idle rollout server loads it."""
     return await _forwarded(request, forwarder)
 
 
 @router.post("/completions", responses=ANSWER, openapi_extra=body_of("prompt"))
 async def complete(request: Request, forwarder: Forward) -> Response:
-    """How the policy continues a text, as in OpenAI's API; with `stream`, as server-sent events."""
+    """How the model continues a text, as in OpenAI's API; otherwise as a conversation."""
     return await _forwarded(request, forwarder)
 
 
 async def _forwarded(request: Request, forwarder: Forwarder) -> Response:
     body = await request.body()
+    caller: Caller | None = getattr(request.state, "caller", None)
+    call = forwarder.send(request.url.path, body, may_download=caller is None or caller.role == "operate")
     try:
-        answer = await _while_connected(request, forwarder.send(request.url.path, body))
+        answer = await _while_connected(request, call)
     except TurnoutError as error:
-        return JSONResponse(*openai_error(error))
+        return refusal(error)
     return answer or Response(status_code=499)
 
 

@@ -1,11 +1,10 @@
-"""Finds the rollout server that has a served model, and passes its answer through."""
+"""Finds the rollout server that has a model, or has it loaded onto an idle one, and passes its answer through."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Mapping
 
 import httpx
 import msgspec
@@ -13,21 +12,27 @@ from redis.asyncio import Redis
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from services.api.control.on_demand import OnDemand, OnDemandModel
+from services.api.resources.serving.loading import Loadable, Loading
 from services.api.storage.database import Database
-from services.api.storage.runs import Run, active_runs
-from services.contracts.errors import ConfigurationError, NotFoundError, TurnoutError, UnavailableError
+from services.api.storage.runs import active_runs
+from services.contracts.errors import ConfigurationError, UnavailableError
 from services.contracts.heartbeat import ServiceRecord
 from services.contracts.records import Model
 from services.contracts.run_config import read_run_config
-from services.contracts.serving import model_name
-from services.contracts.states import TERMINAL_STATES
-from services.contracts.streams import is_run_id
+from services.contracts.serving import ON_DEMAND, model_name, on_demand_headers
 from services.runtime.presence import list_services
 
 ANSWER_SECONDS = 600.0
 """Longest wait for the next piece of an answer; what is not streamed arrives in one piece."""
 CONNECT_SECONDS = 5.0
 MAX_CONNECTIONS = 512
+NOT_LOADED = 404
+"""Status of a server that has another version."""
+TRY_ANOTHER = (429, 503)
+"""Statuses of a server whose share is used up, and of one that has no engine."""
+RETRY_SECONDS = {429: "5", 503: "30"}
+"""When clients should send a request again that was answered with this status. OpenAI's do so automatically."""
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -39,9 +44,13 @@ class Wanted(msgspec.Struct, frozen=True):
 class Forwarder:
     """Sends requests in OpenAI's format to rollout servers, to each server of a run about as many."""
 
-    def __init__(self, redis: Redis, database: Database, service_token: str) -> None:
+    def __init__(
+        self, redis: Redis, database: Database, on_demand: OnDemand, loading: Loading, service_token: str
+    ) -> None:
         self._redis = redis
         self._database = database
+        self._on_demand = on_demand
+        self._loading = loading
         # A client of its own, so that many answers at once do not keep weight pushes waiting for a connection.
         self._http = httpx.AsyncClient(
             trust_env=False,
@@ -57,14 +66,14 @@ class Forwarder:
         await self._http.aclose()
 
     async def models(self) -> list[Model]:
-        """The models that can be asked now: one for each run with a server that samples it."""
+        """The models that can be asked now: one for each run with a server that samples it, and those on demand."""
         versions: dict[str, int] = {}
         for record in await self._servers():
             run_id = str(record.run_id)
             versions[run_id] = max(versions.get(run_id, 0), record.weight_version or 0)
         async with self._database.read() as session:
             runs = await active_runs(session)
-        return [
+        live = [
             Model(
                 id=run.id,
                 created=int(run.created_at),
@@ -76,32 +85,70 @@ class Forwarder:
             for run in runs
             if run.id in versions
         ]
+        return live + [_listed(model) for model in self._on_demand.models]
 
-    async def send(self, path: str, body: bytes) -> Response:
-        """The answer of one of the model's servers; of another one if the first has no room or no engine.
+    async def model(self, name: str) -> Model:
+        """One model that can be asked now, or that can be loaded.
+
+        Raises:
+            NotFoundError: there is no such model.
+            UnavailableError: its run has no server yet.
+        """
+        run_id, _, version = name.partition("@")
+        for found in await self.models():
+            if found.id == name or (found.id == run_id and version == str(found.weight_version)):
+                return found
+        loadable = await self._loading.find(name, may_download=True)  # which only looks
+        return next((found for found in await self.models() if found.id == loadable.name), _unloaded(loadable))
+
+    async def send(self, path: str, body: bytes, *, may_download: bool = True) -> Response:
+        """The answer of one of the model's servers, after loading the model if no server has it.
 
         Raises:
             ConfigurationError: the body names no model.
-            NotFoundError: the model does not exist, has ended, or has loaded another version.
-            UnavailableError: no server of the model answers.
+            NotFoundError: the model does not exist, or its weights are not on disk.
+            ForbiddenError: the model is one of the hub, and not `may_download`.
+            UnavailableError: no server of the model answers, or none is free to load it.
         """
-        model = _model(body)
-        run_id, version = model_name(model)
-        servers = [record for record in await self._servers() if record.run_id == run_id]
-        if not servers:
-            raise await self._why_unserved(run_id)
-        matching = [record for record in servers if version in (None, record.weight_version)]
-        # Without a match, a heartbeat may be older than the weights; the server knows, and names its version.
-        servers = sorted(matching or servers, key=lambda record: self._in_progress[record.instance])
+        name = _model(body)
+        servers, is_pinned = _of_run(await self._servers(), name)
+        if servers:
+            answer = await self._spread(servers, path, body, is_pinned)
+            if not (is_pinned and answer.status_code == NOT_LOADED):
+                return answer
+            await answer.close()
+        model = self._on_demand.find(name)
+        if model is None:
+            loadable = await self._loading.find(name, may_download=may_download)
+            model = await self._on_demand.ask_for(loadable.name, loadable.make)
+        await self._on_demand.ready(model)
+        return await self._ask_on_demand(model, path, body)
+
+    async def _spread(self, servers: list[ServiceRecord], path: str, body: bytes, is_pinned: bool) -> Passed:
+        """The answer of the server with the fewest requests in progress; of another one if that has no room, no
+        engine, or no longer the pinned version."""
+        servers = sorted(servers, key=lambda record: self._in_progress[record.instance])
         for record in servers[:-1]:
             try:
                 answer = await self._ask(record, path, body)
             except UnavailableError:
                 continue
-            if answer.status_code not in (429, 503):
+            is_elsewhere = is_pinned and answer.status_code == NOT_LOADED
+            if answer.status_code not in TRY_ANOTHER and not is_elsewhere:
                 return answer
             await answer.close()
         return await self._ask(servers[-1], path, body)
+
+    async def _ask_on_demand(self, model: OnDemandModel, path: str, body: bytes) -> Response:
+        """The answer of the model's server. Releases the model once it is complete."""
+        try:
+            servers = [record for record in await self._servers() if record.run_id == model.id]
+            if not servers:
+                raise UnavailableError(model.fault or f"The model {model.name} is gone.", remedy="Send it again.")
+            return await self._ask(servers[0], path, body, on_demand_headers(model.id, model.name), model.release)
+        except BaseException:
+            model.release()
+            raise
 
     async def _servers(self) -> list[ServiceRecord]:
         """Rollout servers with an engine that samples, or will once it has loaded weights."""
@@ -111,23 +158,17 @@ class Forwarder:
             if record.kind == "rollout" and record.run_id and record.state in ("ready", "updating")
         ]
 
-    async def _why_unserved(self, run_id: str) -> TurnoutError:
-        remedy = "GET /v1/models lists the models."
-        async with self._database.read() as session:
-            run = await session.get(Run, run_id) if is_run_id(run_id) else None
-        if run is None:
-            return NotFoundError(f"The model {run_id[:100]!r} does not exist.", remedy=remedy, field="model")
-        if run.state in TERMINAL_STATES:
-            return NotFoundError(
-                f"Run {run_id} has ended ({run.state}), and no server has its weights.", remedy=remedy, field="model"
-            )
-        return UnavailableError(
-            f"Run {run_id} is {run.state}, and none of its rollout servers is ready.",
-            remedy="Try again when one is; GET /v1/services shows them.",
-        )
-
-    async def _ask(self, record: ServiceRecord, path: str, body: bytes) -> Passed:
-        request = self._http.build_request("POST", record.url.rstrip("/") + path, content=body, headers=self._headers)
+    async def _ask(
+        self,
+        record: ServiceRecord,
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str] | None = None,
+        on_close: Callable[[], None] = lambda: None,
+    ) -> Passed:
+        """The server's answer. Calls `on_close` once it is complete, unless this raises an error."""
+        url = record.url.rstrip("/") + path
+        request = self._http.build_request("POST", url, content=body, headers={**self._headers, **(headers or {})})
         self._in_progress[record.instance] += 1
         try:
             reply = await self._http.send(request, stream=True)
@@ -139,16 +180,20 @@ class Forwarder:
                     remedy="Try again; its log says more if it keeps failing.",
                 ) from error
             raise
-        return Passed(reply, lambda: self._in_progress.subtract([record.instance]))
+
+        def close() -> None:
+            self._in_progress[record.instance] -= 1
+            on_close()
+
+        return Passed(reply, close)
 
 
 class Passed(StreamingResponse):
     """A rollout server's answer, passed on as it arrives."""
 
-    def __init__(self, reply: httpx.Response, on_close: Any) -> None:
-        super().__init__(
-            self._pieces(), reply.status_code, media_type=reply.headers.get("content-type", "application/json")
-        )
+    def __init__(self, reply: httpx.Response, on_close: Callable[[], None]) -> None:
+        kind = reply.headers.get("content-type", "application/json")
+        super().__init__(self._pieces(), reply.status_code, retry_header(reply.status_code), media_type=kind)
         self._reply = reply
         self._on_close = on_close
         self._is_open = True
@@ -169,6 +214,46 @@ class Passed(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             await asyncio.shield(self.close())
+
+
+def retry_header(status: int) -> dict[str, str]:
+    """The header that tells clients when to try again."""
+    return {"Retry-After": RETRY_SECONDS[status]} if status in RETRY_SECONDS else {}
+
+
+def _of_run(servers: list[ServiceRecord], name: str) -> tuple[list[ServiceRecord], bool]:
+    """Servers of the run that `name` asks for, and whether it asks for one version. Those that have the version; all if
+    none does, since a heartbeat may be older than the weights, and the server knows."""
+    run_id, is_pinned, _ = name.partition("@")
+    servers = [record for record in servers if record.run_id == run_id and not run_id.startswith(ON_DEMAND)]
+    if not is_pinned or not servers:
+        return servers, False
+    version = model_name(name)[1]
+    return [record for record in servers if record.weight_version == version] or servers, True
+
+
+def _listed(model: OnDemandModel) -> Model:
+    return Model(
+        id=model.name,
+        created=int(model.created_at),
+        name=model.name,
+        root=model.root,
+        max_model_len=model.config.max_model_tokens,
+        weight_version=model.version,
+        state="loaded" if model.is_ready else "loading",
+    )
+
+
+def _unloaded(model: Loadable) -> Model:
+    return Model(
+        id=model.name,
+        created=0,
+        name=model.name,
+        root=model.root,
+        max_model_len=model.config.max_model_tokens,
+        weight_version=model.version,
+        state="unloaded",
+    )
 
 
 def _model(body: bytes) -> str:

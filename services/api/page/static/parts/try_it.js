@@ -1,7 +1,7 @@
-// Asks a run's policy, and shows the answer as it arrives, its tokens coloured by their log-probs.
+// Asks a run's policy or a checkpoint, and shows the answer as it arrives, its tokens coloured by their log-probs.
 // @ts-check
 
-import { askForKey, call, credentials, Problem, problemOf } from '../api.js';
+import { askForKey, call, credentials, Problem, problemOf, runPath } from '../api.js';
 import { fill, h, say } from '../dom.js';
 import { hasEnded, problemBox } from './actions.js';
 import { legend, tokenText } from './tokens.js';
@@ -128,13 +128,20 @@ function formOf(id, signal) {
     h('div', { class: 'filters' }, field('Temperature', temperature), field('Compare with', other), send, stop),
   );
   other.addEventListener('focus', async () => {
-    const models = await call('/v1/models', { signal }).catch(() => ({ data: [] }));
+    const [models, checkpoints] = await Promise.all([
+      call('/v1/models', { signal }).catch(() => ({ data: [] })),
+      call(`${runPath(id)}/checkpoints`, { signal }).catch(() => ({ items: [] })),
+    ]);
     const chosen = other.value;
-    const others = models.data.filter((/** @type {any} */ model) => model.id !== id);
+    const own = checkpoints.items.filter((/** @type {any} */ one) => one.exists).map((/** @type {any} */ one) => one.step);
+    const others = models.data.filter((/** @type {any} */ model) => model.id !== id && !model.id.startsWith(`${id}@`));
     fill(
       other,
-      h('option', { value: '' }, others.length ? 'nothing' : 'nothing (no other run is training)'),
-      others.map((/** @type {any} */ model) => h('option', { value: model.id }, `${model.name} (${model.id})`)),
+      h('option', { value: '' }, 'nothing'),
+      [0, ...own].map((step) => h('option', { value: `${id}@${step}` }, `this run at step ${step}`)),
+      others.map((/** @type {any} */ model) =>
+        h('option', { value: model.id }, model.name === model.id ? model.id : `${model.name} (${model.id})`),
+      ),
     );
     other.value = chosen;
   });
@@ -185,13 +192,13 @@ export function tryIt(id, signal) {
   const update = (run, services) => {
     const samples = (/** @type {any} */ one) =>
       one.kind === 'rollout' && one.run_id === id && ['ready', 'updating'].includes(one.state);
-    const isServed = !hasEnded(run.state) && services.some(samples);
-    form.hidden = !isServed && !running;
-    empty.hidden = !form.hidden;
+    const isServed = services.some(samples);
+    form.hidden = !isServed && !hasEnded(run.state) && !running;
+    empty.hidden = isServed && !hasEnded(run.state);
     say(
       empty,
       hasEnded(run.state)
-        ? 'The run has ended, so no engine has its weights. Only runs that are training can be asked.'
+        ? 'The run has ended. An idle rollout server loads its weights when they are asked for.'
         : 'The run can be asked once one of its rollout servers is ready.',
     );
   };

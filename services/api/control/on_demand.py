@@ -21,7 +21,7 @@ from services.runtime.logs import get_logger
 
 log = get_logger(__name__)
 IDLE_SECONDS = 900.0
-"""A model that nobody has asked for this long is unloaded."""
+"""A model that has not been asked for this long is unloaded."""
 KEEP_SECONDS = 30.0
 """A model that answered in this time keeps its server if another model is asked for, so that two conversations do not
 take the only server from each other at every turn."""
@@ -97,7 +97,7 @@ class OnDemand:
         return self._models.get(name)
 
     async def ask_for(self, name: str, make: Callable[[], Awaitable[OnDemandModel]]) -> OnDemandModel:
-        """The model, which `make` prepares if nobody has asked for it yet."""
+        """The model, which `make` prepares if it has not been asked for yet."""
         async with self._turn:
             if (model := self._models.get(name)) is None:
                 model = self._models[name] = await make()

@@ -61,16 +61,16 @@ class TestTensorboard:
         killed("tensorboard", tmp_path)
         assert (tmp_path / "r1.json").exists()
         assert exporter_of(PlayedApi(run_of("r1")), "tensorboard", tmp_path).round()
-        found = self.read(tmp_path / "r1")
+        found = self.read(tmp_path / "run r1 r1")
         texts = {"run", "configuration", "samples", "state"}
+        tags = {tag: tag.removeprefix("reward/").removeprefix("step/") for tag in set(found.Tags()["tensors"]) - texts}
+        assert tags.keys() >= {"reward/reward_mean", "step/loss", "step/seconds"}, "as the page's charts"
         assert sorted(
-            (tag, event.step, event.tensor_proto.float_val[0])
-            for tag in set(found.Tags()["tensors"]) - texts
-            for event in found.Tensors(tag)
+            (tags[tag], event.step, event.tensor_proto.float_val[0]) for tag in tags for event in found.Tensors(tag)
         ) == [(name, step, pytest.approx(value)) for name, step, value in NUMBERS]
-        assert found.Tensors("reward_mean")[0].wall_time == 1002.0
+        assert found.Tensors("reward/reward_mean")[0].wall_time == 1002.0
         assert [event.step for event in found.Tensors("samples")] == [5, 10]
-        assert "a \\| b c" in self.text(found.Tensors("samples")[0])
+        assert "a &#124; b<br>c" in self.text(found.Tensors("samples")[0])
         assert "https://turnout.example/#/runs/r1" in self.text(found.Tensors("run")[0])
         assert "| training.steps | 12 |" in self.text(found.Tensors("configuration")[0])
         assert [event.step for event in found.Tensors("state")] == [STEPS]
@@ -80,7 +80,7 @@ class TestTensorboard:
         with pytest.raises(ConfigurationError, match="no artifacts"):
             exporter_of(api, "tensorboard", tmp_path, artifacts="all").round()
         exporter_of(api, "tensorboard", tmp_path).round()
-        next((tmp_path / "r1").iterdir()).unlink()
+        next((tmp_path / "run r1 r1").iterdir()).unlink()
         with pytest.raises(ConfigurationError, match="shorter than what was exported"):
             exporter_of(api, "tensorboard", tmp_path).round()
 

@@ -14,9 +14,9 @@ from sqlalchemy.exc import IntegrityError
 
 from services.api.live.signals import Signals
 from services.api.resources.evaluations.schemas import EvaluationChanges
-from services.api.resources.evaluations.weights import Pinned, choose, pin
 from services.api.resources.runs.fork import unsettle
 from services.api.resources.runs.service import RunService
+from services.api.resources.runs.weights import Pinned, choose, pin
 from services.api.storage import evaluations as repository
 from services.api.storage.database import Database
 from services.api.storage.evaluations import EvaluationRow

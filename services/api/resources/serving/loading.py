@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from services.api.control.on_demand import OnDemandModel
-from services.api.resources.evaluations.weights import Pinned, Weights, choose, pin
 from services.api.resources.runs.fork import unsettle
+from services.api.resources.runs.weights import Pinned, Weights, choose, pin
 from services.api.storage.database import Database
 from services.api.storage.runs import Run
 from services.contracts.errors import (

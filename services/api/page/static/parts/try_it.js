@@ -133,7 +133,9 @@ function formOf(id, signal) {
       call(`${runPath(id)}/checkpoints`, { signal }).catch(() => ({ items: [] })),
     ]);
     const chosen = other.value;
-    const own = checkpoints.items.filter((/** @type {any} */ one) => one.exists).map((/** @type {any} */ one) => one.step);
+    const own = checkpoints.items
+      .filter((/** @type {any} */ one) => one.exists)
+      .map((/** @type {any} */ one) => one.step);
     const others = models.data.filter((/** @type {any} */ model) => model.id !== id && !model.id.startsWith(`${id}@`));
     fill(
       other,

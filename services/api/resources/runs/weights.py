@@ -1,6 +1,6 @@
-"""Which weights of a run an evaluation gets, and its own copy of them.
+"""Which weights of a run an evaluation or a model on demand gets, and its own copy of them.
 
-The copy (hard links) pins an evaluation to one version: the run may continue, delete the version, or be deleted.
+The copy (hard links) pins it to one version: the run may continue, delete the version, or be deleted.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from services.runtime.weights.store import (
 )
 
 MODEL = "hf"
-"""Folder of a checkpoint, and of an evaluation, with a model in Hugging Face format."""
+"""Folder of a checkpoint, and of an evaluation or model on demand, with a model in Hugging Face format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Pinned:
-    """An evaluation's own weights."""
+    """The own weights of an evaluation or a model on demand."""
 
     model: str | None
     """Folder of the model; None for the run's own model."""
@@ -75,7 +75,7 @@ def choose(settings: Settings, run_id: str, wanted: int | None, *, is_fork: bool
             found[step] = Weights(step, store.path(step), True)
     if not found:
         raise ConflictError(
-            f"Run {run_id} has no weights on disk yet.", remedy="Wait for its first step, or evaluate its model."
+            f"Run {run_id} has no weights on disk yet.", remedy="Wait for its first step, or name its model."
         )
     if wanted is not None and wanted not in found:
         raise ConfigurationError(
@@ -86,8 +86,9 @@ def choose(settings: Settings, run_id: str, wanted: int | None, *, is_fork: bool
     return found[max(found) if wanted is None else wanted]
 
 
-def pin(settings: Settings, evaluation_id: str, weights: Weights) -> Pinned:
-    """Link the weights into the evaluation's folder. Bytes are verified by the rollout server that loads them.
+def pin(settings: Settings, owner: str, weights: Weights) -> Pinned:
+    """Link the weights into the folder of `owner`, the id of an evaluation or a model on demand. Bytes are verified by
+    the rollout server that loads them.
 
     Raises:
         ConflictError: the run deleted them in the meantime.
@@ -97,8 +98,8 @@ def pin(settings: Settings, evaluation_id: str, weights: Weights) -> Pinned:
         if weights.folder is None:
             return Pinned(None, None)
         if weights.is_version or _has_adapter(weights.folder):
-            return Pinned(None, _pin_version(settings.weights_of(evaluation_id), evaluation_id, weights))
-        target = settings.run_folder(evaluation_id) / MODEL
+            return Pinned(None, _pin_version(settings.weights_of(owner), owner, weights))
+        target = settings.run_folder(owner) / MODEL
         _link_all(weights.folder, target)
         return Pinned(str(target.resolve()), None)
     except (CorruptCheckpointError, CorruptWeightsError, FileNotFoundError) as error:
@@ -108,15 +109,15 @@ def pin(settings: Settings, evaluation_id: str, weights: Weights) -> Pinned:
         ) from error
     except OSError as error:
         raise UnavailableError(
-            f"The weights could not be linked into the evaluation's folder: {error.strerror}.",
+            f"The weights could not be linked into a folder of their own: {error.strerror}.",
             remedy="Check the disk that holds TURNOUT_HOME.",
         ) from error
 
 
-def _pin_version(folder: Path, evaluation_id: str, weights: Weights) -> dict[str, Any]:
-    """A version of the evaluation's own, with a manifest in its name."""
+def _pin_version(folder: Path, owner: str, weights: Weights) -> dict[str, Any]:
+    """A version of the owner's own, with a manifest in its name."""
     assert weights.folder is not None
-    target = WeightStore(folder, evaluation_id).path(weights.step)
+    target = WeightStore(folder, owner).path(weights.step)
     if weights.is_version:
         entries = read_manifest(weights.folder).files
         _link_all(weights.folder, target, [entry.name for entry in entries])
@@ -125,7 +126,7 @@ def _pin_version(folder: Path, evaluation_id: str, weights: Weights) -> dict[str
         files = sorted(target.iterdir())
         digests = zip(files, digests_of(files), strict=True)
         entries = [FileEntry(path.name, path.stat().st_size, digest) for path, digest in digests]
-    manifest = Manifest(evaluation_id, weights.step, entries)
+    manifest = Manifest(owner, weights.step, entries)
     write_atomically(target / MANIFEST, msgspec.json.encode(manifest))
     return {"version": weights.step, "path": str(target.resolve()), "checksum": manifest.checksum}
 

@@ -262,6 +262,7 @@ async def test_the_newest_weights_of_an_ended_run_are_loaded_on_demand(
         run = await session.get_one(Run, run_id)
         run.state, run.desired = "succeeded", "stopped"
     async with looping(parts):
+        await eventually(lambda: deployment.record().run_id is None)
         patient = client.with_options(timeout=250)
         answer = await patient.completions.create(model=run_id, n=SLOTS + 2, **options)
     assert (answer.model, answer.system_fingerprint) == (f"{run_id}@1", f"{run_id}@1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from redis.asyncio import Redis
 
 from services.api.container import Parts
 from services.api.control import on_demand
+from services.api.storage.runs import Run
 from services.contracts import streams
 from services.contracts.heartbeat import ServiceState
 from services.contracts.serving import on_demand_model
@@ -134,9 +136,14 @@ async def test_any_checkpoint_of_a_run_and_the_newest_of_one_that_has_ended(
     [model] = (await client.get("/v1/models")).json()["data"]
     assert (model["id"], model["weight_version"]) == (f"{ended}@3", 3)
     assert (await client.get(f"/v1/models/{ended}@2")).json()["state"] == "unloaded"
+    shutil.rmtree(parts.settings.run_folder(ended))
+    async with parts.database.write() as session:
+        (await session.get_one(Run, ended)).step = 3
+    gone = await ask(client, ended)
+    assert f"Ask for {ended}@0, the model that it started from" in gone.json()["error"]["message"]
     missing = await ask(client, f"{ended}@7")
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
-    assert f"Choose one of 0, 2, 3, or ask for {ended} for the newest" in missing.json()["error"]["message"]
+    assert f"Choose one of 0, or ask for {ended} for the newest" in missing.json()["error"]["message"]
 
 
 async def test_a_run_takes_the_server_back_and_clients_are_told(

@@ -94,6 +94,12 @@ class Loading:
                 remedy=error.remedy.replace("leave it out", f"ask for {run.id}") if wanted is not None else REMEDY,
                 field="model",
             ) from error
+        if wanted is None and weights.step == 0 < run.step:
+            raise NotFoundError(
+                f"Run {run.id} has ended ({run.state}), and none of the weights that it trained are on disk.",
+                remedy=f"Ask for {run.id}@0, the model that it started from.",
+                field="model",
+            )
         config = on_demand_config(run.config, None)
         return self._loadable(f"{run.id}@{weights.step}", config, weights, run.config)
 

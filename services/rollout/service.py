@@ -18,7 +18,6 @@ from services.contracts.evaluations.ids import is_evaluation
 from services.contracts.events import Note
 from services.contracts.heartbeat import GPUS, MACHINE, START_FAILURES, ServiceState
 from services.contracts.run_config import RunConfig, read_run_config
-from services.contracts.serving import ON_DEMAND
 from services.contracts.transports.registry import transfer_for_joining
 from services.contracts.turns import ASLEEP, WAITS_FOR_TURN, read_turn
 from services.rollout import environment, metrics
@@ -200,7 +199,7 @@ class RolloutServer:
             await self._end_engine()  # only another engine has the model's own weights again
         self._spec, self._run, self._retry_at = spec, run, 0.0
         self._forget_failures()
-        give_way(is_evaluation(run_id) or run_id.startswith(ON_DEMAND))
+        give_way(is_evaluation(run_id))
         log.info("run assigned", run_id=run_id, model=spec.model, engine_reused=self.server.engine is not None)
 
     async def _leave(self) -> None:

@@ -71,7 +71,7 @@ def check_model_place(model: ModelSection, settings: Settings) -> None:
 
 def _check_teacher_place(config: RunConfig, settings: Settings) -> None:
     path = config.objective.teacher_path
-    if path is not None and not _is_of_hub(path):
+    if path is not None and not is_of_hub(path):
         _check_place("objective.teacher_path", path, settings.root_folders)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from services.contracts.errors import ConfigurationError
 from services.contracts.objectives.registry import OBJECTIVES
+from services.contracts.objectives.settings import QUESTION
 from services.contracts.run_config import RunConfig
 
 MODELS_WITH_TABLE = frozenset(
@@ -55,8 +56,9 @@ def teacher_tokens(config: RunConfig) -> int | None:
     rollout, objective = config.rollout, config.objective
     if not OBJECTIVES[objective.name].has_teacher:
         return None
+    prompts = 1 + objective.teacher_closing.count(QUESTION)
     responses = 1 if objective.demonstration == "none" else 1 + objective.demonstrations
-    return rollout.max_prompt_tokens + responses * rollout.max_response_tokens
+    return prompts * rollout.max_prompt_tokens + responses * rollout.max_response_tokens
 
 
 def check_split(size: int, path: str, setting: Callable[[str], Any]) -> None:

@@ -28,6 +28,7 @@ def settings_without_use(objective: ObjectiveSettings) -> Iterator[str]:
                 f"or set teacher_update to {' or '.join(wanted)}"
             )
     yield from _of_teacher(objective)
+    yield from _of_headings(objective)
     if objective.weight_floor and OBJECTIVES[objective.name].weighting(objective) is None:
         yield (
             f"objective.weight_floor is {objective.weight_floor}, but all tokens have weight 1; remove it, or set "
@@ -44,6 +45,20 @@ def settings_without_use(objective: ObjectiveSettings) -> Iterator[str]:
             "objective.routing is failed_groups, but without a correct rollout there is nothing for the teacher to "
             "read; set objective.feedback, or objective.demonstration to reference"
         )
+
+
+def _of_headings(objective: ObjectiveSettings) -> Iterator[str]:
+    """Headings of what the teacher does not read."""
+    unread = []
+    if objective.feedback == "none":
+        unread.append(("teacher_feedback_heading", "objective.feedback is none"))
+    if objective.feedback == "alone":
+        unread.append(("teacher_solution_heading", "objective.feedback alone shows no solution"))
+    elif objective.demonstration == "none":
+        unread.append(("teacher_solution_heading", "objective.demonstration is none"))
+    for field, why in unread:
+        if getattr(objective, field) != type(objective).model_fields[field].default:
+            yield f"objective.{field} is given, but {why}; remove it"
 
 
 def _of_teacher(objective: ObjectiveSettings) -> Iterator[str]:

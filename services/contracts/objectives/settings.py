@@ -13,6 +13,10 @@ from services.contracts.chat_template import FullArguments
 from services.contracts.model import Fraction, Positive, Section
 from services.contracts.ranges import DivergenceAlpha
 
+QUESTION: Final = "{question}"
+"""Stands for the question in `teacher_closing`."""
+Text = Annotated[str, Field(max_length=1000)]
+
 
 class ObjectiveSettings(Section):
     name: str = "srpo"
@@ -93,6 +97,13 @@ class ObjectiveSettings(Section):
     demonstrations: Annotated[int, Field(ge=1, le=64)] = 1
     """Correct siblings that the teacher's prompt shows, the best by `demonstration` first: this many with different
     texts, or all there are."""
+    teacher_solution_heading: Text = "Correct solution:"
+    """What precedes the demonstration in the teacher's prompt; empty for nothing. Small models answer in the style of
+    these texts: see `teacher_wording_ratio` and the probe's teacher gap."""
+    teacher_feedback_heading: Text = "The following is feedback from your unsuccessful earlier attempt:"
+    """What precedes the feedback; empty for nothing."""
+    teacher_closing: Text = "Correctly solve the original question."
+    """What ends the teacher's prompt; empty for nothing. `{question}` stands for the question, to repeat it."""
     demonstration_thinking: Literal["cut", "keep"] = "cut"
     """Whether the teacher reads the reasoning of a demonstration, too. The paper cuts it."""
     feedback: Literal["none", "alone", "with_solution", "fallback"] = "none"
@@ -148,6 +159,9 @@ TEACHER: Final = frozenset(
         "teacher_chat_template_kwargs",
         "demonstration",
         "demonstrations",
+        "teacher_solution_heading",
+        "teacher_feedback_heading",
+        "teacher_closing",
         "demonstration_thinking",
         "feedback",
     }

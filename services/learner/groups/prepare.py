@@ -12,7 +12,7 @@ from services.contracts.run_config import RunConfig
 from services.learner.groups.routed import routed
 from services.learner.objectives.echoes import num_echoes
 from services.learner.objectives.routing import Assignment, without_teacher
-from services.learner.objectives.teacher_prompt import shown_response, shown_solution, teacher_prompt_ids
+from services.learner.objectives.teacher_prompt import Wording, shown_response, shown_solution, teacher_prompt_ids
 from services.learner.packing.sequence import TrainSequence
 
 
@@ -78,7 +78,7 @@ def prepare_group(
         teaches=kept.teaches,
         num_masked=kept.num_masked,
         uninformative=kept.uninformative,
-        num_echoes=num_echoes(scored.group.task.question, responses),
+        num_echoes=num_echoes(scored.group.task.question, responses, config.objective),
     )
 
 
@@ -94,6 +94,7 @@ def _teacher_prompts(
     rendered: dict[tuple[tuple[int, ...], bool, str | None], list[int]] = {}
     prompts: list[list[int] | None] = []
     question, arguments = scored.group.task.question, config.teacher_chat_template_kwargs
+    wording = Wording.of(config.objective)
     for assignment, verdict in zip(assignments, scored.verdicts, strict=True):
         if not assignment.needs_teacher or (wrong and assignment.wrong_hint is None):
             prompts.append(None)
@@ -108,6 +109,8 @@ def _teacher_prompts(
             if reference:
                 solutions = [shown_solution(question, config)]
             first, further = solutions[0] if solutions else None, solutions[1:]
-            rendered[key] = teacher_prompt_ids(tokenizer, question, first, feedback, arguments, further)
+            rendered[key] = teacher_prompt_ids(
+                tokenizer, question, first, feedback, arguments, further, wording=wording
+            )
         prompts.append(rendered[key])
     return prompts

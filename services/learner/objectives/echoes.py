@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from services.contracts.messages import Question
-from services.learner.objectives.teacher_prompt import CLOSING, SOLUTION_HEADING
+from services.contracts.objectives.settings import QUESTION, ObjectiveSettings
 
 MIN_LETTERS = 5
 """Shorter words, such as "the", say nothing about where a style comes from."""
@@ -22,11 +22,14 @@ def words_of(text: str) -> frozenset[str]:
     return frozenset(word for word in _WORD.findall(text.lower()) if len(word) >= MIN_LETTERS)
 
 
-HEADINGS = words_of(f"{SOLUTION_HEADING} {CLOSING}")
+def headings(section: ObjectiveSettings) -> str:
+    """What the teacher reads around solution and feedback."""
+    shown = [section.teacher_solution_heading, section.teacher_closing.replace(QUESTION, "")]
+    return " ".join([*shown, section.teacher_feedback_heading if section.feedback != "none" else ""])
 
 
-def num_echoes(question: Question, responses: list[str]) -> int:
+def num_echoes(question: Question, responses: list[str], section: ObjectiveSettings) -> int:
     """Number of responses with a word of the teacher's headings that their question's messages do not have."""
     asked = " ".join([question.system or "", *(turn.content for turn in question.turns), question.prompt])
-    telling = HEADINGS - words_of(asked)
+    telling = words_of(headings(section)) - words_of(asked)
     return sum(not telling.isdisjoint(words_of(response)) for response in responses)

@@ -6,18 +6,33 @@ Same system message and chat template as the student's prompt, with thinking as 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 from services.contracts.chat_template import DEFAULT_ARGUMENTS, Scalar, unused_arguments
 from services.contracts.messages import Question, Rollout
+from services.contracts.objectives.settings import QUESTION, ObjectiveSettings
 from services.contracts.run_config import RunConfig
 from services.contracts.thinking import without_thinking
 from services.contracts.trainable import teacher_tokens
 from services.runtime.tokenizer import prompt_ids
 
-SOLUTION_HEADING = "Correct solution:"
-FEEDBACK_HEADING = "The following is feedback from your unsuccessful earlier attempt:"
-CLOSING = "Correctly solve the original question."
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """The texts around solution and feedback; empty ones are left out. `{question}` in the closing is the question."""
+
+    solution_heading: str
+    feedback_heading: str
+    closing: str
+
+    @classmethod
+    def of(cls, section: ObjectiveSettings) -> Self:
+        return cls(section.teacher_solution_heading, section.teacher_feedback_heading, section.teacher_closing)
+
+
+PAPER = Wording.of(ObjectiveSettings())
+"""Those of arXiv 2604.02288, the defaults."""
 
 
 def shown_response(rollout: Rollout, config: RunConfig) -> str:
@@ -38,7 +53,9 @@ def shown_solution(question: Question, config: RunConfig) -> str:
     return solution.strip() if answer and config.objective.demonstration_thinking == "keep" else answer
 
 
-def teacher_text(prompt: str, solution: str | None, feedback: str | None, further: Sequence[str] = ()) -> str:
+def teacher_text(
+    prompt: str, solution: str | None, feedback: str | None, further: Sequence[str] = (), *, wording: Wording = PAPER
+) -> str:
     """The user message of the teacher's prompt. Without solution and feedback it is the question itself.
 
     `solution` is as `shown_response` or `shown_solution` returns it, and so are `further` ones, which are numbered.
@@ -47,13 +64,15 @@ def teacher_text(prompt: str, solution: str | None, feedback: str | None, furthe
         return prompt
     parts = [prompt]
     if solution is not None and not further:
-        parts += [SOLUTION_HEADING, solution]
+        parts += [wording.solution_heading, solution]
     elif solution is not None:
+        heading = wording.solution_heading.removesuffix(":")
         for number, text in enumerate((solution, *further), start=1):
-            parts += [f"{SOLUTION_HEADING.removesuffix(':')} {number}:", text]
+            parts += [f"{heading} {number}:".strip(), text]
     if feedback is not None:
-        parts += [FEEDBACK_HEADING, feedback.strip()]
-    return "\n\n".join([*parts, CLOSING])
+        parts += [wording.feedback_heading, feedback.strip()]
+    parts.append(wording.closing.replace(QUESTION, prompt))
+    return "\n\n".join(part for part in parts if part)
 
 
 def teacher_prompt_ids(
@@ -63,10 +82,13 @@ def teacher_prompt_ids(
     feedback: str | None,
     arguments: Mapping[str, Scalar] = DEFAULT_ARGUMENTS,
     further: Sequence[str] = (),
+    *,
+    wording: Wording = PAPER,
 ) -> list[int]:
     """Token ids of the teacher's prompt, generation prompt included. `arguments` are the chat template's, the rest is
     as for `teacher_text`."""
-    return prompt_ids(tokenizer, question, teacher_text(question.prompt, solution, feedback, further), arguments)
+    text = teacher_text(question.prompt, solution, feedback, further, wording=wording)
+    return prompt_ids(tokenizer, question, text, arguments)
 
 
 def template_warning(config: RunConfig, template: str) -> str | None:

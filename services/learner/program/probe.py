@@ -23,7 +23,7 @@ from services.contracts.rewards import deciding_parts
 from services.contracts.run_config import RunConfig
 from services.learner.groups.feeder import train_sampling
 from services.learner.groups.questions import Mixture
-from services.learner.objectives.teacher_prompt import shown_response, shown_solution, teacher_text
+from services.learner.objectives.teacher_prompt import Wording, shown_response, shown_solution, teacher_text
 from services.learner.program.evaluate import collect_judged
 from services.runtime.queue.queue import Delivery, Queue
 
@@ -101,10 +101,11 @@ class Probe:
 
     def _taught_questions(self, told: Mapping[int, Told]) -> dict[int, Question]:
         """These questions as the teacher reads them."""
+        wording = Wording.of(self._config.objective)
         return {
             index: msgspec.structs.replace(
                 self._questions[index],
-                prompt=teacher_text(self._questions[index].prompt, item.solution, item.feedback),
+                prompt=teacher_text(self._questions[index].prompt, item.solution, item.feedback, wording=wording),
             )
             for index, item in told.items()
         }

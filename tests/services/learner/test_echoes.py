@@ -6,17 +6,22 @@ import msgspec
 import pytest
 
 from services.contracts.messages import Question, Turn
+from services.contracts.objectives.settings import ObjectiveSettings
 from services.learner.objectives.echoes import num_echoes
 from services.learner.program.step_report import group_metrics
 from tests.services.learner.test_step_report import prepared
 
+DEFAULT = ObjectiveSettings()
+
 
 def test_words_of_the_headings_count_unless_the_question_has_them() -> None:
     question = Question(id="q", kind="regex", prompt="What is the capital of Iran?", system="Answer briefly.")
-    assert num_echoes(question, ["Tehran.", "The CORRECT answer is Tehran.", "A solution: Tehran"]) == 2
-    assert num_echoes(question, ["The corrected answer", "It is incorrect"]) == 0, "whole words only"
+    assert num_echoes(question, ["Tehran.", "The CORRECT answer is Tehran.", "A solution: Tehran"], DEFAULT) == 2
+    assert num_echoes(question, ["The corrected answer", "It is incorrect"], DEFAULT) == 0, "whole words only"
     asked = msgspec.structs.replace(question, history=(Turn(role="user", content="Is this correct?"),))
-    assert num_echoes(asked, ["The correct answer is Tehran.", "A solution: Tehran"]) == 1
+    assert num_echoes(asked, ["The correct answer is Tehran.", "A solution: Tehran"], DEFAULT) == 1
+    own = ObjectiveSettings(teacher_solution_heading="Somebody said:", teacher_closing="{question}")
+    assert num_echoes(question, ["The correct answer is Tehran.", "Somebody knows."], own) == 1
 
 
 def test_a_step_counts_its_usable_rollouts() -> None:

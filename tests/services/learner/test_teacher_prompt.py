@@ -10,9 +10,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from services.contracts.messages import Question, Rollout, ScoredGroup, Thinking
+from services.contracts.objectives.settings import ObjectiveSettings
 from services.contracts.run_config import parse_run_config
 from services.learner.groups.prepare import prepare_group
 from services.learner.objectives.teacher_prompt import (
+    Wording,
     position_warning,
     teacher_prompt_ids,
     teacher_text,
@@ -68,6 +70,25 @@ def test_a_group_with_fewer_correct_siblings_shows_all_there_are() -> None:
     text = teacher_text(scored.group.task.question.prompt, "answer 1", None, ["answer 2"])
     assert "".join(map(chr, prepared.sequences[0].teacher_prompt_ids or [])) == text
     assert [item.demonstrations for item in prepared.assignments] == [(1, 2), (2,), (1,)]
+
+
+def test_the_texts_around_solution_and_feedback_are_settings() -> None:
+    section = ObjectiveSettings(teacher_solution_heading="Hint:", teacher_closing="{question}")
+    assert teacher_text("2 + 2?", "4", None, wording=Wording.of(section)) == "2 + 2?\n\nHint:\n\n4\n\n2 + 2?"
+    bare = ObjectiveSettings(teacher_solution_heading="", teacher_feedback_heading="Wrong:", teacher_closing="")
+    assert teacher_text("2 + 2?", "4", "Not 5.", wording=Wording.of(bare)) == "2 + 2?\n\n4\n\nWrong:\n\nNot 5."
+
+
+def test_a_run_shows_its_own_texts_to_the_teacher_and_counts_its_own_echoes() -> None:
+    values = {"name": "r", "model": {"path": "m"}, "data": {"train": "t"}, "training": {"steps": 1}}
+    objective = {"teacher_solution_heading": "Someone answered:", "teacher_closing": ""}
+    prepared = prepare_group(
+        make_group(0, rewards=(1.0, 0.0)), parse_run_config(values | {"objective": objective}), Letters()
+    )
+    shown = "".join(map(chr, prepared.sequences[1].teacher_prompt_ids or []))
+    assert "\n\nSomeone answered:\n\nanswer 0" in shown
+    assert "Correct" not in shown
+    assert prepared.num_echoes == 0
 
 
 def test_a_group_without_a_correct_rollout_reads_the_rows_solution() -> None:

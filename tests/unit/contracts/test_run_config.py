@@ -285,6 +285,9 @@ NOT_THE_DEFAULT: dict[str, Any] = {
     "teacher_chat_template_kwargs": {"enable_thinking": True},
     "demonstration": "random",
     "demonstrations": 2,
+    "teacher_solution_heading": "Hint:",
+    "teacher_feedback_heading": "Wrong, because",
+    "teacher_closing": "",
     "demonstration_thinking": "keep",
     "feedback": "fallback",
     "routing": "group",
@@ -304,11 +307,34 @@ NEEDED_WITH: dict[str, dict[str, Any]] = {
     "weight_floor": {"position_beta": 0.5},
     "teacher_every_steps": {"teacher_update": "every"},
     "teacher_path": {"teacher_update": "frozen"},
+    "teacher_feedback_heading": {"feedback": "with_solution"},
     "engine_mask_low": {"engine_mask": "token"},
     "engine_mask_high": {"engine_mask": "token"},
 }
 """Fields that alone would do nothing."""
 assert NOT_THE_DEFAULT.keys() == set(ObjectiveSection.model_fields) - {"name"}
+
+
+@pytest.mark.parametrize(
+    ("objective", "field"),
+    [
+        ({"teacher_feedback_heading": "Wrong:"}, "teacher_feedback_heading"),
+        ({"feedback": "alone", "teacher_solution_heading": "Hint:"}, "teacher_solution_heading"),
+        (
+            {
+                "demonstration": "none",
+                "teacher_path": "large",
+                "teacher_update": "frozen",
+                "teacher_solution_heading": "Hint:",
+            },
+            "teacher_solution_heading",
+        ),
+    ],
+)
+def test_a_heading_of_what_the_teacher_does_not_read_is_refused(objective: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"objective.{field} is given, but objective") as error:
+        parse_run_config({**MINIMAL, "objective": objective})
+    assert error.value.field == f"objective.{field}"
 
 
 @pytest.mark.parametrize("field", NOT_THE_DEFAULT)

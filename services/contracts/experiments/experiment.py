@@ -202,6 +202,11 @@ def final_cells(experiment: ExperimentConfig, chosen: Mapping[str, int]) -> list
     ]
 
 
+def phases(experiment: ExperimentConfig) -> list[Phase]:
+    """The phases that have runs."""
+    return ["final"] if experiment.tuning is None else ["tuning", "final"]
+
+
 def num_runs(experiment: ExperimentConfig) -> int:
     """Runs of both phases."""
     return len(tuning_cells(experiment)) + len(experiment.methods) * len(experiment.final.seeds)

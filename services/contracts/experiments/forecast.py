@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from services.contracts import pace, planner, sizing
-from services.contracts.experiments.experiment import Cell, ExperimentConfig, Phase, run_config
+from services.contracts.experiments.experiment import Cell, ExperimentConfig, Phase, phases, run_config
 from services.contracts.planner import Plan
 from services.contracts.run_config import RunConfig
 
@@ -61,9 +61,8 @@ def forecast(
         ConfigurationError: a method's runs do not fit; names it and the field.
     """
     gpus = planner.Gpus(count, gpu.gib * sizing.GIB)
-    phases: list[Phase] = ["tuning", "final"] if experiment.tuning is not None else ["final"]
     found = []
-    for phase in phases:
+    for phase in phases(experiment):
         for method in experiment.methods:
             config = run_config(experiment, Cell.of(phase, method, 0, 0))
             plan = planner.plan(config, gpus, response_tokens)

@@ -258,3 +258,11 @@ async def test_a_wrong_file_is_refused_before_anything_is_stored(
     assert reply.status_code == 422
     assert field in (reply.json()["field"] or reply.json()["detail"])
     assert (await client.get("/v1/experiments")).json()["items"] == []
+
+
+async def test_a_file_without_tuning_names_validation_questions_for_the_final_runs_only(
+    client: httpx.AsyncClient, file: dict[str, Any]
+) -> None:
+    del file["tuning"]
+    file["run"]["evaluation"] = {"every_steps": 1}
+    assert len((await created(client, file))["runs"]) == 0

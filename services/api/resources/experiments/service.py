@@ -21,7 +21,7 @@ from services.api.storage.experiments import ExperimentRow, ExperimentRun
 from services.api.storage.runs import Run
 from services.contracts.data import main_split
 from services.contracts.errors import ConfigurationError, ConflictError, TurnoutError
-from services.contracts.experiments.experiment import Cell, ExperimentConfig, check_runs, run_config
+from services.contracts.experiments.experiment import Cell, ExperimentConfig, check_runs, phases, run_config
 from services.contracts.experiments.plan import (
     NothingToChooseError,
     RunFact,
@@ -72,7 +72,7 @@ class ExperimentService:
         configs = [
             run_config(experiment, Cell.of(phase, method, 0, 0))
             for method in experiment.methods
-            for phase in ("tuning", "final")
+            for phase in phases(experiment)
         ]
         inputs = await asyncio.to_thread(self._check, configs)
         for config in {config.data.model_dump_json(): config for config in configs}.values():

@@ -142,7 +142,9 @@ def _checked(found: ExperimentConfig) -> tuple[dict[str, Any], str, dict[Phase, 
     steps = sum(run_config(found, cell).training.steps for cell in (*tuning, *finals))
     first = {cell.phase: run_config(found, cell) for cell in (*tuning[:1], *finals[:1])}
     rows = dict.fromkeys(line for config in first.values() for line in check_rows(config))
-    counts = f"{len(found.methods)} method{'s' * (len(found.methods) > 1)}, {len(tuning)} tuning runs and {len(finals)} final runs, {steps} steps in total."
+    plural = "s" if len(found.methods) > 1 else ""
+    runs = f"{len(tuning)} tuning runs and {len(finals)} final runs, {steps} steps in total."
+    counts = f"{len(found.methods)} method{plural}, {runs}"
     sizes = {"methods": list(found.methods), "num_runs": num_runs(found), "num_steps": steps}
     return sizes, "\n".join([counts, *rows]), {phase: count_questions(config) for phase, config in first.items()}
 

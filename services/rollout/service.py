@@ -32,7 +32,7 @@ from services.rollout.vllm import pulse, starting
 from services.rollout.vllm.server import EngineServer
 from services.rollout.weights.fetch import FetchedWeights
 from services.runtime.address import machine_id
-from services.runtime.courtesy import give_way
+from services.runtime.courtesy import Courtesy
 from services.runtime.inputs import check_model_place
 from services.runtime.logs import get_logger, set_log_fields
 from services.runtime.process import Service, end
@@ -63,6 +63,7 @@ class RolloutServer:
         fetched = FetchedWeights(settings.fetched_folder, settings.service_token)
         self.server = EngineServer(settings.weights_roots, fetched)
         service.presence.count_unfinished = self.server.count_unfinished
+        self._courtesy = Courtesy()
         self._spec: engines.EngineSpec | None = None
         self._run: RunConfig | None = None
         self._run_id: str | None = None
@@ -199,7 +200,7 @@ class RolloutServer:
             await self._end_engine()  # only another engine has the model's own weights again
         self._spec, self._run, self._retry_at = spec, run, 0.0
         self._forget_failures()
-        give_way(is_evaluation(run_id))
+        self._courtesy.give_way(is_evaluation(run_id))
         log.info("run assigned", run_id=run_id, model=spec.model, engine_reused=self.server.engine is not None)
 
     async def _leave(self) -> None:
@@ -207,7 +208,7 @@ class RolloutServer:
         if self._shares_gpu:
             await self._end_engine()  # the next learner may need the GPU before this server has its next run
         self._run = None
-        give_way(False)
+        self._courtesy.give_way(False)
         self._behind_since, self._retry_at = None, 0.0
         self._forget_failures()
 

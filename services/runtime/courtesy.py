@@ -8,6 +8,7 @@ other systems there may be no such groups; then the containers' shares of the pr
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,7 +17,23 @@ BACKGROUND_NICENESS = 10
 """A tenth of the weight of others."""
 
 
-def give_way(yes: bool) -> None:
-    """Let the processes of this session run only while others leave the processor idle, or no longer so."""
-    with suppress(OSError):
-        AUTOGROUP.write_text(str(BACKGROUND_NICENESS if yes else 0))
+class Courtesy:
+    """The niceness of this session: lower priority during background work, and afterwards what it was before."""
+
+    def __init__(self) -> None:
+        self._before: int | None = None
+        """The niceness to return to; None while it is untouched."""
+
+    def give_way(self, yes: bool) -> None:
+        """Let this session's processes run mostly while others leave the processor idle, or no longer so."""
+        if yes == (self._before is not None):
+            return
+        with suppress(OSError):
+            if yes:
+                found = re.search(r"nice (-?\d+)", AUTOGROUP.read_text())
+                before = int(found.group(1)) if found else 0
+                AUTOGROUP.write_text(str(max(before, BACKGROUND_NICENESS)))
+                self._before = before
+            elif self._before is not None:
+                AUTOGROUP.write_text(str(self._before))
+                self._before = None

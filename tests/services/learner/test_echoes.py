@@ -20,8 +20,8 @@ def test_words_of_the_headings_count_unless_the_question_has_them() -> None:
     assert num_echoes(question, ["The corrected answer", "It is incorrect"], DEFAULT) == 0, "whole words only"
     asked = msgspec.structs.replace(question, history=(Turn(role="user", content="Is this correct?"),))
     assert num_echoes(asked, ["The correct answer is Tehran.", "A solution: Tehran"], DEFAULT) == 1
-    own = ObjectiveSettings(teacher_solution_heading="Somebody said:", teacher_closing="{question}")
-    assert num_echoes(question, ["The correct answer is Tehran.", "Somebody knows."], own) == 1
+    own = ObjectiveSettings(teacher_solution_heading="Others wrote:", teacher_closing="{question}")
+    assert num_echoes(question, ["The correct answer is Tehran.", "The others know."], own) == 1
 
 
 def test_a_step_counts_its_usable_rollouts() -> None:

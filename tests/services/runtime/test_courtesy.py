@@ -10,15 +10,17 @@ import pytest
 from services.runtime.courtesy import AUTOGROUP
 
 LOOK = """
-from services.runtime.courtesy import AUTOGROUP, give_way
-for yes in (True, False):
-    give_way(yes)
+from services.runtime.courtesy import AUTOGROUP, Courtesy
+AUTOGROUP.write_text("3")
+courtesy = Courtesy()
+for yes in (False, True, True, False, False):
+    courtesy.give_way(yes)
     print(AUTOGROUP.read_text(), end="")
 """
 
 
 @pytest.mark.skipif(not AUTOGROUP.exists(), reason="this kernel has no autogroups")
-def test_a_session_gives_way_and_competes_again() -> None:
+def test_a_session_gives_way_and_then_has_its_own_niceness_again() -> None:
     command = [sys.executable, "-c", LOOK]
     said = subprocess.run(command, capture_output=True, text=True, check=True, start_new_session=True).stdout
-    assert [line.split(" ")[-1] for line in said.splitlines()] == ["10", "0"]
+    assert [line.split(" ")[-1] for line in said.splitlines()] == ["3", "10", "10", "3", "3"]

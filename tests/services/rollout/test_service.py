@@ -150,14 +150,14 @@ def test_damaged_weights_are_rejected_and_the_server_recovers(deployment: Deploy
     with open(f"{path}/model.safetensors", "r+b") as file:
         file.seek(-100, os.SEEK_END)
         file.write(b"\x01\x02\x03\x04")
-    assert deployment.push(2, path, manifest.checksum) == [200, 200, 500, 409, 500]
+    assert deployment.push(2, path, manifest.checksum) == [200, 200, 500, 409, 409]
     record = deployment.wait_record(lambda record: record.state == "failed")
     assert "differs from its checksum" in record.details["fault"]
     assert record.weight_version == 1
     deployment.feed("after", "w33")
     path, manifest = deployment.store_version(2, seed=12)
     wrong = deployment.push(2, path, "blake3:" + "0" * 64)
-    assert wrong == [200, 200, 500, 409, 500]
+    assert wrong == [200, 200, 500, 409, 409]
     assert deployment.completed("after") is None
     assert deployment.push(2, path, manifest.checksum) == [200] * 5
     group = deployment.wait_group("after")
@@ -287,7 +287,7 @@ def test_an_adapter_of_another_model_is_refused(deployment: Deployment) -> None:
         save_file(moved, folder / "adapter_model.safetensors")
 
     path, manifest = deployment.store(6, write)
-    assert deployment.push(6, path, manifest.checksum) == [200, 200, 500, 409, 500]
+    assert deployment.push(6, path, manifest.checksum) == [200, 200, 500, 409, 409]
     record = deployment.wait_record(lambda record: record.state == "failed")
     assert "model.layers.7.mlp.down_proj.weight" in record.details["fault"]
     path, manifest = deployment.store_version(6, seed=16)
@@ -323,10 +323,10 @@ def test_weights_come_from_the_learner_itself(deployment: Deployment) -> None:
         assert refused.status_code == 422, "it samples on"
         assert "The learner cannot be reached at 127.0.0.1" in refused.json()["detail"]
         sender.load(7, sent)
-        assert deployment.push(6, path, manifest.checksum, transfer=transfer()) == [200, 200, 500, 409, 500]
+        assert deployment.push(6, path, manifest.checksum, transfer=transfer()) == [200, 200, 500, 409, 409]
         record = deployment.wait_record(lambda record: record.state == "failed")
         assert "offers version 7, not version 6" in record.details["fault"]
-        assert deployment.push(6, path, manifest.checksum, transfer={"attempt": "?"}) == [200, 200, 500, 409, 500]
+        assert deployment.push(6, path, manifest.checksum, transfer={"attempt": "?"}) == [200, 200, 500, 409, 409]
     finally:
         sender.close()
     assert deployment.push(6, path, manifest.checksum) == [200] * 5

@@ -134,7 +134,8 @@ class Leader:
         self.link.emit_state("paused" if self.link.wanted() == "paused" else "running")
         self.link.report(state="ready", weight_version=self.link.published_version)
         engine = self.session.engine
-        limits = num_positions(engine.module), num_positions(engine.teacher or engine.module)
+        other = engine.teacher if self.config.objective.teacher_path is not None else None
+        limits = num_positions(engine.module), num_positions(other or engine.module)
         warnings = [
             position_warning(self.config, *limits),
             warmup_warning(self.config),

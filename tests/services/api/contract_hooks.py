@@ -20,6 +20,7 @@ from schemathesis.core.parameters import ParameterLocation
 from schemathesis.generation.meta import CoveragePhaseData, TestPhase
 
 MODEL = "examples/embedded/policy"
+SERVING = ("/v1/chat/completions", "/v1/completions")
 DATA = "examples/embedded/data/train.jsonl"
 VALID_EXPERIMENT: dict[str, Any] = {
     "name": "one run",
@@ -65,6 +66,8 @@ def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwar
     if case.operation.path.endswith("/events"):
         query["follow"] = "false"  # otherwise the response never ends
         case.query = query
+    if case.operation.path in SERVING and isinstance(case.body, dict) and case.body.get("model") == MODEL:
+        case.body["model"] = "no-such-run"  # this one would be loaded, but no rollout server is alive
     if case.meta is None or not case.meta.generation.mode.is_positive:
         return
     query.pop("cursor", None)

@@ -209,9 +209,12 @@ async def test_a_run_reports_steps_samples_and_evaluations(
 async def test_a_probe_samples_without_and_with_what_the_teacher_reads_then_times_a_few_steps(
     valkey_url: str, redis: Redis, tmp_path: Path, programs: Programs, start_ring: StartRing
 ) -> None:
-    values = run_values(training={"steps": 2}, probe={"num_questions": 6, "planned_steps": 100})
+    wording = {"teacher_solution_heading": "Hint:", "teacher_closing": ""}
+    values = run_values(objective=wording, training={"steps": 2}, probe={"num_questions": 6, "planned_steps": 100})
+    asked: list[str] = []
 
     def explain(group: ScoredGroup) -> ScoredGroup:
+        asked.append(group.group.task.question.prompt)
         verdicts = [item if item.correct else msgspec.structs.replace(item, feedback="no") for item in group.verdicts]
         return msgspec.structs.replace(group, verdicts=verdicts)
 
@@ -225,6 +228,9 @@ async def test_a_probe_samples_without_and_with_what_the_teacher_reads_then_time
     gaps = {gap.information: gap.num_questions for gap in found.gaps}
     assert gaps == {name: served[name] for name in ("solution", "feedback", "solution_and_feedback")}
     assert gaps["solution"] == found.num_taught_questions > 0
+    hinted = sum("\n\nHint:\n\n" in prompt for prompt in asked)
+    assert hinted == served["solution"] + served["solution_and_feedback"], "as the run words its teacher's prompt"
+    assert not any("Correct" in prompt for prompt in asked)
     assert [step.step for step in await log.of(events.StepFinished)] == [1, 2]
     assert not await log.of(events.CheckpointWritten)
     assert (await log.states())[-1] == "succeeded"

@@ -278,7 +278,7 @@ class Experiment(ExperimentSummary, frozen=True, kw_only=True):
     chosen: dict[str, dict[str, Any]] | None
     """The grid's values that tuning chose, by method; null until all tuning runs have ended."""
     scores: dict[str, list[list[float]]] | None
-    """Tuning scores by method, grid point and seed."""
+    """Tuning scores by method, grid point and seed; null before the choice and without tuning."""
     num_runs: int
     """Runs in all, those that tuning has yet to choose settings for included."""
     seconds_left: float | None

@@ -261,8 +261,9 @@ async def test_a_wrong_file_is_refused_before_anything_is_stored(
 
 
 async def test_a_file_without_tuning_names_validation_questions_for_the_final_runs_only(
-    client: httpx.AsyncClient, file: dict[str, Any]
+    parts: Parts, client: httpx.AsyncClient, file: dict[str, Any]
 ) -> None:
     del file["tuning"]
     file["run"]["evaluation"] = {"every_steps": 1}
-    assert len((await created(client, file))["runs"]) == 0
+    found = await rounds(parts, client, (await created(client, file))["id"])
+    assert (found["state"], found["scores"], len(found["runs"])) == ("succeeded", None, 4)

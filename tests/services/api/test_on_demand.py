@@ -181,7 +181,7 @@ async def test_an_evaluation_takes_the_server_and_a_loading_client_is_told(
     assert f"{ended}@3 was unloaded, because {evaluation} needs its rollout" in reply.json()["error"]["message"]
 
 
-async def test_a_model_that_nobody_uses_makes_room_and_is_unloaded_in_the_end(
+async def test_an_unused_model_makes_room_and_is_eventually_unloaded(
     parts: Parts, client: httpx.AsyncClient, server: Talker, ended: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = ask(client, f"{ended}@2")

@@ -218,7 +218,8 @@ class ExperimentService:
                 await self._end(row.id, "failed", f"Every tuning run of {error} failed; see the reasons of the runs.")
                 return
             if chosen is not None:
-                await self._keep_choice(row.id, chosen, tuning_scores(experiment, facts))
+                scores = None if experiment.tuning is None else tuning_scores(experiment, facts)
+                await self._keep_choice(row.id, chosen, scores)
         cells = cells_of(experiment, chosen)
         for cell in next_cells(cells, facts, await self._room()):
             await self._start(row, run_config(experiment, cell), cell)
@@ -257,7 +258,7 @@ class ExperimentService:
             await session.merge(ExperimentRun(experiment_id=row.id, cell=cell.key, run_id=run.id))
         log.info("experiment run queued", experiment=row.id, cell=cell.key, run_id=run.id)
 
-    async def _keep_choice(self, experiment_id: str, chosen: dict[str, int], scores: dict[str, Any]) -> None:
+    async def _keep_choice(self, experiment_id: str, chosen: dict[str, int], scores: dict[str, Any] | None) -> None:
         async with self.database.write() as session:
             row = await repository.get_experiment(session, experiment_id)
             row.chosen, row.scores = chosen, scores

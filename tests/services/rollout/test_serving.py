@@ -230,7 +230,8 @@ async def test_new_weights_while_a_request_is_answered(deployment: Deployment, c
 async def test_the_command_asks_once_or_holds_a_conversation(
     api: tuple[Parts, str], deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TURNOUT_API_KEY", KEY)
+    key = await api[0].keys.create("someone", "use")
+    monkeypatch.setenv("TURNOUT_API_KEY", key.key)
     always = ["--temperature", "0", "--max-tokens", "4", "--api-url", api[1]]
 
     async def turnout(*arguments: str, **options: Any) -> Any:

@@ -31,16 +31,16 @@ def chat(
     api_url: Url = None,
 ) -> None:
     """Talk to a run's policy; the run continues. A checkpoint, or a base model by its path, is loaded onto an idle
-    rollout server first. --json prints OpenAI's chunks, one per line."""
+    rollout server first. A key with the role use is enough. --json prints OpenAI's chunks, one per line."""
     from turnout.cli.terminal import say_error
     from turnout.client.calls import given
     from turnout.client.client import Client
-    from turnout.client.run_ids import full_id
+    from turnout.client.run_ids import full_model_name
 
     options = given(max_tokens=max_tokens, temperature=temperature)
     history: Messages = [{"role": "system", "content": system}] if system else []
     with Client(api_url) as client:
-        found = run_id if "/" in run_id else full_id(client, run_id)
+        found = full_model_name(client, run_id)
         for question in _questions(prompt):
             history.append({"role": "user", "content": question})
             text, weights = _answer(client, found, history, version, options, as_json)

@@ -70,23 +70,22 @@ def ended(client: Client, evaluation: ModelEvaluation) -> ModelEvaluation:
 
 
 def one_round(client: Client, run_id: str, seconds: float, number: int) -> tuple[float, float]:
-    """Median seconds of a step without an evaluation, and with one."""
-    without = step_seconds(client, run_id, seconds)
+    """Steps per second without an evaluation, and with one."""
+    without = steps_per_second(client, run_id, seconds)
     alongside = evaluate(client, seed=number, evaluation={"num_samples": 64, "max_questions": 256})
     patiently(lambda: client.evaluation(alongside.id), lambda found: found.num_done > 0)
-    with_one = step_seconds(client, run_id, seconds)
+    with_one = steps_per_second(client, run_id, seconds)
     assert client.evaluation(alongside.id).state == "running", "the evaluation ended too early to be measured"
     client.cancel_evaluation(alongside.id)
-    print(f"  round {number}: {without:.2f} s, {with_one:.2f} s; load {os.getloadavg()[0]:.1f}", file=sys.stderr)
+    print(f"  round {number}: {without:.2f}, {with_one:.2f} steps/s; load {os.getloadavg()[0]:.1f}", file=sys.stderr)
     return without, with_one
 
 
-def step_seconds(client: Client, run_id: str, seconds: float) -> float:
-    """Median duration of the steps that begin and end in the next `seconds`."""
-    first = client.run(run_id).step
+def steps_per_second(client: Client, run_id: str, seconds: float) -> float:
+    """Speed over `seconds`. A median of steps would not do: the run is asynchronous, and its steps come in pairs."""
+    begun, first = time.monotonic(), client.run(run_id).step
     time.sleep(seconds)
-    steps = patiently(lambda: list(client.steps(run_id, after=first + 1)), lambda found: len(found) >= 3)
-    return median(step.metrics["seconds"] for step in steps)
+    return (client.run(run_id).step - first) / (time.monotonic() - begun)
 
 
 def disturb(client: Client, home: Path) -> ModelEvaluation:
@@ -119,11 +118,11 @@ def questions(client: Client, evaluation: ModelEvaluation) -> list[tuple[Any, ..
 
 def show(pairs: list[tuple[float, float]], num_differing: int, disturbed: ModelEvaluation) -> None:
     """Print the section."""
-    ratio = median(without / with_one for without, with_one in pairs)
+    ratio = median(with_one / without for without, with_one in pairs)
     print("## An evaluation alongside a run\n")
     print(f"Steps per second with an evaluation over those without: {ratio:.2f} (goal: at least {GOAL}).\n")
-    rows = [[str(n), f"{a:.2f}", f"{b:.2f}", f"{a / b:.2f}"] for n, (a, b) in enumerate(pairs)]
-    print(table(["round", "s per step without", "with", "ratio of speeds"], rows))
+    rows = [[str(n), f"{a:.2f}", f"{b:.2f}", f"{b / a:.2f}"] for n, (a, b) in enumerate(pairs)]
+    print(table(["round", "steps/s without", "with", "ratio"], rows))
     print(
         f"\nAfter SIGKILL to the API and to its rollout server, {disturbed.num_done} of {disturbed.num_questions} "
         f"questions are judged, and {num_differing} differ from the undisturbed evaluation."

@@ -14,6 +14,9 @@ HEARTBEAT_EXPIRES_SECONDS = 10.0
 START_FAILURES = "start_failures"
 """Key of `ServiceRecord.details`: consecutive failed starts of a rollout server's engine for its run."""
 
+WAITS_FOR_RESUME = "the run to be resumed"
+"""What the learner of a paused run waits for."""
+
 GPUS = "gpus"
 """Key of `ServiceRecord.details`: number of GPUs of a rollout server. One on a CPU has no such key, and serves all."""
 MACHINE = "machine"

@@ -27,7 +27,8 @@ def _own(kind: str) -> str:
 # A script counts as reading and writing all its keys, so a stream that a group is forwarded to can also be read.
 _RULES = {
     "rollout": f"""{_CONSUME} {_own("rollout")} +hgetall +hset
-        ~{_RUN}:prompts ~{_RUN}:completions ~{_RUN}:dead ~{_RUN}:turn %R~{_RUN}:config %R~{_RUN}:weights""",
+        ~{_RUN}:prompts ~{_RUN}:completions ~{_RUN}:dead ~{_RUN}:turn %R~{_RUN}:config %R~{_RUN}:weights
+        %R~{streams.TRAINING}""",
     "verifier": f"""{_CONSUME} {_own("verifier")} +smembers +hget +hset +hlen +rename
         ~{_RUN}:completions ~{_RUN}:scored ~{_RUN}:evaluated ~{_RUN}:dead %R~{streams.RUNS}
         {" ".join(f"~{key}" for key in streams.JUDGEMENTS)}""",

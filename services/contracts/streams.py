@@ -18,6 +18,7 @@
 | `turnout:service:<instance>` | string (JSON `ServiceRecord`), expires | the service | API |
 | `turnout:kept:{judgements}:*` | hash: digest of a request to a judge, verdict | verifiers | verifiers |
 | `turnout:roll-call` | string, expires: whether writes are taken | API | none |
+| `turnout:training` | string, expires: ids of the machines on which a run trains | API | rollout servers |
 | `turnout:assignment:<instance>` | string: a run id | API | that service |
 
 `queue_users` says what each service may do with them. A new key, or another command on a key, needs a rule there.
@@ -35,6 +36,7 @@ from services.contracts.errors import MalformedMessageError
 EVENTS = "turnout:events"
 RUNS = "turnout:runs"
 ROLL_CALL = "turnout:roll-call"
+TRAINING = "turnout:training"
 JUDGEMENTS = ("turnout:kept:{judgements}:newer", "turnout:kept:{judgements}:older")
 GROUP_ROLLOUT = "rollout"
 GROUP_VERIFIER = "verifier"

@@ -18,9 +18,11 @@ from services.contracts.evaluations.ids import is_evaluation
 from services.contracts.events import Note
 from services.contracts.heartbeat import GPUS, MACHINE, START_FAILURES, ServiceState
 from services.contracts.run_config import RunConfig, read_run_config
+from services.contracts.serving import ON_DEMAND
 from services.contracts.transports.registry import transfer_for_joining
 from services.contracts.turns import ASLEEP, WAITS_FOR_TURN, read_turn
 from services.rollout import environment, metrics
+from services.rollout.allowance import Allowance
 from services.rollout.http import add_routes, include_vllm
 from services.rollout.sampling.prompts import PromptRenderer, stop_tokens
 from services.rollout.sampling.sampling import GroupSampler
@@ -64,6 +66,7 @@ class RolloutServer:
         self.server = EngineServer(settings.weights_roots, fetched)
         service.presence.count_unfinished = self.server.count_unfinished
         self._courtesy = Courtesy()
+        self.allowance = Allowance()
         self._spec: engines.EngineSpec | None = None
         self._run: RunConfig | None = None
         self._run_id: str | None = None
@@ -200,7 +203,7 @@ class RolloutServer:
             await self._end_engine()  # only another engine has the model's own weights again
         self._spec, self._run, self._retry_at = spec, run, 0.0
         self._forget_failures()
-        self._courtesy.give_way(is_evaluation(run_id))
+        self._courtesy.give_way(not is_training_run(run_id))
         log.info("run assigned", run_id=run_id, model=spec.model, engine_reused=self.server.engine is not None)
 
     async def _leave(self) -> None:
@@ -223,7 +226,10 @@ class RolloutServer:
         renderer = PromptRenderer(tokenizer, config.vocab_size, *arguments)
         stops = sorted({*stop_tokens(spec.model, config), *self._run.rollout.stop_token_ids})
         sampler = GroupSampler(self.server, renderer, stops, self._run.rollout.stop, self._run.model.thinking)
-        return RolloutWorker(self._run_id, self._queue, self.server, sampler, self._presence, spec.max_num_seqs)
+        allowance = None if is_training_run(self._run_id) else self.allowance
+        return RolloutWorker(
+            self._run_id, self._queue, self.server, sampler, self._presence, spec.max_num_seqs, allowance
+        )
 
     async def _start_engine(self) -> None:
         assert self._spec is not None
@@ -387,19 +393,30 @@ class RolloutServer:
             await end([worker])
 
 
+def is_training_run(run_id: str) -> bool:
+    """Whether the id is neither an evaluation's nor that of a model on demand."""
+    return not (is_evaluation(run_id) or run_id.startswith(ON_DEMAND))
+
+
 async def loops(service: Service) -> None:
     """Add the routes, import vLLM in a thread, then serve until cancelled."""
     rollout = RolloutServer(service)
     inner = add_routes(service.app, rollout.server, service.settings, rollout.is_loading)
-    endpoints.add_routes(service.app, rollout.server, service.settings)
+    endpoints.add_routes(service.app, rollout.server, service.settings, rollout.allowance)
     service.presence.waits_for("import of vLLM")
     await asyncio.to_thread(environment.import_vllm)
     service.presence.details[MACHINE] = machine_id()
-    if not environment.on_cpu():
+    background = []
+    if environment.on_cpu():
+        background.append(asyncio.create_task(rollout.allowance.follow(service.redis, machine_id())))
+    else:
         import torch
 
         service.presence.details[GPUS] = str(torch.cuda.device_count())
     check_parsers(service.settings)
     include_vllm(inner)
     service.presence.waits_for("")
-    await rollout.run()
+    try:
+        await rollout.run()
+    finally:
+        await end(background)

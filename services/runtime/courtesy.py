@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 
 AUTOGROUP = Path("/proc/self/autogroup")
-BACKGROUND_NICENESS = 10
-"""A tenth of the weight of others."""
+BACKGROUND_NICENESS = 19
+"""The lowest: a seventieth of the weight of others."""
 
 
 class Courtesy:

@@ -27,6 +27,7 @@ from services.runtime.presence import Presence, list_services
 from services.runtime.process import announce
 from services.runtime.queue.lost import groups_on_streams, refeed
 from services.runtime.queue.queue import Queue
+from services.runtime.training import is_training
 from services.verifier.rewards.judges.answers import Answer
 from services.verifier.rewards.judges.cache import Cache
 from tests.client.rings import until
@@ -119,6 +120,7 @@ async def test_each_service_can_do_its_work(home: Path, port: int, monkeypatch: 
         assert await add_lost(redis, RUN, {3: "fatal"}) == {3: "fatal"}
     async with client(home, port, "rollout") as redis:
         await lives(redis, "rollout")
+        assert not await is_training(redis, "here")
         assert await redis.get(streams.config(RUN)) is not None
         assert await redis.hgetall(streams.weights(RUN)) == {b"version": b"1"}
         queue = await consumes(redis, streams.GROUP_ROLLOUT, prompts, PromptTask)
@@ -167,6 +169,7 @@ async def lives_with_a_run(redis: Redis) -> None:
         ("verifier", f"XADD {streams.prompts('run')} * m x"),
         ("verifier", f"HSET {streams.weights('run')} path /tmp"),
         ("verifier", f"SET {streams.service('rollout-0')} x"),
+        ("rollout", f"SET {streams.TRAINING} here"),
         ("verifier", f"XRANGE {streams.EVENTS} - +"),
         ("rollout", f"XADD {streams.scored('run')} * m x"),
         ("rollout", f"HSET {streams.weights('run')} path /tmp"),

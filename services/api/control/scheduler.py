@@ -30,6 +30,7 @@ from services.contracts.records import EvaluationState, QueuePlace
 from services.contracts.states import ACTIVE_STATES, RunState
 from services.runtime.connection import as_text
 from services.runtime.logs import get_logger
+from services.runtime.training import publish_training
 
 log = get_logger(__name__)
 LEAVE_SECONDS = 10.0
@@ -73,6 +74,7 @@ class Scheduler:
         services = await self.roll.take()
         if services is not None:
             await self._decide(services)
+            await publish_training(self.redis, services)
         await self._write_redis()
 
     async def _decide(self, services: Sequence[ServiceRecord]) -> None:

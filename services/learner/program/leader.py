@@ -14,6 +14,7 @@ from torch import Tensor
 
 from services.contracts.errors import TurnoutError
 from services.contracts.events import Event, StepFinished
+from services.contracts.heartbeat import WAITS_FOR_RESUME
 from services.learner.checkpoint import CheckpointStore, Loaded, Snapshot
 from services.learner.connections.farewell import writing
 from services.learner.connections.redis_link import RunLink, check_scored
@@ -174,7 +175,7 @@ class Leader:
         if self.link.wanted() == "paused":
             self.writer.drain()  # report the last step before the pause
             self.link.emit_state("paused")
-            self.link.report(waiting_for="the run to be resumed")
+            self.link.report(waiting_for=WAITS_FOR_RESUME)
             while self.link.wanted() == "paused":
                 self._idle(0.1)
             if self.link.wanted() == "running":

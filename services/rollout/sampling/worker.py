@@ -22,6 +22,7 @@ from services.contracts.arrays import TokenIds
 from services.contracts.messages import CompletedGroup, PromptTask, Rollout
 from services.contracts.turns import WAITS_FOR_TURN
 from services.rollout import metrics
+from services.rollout.allowance import Allowance
 from services.rollout.sampling.sampling import GroupSampler, fault
 from services.rollout.vllm.server import EngineServer
 from services.runtime.connection import until_served
@@ -40,6 +41,7 @@ TOUCH_SECONDS = 5.0
 MAX_TAKEN = 2
 """Messages taken at once, so that waiting servers share what is fed instead of the first taking everything."""
 TICK_SECONDS = 0.05
+WAITS_FOR_ALLOWANCE = "processor time next to a training run"
 
 
 class RolloutWorker:
@@ -53,13 +55,16 @@ class RolloutWorker:
         sampler: GroupSampler,
         presence: Presence,
         max_num_seqs: int,
+        allowance: Allowance | None = None,
     ) -> None:
+        """`allowance` limits the engine's work; None for a training run, which it is kept for."""
         self._run_id = run_id
         self._queue = queue
         self._server = server
         self._sampler = sampler
         self._presence = presence
         self._max_num_seqs = max_num_seqs
+        self._allowance = allowance or Allowance()
         self._prompts = streams.prompts(run_id)
         self._held: dict[str, Delivery[PromptTask]] = {}
         """Tasks that have not started, for example because they need newer weights, by message id."""
@@ -117,8 +122,10 @@ class RolloutWorker:
     async def _turn(self) -> None:
         """Start what may start, then take more if there is room, or wait for the engine or for a group to end."""
         await self._open_suspect()
-        await self._start_held()
-        room = self._room()
+        is_allowed = self._allowance.is_open
+        if is_allowed:
+            await self._start_held()
+        room = self._room() if is_allowed else 0
         if room > 0 and self._server.phase == "serving":
             found = await self._queue.receive(
                 [self._prompts],
@@ -202,7 +209,8 @@ class RolloutWorker:
     async def _sample(self, delivery: Delivery[PromptTask]) -> None:
         """Process one group from task to published result. Our own bug makes it a dead letter, or it would return."""
         try:
-            await self._sample_and_publish(delivery)
+            with self._allowance.working():
+                await self._sample_and_publish(delivery)
         except Exception as error:  # one group must not stop the others
             log.exception("group failed", group_id=delivery.message.group_id)
             payload, reason = codec.encode(delivery.message), f"The rollout server failed on this prompt: {error!r}"
@@ -277,6 +285,8 @@ class RolloutWorker:
             self._presence.waits_for(f"weights (update is {self._server.phase})")
         elif self._active:
             self._presence.waits_for("")
+        elif not self._allowance.is_open:
+            self._presence.waits_for(WAITS_FOR_ALLOWANCE)
         elif self._held:
             needed = min(delivery.message.min_weight_version for delivery in self._held.values())
             self._presence.waits_for(f"weights version {needed}")

@@ -26,6 +26,7 @@ from services.contracts.errors import (
 )
 from services.contracts.serving import ON_DEMAND, fingerprint, model_name, on_demand_model, openai_error
 from services.rollout import metrics
+from services.rollout.allowance import Allowance
 from services.rollout.sampling.prompts import stop_tokens
 from services.rollout.serving.client import ServedClient
 from services.rollout.serving.parsers import Parsers, check_tools
@@ -59,8 +60,9 @@ class Served:
 class Serving:
     """Answers requests in OpenAI's format."""
 
-    def __init__(self, server: EngineServer, settings: Settings) -> None:
+    def __init__(self, server: EngineServer, settings: Settings, allowance: Allowance) -> None:
         self._server = server
+        self._allowance = allowance
         self._share = settings.serve_share
         self._parsers = Parsers(settings.tool_parser, settings.reasoning_parser)
         self._served: Served | None = None
@@ -143,7 +145,7 @@ class Serving:
             if self._served is None or (self._served.engine, self._served.run_id) != (engine, run_id):
                 # Nothing is trained with a model on demand, so nothing is kept from its clients.
                 part = 1.0 if self._share and run_id.startswith(ON_DEMAND) else self._share
-                share = Share(engine.vllm_config.scheduler_config.max_num_seqs, part)
+                share = Share(engine.vllm_config.scheduler_config.max_num_seqs, part, self._allowance)
                 arguments = self._server.chat_template_kwargs
                 try:
                     parsers = await asyncio.to_thread(self._parsers.fitting, engine.renderer.tokenizer)
@@ -274,9 +276,9 @@ async def create(endpoint: Endpoint, serving: Any, wanted: Any, request: Request
     return Stream(answer, share)
 
 
-def add_routes(app: FastAPI, server: EngineServer, settings: Settings) -> None:
+def add_routes(app: FastAPI, server: EngineServer, settings: Settings, allowance: Allowance) -> None:
     """Add the routes of `Serving`, for the API alone."""
-    serving = Serving(server, settings)
+    serving = Serving(server, settings, allowance)
 
     async def respond(request: Request) -> Response:
         if not is_service(request, settings):

@@ -17,7 +17,8 @@ from redis.backoff import NoBackoff
 
 from services.contracts import codec, streams
 from services.contracts.messages import CompletedGroup, DeadLetter, PromptTask, Rollout
-from services.rollout.sampling.worker import RolloutWorker
+from services.rollout.allowance import Allowance
+from services.rollout.sampling.worker import WAITS_FOR_ALLOWANCE, RolloutWorker
 from services.rollout.vllm.server import EngineServer
 from services.runtime.presence import Presence
 from services.runtime.process import end
@@ -71,7 +72,7 @@ class PlayedSampler:
 
 @asynccontextmanager
 async def serving(
-    redis: Redis, sampler: Any, version: int = 0
+    redis: Redis, sampler: Any, version: int = 0, allowance: Allowance | None = None
 ) -> AsyncIterator[tuple[RolloutWorker, asyncio.Task[None]]]:
     """A worker with an engine that has weights of `version`."""
     server = EngineServer()
@@ -79,7 +80,7 @@ async def serving(
     server._move("serving")
     queue = Queue(redis, streams.GROUP_ROLLOUT, "rollout-0")
     presence = Presence(redis, "rollout", "rollout-0", "")
-    worker = RolloutWorker("run", queue, server, sampler, presence, max_num_seqs=24)
+    worker = RolloutWorker("run", queue, server, sampler, presence, max_num_seqs=24, allowance=allowance)
     running = asyncio.create_task(worker.run())
     try:
         async with asyncio.timeout(60):
@@ -109,6 +110,21 @@ async def test_a_prompt_that_makes_a_library_panic_is_a_fault_and_does_not_retur
     group = await completed(redis, PlayedSampler(panic))
     assert [rollout.status for rollout in group.rollouts] == ["infrastructure_fault"] * 3
     assert "index out of bounds" in group.rollouts[0].fault
+
+
+async def test_work_that_is_limited_waits_until_the_allowance_is_open(redis: Redis) -> None:
+    allowance, sampler = Allowance(clock=lambda: 0.0), PlayedSampler(lambda: None)
+    allowance.is_limited = True
+    allowance._saved = 0.0
+    queue = Queue(redis, streams.GROUP_ROLLOUT, "rollout-0")
+    await queue.publish(streams.prompts("run"), make_group(0).group.task)
+    async with serving(redis, sampler, allowance=allowance) as (worker, _):
+        while worker._presence.record().waiting_for != WAITS_FOR_ALLOWANCE:
+            await asyncio.sleep(0.02)
+        assert sampler.num_calls == 0
+        allowance.is_limited = False
+        while not await redis.xlen(streams.completions("run")):
+            await asyncio.sleep(0.02)
 
 
 async def test_a_group_that_was_sampled_during_an_outage_is_published_after_it(tmp_path: Path) -> None:

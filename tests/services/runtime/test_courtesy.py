@@ -23,4 +23,4 @@ for yes in (False, True, True, False, False):
 def test_a_session_gives_way_and_then_has_its_own_niceness_again() -> None:
     command = [sys.executable, "-c", LOOK]
     said = subprocess.run(command, capture_output=True, text=True, check=True, start_new_session=True).stdout
-    assert [line.split(" ")[-1] for line in said.splitlines()] == ["3", "10", "10", "3", "3"]
+    assert [line.split(" ")[-1] for line in said.splitlines()] == ["3", "19", "19", "3", "3"]

@@ -27,6 +27,8 @@ PARAMETERS: Final = 100
 LONGEST_PARAMETER: Final = 6000
 TABLES: Final = "mlflow.loggedArtifacts"
 """The tag by which MLflow's page knows that an artifact is a table."""
+KIND: Final = {"mlflow.experimentKind": "custom_model_development"}
+"""Makes MLflow's page show training runs and charts instead of traces and prompts."""
 _NOT_IN_NAMES = re.compile(r"[^\w\-./: ]", re.ASCII)
 TABLES_SHOWN: Final = 60
 """The tag's value is at most 5,000 characters long."""
@@ -54,7 +56,8 @@ class MlflowTracker:
             made = self._client.create_run(
                 experiment,
                 start_time=_milliseconds(run.started_at or run.created_at),
-                tags={f"turnout.{name}": text for name, text in tracked.facts.items()},
+                tags={f"turnout.{name}": text for name, text in tracked.facts.items()}
+                | {"mlflow.source.name": "turnout"},
                 run_name=run.name,
             )
         run_id: str = made.info.run_id
@@ -106,7 +109,7 @@ def _experiment(client: MlflowClient, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         with contextlib.suppress(MlflowException):
-            client.create_experiment(name)
+            client.create_experiment(name, tags=KIND)
         found = client.get_experiment_by_name(name)
     if found is None or found.lifecycle_stage == "deleted":
         raise MlflowException(f"The experiment {name} was deleted. Restore it, or choose another --project.")

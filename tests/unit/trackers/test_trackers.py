@@ -190,6 +190,7 @@ class TestMlflow:
 
         client = MlflowClient(server)
         experiment = client.get_experiment_by_name("project")
+        assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
         by_id = {run.data.tags["turnout.run_id"]: run for run in client.search_runs([experiment.experiment_id])}
         assert sorted(by_id) == ["r1", "r2"]
         run = by_id["r1"]

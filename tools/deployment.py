@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -51,8 +53,12 @@ def turnout(*arguments: str, home: Path, within: Sequence[str] = ()) -> subproce
 
 @contextmanager
 def deployment(home: Path, within: Sequence[str] = (), options: Sequence[str] = ()) -> Iterator[Client]:
-    """`turnout up --detach` with further options, and a client of its API; `turnout down` at the end, in any case."""
+    """`turnout up --detach` with further options, and a client of its API; `turnout down` at the end, in any case.
+
+    A program that is terminated meanwhile ends as if by `sys.exit`, so that its deployment does not outlive it.
+    """
     port = free_port()
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)) if _is_main() else None
     started = turnout("up", "--detach", "--api-port", str(port), *options, home=home, within=within)
     try:
         assert started.returncode == 0, started.stderr + started.stdout
@@ -60,6 +66,13 @@ def deployment(home: Path, within: Sequence[str] = (), options: Sequence[str] = 
             yield client
     finally:
         turnout("down", home=home)
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _is_main() -> bool:
+    """Whether signal handlers may be set here."""
+    return threading.current_thread() is threading.main_thread()
 
 
 def patiently(ask: Callable[[], Any], until: Callable[[Any], bool]) -> Any:

@@ -20,7 +20,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from services.contracts.objectives.settings import ObjectiveSettings
-from services.learner.objectives.teacher_prompt import PAPER, Wording, teacher_text
+from services.contracts.teacher_text import PAPER, Wording, teacher_text
 
 QUESTIONS = Path(__file__).parent / "lenient/validation.jsonl"
 STYLE = re.compile(r"\b(correct|answer|solution|solve|original)", re.IGNORECASE)

@@ -26,6 +26,7 @@ from services.api.resources.probes.endpoints import router as probes_router
 from services.api.resources.run_files.endpoints import router as run_files_router
 from services.api.resources.runs.endpoints import router as runs_router
 from services.api.resources.serving.endpoints import router as serving_router
+from services.api.resources.serving.reading_endpoints import router as readings_router
 from services.runtime.http.problem import Problem
 
 ROUTERS = (
@@ -37,6 +38,7 @@ ROUTERS = (
     fleet_router,
     run_files_router,
     serving_router,
+    readings_router,
     keys_router,
     role_router,
     reference_router,

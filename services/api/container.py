@@ -27,6 +27,7 @@ from services.api.resources.run_files.questions import QuestionReader
 from services.api.resources.runs.service import RunService
 from services.api.resources.serving.forwarder import Forwarder
 from services.api.resources.serving.loading import Loading
+from services.api.resources.serving.readings import Readings
 from services.api.storage.database import Database
 from services.api.storage.keyring import Keyring
 from services.contracts.events import Event, RunStateChanged
@@ -55,6 +56,7 @@ class Parts:
     experiments: ExperimentService
     on_demand: OnDemand
     forwarder: Forwarder
+    readings: Readings
     evaluations: EvaluationService
     scheduler: Scheduler
     examiner: Examiner
@@ -93,6 +95,7 @@ def make_parts(settings: Settings, redis: Redis, database: Database) -> Parts:
     evaluations = EvaluationService(settings, impatient, database, signals, runs)
     on_demand = OnDemand(signals.schedule.set, evaluations.discard_files)
     loading = Loading(settings, database, evaluations.discard_files)
+    forwarder = Forwarder(impatient, database, on_demand, loading, settings.service_token)
     journal.listen(board.on_event)
     journal.listen(wake)
     return Parts(
@@ -111,7 +114,8 @@ def make_parts(settings: Settings, redis: Redis, database: Database) -> Parts:
         questions=QuestionReader(settings),
         experiments=ExperimentService(settings, impatient, database, runs),
         on_demand=on_demand,
-        forwarder=Forwarder(impatient, database, on_demand, loading, settings.service_token),
+        forwarder=forwarder,
+        readings=Readings(database, forwarder),
         evaluations=evaluations,
         scheduler=Scheduler(redis, database, journal, on_demand, evaluations.discard_files, settings.max_runs_per_key),
         examiner=Examiner(redis, database, board, evaluations.discard_files),

@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from services.contracts.messages import Message
+from services.contracts.messages import Message, Question
 from services.contracts.states import RunState
 
 Information = Literal["solution", "feedback", "solution_and_feedback", "reference"]
@@ -200,6 +200,37 @@ class Sample(Message, frozen=True, kw_only=True):
     """Reward of each part of a combined reward, by name."""
 
 
+class TeacherInformation(Message, frozen=True, kw_only=True):
+    """What a teacher reads in addition to the question."""
+
+    demonstrations: list[int] = []
+    """Indices of the responses of the group that its prompt shows as solutions, in this order."""
+    reference: bool = False
+    """The solution in the question's row."""
+    feedback: bool = False
+    """The feedback on the response that is taught."""
+
+
+class ReadableResponse(Message, frozen=True, kw_only=True):
+    """One response as teachers need it."""
+
+    index: int
+    token_ids: list[int]
+    demonstration: str
+    """The response as a teacher reads it; empty if there is no answer in it."""
+    told: TeacherInformation | None = None
+    """What this step's teacher read; null without a teacher pass."""
+
+
+class ReadingMaterial(Message, frozen=True, kw_only=True):
+    """What other teachers need to read a group's responses."""
+
+    question: Question
+    """The row, without the `tests` of its reward."""
+    responses: list[ReadableResponse]
+    """As in `samples`."""
+
+
 class SamplesTaken(Event, frozen=True, kw_only=True):
     """One group of a training step, kept for the sample browser."""
 
@@ -210,3 +241,4 @@ class SamplesTaken(Event, frozen=True, kw_only=True):
     answer: str
     samples: list[Sample]
     """All rollouts of the group."""
+    material: ReadingMaterial | msgspec.UnsetType = msgspec.UNSET

@@ -354,6 +354,26 @@ class Results(Record, frozen=True, kw_only=True):
     claims: list[ClaimResult]
 
 
+class TeacherReading(Record, frozen=True, kw_only=True):
+    """How likely a stored response's tokens are to a model that read something in addition to the question."""
+
+    prompt: str
+    """The user message of the teacher's prompt."""
+    num_prompt_tokens: int
+    logprobs: list[float]
+    """Of each token of the response at temperature 1, nats."""
+
+
+class TeacherReadings(Record, frozen=True, kw_only=True):
+    """The same tokens as the policy and as several teachers read them, all with the same weights."""
+
+    weights: str
+    """Which ones: the run and the weight version."""
+    policy: list[float]
+    """Log-probs of the response's tokens after the question alone, as in `TeacherReading`."""
+    teachers: list[TeacherReading]
+
+
 class Probe(Record, frozen=True, kw_only=True):
     """What a probe found, and what it means for the run that is being considered."""
 

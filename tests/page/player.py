@@ -20,14 +20,17 @@ from services.contracts.events import (
     Event,
     Note,
     QuestionCount,
+    ReadableResponse,
+    ReadingMaterial,
     RunStateChanged,
     Sample,
     SamplesTaken,
     StepFinished,
+    TeacherInformation,
     WeightsPublished,
 )
 from services.contracts.heartbeat import ServiceKind, ServiceRecord
-from services.contracts.messages import PromptTask
+from services.contracts.messages import PromptTask, Question
 from tests.services.api.test_evaluations import judged
 
 TOKENS = ["The", " answer", " is", " <b>", "42", "</b>", ".", "\n", "<script>", "alert(1)", "</script>"]
@@ -202,15 +205,29 @@ def step_metrics(step: int, offset: float = 0.0) -> dict[str, float]:
 
 def sample_group(run_id: str, step: int) -> SamplesTaken:
     """A group of four: two correct ones routed to GRPO, a failed one to SDPO, and a failed one to neither."""
+    prompt = "What is six times seven? Answer in <b> marks."
+    samples = [_sample(0, "grpo"), _sample(1, "sdpo"), _sample(2, "grpo"), _sample(3, "none")]
     return SamplesTaken(
         run_id=run_id,
         at=time.time(),
         step=step,
         group_id=f"g-{step}",
         question_id=f"recall-{step}",
-        prompt="What is six times seven? Answer in <b> marks.",
+        prompt=prompt,
         answer="42",
-        samples=[_sample(0, "grpo"), _sample(1, "sdpo"), _sample(2, "grpo"), _sample(3, "none")],
+        samples=samples,
+        material=ReadingMaterial(
+            question=Question(id=f"recall-{step}", kind="exact", prompt=prompt, answer="42"),
+            responses=[
+                ReadableResponse(
+                    index=sample.index,
+                    token_ids=list(range(len(sample.tokens))),
+                    demonstration=f"It is <b>42</b>, says {sample.index}." if sample.correct else "",
+                    told=TeacherInformation(demonstrations=[0]) if sample.route == "sdpo" else None,
+                )
+                for sample in samples
+            ],
+        ),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -44,16 +45,22 @@ class Answers(BaseHTTPRequestHandler):
         """Write nothing."""
 
 
-@pytest.fixture
-def answering() -> Iterator[str]:
-    """URL of a server that answers."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+@contextmanager
+def answering_by(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """URL of a server that answers like this."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture
+def answering() -> Iterator[str]:
+    with answering_by(Answers) as url:
+        yield url
 
 
 def test_a_policy_is_asked(api: Api, browser: Visitor, player: Player, run_text: str, answering: str) -> None:

@@ -212,8 +212,16 @@ async def sample_head(session: AsyncSession, run_id: str, key: SampleKey) -> tup
     row = (await session.execute(query)).mappings().one_or_none()
     if row is None:
         return None
-    fields = dict(row)
+    fields = {name: value for name, value in row.items() if value is not None}
     return fields, fields.pop("length")
+
+
+async def sampled_group(session: AsyncSession, run_id: str, step: int, group_id: str) -> dict[str, Any] | None:
+    """A group as its JSON, in which log-probs can be null; None if it is not stored."""
+    table = SAMPLES.c
+    query = select(SAMPLES).where(table.run_id == run_id, table.step == step, table.group_id == group_id)
+    row = (await session.execute(query)).mappings().one_or_none()
+    return None if row is None else dict(row)
 
 
 async def sample_piece(session: AsyncSession, run_id: str, key: SampleKey, start: int, length: int) -> str | None:

@@ -9,10 +9,11 @@ from typing import Any
 
 from services.contracts.messages import ScoredGroup
 from services.contracts.run_config import RunConfig
+from services.contracts.teacher_text import Wording, shown_solution
 from services.learner.groups.routed import routed
 from services.learner.objectives.echoes import num_echoes
 from services.learner.objectives.routing import Assignment, without_teacher
-from services.learner.objectives.teacher_prompt import Wording, shown_response, shown_solution, teacher_prompt_ids
+from services.learner.objectives.teacher_prompt import shown_response, teacher_prompt_ids
 from services.learner.packing.sequence import TrainSequence
 
 

@@ -12,9 +12,10 @@ import numpy as np
 from services.contracts.evaluations.tasks import usable_samples
 from services.contracts.messages import Rollout, ScoredGroup
 from services.contracts.run_config import RunConfig
+from services.contracts.teacher_text import shown_solution
 from services.learner.objectives.filters import Kept, leave_out
 from services.learner.objectives.routing import GroupOutcome, route_group
-from services.learner.objectives.teacher_prompt import shown_response, shown_solution
+from services.learner.objectives.teacher_prompt import shown_response
 from services.learner.objectives.terms.advantages import group_advantages
 
 

@@ -1,4 +1,4 @@
-"""What the self-teacher reads: question, a correct sibling's solution, feedback (docs/algorithm.md, "SDPO branch").
+"""The self-teacher's prompt: its token ids, and what of a rollout it shows (docs/algorithm.md, "SDPO branch").
 
 Same system message and chat template as the student's prompt, with thinking as the run's template arguments say.
 """
@@ -6,33 +6,15 @@ Same system message and chat template as the student's prompt, with thinking as 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from services.contracts.chat_template import DEFAULT_ARGUMENTS, Scalar, unused_arguments
 from services.contracts.messages import Question, Rollout
-from services.contracts.objectives.settings import QUESTION, ObjectiveSettings
 from services.contracts.run_config import RunConfig
+from services.contracts.teacher_text import PAPER, Wording, teacher_text
 from services.contracts.thinking import without_thinking
 from services.contracts.trainable import teacher_tokens
 from services.runtime.tokenizer import prompt_ids
-
-
-@dataclass(frozen=True, slots=True)
-class Wording:
-    """The texts around solution and feedback; empty ones are left out. `{question}` in the closing is the question."""
-
-    solution_heading: str
-    feedback_heading: str
-    closing: str
-
-    @classmethod
-    def of(cls, section: ObjectiveSettings) -> Self:
-        return cls(section.teacher_solution_heading, section.teacher_feedback_heading, section.teacher_closing)
-
-
-PAPER = Wording.of(ObjectiveSettings())
-"""Those of arXiv 2604.02288, the defaults."""
 
 
 def shown_response(rollout: Rollout, config: RunConfig) -> str:
@@ -44,35 +26,6 @@ def shown_response(rollout: Rollout, config: RunConfig) -> str:
     text = rollout.text.strip()
     begun_by_template = closing in text and opening not in text
     return f"{opening}\n{text}" if begun_by_template else text
-
-
-def shown_solution(question: Question, config: RunConfig) -> str:
-    """A row's solution as the teacher reads it; empty for none."""
-    solution = question.solution or ""
-    answer = without_thinking(solution, *config.thinking_markers)
-    return solution.strip() if answer and config.objective.demonstration_thinking == "keep" else answer
-
-
-def teacher_text(
-    prompt: str, solution: str | None, feedback: str | None, further: Sequence[str] = (), *, wording: Wording = PAPER
-) -> str:
-    """The user message of the teacher's prompt. Without solution and feedback it is the question itself.
-
-    `solution` is as `shown_response` or `shown_solution` returns it, and so are `further` ones, which are numbered.
-    """
-    if solution is None and feedback is None:
-        return prompt
-    parts = [prompt]
-    if solution is not None and not further:
-        parts += [wording.solution_heading, solution]
-    elif solution is not None:
-        heading = wording.solution_heading.removesuffix(":")
-        for number, text in enumerate((solution, *further), start=1):
-            parts += [f"{heading} {number}:".strip(), text]
-    if feedback is not None:
-        parts += [wording.feedback_heading, feedback.strip()]
-    parts.append(wording.closing.replace(QUESTION, prompt))
-    return "\n\n".join(part for part in parts if part)
 
 
 def teacher_prompt_ids(

@@ -349,7 +349,7 @@ class Leader:
     def _samples(self, groups: Sequence[PreparedGroup], trained: Trained, step: int) -> Any:
         share, details = trained.shares[0], trained.reports[0].details
         by_rollout = {share[index]: detail for index, detail in details.items()}
-        return samples_taken(groups[0], by_rollout, self.link.run_id, step, self.tokenizer)
+        return samples_taken(groups[0], by_rollout, self.link.run_id, step, self.tokenizer, self.config)
 
     def _submit(self, event: StepFinished, samples: Any, weights: dict[str, Tensor], snapshot: Snapshot | None) -> None:
         settled = self.batcher.take_settled() if snapshot is not None else []

@@ -21,9 +21,10 @@ from services.contracts.events import Information, ProbeFinished, TeacherGap
 from services.contracts.messages import PromptTask, Question, ScoredGroup
 from services.contracts.rewards import deciding_parts
 from services.contracts.run_config import RunConfig
+from services.contracts.teacher_text import Wording, shown_solution, teacher_text
 from services.learner.groups.feeder import train_sampling
 from services.learner.groups.questions import Mixture
-from services.learner.objectives.teacher_prompt import Wording, shown_response, shown_solution, teacher_text
+from services.learner.objectives.teacher_prompt import shown_response
 from services.learner.program.evaluate import collect_judged
 from services.runtime.queue.queue import Delivery, Queue
 

@@ -10,11 +10,21 @@ from typing import Any, Final
 
 import msgspec
 
-from services.contracts.events import Histogram, Sample, SamplesTaken, StepFinished
+from services.contracts.events import (
+    Histogram,
+    ReadableResponse,
+    ReadingMaterial,
+    Sample,
+    SamplesTaken,
+    StepFinished,
+    TeacherInformation,
+)
 from services.contracts.messages import Question, Rollout
 from services.contracts.run_config import RunConfig
 from services.learner.groups.curriculum import POOLS
 from services.learner.groups.prepare import PreparedGroup
+from services.learner.objectives.routing import Assignment
+from services.learner.objectives.teacher_prompt import shown_response
 from services.learner.update.statistics import MinibatchReport, TokenDetail, step_metrics, weight_histogram
 
 STALENESS_EDGES: Final = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 16.0]
@@ -193,7 +203,7 @@ def with_rates(
 
 
 def samples_taken(
-    group: PreparedGroup, details: Mapping[int, TokenDetail], run_id: str, step: int, tokenizer: Any
+    group: PreparedGroup, details: Mapping[int, TokenDetail], run_id: str, step: int, tokenizer: Any, config: RunConfig
 ) -> SamplesTaken:
     """One group token by token. `details` is by rollout index, and lacks the rollouts that this rank did not train."""
     task = group.scored.group.task
@@ -231,6 +241,28 @@ def samples_taken(
         prompt=_conversation(task.question),
         answer=task.question.answer,
         samples=samples,
+        material=_material(group, config),
+    )
+
+
+def _material(group: PreparedGroup, config: RunConfig) -> ReadingMaterial:
+    responses = [
+        ReadableResponse(
+            index=index,
+            token_ids=rollout.token_ids.tolist(),
+            demonstration=shown_response(rollout, config),
+            told=None if group.sequences[index].teacher_prompt_ids is None else _told(group.assignments[index]),
+        )
+        for index, rollout in enumerate(group.scored.group.rollouts)
+        if group.usable[index]
+    ]
+    question = msgspec.structs.replace(group.scored.group.task.question, tests="")
+    return ReadingMaterial(question=question, responses=responses)
+
+
+def _told(assignment: Assignment) -> TeacherInformation:
+    return TeacherInformation(
+        demonstrations=list(assignment.demonstrations), reference=assignment.reference, feedback=assignment.feedback
     )
 
 

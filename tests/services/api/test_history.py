@@ -293,7 +293,7 @@ async def test_text_with_the_character_zero_is_shown(
     sample = Sample(
         index=0, text="a\0b", tokens=["a", "\0", "b"], reward=1.0, correct=True, route="grpo", advantage=0.5
     )
-    texts = {"question_id": "q\0", "prompt": "p\0", "answer": "\0"}
+    texts: dict[str, Any] = {"question_id": "q\0", "prompt": "p\0", "answer": "\0"}
     group = SamplesTaken(run_id=run_id, at=1.0, step=1, group_id="train-0", samples=[sample], **texts)
     note = Note(run_id=run_id, at=2.0, level="warning", source="rollout-0", text="odd: \0")
     failed = RunStateChanged(run_id=run_id, at=3.0, state="failed", reason="row \0 is bad")

@@ -222,7 +222,7 @@ async def test_callers_do_not_share_idempotency_keys(
 async def store_groups(parts: Parts, run_id: str, count: int, text: str) -> None:
     for number in range(count):
         sample = Sample(index=0, text=text, tokens=["é"], reward=1.0, correct=True, route="grpo", advantage=0.5)
-        named = {"group_id": f"g-{number}", "question_id": 'q"', "prompt": "p\n", "answer": "\\"}
+        named: dict[str, Any] = {"group_id": f"g-{number}", "question_id": 'q"', "prompt": "p\n", "answer": "\\"}
         await parts.journal.store([SamplesTaken(run_id=run_id, at=1.0, step=1, samples=[sample], **named)])
 
 
@@ -277,7 +277,7 @@ async def test_a_group_that_changes_while_it_is_sent_breaks_the_answer(
     for _ in range(4):
         await anext(pieces)
     sample = Sample(index=0, text="y", tokens=[], reward=1.0, correct=True, route="grpo", advantage=0.5)
-    named = {"group_id": "g-0", "question_id": "q", "prompt": "p", "answer": ""}
+    named: dict[str, Any] = {"group_id": "g-0", "question_id": "q", "prompt": "p", "answer": ""}
     await parts.journal.store([SamplesTaken(run_id=run_id, at=2.0, step=1, samples=[sample], **named)])
     with pytest.raises(SamplesChangedError):
         await anext(pieces)
@@ -315,7 +315,7 @@ async def test_numbers_that_are_none_are_null(
         index=0, text="NaN, -Infinity", tokens=["NaN"], reward=nan, correct=True, route="grpo", advantage=0.5
     )
     sample = msgspec.structs.replace(sample, logprobs=[-1.0, -infinite], teacher_entropy=[nan], divergence=[0.5])
-    named = {"group_id": "g", "question_id": "q", "prompt": "p", "answer": "NaN"}
+    named: dict[str, Any] = {"group_id": "g", "question_id": "q", "prompt": "p", "answer": "NaN"}
     await parts.journal.store(
         [
             StepFinished(run_id=run_id, at=1.0, step=1, metrics=metrics, groups={}),

@@ -198,6 +198,12 @@ async def test_a_run_reports_steps_samples_and_evaluations(
     for sample in samples.samples:
         assert len(sample.tokens) == len(sample.behaviour_logprobs) == len(sample.logprobs)
         assert (sample.route == "sdpo") == bool(sample.teacher_prompt) == bool(sample.divergence)
+    assert isinstance(samples.material, events.ReadingMaterial)
+    for sample, response in zip(samples.samples, samples.material.responses, strict=True):
+        assert len(response.token_ids) == len(sample.tokens)
+        assert (response.told is not None) == bool(sample.teacher_prompt)
+        for index in response.told.demonstrations if response.told else ():
+            assert samples.material.responses[index].demonstration in sample.teacher_prompt
     assert [event.step for event in await log.of(events.CheckpointWritten)] == [2, 3]
     assert await log.states() == ["running", "succeeded"]
     # Strictly on-policy: nothing of step s was served before version s was there.

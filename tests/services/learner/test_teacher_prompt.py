@@ -12,14 +12,9 @@ from transformers import AutoTokenizer
 from services.contracts.messages import Question, Rollout, ScoredGroup, Thinking
 from services.contracts.objectives.settings import ObjectiveSettings
 from services.contracts.run_config import parse_run_config
+from services.contracts.teacher_text import Wording, teacher_text
 from services.learner.groups.prepare import prepare_group
-from services.learner.objectives.teacher_prompt import (
-    Wording,
-    position_warning,
-    teacher_prompt_ids,
-    teacher_text,
-    template_warning,
-)
+from services.learner.objectives.teacher_prompt import position_warning, teacher_prompt_ids, template_warning
 from services.learner.packing.sequence import TrainSequence
 from services.learner.packing.shares import share_of_rank
 from services.learner.program.step_report import group_metrics

@@ -19,13 +19,19 @@ from typer.testing import CliRunner
 
 from services.api.application import make_application
 from services.api.container import Parts, make_parts
+from services.api.storage import history
 from services.api.storage.database import open_database
 from services.api.storage.runs import Run
 from services.contracts import streams
 from services.contracts.errors import NotFoundError
+from services.contracts.events import ReadableResponse, ReadingMaterial, Sample, SamplesTaken
+from services.contracts.messages import Question
 from services.contracts.run_config import read_run_config
+from services.contracts.teacher_text import PAPER, Wording, teacher_text
+from services.learner.objectives.teacher_prompt import teacher_prompt_ids
 from services.rollout.serving.share import WAITING_PER_SLOT
 from services.runtime.settings import Settings
+from services.runtime.tokenizer import prompt_ids
 from tests.services.api.fakes import eventually, looping, served
 from tests.services.rollout.conftest import TOKEN, Deployment
 from tests.services.rollout.models import TOOL_CALL, make_model, make_tokenizer
@@ -163,6 +169,70 @@ async def test_roles(api: tuple[Parts, str], deployment: Deployment) -> None:
         assert (await user.get("/v1/models")).status_code == 200
         for path in ("/v1/runs", f"/v1/runs/{deployment.run_id}", "/v1/keys", "/metrics"):
             assert (await user.get(path)).status_code == 403, path
+
+
+async def test_a_stored_response_is_read_by_other_teachers(api: tuple[Parts, str], deployment: Deployment) -> None:
+    parts, url = api
+    run_id, tokenizer = deployment.run_id, make_tokenizer()
+    question = Question(id="q", kind="exact", prompt="w3 w4", system="w2", solution="w40 w41")
+    ids = [20, 21, 199, 1]
+    common: dict[str, Any] = {"tokens": ["w"] * 4, "reward": 0.0, "correct": False, "route": "sdpo", "advantage": 0.0}
+    responses = [
+        ReadableResponse(index=0, token_ids=ids, demonstration="w14"),
+        ReadableResponse(index=1, token_ids=ids[:2], demonstration="w9 w10"),
+        ReadableResponse(index=2, token_ids=ids, demonstration=""),
+    ]
+    samples = [Sample(index=index, text="w", feedback=" w30 " * (index == 0), **common) for index in range(3)]
+    group: dict[str, Any] = {
+        "run_id": run_id,
+        "at": 1.0,
+        "question_id": "q",
+        "prompt": "w3 w4",
+        "answer": "",
+        "samples": samples,
+    }
+    material = ReadingMaterial(question=question, responses=responses)
+    async with parts.database.write() as session:
+        await history.store(session, SamplesTaken(step=1, group_id="a/group", material=material, **group))
+        await history.store(session, SamplesTaken(step=2, group_id="old", **group))
+    which = {"step": 1, "group_id": "a/group", "index": 0}
+    teachers = [{"demonstrations": [1]}, {"solution": "w8", "reference": True, "feedback": True, "closing": "w7"}]
+    async with httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {KEY}"}, timeout=60) as user:
+
+        async def read(**body: Any) -> Any:
+            values = {**which, "teachers": teachers, **body}
+            return await user.post(f"/v1/runs/{run_id}/samples/readings", json=values)
+
+        found = (await read(version=0)).raise_for_status().json()
+        for body, status, text in (
+            ({"index": 4}, 404, "no response 4 of group 'a/group' of step 1"),
+            ({"step": 2, "group_id": "old"}, 409, "did not keep its token ids"),
+            ({"index": 1, "teachers": [{"feedback": True}]}, 422, "This response has no feedback to read"),
+            ({"teachers": [{"demonstrations": [5]}]}, 422, "The group has no response 5. Choose one of 0, 1, 2."),
+            ({"teachers": [{"demonstrations": [2]}]}, 422, "Response 2 leaves a teacher nothing to read"),
+            ({"version": 7}, 404, "version 7"),
+            ({"teachers": [{"solution": "w3 " * 1000}]}, 422, "1000"),
+        ):
+            reply = await read(**body)
+            assert reply.status_code == status, reply.text
+            assert text in f"{reply.json()['detail']} {reply.json()['remedy']}"
+
+    assert found["weights"] == f"{run_id}@0"
+    wording = Wording("Correct solution:", PAPER.feedback_heading, "w7")
+    prompts = [
+        prompt_ids(tokenizer, question, question.prompt),
+        teacher_prompt_ids(tokenizer, question, "w9 w10", None),
+        teacher_prompt_ids(tokenizer, question, "w8", "w30", further=["w40 w41"], wording=wording),
+    ]
+    assert [one["num_prompt_tokens"] for one in found["teachers"]] == [len(prompt) for prompt in prompts[1:]]
+    assert found["teachers"][0]["prompt"] == teacher_text("w3 w4", "w9 w10", None)
+    for prompt, logprobs in zip(
+        prompts, [found["policy"], *(one["logprobs"] for one in found["teachers"])], strict=True
+    ):
+        with torch.no_grad():
+            scores = make_model(0)(torch.tensor([prompt + ids])).logits.log_softmax(-1)[0, len(prompt) - 1 : -1]
+        expected = scores.gather(1, torch.tensor(ids)[:, None]).flatten().tolist()
+        assert logprobs == pytest.approx(expected, abs=1e-3)
 
 
 def long(client: Any, model: str, **options: Any) -> Any:

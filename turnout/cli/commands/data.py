@@ -54,11 +54,11 @@ def show(
 
 
 def _rendered(tokenizer: Any, config: RunConfig, place: str, question: Question) -> dict[str, Any]:
-    from services.learner.objectives.teacher_prompt import teacher_text
+    from services.contracts.teacher_text import Wording, teacher_text
     from services.runtime.tokenizer import read_prompt
 
     model = read_prompt(tokenizer, place, question, question.prompt, config.model.chat_template_kwargs)
-    shown = teacher_text(question.prompt, SOLUTION, None)
+    shown = teacher_text(question.prompt, SOLUTION, None, wording=Wording.of(config.objective))
     teacher = read_prompt(tokenizer, place, question, shown, config.teacher_chat_template_kwargs)
     return {
         "place": place,

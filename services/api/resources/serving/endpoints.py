@@ -106,13 +106,13 @@ async def _forwarded(request: Request, forwarder: Forwarder) -> Response:
     caller: Caller | None = getattr(request.state, "caller", None)
     call = forwarder.send(request.url.path, body, may_download=caller is None or caller.role == "operate")
     try:
-        answer = await _while_connected(request, call)
+        answer = await while_connected(request, call)
     except TurnoutError as error:
         return refusal(error)
     return answer or Response(status_code=499)
 
 
-async def _while_connected(request: Request, call: Coroutine[Any, Any, T]) -> T | None:
+async def while_connected(request: Request, call: Coroutine[Any, Any, T]) -> T | None:
     """The call's result; None if the client left first, which cancels the call. The body must have been read."""
 
     async def left() -> None:

@@ -5,18 +5,26 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
 
 import httpx
 import msgspec
 from redis.asyncio import Redis
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from services.api.control.on_demand import OnDemand, OnDemandModel
 from services.api.resources.serving.loading import Loadable, Loading
 from services.api.storage.database import Database
 from services.api.storage.runs import active_runs
-from services.contracts.errors import ConfigurationError, UnavailableError
+from services.contracts.errors import (
+    ConfigurationError,
+    ConflictError,
+    NotFoundError,
+    OverloadedError,
+    TurnoutError,
+    UnavailableError,
+)
 from services.contracts.heartbeat import ServiceRecord
 from services.contracts.records import Model
 from services.contracts.run_config import read_run_config
@@ -33,6 +41,10 @@ TRY_ANOTHER = (429, 503)
 """Statuses of a server whose share is used up, and of one that has no engine."""
 RETRY_SECONDS = {429: "5", 503: "30"}
 """When clients should send a request again that was answered with this status. OpenAI's do so automatically."""
+
+ERRORS: Mapping[int, type[TurnoutError]] = {
+    error.status: error for error in (NotFoundError, ConflictError, OverloadedError, UnavailableError)
+} | {400: ConfigurationError}
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -101,7 +113,21 @@ class Forwarder:
         loadable = await self._loading.find(name, may_download=True)  # which only looks
         return next((found for found in await self.models() if found.id == loadable.name), _unloaded(loadable))
 
-    async def send(self, path: str, body: bytes, *, may_download: bool = True) -> Response:
+    async def ask(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The whole answer to a request that is not streamed, of a model that need not be downloaded. Raises as `send`,
+        and what the server answers as an error."""
+        answer = await self.send(path, msgspec.json.encode(body), may_download=False)
+        try:
+            values: dict[str, Any] = msgspec.json.decode(b"".join([piece async for piece in answer.pieces()]))
+        except httpx.HTTPError as error:
+            raise UnavailableError(f"The answer broke off: {type(error).__name__}.", remedy="Try again.") from error
+        finally:
+            await answer.close()
+        if answer.status_code >= 400:
+            raise ERRORS.get(answer.status_code, UnavailableError)(values["error"]["message"])
+        return values
+
+    async def send(self, path: str, body: bytes, *, may_download: bool = True) -> Passed:
         """The answer of one of the model's servers, after loading the model if no server has it.
 
         Raises:
@@ -139,7 +165,7 @@ class Forwarder:
             await answer.close()
         return await self._ask(servers[-1], path, body)
 
-    async def _ask_on_demand(self, model: OnDemandModel, path: str, body: bytes) -> Response:
+    async def _ask_on_demand(self, model: OnDemandModel, path: str, body: bytes) -> Passed:
         """The answer of the model's server. Releases the model once it is complete."""
         try:
             servers = [record for record in await self._servers() if record.run_id == model.id]
@@ -193,12 +219,13 @@ class Passed(StreamingResponse):
 
     def __init__(self, reply: httpx.Response, on_close: Callable[[], None]) -> None:
         kind = reply.headers.get("content-type", "application/json")
-        super().__init__(self._pieces(), reply.status_code, retry_header(reply.status_code), media_type=kind)
+        super().__init__(self.pieces(), reply.status_code, retry_header(reply.status_code), media_type=kind)
         self._reply = reply
         self._on_close = on_close
         self._is_open = True
 
-    async def _pieces(self) -> AsyncIterator[bytes]:
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Reads the body; `close` ends the connection."""
         async for piece in self._reply.aiter_raw():
             yield piece
 

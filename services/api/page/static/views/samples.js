@@ -8,6 +8,7 @@ import { fixed, percent } from '../format.js';
 import { problemBox } from '../parts/actions.js';
 import { positions } from '../parts/positions.js';
 import { legend, QUANTITIES, rangeOf, tokenText } from '../parts/tokens.js';
+import { twoTeachers } from '../parts/two_teachers.js';
 
 const LIMIT = 20;
 
@@ -116,7 +117,7 @@ export async function samplesView(box, { path, query }, signal) {
     state.group = keyOf(group);
     const same = reading && keyOf(reading) === state.group && reading.at === group.at;
     reading = group;
-    if (!same) showGroup(content, group, groups, state, remember);
+    if (!same) showGroup(content, group, groups, state, remember, twoTeachers(id, group, signal));
   };
   poll(4, signal, load, (problem) => fill(content, problemBox(problem)));
 }
@@ -132,8 +133,9 @@ function keyOf(group) {
  * @param {any[]} groups All that are loaded.
  * @param {{quantity: string, numbers: boolean}} state
  * @param {() => void} remember
+ * @param {HTMLElement} teachers
  */
-function showGroup(content, group, groups, state, remember) {
+function showGroup(content, group, groups, state, remember, teachers) {
   const known = Object.entries(QUANTITIES).filter(([, quantity]) =>
     group.samples.some((/** @type {any} */ s) => quantity.values(s).length),
   );
@@ -147,7 +149,7 @@ function showGroup(content, group, groups, state, remember) {
   );
   const again = () => {
     remember();
-    showGroup(content, group, groups, state, remember);
+    showGroup(content, group, groups, state, remember, teachers);
   };
   const numbers = h('input', {
     type: 'checkbox',
@@ -178,40 +180,45 @@ function showGroup(content, group, groups, state, remember) {
     ),
     h(
       'div',
-      { class: 'colouring' },
-      choice(
-        'Colour by',
-        known.map(([key, one]) => /** @type {[string, string]} */ ([key, one.label])),
-        name,
-        (value) => {
-          state.quantity = value;
-          again();
-          content.querySelector('select')?.focus();
-        },
-      ),
-      legend(range, quantity),
-      h('label', { class: 'check' }, numbers, 'Show values'),
-      readout,
-    ),
-    name === 'advantage'
-      ? null
-      : h(
-          'div',
-          { class: 'position-bars' },
-          positions('this group', group.samples, quantity),
-          groups.length > 1
-            ? positions(
-                `${groups.length} groups`,
-                groups.flatMap((one) => one.samples),
-                quantity,
-              )
-            : null,
+      {},
+      h(
+        'div',
+        { class: 'colouring' },
+        choice(
+          'Colour by',
+          known.map(([key, one]) => /** @type {[string, string]} */ ([key, one.label])),
+          name,
+          (value) => {
+            state.quantity = value;
+            again();
+            content.querySelector('select')?.focus();
+          },
         ),
-    h(
-      'div',
-      { class: state.numbers ? 'samples numbers' : 'samples' },
-      group.samples.map((/** @type {any} */ sample) => card(sample, quantity, range, readout)),
+        legend(range, quantity),
+        h('label', { class: 'check' }, numbers, 'Show values'),
+        readout,
+      ),
+      name === 'advantage'
+        ? null
+        : h(
+            'div',
+            { class: 'position-bars' },
+            positions('this group', group.samples, quantity),
+            groups.length > 1
+              ? positions(
+                  `${groups.length} groups`,
+                  groups.flatMap((one) => one.samples),
+                  quantity,
+                )
+              : null,
+          ),
+      h(
+        'div',
+        { class: state.numbers ? 'samples numbers' : 'samples' },
+        group.samples.map((/** @type {any} */ sample) => card(sample, quantity, range, readout)),
+      ),
     ),
+    teachers,
   );
 }
 

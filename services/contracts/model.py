@@ -42,6 +42,9 @@ class LoraSection(Section):
     """The update is scaled by alpha / rank."""
     target_modules: Literal["all-linear"] | Annotated[tuple[Name, ...], Field(min_length=1)] = "all-linear"
     """Names of the linear layers that get an adapter, such as `[q_proj, v_proj]`; `all-linear`: all but the LM head."""
+    load_in_4bit: bool = False
+    """Keep the frozen weights of linear layers in 4 bits on the learner (QLoRA), a quarter of their size in bfloat16.
+    Rollout servers get whole weights instead of the adapter. Needs bitsandbytes."""
 
     @field_validator("target_modules", mode="before")
     @classmethod
@@ -79,3 +82,9 @@ class ModelSection(Section):
     `model.thinking`; `{}` for `<think>` and `</think>`); null: they read the whole response."""
     lora: LoraSection | None = None
     """Train a LoRA adapter on the frozen model (section `model.lora`; `{}` for its defaults); null: all weights."""
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the learner's frozen weights are in 4 bits, so that not even its first policy is the model at `path`:
+        rollout servers have to wait for version 0."""
+        return self.lora is not None and self.lora.load_in_4bit

@@ -152,9 +152,15 @@ def candidates(config: RunConfig, gpus: Gpus) -> Iterator[dict[str, Any]]:
     if OBJECTIVES[config.objective.name].has_teacher and apart:
         offloads = {False, True}
     most = 1 if rollout.share_gpu else max(1, gpus.count - rollout.tensor_parallel_size)
+    most_stage = 2 if config.model.is_quantized else 3
     turns = {config.rollout.share_gpu, gpus.count == 1 and can_take_turns(config)}
     for ranks, stage, offload, again, budget, turn in product(
-        range(1, most + 1), range(sizing.stage(config), 4), sorted(offloads), (False, True), tokens, sorted(turns)
+        range(1, most + 1),
+        range(sizing.stage(config), most_stage + 1),
+        sorted(offloads),
+        (False, True),
+        tokens,
+        sorted(turns),
     ):
         servers = max(1, (gpus.count - ranks) // rollout.tensor_parallel_size)
         if turn:
@@ -279,6 +285,8 @@ def _refusal(config: RunConfig, shape: Shape, gpus: Gpus, response_tokens: int |
         remedies.insert(0, "Lower rollout.max_response_tokens or training.prompts_per_minibatch")
     elif config.model.lora is None:
         remedies.insert(0, "Set model.lora")
+    elif not config.model.is_quantized:
+        remedies.insert(0, "Set model.lora.load_in_4bit")
     return ConfigurationError(
         f"{field} is {value}, and {who} {gib(need(least))} per GPU even with {settings}: {gib(state)} for weights, "
         f"gradients, optimizer and teacher of {billions(shape.num_parameters)} parameters{_and_teacher(shape)}, "

@@ -274,7 +274,14 @@ class RunConfig(Section):
                 "student's own frozen weights; remove it"
             )
         transport = self.weights.transport
-        if lora is not None and TRANSPORTS[transport] is not None and not brings_folder(transport):
+        quantized = self.model.is_quantized
+        if quantized and training.zero_stage == 3:
+            yield (
+                "model.lora.load_in_4bit is true, but training.zero_stage is 3, which cannot divide weights in 4 bits "
+                "among ranks; use 2"
+            )
+        fast = TRANSPORTS[transport] is not None and not brings_folder(transport)
+        if lora is not None and fast and not quantized:
             yield (
                 f"weights.transport {transport} has no use with model.lora: adapters are small and "
                 "go by the store; remove it"

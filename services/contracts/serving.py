@@ -52,8 +52,9 @@ def on_demand_config(run: Mapping[str, Any] | None, model: str | None) -> RunCon
     values = merge(base, {"name": "on demand", "rollout": {"num_servers": 1, "share_gpu": False}})
     values["training"] = base.get("training") or {"steps": 1}
     values["weights"], values["probe"] = {}, None
+    values["model"] = {**values["model"], "lora": None}  # nothing is trained
     if model is not None:
-        values["model"] = {**values["model"], "path": model, "lora": None}
+        values["model"]["path"] = model
     return parse_run_config(values)
 
 

@@ -38,6 +38,9 @@ WHOLE_LOGIT_BYTES: Final = 40
 """The same if all probabilities are compared (`objective.top_k: null`)."""
 TOKEN_BYTES: Final = 120
 """Numbers per response token of a mini-batch (`services.learner.update.layout`)."""
+QUANTIZED_BYTES: Final = 1 / 2 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a weight in 4 bits with its share of scales (`services.learner.model.quantized`): one of 8 bits per block of
+64, and a float32 per 256 of those."""
 KINDS: Final = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
 """`model_type` in config.json of models that the formulas cover."""
 LINEAR: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -66,15 +69,19 @@ class Shape:
     """Of the teacher in `objective.teacher_path`, if the run has one."""
 
     @property
+    def num_linear_parameters(self) -> int:
+        """Number of weights of the linear layers, without the LM head."""
+        return self.layers * (2 * self.hidden * (self.queries + self.keys) + 3 * self.hidden * self.middle)
+
+    @property
     def num_parameters(self) -> int:
         """Number of parameters, tied ones counted once."""
-        projections = 2 * self.hidden * (self.queries + self.keys) + 3 * self.hidden * self.middle
         norms = 2 * self.hidden + (2 * self.head if self.kind == "qwen3" else 0)
         biases = 0
         if self.kind == "qwen2" or self.biased:
             biases = self.queries + 2 * self.keys + (0 if self.kind == "qwen2" else self.hidden)
         embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
-        return embeddings + self.layers * (projections + norms + biases) + self.hidden
+        return embeddings + self.num_linear_parameters + self.layers * (norms + biases) + self.hidden
 
     def num_shard_parameters(self, size: int) -> int:
         """Number of parameters on each of `size` GPUs among which vLLM shares the layers. Norms are on each, and of
@@ -82,7 +89,7 @@ class Shape:
         keys = self.shard_keys(size)
         projections = self.hidden * (2 * self.queries // size + 2 * keys) + 3 * self.hidden * self.middle // size
         whole = self.num_parameters - self.vocabulary * self.hidden * (1 if self.tied else 2)
-        whole -= self.layers * (2 * self.hidden * (self.queries + self.keys) + 3 * self.hidden * self.middle)
+        whole -= self.num_linear_parameters
         embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2) // size
         return embeddings + self.layers * projections + whole
 
@@ -238,7 +245,7 @@ def learner(config: RunConfig, shape: Shape, response_tokens: int | None = None)
     total = size if lora is None else size + trained
     w, used, ranks = width(config), stage(config), config.training.num_ranks
     cut = ranks if used == 3 else 1
-    weights = w * total / cut
+    weights = w * total / cut - _saved_by_quantizing(config, shape)
     optimizer = (12 / ranks if used else 8) * trained
     model, averages = _teacher(config, shape, total, trained, cut)
     referred = bool(config.objective.reference_kl_coefficient) and lora is None
@@ -258,7 +265,7 @@ def learner(config: RunConfig, shape: Shape, response_tokens: int | None = None)
         temporary=temporary(config, shape, passing, response_tokens),
         teacher_states=_tokens_of_rank(config, response_tokens)
         * (TOKEN_BYTES + (w * (shape.teacher or shape).hidden * teacher_passes(config.objective) if taught else 0)),
-        publishing=_publishing(config, trained),
+        publishing=published_bytes(config, shape) if config.weights.transport == "cuda_ipc" else 0,
         cpu=checkpoint_bytes(config, shape)
         + published_bytes(config, shape)
         + (ranks * (averages + model) if offloads else 0)
@@ -275,7 +282,12 @@ def checkpoint_bytes(config: RunConfig, shape: Shape) -> float:
     """Bytes of one checkpoint: weights in bfloat16, their float32 copy, AdamW's moments, the teacher's averages."""
     lora, taught = config.model.lora, OBJECTIVES[config.objective.name].has_teacher and shape.teacher is None
     trained = shape.num_parameters if lora is None else shape.num_adapter_parameters(lora)
-    return (12 + (2 if width(config) == 2 else 0) + (4 if taught else 0)) * trained
+    whole = published_bytes(config, shape) if config.model.is_quantized else 0
+    return whole + (12 + (2 if width(config) == 2 else 0) + (4 if taught else 0)) * trained
+
+
+def _saved_by_quantizing(config: RunConfig, shape: Shape) -> float:
+    return (width(config) - QUANTIZED_BYTES) * shape.num_linear_parameters if config.model.is_quantized else 0.0
 
 
 def _teacher(config: RunConfig, shape: Shape, total: int, trained: int, cut: int) -> tuple[float, float]:
@@ -355,7 +367,10 @@ def temporary(config: RunConfig, shape: Shape, passing: float, response_tokens: 
         many = tokens * shape.vocabulary > CHUNK_LOGITS
         head = shape.vocabulary * shape.hidden * (w + (4 if many else 0))
     late = passing if w == 2 and stage(config) == 1 else 0.0
-    most = max(head + logits(config, shape) - late, head + tokens * backward)
+    values = (
+        w * shape.hidden * max(shape.middle, shape.queries) if config.model.is_quantized else 0
+    )  # of one layer's weights
+    most = max(head + logits(config, shape) - late, head + tokens * backward + values)
     if not OBJECTIVES[config.objective.name].has_teacher:
         return most
     layer = layer_bytes(config, shape.teacher or shape)
@@ -376,15 +391,12 @@ def _tokens_of_rank(config: RunConfig, response_tokens: int | None) -> float:
     return config.prompts_per_minibatch * config.rollout.group_size * length / config.training.num_ranks
 
 
-def _publishing(config: RunConfig, trained: int) -> float:
-    """Copies in GPU memory that stay while the learner trains: the buffer of `cuda_ipc`."""
-    return width(config) * trained if config.weights.transport == "cuda_ipc" else 0.0
-
-
 def published_bytes(config: RunConfig, shape: Shape) -> int:
     """Bytes of one published version."""
     lora = config.model.lora
-    return width(config) * (shape.num_parameters if lora is None else shape.num_adapter_parameters(lora))
+    if lora is None or lora.load_in_4bit:
+        return width(config) * shape.num_parameters
+    return width(config) * shape.num_adapter_parameters(lora)
 
 
 def server(config: RunConfig, shape: Shape) -> Server:

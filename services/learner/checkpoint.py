@@ -1,8 +1,10 @@
 """Checkpoints: complete and verified, or absent.
 
     <home>/runs/<run>/checkpoints/step-00000010/hf/            model and tokenizer in Hugging Face format; with LoRA
-                                                               the adapter and the tokenizer in PEFT's
-                                               /state/         optimizer.safetensors, teacher.safetensors, state.json
+                                                               the adapter and the tokenizer in PEFT's (of a base
+                                                               model in 4 bits the whole model)
+                                               /state/         optimizer.safetensors, teacher.safetensors, state.json,
+                                                               adapter.safetensors if hf has the whole model
                                                /manifest.json  bytes and SHA-256 of every file
 
 A checkpoint is written into a temporary folder, synced, and renamed. Loading verifies every checksum and falls back
@@ -15,7 +17,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -60,6 +62,8 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     """Of a run whose teacher is gated."""
     teacher: TeacherSource | None = None
     """Of a run with `objective.teacher_path`."""
+    base: str | None = None
+    """SHA-256 of the base model in 4 bits, of a run with `model.lora.load_in_4bit`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,8 @@ class Snapshot:
     teacher: Mapping[str, Tensor]
     random_state: Tensor
     """State of torch's generator on rank 0, uint8."""
+    adapter: Mapping[str, Tensor] = field(default_factory=dict)
+    """Of a run with `model.lora.load_in_4bit`, whose `weights` are the whole policy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +96,9 @@ class Loaded:
 
     def teacher(self) -> dict[str, Tensor]:
         return read_safetensors(self.folder / "state", "teacher")
+
+    def adapter(self) -> dict[str, Tensor]:
+        return read_safetensors(self.folder / "state", "adapter")
 
     def random_state(self) -> Tensor:
         return read_safetensors(self.folder / "state", "random")[_RANDOM]
@@ -129,6 +138,8 @@ class CheckpointStore:
             write_safetensors(state, "optimizer", snapshot.optimizer)
         if snapshot.teacher:
             write_safetensors(state, "teacher", snapshot.teacher)
+        if snapshot.adapter:
+            write_safetensors(state, "adapter", snapshot.adapter)
         write_safetensors(state, "random", {_RANDOM: snapshot.random_state})
         (state / "state.json").write_bytes(msgspec.json.encode(snapshot.state))
         manifest = _seal(temporary)

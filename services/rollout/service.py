@@ -283,10 +283,15 @@ class RolloutServer:
     async def _bring_up(self) -> None:
         """Serve with the run's published weights, or with the model's own if none are published."""
         published = await self._published()
-        if published is None:
-            await self.server.resume_generation()
-        else:
+        if published is not None:
             await self.server.load(*published)
+        elif not self._awaits_first:
+            await self.server.resume_generation()
+
+    @property
+    def _awaits_first(self) -> bool:
+        """Whether the model's own weights are not the run's version 0, so that nothing may be sampled with them."""
+        return self._run is not None and self._run.model.is_quantized
 
     async def _replace_hung(self, seconds: float) -> None:
         """End the engine, even if something waits for it; the next tick starts another."""
@@ -302,6 +307,8 @@ class RolloutServer:
         """Load the published weights if they are not pushed: after a failed update, or without the API."""
         published, server, now = await self._published(), self.server, time.monotonic()
         if server.is_busy:  # a push
+            return
+        if published is None and self._awaits_first:
             return
         is_current = published is None or (published[0], published[2]) == (server.version, server.checksum)
         if is_current and server.phase == "serving":

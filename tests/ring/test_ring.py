@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,16 @@ def test_an_adapter_goes_round_the_ring(client: Client) -> None:
     [step] = client.steps(child.id)
     assert step.metrics["logprob_mismatch_nats"] < 1e-3, "the servers sample with the checkpoint's adapter"
     assert step.metrics["reference_kl_nats"] > 1e-2, "the initial model is still the one without an adapter"
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs the extra quantized")
+def test_servers_sample_with_a_base_in_4_bits_from_the_first_step_on(client: Client) -> None:
+    lora = {"rank": 8, "load_in_4bit": True}
+    model = {"path": "examples/embedded/policy", "dtype": "float32", "lora": lora}
+    optimizer = {"learning_rate": 1e-2, "warmup_steps": 0}
+    ended = finish(client, run(client, 2, model=model, optimizer=optimizer, training={"max_staleness": 0}).id)
+    assert (ended.state, ended.step) == ("succeeded", 2), ended.reason
+    assert all(step.metrics["logprob_mismatch_nats"] < 1e-3 for step in client.steps(ended.id))
 
 
 def test_weights_go_from_learner_to_servers_past_the_store(client: Client, home: Path) -> None:

@@ -145,6 +145,7 @@ def services_config(request: EvaluationRequest, run: Mapping[str, Any] | None, m
     # Nothing is trained, but a run has training questions.
     values["data"] = {"train": sets if isinstance(sets, str) else sets[0]["path"], "validation": sets}
     values["weights"], values["probe"] = {}, None
+    values["model"] = {**values["model"], "lora": None}  # nothing is trained
     if model is not None:
-        values["model"] = {**values["model"], "path": model, "lora": None}
+        values["model"]["path"] = model
     return parse_run_config(values)

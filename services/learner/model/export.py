@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from services.contracts.model import ModelSection
 from services.learner.model.forward import gathered
+from services.learner.model.quantized import loading_options, settle
 from services.learner.model.tree_attention import share_prefixes
 from services.runtime.inputs import trusts_remote_code
 from services.runtime.tokenizer import unloadable
@@ -32,11 +33,13 @@ def load_model(
     gradient_checkpointing: bool,
     allow_remote_code: bool,
     field: str = "model.path",
+    quantize: bool = False,
 ) -> nn.Module:
     """The causal LM at `path` (a folder or hub name) in the run's dtype, ready for training.
 
     Args:
         field: the field of the run file that names it, for errors.
+        quantize: keep the weights of linear layers in 4 bits (`services.learner.model.quantized`).
 
     Raises:
         ConfigurationError: the model cannot be loaded.
@@ -51,10 +54,13 @@ def load_model(
             dtype=getattr(torch, section.dtype),
             attn_implementation="sdpa",
             trust_remote_code=trusted,
+            **(loading_options(section) if quantize else {}),
         )
     except (OSError, ValueError) as error:
         raise unloadable("model", path, error, field) from error
     model.config.use_cache = False
+    if quantize:
+        settle(model)
     share_prefixes(model)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

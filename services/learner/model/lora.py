@@ -89,7 +89,6 @@ def write(folder: Path, weights: Mapping[str, Tensor], model: nn.Module) -> None
     (folder / CONFIG_FILE).write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n")
 
 
-@torch.no_grad()
 def load(model: nn.Module, folder: Path) -> None:
     """Load a saved adapter into the model that `inject` returned.
 
@@ -98,7 +97,12 @@ def load(model: nn.Module, folder: Path) -> None:
     """
     if not (folder / WEIGHTS_FILE).exists():
         raise _other_training("the checkpoint contains whole weights")
-    tensors = load_file(folder / WEIGHTS_FILE)
+    restore(model, load_file(folder / WEIGHTS_FILE))
+
+
+@torch.no_grad()
+def restore(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load an adapter's tensors, by the names of `file_names`. Raises `ConfigurationError` as `load`."""
     parameters = {
         _file_name(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad
     }
@@ -110,9 +114,9 @@ def load(model: nn.Module, folder: Path) -> None:
         parameters[name].copy_(value)
 
 
-def refuse_adapter(folder: Path) -> None:
+def refuse_adapter(folder: Path, *, quantized_base: bool = False) -> None:
     """Raise `ConfigurationError` if a run without LoRA would continue from an adapter."""
-    if (folder / CONFIG_FILE).exists():
+    if quantized_base or (folder / CONFIG_FILE).exists():
         raise _other_training("the checkpoint contains an adapter")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_OPENED = ("deepspeed.", "torch.optim.", "services.learner.model.")
+_OPENED = ("deepspeed.", "torch.optim.", "services.learner.model.", "bitsandbytes.")
 """Modules of the classes whose attributes are searched for tensors."""
 
 

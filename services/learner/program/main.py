@@ -38,6 +38,7 @@ from services.learner.connections.redis_link import RunLink  # noqa: E402
 from services.learner.connections.turn import GpuTurn, Stopped  # noqa: E402
 from services.learner.groups.questions import load_datasets  # noqa: E402
 from services.learner.machines.checkpoints import checkpoint_here  # noqa: E402
+from services.learner.model.quantized import check_installed  # noqa: E402
 from services.learner.model.ranks import Ranks  # noqa: E402
 from services.learner.program.commands import Finish, Save, Start, Step, receive, receive_start, send_start  # noqa: E402
 from services.learner.program.leader import Leader  # noqa: E402
@@ -83,6 +84,7 @@ def lead(settings: Settings, run_id: str) -> int:
         with lock_run(folder):
             config = link.read_config()
             check_places(config, settings)  # again after the API, since this came through Redis
+            check_installed(config.model)
             questions = load_datasets(config)  # before the model, which may take minutes to load
             turn = take_turn(config, link)
             link.report(waiting_for="the model to load")

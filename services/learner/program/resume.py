@@ -67,7 +67,9 @@ def catch_up(link: RunLink, session: TrainingSession, batcher: Batcher, feeder: 
     """
     published = link.read_weights()
     link.withdraw_offer()  # it was the predecessor's
-    link.published_version = int(published.get("version", 0))
+    # Servers have version 0 from the files of model.path, unless that is not what the learner trains.
+    own = -1 if session.config.model.is_quantized else 0
+    link.published_version = int(published.get("version", own))
     if published and not is_whole(published, publisher.folder):
         link.note(f"The published weights of version {link.published_version} are missing or damaged.", "warning")
         link.published_version = -1

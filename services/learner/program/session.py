@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from services.contracts.run_config import RunConfig
 from services.learner.checkpoint import FORMAT, Loaded, Snapshot, State
 from services.learner.groups.curriculum import CurriculumState
-from services.learner.model import lora
+from services.learner.model import lora, quantized
 from services.learner.model.check import write_files
 from services.learner.model.engine import DeepSpeedEngine
 from services.learner.model.export import load_model, whole_weights, write_safetensors, write_shards
@@ -51,13 +51,15 @@ class TrainingSession:
             config.model,
             gradient_checkpointing=config.training.gradient_checkpointing,
             allow_remote_code=allow_remote_code,
+            quantize=config.model.is_quantized,
         )
         teacher = load_teacher(config)
         self._teacher_source = source_of(config, teacher, None if checkpoint is None else checkpoint.state.teacher)
         torch.manual_seed(config.training.seed)
+        student, self._base = _student(config, checkpoint, load)
         self.engine = DeepSpeedEngine(
             config,
-            _student(config, checkpoint, load),
+            student,
             ranks,
             None if checkpoint is None else partial(load, config.model.path),
             teacher,
@@ -120,10 +122,20 @@ class TrainingSession:
         return result
 
     def weights(self) -> dict[str, Tensor]:
-        """The weights to publish, whole on rank 0: all of them, or with `model.lora` the adapter's. Collective."""
+        """The weights to publish, whole on rank 0: all of them, or with `model.lora` the adapter's, unless its base is
+        in 4 bits. Collective."""
         if self.config.model.lora is None:
             return whole_weights(self.engine.module, self.engine.rank)
+        if self.config.model.is_quantized:
+            return quantized.merged_weights(self.engine.module, self.engine.rank)
+        return self._adapter()
+
+    def _adapter(self) -> dict[str, Tensor]:
         return lora.file_names(whole_weights(self.engine.module, self.engine.rank, trained_only=True))
+
+    @property
+    def _publishes_adapter(self) -> bool:
+        return self.config.model.lora is not None and not self.config.model.is_quantized
 
     def snapshot(
         self,
@@ -135,23 +147,32 @@ class TrainingSession:
     ) -> Snapshot:
         """Copies of everything that a checkpoint contains; tensors on rank 0 only. Collective."""
         state = State(
-            FORMAT, run_id, self.step, self.engine.updates, ledger, curriculum, teacher_gate, self._teacher_source
+            FORMAT,
+            run_id,
+            self.step,
+            self.engine.updates,
+            ledger,
+            curriculum,
+            teacher_gate,
+            self._teacher_source,
+            self._base,
         )
         optimizer, teacher = export_state(self.engine), export_teacher(self.engine)
-        return Snapshot(state, weights, optimizer, teacher, torch.get_rng_state())
+        adapter = {} if self._base is None else self._adapter()
+        return Snapshot(state, weights, optimizer, teacher, torch.get_rng_state(), adapter)
 
     def write_published(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
         """Write what `weights` returned, in the files that rollout servers read."""
-        if self.config.model.lora is None:
-            write_shards(folder, weights)
-        else:
+        if self._publishes_adapter:
             lora.write(folder, weights, self.engine.module)
+        else:
+            write_shards(folder, weights)
 
     def save_model(self, folder: Path, weights: Mapping[str, Tensor], tokenizer: object) -> None:
-        """Write weights, configuration and tokenizer in Hugging Face format, or with `model.lora` adapter and tokenizer
-        in PEFT's format."""
+        """Write weights, configuration and tokenizer in Hugging Face format, or if the adapter is published, adapter
+        and tokenizer in PEFT's format."""
         model = self.engine.module
-        if self.config.model.lora is not None:
+        if self._publishes_adapter:
             tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
             lora.write(folder, weights, model)
             return
@@ -159,17 +180,35 @@ class TrainingSession:
         write_safetensors(folder, "model", weights)
 
 
-def _student(config: RunConfig, checkpoint: Loaded | None, load: Callable[[str], nn.Module]) -> nn.Module:
-    """The model to train, from the checkpoint if there is one, otherwise from `model.path`."""
+def _student(
+    config: RunConfig, checkpoint: Loaded | None, load: Callable[[str], nn.Module]
+) -> tuple[nn.Module, str | None]:
+    """The model to train, from the checkpoint if there is one, otherwise from `model.path`; and the digest of its base
+    in 4 bits, if it has one."""
+    if config.model.is_quantized:
+        return _quantized_student(config, checkpoint, load)
     if config.model.lora is not None:
         model = lora.inject(load(config.model.path), config.model)
         if checkpoint is not None:
             lora.load(model, checkpoint.model_path)
-        return model
+        return model, None
     if checkpoint is None:
-        return load(config.model.path)
-    lora.refuse_adapter(checkpoint.model_path)
-    return load(str(checkpoint.model_path))
+        return load(config.model.path), None
+    lora.refuse_adapter(checkpoint.model_path, quantized_base=checkpoint.state.base is not None)
+    return load(str(checkpoint.model_path)), None
+
+
+def _quantized_student(
+    config: RunConfig, checkpoint: Loaded | None, load: Callable[[str], nn.Module]
+) -> tuple[nn.Module, str]:
+    base = load(config.model.path)
+    digest = quantized.digest_of_base(base)
+    if checkpoint is not None:
+        quantized.check_base(config.model.path, digest, checkpoint.state.base)
+    model = lora.inject(base, config.model)
+    if checkpoint is not None:
+        lora.restore(model, checkpoint.adapter())
+    return model, digest
 
 
 class _TeacherOnDevice:

@@ -251,7 +251,7 @@ async def test_a_fork_keeps_its_parents_adapter(
     changed = {"steps": 9, "num_ranks": 2, "zero_stage": 3}
     reply = await fork(client, run_id, changes={"training": changed})
     assert reply.status_code == 201, reply.text
-    assert reply.json()["config"]["model"]["lora"] == lora | {"alpha": 32.0}
+    assert reply.json()["config"]["model"]["lora"] == lora | {"alpha": 32.0, "load_in_4bit": False}
     assert reply.json()["config"]["training"].items() >= changed.items()
     for other in ({"rank": 8}, None):
         refused = await fork(client, run_id, changes={"model": {"lora": other}, "training": {"steps": 9}})

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch  # noqa: E402
 from services.contracts import sizing  # noqa: E402
 from services.contracts.run_config import RunConfig, parse_run_config  # noqa: E402
 from services.learner.model.engine import DeepSpeedEngine  # noqa: E402
+from services.learner.model.export import load_model  # noqa: E402
 from services.learner.model.lora import inject  # noqa: E402
 from services.learner.model.tree_attention import share_prefixes  # noqa: E402
 from services.learner.packing.sequence import TrainSequence  # noqa: E402
@@ -62,6 +64,13 @@ def small_model(case: dict[str, Any], config: RunConfig) -> Any:
     if config.training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
+    if case.get("lora", {}).get("load_in_4bit"):
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            again = config.training.gradient_checkpointing
+            model = load_model(
+                config.model, folder, gradient_checkpointing=again, allow_remote_code=False, quantize=True
+            )
     return model if config.model.lora is None else inject(model, config.model)
 
 
@@ -83,7 +92,7 @@ def measure(case: dict[str, Any], ranks: Any) -> list[float]:
     model = small_model(case, config)
     shape = sizing.shape_of(model.config.to_dict(), "small")
     with Allocated() as allocated:
-        allocated.hold(list(model.parameters()))
+        allocated.hold([*model.parameters(), *model.state_dict().values()])
         engine = DeepSpeedEngine(config, model, ranks)
         peaks: list[int] = []
         whole = engine.step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ CASES: dict[str, dict[str, Any]] = {
     "ZeRO-3": {"dtype": "bfloat16", "training": {"zero_stage": 3}},
     "small micro-batches": {"dtype": "bfloat16", "training": {"tokens_per_microbatch": 300}},
 }
+if find_spec("bitsandbytes") is not None:
+    CASES["LoRA on 4 bits"] = {"dtype": "bfloat16", "lora": {"rank": 8, "load_in_4bit": True}}
 
 
 @pytest.fixture(scope="module")

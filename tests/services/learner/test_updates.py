@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,35 @@ def test_a_run_with_another_model_as_the_teacher_resumes_exactly(programs: Progr
     assert "teacher.safetensors" not in found["files"]
     assert found["refusal"].startswith("objective.teacher_path: objective.teacher_path is ")
     assert "have changed since the checkpoint" in found["refusal"]
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs the extra quantized")
+@pytest.mark.parametrize(("dtype", "num_ranks", "stage"), [("float32", 1, 0), ("bfloat16", 2, 2)])
+def test_a_run_with_its_base_in_4_bits_publishes_what_it_trains_and_resumes_exactly(
+    programs: Programs, tmp_path: Path, dtype: str, num_ranks: int, stage: int
+) -> None:
+    """The checkpoint's folder is a whole model, which gives the policy's own logits."""
+    from transformers import AutoModelForCausalLM
+
+    run_ranks(programs, "updates", num_ranks, ["quantized", str(tmp_path), dtype, str(stage)])
+    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    for name, other in (("whole", "resumed"), ("saved", "restored")):
+        first, second = found[name], found[other]
+        for key in first if name == "saved" else ("",):
+            assert largest_difference(first[key] if key else first, second[key] if key else second) == 0.0
+    published = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoints/step-00000001/hf")
+    assert not hasattr(published.config, "quantization_config")
+    assert largest_difference(found["checkpoint"], named(published)) == 0.0
+    with torch.no_grad():
+        logits = published(input_ids=found["row"]).logits
+    differences = torch.log_softmax(logits.float(), -1) - torch.log_softmax(found["logits"].float(), -1)
+    assert differences.abs().mean() < (1e-5 if dtype == "float32" else 0.05)
+    assert largest_difference(found["first"], found["dequantized"]) == 0.0, "an adapter of zeros changes nothing"
+    assert largest_difference(found["first"], found["checkpoint"]) > 1e-2, "the adapter was merged"
+    other, moved = found["refusals"]
+    assert other.startswith("model.lora: The run cannot continue with this model.lora")
+    assert moved.startswith("model.path: model.path is ")
+    assert "are not those of the checkpoint" in moved
 
 
 @pytest.mark.parametrize("case", ["checkpointing", "offload"])

@@ -4,11 +4,13 @@ updates <file> <cases>            each case (see `CASES`) under ZeRO 0 to 3: num
 step <file> <model> <stage>       one training step of two mini-batches by `TrainingSession`
 teacher <file>                    the self-teacher after each update, by `teacher_update`
 fixed <folder>                    a run with a teacher of its own, interrupted and resumed by `TrainingSession`
+quantized <folder> <dtype> <stage>  a run with a base model in 4 bits, the same way
 small <file> <stages>             many updates that are far below bfloat16's precision
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from services.learner.update.scoring import old_logprobs  # noqa: E402
 from services.learner.update.statistics import step_metrics  # noqa: E402
 from services.learner.update.update import run_minibatch  # noqa: E402
 from tests.services.learner.engine_program import VOCABULARY, batches, row_loss, tiny_model  # noqa: E402
+from tests.services.learner.engine_runs import named  # noqa: E402
 from tests.services.learner.objectives import builders  # noqa: E402
 from tests.services.learner.objectives.builders import large_teacher, random_sequences  # noqa: E402
 
@@ -243,6 +246,102 @@ def fixed(folder: Path) -> None:
     leave()
 
 
+def quantized(folder: Path, dtype: str, stage: int) -> None:
+    """A step, a checkpoint, another step; the same from the checkpoint; and what continues from it no more."""
+    ranks = join()
+    policy = folder / "policy"
+    if ranks.rank == 0:
+        quantizable().save_pretrained(policy)
+    torch.distributed.barrier()
+    values = step_config(str(policy), stage).model_dump(mode="json")
+    lora = {"rank": 4, "alpha": 8, "load_in_4bit": True}
+    values["model"] |= {"dtype": dtype, "lora": lora}
+    values["objective"] |= {"reference_kl_coefficient": 0.1}
+    values["optimizer"] |= {"learning_rate": 1e-2, "epsilon": 1e-8}
+    run = parse_run_config(values | {"training": values["training"] | {"steps": 3}})
+
+    def session(config: RunConfig, checkpoint: Loaded | None) -> TrainingSession:
+        return TrainingSession(config, ranks, checkpoint, allow_remote_code=False)
+
+    whole = session(run, None)
+    first = whole.weights()
+    whole.train(Step(step_minibatches(), False))
+    snapshot = whole.snapshot("run", {}, whole.weights())
+    store = CheckpointStore(folder, lambda place, weights: whole.save_model(place, weights, NoTokenizer()))
+    if ranks.rank == 0:
+        store.write(snapshot)
+    torch.distributed.barrier()
+    row = batches()[0, :1] % builders.VOCABULARY
+    with torch.no_grad():
+        logits = whole.engine.student(input_ids=row).logits
+    whole.train(Step(step_minibatches(), False))
+    resumed = session(run, load(store.path(1)))
+    restored = {"state": export_state(resumed.engine), "teacher": export_teacher(resumed.engine)}
+    resumed.train(Step(step_minibatches(), False))
+    scales = [value.quant_state.absmax for value in resumed.engine.module.parameters() if hasattr(value, "quant_state")]
+    reached = {id(value) for value in tensors(resumed.engine)}
+    assert scales, "nothing is in 4 bits"
+    assert all(id(value) in reached for value in scales), "scales would stay on a GPU that is shared in turns"
+    found = {
+        "dequantized": dequantized(quantizable().to(getattr(torch, dtype))),
+        "first": first,
+        "row": row,
+        "logits": logits,
+        "checkpoint": dict(snapshot.weights),
+        "saved": {"state": dict(snapshot.optimizer), "teacher": dict(snapshot.teacher)},
+        "restored": restored,
+        "whole": whole.weights() | export_state(whole.engine) | export_teacher(whole.engine),
+        "resumed": resumed.weights() | export_state(resumed.engine) | export_teacher(resumed.engine),
+    }
+    if ranks.rank == 0:
+        plain = parse_run_config(values | {"model": values["model"] | {"lora": lora | {"load_in_4bit": False}}})
+        found["refusals"] = [refusal(lambda: session(plain, load(store.path(1))))]
+        other = quantizable()
+        other.model.layers[0].mlp.up_proj.weight.data[0, 0] += 1
+        other.save_pretrained(policy)
+        found["refusals"].append(refusal(lambda: session(run, load(store.path(1)))))
+        torch.save(found, folder / "found.pt")
+    leave()
+
+
+def dequantized(model: Any) -> dict[str, torch.Tensor]:
+    """Weights as NF4 with quantized scales represents them, of the linear layers; all others as they are."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    options: Any = {"quant_type": "nf4", "compress_statistics": True}
+    weights = {}
+    for name, value in named(model).items():
+        linear = name.endswith("proj.weight")
+        weights[name] = dequantize_4bit(*quantize_4bit(value, **options)) if linear else value
+    return weights
+
+
+class NoTokenizer:
+    def save_pretrained(self, folder: Path) -> None:
+        """The tests' model has none."""
+
+
+def refusal(attempt: Callable[[], object]) -> str:
+    try:
+        attempt()
+    except ConfigurationError as error:
+        return f"{error.field}: {error}"
+    return ""
+
+
+@torch.no_grad()
+def quantizable() -> Any:
+    """A model whose layers have several blocks of scales, and a bias that stays as it is."""
+    config = builders.tiny_model(7).config
+    config.update({"hidden_size": 64, "intermediate_size": 192, "head_dim": 32, "attention_bias": True})
+    torch.manual_seed(3)
+    model = type(builders.tiny_model(7))(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.normal_()
+    return model
+
+
 def small(file: Path, stages: list[int]) -> None:
     ranks, found = join(), {}
     for stage in stages:
@@ -274,6 +373,8 @@ def run_from(arguments: list[str]) -> None:
         step(Path(file), rest[0], int(rest[1]))
     elif what == "fixed":
         fixed(Path(file))
+    elif what == "quantized":
+        quantized(Path(file), rest[0], int(rest[1]))
     elif what == "teacher":
         teacher(Path(file))
     else:

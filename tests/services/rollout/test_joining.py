@@ -77,6 +77,38 @@ async def test_an_update_by_single_phases_may_take_long(redis: Redis, tmp_path: 
     assert (server.phase, server.must_rebuild) == ("failed", True)
 
 
+@pytest.mark.parametrize("quantized", [False, True])
+async def test_a_server_waits_for_version_0_if_it_is_not_the_model_at_path(
+    redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantized: bool
+) -> None:
+    rollout = serving(redis, tmp_path)
+    values = run_values()
+    values["model"] |= {"lora": {"load_in_4bit": quantized}}
+    rollout._run_id, rollout._run, server = "run", parse_run_config(values), rollout.server
+    server._move("paused")
+    server.version, server.checksum = 0, None
+    calls: list[Any] = []
+
+    async def resume() -> None:
+        calls.append("sampled with its own weights")
+
+    async def load(*published: Any) -> None:
+        calls.append(published[:3])
+
+    monkeypatch.setattr(server, "resume_generation", resume)
+    monkeypatch.setattr(server, "load", load)
+    await rollout._bring_up()
+    server.changed_at -= 3600
+    await rollout._catch_up()
+    assert (calls == []) is quantized
+    if quantized:
+        await redis.hset(
+            streams.weights("run"), mapping={"version": "0", "path": "/w", "checksum": "c", "transfer": ""}
+        )
+        await rollout._catch_up()
+        assert calls == [(0, "/w", "c")]
+
+
 async def test_a_new_engine_waits_until_the_one_that_hung_is_gone(
     redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

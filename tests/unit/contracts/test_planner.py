@@ -200,6 +200,21 @@ def test_lora_fits_where_the_whole_model_does_not(tmp_path: Path) -> None:
     assert planner.plan(run(folder_of(tmp_path), **sections), Gpus(2, 24 * GIB), response_tokens=200).changes
 
 
+def test_a_base_in_4_bits_fits_a_gpu_that_half_precision_does_not(tmp_path: Path) -> None:
+    """Of the server in turn with it, the whole model is in bfloat16 as ever."""
+    values: dict[str, Any] = {"rollout": {"max_response_tokens": 256}, "training": {"zero_stage": 2}}
+    plain = run(folder_of(tmp_path), model={"lora": {}}, **values)
+    small = run(folder_of(tmp_path), model={"lora": {"load_in_4bit": True}}, **values)
+    shape = sizing.read_shape(str(tmp_path))
+    found, other = sizing.learner(small, shape), sizing.learner(plain, shape)
+    linear = 36 * (2 * 4096 * (4096 + 1024) + 3 * 4096 * 12288)
+    assert other.weights - found.weights == pytest.approx(linear * (2 - 0.5159), rel=1e-4)
+    assert sizing.server(small, shape) == sizing.server(plain, shape)
+    assert sizing.published_bytes(small, shape) == 2 * 8_190_735_360
+    assert sizing.checkpoint_bytes(small, shape) - sizing.checkpoint_bytes(plain, shape) == 2 * 8_190_735_360
+    assert all(changes.get("training.zero_stage", 2) < 3 for changes in planner.candidates(small, Gpus(4, 80 * GIB)))
+
+
 def test_models_that_the_formulas_do_not_cover_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="type mamba"):
         planner.plan(run(folder_of(tmp_path, model_type="mamba")))

@@ -192,6 +192,10 @@ def test_fields_given_win_over_the_preset() -> None:
             {"model": {"lora": {}}, "training": {"offload_teacher": True}},
             ["training.offload_teacher has no use with model.lora", "remove it"],
         ),
+        (
+            {"model": {"lora": {"load_in_4bit": True}}, "training": {"zero_stage": 3}},
+            ["model.lora.load_in_4bit is true, but training.zero_stage is 3", "use 2"],
+        ),
     ],
 )
 def test_bad_input_names_field_value_and_remedy(changes: dict[str, Any], words: list[str]) -> None:
@@ -219,8 +223,12 @@ def test_bad_input_names_field_value_and_remedy(changes: dict[str, Any], words: 
         },
         {
             "objective": {"teacher_path": "large", "teacher_update": "frozen"},
-            "model": {"lora": {"rank": 16, "alpha": 32.0, "target_modules": "all-linear"}},
+            "model": {"lora": {"rank": 16, "alpha": 32.0, "target_modules": "all-linear", "load_in_4bit": False}},
             "training": {"offload_teacher": True},
+        },
+        {
+            "model": {"lora": {"rank": 1, "alpha": 1e6, "target_modules": ("q_proj",), "load_in_4bit": True}},
+            "weights": {"transport": "nccl"},
         },
         {"optimizer": {"betas": [0, 0], "weight_decay": 0, "warmup_steps": 0, "learning_rate": 1}},
     ],

@@ -61,7 +61,14 @@ ANSWERS: dict[str, Any] = {
     "/v1/runs/r-1/weight-pushes": {
         "items": [{"version": 1, "at": 1.0, "instance": EVIL, "seconds": 1.0, "error": EVIL, "transport": EVIL}]
     },
-    "/v1/runs/r-1/samples": {"items": [GROUP | {"samples": [SAMPLE | {"advantage": 0.5}]}]},
+    "/v1/runs/r-1/samples": {
+        "items": [GROUP | {"samples": [SAMPLE | {"advantage": 0.5}], "material": {"responses": []}}]
+    },
+    "/v1/runs/r-1/samples/readings": {
+        "weights": EVIL,
+        "policy": [-1.0],
+        "teachers": [{"prompt": EVIL, "num_prompt_tokens": 3, "logprobs": [-0.5]}],
+    },
     "/v1/services": {
         "items": [
             SERVICE | {"kind": "learner", "instance": EVIL, "waiting_for": EVIL, "waiting_since": 0.0},
@@ -78,6 +85,7 @@ COMMANDS = {
     "watch": ["runs", "watch", "r-1"],
     "events": ["runs", "events", "r-1", "--no-follow"],
     "samples": ["runs", "samples", "r-1"],
+    "teachers": ["runs", "teachers", "r-1", "--teacher", "0"],
     "steps": ["runs", "steps", "r-1"],
     "evaluations": ["runs", "evaluations", "r-1"],
     "changes": ["runs", "changes", "r-1"],

@@ -35,6 +35,7 @@ from services.contracts.records import (
     RunFile,
     Service,
     Step,
+    TeacherReadings,
     WeightPush,
 )
 from turnout.client import calls
@@ -98,7 +99,12 @@ class AsyncClient:
     async def _send(self, call: Call[T]) -> T:
         try:
             answer = await self._http.request(
-                call.method, call.path, params=call.params, json=call.body, headers=call.headers
+                call.method,
+                call.path,
+                params=call.params,
+                json=call.body,
+                headers=call.headers,
+                timeout=call.timeout,
             )
         except httpx.TransportError as error:
             raise connection_fault(self.url, error) from error
@@ -229,6 +235,25 @@ class AsyncClient:
         read = pages_of(dict[str, Any])
         page = await self._send(Call("GET", run_path(run_id, "/samples"), read, given(step=step, limit=limit)))
         return page.items
+
+    async def read_sample(
+        self,
+        run_id: str,
+        *,
+        step: int,
+        group_id: str,
+        index: int,
+        teachers: Sequence[dict[str, Any]],
+        version: int | None = None,
+    ) -> TeacherReadings:
+        """A stored response (`samples`) as the policy and up to four teachers read it, with the run's newest weights
+        or those of `version`. Each teacher is a dict of what it reads in addition to the question (docs/api.md).
+        Raises `UnavailableError` if no rollout server has the weights or can load them.
+        """
+        which = {"step": step, "group_id": group_id, "index": index}
+        body = which | given(version=version) | {"teachers": list(teachers)}
+        path = run_path(run_id, "/samples/readings")
+        return await self._send(Call("POST", path, one(TeacherReadings), body=body, timeout=calls.ANSWER_TIMEOUT))
 
     async def create_probe(
         self,

@@ -55,6 +55,7 @@ class Call(Generic[T]):
     params: dict[str, Any] = field(default_factory=dict)
     body: Any = None
     headers: dict[str, str] = field(default_factory=dict)
+    timeout: Any = httpx.USE_CLIENT_DEFAULT
 
     def at(self, query: dict[str, str]) -> Call[T]:
         """The same call with further query parameters."""

@@ -11,6 +11,7 @@ import typer
 
 from turnout.cli.commands.history import app as history
 from turnout.cli.commands.push import app as push
+from turnout.cli.commands.teachers import app as teachers
 from turnout.cli.options import (
     File,
     GpuKind,
@@ -393,6 +394,7 @@ def compare(
 
 
 app.add_typer(history)
+app.add_typer(teachers)
 app.add_typer(push)
 
 

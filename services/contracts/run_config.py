@@ -138,6 +138,9 @@ class TrainingSection(Section):
     """Recompute activations in the backward pass: less memory, about a third more time."""
     offload_teacher: bool = False
     """Keep the teacher in CPU memory between steps."""
+    offload_optimizer: bool = False
+    """Keep AdamW's moments and the float32 weights in CPU memory and update them there (ZeRO-Offload): 12 bytes per
+    trained parameter less on the GPU, and slower updates. Needs `zero_stage` 2 or 3."""
 
 
 class EvaluationSection(Section):
@@ -272,6 +275,11 @@ class RunConfig(Section):
             yield (
                 "training.offload_teacher has no use with model.lora, whose self-teacher is an adapter on the "
                 "student's own frozen weights; remove it"
+            )
+        if training.offload_optimizer and training.zero_stage < 2:
+            yield (
+                f"training.offload_optimizer is true, but training.zero_stage is {training.zero_stage}, which keeps "
+                "the optimizer with the weights; set training.zero_stage to 2 (it works on one rank, too)"
             )
         transport = self.weights.transport
         quantized = self.model.is_quantized

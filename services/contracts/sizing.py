@@ -250,6 +250,9 @@ def learner(config: RunConfig, shape: Shape, response_tokens: int | None = None)
     model, averages = _teacher(config, shape, total, trained, cut)
     referred = bool(config.objective.reference_kl_coefficient) and lora is None
     kept, passing, buffers = _gradients(config, trained)
+    offloaded = _offloaded(config, trained)
+    if offloaded:
+        optimizer, kept = 0.0, 0.0
     offloads, taught = config.training.offload_teacher, OBJECTIVES[config.objective.name].has_teacher
     reference = w * size / cut if referred else 0
     # With `rollout.share_gpu`, in CPU memory while the engine samples. An offloaded teacher is counted already.
@@ -268,6 +271,7 @@ def learner(config: RunConfig, shape: Shape, response_tokens: int | None = None)
         publishing=published_bytes(config, shape) if config.weights.transport == "cuda_ipc" else 0,
         cpu=checkpoint_bytes(config, shape)
         + published_bytes(config, shape)
+        + ranks * offloaded
         + (ranks * (averages + model) if offloads else 0)
         + (weights + optimizer + kept + resting if config.rollout.share_gpu else 0),
     )
@@ -314,6 +318,14 @@ def _gradients(config: RunConfig, trained: int) -> tuple[float, float, float]:
         return 0.0, 4 * trained / ranks, bucket
     gathered = w * min(trained, LIVE) if ranks > 1 else 0.0
     return 4 * trained / ranks, 0.0, bucket + gathered
+
+
+def _offloaded(config: RunConfig, trained: int) -> float:
+    """What a rank keeps in CPU memory with `training.offload_optimizer`: optimizer, gradients for it, and what
+    it returns (stage 2) or accumulates (stage 3)."""
+    if not config.training.offload_optimizer:
+        return 0.0
+    return (16 + (width(config) if stage(config) == 2 else 4)) * trained / config.training.num_ranks
 
 
 def pass_tokens(config: RunConfig) -> int:

@@ -52,6 +52,11 @@ def deepspeed_config(config: RunConfig, num_parameters: int, largest_parameter: 
             "stage3_param_persistence_threshold": 0,
         },
     }
+    if config.training.offload_optimizer:
+        zero = values["zero_optimization"]
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        # torch's AdamW updates tensors in CPU memory as well, without a compiler.
+        values["zero_force_ds_cpu_optimizer"] = False
     if config.model.dtype == "bfloat16":
         values["bf16"] = {"enabled": True}
         values["data_types"] = {"grad_accum_dtype": "fp32"}

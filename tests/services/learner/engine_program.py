@@ -1,8 +1,8 @@
 """Run by the engine tests, one process per rank: trains a tiny model under each ZeRO stage and saves the results.
 
-RANK=0 WORLD_SIZE=1 python -m tests.services.learner.engine_program train <folder> <stages> <dtype> <full|lora>
-RANK=0 WORLD_SIZE=1 python -m tests.services.learner.engine_program resume <folder> <stages> <dtype> <full|lora> \\
-  <state file>
+RANK=0 WORLD_SIZE=1 python -m tests.services.learner.engine_program train <folder> <stages> <dtype> <full|lora|offload>
+RANK=0 WORLD_SIZE=1 python -m tests.services.learner.engine_program resume <folder> <stages> <dtype> \\
+  <full|lora|offload> <state file>
 """
 
 from __future__ import annotations
@@ -33,7 +33,12 @@ def run_config(stage: int, dtype: str, kind: str = "full", tokens_per_microbatch
             "data": {"train": "unused"},
             "objective": {"reference_kl_coefficient": 0.1 if lora else 0.0},
             "optimizer": {"learning_rate": 1e-2, "warmup_steps": 2, "schedule": "cosine", "gradient_clip": 1.0},
-            "training": {"steps": 10, "zero_stage": stage, "tokens_per_microbatch": tokens_per_microbatch},
+            "training": {
+                "steps": 10,
+                "zero_stage": stage,
+                "tokens_per_microbatch": tokens_per_microbatch,
+                "offload_optimizer": kind == "offload",
+            },
         }
     )
 

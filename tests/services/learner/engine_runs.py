@@ -14,6 +14,8 @@ from tests.services.learner.programs import Programs
 STAGES = (0, 1, 2, 3)
 MIXED_STAGES = (1, 2, 3)
 """bfloat16 runs stage 0 as stage 1."""
+OFFLOAD_STAGES = (2, 3)
+"""Those with `training.offload_optimizer`."""
 
 
 class EngineRuns:
@@ -27,7 +29,7 @@ class EngineRuns:
         key = (num_ranks, dtype, kind)
         if key not in self._made:
             folder = self._folders.mktemp("engine")
-            stages = STAGES if dtype == "float32" else MIXED_STAGES
+            stages = OFFLOAD_STAGES if kind == "offload" else STAGES if dtype == "float32" else MIXED_STAGES
             self._run(num_ranks, ["train", str(folder), _listed(stages), dtype, kind])
             self._made[key] = folder
         return self._made[key]
@@ -36,11 +38,18 @@ class EngineRuns:
         return _load(self.folder(num_ranks, dtype, kind), stage)
 
     def resumed(
-        self, source: tuple[int, int], num_ranks: int, stages: tuple[int, ...], dtype: str, kind: str
+        self,
+        source: tuple[int, int],
+        num_ranks: int,
+        stages: tuple[int, ...],
+        dtype: str,
+        kind: str,
+        source_kind: str | None = None,
     ) -> dict[int, dict[str, Any]]:
-        """By stage: the training that continues on `num_ranks` from what `source` (ranks, stage) left half-way."""
+        """By stage: the training that continues on `num_ranks` from what `source` (ranks, stage) left half-way, if
+        `source_kind` is given of another kind."""
         folder = self._folders.mktemp("resumed")
-        state = self.folder(source[0], dtype, kind) / f"stage{source[1]}.pt"
+        state = self.folder(source[0], dtype, source_kind or kind) / f"stage{source[1]}.pt"
         self._run(num_ranks, ["resume", str(folder), _listed(stages), dtype, kind, str(state)])
         return {stage: _load(folder, stage) for stage in stages}
 

@@ -106,8 +106,13 @@ def measure(case: dict[str, Any], ranks: Any) -> list[float]:
         for _ in range(2):  # AdamW's moments exist from the first step on
             allocated.restart()
             run_minibatch(engine, rows, None, config)
-    found = sizing.learner(config, shape)
-    return [peaks[1], found.total]
+    found, plain = sizing.learner(config, shape), training_with(config, offload_optimizer=False)
+    in_cpu_memory = found.cpu - sizing.learner(plain, shape).cpu  # the same memory, here
+    return [peaks[1], found.total + in_cpu_memory]
+
+
+def training_with(config: RunConfig, **changes: Any) -> RunConfig:
+    return config.model_copy(update={"training": config.training.model_copy(update=changes)})
 
 
 def run_from(arguments: list[str]) -> None:

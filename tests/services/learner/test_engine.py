@@ -12,7 +12,14 @@ from torch import nn
 from services.contracts.run_config import OptimizerSection, parse_run_config
 from services.learner.model.engine import learning_rate, warmup_warning
 from tests.services.learner.engine_program import NUM_UPDATES, batches, row_loss, run_config, tiny_model, trained_model
-from tests.services.learner.engine_runs import MIXED_STAGES, STAGES, EngineRuns, largest_difference, named
+from tests.services.learner.engine_runs import (
+    MIXED_STAGES,
+    OFFLOAD_STAGES,
+    STAGES,
+    EngineRuns,
+    largest_difference,
+    named,
+)
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +122,32 @@ def test_bfloat16_keeps_float32_masters_and_averages(engine_runs: EngineRuns, st
     assert any(bool((value != value.bfloat16().float()).any()) for value in result["teacher"].values())
     assert largest_difference(result["later"], result["resumed_later"]) == 0.0
     assert largest_difference(result["later_teacher"], result["resumed_later_teacher"]) == 0.0
+
+
+@pytest.mark.parametrize(("dtype", "stage", "tolerance"), [("bfloat16", 2, 0.0), ("float32", 3, 2e-6)])
+def test_an_optimizer_in_cpu_memory_makes_the_same_updates(
+    engine_runs: EngineRuns, dtype: str, stage: int, tolerance: float
+) -> None:
+    """Bit for bit if DeepSpeed sums the norm of the gradients in the same order, which it does not under ZeRO 3."""
+    found, plain = (engine_runs.result(2, stage, dtype, kind) for kind in ("offload", "full"))
+    assert found["norms"] == pytest.approx(plain["norms"], rel=1e-6)
+    for name in ("weights", "state", "teacher", "later", "later_state", "later_teacher"):
+        assert largest_difference(found[name], plain[name]) <= tolerance, name
+
+
+@pytest.mark.parametrize("stage", OFFLOAD_STAGES)
+def test_a_run_with_its_optimizer_in_cpu_memory_resumes_exactly(engine_runs: EngineRuns, stage: int) -> None:
+    found = engine_runs.result(2, stage, "bfloat16", "offload")
+    for name in ("later", "later_state", "later_teacher"):
+        assert largest_difference(found[name], found[f"resumed_{name}"]) == 0.0
+        assert largest_difference(found[f"refused_{name}"], found[f"resumed_{name}"]) == 0.0, "NaN changes nothing"
+
+
+def test_a_checkpoint_fits_an_optimizer_in_cpu_memory_and_elsewhere(engine_runs: EngineRuns) -> None:
+    moved = engine_runs.resumed((2, 2), 2, (2,), "bfloat16", "offload", "full")[2]
+    kept = engine_runs.result(2, 2, "bfloat16")
+    for name in ("later", "later_state", "later_teacher"):
+        assert largest_difference(moved[name], kept[name]) == 0.0
 
 
 def test_a_warm_up_that_outlasts_the_run_causes_a_warning() -> None:

@@ -24,6 +24,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "LoRA": {"dtype": "bfloat16", "lora": {"rank": 8}},
     "ZeRO-3": {"dtype": "bfloat16", "training": {"zero_stage": 3}},
+    "offloaded": {"dtype": "bfloat16", "training": {"zero_stage": 3, "offload_optimizer": True}},
     "small micro-batches": {"dtype": "bfloat16", "training": {"tokens_per_microbatch": 300}},
 }
 if find_spec("bitsandbytes") is not None:

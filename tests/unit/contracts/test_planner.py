@@ -215,6 +215,16 @@ def test_a_base_in_4_bits_fits_a_gpu_that_half_precision_does_not(tmp_path: Path
     assert all(changes.get("training.zero_stage", 2) < 3 for changes in planner.candidates(small, Gpus(4, 80 * GIB)))
 
 
+def test_an_optimizer_in_cpu_memory_leaves_the_gpu(tmp_path: Path) -> None:
+    training = {"zero_stage": 2, "num_ranks": 2}
+    plain = run(folder_of(tmp_path), training=training)
+    moved = run(folder_of(tmp_path), training=training | {"offload_optimizer": True})
+    shape = sizing.read_shape(str(tmp_path))
+    found, other = sizing.learner(moved, shape), sizing.learner(plain, shape)
+    assert other.total - found.total == pytest.approx(12 / 2 * shape.num_parameters)
+    assert found.cpu - other.cpu == pytest.approx(18 * shape.num_parameters), "of both ranks"
+
+
 def test_models_that_the_formulas_do_not_cover_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="type mamba"):
         planner.plan(run(folder_of(tmp_path, model_type="mamba")))

@@ -193,6 +193,10 @@ def test_fields_given_win_over_the_preset() -> None:
             ["training.offload_teacher has no use with model.lora", "remove it"],
         ),
         (
+            {"training": {"offload_optimizer": True}},
+            ["training.offload_optimizer is true, but training.zero_stage is 1", "set training.zero_stage to 2"],
+        ),
+        (
             {"model": {"lora": {"load_in_4bit": True}}, "training": {"zero_stage": 3}},
             ["model.lora.load_in_4bit is true, but training.zero_stage is 3", "use 2"],
         ),

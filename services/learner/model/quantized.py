@@ -35,7 +35,9 @@ def check_installed(section: ModelSection) -> None:
 
 
 def loading_options(section: ModelSection) -> dict[str, Any]:
-    """What `from_pretrained` needs to quantize a model while it loads it."""
+    """What `from_pretrained` needs to quantize a model while it loads it. Raises `ConfigurationError` as
+    `check_installed`, since only one of several machines may lack it."""
+    check_installed(section)
     from transformers import BitsAndBytesConfig
 
     dtype = getattr(torch, section.dtype)

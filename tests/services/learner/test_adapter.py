@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from services.contracts.errors import ConfigurationError
 from services.contracts.model import ModelSection
-from services.learner.model import lora
+from services.learner.model import lora, quantized
 from services.learner.model.engine import learning_rate
 from services.learner.model.export import whole_weights
 from tests.services.learner.engine_program import NUM_UPDATES, batches, row_loss, run_config, tiny_model, trained_model
@@ -155,6 +155,15 @@ def test_a_checkpoint_of_another_kind_of_training_is_rejected_by_field(tmp_path:
         with pytest.raises(ConfigurationError) as caught:
             attempt()
         assert caught.value.field == "model.lora"
+
+
+def test_a_missing_bitsandbytes_is_reported_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantized, "find_spec", lambda _: None)
+    quantized.check_installed(CONFIG.model)
+    for ask in (quantized.check_installed, quantized.loading_options):
+        with pytest.raises(ConfigurationError, match=r"turnout\[quantized\]") as caught:
+            ask(with_lora(load_in_4bit=True))
+        assert caught.value.field == "model.lora.load_in_4bit"
 
 
 def test_missing_layers_are_rejected_by_field() -> None:

@@ -278,8 +278,8 @@ class RunConfig(Section):
             )
         if training.offload_optimizer and training.zero_stage < 2:
             yield (
-                f"training.offload_optimizer is true, but training.zero_stage is {training.zero_stage}, which keeps "
-                "the optimizer with the weights; set training.zero_stage to 2 (it works on one rank, too)"
+                f"training.offload_optimizer is true, but training.zero_stage is {training.zero_stage}, and it needs "
+                "stage 2 or 3; set training.zero_stage to 2 (it works on one rank, too)"
             )
         transport = self.weights.transport
         quantized = self.model.is_quantized

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 from selenium.webdriver.common.keys import Keys
 
 from services.contracts.teacher_text import teacher_text
@@ -87,3 +88,10 @@ def test_two_teachers_read_the_same_tokens(api: Api, browser: Visitor, player: P
     browser.press(f"{sections['A']} summary", "What it reads")
     browser.sees("It is <b>42</b>, says 0.")
     browser.has_no_barriers()
+
+    # A group that an older release stored says why it cannot be read.
+    player.emit(msgspec.structs.replace(sample_group(run_id, 4), material=msgspec.UNSET))
+    browser.until(lambda: len(browser.all(".filters select option")) == 2, "the other group joins the list")
+    browser.choose("Group", "step 4: recall-4")
+    browser.sees("stored by a release that did not keep token ids")
+    assert not browser.all(".teachers form")

@@ -16,8 +16,9 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -111,8 +112,10 @@ def until(what: str, holds: Callable[[], Any], seconds: float) -> Any:
     raise AssertionError(f"Timed out after {seconds:.0f} s waiting for {what}{last}")
 
 
-def start_run(**changes: Any) -> str:
+def start_run(rewards: Any = None, **changes: Any) -> str:
     config = yaml.safe_load((SOURCE / "examples/runs/demo.yaml").read_text())
+    if rewards is not None:
+        config["rewards"] = rewards
     config["evaluation"] |= {"before_training": False, "every_steps": 1000}
     config["checkpoint"] |= {"every_steps": 5}
     for name, value in changes.items():
@@ -543,23 +546,77 @@ def tls_by_profile() -> None:
     until("Caddy", lambda: "ready" in sh("curl", "-sS", "-k", "--max-time", "5", url), 60)
 
 
-def alerts_by_profile() -> None:
-    """One alert arrives at a webhook."""
-    heard: list[str] = []
+@contextmanager
+def host_server(reply: Callable[[str, str, str], str]) -> Iterator[str]:
+    """A server of this machine, by its address for containers on the network `outside`. `reply` gets path,
+    `Authorization` and body of each POST."""
 
-    class Webhook(BaseHTTPRequestHandler):
+    class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            heard.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            text = reply(self.path, self.headers.get("Authorization", ""), body).encode()
             self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(text)))
             self.end_headers()
+            self.wfile.write(text)
 
         def log_message(self, *_: object) -> None:
             pass
 
-    server = HTTPServer(("0.0.0.0", 0), Webhook)
+    server = ThreadingHTTPServer(("0.0.0.0", 0), Handler)
     Thread(target=server.serve_forever, daemon=True).start()
     outside = json.loads(sh("docker", "network", "inspect", f"{PROJECT}_outside"))[0]["IPAM"]["Config"][0]["Gateway"]
-    (SOURCE / "deploy/secrets/alert_webhook").write_text(f"http://{outside}:{server.server_port}/")
+    try:
+        yield f"{outside}:{server.server_port}"
+    finally:
+        server.shutdown()
+
+
+def a_judge_is_reached_through_its_relay() -> None:
+    """A run's responses are judged by a model outside, with its key; the verifier itself gets nowhere else."""
+    asked: set[tuple[str, str]] = set()
+
+    def judge(path: str, authorization: str, body: str) -> str:
+        asked.add((path, authorization))
+        score = 10 if len(body) % 2 else 0
+        answer = {"role": "assistant", "content": json.dumps({"feedback": "Because.", "score": score})}
+        return json.dumps({"choices": [{"message": answer, "finish_reason": "stop"}], "usage": {}})
+
+    (SOURCE / "deploy/secrets/judge_key").write_text("the-judges-key")
+    relay = [*FILES, "-f", "deploy/compose.judge.yaml"]
+    with host_server(judge) as address:
+        settings = {"JUDGE_UPSTREAM": f"http://{address}", "JUDGE_MODEL": "judge"}
+        command = ["docker", "compose", "-p", PROJECT, *relay]
+        sh(*command, "up", "--detach", "--wait", "--no-deps", "judge-relay", "verifier", env=settings)
+        try:
+            run = start_run(
+                rewards=[{"kind": "judge", "decides": True, "rubric": "10: right. 0: wrong."}], training__steps=3
+            )
+            succeeds(run, 3)
+            assert asked == {("/v1/chat/completions", "Bearer the-judges-key")}, asked
+            host, port = address.split(":")
+            places = [("judge-relay", 8080), (host, int(port)), ("9.9.9.9", 53)]
+            assert inside("verifier", CONNECT % (places,)).split() == ["judge-relay"]
+        finally:
+            sh(*command, "rm", "--stop", "--force", "judge-relay", env=settings)
+            compose("up", "--detach", "--wait", "--no-deps", "verifier")
+
+
+def alerts_by_profile() -> None:
+    """One alert arrives at a webhook."""
+    heard: list[str] = []
+
+    def webhook(path: str, authorization: str, body: str) -> str:
+        heard.append(body)
+        return ""
+
+    with host_server(webhook) as address:
+        (SOURCE / "deploy/secrets/alert_webhook").write_text(f"http://{address}/")
+        send_an_alert(heard)
+
+
+def send_an_alert(heard: list[str]) -> None:
     compose("--profile", "alerts", "up", "--detach", "--no-deps", "alertmanager")
     found = get(f"{PROMETHEUS}/api/v1/alertmanagers")["data"]["activeAlertmanagers"]
     assert [item["url"] for item in found] == ["http://alertmanager:9093/api/v2/alerts"], found
@@ -571,7 +628,6 @@ def alerts_by_profile() -> None:
     command = ["docker", "run", "--rm", "--network", f"{PROJECT}_alerts", "turnout-core", "python", "-c", post]
     until("Alertmanager", lambda: sh(*command) == "", 30)
     until("the alert at the webhook", lambda: any("Trial" in text for text in heard), 60)
-    server.shutdown()
 
 
 def backup_and_restore() -> None:
@@ -637,6 +693,7 @@ CHECKS: list[Callable[[], None]] = [
     logs_are_json,
     tls_by_profile,
     alerts_by_profile,
+    a_judge_is_reached_through_its_relay,
     down_and_up,
     backup_and_restore,
     down_leaves_nothing,

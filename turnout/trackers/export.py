@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from services.contracts.records import Run, RunEvent
+from services.contracts.step_metrics import CATALOGUE, StepMetric
 from turnout.client.client import Client
 from turnout.trackers.base import Numbers, Place, Samples, TrackedRun, Tracker, plain_rows
 from turnout.trackers.progress import Progress, ProgressFiles
@@ -15,6 +16,12 @@ from turnout.trackers.progress import Progress, ProgressFiles
 SAVE_EVERY: Final = 500
 """Events between two saves while a long history is exported."""
 EVALUATED: Final = ("accuracy", "pass_at_k", "response_tokens_mean", "truncated_ratio", "num_faults", "seconds")
+CURRICULUM: Final = {
+    metric.name
+    for metric in CATALOGUE
+    if isinstance(metric, StepMetric) and metric.line is not None and metric.line.chart == "curriculum"
+}
+"""Always 0 in a run without one, and TensorBoard would show their charts first."""
 Artifacts = Literal["none", "last", "all"]
 
 
@@ -47,6 +54,7 @@ class RunExport:
         """Whether the run has ended and its end has been exported."""
         self._progress = files.read(run_id)
         self._tracker: Tracker | None = None
+        self._left_out: set[str] = set()
 
     def advance(self) -> Run | None:
         """Export everything that has happened so far. Returns the run if this exported its end. Raises what API and
@@ -88,6 +96,7 @@ class RunExport:
             saved = self._progress.saved
             if self._kind.rewrites:
                 self._progress = Progress(saved=saved)
+            self._left_out = set() if run.config["data"].get("curriculum") else CURRICULUM
             tracked = TrackedRun(run, f"{self._page_url.rstrip('/')}/#/runs/{run.id}")
             self._tracker = self._kind(tracked, self._place, saved)
             self._save(self._tracker)  # a tracker must find its run again, however soon this process ends
@@ -129,7 +138,11 @@ class RunExport:
         return True
 
     def _numbers(self, tracker: Tracker, event: RunEvent, values: Mapping[str, Any]) -> None:
-        finite = {name: float(value) for name, value in values.items() if value is not None and math.isfinite(value)}
+        finite = {
+            name: float(value)
+            for name, value in values.items()
+            if value is not None and math.isfinite(value) and name not in self._left_out
+        }
         tracker.numbers(Numbers(int(event.id), event.data["step"], event.data["at"], finite))
 
     def _samples(self, tracker: Tracker, event: RunEvent) -> None:

@@ -6,7 +6,7 @@ Responses that are not 2xx raise the `TurnoutError` of their status, with the AP
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -65,6 +65,8 @@ if TYPE_CHECKING:
     from services.contracts.run_config import RunConfig
 
 T = TypeVar("T")
+LARGEST_PAGE = 200
+"""Items that the API gives out at once."""
 
 
 class AsyncClient:
@@ -121,6 +123,16 @@ class AsyncClient:
 
     async def _all(self, call: Call[Page[T]]) -> list[T]:
         return [item async for item in self._pages(call)]
+
+    async def _newest(self, limit: int | None, path: str, read: Callable[[Any], Page[T]], **params: Any) -> list[T]:
+        """The first `limit` items of a listing with pages, or all."""
+        found: list[T] = []
+        call = Call("GET", path, read, given(limit=min(limit or LARGEST_PAGE, LARGEST_PAGE), **params))
+        async for item in self._pages(call):
+            found.append(item)
+            if len(found) == limit:
+                break
+        return found
 
     async def create_run(
         self, config: RunConfig | dict[str, Any], *, priority: int = 0, idempotency_key: str | None = None
@@ -276,9 +288,9 @@ class AsyncClient:
         headers = idempotent(idempotency_key)
         return await self._send(Call("POST", "/v1/experiments", one(Experiment), body=file, headers=headers))
 
-    async def experiments(self) -> list[ExperimentSummary]:
-        """The newest experiments, newest first."""
-        return await self._all(Call("GET", "/v1/experiments", pages_of(ExperimentSummary)))
+    async def experiments(self, *, limit: int | None = None) -> list[ExperimentSummary]:
+        """All experiments or the newest `limit`, newest first."""
+        return await self._newest(limit, "/v1/experiments", pages_of(ExperimentSummary))
 
     async def experiment(self, experiment_id: str) -> Experiment:
         return await self._send(Call("GET", experiment_path(experiment_id), one(Experiment)))
@@ -339,9 +351,8 @@ class AsyncClient:
     async def model_evaluations(
         self, *, run_id: str | None = None, limit: int | None = None
     ) -> list[ModelEvaluationSummary]:
-        """The newest evaluations, newest first; with `run_id` only those of its weights."""
-        params = given(run=run_id, limit=limit)
-        return await self._all(Call("GET", "/v1/evaluations", pages_of(ModelEvaluationSummary), params))
+        """All evaluations or the newest `limit`, newest first; with `run_id` only those of its weights."""
+        return await self._newest(limit, "/v1/evaluations", pages_of(ModelEvaluationSummary), run=run_id)
 
     async def evaluation(self, evaluation_id: str) -> ModelEvaluation:
         """One evaluation with the results of the questions judged so far."""

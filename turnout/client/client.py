@@ -6,7 +6,7 @@ Responses that are not 2xx raise the `TurnoutError` of their status, with the AP
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -65,6 +65,8 @@ if TYPE_CHECKING:
     from services.contracts.run_config import RunConfig
 
 T = TypeVar("T")
+LARGEST_PAGE = 200
+"""Items that the API gives out at once."""
 
 
 class Client:
@@ -120,6 +122,16 @@ class Client:
 
     def _all(self, call: Call[Page[T]]) -> list[T]:
         return list(self._pages(call))
+
+    def _newest(self, limit: int | None, path: str, read: Callable[[Any], Page[T]], **params: Any) -> list[T]:
+        """The first `limit` items of a listing with pages, or all."""
+        found: list[T] = []
+        call = Call("GET", path, read, given(limit=min(limit or LARGEST_PAGE, LARGEST_PAGE), **params))
+        for item in self._pages(call):
+            found.append(item)
+            if len(found) == limit:
+                break
+        return found
 
     def create_run(
         self, config: RunConfig | dict[str, Any], *, priority: int = 0, idempotency_key: str | None = None
@@ -275,9 +287,9 @@ class Client:
         headers = idempotent(idempotency_key)
         return self._send(Call("POST", "/v1/experiments", one(Experiment), body=file, headers=headers))
 
-    def experiments(self) -> list[ExperimentSummary]:
-        """The newest experiments, newest first."""
-        return self._all(Call("GET", "/v1/experiments", pages_of(ExperimentSummary)))
+    def experiments(self, *, limit: int | None = None) -> list[ExperimentSummary]:
+        """All experiments or the newest `limit`, newest first."""
+        return self._newest(limit, "/v1/experiments", pages_of(ExperimentSummary))
 
     def experiment(self, experiment_id: str) -> Experiment:
         return self._send(Call("GET", experiment_path(experiment_id), one(Experiment)))
@@ -335,9 +347,8 @@ class Client:
         return self._send(call)
 
     def model_evaluations(self, *, run_id: str | None = None, limit: int | None = None) -> list[ModelEvaluationSummary]:
-        """The newest evaluations, newest first; with `run_id` only those of its weights."""
-        params = given(run=run_id, limit=limit)
-        return self._all(Call("GET", "/v1/evaluations", pages_of(ModelEvaluationSummary), params))
+        """All evaluations or the newest `limit`, newest first; with `run_id` only those of its weights."""
+        return self._newest(limit, "/v1/evaluations", pages_of(ModelEvaluationSummary), run=run_id)
 
     def evaluation(self, evaluation_id: str) -> ModelEvaluation:
         """One evaluation with the results of the questions judged so far."""

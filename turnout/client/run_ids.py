@@ -57,19 +57,15 @@ def full_model_name(client: Client, given: str) -> str:
 
 
 def full_experiment_id(client: Client, given: str) -> str:
-    """The id of the experiment that `given` names: an id, or the beginning of exactly one of the newest. Raises as
+    """The id of the experiment that `given` names: an id, or the beginning of exactly one. Raises as
     `full_id` does."""
     return _only("experiment", "experiments", given, client.experiment, client.experiments)
 
 
 def full_evaluation_id(client: Client, given: str) -> str:
-    """The id of the evaluation that `given` names: an id, or the beginning or end of exactly one of the newest. Raises
+    """The id of the evaluation that `given` names: an id, or the beginning or end of exactly one. Raises
     as `full_id` does."""
-
-    def listed() -> Iterable[_Named]:
-        return client.model_evaluations(limit=200)
-
-    return _only("evaluation", "evaluations", given, client.evaluation, listed, by_end=True)
+    return _only("evaluation", "evaluations", given, client.evaluation, client.model_evaluations, by_end=True)
 
 
 def _only(

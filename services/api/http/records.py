@@ -20,6 +20,11 @@ import msgspec
 from fastapi import Response
 from pydantic import BaseModel, Field, create_model
 
+NEXT_CURSOR: dict[str, Any] = {
+    "next_cursor": (str | None, Field(description="Pass as `cursor` to get the next page; null at the end."))
+}
+"""The further field of a `listing` in pages."""
+
 
 @functools.cache
 def schema(name: str, record: type[msgspec.Struct], hidden: Collection[str] = ("run_id",)) -> type[BaseModel]:

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from services.api.storage.database import Base
+from services.api.storage.pages import newest_first
 from services.contracts.errors import NotFoundError
 from services.contracts.records import EvaluationState, KeptSamples, QuestionResult
 
@@ -116,12 +117,14 @@ async def get_evaluation(session: AsyncSession, evaluation_id: str) -> Evaluatio
     return row
 
 
-async def list_evaluations(session: AsyncSession, limit: int, run_id: str | None = None) -> Sequence[EvaluationRow]:
-    """Newest first; with `run_id` only those of its weights."""
-    query = select(EvaluationRow).order_by(EvaluationRow.created_at.desc(), EvaluationRow.id.desc()).limit(limit)
+async def list_evaluations(
+    session: AsyncSession, *, cursor: str | None, limit: int, run_id: str | None = None
+) -> tuple[list[EvaluationRow], str | None]:
+    """A page, newest first, and the cursor of the next; with `run_id` only those of its weights."""
+    query = select(EvaluationRow)
     if run_id is not None:
         query = query.where(EvaluationRow.of_run == run_id)
-    return (await session.scalars(query)).all()
+    return await newest_first(session, query, EvaluationRow, cursor, limit)
 
 
 async def unended_evaluations(session: AsyncSession) -> Sequence[EvaluationRow]:

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from services.api.storage.database import Base
 from services.api.storage.history import EVALUATIONS
+from services.api.storage.pages import newest_first
 from services.api.storage.runs import Run
 from services.contracts.errors import NotFoundError
 
@@ -64,10 +65,11 @@ async def get_experiment(session: AsyncSession, experiment_id: str) -> Experimen
     return row
 
 
-async def list_experiments(session: AsyncSession, limit: int) -> Sequence[ExperimentRow]:
-    """Newest first."""
-    query = select(ExperimentRow).order_by(ExperimentRow.created_at.desc(), ExperimentRow.id.desc()).limit(limit)
-    return (await session.scalars(query)).all()
+async def list_experiments(
+    session: AsyncSession, *, cursor: str | None, limit: int
+) -> tuple[list[ExperimentRow], str | None]:
+    """A page, newest first, and the cursor of the next."""
+    return await newest_first(session, select(ExperimentRow), ExperimentRow, cursor, limit)
 
 
 async def running_experiments(session: AsyncSession) -> Sequence[ExperimentRow]:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
-import msgspec
 from sqlalchemy import JSON, ColumnElement, Float, Index, Integer, String, Text, and_, cast, delete, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from services.api.storage.database import Base
 from services.api.storage.history import STEPS
-from services.contracts.errors import ConfigurationError, NotFoundError
+from services.api.storage.pages import read_cursor, write_cursor
+from services.contracts.errors import NotFoundError
 from services.contracts.states import ACTIVE_STATES, TERMINAL_STATES, DesiredState, RunState
 
 Sort = Literal["created_at", "-created_at", "name", "-name", "state", "-state", "step", "-step"]
@@ -121,7 +119,7 @@ async def page_of_runs(
     if name:
         query = query.where(Run.name.icontains(name, autoescape=True))
     if cursor:
-        value, run_id = _read_cursor(cursor, sort)
+        value, run_id = read_cursor(cursor, sort, str if sort.lstrip("-") in ("name", "state") else float)
         ids: ColumnElement[bool] = Run.id < run_id if descending else Run.id > run_id
         further: ColumnElement[bool] = column < value if descending else column > value
         query = query.where(or_(further, and_(column == value, ids)))
@@ -130,7 +128,7 @@ async def page_of_runs(
     if len(runs) <= limit:
         return runs, None
     last = runs[limit - 1][0]
-    return runs[:limit], _write_cursor(getattr(last, sort.lstrip("-")), last.id, sort)
+    return runs[:limit], write_cursor(getattr(last, sort.lstrip("-")), last.id, sort)
 
 
 def has_tag(tag: str) -> ColumnElement[bool]:
@@ -144,27 +142,3 @@ async def delete_run_rows(session: AsyncSession, run_id: str) -> None:
         if "run_id" in table.c:
             await session.execute(delete(table).where(table.c.run_id == run_id))
     await session.execute(delete(Run).where(Run.id == run_id))
-
-
-def _write_cursor(value: float | int | str, run_id: str, sort: Sort) -> str:
-    return base64.urlsafe_b64encode(msgspec.json.encode([sort, value, run_id])).decode().rstrip("=")
-
-
-def _read_cursor(cursor: str, sort: Sort) -> tuple[float | int | str, str]:
-    kind = str if sort.lstrip("-") in ("name", "state") else float
-    try:
-        raw = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
-        made_for, value, run_id = msgspec.json.decode(raw, type=tuple[str, kind, str])  # type: ignore[valid-type]
-    except (binascii.Error, ValueError, msgspec.DecodeError) as error:
-        raise _wrong_cursor() from error
-    if made_for != sort:
-        raise _wrong_cursor()
-    return value, run_id
-
-
-def _wrong_cursor() -> ConfigurationError:
-    return ConfigurationError(
-        "The cursor does not belong to this listing.",
-        remedy="Pass next_cursor of the previous page, with the same sort.",
-        field="cursor",
-    )

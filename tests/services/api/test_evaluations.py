@@ -383,3 +383,25 @@ async def test_a_repeated_key_gives_the_first_evaluation(client: httpx.AsyncClie
     assert first == second
     other = await client.post("/v1/evaluations", json={**body, "name": "other"}, headers=headers)
     assert (other.status_code, other.json()["field"]) == (422, "Idempotency-Key")
+
+
+@pytest.mark.both_databases
+async def test_pages_of_the_listing_have_each_evaluation_once(
+    client: httpx.AsyncClient, body: dict[str, Any], server: FakeInstance
+) -> None:
+    made = [(await create(client, body))["id"] for _ in range(5)]
+    seen: list[str] = []
+    cursor = ""
+    while True:
+        page = (
+            await client.get("/v1/evaluations", params={"limit": 2} | ({"cursor": cursor} if cursor else {}))
+        ).json()
+        seen += [item["id"] for item in page["items"]]
+        if (cursor := page["next_cursor"]) is None:
+            break
+        if len(seen) == 2:
+            await create(client, body)  # a newer one moves nothing
+    assert seen == made[::-1]
+    for path in ("/v1/evaluations", "/v1/experiments"):
+        wrong = await client.get(path, params={"cursor": "x"})
+        assert (wrong.status_code, wrong.json()["field"]) == (422, "cursor")

@@ -120,6 +120,7 @@ def read_request(file: Path | None, settings: list[str], sets: list[dict[str, An
 @app.command("list", epilog=examples("turnout evaluations list", "turnout evaluations list --run demo-3f"))
 def list_evaluations(
     run: Annotated[str | None, typer.Option(help="Only those of this run's weights.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many evaluations.")] = None,
     as_json: Json = False,
     api_url: Url = None,
 ) -> None:
@@ -130,7 +131,7 @@ def list_evaluations(
     from turnout.client.run_ids import full_id
 
     with Client(api_url) as client:
-        items = client.model_evaluations(run_id=full_id(client, run) if run else None)
+        items = client.model_evaluations(run_id=full_id(client, run) if run else None, limit=limit)
     if as_json or not items:
         output.show(items, as_json, "No evaluations. Start one with `turnout evaluate`.")
         return

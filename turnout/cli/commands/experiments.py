@@ -150,13 +150,17 @@ def _checked(found: ExperimentConfig) -> tuple[dict[str, Any], str, dict[Phase, 
 
 
 @app.command("list", epilog=examples("turnout experiments list"))
-def list_experiments(as_json: Json = False, api_url: Url = None) -> None:
+def list_experiments(
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many experiments.")] = None,
+    as_json: Json = False,
+    api_url: Url = None,
+) -> None:
     """List experiments, newest first."""
     from turnout.cli import output
     from turnout.client.client import Client
 
     with Client(api_url) as client:
-        items = client.experiments()
+        items = client.experiments(limit=limit)
     if as_json or not items:
         output.show(items, as_json, "No experiments. Start one with `turnout experiment FILE`.")
         return

@@ -11,7 +11,7 @@ from services.api.control.examiner import results_of
 from services.api.http.bodies import BoundedRoute
 from services.api.http.problems import responses
 from services.api.http.provide import Provided
-from services.api.http.records import answer, answer_one, listing, schema
+from services.api.http.records import NEXT_CURSOR, answer, answer_one, listing, schema
 from services.api.resources.evaluations.schemas import EvaluationChanges
 from services.api.resources.evaluations.service import EvaluationService
 from services.api.resources.runs.endpoints import IdempotencyKey
@@ -31,8 +31,8 @@ Summary = schema("ModelEvaluationSummary", records.ModelEvaluationSummary, ())
 Detail = schema("ModelEvaluation", records.ModelEvaluation, ())
 QuestionItem = schema("QuestionResult", records.QuestionResult, ())
 Samples = schema("KeptSamples", records.KeptSamples, ())
-EvaluationList = listing("ModelEvaluationList", Summary)
-QuestionPage = listing("QuestionResultPage", QuestionItem, next_cursor=(str | None, None))
+EvaluationList = listing("ModelEvaluationList", Summary, **NEXT_CURSOR)
+QuestionPage = listing("QuestionResultPage", QuestionItem, **NEXT_CURSOR)
 Difference = schema("EvaluationDifference", records.EvaluationDifference, ())
 ERRORS = responses(401, 404, 409, 422, 503)
 
@@ -54,13 +54,14 @@ async def create_evaluation(
 @router.get("", response_model=EvaluationList, responses=responses(401, 422, 503))
 async def list_evaluations(
     database: Data,
+    cursor: Annotated[str | None, Query(max_length=1000, description="next_cursor of the previous page.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     run: Annotated[str | None, Query(max_length=64, description="Only evaluations of this run's weights.")] = None,
 ) -> Response:
     """Evaluations, newest first. Those that have not ended have no `results` here."""
     async with database.read() as session:
-        rows = await repository.list_evaluations(session, limit, run)
-    return answer(Summary, [_summary(row) for row in rows])
+        rows, next_cursor = await repository.list_evaluations(session, cursor=cursor, limit=limit, run_id=run)
+    return answer(Summary, [_summary(row) for row in rows], next_cursor=next_cursor)
 
 
 @router.get("/{evaluation_id}", response_model=Detail, responses=responses(401, 404, 422, 503))

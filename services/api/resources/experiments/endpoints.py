@@ -53,11 +53,15 @@ async def create_experiment(
 
 
 @router.get("", response_model=ExperimentList, responses=responses(401, 422, 503))
-async def list_experiments(database: Data, limit: Annotated[int, Query(ge=1, le=200)] = 50) -> Response:
+async def list_experiments(
+    database: Data,
+    cursor: Annotated[str | None, Query(max_length=1000, description="next_cursor of the previous page.")] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> Response:
     """Experiments, newest first."""
     async with database.read() as session:
-        rows = await repository.list_experiments(session, limit)
-    return answer(Summary, [_summary(row) for row in rows])
+        rows, next_cursor = await repository.list_experiments(session, cursor=cursor, limit=limit)
+    return answer(Summary, [_summary(row) for row in rows], next_cursor=next_cursor)
 
 
 @router.get("/{experiment_id}", response_model=Detail, responses=responses(401, 404, 422, 503))

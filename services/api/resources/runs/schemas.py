@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from services.api.http.records import listing, schema
+from services.api.http.records import NEXT_CURSOR, listing, schema
 from services.api.storage import runs as repository
 from services.contracts.model import MAX_INTEGER, Section
 from services.contracts.records import ForkedFrom, Run
@@ -54,10 +54,9 @@ class RunChanges(Section):
 
 
 DETAILS = ("config", "notices", "note", "groups", "accuracy_first", "accuracy_last")
-_NEXT = "Pass as `cursor` to get the next page; null at the end."
 RunSummary = schema("RunSummary", Run, hidden=DETAILS)
 RunDetail = schema("RunDetail", Run, hidden=("fields",))
-RunPage = listing("RunPage", RunSummary, next_cursor=(str | None, Field(description=_NEXT)))
+RunPage = listing("RunPage", RunSummary, **NEXT_CURSOR)
 
 
 def shown(row: repository.Run, **details: Any) -> Run:

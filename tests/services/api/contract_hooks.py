@@ -100,7 +100,7 @@ def valid_run(body: dict[str, Any]) -> dict[str, Any]:
     run["data"] = {**run["data"], "train": DATA, "validation": None, "curriculum": None}
     run["evaluation"] = {**run.get("evaluation", {}), "every_steps": None}
     run["objective"] = {"name": run.get("objective", {}).get("name", "srpo")}
-    training = {**run["training"], "prompts_per_minibatch": None, "refill": 0}
+    training = {**run["training"], "prompts_per_minibatch": None, "refill": 0, "offload_optimizer": False}
     training["max_staleness"] = max(1, training.get("max_staleness", 1))
     run["rewards"] = []  # kinds take different fields
     rollout = {**run.get("rollout", {})}

@@ -2,7 +2,7 @@
 
 An engine on a GPU of its own slows nothing else down. On a CPU, the learner and all engines compete for the cores, and
 an engine slows the others down even at the lowest priority (docs/performance.md). Alongside a run, such work therefore
-gets a quarter of the time. Unused time is saved, up to two seconds, so that a conversation seldom waits. Work in
+gets an eighth of the time. Unused time is saved, up to two seconds, so that a conversation seldom waits. Work in
 progress is never interrupted; if it takes longer than the allowance, the next work waits for the difference.
 """
 
@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 
 from services.runtime.training import is_training
 
-PART = 0.25
+PART = 0.125
 """Of the time."""
 SAVED_SECONDS = 2.0
 REOPENS_AT_SECONDS = 0.25

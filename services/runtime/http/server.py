@@ -24,6 +24,9 @@ MAX_HEAD_BYTES = 32 << 10
 MAX_HEADERS = 100
 REQUEST_SECONDS = 15.0
 """Limit from a connection's start, or a request's first byte, to the request's last byte."""
+IDLE_SECONDS = 75
+"""How long a connection stays open between two requests: longer than clients and proxies keep one (httpx 5 s, aiohttp
+15 s, load balancers 60 s). The client must close first, or a request that it sends at that moment is lost."""
 WRITE_SECONDS = 20.0
 MIN_WRITTEN_BYTES = 16 << 10
 """A client that reads less of its response than this in `WRITE_SECONDS`, while we wait for it, is disconnected."""
@@ -62,6 +65,7 @@ def http_server(app: ASGIApp) -> uvicorn.Server:
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=2,
+        timeout_keep_alive=IDLE_SECONDS,
         forwarded_allow_ips=os.environ.get("FORWARDED_ALLOW_IPS", ""),
     )
     server = uvicorn.Server(config)

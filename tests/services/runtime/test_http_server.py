@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 
+import httpx
 import pytest
 import uvloop
 from fastapi import FastAPI, Request
@@ -175,6 +176,13 @@ async def test_a_slow_answer_is_not_a_slow_request(server: Served, monkeypatch: 
     await reader.readuntil(b"\r\n0\r\n\r\n")
     assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
     writer.close()
+
+
+def test_a_client_closes_its_idle_connection_before_the_server_does() -> None:
+    """Otherwise a request that is sent while the server closes fails, such as the next question of a conversation."""
+    expiry = httpx.Limits().keepalive_expiry
+    assert expiry is not None
+    assert http_server.http_server(FastAPI()).config.timeout_keep_alive >= expiry * 2
 
 
 async def test_who_does_not_read_is_cut_off(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import { fill, fillIfChanged, h, heading, notice } from '../dom.js';
 import { ago } from '../format.js';
 import { badge, problemBox } from '../parts/actions.js';
 import { evaluationLink, progressBar, shareText, subject } from '../parts/evaluation_panels.js';
+import { olderNote } from '../parts/older.js';
 
 const POLL_SECONDS = 4;
 const MOST = 200;
@@ -45,10 +46,10 @@ export function evaluationsView(box, { query }, signal) {
     POLL_SECONDS,
     signal,
     async () => {
-      const { items } = await call(`/v1/evaluations?limit=${MOST}${run ? `&run=${id}` : ''}`, { signal });
+      const page = await call(`/v1/evaluations?limit=${MOST}${run ? `&run=${id}` : ''}`, { signal });
       if (signal.aborted) return;
       fill(problem);
-      render(list, items, Boolean(run));
+      render(list, page, Boolean(run));
     },
     (error) => {
       if (list.querySelector('.loading')) fill(list);
@@ -57,13 +58,12 @@ export function evaluationsView(box, { query }, signal) {
   );
 }
 
-/** @param {HTMLElement} list @param {any[]} items @param {boolean} ofRun */
-function render(list, items, ofRun) {
-  const rows = items.map((item) => ({ ...item, created: ago(item.created_at) }));
+/** @param {HTMLElement} list @param {any} page @param {boolean} ofRun */
+function render(list, page, ofRun) {
+  const rows = page.items.map((/** @type {any} */ item) => ({ ...item, created: ago(item.created_at) }));
   fillIfChanged(list, rows.length ? rows : 'none', () => {
     if (rows.length) {
-      const note = rows.length < MOST ? null : h('p', { class: 'muted' }, `The newest ${MOST} are shown.`);
-      return [rows.map(row), note];
+      return [rows.map(row), page.next_cursor ? olderNote(rows.length, 'turnout evaluations list') : null];
     }
     return notice(
       'empty',

@@ -7,7 +7,9 @@ import { fill, fillIfChanged, h, heading, notice } from '../dom.js';
 import { ago, duration } from '../format.js';
 import { badge, problemBox } from '../parts/actions.js';
 import { methodsOf, newestText, progressOf } from '../parts/experiment_progress.js';
+import { olderNote } from '../parts/older.js';
 
+const MOST = 50;
 const POLL_SECONDS = 4;
 
 /** @type {import('../app.js').View} */
@@ -31,25 +33,27 @@ export function experimentsView(box, _address, signal) {
     POLL_SECONDS,
     signal,
     async () => {
-      const { items } = await call('/v1/experiments', { signal });
+      const { items, next_cursor: older } = await call(`/v1/experiments?limit=${MOST}`, { signal });
       if (signal.aborted) return;
-      render(list, items, details);
+      render(list, items, details, older !== null);
       for (const item of items) {
         if (item.state !== 'running' && details.get(item.id)?.state === item.state) continue;
         details.set(item.id, await call(experimentPath(item.id), { signal }).catch(() => details.get(item.id)));
         if (signal.aborted) return;
-        render(list, items, details);
+        render(list, items, details, older !== null);
       }
     },
     (problem) => fill(list, problemBox(problem)),
   );
 }
 
-/** @param {HTMLElement} list @param {any[]} items @param {Map<string, any>} details */
-function render(list, items, details) {
+/** @param {HTMLElement} list @param {any[]} items @param {Map<string, any>} details @param {boolean} areOlder */
+function render(list, items, details, areOlder) {
   const rows = items.map((item) => ({ ...item, detail: details.get(item.id), created: ago(item.created_at) }));
   fillIfChanged(list, rows.length ? rows : 'none', () =>
-    rows.length ? rows.map(row) : notice('empty', 'No experiments yet.'),
+    rows.length
+      ? [rows.map(row), areOlder ? olderNote(rows.length, 'turnout experiments list') : null]
+      : notice('empty', 'No experiments yet.'),
   );
 }
 

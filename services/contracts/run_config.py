@@ -239,7 +239,7 @@ class RunConfig(Section):
 
     def _conflicts(self) -> Iterator[str]:
         """One sentence a combination that cannot work; it begins with the field and ends with the remedy."""
-        training, objective, rollout, lora = self.training, self.objective, self.rollout, self.model.lora
+        training, objective, rollout = self.training, self.objective, self.rollout
         minibatch = training.prompts_per_minibatch
         if minibatch is not None and training.prompts_per_step % minibatch:
             yield (
@@ -271,29 +271,7 @@ class RunConfig(Section):
                 "it; remove it"
             )
         yield from settings_without_use(objective)
-        if lora is not None and training.offload_teacher and objective.teacher_path is None:
-            yield (
-                "training.offload_teacher has no use with model.lora, whose self-teacher is an adapter on the "
-                "student's own frozen weights; remove it"
-            )
-        if training.offload_optimizer and training.zero_stage < 2:
-            yield (
-                f"training.offload_optimizer is true, but training.zero_stage is {training.zero_stage}, and it needs "
-                "stage 2 or 3; set training.zero_stage to 2 (it works on one rank, too)"
-            )
-        transport = self.weights.transport
-        quantized = self.model.is_quantized
-        if quantized and training.zero_stage == 3:
-            yield (
-                "model.lora.load_in_4bit is true, but training.zero_stage is 3, which cannot divide weights in 4 bits "
-                "among ranks; use 2"
-            )
-        fast = TRANSPORTS[transport] is not None and not brings_folder(transport)
-        if lora is not None and fast and not quantized:
-            yield (
-                f"weights.transport {transport} has no use with model.lora: adapters are small and "
-                "go by the store; remove it"
-            )
+        yield from self._model_conflicts()
         if training.max_staleness == 0 and rollout.num_servers > training.prompts_per_step:
             yield (
                 f"rollout.num_servers is {rollout.num_servers}, more than training.prompts_per_step "
@@ -309,6 +287,32 @@ class RunConfig(Section):
         every = self.evaluation.every_steps
         if self.data.validation is None and every is not None and "every_steps" in self.evaluation.model_fields_set:
             yield f"evaluation.every_steps is {every}, but there are no questions; add data.validation or remove it"
+
+    def _model_conflicts(self) -> Iterator[str]:
+        """What adapters, 4 bits and offloading rule out."""
+        training, lora, quantized = self.training, self.model.lora, self.model.is_quantized
+        if lora is not None and training.offload_teacher and self.objective.teacher_path is None:
+            yield (
+                "training.offload_teacher has no use with model.lora, whose self-teacher is an adapter on the "
+                "student's own frozen weights; remove it"
+            )
+        if training.offload_optimizer and training.zero_stage < 2:
+            yield (
+                f"training.offload_optimizer is true, but training.zero_stage is {training.zero_stage}, and it needs "
+                "stage 2 or 3; set training.zero_stage to 2 (it works on one rank, too)"
+            )
+        transport = self.weights.transport
+        if quantized and training.zero_stage == 3:
+            yield (
+                "model.lora.load_in_4bit is true, but training.zero_stage is 3, which cannot divide weights in 4 bits "
+                "among ranks; use 2"
+            )
+        fast = TRANSPORTS[transport] is not None and not brings_folder(transport)
+        if lora is not None and fast and not quantized:
+            yield (
+                f"weights.transport {transport} has no use with model.lora: adapters are small and "
+                "go by the store; remove it"
+            )
 
     def _sharing_conflicts(self) -> Iterator[str]:
         """What one GPU in turns rules out."""

@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
+from services.runtime.logs import get_logger
 from services.runtime.training import is_training
 
+log = get_logger(__name__)
 PART = 0.125
 """Of the time."""
 SAVED_SECONDS = 2.0
@@ -71,9 +73,16 @@ class Allowance:
 
     async def follow(self, redis: Redis, machine: str) -> None:
         """Limit it while a run trains on `machine`, until cancelled."""
+        has_complained = False
         while True:
             try:
                 self.is_limited = await is_training(redis, machine)
+            except NoPermissionError as error:
+                if not has_complained:
+                    log.warning(
+                        "other work is not limited: the queue server has rules of an older release", error=str(error)
+                    )
+                has_complained = True
             except RedisError:
                 pass  # as before, until the queue server answers again
             await asyncio.sleep(LOOK_SECONDS)

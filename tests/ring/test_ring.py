@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -238,7 +237,6 @@ def test_an_adapter_goes_round_the_ring(client: Client) -> None:
     assert step.metrics["reference_kl_nats"] > 1e-2, "the initial model is still the one without an adapter"
 
 
-@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs the extra quantized")
 def test_servers_sample_with_a_base_in_4_bits_from_the_first_step_on(client: Client) -> None:
     lora = {"rank": 8, "load_in_4bit": True}
     model = {"path": "examples/embedded/policy", "dtype": "float32", "lora": lora}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,11 @@ CASES: dict[str, dict[str, Any]] = {
         "training": {"gradient_checkpointing": True, "zero_stage": 0},
     },
     "LoRA": {"dtype": "bfloat16", "lora": {"rank": 8}},
+    "LoRA on 4 bits": {"dtype": "bfloat16", "lora": {"rank": 8, "load_in_4bit": True}},
     "ZeRO-3": {"dtype": "bfloat16", "training": {"zero_stage": 3}},
     "offloaded": {"dtype": "bfloat16", "training": {"zero_stage": 3, "offload_optimizer": True}},
     "small micro-batches": {"dtype": "bfloat16", "training": {"tokens_per_microbatch": 300}},
 }
-if find_spec("bitsandbytes") is not None:
-    CASES["LoRA on 4 bits"] = {"dtype": "bfloat16", "lora": {"rank": 8, "load_in_4bit": True}}
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +80,6 @@ def test_a_run_with_another_model_as_the_teacher_resumes_exactly(programs: Progr
     assert "have changed since the checkpoint" in found["refusal"]
 
 
-@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs the extra quantized")
 @pytest.mark.parametrize(("dtype", "num_ranks", "stage"), [("float32", 1, 0), ("bfloat16", 2, 2)])
 def test_a_run_with_its_base_in_4_bits_publishes_what_it_trains_and_resumes_exactly(
     programs: Programs, tmp_path: Path, dtype: str, num_ranks: int, stage: int

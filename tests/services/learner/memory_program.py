@@ -30,15 +30,16 @@ PROMPT, RESPONSE, GROUP = 64, 192, 4
 
 
 def configuration(case: dict[str, Any]) -> RunConfig:
-    """Two groups whose responses all have full length, so that bounds are values."""
-    training = {"steps": 1, "prompts_per_step": 2, "tokens_per_microbatch": PROMPT + GROUP * RESPONSE}
+    """Groups whose responses all have full length, so that bounds are values."""
+    response, prompts = case.get("response", RESPONSE), case.get("prompts", 2)
+    training = {"steps": 1, "prompts_per_step": prompts, "tokens_per_microbatch": PROMPT + GROUP * RESPONSE}
     return parse_run_config(
         {
             "name": "memory",
             "model": {"path": "unused", "dtype": case["dtype"], "lora": case.get("lora")},
             "data": {"train": "unused"},
             "objective": {"name": case.get("objective", "srpo")},
-            "rollout": {"group_size": GROUP, "max_prompt_tokens": PROMPT, "max_response_tokens": RESPONSE},
+            "rollout": {"group_size": case.get("group", GROUP), "max_prompt_tokens": PROMPT, "max_response_tokens": response},
             "training": training | case.get("training", {}),
         }
     )
@@ -75,15 +76,15 @@ def small_model(case: dict[str, Any], config: RunConfig) -> Any:
 
 
 def sequences(config: RunConfig, vocabulary: int) -> list[TrainSequence]:
-    made = []
+    made, length = [], config.rollout.max_response_tokens
     taught = config.objective.name == "srpo"  # all of them: then bounds are values
-    for group in range(2):
+    for group in range(config.training.prompts_per_step):
         prompt = [(7 * group + place) % vocabulary for place in range(PROMPT)]
-        for member in range(GROUP):
-            response = [(11 * group + 13 * member + place + 1) % vocabulary for place in range(RESPONSE)]
-            teacher = prompt + [3] * RESPONSE if taught else None
+        for member in range(config.rollout.group_size):
+            response = [(11 * group + 13 * member + place + 1) % vocabulary for place in range(length)]
+            teacher = prompt + [3] * length if taught else None
             route: Any = "sdpo" if teacher else "grpo"
-            made.append(TrainSequence(prompt, response, [-1.0] * RESPONSE, 0.5, route, teacher))
+            made.append(TrainSequence(prompt, response, [-1.0] * length, 0.5, route, teacher))
     return made
 
 

@@ -16,6 +16,8 @@ from services.contracts.states import RunState
 Information = Literal["solution", "feedback", "solution_and_feedback", "reference"]
 """What a self-teacher can be told: a correct sibling's solution; the verifier's feedback on a failed rollout; both; or
 the solution in the question's row."""
+SAMPLES_EVERY_STEPS = 5
+"""Steps whose first group is kept as samples; so is that of step 1."""
 
 
 class Event(Message, frozen=True, kw_only=True):

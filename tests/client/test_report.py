@@ -13,7 +13,9 @@ from services.contracts.records import Evaluation, Run, Step
 from services.contracts.step_metrics import CHARTS, STEP_METRICS
 from turnout.cli.output import duration, sparkline
 from turnout.cli.run_data import RunData
+from turnout.cli.views import corrections
 from turnout.cli.views.compare import row_of
+from turnout.cli.views.corrections import MAX_TOKENS, NUM_TOKENS
 from turnout.cli.views.plots import comparison_plot, report_plots, smoothed
 from turnout.cli.views.report import accuracy_rows, headline, report_folder, summary_rows, write_report
 
@@ -119,3 +121,76 @@ def test_small_forms() -> None:
     assert duration(59.6) == "1:00"
     assert duration(3723) == "1:02:03"
     assert smoothed([0.0, 3.0, 6.0], width=3) == [1.5, 3.0, 4.5]
+
+
+class Stored:
+    """A client that has a group of some steps."""
+
+    def __init__(self, groups: dict[int, dict[str, object]]) -> None:
+        self.groups = groups
+
+    def samples(self, run_id: str, *, step: int, limit: int) -> list[dict[str, object]]:
+        return [self.groups[step]] if step in self.groups else []
+
+
+def sampled(step: int, route: str, tokens: list[str]) -> dict[str, object]:
+    """A group as the API returns it: a failed response of these tokens, and a correct one."""
+    numbers = [float(place) for place in range(len(tokens))]
+    failed = {
+        "index": 0,
+        "tokens": tokens,
+        "route": route,
+        "logprobs": [None] * len(tokens),
+        "divergence": numbers if route == "sdpo" else [],
+        "distillation_weight": [0.5] * len(tokens) if route == "sdpo" else [],
+        "teacher_entropy": numbers if route == "sdpo" else [],
+    }
+    right = {"index": 1, "tokens": ["Paris"], "route": "grpo"}
+    told = {"demonstrations": [1]}
+    responses = [
+        {"index": 0, "token_ids": [1], "demonstration": "", "told": told if route == "sdpo" else None},
+        {"index": 1, "token_ids": [2], "demonstration": "It is Paris."},
+    ]
+    question = {"id": "q", "kind": "exact", "prompt": "Capital?", "answer": "Paris", "tests": ""}
+    return {
+        "step": step,
+        "question_id": "france",
+        "prompt": "Capital <of> France?",
+        "answer": "Paris",
+        "samples": [failed, right],
+        "material": {"question": question, "responses": responses},
+    }
+
+
+def test_a_report_shows_which_tokens_were_corrected(tmp_path: Path) -> None:
+    groups = {
+        1: sampled(1, "sdpo", ["It", " is", "\n", "<b>"]),
+        5: sampled(5, "sdpo", ["not shown"]),
+        10: sampled(10, "grpo", ["nothing to correct"]),
+        15: sampled(15, "sdpo", ["Rome"] * (MAX_TOKENS + 3)),
+        40: sampled(40, "sdpo", ["last"]),
+    }
+    data = recorded(40)
+    found = corrections.find(Stored(groups), data.run)  # type: ignore[arg-type]
+    assert [(one.group.step, one.sample.tokens[-1]) for one in found] == [(1, "<b>"), (15, "Rome"), (40, "last")]
+    assert found[0].strengths == [0.0, 0.5, 1.0, 1.5]
+    assert ["the teacher read", "It is Paris."] in found[0].texts
+    folder = write_report(data, tmp_path, found)
+    page, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
+    assert (
+        '0.80)" title="correction 1.500, divergence, nats 3.000, weight 0.50, teacher entropy, nats 3.00">&lt;b&gt;<'
+        in page
+    )
+    assert page.count(">Rome<") == MAX_TOKENS + NUM_TOKENS
+    for report in (page, text):
+        assert "3 more tokens" in report
+        assert "Capital &lt;of&gt; France?" in report
+        assert "&lt;b&gt;" in report
+    assert "<b>" not in page
+
+
+def test_a_run_without_a_teacher_has_no_corrections(tmp_path: Path) -> None:
+    data = recorded()
+    found = corrections.find(Stored({5: sampled(5, "grpo", ["It"])}), data.run)  # type: ignore[arg-type]
+    assert found == []
+    assert "self-distillation corrected" not in (write_report(data, tmp_path, found) / "report.html").read_text()

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from services.contracts.errors import TurnoutError
-from services.contracts.events import Event, StepFinished
+from services.contracts.events import SAMPLES_EVERY_STEPS, Event, StepFinished
 from services.contracts.heartbeat import WAITS_FOR_RESUME
 from services.learner.checkpoint import CheckpointStore, Loaded, Snapshot
 from services.learner.connections.farewell import writing
@@ -60,7 +60,6 @@ from services.runtime.weights.store import WeightStore
 
 log = get_logger(__name__)
 E = TypeVar("E", bound=Event)
-SAMPLES_EVERY_STEPS = 5
 SILENCE_SECONDS = 15.0
 """Time without the awaited group after which to check whether it is lost."""
 

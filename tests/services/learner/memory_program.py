@@ -39,7 +39,11 @@ def configuration(case: dict[str, Any]) -> RunConfig:
             "model": {"path": "unused", "dtype": case["dtype"], "lora": case.get("lora")},
             "data": {"train": "unused"},
             "objective": {"name": case.get("objective", "srpo")},
-            "rollout": {"group_size": case.get("group", GROUP), "max_prompt_tokens": PROMPT, "max_response_tokens": response},
+            "rollout": {
+                "group_size": case.get("group", GROUP),
+                "max_prompt_tokens": PROMPT,
+                "max_response_tokens": response,
+            },
             "training": training | case.get("training", {}),
         }
     )

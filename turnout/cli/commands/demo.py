@@ -23,6 +23,7 @@ from turnout.cli.output import duration
 from turnout.cli.run_data import collect
 from turnout.cli.run_file import load_run
 from turnout.cli.terminal import say
+from turnout.cli.views import corrections
 from turnout.cli.views.progress import Progress
 from turnout.cli.views.report import headline, report_folder, write_report
 from turnout.cli.views.watch import POLL_SECONDS, ended_code, view
@@ -194,7 +195,7 @@ class Demo:
         assert run is not None
         data = collect(client, run.id)
         with private_files():
-            folder = write_report(data, report_folder(self.home, run.id))
+            folder = write_report(data, report_folder(self.home, run.id), corrections.find(client, run))
         self.say(headline(data))
         if run.reason:
             self.say(run.reason)

@@ -363,15 +363,17 @@ def report(
     as_json: Json = False,
     api_url: Url = None,
 ) -> None:
-    """Write a report with plots: report.md and report.html."""
+    """Write a report with plots and corrected responses: report.md and report.html."""
     from turnout.cli import output
     from turnout.cli.run_data import collect
+    from turnout.cli.views import corrections
     from turnout.cli.views.report import report_folder, write_report
     from turnout.client.run_ids import client_of
 
     with client_of(api_url, run_id) as (client, found):
         data = collect(client, found)
-    folder = write_report(data, out or report_folder(home, data.run.id))
+        corrected = corrections.find(client, data.run)
+    folder = write_report(data, out or report_folder(home, data.run.id), corrected)
     output.show({"folder": str(folder), "html": str(folder / "report.html")}, as_json, f"{folder / 'report.html'}")
 
 

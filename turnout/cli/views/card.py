@@ -15,7 +15,8 @@ from services.contracts.plain_text import in_line
 from services.contracts.records import Evaluation
 from turnout.cli.run_data import RunData
 from turnout.cli.views.plots import Plot
-from turnout.cli.views.report import headline, markdown_table, summary_rows, version_rows
+from turnout.cli.views.report import headline, summary_rows, version_rows
+from turnout.cli.views.tables import markdown_table
 
 SHOWN: Final = ("reward", "entropy", "length")
 """Charts of the card, by key."""

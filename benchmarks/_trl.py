@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent
 TRL = "1.16.0"
 OURS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "PYTHONPATH")
 """Variables of our process group, which TRL's processes are no part of."""
@@ -43,37 +45,48 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def trl(python: Path, kind: str, recording: Path, policy: Path, microbatch: int) -> Iterator[Callable[[], Spent]]:
-    """A trainer of TRL in a process of its own; the function makes one step and tells its time."""
-    folder = recording.parent / f"{kind}-{microbatch}"
-    side = Path(__file__).with_name("_trl_side.py")
+def trainer(python: Path, module: str, *arguments: object) -> Iterator[Callable[[str, str], str]]:
+    """`module` in a process of TRL's; the function gives it a line of text, and returns the rest of the next line of
+    its answer that begins with a word. The process ends with the context, in the middle of a step too."""
     alone = {name: value for name, value in os.environ.items() if name not in OURS}
-    variables = {**alone, "TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1"}
-    command = [str(item) for item in (python, side, kind, recording, policy, microbatch, folder)]
+    variables = {**alone, "PYTHONPATH": str(ROOT), "TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1"}
+    command = [str(item) for item in (python, "-m", f"benchmarks.{module}", *arguments)]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=variables
     )
     assert process.stdin is not None
-    tail: list[str] = []
+    assert process.stderr is not None
+    tail: deque[str] = deque(maxlen=15)
 
-    def until(word: str) -> list[str]:
-        assert process.stderr is not None
-        for line in process.stderr:
+    def until(word: str) -> str:
+        for line in process.stderr or ():
             tail.append(line)
             if line.startswith(word):
-                return line.split()[1:]
-        raise RuntimeError(f"TRL's {kind} ended: {''.join(tail[-15:])}")
+                return line.removeprefix(word).strip()
+        raise RuntimeError(f"TRL's process ended: {''.join(tail)}")
 
-    def step() -> Spent:
+    def ask(text: str, word: str) -> str:
         assert process.stdin is not None
-        process.stdin.write("step\n")
+        process.stdin.write(f"{text}\n")
         process.stdin.flush()
-        wall, cpu, *_ = until("STEP")
-        return float(wall), float(cpu)
+        return until(word)
 
     try:
         until("READY")
-        yield step
+        yield ask
     finally:
-        process.stdin.close()
-        process.wait()
+        process.kill()
+        process.communicate()
+
+
+@contextmanager
+def trl(python: Path, kind: str, recording: Path, policy: Path, microbatch: int) -> Iterator[Callable[[], Spent]]:
+    """A trainer of TRL on recorded rollouts; the function makes one step and tells its time."""
+    folder = recording.parent / f"{kind}-{microbatch}"
+    with trainer(python, "_trl_side", kind, recording, policy, microbatch, folder) as ask:
+
+        def step() -> Spent:
+            wall, cpu, *_ = ask("step", "STEP").split()
+            return float(wall), float(cpu)
+
+        yield step

@@ -1,6 +1,6 @@
 """TRL's half of `trl_compare`: runs in TRL's own environment, one trainer a process, and imports nothing of Turnout's.
 
-python _trl_side.py sdpo|grpo RECORDING POLICY MICROBATCH FOLDER
+python -m benchmarks._trl_side sdpo|grpo RECORDING POLICY MICROBATCH FOLDER
 
 Reads a line for each optimizer step to make, and answers `STEP <wall seconds> <CPU seconds> <loss> <teacher
 prompts>`. Timed is what the trainer does from `on_step_begin` to the end of its callbacks at `on_step_end`, less
@@ -69,15 +69,27 @@ class Clock(TrainerCallback):
         return timed
 
 
-def settings(recording, microbatch, folder):
-    num_rollouts = len(recording.groups) * recording.size
+SDPO_SETTINGS = {
+    "distillation_mode": "topk_logits",
+    "distillation_topk": 100,
+    "distillation_add_tail": True,
+    "distillation_alpha": 0.5,
+    "distillation_is_clip": 2.0,
+    "teacher_update_rate": 0.05,
+    "success_reward_threshold": 0.5,
+    "diagnostics_warning_interval": 0,
+}
+"""Those of SDPO in Turnout, by TRL's names."""
+
+
+def settings(num_rollouts, group_size, max_tokens, microbatch, folder):
+    """One optimizer update a step, with what Turnout's runs have by default."""
     return {
         "output_dir": folder,
         "per_device_train_batch_size": microbatch,
         "gradient_accumulation_steps": num_rollouts // microbatch,
-        "num_generations": recording.size,
-        "max_completion_length": max(len(ids) for group in recording.groups for ids in group["completions"]),
-        "shuffle_dataset": False,
+        "num_generations": group_size,
+        "max_completion_length": max_tokens,
         "max_steps": 100_000,
         "learning_rate": 1e-5,
         "lr_scheduler_type": "constant",
@@ -108,17 +120,7 @@ def grpo(recording, policy, values, data, reward):
 
 
 def sdpo(recording, policy, values, data, reward):
-    arguments = SDPOConfig(
-        **values,
-        distillation_mode="topk_logits",
-        distillation_topk=100,
-        distillation_add_tail=True,
-        distillation_alpha=0.5,
-        distillation_is_clip=2.0,
-        teacher_update_rate=0.05,
-        success_reward_threshold=0.5,
-        diagnostics_warning_interval=0,
-    )
+    arguments = SDPOConfig(**values, **SDPO_SETTINGS)
     trainer = SDPOTrainer(model=policy, reward_funcs=reward, args=arguments, train_dataset=data)
     prompts = []
     sample = trainer.sample_rollouts
@@ -149,7 +151,9 @@ def main(kind, path, policy, microbatch, folder):
         return recording.take(prompts, "rewards")
 
     data = Dataset.from_list([{"prompt": group["prompt"]} for group in recording.groups])
-    values = settings(recording, int(microbatch), folder)
+    longest = max(len(ids) for group in recording.groups for ids in group["completions"])
+    num_rollouts = len(recording.groups) * recording.size
+    values = settings(num_rollouts, recording.size, longest, int(microbatch), folder) | {"shuffle_dataset": False}
     trainer = {"grpo": grpo, "sdpo": sdpo}[kind](recording, policy, values, data, reward)
     trainer._prepare_inputs = clock.exclude(trainer._prepare_inputs)
     step = trainer.training_step

@@ -1,0 +1,170 @@
+"""TRL's half of `trl_end_to_end`: whole training loops with generation by transformers, in TRL's own environment.
+
+python -m benchmarks._trl_loop_side
+
+Reads an order (JSON) a line and answers `DONE <JSON>`. Of Turnout it imports only what needs no more than Python
+and TRL.
+"""
+
+import json
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
+
+from benchmarks._trl_rule import judge
+from benchmarks._trl_side import SDPO_SETTINGS, settings
+
+TEMPLATES = {
+    "reprompt_template": "{prompt}{solution}{feedback}\n\nCorrectly solve the original question.",
+    "solution_template": "\n\nCorrect solution:\n\n{successful_previous_attempt}",
+}
+"""Turnout's wording of the teacher's prompt."""
+
+
+class Questions:
+    """The rows of a file as TRL's dataset, and their judge."""
+
+    def __init__(self, path):
+        self.rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
+        self.rewards = []
+        self.num_tokens = []
+
+    def messages(self, row):
+        return [{"role": "system", "content": row["system"]}, {"role": "user", "content": row["prompt"]}]
+
+    def dataset(self):
+        return Dataset.from_list([{"prompt": self.messages(row), "place": i} for i, row in enumerate(self.rows)])
+
+    def reward(self, completions, completion_ids, place, **_):
+        texts = [completion[0]["content"] for completion in completions]
+        found = [judge(self.rows[i], text) for i, text in zip(place, texts, strict=True)]
+        self.rewards.append(sum(found) / len(found))
+        self.num_tokens.append(sum(map(len, completion_ids)) / len(completion_ids))
+        return found
+
+
+class Clock(TrainerCallback):
+    """Wall seconds from the end of one step to the end of the next, and of generating in it."""
+
+    def __init__(self, report):
+        self.report = report
+        self.seconds, self.generating = [], []
+        self.last, self.generated = time.perf_counter(), 0.0
+
+    def time(self, generate):
+        def timed(*arguments, **options):
+            started = time.perf_counter()
+            found = generate(*arguments, **options)
+            self.generated += time.perf_counter() - started
+            return found
+
+        return timed
+
+    def on_step_end(self, args, state, control, **_):
+        self.seconds.append(time.perf_counter() - self.last)
+        self.generating.append(self.generated)
+        self.report(state.global_step)
+        self.last, self.generated = time.perf_counter(), 0.0
+
+
+class Examination:
+    """Accuracy on held-out questions at some steps, by the policy's own samples."""
+
+    def __init__(self, path, every, num_questions, num_samples, max_tokens):
+        self.questions = Questions(path)
+        self.rows = self.questions.rows[:num_questions]
+        self.every, self.num_samples, self.max_tokens = every, num_samples, max_tokens
+        self.accuracy = {}
+
+    @torch.no_grad()
+    def take(self, trainer, step):
+        if step % self.every:
+            return
+        tokenizer, model = trainer.processing_class, trainer.model
+        asked = [row for row in self.rows for _ in range(self.num_samples)]
+        encoded = tokenizer.apply_chat_template(
+            [self.questions.messages(row) for row in asked],
+            add_generation_prompt=True,
+            return_dict=True,
+            return_tensors="pt",
+            padding=True,
+        )
+        sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "top_k": 0}
+        training = model.training
+        model.eval()
+        ids = model.generate(**encoded, max_new_tokens=self.max_tokens, **sampling)
+        model.train(training)
+        texts = tokenizer.batch_decode(ids[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
+        self.accuracy[step] = sum(judge(row, text) for row, text in zip(asked, texts, strict=True)) / len(asked)
+
+
+def make(order, questions, folder):
+    """The trainer that an order describes."""
+    num_rollouts = order["prompts"] * order["group_size"]
+    microbatch = min(order["microbatch"], num_rollouts)
+    values = settings(num_rollouts, order["group_size"], order["max_tokens"], microbatch, folder) | {
+        "max_steps": order["steps"],
+        "learning_rate": order["learning_rate"],
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": order["warmup_steps"],
+        "temperature": order["temperature"],
+        "seed": order["seed"],
+        "model_init_kwargs": {"dtype": "float32", "attn_implementation": order["attention"]},
+    }
+    if order["kind"] == "grpo":
+        arguments, kind = GRPOConfig(**values, **order["options"], loss_type="dapo"), GRPOTrainer
+    else:
+        arguments, kind = SDPOConfig(**values, **SDPO_SETTINGS, **TEMPLATES), SDPOTrainer
+    return kind(model=order["policy"], reward_funcs=questions.reward, args=arguments, train_dataset=questions.dataset())
+
+
+def peak_bytes():
+    """Most memory that this process has had at a time."""
+    found = re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())
+    return int(found.group(1)) * 1024
+
+
+def run(order):
+    """Train, and say how long each step took."""
+    torch.set_num_threads(order["threads"])
+    questions = Questions(order["questions"])
+    examination = Examination(**order["examination"]) if order["examination"] else None
+    with tempfile.TemporaryDirectory(prefix="turnout-bench-") as folder:
+        trainer = make(order, questions, folder)
+
+        def report(step):
+            if examination:
+                examination.take(trainer, step)
+
+        clock = Clock(report)
+        report(0)
+        trainer.model.generate = clock.time(trainer.model.generate)
+        trainer.add_callback(clock)
+        clock.last = time.perf_counter()
+        trainer.train()
+    return {
+        "seconds": clock.seconds,
+        "generating": clock.generating,
+        "rewards": questions.rewards,
+        "num_tokens": questions.num_tokens,
+        "accuracy": examination.accuracy if examination else {},
+        "peak_bytes": peak_bytes(),
+    }
+
+
+def main():
+    print("READY", file=sys.stderr, flush=True)
+    for line in sys.stdin:
+        print("DONE", json.dumps(run(json.loads(line))), file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import signal
 import sys
@@ -58,41 +59,53 @@ class RankProcesses:
     async def start(self, run_id: str, share: Share) -> asyncio.Task[None]:
         """Start one process per rank. Returns the task that reads the first one's progress."""
         read_end, write_end = os.pipe()
+        lines = os.fdopen(read_end, "rb", buffering=0)
         self._error = ""
         self._meeting = tempfile.TemporaryDirectory(prefix="turnout-ranks-", ignore_cleanup_errors=True)
-        for index in range(share.num_ranks):
-            environment = os.environ | {
-                RUN_VARIABLE: run_id,
-                SERVICE_VARIABLE: str(os.getpid()),
-                "TURNOUT_INSTANCE": self.presence.instance,
-                "TURNOUT_ADVERTISE_URL": self.presence.url,
-                "RANK": str(share.first_rank + index),
-                "LOCAL_RANK": str(index),
-                "WORLD_SIZE": str(share.world_size or share.num_ranks),
-                **(share.variables or {MEETING_VARIABLE: os.path.join(self._meeting.name, "store")}),
-            }
-            passed: tuple[int, ...] = ()
-            if index == 0:
-                environment[PIPE_VARIABLE] = str(write_end)
-                passed = (write_end, *share.descriptors)
-            self._processes.append(
-                await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", PROGRAM, env=environment, pass_fds=passed, stdin=asyncio.subprocess.DEVNULL
-                )
-            )
-        os.close(write_end)
+        try:
+            for index in range(share.num_ranks):
+                await self._start_rank(run_id, share, index, write_end)
+        except BaseException:
+            lines.close()
+            raise
+        finally:
+            os.close(write_end)
         self.presence.details["pids"] = " ".join(str(process.pid) for process in self._processes)
         log.info("training program started", run_id=run_id, pids=self.presence.details["pids"])
-        return asyncio.create_task(self._read_progress(read_end))
+        reader = asyncio.create_task(self._read_progress(lines))
+        reader.add_done_callback(lambda _: lines.close())  # a task that is cancelled before its first turn runs no finally
+        return reader
+
+    async def _start_rank(self, run_id: str, share: Share, index: int, pipe: int) -> None:
+        assert self._meeting is not None
+        environment = os.environ | {
+            RUN_VARIABLE: run_id,
+            SERVICE_VARIABLE: str(os.getpid()),
+            "TURNOUT_INSTANCE": self.presence.instance,
+            "TURNOUT_ADVERTISE_URL": self.presence.url,
+            "RANK": str(share.first_rank + index),
+            "LOCAL_RANK": str(index),
+            "WORLD_SIZE": str(share.world_size or share.num_ranks),
+            **(share.variables or {MEETING_VARIABLE: os.path.join(self._meeting.name, "store")}),
+        }
+        passed: tuple[int, ...] = ()
+        if index == 0:
+            environment[PIPE_VARIABLE] = str(pipe)
+            passed = (pipe, *share.descriptors)
+        self._processes.append(
+            await asyncio.create_subprocess_exec(
+                sys.executable, "-m", PROGRAM, env=environment, pass_fds=passed, stdin=asyncio.subprocess.DEVNULL
+            )
+        )
 
     def on_progress(self, progress: Progress) -> None:
         """What else is to happen with a line of progress."""
 
-    async def _read_progress(self, descriptor: int) -> None:
+    async def _read_progress(self, lines: io.FileIO) -> None:
         """Consumes progress lines; produces heartbeat fields; ends when the pipe closes."""
         reader = asyncio.StreamReader()
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb")
+            lambda: asyncio.StreamReaderProtocol(reader), lines
         )
         try:
             while line := await reader.readline():

@@ -19,7 +19,9 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 
 from services.contracts import events, streams
 from services.contracts.heartbeat import ServiceRecord
+from services.learner import processes
 from services.learner.connections.progress_pipe import EXIT_NO_QUEUE, EXIT_REPORTED, SERVICE_VARIABLE
+from services.learner.processes import RankProcesses, Share
 from services.learner.program.main import report_failure
 from services.learner.retries import Attempts
 from services.learner.service import Learner
@@ -193,6 +195,22 @@ async def test_the_service_waits_for_a_program_that_is_writing_however_often_it_
     with pytest.raises(asyncio.CancelledError):
         await ending
     assert program.returncode == 0
+
+
+async def test_a_start_leaves_no_descriptor_however_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service restarts its program for as long as it lives."""
+    ranks = RankProcesses(Presence(Redis(), "learner", "learner-0", ""))
+    monkeypatch.setattr(processes, "PROGRAM", "json.tool")
+    before = os.listdir("/proc/self/fd")
+    with monkeypatch.context() as patched, pytest.raises(FileNotFoundError):
+        patched.setattr(sys, "executable", "/no/such/python")
+        await ranks.start("run", Share(1))
+    assert os.listdir("/proc/self/fd") == before
+    reader = await ranks.start("run", Share(1))
+    reader.cancel()
+    await asyncio.wait([reader])
+    await ranks._end_processes()
+    assert os.listdir("/proc/self/fd") == before
 
 
 async def test_a_killed_program_restarts_and_the_run_succeeds(valkey_url: str, redis: Redis, tmp_path: Path) -> None:

@@ -168,10 +168,17 @@ async def test_bytes_one_by_one_do_not_move_the_deadline(server: Served, monkeyp
 
 async def test_a_slow_answer_is_not_a_slow_request(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """The deadline is the client's: one that waits for us keeps its connection, and may send its next request."""
+    has_passed, too_slow = asyncio.Event(), http_server.BoundedProtocol._too_slow
+
+    def passed(connection: http_server.BoundedProtocol) -> None:
+        too_slow(connection)
+        has_passed.set()
+
     monkeypatch.setattr(http_server, "REQUEST_SECONDS", 0.1)
+    monkeypatch.setattr(http_server.BoundedProtocol, "_too_slow", passed)
     reader, writer = await server.connect(STREAM + ASK + b"GET")
     await reader.readuntil(b"first")
-    await asyncio.sleep(0.4)
+    await has_passed.wait()
     server.released.set()
     await reader.readuntil(b"\r\n0\r\n\r\n")
     assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")

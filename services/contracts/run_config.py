@@ -439,4 +439,13 @@ def read_run_config(text: bytes | str) -> RunConfig:
         raise ConfigurationError(
             f"The run's configuration is not JSON: {error}.", remedy="Start the run again."
         ) from error
+    return stored_run_config(values)
+
+
+def stored_run_config(values: Any) -> RunConfig:
+    """The checked configuration of stored values, which an earlier version may have accepted by other rules.
+
+    Raises:
+        ConfigurationError: as `parse_run_config`.
+    """
     return parse_run_config(without_untaken(values) if isinstance(values, dict) else values)

@@ -20,7 +20,7 @@ from services.api.storage import evaluations as repository
 from services.api.storage.database import Database
 from services.api.storage.evaluations import EvaluationRow, Found
 from services.contracts import streams
-from services.contracts.errors import TurnoutError
+from services.contracts.errors import ConfigurationError, TurnoutError
 from services.contracts.evaluations.results import question_result, set_results
 from services.contracts.evaluations.samples import kept_samples
 from services.contracts.evaluations.tasks import evaluation_task, setting_of
@@ -28,7 +28,7 @@ from services.contracts.messages import PromptTask, Question, ScoredGroup
 from services.contracts.questions.reading import read_source
 from services.contracts.questions.source import ValidationSet
 from services.contracts.records import EvaluationState, QuestionResult, SetResult
-from services.contracts.run_config import RunConfig
+from services.contracts.run_config import RunConfig, stored_run_config
 from services.runtime.logs import get_logger
 from services.runtime.queue.lost import feed_lost
 from services.runtime.queue.queue import Delivery, Queue
@@ -100,9 +100,9 @@ class Examiner:
         """Read the questions and feed those that are left. What an earlier process fed is not fed again.
 
         Raises:
-            ConfigurationError: a set cannot be read.
+            ConfigurationError: a set cannot be read, or this version does not accept the configuration.
         """
-        config = RunConfig.model_validate(row.config)
+        config = stored_run_config(row.config)
         sets = list(config.data.validation_sets())
         questions = [await asyncio.to_thread(read_questions, item, config.evaluation.max_questions) for item in sets]
         async with self.database.write() as session:
@@ -187,8 +187,14 @@ class Examiner:
 
 
 async def results_of(row: EvaluationRow, questions: Sequence[QuestionResult]) -> list[SetResult]:
-    """The results so far, computed in a thread: a large evaluation's intervals take a second."""
-    config = RunConfig.model_validate(row.config)
+    """The results so far, computed in a thread: a large evaluation's intervals take a second.
+
+    None if this version does not accept the configuration.
+    """
+    try:
+        config = stored_run_config(row.config)
+    except ConfigurationError:
+        return []
     sets = {
         item.label: (int(setting_of(config, item, "num_samples")), float(setting_of(config, item, "temperature")))
         for item in config.data.validation_sets()

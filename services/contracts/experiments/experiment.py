@@ -257,6 +257,23 @@ def parse_experiment(values: Any) -> ExperimentConfig:
     return experiment
 
 
+def stored_experiment(values: Any) -> ExperimentConfig:
+    """The experiment of a stored file, which an earlier version may have accepted by other rules. Its runs are not
+    checked.
+
+    Raises:
+        ConfigurationError: this version does not accept it; names each wrong field.
+    """
+    try:
+        return ExperimentConfig.model_validate(values)
+    except ValidationError as error:
+        found = refused(error, "experiment, which an earlier version accepted,", "experiments", sentence)
+        found.remedy = (
+            "Its runs are still in the list of runs. To repeat it, start an experiment with a corrected file."
+        )
+        raise found from error
+
+
 def sentence(item: Any) -> str:
     """What one of pydantic's errors says of an experiment."""
     return sentence_of(item, ".".join(map(str, item["loc"])), field_names(ExperimentConfig))

@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 
 from services.api.container import Parts, make_parts
 from services.api.storage.database import open_database
+from services.api.storage.evaluations import get_evaluation
 from services.contracts import codec, streams
 from services.contracts.arrays import LogProbs, TokenIds
 from services.contracts.messages import CompletedGroup, PromptTask, Rollout, ScoredGroup, Verdict, VersionSpan
@@ -375,6 +376,26 @@ async def test_two_evaluations_differ_by_the_questions_learned_and_forgotten(
     assert [item["question_id"] for item in change["forgotten"]] == ["q3"]
     assert (change["num_better"], change["num_worse"], found["num_unpaired"]) == (2, 1, 0)
     assert change["difference"]["value"] == pytest.approx((11 - 7) / 20)
+
+
+async def test_a_stored_configuration_that_this_version_does_not_accept_ends_its_evaluation_alone(
+    parts: Parts, client: httpx.AsyncClient, redis: Redis, server: FakeInstance, body: dict[str, Any]
+) -> None:
+    """An earlier version may have accepted fields that have been removed since."""
+    made = await create(client, body)
+    await look(parts)
+    await judge(redis, (await fed(redis, made["id"]))[0], 4)
+    await look(parts)
+    async with parts.database.write() as session:
+        row = await get_evaluation(session, made["id"])
+        row.config = {**row.config, "sampler": {"warmth": 1}}
+    parts.examiner._works.clear()  # as in a new process
+    assert (await shown(client, made["id"]))["num_done"] == 1
+    await look(parts)
+    ended = await shown(client, made["id"])
+    assert (ended["state"], ended["results"]) == ("failed", [])
+    assert "sampler" in ended["reason"]
+    assert (await client.get("/v1/evaluations")).json()["items"][0]["state"] == "failed"
 
 
 async def test_a_repeated_key_gives_the_first_evaluation(client: httpx.AsyncClient, body: dict[str, Any]) -> None:

@@ -15,7 +15,9 @@ from redis.asyncio import Redis
 from services.api import application
 from services.api.container import Parts, make_parts
 from services.api.storage.database import open_database
+from services.api.storage.experiments import get_experiment
 from services.contracts.events import EvaluationFinished, RunStateChanged, StepFinished
+from services.contracts.run_config import merge
 from services.runtime.settings import Settings
 from tests.conftest import ROW
 from tests.services.api.fakes import client_of, eventually, looping
@@ -221,6 +223,41 @@ async def test_data_that_changes_under_an_experiment_ends_it_alone(
     assert found["state"] == "failed"
     assert reason in found["reason"]
     assert (await client.get(f"/v1/experiments/{other['id']}")).json()["runs"][0]["state"] == "queued"
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "reason"),
+    [
+        ("budgets", {"hours": [1]}, "budgets.hours"),
+        (
+            "claims",
+            [{"claim": "c", "higher": {"method": "srpo", "metric": "gone"}, "lower": {"method": "grpo"}}],
+            "gone",
+        ),
+        ("run", {"optimizer": {"warmth": 1}}, "optimizer.warmth"),
+    ],
+)
+async def test_a_stored_file_that_this_version_does_not_accept_ends_its_experiment_alone(
+    parts: Parts, client: httpx.AsyncClient, file: dict[str, Any], section: str, values: Any, reason: str
+) -> None:
+    """An earlier version may have accepted fields, metrics and values that have been removed since."""
+    made, other = await created(client, file), await created(client, file)
+    async with parts.database.write() as session:
+        row = await get_experiment(session, made["id"])
+        row.file = {**row.file, section: merge(row.file[section], values) if isinstance(values, dict) else values}
+    await parts.experiments.step()
+    listed = {item["id"]: item for item in (await client.get("/v1/experiments")).json()["items"]}
+    assert listed[other["id"]]["state"] == "running"
+    assert (listed[made["id"]]["state"], reason in listed[made["id"]]["reason"]) == ("failed", True)
+    path = f"/v1/experiments/{made['id']}"
+    if section == "run":  # its runs, if it has any, can be shown nevertheless
+        assert (await client.get(path)).json()["runs"][0]["num_steps"] == 0
+        return
+    for reply in (await client.get(path), await client.get(f"{path}/results")):
+        assert reply.status_code == 422
+        assert reason in reply.json()["detail"]
+        assert "list of runs" in reply.json()["remedy"]
+    assert (await client.delete(path)).status_code == 204
 
 
 async def test_a_method_whose_tuning_runs_all_fail_ends_the_experiment(

@@ -348,6 +348,18 @@ async def test_runs_are_found_by_their_configuration(client: httpx.AsyncClient, 
         assert (reply.status_code, reply.json()["field"]) == (422, "config")
 
 
+async def test_a_run_whose_configuration_this_version_does_not_accept_is_shown(
+    parts: Parts, client: httpx.AsyncClient, run_body: dict[str, Any]
+) -> None:
+    """An earlier version may have accepted fields that have been removed since."""
+    run_id = (await client.post("/v1/runs", json=run_body)).json()["id"]
+    async with parts.database.write() as session:
+        run = await runs.get_run(session, run_id)
+        run.config = {**run.config, "sampler": {"warmth": 1}}
+    assert [item["id"] for item in (await client.get("/v1/runs")).json()["items"]] == [run_id]
+    assert (await client.get(f"/v1/runs/{run_id}")).json()["config"]["sampler"] == {"warmth": 1}
+
+
 @pytest.mark.both_databases
 async def test_deleting_a_run_removes_files_and_keys(
     parts: Parts, client: httpx.AsyncClient, redis: Redis, run_body: dict[str, Any]

@@ -25,7 +25,15 @@ from services.api.storage.database import Database
 from services.api.storage.experiments import ExperimentRow
 from services.api.storage.runs import Run
 from services.contracts.data import main_split
-from services.contracts.experiments.experiment import Cell, ExperimentConfig, Phase, num_runs, run_config
+from services.contracts.errors import ConfigurationError
+from services.contracts.experiments.experiment import (
+    Cell,
+    ExperimentConfig,
+    Phase,
+    num_runs,
+    run_config,
+    stored_experiment,
+)
 from services.contracts.experiments.plan import cells_of
 from services.contracts.records import Experiment, ExperimentRun, ExperimentSummary
 
@@ -77,7 +85,7 @@ async def show_results(experiment_id: str, database: Data) -> Response:
     """Tables, paired differences and verdicts from the final runs that have succeeded so far."""
     async with database.read() as session:
         row = await repository.get_experiment(session, experiment_id)
-        experiment = ExperimentConfig.model_validate(row.file)
+        experiment = stored_experiment(row.file)
         runs = await repository.runs_by_cell(session, experiment_id)
         finals = [cell for cell in cells_of(experiment, row.chosen) if cell.phase == "final"]
         histories = {
@@ -118,13 +126,13 @@ async def _history(session: AsyncSession, run: Run, seed: int) -> History:
 
 
 async def _detail(database: Database, row: ExperimentRow) -> Experiment:
-    experiment = ExperimentConfig.model_validate(row.file)
+    experiment = stored_experiment(row.file)
     async with database.read() as session:
         runs = await repository.runs_by_cell(session, row.id)
         evaluated = await repository.accuracies(session, {run.id: main_split(run.config) for run in runs.values()})
     cells = cells_of(experiment, row.chosen)
     kinds = {(cell.phase, cell.method): cell for cell in cells}
-    num_steps = {kind: run_config(experiment, cell).training.steps for kind, cell in kinds.items()}
+    num_steps = {kind: _num_steps(experiment, cell) for kind, cell in kinds.items()}
     items = [_run_item(experiment, cell, runs.get(cell.key), num_steps, evaluated) for cell in cells]
     chosen = None
     if row.chosen is not None:
@@ -145,6 +153,14 @@ def _summary(row: ExperimentRow) -> ExperimentSummary:
     return ExperimentSummary(**{name: getattr(row, name) for name in ExperimentSummary.__struct_fields__})
 
 
+def _num_steps(experiment: ExperimentConfig, cell: Cell) -> int:
+    """Steps that a cell's run would have; 0 if an earlier version accepted the cell and this one does not."""
+    try:
+        return run_config(experiment, cell).training.steps
+    except ConfigurationError:
+        return 0
+
+
 def _run_item(
     experiment: ExperimentConfig,
     cell: Cell,
@@ -162,6 +178,6 @@ def _run_item(
         run_id=run.id if run else None,
         state=run.state if run else None,
         step=run.step if run else 0,
-        num_steps=num_steps[cell.phase, cell.method],
+        num_steps=int(run.config["training"]["steps"]) if run else num_steps[cell.phase, cell.method],
         accuracy=found[-1][1] if found else None,
     )

@@ -21,7 +21,14 @@ from services.api.storage.experiments import ExperimentRow, ExperimentRun
 from services.api.storage.runs import Run
 from services.contracts.data import main_split
 from services.contracts.errors import ConfigurationError, ConflictError, TurnoutError
-from services.contracts.experiments.experiment import Cell, ExperimentConfig, check_runs, phases, run_config
+from services.contracts.experiments.experiment import (
+    Cell,
+    ExperimentConfig,
+    check_runs,
+    phases,
+    run_config,
+    stored_experiment,
+)
 from services.contracts.experiments.plan import (
     NothingToChooseError,
     RunFact,
@@ -208,7 +215,7 @@ class ExperimentService:
                     await self._end(row.id, "failed", str(error))
 
     async def _advance(self, row: ExperimentRow) -> None:
-        experiment = ExperimentConfig.model_validate(row.file)
+        experiment = stored_experiment(row.file)
         facts = await self._facts(experiment, row.id)
         chosen = row.chosen
         if chosen is None:

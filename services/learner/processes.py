@@ -73,7 +73,7 @@ class RankProcesses:
         self.presence.details["pids"] = " ".join(str(process.pid) for process in self._processes)
         log.info("training program started", run_id=run_id, pids=self.presence.details["pids"])
         reader = asyncio.create_task(self._read_progress(lines))
-        reader.add_done_callback(lambda _: lines.close())  # a task that is cancelled before its first turn runs no finally
+        reader.add_done_callback(lambda _: lines.close())  # a task cancelled before its first turn does not close it
         return reader
 
     async def _start_rank(self, run_id: str, share: Share, index: int, pipe: int) -> None:

@@ -202,9 +202,10 @@ async def test_a_start_leaves_no_descriptor_however_it_ends(monkeypatch: pytest.
     ranks = RankProcesses(Presence(Redis(), "learner", "learner-0", ""))
     monkeypatch.setattr(processes, "PROGRAM", "json.tool")
     before = os.listdir("/proc/self/fd")
-    with monkeypatch.context() as patched, pytest.raises(FileNotFoundError):
+    with monkeypatch.context() as patched:
         patched.setattr(sys, "executable", "/no/such/python")
-        await ranks.start("run", Share(1))
+        with pytest.raises(FileNotFoundError):
+            await ranks.start("run", Share(1))
     assert os.listdir("/proc/self/fd") == before
     reader = await ranks.start("run", Share(1))
     reader.cancel()

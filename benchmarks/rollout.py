@@ -16,7 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from services.rollout.vllm.server import EngineServer
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS: dict[str, dict[str, str]] = {
@@ -32,7 +37,6 @@ async def measure(model: str, num_sequences: int, num_tokens: int, rounds: int, 
     from services.rollout.environment import import_vllm
     from services.rollout.vllm import engine as engines
     from services.rollout.vllm.server import EngineServer
-    from services.runtime.weights.store import WeightStore
 
     import_vllm()
     spec = engines.EngineSpec(model, "float32", 192, num_sequences, 0, False)
@@ -41,6 +45,21 @@ async def measure(model: str, num_sequences: int, num_tokens: int, rounds: int, 
     server = EngineServer()
     await server.attach(engine, "bench")
     await server.resume_generation()
+    sample = sampling(server, num_sequences, num_tokens)
+    await sample()
+    speeds = [await sample() for _ in range(rounds)]
+    updates = await update_in_flight(server, model, rounds, sample)
+    server.detach()
+    await asyncio.to_thread(engines.end, engine)
+    return {
+        "start": start_seconds,
+        "speed": statistics.median(speeds),
+        "update": statistics.median(updates),
+    }
+
+
+def sampling(server: EngineServer, num_sequences: int, num_tokens: int) -> Callable[[], Awaitable[float]]:
+    """A function that samples all sequences at once and returns tokens a second."""
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
     group = 1 if os.environ.get("BENCHMARK_SINGLE") else 8
@@ -54,41 +73,38 @@ async def measure(model: str, num_sequences: int, num_tokens: int, rounds: int, 
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
 
-    async def one_round() -> float:
+    async def sample() -> float:
         began = time.perf_counter()
-        await asyncio.gather(
-            *[
-                server.generate([3 + (index // 8 + i) % 60 for i in range(24)], params)
-                for index in range(0, num_sequences, group)
-            ]
-        )
+        prompts = [[3 + (index // 8 + i) % 60 for i in range(24)] for index in range(0, num_sequences, group)]
+        await asyncio.gather(*[server.generate(prompt, params) for prompt in prompts])
         return num_sequences * num_tokens / (time.perf_counter() - began)
 
-    await one_round()
-    speeds = [await one_round() for _ in range(rounds)]
+    return sample
+
+
+async def update_in_flight(
+    server: EngineServer, model: str, rounds: int, sample: Callable[[], Awaitable[float]]
+) -> list[float]:
+    """Seconds of each weight update, all during a call of `sample`."""
+    from services.runtime.weights.store import WeightStore
+
+    weights = (Path(model) / "model.safetensors").read_bytes()
+    seconds = []
+
+    def write(target: Path) -> None:
+        (target / "model.safetensors").write_bytes(weights)
+
     with tempfile.TemporaryDirectory() as folder:
         store = WeightStore(Path(folder), "bench")
-        weights = (Path(model) / "model.safetensors").read_bytes()
-        updates = []
-
-        def write(target: Path) -> None:
-            (target / "model.safetensors").write_bytes(weights)
-
         for version in range(1, rounds + 1):
             manifest = store.publish(version, write)
-            flying = asyncio.create_task(one_round())
+            flying = asyncio.ensure_future(sample())
             await asyncio.sleep(0.05)
-            began_update = time.perf_counter()
+            began = time.perf_counter()
             await server.load(version, str(store.path(version)), manifest.checksum)
-            updates.append(time.perf_counter() - began_update)
+            seconds.append(time.perf_counter() - began)
             await flying
-    server.detach()
-    await asyncio.to_thread(engines.end, engine)
-    return {
-        "start": start_seconds,
-        "speed": statistics.median(speeds),
-        "update": statistics.median(updates),
-    }
+    return seconds
 
 
 def child(options: argparse.Namespace) -> None:

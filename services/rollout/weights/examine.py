@@ -15,7 +15,14 @@ from services.contracts.transports.registry import parse_transfer
 from services.rollout.environment import REFUSED
 from services.rollout.weights.fetch import FetchedWeights
 from services.rollout.weights.shapes import ModelForm, forms_of_files, forms_of_layout
-from services.runtime.weights.store import CorruptWeightsError, Marks, read_manifest, read_verified, verify_and_mark
+from services.runtime.weights.store import (
+    CorruptWeightsError,
+    Manifest,
+    Marks,
+    read_manifest,
+    read_verified,
+    verify_and_mark,
+)
 
 REACH_SECONDS = 3.0
 """Timeout for connecting to the learner."""
@@ -83,11 +90,7 @@ def examined(
             path = str(fetched.bring(offer, run_id, version, checksum))
         if not _is_within(Path(path), folders):
             raise CorruptWeightsError(f"{path[:500]} is outside the folders of published weights.")
-        manifest = read_manifest(Path(path))
-        if manifest.run_id != run_id:
-            raise CorruptWeightsError(f"The weights belong to run {manifest.run_id}, not {run_id}.")
-        if version not in (None, manifest.version):
-            raise CorruptWeightsError(f"The folder contains version {manifest.version}, not {version}.")
+        manifest = _manifest(Path(path), run_id, version)
         if offer is None or offer.brings_folder:
             marks = _stored(Path(path), checksum, manifest.version, form, fetched)
             return ExaminedWeights(path, checksum, manifest.version, marks)
@@ -98,6 +101,15 @@ def examined(
     except (TurnoutError, OSError, ValueError) as error:  # ValueError: a path with a null character
         raise WeightUpdateError(f"{REFUSED}: {error}") from error
     return ExaminedWeights(path, checksum, manifest.version, {})
+
+
+def _manifest(folder: Path, run_id: str | None, version: int | None) -> Manifest:
+    manifest = read_manifest(folder)
+    if manifest.run_id != run_id:
+        raise CorruptWeightsError(f"The weights belong to run {manifest.run_id}, not {run_id}.")
+    if version not in (None, manifest.version):
+        raise CorruptWeightsError(f"The folder contains version {manifest.version}, not {version}.")
+    return manifest
 
 
 def _is_within(path: Path, folders: Sequence[Path]) -> bool:

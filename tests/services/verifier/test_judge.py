@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import time
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -238,20 +238,23 @@ async def test_an_endpoint_that_answers_nothing_is_given_up_after_the_deadline(
 
 
 async def test_no_more_requests_than_allowed_are_in_flight(redis: Redis, endpoint: conftest.Endpoint) -> None:
-    running: list[int] = [0]
-    most: list[int] = [0]
+    running, most = 0, 0
+    lock, together = threading.Lock(), threading.Barrier(3, timeout=30)
 
     def answer(number: int) -> conftest.Answer:
-        running[0] += 1
-        most[0] = max(most[0], running[0])
-        time.sleep(0.01)
-        running[0] -= 1
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        together.wait()  # three at a time, or none is ever answered
+        with lock:
+            running -= 1
         return verdict(9)
 
     endpoint.answer = answer
     asked = reward(redis, endpoint, concurrency=3)
     await asyncio.gather(*(asked.judge(ASKED, str(number), False) for number in range(12)))
-    assert 1 <= most[0] <= 3
+    assert most == 3
 
 
 @pytest.mark.parametrize(

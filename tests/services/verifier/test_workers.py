@@ -45,10 +45,10 @@ async def test_math_compares_by_value() -> None:
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_thousand_answers_of_which_fifty_hang(pool: WorkerPool) -> None:
+async def test_many_answers_of_which_every_twentieth_hangs(pool: WorkerPool) -> None:
     texts = [
         HANGING if i % 20 == 0 else f"It is $\\frac{{{i}}}{{{2 * i}}}$." if i % 2 else f"It is ${i}/3$."
-        for i in range(1000)
+        for i in range(300)
     ]
     found = await asyncio.gather(
         *(pool.judge(CATASTROPHIC if text is HANGING else HALF, text, False) for text in texts)

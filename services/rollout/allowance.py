@@ -80,7 +80,9 @@ class Allowance:
             except NoPermissionError as error:
                 if not has_complained:
                     log.warning(
-                        "other work is not limited: the queue server has rules of an older release", error=str(error)
+                        "other work is not limited: the queue server has the users' rules of an older release. Run "
+                        "`turnout down` and `turnout up`; with Compose, restart valkey",
+                        error=str(error),
                     )
                 has_complained = True
             except RedisError:

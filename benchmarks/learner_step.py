@@ -28,16 +28,16 @@ NUM_GROUPS, GROUP_SIZE = 8, 8
 WARMUPS = 2
 
 
-def policy(vocabulary: int, hidden: int) -> Qwen3ForCausalLM:
-    """A Qwen3 of two layers; the embedded policy's shape with vocabulary 150 and hidden 96."""
+def policy(vocabulary: int, hidden: int, layers: int = 2, middle: int = 256) -> Qwen3ForCausalLM:
+    """A Qwen3 of random weights; the embedded policy's shape with vocabulary 150 and hidden 96."""
     torch.manual_seed(0)
     return Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=vocabulary,
             hidden_size=hidden,
-            intermediate_size=256,
-            num_hidden_layers=2,
-            num_attention_heads=3,
+            intermediate_size=middle,
+            num_hidden_layers=layers,
+            num_attention_heads=max(3, hidden // 32),
             num_key_value_heads=1,
             head_dim=32,
             max_position_embeddings=512,
@@ -54,9 +54,10 @@ class PlainEngine:
 
     rank, num_ranks, device = 0, 1, torch.device("cpu")
 
-    def __init__(self, vocabulary: int = 150, hidden: int = 96) -> None:
-        self.student = policy(vocabulary, hidden)
-        self.teacher = policy(vocabulary, hidden).requires_grad_(False)
+    def __init__(self, vocabulary: int = 150, hidden: int = 96, layers: int = 2, middle: int = 256) -> None:
+        shape = (vocabulary, hidden, layers, middle)
+        self.student = policy(*shape)
+        self.teacher = policy(*shape).requires_grad_(False)
         assert all(map(share_prefixes, (self.student, self.teacher)))
         self.reference: torch.nn.Module | None = None
         self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=1e-4, fused=True)

@@ -85,6 +85,7 @@ class RankProcesses:
             "TURNOUT_ADVERTISE_URL": self.presence.url,
             "RANK": str(share.first_rank + index),
             "LOCAL_RANK": str(index),
+            "LOCAL_WORLD_SIZE": str(share.num_ranks),
             "WORLD_SIZE": str(share.world_size or share.num_ranks),
             **(share.variables or {MEETING_VARIABLE: os.path.join(self._meeting.name, "store")}),
         }

@@ -22,6 +22,9 @@ class LearnerSettings(BaseSettings):
     """URL of the learner that this one helps with ranks on another machine; empty: it serves runs itself."""
     meeting_port: int = Field(default=29500, ge=0, le=65535)
     """Port at which ranks on several machines meet; 0 picks a free one at each start of a run."""
+    threads: int = Field(default=0, ge=0, le=1024)
+    """Threads that each rank computes with on a CPU. 0 chooses: one for small models; from 20 million parameters on,
+    all cores but one, divided by the ranks."""
 
 
 def load_learner_settings(settings: Settings) -> LearnerSettings:

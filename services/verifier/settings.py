@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from services.runtime.cores import usable_cores
 
 
 class VerifierSettings(BaseSettings):
@@ -17,9 +18,9 @@ class VerifierSettings(BaseSettings):
 
     max_groups: int = Field(default=64, ge=1)
     """Groups held at once; the rest stay on the stream for other verifiers."""
-    workers: int = Field(default_factory=lambda: max(1, min(8, os.cpu_count() or 1)), ge=1)
+    workers: int = Field(default_factory=lambda: min(8, usable_cores()), ge=1)
     """Worker processes for parsers that may hang or crash."""
-    programs: int = Field(default_factory=lambda: max(1, min(16, os.cpu_count() or 1)), ge=1)
+    programs: int = Field(default_factory=lambda: min(16, usable_cores()), ge=1)
     """Sandboxed programs that run at once."""
     task_cpu_seconds: float = Field(default=3.0, gt=0)
     """CPU time that judging one reply in a worker may take; beyond it the reply counts as unreadable."""

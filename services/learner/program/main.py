@@ -40,14 +40,16 @@ from services.learner.groups.questions import load_datasets  # noqa: E402
 from services.learner.machines.checkpoints import checkpoint_here  # noqa: E402
 from services.learner.model.quantized import check_installed  # noqa: E402
 from services.learner.model.ranks import Ranks  # noqa: E402
+from services.learner.model.threads import use_threads  # noqa: E402
 from services.learner.program.commands import Finish, Save, Start, Step, receive, receive_start, send_start  # noqa: E402
 from services.learner.program.leader import Leader  # noqa: E402
 from services.learner.program.session import TrainingSession  # noqa: E402
+from services.learner.settings import LearnerSettings  # noqa: E402
 from services.runtime.connection import is_outage  # noqa: E402
 from services.runtime.files import lock  # noqa: E402
 from services.runtime.inputs import check_model, check_places  # noqa: E402
 from services.runtime.logs import configure_logs, get_logger, set_log_fields  # noqa: E402
-from services.runtime.settings import Settings, load_settings  # noqa: E402
+from services.runtime.settings import Settings, load, load_settings  # noqa: E402
 from services.runtime.traces import configure_traces, flush_traces  # noqa: E402
 from services.runtime.weights.store import WeightStore  # noqa: E402
 
@@ -149,7 +151,10 @@ def follow(settings: Settings, run_id: str) -> int:
 
 
 def open_session(config: RunConfig, ranks: Ranks, checkpoint: Loaded | None, settings: Settings) -> TrainingSession:
-    return TrainingSession(config, ranks, checkpoint, allow_remote_code=settings.allow_remote_code)
+    session = TrainingSession(config, ranks, checkpoint, allow_remote_code=settings.allow_remote_code)
+    if ranks.device.type == "cpu":
+        use_threads(session.engine.student, load(LearnerSettings).threads)
+    return session
 
 
 def newest_checkpoint(folder: Path, link: RunLink) -> Loaded | None:

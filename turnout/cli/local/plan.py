@@ -16,6 +16,7 @@ from pathlib import Path
 from services.contracts.errors import ConfigurationError, ConflictError, UnavailableError
 from services.contracts.queue_users import OPERATOR
 from services.runtime.address import free_port, host_of, port_is_free, url_of
+from services.runtime.cores import usable_cores
 from services.runtime.secret_files import SERVICE_TOKEN, read_or_make
 from turnout.cli.local.home import check_weights_folder, make_private
 from turnout.cli.local.processes import LAUNCH_VARIABLE, alive, read_state
@@ -124,8 +125,7 @@ def _common_environment(home: Path, launch: str) -> dict[str, str]:
         LAUNCH_VARIABLE: launch,
         "PYTHONUNBUFFERED": "1",
     }
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if cores <= SMALL_MACHINE_CORES and not os.environ.get("OMP_NUM_THREADS"):
+    if usable_cores() <= SMALL_MACHINE_CORES and not os.environ.get("OMP_NUM_THREADS"):
         environment["OMP_NUM_THREADS"] = "1"
     return environment
 

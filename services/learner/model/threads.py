@@ -1,0 +1,33 @@
+"""How many threads a rank on a CPU computes with.
+
+One is the fastest for the matrices of a small model. Of a large one, the learner is the slow side of the ring: a step
+of SmolLM2-135M trains for 90% of its time while the rollout server's engine, which has one thread, waits. The learner
+then gets all cores but one (`python -m benchmarks.learner_threads`).
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from services.runtime.cores import usable_cores
+
+LARGE_PARAMETERS = 20_000_000
+"""From here on a model's updates are faster with several threads."""
+
+
+def num_threads(parameters: int, cores: int, ranks: int, wanted: int) -> int:
+    """Threads of each of `ranks` ranks on a machine; `wanted` is `TURNOUT_LEARNER_THREADS`, 0 to choose."""
+    if wanted:
+        return wanted
+    return 1 if parameters < LARGE_PARAMETERS else max(1, (cores - 1) // ranks)
+
+
+def use_threads(model: torch.nn.Module, wanted: int) -> None:
+    """Set this rank's threads. Leaves them alone if `OMP_NUM_THREADS` says another number than services start with."""
+    if not wanted and os.environ.get("OMP_NUM_THREADS", "1") != "1":
+        return
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(num_threads(parameters, usable_cores(), ranks, wanted))

@@ -25,13 +25,13 @@ CASES: dict[str, dict[str, Any]] = {
     "LoRA on 4 bits": {"dtype": "bfloat16", "lora": {"rank": 8, "load_in_4bit": True}},
     "ZeRO-3": {"dtype": "bfloat16", "training": {"zero_stage": 3}},
     "offloaded": {"dtype": "bfloat16", "training": {"zero_stage": 3, "offload_optimizer": True}},
-    # Attention that kept a number per pair of tokens would need 138 MB more for the teacher alone.
+    # Attention that kept a number per pair of tokens would need 36 MB more for the teacher alone.
     "long responses": {
         "dtype": "bfloat16",
         "layers": 2,
         "prompts": 1,
         "group": 2,
-        "response": 2048,
+        "response": 1024,
         "training": {"gradient_checkpointing": True},
     },
     "small micro-batches": {"dtype": "bfloat16", "training": {"tokens_per_microbatch": 300}},

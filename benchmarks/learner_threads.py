@@ -45,6 +45,10 @@ def seconds(shape: tuple[int, int, int, int], threads: list[int], repeats: int) 
     return parameters, [statistics.median(times[count]) for count in threads]
 
 
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count > 1)}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, os.cpu_count() or 1}))
@@ -54,8 +58,8 @@ def main() -> None:
     print(
         "## One optimizer update by number of threads\n\n"
         f"SRPO, 64 rollouts of 20 to 40 tokens, {FAILED:.0%} failed, float32, wall-clock seconds; medians of "
-        f"{arguments.repeats}, all numbers of threads in turn. In brackets: times as fast as with {first}.\n\n"
-        f"| model | parameters | {' | '.join(f'{count} threads' for count in arguments.threads)} |\n"
+        f"{arguments.repeats}, all numbers of threads in turn. In brackets: times as fast as with {_threads(first)}.\n\n"
+        f"| model | parameters | {' | '.join(_threads(count) for count in arguments.threads)} |\n"
         f"|---|---:|{'---:|' * len(arguments.threads)}"
     )
     for name, shape in SHAPES.items():

@@ -58,7 +58,8 @@ def main() -> None:
     print(
         "## One optimizer update by number of threads\n\n"
         f"SRPO, 64 rollouts of 20 to 40 tokens, {FAILED:.0%} failed, float32, wall-clock seconds; medians of "
-        f"{arguments.repeats}, all numbers of threads in turn. In brackets: times as fast as with {_threads(first)}.\n\n"
+        f"{arguments.repeats}, all numbers of threads in turn. In brackets: times as fast as with "
+        f"{_threads(first)}.\n\n"
         f"| model | parameters | {' | '.join(_threads(count) for count in arguments.threads)} |\n"
         f"|---|---:|{'---:|' * len(arguments.threads)}"
     )

@@ -124,6 +124,7 @@ chaos: install-dev  ## A run under 30 SIGKILLs, servers joining and leaving, bes
 	$(BIN)/python -m tests.ring.chaos
 
 bench: install-dev  ## Measure; rewrites the tables in docs/performance.md
+	@$(BIN)/python examples/make_smollm2.py models/smollm2-135m
 	$(BIN)/python -m benchmarks
 
 docs: install-dev  ## Rewrite generated files; build the documentation site in build/site

@@ -56,7 +56,7 @@ class Plan:
     skipped: int
     """Steps before those that count."""
     tried_steps: int
-    """Steps with each of TRL's settings, after as many that do not count as `skipped`."""
+    """Steps with each of TRL's settings, after as many that do not count as `skipped`; 0 takes the first setting."""
 
 
 @dataclass(slots=True)
@@ -86,6 +86,9 @@ def main() -> None:
     parser.add_argument("--values", type=int, nargs="+", default=[0, 1, 2], help="max_staleness of the small model")
     parser.add_argument("--large-values", type=int, nargs="+", default=[1], help="and of the large one")
     parser.add_argument("--objectives", nargs="+", default=["grpo", "sdpo", "srpo"])
+    parser.add_argument(
+        "--untuned", action="store_true", help="take the first of TRL's settings, without trying others"
+    )
     parser.add_argument("--environment", type=Path, default=Path(".venv-trl"))
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that every context is left
@@ -95,6 +98,8 @@ def main() -> None:
         Plan("large", [LARGE], options.objectives, options.large_values, 1, options.large_steps, 1, 1),
     ]
     chosen = [plan for plan in plans if options.only in (None, plan.name)]
+    if options.untuned:
+        chosen = [replace(plan, tried_steps=0) for plan in chosen]
     for plan in chosen:
         if not LARGE.policy.exists() and plan.name == "large":
             raise SystemExit(f"{LARGE.policy} does not exist. Run: python examples/make_smollm2.py models/smollm2-135m")
@@ -108,7 +113,7 @@ def candidates(plan: Plan, task: Task) -> list[Setting]:
     """TRL's settings to try. A step of the large model takes too long for all of them."""
     cores = len(os.sched_getaffinity(0))
     if plan.name == "large":
-        found = [Setting(cores, "sdpa", 64), Setting(cores, "sdpa", 16), Setting(cores, "eager", 16)]
+        found = [Setting(cores, "sdpa", 16), Setting(cores, "sdpa", 64), Setting(cores, "eager", 16)]
         return [*found, Setting(1, "sdpa", 16)] if cores > 1 else found
     sizes = (task.num_rollouts, task.num_rollouts // 4)
     return [Setting(*values) for values in product(sorted({1, cores}), ("sdpa", "eager"), sizes)]
@@ -122,7 +127,7 @@ def measure(python: Path, plan: Plan, task: Task) -> Result:
         if plan.name == "large":  # where a step takes half a minute, the first one is as good as any
             skipped = 0
             settings = [result.settings["grpo"]] if kind == "sdpo" else settings
-        if len(settings) > 1:
+        if len(settings) > 1 and plan.tried_steps:
             result.settings[kind], result.tried[kind] = fastest(python, kind, task, settings, plan.tried_steps, skipped)
         else:
             result.settings[kind] = settings[0]
@@ -155,7 +160,7 @@ def introduce() -> None:
         "against complete runs on a deployment of Turnout (queue, API, rollout server with vLLM, verifier, learner), "
         f"on the same two cores. The same policy, questions, rule of reward, {GROUP_SIZE} rollouts a prompt, "
         "temperature, limit of length and learning rate (so small that every step is as much work), float32, one "
-        "update a step. They take turns, and nothing of one runs in a turn of the other. A step is wall-clock time, "
+        "update per step. They take turns, and nothing of one runs in a turn of the other. A step is wall-clock time, "
         "sampling, judging, training and passing on weights included, after the first steps; medians of rounds. "
         "Memory: TRL's process at most (RSS); all processes of the deployment together at most (PSS). Ratios: TRL's "
         "seconds of a step with GRPO for GRPO, with SDPO for SDPO and SRPO, over this; **below 1 Turnout is slower**."
@@ -237,6 +242,8 @@ def tried(results: Sequence[Result]) -> str:
             ordered = sorted(times.items(), key=lambda item: item[1])
             listed = "; ".join(f"{setting}: {seconds:.3f}" for setting, seconds in ordered)
             lines.append(f"- {kind.upper()}, {result.task.prompts} prompts: {listed}")
+    if not lines:
+        return f"TRL's setting: {results[0].settings['grpo']}; no others were tried in this measurement."
     return (
         "TRL's settings that were tried, in seconds a step; the first of each line is the one above:\n\n"
         + "\n".join(lines)

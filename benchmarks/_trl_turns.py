@@ -156,6 +156,7 @@ def our_turn(
     if ended.state != "succeeded":
         raise SystemExit(f"run {run.id} is {ended.state}: {ended.reason}")
     rows = [step.metrics for step in client.steps(run.id)][skipped : skipped + steps]
+    client.delete(run.id)  # a checkpoint of the large model takes gigabytes
 
     def mean(name: str) -> float:
         return statistics.fmean(row[name] for row in rows)

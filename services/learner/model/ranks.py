@@ -27,7 +27,7 @@ def prepare_environment() -> None:
         {
             "LOCAL_RANK": os.environ["RANK"],
             "GLOO_SOCKET_IFNAME": "lo",  # ranks share a machine; gloo would use the host name's address
-            # One thread is fastest for small matrices, and the rollout engine needs the other cores.
+            # The rollout engine needs the other cores. `threads` gives a large model more.
             "OMP_NUM_THREADS": "1",
             "TOKENIZERS_PARALLELISM": "false",
         }

@@ -1,8 +1,8 @@
 """How many threads a rank on a CPU computes with.
 
-One is the fastest for the matrices of a small model. Of a large one, the learner is the slow side of the ring: a step
-of SmolLM2-135M trains for 90% of its time while the rollout server's engine, which has one thread, waits. The learner
-then gets all cores but one (`python -m benchmarks.learner_threads`).
+One if the model is small: sampling then takes as long as training, and the engine needs the other cores. Of a large
+model, the learner is the slow side of the ring: a step of SmolLM2-135M trains for 90% of its time while the engine,
+which has one thread, waits. The learner then gets all cores but one (`python -m benchmarks.learner_threads`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from services.runtime.cores import usable_cores
 
 LARGE_PARAMETERS = 20_000_000
-"""From here on a model's updates are faster with several threads."""
+"""From here on the learner is taken for the slow side."""
 
 
 def num_threads(parameters: int, cores: int, ranks: int, wanted: int) -> int:

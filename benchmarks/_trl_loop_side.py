@@ -54,8 +54,7 @@ class Questions:
 class Clock(TrainerCallback):
     """Wall seconds from the end of one step to the end of the next, and of generating in it."""
 
-    def __init__(self, report):
-        self.report = report
+    def __init__(self):
         self.seconds, self.generating = [], []
         self.last, self.generated = time.perf_counter(), 0.0
 
@@ -71,39 +70,7 @@ class Clock(TrainerCallback):
     def on_step_end(self, args, state, control, **_):
         self.seconds.append(time.perf_counter() - self.last)
         self.generating.append(self.generated)
-        self.report(state.global_step)
         self.last, self.generated = time.perf_counter(), 0.0
-
-
-class Examination:
-    """Accuracy on held-out questions at some steps, by the policy's own samples."""
-
-    def __init__(self, path, every, num_questions, num_samples, max_tokens):
-        self.questions = Questions(path)
-        self.rows = self.questions.rows[:num_questions]
-        self.every, self.num_samples, self.max_tokens = every, num_samples, max_tokens
-        self.accuracy = {}
-
-    @torch.no_grad()
-    def take(self, trainer, step):
-        if step % self.every:
-            return
-        tokenizer, model = trainer.processing_class, trainer.model
-        asked = [row for row in self.rows for _ in range(self.num_samples)]
-        encoded = tokenizer.apply_chat_template(
-            [self.questions.messages(row) for row in asked],
-            add_generation_prompt=True,
-            return_dict=True,
-            return_tensors="pt",
-            padding=True,
-        )
-        sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "top_k": 0}
-        training = model.training
-        model.eval()
-        ids = model.generate(**encoded, max_new_tokens=self.max_tokens, **sampling)
-        model.train(training)
-        texts = tokenizer.batch_decode(ids[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
-        self.accuracy[step] = sum(judge(row, text) for row, text in zip(asked, texts, strict=True)) / len(asked)
 
 
 def make(order, questions, folder):
@@ -136,16 +103,9 @@ def run(order):
     """Train, and say how long each step took."""
     torch.set_num_threads(order["threads"])
     questions = Questions(order["questions"])
-    examination = Examination(**order["examination"]) if order["examination"] else None
     with tempfile.TemporaryDirectory(prefix="turnout-bench-") as folder:
         trainer = make(order, questions, folder)
-
-        def report(step):
-            if examination:
-                examination.take(trainer, step)
-
-        clock = Clock(report)
-        report(0)
+        clock = Clock()
         trainer.model.generate = clock.time(trainer.model.generate)
         trainer.add_callback(clock)
         clock.last = time.perf_counter()
@@ -155,7 +115,6 @@ def run(order):
         "generating": clock.generating,
         "rewards": questions.rewards,
         "num_tokens": questions.num_tokens,
-        "accuracy": examination.accuracy if examination else {},
         "peak_bytes": peak_bytes(),
     }
 

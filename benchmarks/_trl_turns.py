@@ -83,7 +83,6 @@ def trl_order(kind: str, task: Task, setting: Setting, steps: int, seed: int = 0
         "steps": steps,
         "seed": seed,
         "options": {},
-        "examination": None,
     } | more
 
 

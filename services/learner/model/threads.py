@@ -28,6 +28,7 @@ def use_threads(model: torch.nn.Module, wanted: int) -> None:
     """Set this rank's threads. Leaves them alone if `OMP_NUM_THREADS` says another number than services start with."""
     if not wanted and os.environ.get("OMP_NUM_THREADS", "1") != "1":
         return
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    # ZeRO-3 leaves parameters empty and keeps their sizes in `ds_numel`.
+    parameters = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(num_threads(parameters, usable_cores(), ranks, wanted))

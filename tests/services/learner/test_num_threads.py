@@ -47,3 +47,14 @@ def test_a_number_of_the_users_own_is_kept(monkeypatch: pytest.MonkeyPatch) -> N
     assert torch.get_num_threads() == 3
     use_threads(model, 2)
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("kept")
+def test_parameters_that_zero_3_partitions_count_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "usable_cores", lambda: 4)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    model = torch.nn.ParameterList([torch.nn.Parameter(torch.empty(0))])
+    model[0].ds_numel = LARGE_PARAMETERS
+    torch.set_num_threads(1)
+    use_threads(model, 0)
+    assert torch.get_num_threads() == 3

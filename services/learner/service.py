@@ -174,7 +174,11 @@ class Learner(RankProcesses):
         except TurnoutError as error:
             self._error = str(error)
             return 1
-        reader = await self.start(run_id, share)
+        try:
+            reader = await self.start(run_id, share)
+        except OSError as error:  # no memory or no process left, which may pass
+            self._error = f"it could not be started: {error}"
+            return 1
         if self.crew is None:
             code = await self._first_end()
         else:

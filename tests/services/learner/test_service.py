@@ -214,6 +214,24 @@ async def test_a_start_leaves_no_descriptor_however_it_ends(monkeypatch: pytest.
     assert os.listdir("/proc/self/fd") == before
 
 
+async def test_a_program_that_cannot_be_started_counts_as_a_crash(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine may be out of memory or processes for a moment; the service must outlive that."""
+    learner = Learner(Presence(redis, "learner", "learner-0", ""), redis=redis, attempts=Attempts(limit=0))
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    await put_run(redis, "run", run_values())
+    await redis.set(streams.assignment("learner-0"), "run")
+    serving, log = asyncio.create_task(learner._serve("run")), EventLog(redis)
+    try:
+        await log.wait_for(lambda seen: bool(seen), seconds=20)
+        assert last_state(log.events) == "failed"
+        assert "could not be started" in log.events[-1].reason
+        assert not serving.done()
+    finally:
+        await end([serving], seconds=10)
+
+
 async def test_a_killed_program_restarts_and_the_run_succeeds(valkey_url: str, redis: Redis, tmp_path: Path) -> None:
     variables = {
         "TURNOUT_REDIS_URL": valkey_url,

@@ -29,6 +29,7 @@ SETTINGS: dict[str, dict[str, str]] = {
     "worker in its own process": {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
     "two OpenMP threads": {"OMP_NUM_THREADS": "2"},
     "one request per sample": {"BENCHMARK_SINGLE": "1"},
+    "vLLM's scheduler": {"BENCHMARK_SCHEDULER": "vllm.v1.core.sched.scheduler.Scheduler"},
 }
 
 
@@ -39,6 +40,7 @@ async def measure(model: str, num_sequences: int, num_tokens: int, rounds: int, 
     from services.rollout.vllm.server import EngineServer
 
     import_vllm()
+    engines.SCHEDULER = os.environ.get("BENCHMARK_SCHEDULER", engines.SCHEDULER)
     spec = engines.EngineSpec(model, "float32", 192, num_sequences, 0, False)
     engine = await asyncio.to_thread(engines.build, spec)
     start_seconds = time.time() - began

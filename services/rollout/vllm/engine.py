@@ -42,6 +42,7 @@ _QUEUE = re.compile(r"/dev/shm/(?:psm|vllm_dist)_[^/\n ]+$", re.MULTILINE)
 """A file of vLLM's message queues in a process's memory map."""
 EXTENSION = "services.rollout.weights.vllm_plugin.WeightUpdates"
 """What our plugin adds to vLLM's worker class."""
+SCHEDULER = "services.rollout.vllm.scheduler.DecodingScheduler"
 
 _queues: WeakKeyDictionary[AsyncLLM, set[Path]] = WeakKeyDictionary()
 """Files to delete with each engine. Killed workers leave them behind, hundreds of megabytes of memory once used."""
@@ -175,6 +176,8 @@ def engine_arguments(spec: EngineSpec, model_config: Any) -> dict[str, Any]:
             "kv_cache_memory_bytes": kv_cache_bytes(model_config, spec, num_tokens),
             "max_num_batched_tokens": max(4096, num_tokens),
         }
+        if spec.tensor_parallel_size == 1:
+            arguments["scheduler_cls"] = SCHEDULER
     else:
         arguments["gpu_memory_utilization"] = spec.gpu_memory_utilization
         arguments["enable_sleep_mode"] = spec.sleeps

@@ -1,4 +1,4 @@
-"""Our scheduler next to vLLM's: the same requests, pauses and tokens give the same steps, outputs and states.
+"""Our scheduler next to that of vLLM: the same requests, pauses and tokens give the same steps, outputs and states."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """vLLM's scheduler with a short way for the step that sampling mostly consists of: every running request decodes one
-token, and nothing else can start. Outputs that nobody waits for are held back.
+token, and nothing else can start. Tokens of which the caller needs no news are held back.
 
 vLLM's own way considers prefills, speculation, encoders and transfers for each request in each step, in Python. With a
 small model on a CPU that takes longer than the model (docs/decisions has the measurements, 254). The short way gives
@@ -241,7 +241,7 @@ class DecodingScheduler(Scheduler):
 
 
 def wants_end_only(request: Request, output: EngineCoreOutput) -> bool:
-    """Whether nobody waits for this output, which does not end the request."""
+    """Whether the caller can do without this output until later; it does not end the request."""
     params = request.sampling_params
     return (
         params is not None

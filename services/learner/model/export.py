@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from services.contracts.model import ModelSection
 from services.learner.model.forward import gathered
+from services.learner.model.linear import use_onednn
 from services.learner.model.quantized import loading_options, settle
 from services.learner.model.tree_attention import share_prefixes
 from services.runtime.inputs import trusts_remote_code
@@ -62,6 +63,7 @@ def load_model(
     if quantize:
         settle(model)
     share_prefixes(model)
+    use_onednn(model)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()

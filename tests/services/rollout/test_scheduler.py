@@ -24,7 +24,7 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
 from services.rollout.vllm import scheduler as scheduler_module
-from services.rollout.vllm.engine import EngineSpec, engine_arguments, hf_config, stay_offline
+from services.rollout.vllm.engine import EngineSpec, engine_arguments, hf_config
 from services.rollout.vllm.scheduler import DecodingScheduler
 from tests.conftest import ROOT
 
@@ -44,7 +44,6 @@ STATE = (
 
 
 def make(kind: type[Scheduler], num_seqs: int, num_blocks: int) -> Scheduler:
-    stay_offline(offline=True)
     spec = EngineSpec(str(ROOT / "examples/embedded/policy"), "float32", 400, num_seqs, 0, trust_remote_code=False)
     arguments = engine_arguments(spec, hf_config(spec)) | {"max_num_batched_tokens": 512, "worker_extension_cls": ""}
     config = AsyncEngineArgs(**arguments).create_engine_config()

@@ -43,6 +43,7 @@ _QUEUE = re.compile(r"/dev/shm/(?:psm|vllm_dist)_[^/\n ]+$", re.MULTILINE)
 EXTENSION = "services.rollout.weights.vllm_plugin.WeightUpdates"
 """What our plugin adds to vLLM's worker class."""
 SCHEDULER = "services.rollout.vllm.scheduler.DecodingScheduler"
+"""The scheduler of an engine on a CPU whose worker is in its own process."""
 
 _queues: WeakKeyDictionary[AsyncLLM, set[Path]] = WeakKeyDictionary()
 """Files to delete with each engine. Killed workers leave them behind, hundreds of megabytes of memory once used."""

@@ -108,21 +108,22 @@ class DecodingScheduler(Scheduler):
         """Hold an output back, or join it with what was held, to be sent."""
         name = output.request_id
         request, held = self.requests.get(name), self._held.get(name)
-        if not is_due and output.finish_reason is None and request is not None and wants_end_only(request, output):
-            if output.new_logprobs is not None:
-                self._parts.setdefault(name, []).append(output.new_logprobs)
-            if held is None:
-                self._held[name] = output
-            else:
-                held.new_token_ids += output.new_token_ids
-            return True
-        if held is not None:
-            if output.new_logprobs is not None:
-                self._parts.setdefault(name, []).append(output.new_logprobs)
+        can_wait = (
+            not is_due and output.finish_reason is None and request is not None and wants_end_only(request, output)
+        )
+        if not can_wait and held is None:
+            return False
+        if output.new_logprobs is not None:
+            self._parts.setdefault(name, []).append(output.new_logprobs)
+        if not can_wait:
             before = self._joined(name)
             output.new_token_ids = before.new_token_ids + output.new_token_ids
             output.new_logprobs = before.new_logprobs
-        return False
+        elif held is None:
+            self._held[name] = output
+        else:
+            held.new_token_ids += output.new_token_ids
+        return can_wait
 
     def _joined(self, name: str) -> EngineCoreOutput:
         """A held output, no longer held."""

@@ -1,36 +1,27 @@
 """vLLM's scheduler with a short way for the step that sampling mostly consists of: every running request decodes one
-token, and nothing else can start. Tokens of which the caller needs no news are held back.
+token, and nothing else can start. Tokens of which the caller needs no news are held back (`held_outputs`).
 
 vLLM's own way considers prefills, speculation, encoders and transfers for each request in each step, in Python. With a
 small model on a CPU that takes longer than the model (docs/decisions has the measurements, 254). The short way gives
 the engine the same instructions and callers the same outputs; a step with anything else in it takes vLLM's way.
-
-In vLLM a request of which only the end is wanted also sends each token to the service's process, which spends more time
-on these messages than on all else. They are joined and sent every `HOLD_SECONDS`, and before a pause is complete, so
-that no token is counted as one of the next weight version. First tokens are sent at once, since the service withdraws
-requests without one when weights change.
 """
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-from vllm.sampling_params import RequestOutputKind
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import CachedRequestData, SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.core.sched.utils import remove_all
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
-from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
+from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
-HOLD_SECONDS = 0.1
-"""Longest time that tokens are held back. An engine whose steps are longer holds nothing."""
+from services.rollout.vllm.held_outputs import HeldOutputs
 
 
 class DecodingScheduler(Scheduler):
@@ -59,11 +50,7 @@ class DecodingScheduler(Scheduler):
         """The last step, if it was a short one."""
         self.num_short = 0
         """Number of short steps so far."""
-        self._held: dict[str, EngineCoreOutput] = {}
-        """What each request has not been told yet."""
-        self._parts: dict[str, list[LogprobsLists]] = {}
-        """The log-probabilities of held tokens, one part per step."""
-        self._sent_at = time.monotonic()
+        self._held = HeldOutputs(self.requests)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         edges = None if throttle_prefills else self._edges()
@@ -82,63 +69,17 @@ class DecodingScheduler(Scheduler):
             outputs = self._tokens_out(scheduler_output, model_runner_output)
         else:
             outputs = super().update_from_output(scheduler_output, model_runner_output)
-        now = time.monotonic()
-        is_due = now - self._sent_at >= HOLD_SECONDS or not scheduler_output.num_scheduled_tokens
-        for client in list(outputs):
-            found = outputs[client]
-            found.outputs = [output for output in found.outputs if not self._hold(output, is_due)]
-            if not (found.outputs or found.finished_requests or found.scheduler_stats):
-                del outputs[client]
-        if is_due:
-            self._sent_at = now
-            self._release(outputs)
+        self._held.sift(outputs, is_idle=not scheduler_output.num_scheduled_tokens)
         return outputs
 
     def finish_requests(self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus) -> list[Request]:
         found = super().finish_requests(request_ids, finished_status)
-        for name in self._held.keys() - self.requests.keys():
-            self._joined(name)
+        self._held.forget_withdrawn()
         return found
 
     def has_finished_requests(self) -> bool:
         """Also while outputs are held: a paused engine then takes an empty step, which sends them."""
         return bool(self._held) or super().has_finished_requests()
-
-    def _hold(self, output: EngineCoreOutput, is_due: bool) -> bool:
-        """Hold an output back, or join it with what was held, to be sent."""
-        name = output.request_id
-        request, held = self.requests.get(name), self._held.get(name)
-        can_wait = (
-            not is_due and output.finish_reason is None and request is not None and wants_end_only(request, output)
-        )
-        if not can_wait and held is None:
-            return False
-        if output.new_logprobs is not None:
-            self._parts.setdefault(name, []).append(output.new_logprobs)
-        if not can_wait:
-            before = self._joined(name)
-            output.new_token_ids = before.new_token_ids + output.new_token_ids
-            output.new_logprobs = before.new_logprobs
-        elif held is None:
-            self._held[name] = output
-        else:
-            held.new_token_ids += output.new_token_ids
-        return can_wait
-
-    def _joined(self, name: str) -> EngineCoreOutput:
-        """A held output, no longer held."""
-        output, parts = self._held.pop(name), self._parts.pop(name, None)
-        if parts is not None:
-            output.new_logprobs = LogprobsLists(
-                *(np.concatenate(some) for some in zip(*(p[:3] for p in parts), strict=True))
-            )
-        return output
-
-    def _release(self, outputs: dict[int, EngineCoreOutputs]) -> None:
-        """Send what is still held, of requests that are not part of this step."""
-        for name in list(self._held):
-            client = self.requests[name].client_index
-            outputs.setdefault(client, EngineCoreOutputs()).outputs.append(self._joined(name))
 
     def _edges(self) -> list[Request] | None:
         """The requests whose next token begins or fills a block of the KV cache; None if the step is no short one."""
@@ -239,15 +180,3 @@ class DecodingScheduler(Scheduler):
         if stopped:
             self.running = remove_all(self.running, stopped)
         return {client: EngineCoreOutputs(outputs=some) for client, some in outputs.items()}
-
-
-def wants_end_only(request: Request, output: EngineCoreOutput) -> bool:
-    """Whether the caller can do without this output until later; it does not end the request."""
-    params = request.sampling_params
-    return (
-        params is not None
-        and params.output_kind == RequestOutputKind.FINAL_ONLY
-        and not params.stop  # found in the text, by the caller's process
-        and request.num_output_tokens > len(output.new_token_ids)
-        and output.new_prompt_logprobs_tensors is None
-    )

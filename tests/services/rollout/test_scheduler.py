@@ -23,7 +23,7 @@ from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
-from services.rollout.vllm import scheduler as scheduler_module
+from services.rollout.vllm import held_outputs
 from services.rollout.vllm.engine import EngineSpec, engine_arguments, hf_config
 from services.rollout.vllm.scheduler import DecodingScheduler
 from tests.conftest import ROOT
@@ -178,7 +178,7 @@ def test_steps_outputs_and_states_are_those_of_vllms_scheduler(
     monkeypatch: pytest.MonkeyPatch, seed: int, num_seqs: int, num_blocks: int
 ) -> None:
     """Also with more requests than fit, a cache so small that requests are preempted, withdrawals and pauses."""
-    monkeypatch.setattr(scheduler_module, "HOLD_SECONDS", 0.0)
+    monkeypatch.setattr(held_outputs, "HOLD_SECONDS", 0.0)
     pair = Pair(seed, num_seqs, num_blocks)
     for turn in range(400):
         pair.disturb()
@@ -227,7 +227,7 @@ def test_held_tokens_arrive_at_the_end_and_before_a_pause_is_complete(
     monkeypatch: pytest.MonkeyPatch, seed: int, num_seqs: int, num_blocks: int
 ) -> None:
     """First tokens, and those of requests whose caller reads as they come, are not held."""
-    monkeypatch.setattr(scheduler_module, "HOLD_SECONDS", float("inf"))
+    monkeypatch.setattr(held_outputs, "HOLD_SECONDS", float("inf"))
     pair, all_heard = Pair(seed, num_seqs, num_blocks), [Heard(), Heard()]
     for turn in range(400):
         pair.disturb()
@@ -246,8 +246,8 @@ def test_held_tokens_arrive_at_the_end_and_before_a_pause_is_complete(
 def test_tokens_are_not_held_longer_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
     """A page shows how many tokens are sampled, and an engine without new ones is taken for one that hangs."""
     now = 1000.0
-    monkeypatch.setattr(scheduler_module, "time", SimpleNamespace(monotonic=lambda: now))
-    monkeypatch.setattr(scheduler_module, "HOLD_SECONDS", 1.0)
+    monkeypatch.setattr(held_outputs, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(held_outputs, "HOLD_SECONDS", 1.0)
     pair, heard, known = Pair(0, num_seqs=16, num_blocks=60), Heard(), []
     pair.random = random.Random(1)  # no stop token among the first
     pair.add([1] * 10, max_tokens=300)

@@ -17,6 +17,7 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from services.contracts.run_config import ObjectiveSection, RunConfig, parse_run_config
+from services.learner.model.linear import use_onednn
 from services.learner.model.tree_attention import share_prefixes
 from services.learner.objectives.routing import GroupOutcome, route_group
 from services.learner.objectives.terms.advantages import group_advantages
@@ -58,7 +59,9 @@ class PlainEngine:
         shape = (vocabulary, hidden, layers, middle)
         self.student = policy(*shape)
         self.teacher = policy(*shape).requires_grad_(False)
-        assert all(map(share_prefixes, (self.student, self.teacher)))
+        for model in (self.student, self.teacher):
+            use_onednn(model)
+            assert share_prefixes(model)
         self.reference: torch.nn.Module | None = None
         self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=1e-4, fused=True)
 

@@ -24,7 +24,7 @@ class LearnerSettings(BaseSettings):
     """Port at which ranks on several machines meet; 0 picks a free one at each start of a run."""
     threads: int = Field(default=0, ge=0, le=1024)
     """Threads that each rank computes with on a CPU. 0 chooses: one for small models; from 20 million parameters on,
-    all cores but one, divided by the ranks."""
+    all cores but one (with `training.max_staleness: 0` all of them), divided by the ranks."""
 
 
 def load_learner_settings(settings: Settings) -> LearnerSettings:

@@ -153,7 +153,8 @@ def follow(settings: Settings, run_id: str) -> int:
 def open_session(config: RunConfig, ranks: Ranks, checkpoint: Loaded | None, settings: Settings) -> TrainingSession:
     session = TrainingSession(config, ranks, checkpoint, allow_remote_code=settings.allow_remote_code)
     if ranks.device.type == "cpu":
-        use_threads(session.engine.student, load(LearnerSettings).threads)
+        wanted, in_turns = load(LearnerSettings).threads, config.training.max_staleness == 0
+        use_threads(session.engine.student, wanted, in_turns=in_turns)
     return session
 
 

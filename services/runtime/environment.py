@@ -15,7 +15,7 @@ KEEP_MEMORY = {
         )
     )
 }
-"""For processes that compute on a CPU, at their start. By default, malloc gives the memory of large tensors back to the
+"""For the learner's processes, at their start. By default, malloc gives the memory of large tensors back to the
 kernel, so that each operation's result is filled with zeros page by page first; that took a fifth of a large model's
 update (docs/decisions, 257)."""
 

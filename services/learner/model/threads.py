@@ -20,7 +20,7 @@ LARGE_PARAMETERS = 20_000_000
 
 def num_threads(parameters: int, cores: int, ranks: int, wanted: int, *, in_turns: bool) -> int:
     """Threads of each of `ranks` ranks on a machine; `wanted` is `TURNOUT_LEARNER_THREADS`, 0 to choose. `in_turns`:
-    nothing is sampled during an update."""
+    nothing but an evaluation is sampled during an update."""
     if wanted:
         return wanted
     return 1 if parameters < LARGE_PARAMETERS else max(1, (cores if in_turns else cores - 1) // ranks)

@@ -46,7 +46,9 @@ def test_a_number_of_the_users_own_is_kept(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     use_threads(model, 0, in_turns=False)
     assert torch.get_num_threads() == 3
-    use_threads(model, 2, in_turns=False)
+    use_threads(model, 0, in_turns=True)
+    assert torch.get_num_threads() == 4
+    use_threads(model, 2, in_turns=True)
     assert torch.get_num_threads() == 2
 
 

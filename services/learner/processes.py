@@ -23,7 +23,6 @@ from services.learner.connections.progress_pipe import (
     SERVICE_VARIABLE,
     Progress,
 )
-from services.runtime.environment import KEEP_MEMORY, filled
 from services.runtime.logs import get_logger
 from services.runtime.presence import Presence
 
@@ -79,7 +78,7 @@ class RankProcesses:
 
     async def _start_rank(self, run_id: str, share: Share, index: int, pipe: int) -> None:
         assert self._meeting is not None
-        own = {
+        environment = os.environ | {
             RUN_VARIABLE: run_id,
             SERVICE_VARIABLE: str(os.getpid()),
             "TURNOUT_INSTANCE": self.presence.instance,
@@ -90,7 +89,6 @@ class RankProcesses:
             "WORLD_SIZE": str(share.world_size or share.num_ranks),
             **(share.variables or {MEETING_VARIABLE: os.path.join(self._meeting.name, "store")}),
         }
-        environment = os.environ | filled(KEEP_MEMORY) | own
         passed: tuple[int, ...] = ()
         if index == 0:
             environment[PIPE_VARIABLE] = str(pipe)

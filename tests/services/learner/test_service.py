@@ -25,7 +25,6 @@ from services.learner.processes import RankProcesses, Share
 from services.learner.program.main import report_failure
 from services.learner.retries import Attempts
 from services.learner.service import Learner
-from services.runtime.environment import KEEP_MEMORY
 from services.runtime.presence import Presence
 from services.runtime.process import end
 from tests.conftest import ROOT
@@ -213,22 +212,6 @@ async def test_a_start_leaves_no_descriptor_however_it_ends(monkeypatch: pytest.
     await asyncio.wait([reader])
     await ranks._end_processes()
     assert os.listdir("/proc/self/fd") == before
-
-
-@pytest.mark.parametrize("users", ["", "glibc.malloc.check=1"])
-async def test_ranks_keep_the_memory_of_large_tensors_unless_the_user_says_how(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, users: str
-) -> None:
-    program, told = tmp_path / "python", tmp_path / "told"
-    program.write_text(f'#!/bin/sh\nprintf %s "$GLIBC_TUNABLES" > {told}\n')
-    program.chmod(0o700)
-    monkeypatch.setattr(sys, "executable", str(program))
-    monkeypatch.setenv("GLIBC_TUNABLES", users)
-    ranks = RankProcesses(Presence(Redis(), "learner", "learner-0", ""))
-    reader = await ranks.start("run", Share(1))
-    await ranks._processes[0].wait()
-    await asyncio.wait([reader])
-    assert told.read_text() == (users or KEEP_MEMORY["GLIBC_TUNABLES"])
 
 
 async def test_a_program_that_cannot_be_started_counts_as_a_crash(

@@ -20,7 +20,7 @@ FOLDER = Path(__file__).parent / "dashboards"
 DASHBOARDS = yaml.safe_load(FOLDER.with_suffix(".yaml").read_text())
 SOURCE = {"type": "prometheus", "uid": "turnout-prometheus"}
 RUN = 'run_id=~"$run"'
-UNITS = {"share": "percentunit", "seconds": "s"}
+UNITS = {"share": "percentunit", "seconds": "s", "GiB": "gbytes"}
 
 
 def panels(dashboard: str) -> list[dict[str, str]]:

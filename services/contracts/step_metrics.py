@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-Unit = Literal["", "share", "nats", "tokens", "versions", "seconds", "tokens/s"]
+Unit = Literal["", "share", "nats", "tokens", "versions", "seconds", "tokens/s", "GiB"]
 """`share` is 0 to 1; an empty unit is a plain number."""
 
 
@@ -191,6 +191,12 @@ CHARTS: Final = (
         "If wait dominates, sampling is the bottleneck: add rollout servers or allow more staleness.",
         "seconds",
         rest_of="seconds",
+    ),
+    Chart(
+        "memory",
+        "Peak memory of the learner",
+        "The most that a rank has held since the learner started. Compare it with what its device has.",
+        "GiB",
     ),
     Chart("gradient", "Gradient and clipping", "Norm before clipping, and the shares of tokens clipped or truncated."),
 )
@@ -834,6 +840,24 @@ CATALOGUE: Final[tuple[StepMetric | StepHistogram, ...]] = (
         watch="tokens/s",
         live=("speed", ""),
         compared=("tokens_per_second", 0),
+        reported=True,
+    ),
+    StepMetric(
+        name="learner_peak_memory_gib",
+        title="Peak memory of the learner",
+        help="The most memory that a rank of the learner has held since it started: what torch has allocated on a GPU, "
+        "resident memory on CPU.",
+        unit="GiB",
+        form=".2f",
+        gauge=True,
+        panel=Panel(
+            "training",
+            "The most that a rank of the learner has held. Near what the device has: lower "
+            "training.tokens_per_microbatch, or set training.gradient_checkpointing.",
+        ),
+        line=Line("memory", "largest rank"),
+        live=("memory", "learner"),
+        compared=("learner_peak_memory_gib", 1),
         reported=True,
     ),
 )

@@ -200,6 +200,7 @@ def step_metrics(step: int, offset: float = 0.0) -> dict[str, float]:
         "seconds_publish": 0.12,
         "seconds_checkpoint": 0.4 if step % 10 == 0 else 0.0,
         "tokens_per_second": 1240.0 + 100 * wave,
+        "learner_peak_memory_gib": 7.1 + 0.2 * math.log1p(step),
     }
 
 

@@ -285,6 +285,7 @@ class Leader:
             pools=batch.pools,
             learning_rate=self.session.engine.last_learning_rate,
             seconds_wait=waited,
+            peak_bytes=trained.peak_bytes,
         )
         metrics["teacher_age_steps"] = float(self._teacher_age(version))
         metrics |= source_numbers(groups, self.config) | part_means(groups, by_name=True)

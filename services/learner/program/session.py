@@ -19,6 +19,7 @@ from services.learner.model.engine import DeepSpeedEngine
 from services.learner.model.export import load_model, whole_weights, write_safetensors, write_shards
 from services.learner.model.fixed_teacher import load_teacher, source_of
 from services.learner.model.forward import vocabulary_size
+from services.learner.model.memory import peak_bytes
 from services.learner.model.optimizer_state import export_state, export_teacher, import_state, import_teacher
 from services.learner.model.parking import Parking
 from services.learner.model.ranks import Ranks
@@ -26,7 +27,7 @@ from services.learner.objectives.teacher_gate import GateState
 from services.learner.packing.sequence import TrainSequence
 from services.learner.packing.shares import share_of_rank
 from services.learner.program.commands import Step
-from services.learner.update.engine import clock
+from services.learner.update.engine import clock, numbers
 from services.learner.update.scoring import old_logprobs
 from services.learner.update.statistics import MinibatchReport
 from services.learner.update.update import run_minibatch
@@ -38,6 +39,8 @@ class Trained:
 
     reports: list[MinibatchReport]
     shares: list[list[int]]
+    peak_bytes: int
+    """The most memory that a rank has held so far."""
 
 
 class TrainingSession:
@@ -107,7 +110,8 @@ class TrainingSession:
                 reports.append(run_minibatch(self.engine, sequences, old, self.config))
         reports[0] = replace(reports[0], seconds_train=reports[0].seconds_train + scored - began)
         self.step += 1
-        return Trained(reports, shares)
+        peak = self.engine.all_reduce_max(numbers(self.engine, [peak_bytes(self.engine.device)]))
+        return Trained(reports, shares, int(peak.item()))
 
     def _old(self, batches: Sequence[Sequence[TrainSequence]]) -> list[list[Tensor]]:
         """log pi_old of the later mini-batches, scored together to fill the passes."""

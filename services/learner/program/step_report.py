@@ -42,10 +42,11 @@ def step_numbers(
     pools: Mapping[str, int],
     learning_rate: float,
     seconds_wait: float,
+    peak_bytes: int,
 ) -> dict[str, float]:
     """All `STEP_METRICS` of a step except those that `with_rates` adds. `version` and `num_replaced` are as for
-    `group_metrics`, `pools` as in `Batch`."""
-    rest = {"learning_rate": learning_rate, "seconds_wait": seconds_wait}
+    `group_metrics`, `pools` as in `Batch`, `peak_bytes` as in `Trained`."""
+    rest = {"learning_rate": learning_rate, "seconds_wait": seconds_wait, "learner_peak_memory_gib": peak_bytes / 2**30}
     rest |= {f"num_{pool}_questions": float(pools.get(pool, 0)) for pool in POOLS}
     return group_metrics(groups, version, num_replaced) | step_metrics(reports) | rest
 

@@ -159,7 +159,10 @@ def test_each_part_of_the_reward_has_its_mean_over_used_rollouts() -> None:
 
 def test_every_metric_that_is_computed_is_declared_and_every_one_declared_is_computed() -> None:
     reports = [run_minibatch(PlainEngine(), random_sequences(3, 4), None, builders.run_config())]
-    numbers = step_numbers(prepared(), 3, reports, num_replaced=0, pools={}, learning_rate=1e-6, seconds_wait=1.0)
+    numbers = step_numbers(
+        prepared(), 3, reports, num_replaced=0, pools={}, learning_rate=1e-6, seconds_wait=1.0, peak_bytes=3 * 2**29
+    )
+    assert numbers["learner_peak_memory_gib"] == 1.5
     numbers["teacher_age_steps"] = 0.0  # the leader's own
     event = StepFinished(
         run_id="r", at=1.0, step=1, metrics=numbers, histograms=step_histograms(prepared(), 3, reports)

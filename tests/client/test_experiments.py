@@ -106,7 +106,7 @@ def estimate(*values: float | None) -> Estimate:
     return Estimate(mean=sum(present) / len(present), low=min(present), high=max(present), values=list(values))
 
 
-def method(name: str, difference: Estimate | None) -> MethodResult:
+def method(name: str, difference: Estimate | None, num_missing: int = 0) -> MethodResult:
     return MethodResult(
         method=name,
         before=estimate(0.1, 0.1),
@@ -115,9 +115,9 @@ def method(name: str, difference: Estimate | None) -> MethodResult:
         within_seconds={},
         seconds_per_step=estimate(1.0, 2.0),
         num_collapsed=1,
-        num_missing=0,
+        num_missing=num_missing,
         difference=difference,
-        num_ahead=2,
+        num_ahead=0 if difference is None else sum((value or 0) > 0 for value in difference.values),
         windows={"reward_mean": [0.1, 0.2, 0.3, 0.4, 0.5], "teacher_entropy_nats": [None] * 5},
         curve=[CurvePoint(step=step, seconds=2.0 * step, mean=0.5, low=0.4, high=0.6) for step in (0, 5, 10)],
     )
@@ -134,7 +134,11 @@ def test_the_report_holds_results_claims_tuning_and_the_file(tmp_path: Path) -> 
     results = Results(
         seeds=[1, 2],
         baseline="grpo",
-        methods=[method("srpo", estimate(0.1, 0.2)), method("grpo", None)],
+        methods=[
+            method("srpo", estimate(0.1, 0.2)),
+            method("grpo", None),
+            method("sdpo", estimate(0.3, None), num_missing=1),
+        ],
         claims=[claim],
     )
     chosen = {name: {"optimizer.learning_rate": 0.0002} for name in ("srpo", "grpo")}
@@ -144,7 +148,9 @@ def test_the_report_holds_results_claims_tuning_and_the_file(tmp_path: Path) -> 
     text = (folder / "report.md").read_text()
     for expected in (
         "| srpo | 10.0 [10.0, 10.0] | 50.0 [40.0, 60.0] | 60.0 [50.0, 70.0] | 1.50 [1.00, 2.00] | 1 of 2 | 0 |",
+        "| sdpo | 10.0 [10.0, 10.0] | 50.0 [40.0, 60.0] | 60.0 [50.0, 70.0] | 1.50 [1.00, 2.00] | 1 of 1 | 1 |",
         "| srpo | +15.0 [+10.0, +20.0] | 2 of 2 | +10.0, +20.0 |",
+        "| sdpo | +30.0 [+30.0, +30.0] | 1 of 1 | +30.0, - |",
         "| SRPO &lt;wins&gt; | shown |",
         "| srpo | optimizer.learning_rate 0.0002 | 50.0 | 50.0 | chosen |",
         "test.jsonl, SHA-256",

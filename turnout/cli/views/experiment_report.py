@@ -97,7 +97,7 @@ def _results_table(results: Results) -> Table:
     for item in results.methods:
         budgets = [*item.within_steps.values(), *item.within_seconds.values()]
         row = [item.method, _percent(item.before), *map(_percent, budgets), _percent(item.score)]
-        row += [_number(item.seconds_per_step, 2), f"{item.num_collapsed} of {len(results.seeds)}"]
+        row += [_number(item.seconds_per_step, 2), f"{item.num_collapsed} of {len(results.seeds) - item.num_missing}"]
         rows.append([*row, str(item.num_missing)])
     return rows
 
@@ -108,7 +108,8 @@ def _differences_table(results: Results) -> Table:
         if item.difference is None:
             continue
         by_seed = ", ".join("-" if value is None else f"{100 * value:+.1f}" for value in item.difference.values)
-        ahead = f"{item.num_ahead} of {len(results.seeds)}"
+        num_pairs = sum(value is not None for value in item.difference.values)
+        ahead = f"{item.num_ahead} of {num_pairs}"
         rows.append([item.method, _percent(item.difference, sign=True), ahead, by_seed])
     return rows
 

@@ -66,7 +66,7 @@ export function resultsTable(experiment, results) {
     ),
     h('strong', {}, estimate(item.score, percents)),
     estimate(item.seconds_per_step, numbers(2)),
-    `${item.num_collapsed} of ${results.seeds.length}`,
+    `${item.num_collapsed} of ${results.seeds.length - item.num_missing}`,
     item.num_missing,
   ]);
   return section(
@@ -91,7 +91,7 @@ export function differencesTable(results) {
       others.map((/** @type {any} */ item) => [
         item.method,
         estimate(item.difference, points),
-        `${item.num_ahead} of ${results.seeds.length}`,
+        `${item.num_ahead} of ${item.difference.values.filter((/** @type {number | null} */ value) => value !== null).length}`,
         ...item.difference.values.map((/** @type {number | null} */ value) => (value === null ? '–' : points(value))),
       ]),
     ),

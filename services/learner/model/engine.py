@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from services.contracts.errors import TurnoutError
 from services.contracts.objectives.registry import OBJECTIVES
 from services.contracts.run_config import OptimizerSection, RunConfig
+from services.learner.model.adamw import PiecewiseAdamW
 from services.learner.model.ema import EmaTeacher, frozen
 from services.learner.model.keeper import TeacherKeeper
 from services.learner.model.ranks import Ranks
@@ -241,13 +242,14 @@ def _refuse_non_finite(norm: float) -> None:
 def _initialise(
     model: nn.Module, parameters: list[nn.Parameter], settings: dict[str, Any], section: OptimizerSection
 ) -> Any:
-    optimizer = torch.optim.AdamW(
+    on_gpu = torch.cuda.is_available()
+    optimizer = (torch.optim.AdamW if on_gpu else PiecewiseAdamW)(
         parameters,
         lr=section.learning_rate,
         betas=section.betas,
         eps=section.epsilon,
         weight_decay=section.weight_decay,
-        fused=torch.cuda.is_available() or None,
+        fused=on_gpu or None,
     )
     engine, _, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     return engine

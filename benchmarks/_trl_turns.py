@@ -135,6 +135,7 @@ def our_config(objective: str, task: Task, steps: int, max_staleness: int, seed:
             "prompts_per_step": task.prompts,
             "max_staleness": max_staleness,
             "tokens_per_microbatch": task.tokens_per_microbatch,
+            "zero_stage": 0,  # one rank, float32
         },
         evaluation={"every_steps": None, "before_training": False, "after_training": False},
         checkpoint={"every_steps": 1000, "keep_last": 1},

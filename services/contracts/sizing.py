@@ -230,7 +230,7 @@ def width(config: RunConfig) -> int:
 
 
 def stage(config: RunConfig) -> int:
-    """The ZeRO stage that is used: 1 at least in bfloat16."""
+    """The ZeRO stage that is used: in bfloat16 at least 1, since below it gradients would be summed in bfloat16."""
     return max(config.training.zero_stage, 1 if config.model.dtype == "bfloat16" else 0)
 
 

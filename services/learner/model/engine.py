@@ -17,6 +17,7 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
 
+from services.contracts import sizing
 from services.contracts.errors import TurnoutError
 from services.contracts.objectives.registry import OBJECTIVES
 from services.contracts.run_config import OptimizerSection, RunConfig
@@ -30,12 +31,6 @@ MAX_BUCKET = 500_000_000
 """Largest number of elements that DeepSpeed reduces at once; small models get buckets of their own size."""
 
 
-def zero_stage(config: RunConfig) -> int:
-    """The ZeRO stage to use. bf16 below stage 1 would accumulate gradients in bf16, so it uses stage 1."""
-    stage = config.training.zero_stage
-    return max(1, stage) if config.model.dtype == "bfloat16" else stage
-
-
 def deepspeed_config(config: RunConfig, num_parameters: int, largest_parameter: int) -> dict[str, Any]:
     bucket = max(largest_parameter, min(MAX_BUCKET, num_parameters))
     values: dict[str, Any] = {
@@ -44,7 +39,7 @@ def deepspeed_config(config: RunConfig, num_parameters: int, largest_parameter: 
         "gradient_clipping": config.optimizer.gradient_clip,
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {
-            "stage": zero_stage(config),
+            "stage": sizing.stage(config),
             "overlap_comm": torch.cuda.is_available(),
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
@@ -121,7 +116,7 @@ class DeepSpeedEngine:
         """Number of training steps and of optimizer updates done when this engine took over."""
         self.last_learning_rate = 0.0
         """Learning rate of the last update."""
-        self.stage = zero_stage(config)
+        self.stage = sizing.stage(config)
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         sizes = [parameter.numel() for parameter in parameters]
         settings = deepspeed_config(config, sum(sizes), max(sizes))

@@ -75,6 +75,16 @@ def test_experiments_are_valid_and_report_on_questions_that_tuning_has_not_seen(
         }
 
 
+@pytest.mark.parametrize("name", ["lora", "options", "refill", "wording"])
+def test_experiments_without_tuning_are_valid_and_report_on_test_questions(name: str) -> None:
+    experiment = parse_experiment(read_run_file(FOLDER / f"experiment-{name}.yaml").values)
+    assert experiment.tuning is None
+    for method in experiment.methods:
+        validation = run_config(experiment, Cell.of("final", method, 0, 1)).data.validation
+        assert isinstance(validation, str)
+        assert validation.endswith("/test.jsonl")
+
+
 @pytest.mark.parametrize("name", ["srpo.yaml", "srpo-lora.yaml"])
 def test_run_files_are_valid(name: str) -> None:
     config = check(read_run_file(FOLDER / name))

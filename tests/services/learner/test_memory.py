@@ -31,7 +31,8 @@ def test_on_cpu_the_peak_is_resident_memory_and_stays_when_it_is_freed() -> None
     done = subprocess.run([sys.executable, "-c", HOLD_AND_FREE], check=True, capture_output=True, text=True)
     before, held, freed = json.loads(done.stdout)
     assert 50e6 < before < 5e9
-    assert held - before == pytest.approx(256 * 2**20, rel=0.1)
+    # `before` may be above what was still held then.
+    assert held - before == pytest.approx(256 * 2**20, rel=0.25)
     assert freed == pytest.approx(held, rel=0.02), "Linux counts pages by core"
 
 

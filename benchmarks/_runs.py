@@ -71,7 +71,7 @@ class Curve:
 def play(client: Client, name: str, *, steps: int, seed: int, evaluations: int, **sections: Any) -> Curve:
     """The demo's run with changes, to its end; a word on stderr."""
     training = {"steps": steps, "seed": seed, **sections.pop("training", {})}
-    evaluation = {"every_steps": max(1, steps // evaluations), "max_questions": 64}
+    evaluation = {"every_steps": max(1, steps // evaluations), "max_questions": 64} | sections.pop("evaluation", {})
     started = time.monotonic()
     run = client.create_run(
         demo_config(name=f"{name} seed {seed}", training=training, evaluation=evaluation, **sections)

@@ -29,19 +29,24 @@ TEMPLATES = {
 """Turnout's wording of the teacher's prompt."""
 
 
+def read_rows(path):
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def messages(row):
+    return [{"role": "system", "content": row["system"]}, {"role": "user", "content": row["prompt"]}]
+
+
 class Questions:
     """The rows of a file as TRL's dataset, and their judge."""
 
     def __init__(self, path):
-        self.rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
+        self.rows = read_rows(path)
         self.rewards = []
         self.num_tokens = []
 
-    def messages(self, row):
-        return [{"role": "system", "content": row["system"]}, {"role": "user", "content": row["prompt"]}]
-
     def dataset(self):
-        return Dataset.from_list([{"prompt": self.messages(row), "place": i} for i, row in enumerate(self.rows)])
+        return Dataset.from_list([{"prompt": messages(row), "place": i} for i, row in enumerate(self.rows)])
 
     def reward(self, completions, completion_ids, place, **_):
         texts = [completion[0]["content"] for completion in completions]
@@ -51,11 +56,31 @@ class Questions:
         return found
 
 
-class Clock(TrainerCallback):
-    """Wall seconds from the end of one step to the end of the next, and of generating in it."""
+def accuracy(trainer, order):
+    """avg@k: the share of right answers to held-out questions, sampled as in training."""
+    rows, k = read_rows(order["held_out"])[: order["max_questions"]], order["num_samples"]
+    tokenizer = trainer.processing_class
+    inputs = tokenizer.apply_chat_template(
+        [messages(row) for row in rows],
+        add_generation_prompt=True,
+        padding=True,
+        padding_side="left",
+        return_dict=True,
+        return_tensors="pt",
+    )
+    with torch.no_grad():
+        found = trainer.model.generate(**inputs, generation_config=trainer.generation_config, num_return_sequences=k)
+    texts = tokenizer.batch_decode(found[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return sum(judge(rows[i // k], text) for i, text in enumerate(texts)) / len(texts)
 
-    def __init__(self):
-        self.seconds, self.generating = [], []
+
+class Clock(TrainerCallback):
+    """Wall seconds from the end of one step to the end of the next, and of generating in it. What `examine` finds
+    after every so many steps does not count."""
+
+    def __init__(self, examine, every):
+        self.seconds, self.generating, self.accuracy = [], [], {}
+        self.examine, self.every = examine, every
         self.last, self.generated = time.perf_counter(), 0.0
 
     def time(self, generate):
@@ -70,6 +95,8 @@ class Clock(TrainerCallback):
     def on_step_end(self, args, state, control, **_):
         self.seconds.append(time.perf_counter() - self.last)
         self.generating.append(self.generated)
+        if self.every and state.global_step % self.every == 0:
+            self.accuracy[state.global_step] = self.examine()
         self.last, self.generated = time.perf_counter(), 0.0
 
 
@@ -100,12 +127,14 @@ def peak_bytes():
 
 
 def run(order):
-    """Train, and say how long each step took."""
+    """Train, and say how long each step took, and what the policy then knew."""
     torch.set_num_threads(order["threads"])
     questions = Questions(order["questions"])
     with tempfile.TemporaryDirectory(prefix="turnout-bench-") as folder:
         trainer = make(order, questions, folder)
-        clock = Clock()
+        clock = Clock(lambda: accuracy(trainer, order), order["every_steps"])
+        if clock.every:
+            clock.accuracy[0] = clock.examine()
         trainer.model.generate = clock.time(trainer.model.generate)
         trainer.add_callback(clock)
         clock.last = time.perf_counter()
@@ -113,6 +142,7 @@ def run(order):
     return {
         "seconds": clock.seconds,
         "generating": clock.generating,
+        "accuracy": clock.accuracy,
         "rewards": questions.rewards,
         "num_tokens": questions.num_tokens,
         "peak_bytes": peak_bytes(),

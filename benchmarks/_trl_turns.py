@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,7 @@ def trl_order(kind: str, task: Task, setting: Setting, steps: int, seed: int = 0
         "steps": steps,
         "seed": seed,
         "options": {},
+        "every_steps": 0,  # no evaluations
     } | more
 
 
@@ -102,6 +105,12 @@ def trl_turn(python: Path, kind: str, task: Task, setting: Setting, steps: int, 
 def answer(ask: Callable[[str, str], str], order: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(ask(json.dumps(order), "DONE"))
     return found
+
+
+def all_settings(task: Task) -> list[Setting]:
+    """TRL's settings to try where a step is short."""
+    sizes, threads = (task.num_rollouts, task.num_rollouts // 4), {1, len(os.sched_getaffinity(0))}
+    return [Setting(*values) for values in product(sorted(threads), ("sdpa", "eager"), sizes)]
 
 
 def fastest(

@@ -27,6 +27,7 @@ from benchmarks._trl_turns import (
     Setting,
     Task,
     Turn,
+    all_settings,
     fastest,
     median_turn,
     our_turn,
@@ -85,6 +86,7 @@ def main() -> None:
     parser.add_argument("--large-steps", type=int, default=3, help="the same of the large model, which has one round")
     parser.add_argument("--values", type=int, nargs="+", default=[0, 1, 2], help="max_staleness of the small model")
     parser.add_argument("--large-values", type=int, nargs="+", default=[1], help="and of the large one")
+    parser.add_argument("--large-tokens", type=int, default=LARGE.max_tokens, help="of its responses at most")
     parser.add_argument("--objectives", nargs="+", default=["grpo", "sdpo", "srpo"])
     parser.add_argument(
         "--untuned", action="store_true", help="take the first of TRL's settings, without trying others"
@@ -93,9 +95,10 @@ def main() -> None:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that every context is left
     small = [replace(SMALL, prompts=size) for size in SMALL_SIZES]
+    large = replace(LARGE, max_tokens=options.large_tokens)
     plans = [
         Plan("small", small, options.objectives, options.values, options.rounds, options.steps, 3, 4),
-        Plan("large", [LARGE], options.objectives, options.large_values, 1, options.large_steps, 1, 1),
+        Plan("large", [large], options.objectives, options.large_values, 1, options.large_steps, 1, 1),
     ]
     chosen = [plan for plan in plans if options.only in (None, plan.name)]
     if options.untuned:
@@ -111,12 +114,11 @@ def main() -> None:
 
 def candidates(plan: Plan, task: Task) -> list[Setting]:
     """TRL's settings to try. A step of the large model takes too long for all of them."""
-    cores = len(os.sched_getaffinity(0))
     if plan.name == "large":
+        cores = len(os.sched_getaffinity(0))
         found = [Setting(cores, "sdpa", 16), Setting(cores, "sdpa", 64), Setting(cores, "eager", 16)]
         return [*found, Setting(1, "sdpa", 16)] if cores > 1 else found
-    sizes = (task.num_rollouts, task.num_rollouts // 4)
-    return [Setting(*values) for values in product(sorted({1, cores}), ("sdpa", "eager"), sizes)]
+    return all_settings(task)
 
 
 def measure(python: Path, plan: Plan, task: Task) -> Result:

@@ -1,0 +1,27 @@
+"""Figures of the comparison with TRL at equal accuracy."""
+
+import pytest
+
+from benchmarks._runs import Curve
+from benchmarks.trl_accuracy import OURS, THEIRS, mean_accuracy, ratio
+
+
+def curve(seconds: float, *accuracy: float) -> Curve:
+    """Ten steps between evaluations, the first before training."""
+    steps = 10 * (len(accuracy) - 1)
+    return Curve(1, {10 * i: value for i, value in enumerate(accuracy)}, [{"seconds": seconds}] * steps, ahead=0)
+
+
+def test_a_ratio_is_of_seconds_to_the_same_accuracy() -> None:
+    curves = {THEIRS[0]: [curve(2.0, 0.2, 0.4, 0.8)], OURS[0]: [curve(1.0, 0.2, 0.6, 0.7), curve(1.0, 0.2, 0.2, 1.0)]}
+    assert ratio(curves, OURS[0], 0.6) == f"{(20 + 20 * 0.5) / ((10 + 15) / 2):.2f}"
+    assert ratio(curves, THEIRS[0], 0.6) == "1.00"
+
+
+def test_there_is_no_ratio_where_a_run_never_came_so_far() -> None:
+    curves = {THEIRS[0]: [curve(2.0, 0.2, 0.9)], OURS[0]: [curve(1.0, 0.2, 0.9), curve(1.0, 0.2, 0.5)]}
+    assert ratio(curves, OURS[0], 0.6) == ""
+
+
+def test_the_evaluation_before_training_does_not_choose_a_learning_rate() -> None:
+    assert mean_accuracy(curve(1.0, 0.0, 0.5, 0.7)) == pytest.approx(0.6)

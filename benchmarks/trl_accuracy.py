@@ -74,9 +74,9 @@ class Attempt:
 def main() -> None:
     """Tune, measure and print the section."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rates", type=float, nargs="+", default=[2e-4, 4e-4, 8e-4, 16e-4], help="learning rates")
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 2e-4, 4e-4, 8e-4], help="learning rates")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--prompts", type=int, default=8, help="in a step")
     parser.add_argument("--max-staleness", type=int, default=1)
     parser.add_argument("--environment", type=Path, default=Path(".venv-trl"))
@@ -147,7 +147,12 @@ def our_curve(client: Client, task: Task, max_staleness: int, attempt: Attempt) 
         data={"validation": str(attempt.questions)},
         optimizer={"learning_rate": attempt.rate, "warmup_steps": task.warmup_steps},
         training={"prompts_per_step": task.prompts, "max_staleness": max_staleness, "zero_stage": 0},
-        evaluation={"num_samples": NUM_SAMPLES, "max_questions": MAX_QUESTIONS},
+        evaluation={
+            "num_samples": NUM_SAMPLES,
+            "max_questions": MAX_QUESTIONS,
+            "temperature": task.temperature,  # TRL's process samples as in training, too
+            "top_p": 1.0,
+        },
         checkpoint={"every_steps": 1000, "keep_last": 1},
     )
 
@@ -165,9 +170,9 @@ def show(
         f"steps, float32, Turnout at `max_staleness` {options.max_staleness}; TRL generates with transformers, in the "
         "fastest of the settings tried. The learning rate of each is the one with the best mean accuracy over the "
         f"evaluations of a run on validation questions (seed {TUNING_SEED}). Accuracy is avg@{NUM_SAMPLES} on "
-        f"{MAX_QUESTIONS} test questions, every {EVERY_STEPS} steps, each program with its own engine; between "
-        "evaluations by straight lines. Seconds are of training, sampling included, without evaluations and "
-        f"start-up. Means ± standard deviations over {len(options.seeds)} seeds; *n of m* where only n runs came so "
+        f"{MAX_QUESTIONS} test questions at temperature 1, every {EVERY_STEPS} steps, each program with its own "
+        "engine; between evaluations by straight lines. Seconds are of training, sampling included, without evaluations "
+        f"and start-up. Means ± standard deviations over {len(options.seeds)} seeds; *n of m* where only n runs came so "
         "far. Ratios: TRL's mean seconds to that accuracy, with GRPO for GRPO and with SDPO for SDPO and SRPO, over "
         "this; **below 1 Turnout is slower**. Plot: [trl-accuracy.png](trl-accuracy.png), bands from the lowest to "
         "the highest seed.\n"

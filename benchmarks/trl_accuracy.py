@@ -177,22 +177,27 @@ def show(
         "1 Turnout is slower**. Plot: [trl-accuracy.png](trl-accuracy.png), bands from the lowest to the highest "
         "seed.\n"
     )
-    head = ["trainer", "learning rate", "s a step"]
+    head = ["program", "objective", "learning rate", "s a step"]
     for target in TARGETS:
         head += [f"s to {target:g}", "TRL's best / this"]
     rows = []
     for learner, found in curves.items():
         rate = max(tried[learner], key=lambda rate: tried[learner][rate])
-        row = [str(learner), f"{rate:g}", spread(found, lambda curve: curve.pace())]
+        row = [*names(learner), f"{rate:g}", spread(found, lambda curve: curve.pace())]
         for target in TARGETS:
             row += [spread(found, seconds_to(target), 1), ratio(curves, learner, target)]
         rows.append([*row, spread(found, lambda curve: curve.accuracy[max(curve.accuracy)])])
     print(table([*head, "accuracy at the end"], rows))
     print("\nMean accuracy by learning rate on the validation questions, from which the rates were chosen:\n")
     rates = [f"{rate:g}" for rate in options.rates]
-    print(table(["trainer", *rates], [[str(key), *(f"{x:.3f}" for x in row.values())] for key, row in tried.items()]))
+    rows = [[*names(learner), *(f"{score:.3f}" for score in scores.values())] for learner, scores in tried.items()]
+    print(table(["program", "objective", *rates], rows))
     settings = "; ".join(f"{kind.upper()} {setting}" for kind, setting in best.items())
     print(f"\nTRL's fastest settings: {settings}.", flush=True)
+
+
+def names(learner: Learner) -> list[str]:
+    return [learner.program, learner.objective.upper()]
 
 
 def seconds_to(target: float) -> Callable[[Curve], float]:

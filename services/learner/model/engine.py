@@ -15,6 +15,7 @@ from typing import Any, cast
 import deepspeed
 import torch
 import torch.distributed as distributed
+from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 from torch import Tensor, nn
 
 from services.contracts import sizing
@@ -27,6 +28,9 @@ from services.learner.model.keeper import TeacherKeeper
 from services.learner.model.ranks import Ranks
 from services.learner.model.swap import AdapterTeacher, initial_model
 
+# DeepSpeed knows optimizers by their exact class, and this one is torch's AdamW to the last bit.
+ZERO_SUPPORTED_OPTIMIZERS.append(PiecewiseAdamW)
+
 MAX_BUCKET = 500_000_000
 """Largest number of elements that DeepSpeed reduces at once; small models get buckets of their own size."""
 
@@ -37,7 +41,6 @@ def deepspeed_config(config: RunConfig, num_parameters: int, largest_parameter: 
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.optimizer.gradient_clip,
-        "zero_allow_untested_optimizer": True,
         "zero_optimization": {
             "stage": sizing.stage(config),
             "overlap_comm": torch.cuda.is_available(),

@@ -138,6 +138,8 @@ class Link:
 
     def __init__(self, url: str) -> None:
         self.thread, self.run_id = LoopThread(), "run"
+        self.asked: Callable[[], object] = lambda: None
+        """Called once a request for the GPU is written, before its answer is read."""
         self.redis = self.call(self._connect(url))
         self.queue = Queue(self.redis, streams.GROUP_LEARNER, "learner")
 
@@ -147,8 +149,9 @@ class Link:
     def call(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return self.thread.call(coroutine)
 
-    def report(self, **_: object) -> None:
-        """Nothing shows it."""
+    def report(self, waiting_for: str) -> None:
+        if waiting_for:
+            self.asked()
 
     def version(self) -> int:
         found = self.call(self.redis.hget(streams.weights("run"), "version"))  # type: ignore[arg-type]
@@ -283,6 +286,7 @@ async def test_a_failover_of_redis_leaves_one_holder_and_a_run_that_ends(
         await asyncio.sleep(0.01)
     redis, link, loop = connect(url), Link(url), asyncio.get_running_loop()
     link.queue = Queue(link.redis, streams.GROUP_LEARNER, "learner", num_replicas=1 if lost == "nothing" else 0)
+    link.asked = lambda: world.dies("asked")
     await put_run(redis, "run", run_values(**SHARED))
 
     def cut() -> None:
@@ -304,7 +308,7 @@ async def test_a_failover_of_redis_leaves_one_holder_and_a_run_that_ends(
         world.disasters[moment] = promote
 
     world.disasters = {
-        "request": {"sampled": lambda: lose("asking")},
+        "request": {"sampled": lambda: lose("asked")},
         "offer": {"published": lambda: lose("given")},
         "nothing": {"training": promote},
     }[lost]

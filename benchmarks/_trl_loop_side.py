@@ -111,7 +111,8 @@ def make(order, questions, folder):
         "warmup_steps": order["warmup_steps"],
         "temperature": order["temperature"],
         "seed": order["seed"],
-        "model_init_kwargs": {"dtype": "float32", "attn_implementation": order["attention"]},
+        "bf16": order["dtype"] == "bfloat16",
+        "model_init_kwargs": {"dtype": order["weights"], "attn_implementation": order["attention"]},
     }
     if order["kind"] == "grpo":
         arguments, kind = GRPOConfig(**values, **order["options"], loss_type="dapo"), GRPOTrainer

@@ -33,6 +33,9 @@ class Task:
     max_tokens: int
     temperature: float = 1.0
     tokens_per_microbatch: int = 16384
+    dtype: str = "float32"
+    """Of the passes; both programs keep the weights that the optimizer changes in float32 if a setting of TRL does not
+    say otherwise."""
     learning_rate: float = UNCHANGED
     warmup_steps: int = 0
 
@@ -48,9 +51,13 @@ class Setting:
     threads: int
     attention: str
     microbatch: int
+    weights: str = "float32"
+    """dtype"""
 
     def __str__(self) -> str:
-        return f"{self.threads} thread{'s'[: self.threads - 1]}, {self.attention}, {self.microbatch} rows a pass"
+        threads = f"{self.threads} thread{'s'[: self.threads - 1]}"
+        weights = "" if self.weights == "float32" else f", weights in {self.weights}"
+        return f"{threads}, {self.attention}, {self.microbatch} rows a pass{weights}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +87,9 @@ def trl_order(kind: str, task: Task, setting: Setting, steps: int, seed: int = 0
         "learning_rate": task.learning_rate,
         "warmup_steps": task.warmup_steps,
         "threads": setting.threads,
+        "dtype": task.dtype,
         "attention": setting.attention,
+        "weights": setting.weights,
         "microbatch": setting.microbatch,
         "steps": steps,
         "seed": seed,
@@ -130,7 +139,7 @@ def our_config(objective: str, task: Task, steps: int, max_staleness: int, seed:
     """A run file for the same task, without evaluations."""
     config = demo_config(
         name=f"{objective} {max_staleness}",
-        model={"path": str(task.policy)},
+        model={"path": str(task.policy), "dtype": task.dtype},
         data={"train": str(task.train), "validation": str(task.validation)},
         rollout={
             "group_size": GROUP_SIZE,
@@ -144,7 +153,7 @@ def our_config(objective: str, task: Task, steps: int, max_staleness: int, seed:
             "prompts_per_step": task.prompts,
             "max_staleness": max_staleness,
             "tokens_per_microbatch": task.tokens_per_microbatch,
-            "zero_stage": 0,  # one rank, float32
+            "zero_stage": 0 if task.dtype == "float32" else 1,  # the least of one rank
         },
         evaluation={"every_steps": None, "before_training": False, "after_training": False},
         checkpoint={"every_steps": 1000, "keep_last": 1},

@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("--values", type=int, nargs="+", default=[0, 1, 2], help="max_staleness of the small model")
     parser.add_argument("--large-values", type=int, nargs="+", default=[1], help="and of the large one")
     parser.add_argument("--large-tokens", type=int, default=LARGE.max_tokens, help="of its responses at most")
+    parser.add_argument("--large-dtype", choices=["float32", "bfloat16"], default="float32", help="of its passes")
     parser.add_argument("--objectives", nargs="+", default=["grpo", "sdpo", "srpo"])
     parser.add_argument(
         "--untuned", action="store_true", help="take the first of TRL's settings, without trying others"
@@ -95,7 +96,7 @@ def main() -> None:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that every context is left
     small = [replace(SMALL, prompts=size) for size in SMALL_SIZES]
-    large = replace(LARGE, max_tokens=options.large_tokens)
+    large = replace(LARGE, max_tokens=options.large_tokens, dtype=options.large_dtype)
     plans = [
         Plan("small", small, options.objectives, options.values, options.rounds, options.steps, 3, 4),
         Plan("large", [large], options.objectives, options.large_values, 1, options.large_steps, 1, 1),
@@ -117,6 +118,8 @@ def candidates(plan: Plan, task: Task) -> list[Setting]:
     if plan.name == "large":
         cores = len(os.sched_getaffinity(0))
         found = [Setting(cores, "sdpa", 16), Setting(cores, "sdpa", 64), Setting(cores, "eager", 16)]
+        if task.dtype == "bfloat16":
+            found.insert(1, replace(found[0], weights="bfloat16"))
         return [*found, Setting(1, "sdpa", 16)] if cores > 1 else found
     return all_settings(task)
 
@@ -161,11 +164,12 @@ def introduce() -> None:
         "TRL's GRPOTrainer and SDPOTrainer in their own loops with generation by transformers, in one process, "
         "against complete runs on a deployment of Turnout (queue, API, rollout server with vLLM, verifier, learner), "
         f"on the same two cores. The same policy, questions, rule of reward, {GROUP_SIZE} rollouts a prompt, "
-        "temperature, limit of length and learning rate (so small that every step is as much work), float32, one "
-        "update per step. They take turns, and nothing of one runs in a turn of the other. A step is wall-clock time, "
-        "sampling, judging, training and passing on weights included, after the first steps; medians of rounds. "
-        "Memory: TRL's process at most (RSS); all processes of the deployment together at most (PSS). Ratios: TRL's "
-        "seconds of a step with GRPO for GRPO, with SDPO for SDPO and SRPO, over this; **below 1 Turnout is slower**."
+        "temperature, limit of length and learning rate (so small that every step is as much work), float32 unless it "
+        "says otherwise, one update per step. They take turns, and nothing of one runs in a turn of the other. A step "
+        "is wall-clock time, sampling, judging, training and passing on weights included, after the first steps; "
+        "medians of rounds. Memory: TRL's process at most (RSS); all processes of the deployment together at most "
+        "(PSS). Ratios: TRL's seconds of a step with GRPO for GRPO, with SDPO for SDPO and SRPO, over this; **below 1 "
+        "Turnout is slower**."
     )
 
 
@@ -179,7 +183,8 @@ def heading(plan: Plan) -> str:
     task, sizes = plan.tasks[0], " and ".join(str(task.prompts) for task in plan.tasks)
     name = "The embedded policy (0.2 M parameters)" if plan.name == "small" else "SmolLM2-135M"
     rounds = f"{plan.rounds} round{'s'[: plan.rounds - 1]} of {plan.steps} steps"
-    return f"**{name}**, {sizes} prompts a step, at most {task.max_tokens} tokens, {rounds}:"
+    dtype = "" if task.dtype == "float32" else f" in {task.dtype}"
+    return f"**{name}{dtype}**, {sizes} prompts a step, at most {task.max_tokens} tokens, {rounds}:"
 
 
 def figures(results: Sequence[Result]) -> str:

@@ -19,6 +19,7 @@ from services.contracts.run_config import RunConfig
 from services.contracts.trainable import check_split
 from services.rollout import last_words
 from services.rollout.environment import BACKEND, on_cpu
+from services.rollout.vllm import blocks
 from services.runtime.inputs import trusts_remote_code
 from services.runtime.logs import get_logger
 from services.runtime.settings import Settings
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 log = get_logger(__name__)
-CPU_BLOCK_TOKENS = 128
-"""Number of tokens in a block of the KV cache, vLLM's default on CPU."""
 MAX_LOGPROBS = 20
 """Most alternatives of a token that served requests may ask for, as OpenAI's API allows. Training asks for none."""
 GIB = 1 << 30
@@ -108,6 +107,8 @@ def build(spec: EngineSpec) -> AsyncLLM:
             model = hf_config(spec)
             check_split(spec.tensor_parallel_size, spec.model, lambda name: getattr(model, name, None))
             arguments = AsyncEngineArgs(**engine_arguments(spec, model))
+            if on_cpu():
+                blocks.allow(arguments.block_size)
             vllm_config = arguments.create_engine_config()
             if on_cpu():
                 os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # vLLM has just set it to `spawn`
@@ -172,9 +173,11 @@ def engine_arguments(spec: EngineSpec, model_config: Any) -> dict[str, Any]:
         "enable_log_requests": False,
     }
     if on_cpu():
+        block_tokens = blocks.block_tokens(spec.dtype)
         arguments |= {
             "enforce_eager": True,
-            "kv_cache_memory_bytes": kv_cache_bytes(model_config, spec, num_tokens),
+            "block_size": block_tokens,
+            "kv_cache_memory_bytes": kv_cache_bytes(model_config, spec, num_tokens, block_tokens),
             "max_num_batched_tokens": max(4096, num_tokens),
         }
         if spec.tensor_parallel_size == 1:
@@ -185,18 +188,18 @@ def engine_arguments(spec: EngineSpec, model_config: Any) -> dict[str, Any]:
     return arguments
 
 
-def kv_cache_bytes(model_config: Any, spec: EngineSpec, num_tokens: int) -> int:
+def kv_cache_bytes(model_config: Any, spec: EngineSpec, num_tokens: int, block_tokens: int) -> int:
     """Bytes of each worker's KV cache: every sequence at full length plus one block, but at most half of free memory.
 
     A small, explicit size makes the start fast: vLLM neither probes memory nor zeroes gigabytes.
     """
-    blocks = -(-num_tokens // CPU_BLOCK_TOKENS) + 1
+    num_blocks = -(-num_tokens // block_tokens) + 1
     all_heads = getattr(model_config, "num_key_value_heads", None) or model_config.num_attention_heads
     heads = -(-all_heads // spec.tensor_parallel_size)
     width = getattr(model_config, "head_dim", None) or model_config.hidden_size // model_config.num_attention_heads
     bytes_per_value = 4 if spec.dtype == "float32" else 2
     bytes_per_token = 2 * model_config.num_hidden_layers * heads * width * bytes_per_value
-    wanted = spec.max_num_seqs * blocks * CPU_BLOCK_TOKENS * bytes_per_token
+    wanted = spec.max_num_seqs * num_blocks * block_tokens * bytes_per_token
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return int(min(max(wanted, 16 << 20), max(free // 2 // spec.tensor_parallel_size, GIB // 4)))
 

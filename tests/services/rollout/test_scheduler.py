@@ -28,7 +28,7 @@ from services.rollout.vllm.engine import EngineSpec, engine_arguments, hf_config
 from services.rollout.vllm.scheduler import DecodingScheduler
 from tests.conftest import ROOT
 
-SLOTS = 128
+SLOTS = 16
 """Tokens in a block of the KV cache, on a CPU."""
 STOP = 7
 STATE = (
@@ -191,7 +191,7 @@ def test_a_batch_decodes_in_short_steps_only() -> None:
     """But for the prefill; responses that end do not cost more than their own step."""
     pair = Pair(0, num_seqs=16, num_blocks=60)
     for _ in range(4):
-        pair.add([1] * (SLOTS - 20), max_tokens=50)
+        pair.add([1] * (SLOTS + 4), max_tokens=50)
     for _ in range(51):
         pair.step()
     assert not pair.ours.running

@@ -24,11 +24,12 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
 from services.rollout.vllm import held_outputs
+from services.rollout.vllm.blocks import block_tokens
 from services.rollout.vllm.engine import EngineSpec, engine_arguments, hf_config
 from services.rollout.vllm.scheduler import DecodingScheduler
 from tests.conftest import ROOT
 
-SLOTS = 16
+SLOTS = block_tokens("float32")
 """Tokens in a block of the KV cache, on a CPU."""
 STOP = 7
 STATE = (
@@ -196,6 +197,14 @@ def test_a_batch_decodes_in_short_steps_only() -> None:
         pair.step()
     assert not pair.ours.running
     assert pair.ours.num_short == pair.num_steps - 1
+
+
+def test_a_group_computes_its_prompt_once_but_for_a_rest() -> None:
+    pair = Pair(0, num_seqs=16, num_blocks=60)
+    for _ in range(8):
+        pair.add([1] * 40, max_tokens=50)
+    [scheduled, _] = (scheduler.schedule() for scheduler in pair.both)
+    assert scheduled.total_num_scheduled_tokens == 40 + 7 * 8
 
 
 class Heard:

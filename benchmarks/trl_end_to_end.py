@@ -117,10 +117,10 @@ def candidates(plan: Plan, task: Task) -> list[Setting]:
     """TRL's settings to try. A step of the large model takes too long for all of them."""
     if plan.name == "large":
         cores = len(os.sched_getaffinity(0))
-        found = [Setting(cores, "sdpa", 16), Setting(cores, "sdpa", 64), Setting(cores, "eager", 16)]
+        found = [Setting(cores, "eager", 16), Setting(cores, "sdpa", 16), Setting(cores, "sdpa", 64)]
         if task.dtype == "bfloat16":
             found.insert(1, replace(found[0], weights="bfloat16"))
-        return [*found, Setting(1, "sdpa", 16)] if cores > 1 else found
+        return [*found, Setting(1, "eager", 16)] if cores > 1 else found
     return all_settings(task)
 
 

@@ -140,6 +140,9 @@ class DeepSpeedEngine:
             fixed = TeacherKeeper(whole, self.device, offload=config.training.offload_teacher)
             fixed.to_rest()
         self._deepspeed = _initialise(model, parameters, settings, config.optimizer)
+        if self.stage == 0 and self.num_ranks == 1:
+            # DeepSpeed would copy all gradients into buffers and back, to sum them over one rank.
+            self._deepspeed.enable_backward_allreduce = False
         self.student: nn.Module = self._deepspeed
         if config.model.lora is not None:
             if taught:

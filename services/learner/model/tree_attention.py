@@ -25,6 +25,9 @@ from services.runtime.logs import get_logger
 log = get_logger(__name__)
 NAME = "prefix_tree"
 TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-3}
+SHORT_ROWS = 128
+"""Tokens up to which rows in bfloat16 are computed in float32 on a CPU. In such rows torch's backward kernel takes two
+to three times as long for bfloat16 as for float32, and in long ones less (docs/decisions, 261)."""
 COARSE_TOLERANCE = 0.03
 """Relative to the largest logit: allows for rounding (coarse in bfloat16), but not for attending to wrong tokens."""
 
@@ -47,13 +50,22 @@ def tree_attention(
         [1, N, heads, head size].
     """
     if paths is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        return _attend(module, [query, key, value], attention_mask, options), None
     rows = []
     for bucket in paths.buckets:
         whole = [_gather(tensor, bucket) for tensor in (query, key, value)]
-        rows.append(sdpa_attention_forward(module, *whole, None, **options)[0].flatten(0, 1))
+        rows.append(_attend(module, whole, None, options).flatten(0, 1))
     found = rows[0] if len(rows) == 1 else torch.cat(rows)
     return found.index_select(0, paths.back)[None], None
+
+
+def _attend(module: nn.Module, rows: list[Tensor], mask: Tensor | None, options: dict[str, Any]) -> Tensor:
+    """Query, key and value [rows, heads, longest, size] -> [rows, longest, heads, size], in the same dtype."""
+    dtype, device, longest = rows[0].dtype, rows[0].device, rows[0].shape[2]
+    if dtype == torch.bfloat16 and device.type == "cpu" and mask is None and longest <= SHORT_ROWS:
+        rows = [tensor.float() for tensor in rows]
+    found: Tensor = sdpa_attention_forward(module, *rows, mask, **options)[0]
+    return found.to(dtype)
 
 
 def _gather(tensor: Tensor, bucket: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from services.learner.model.tree_attention import share_prefixes, shares_prefixes
+from services.learner.model.tree_attention import SHORT_ROWS, share_prefixes, shares_prefixes, tree_attention
 from services.learner.packing.prefix_tree import grow, pack_tree, plan_trees
 from services.learner.packing.rows import PASS_OVERHEAD_TOKENS
 from tests.services.learner.objectives.builders import tiny_model
@@ -155,3 +155,25 @@ def test_a_model_that_seems_suitable_but_is_not_keeps_single_rows(capsys: pytest
     assert not share_prefixes(model)
     assert not shares_prefixes(model)
     assert "differ" in capsys.readouterr().out
+
+
+def attended(tokens: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Attention of two query heads to one key head over a row, and its gradients."""
+    generator, module = torch.Generator().manual_seed(0), torch.nn.Module()
+    module.is_causal, module.num_key_value_groups = True, 2
+    values = [torch.randn(1, heads, tokens, 32, generator=generator).bfloat16() for heads in (2, 1, 1)]
+    leaves = [value.to(dtype).requires_grad_() for value in values]
+    found, _ = tree_attention(module, *leaves, None)
+    found.float().square().sum().backward()
+    return [found.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+
+
+def test_short_rows_in_bfloat16_are_rounded_only_at_the_end() -> None:
+    """On a CPU they are computed in float32, for which torch's kernel is faster; long ones are not."""
+    rough, exact = attended(SHORT_ROWS, torch.bfloat16), attended(SHORT_ROWS, torch.float32)
+    assert all(value.dtype == torch.bfloat16 for value in rough)
+    assert torch.equal(rough[0], exact[0].bfloat16())
+    for value, expected in zip(rough[1:], exact[1:], strict=True):  # those of a rounded output
+        torch.testing.assert_close(value.float(), expected, rtol=0.02, atol=0.02)
+    rough, exact = attended(SHORT_ROWS + 1, torch.bfloat16), attended(SHORT_ROWS + 1, torch.float32)
+    assert not torch.equal(rough[0], exact[0].bfloat16())

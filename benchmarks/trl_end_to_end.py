@@ -215,7 +215,8 @@ def row(name: str, task: Task, turn: Turn, ratio: float) -> list[str]:
         f"{turn.parts[part]:.3f}" if part in turn.parts else "" for part in ("generating", "wait", "teacher", "train")
     ]
     memory = f"{turn.peak_bytes / 2**30:.1f} GiB"
-    cells = [f"{turn.seconds:.3f}", f"{task.num_rollouts / turn.seconds:.0f}", f"{ratio:.2f}", memory, *parts]
+    rate = task.num_rollouts / turn.seconds
+    cells = [f"{turn.seconds:.3f}", f"{rate:.0f}" if rate >= 10 else f"{rate:.1f}", f"{ratio:.2f}", memory, *parts]
     return [str(task.prompts), name, *cells, f"{turn.reward:.2f}", f"{turn.num_tokens:.1f}"]
 
 

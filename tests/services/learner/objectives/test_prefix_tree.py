@@ -157,13 +157,19 @@ def test_a_model_that_seems_suitable_but_is_not_keeps_single_rows(capsys: pytest
     assert "differ" in capsys.readouterr().out
 
 
+class Grouped(torch.nn.Module):
+    """What attention functions read of a layer."""
+
+    is_causal = True
+    num_key_value_groups = 2
+
+
 def attended(tokens: int, dtype: torch.dtype) -> list[torch.Tensor]:
     """Attention of two query heads to one key head over a row, and its gradients."""
-    generator, module = torch.Generator().manual_seed(0), torch.nn.Module()
-    module.is_causal, module.num_key_value_groups = True, 2
+    generator, module = torch.Generator().manual_seed(0), Grouped()
     values = [torch.randn(1, heads, tokens, 32, generator=generator).bfloat16() for heads in (2, 1, 1)]
-    leaves = [value.to(dtype).requires_grad_() for value in values]
-    found, _ = tree_attention(module, *leaves, None)
+    query, key, value = leaves = [value.to(dtype).requires_grad_() for value in values]
+    found, _ = tree_attention(module, query, key, value, None)
     found.float().square().sum().backward()
     return [found.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
 
